@@ -1,0 +1,13 @@
+//! A service proxy for Kubernetes nodes.
+//!
+//! Services and EndpointSlices go in at one end, kernel state comes out at the other, and data
+//! runs one way only:
+//!
+//! ```text
+//!  watch ──events──► state ──Snapshot──► plan ──Plan──► backend: render ► diff ► apply ──► kernel
+//! ```
+//!
+//! `sync` drives the pipeline, `app` puts it together; `docs/architecture.md` has the map.
+#![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
+
+pub mod model;

@@ -1,0 +1,16 @@
+//! Our vocabulary: what the API says, in the compact form every other room works with.
+//!
+//! Data and small total functions only. Nothing here does I/O, knows the API's own types,
+//! or decides what a packet does.
+
+mod address;
+mod endpoint;
+mod flow;
+mod node;
+mod service;
+
+pub use address::{Cidr, IpFamily, PerFamily, Protocol};
+pub use endpoint::{EndpointFacts, EndpointSlice, Hints, SliceEndpoint, SliceName, SlicePort};
+pub use flow::{ObjectKind, ServiceRecord, Snapshot, WatchEvent};
+pub use node::NodeFacts;
+pub use service::{External, Service, ServiceName, ServicePort, ServicePortName, TrafficPolicy};
