@@ -1,6 +1,6 @@
 //! The types that pass between rooms.
 
-use super::{EndpointSlice, NodeFacts, Protocol, Service, ServiceName, SliceName};
+use super::{EndpointSlice, NodeFacts, Service, ServiceName, SliceName};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -46,8 +46,8 @@ pub struct ServiceRecord {
     pub service: Option<Box<Service>>,
     /// Its slices, sorted by name.
     pub slices: Vec<EndpointSlice>,
-    /// Node ports of the Service that another Service owns.
-    pub refused_node_ports: Vec<(Protocol, u16)>,
+    /// Indexes of the Service's ports whose node port belongs to somebody else.
+    pub refused_node_ports: Vec<usize>,
 }
 
 /// The whole picture: every Service with its slices, and our node.

@@ -65,20 +65,22 @@ impl NodePorts {
             .collect()
     }
 
-    /// The node ports that this Service claims and does not get: owned by another Service, or
-    /// claimed a second time by itself.
-    pub(crate) fn conflicts_of(&self, service: &Service) -> Vec<NodePortConflict> {
+    /// The ports of this Service, by index, that cannot have their node port: it is owned by
+    /// another Service, or an earlier port of the Service has it.
+    pub(crate) fn conflicts_of(&self, service: &Service) -> Vec<(usize, NodePortConflict)> {
         let mut own = BTreeSet::new();
-        ports_of(service)
-            .filter_map(|port| {
-                let owner = self.owner(port)?;
-                let taken = *owner != service.name || !own.insert(port);
-                taken.then(|| NodePortConflict {
+        let claims = service.ports.iter().enumerate().filter(|(_, port)| port.node_port != 0);
+        claims
+            .filter_map(|(index, port)| {
+                let owner = self.owner((port.protocol, port.node_port))?;
+                let taken = *owner != service.name || !own.insert((port.protocol, port.node_port));
+                let conflict = || NodePortConflict {
                     service: service.name.clone(),
-                    protocol: port.0,
-                    node_port: port.1,
+                    protocol: port.protocol,
+                    node_port: port.node_port,
                     owner: owner.clone(),
-                })
+                };
+                taken.then(|| (index, conflict()))
             })
             .collect()
     }

@@ -219,8 +219,8 @@ impl Tracker {
     fn settle_one(&mut self, name: &ServiceName) {
         let Some(record) = self.snapshot.services.get_mut(name) else { return };
         let Some(service) = &record.service else { return };
-        let conflicts = self.node_ports.conflicts_of(service);
-        let refused: Vec<_> = conflicts.iter().map(|found| (found.protocol, found.node_port)).collect();
+        let (refused, conflicts): (Vec<_>, Vec<_>) =
+            self.node_ports.conflicts_of(service).into_iter().unzip();
         if refused != record.refused_node_ports {
             record.refused_node_ports = refused;
             self.changes.services.insert(name.clone());
