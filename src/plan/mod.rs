@@ -17,6 +17,7 @@ pub use settings::{FamilySettings, LocalDetector, NodePortAddresses};
 use crate::model::{IpFamily, ServiceName, ServicePortName, ServiceRecord, Snapshot, TrafficPolicy};
 use endpoints::Choice;
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 
 /// Which Services a pass looks at.
 #[derive(Clone, Copy, Debug)]
@@ -34,6 +35,8 @@ pub struct Plan<'a> {
     pub settings: &'a FamilySettings,
     /// How many endpoints the family has in all.
     pub endpoint_count: usize,
+    /// The addresses of this node's interfaces.
+    pub local_addresses: &'a [IpAddr],
     snapshot: &'a Snapshot,
     scope: Scope<'a>,
 }
@@ -92,7 +95,7 @@ impl<'a> Plan<'a> {
     /// One family's plan of the snapshot.
     #[must_use]
     pub fn new(settings: &'a FamilySettings, snapshot: &'a Snapshot, scope: Scope<'a>) -> Self {
-        Plan { settings, snapshot, scope, endpoint_count: 0 }
+        Plan { settings, snapshot, scope, endpoint_count: 0, local_addresses: &[] }
     }
 
     /// The same plan, knowing how many endpoints there are.
@@ -100,6 +103,26 @@ impl<'a> Plan<'a> {
     pub fn with_endpoint_count(mut self, endpoint_count: usize) -> Self {
         self.endpoint_count = endpoint_count;
         self
+    }
+
+    /// The same plan, knowing the addresses of this node's interfaces.
+    #[must_use]
+    pub fn with_local_addresses(mut self, addresses: &'a [IpAddr]) -> Self {
+        self.local_addresses = addresses;
+        self
+    }
+
+    /// The addresses on which node ports answer; `None` means every address of the node.
+    ///
+    /// Loopback addresses count only where node ports on localhost are wanted (kube-proxy).
+    #[must_use]
+    pub fn node_port_ips(&self) -> Option<Vec<IpAddr>> {
+        let NodePortAddresses::Within(cidrs) = &self.settings.node_port_addresses else { return None };
+        let loopback = self.settings.localhost_node_ports;
+        let within = |ip: &IpAddr| cidrs.iter().any(|cidr| cidr.contains(ip));
+        let usable = |ip: &IpAddr| within(ip) && (loopback || !ip.is_loopback());
+        let found: BTreeSet<IpAddr> = self.local_addresses.iter().copied().filter(usable).collect();
+        Some(found.into_iter().collect())
     }
 
     /// The family.
