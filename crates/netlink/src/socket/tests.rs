@@ -19,8 +19,7 @@ fn refusal_bytes() -> Vec<u8> {
 #[test]
 fn a_refusal_carries_the_kernels_words() {
     let bytes = refusal_bytes();
-    let refusal =
-        acknowledgement(&message(NLMSG_ERROR, F_CAPPED | F_ACK_TLVS, &bytes)).unwrap().unwrap_err();
+    let refusal = acknowledgement(&message(NLMSG_ERROR, F_CAPPED | F_ACK_TLVS, &bytes)).unwrap().unwrap_err();
     assert_eq!(refusal.errno, 22);
     assert_eq!(refusal.offset, Some(24));
     assert_eq!(refusal.to_string(), "Invalid argument (os error 22): netmask");
