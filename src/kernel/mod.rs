@@ -7,6 +7,8 @@
 //! calling thread (which is why /proc is read through `thread-self`).
 
 pub mod addresses;
+pub mod fake;
+pub mod iptables;
 pub mod nfacct;
 pub mod nft;
 pub mod sysctl;

@@ -4,9 +4,11 @@
 //! sides hold a hash per chain, and the text is rendered again when it is sent.
 
 use super::base::{self, Features, JUMPS};
+use super::diff::Changes;
 use super::names::{CANARY, ChainId};
 use super::render::{self, Chains, Dispatch, Style};
 use super::text::Text;
+use crate::backend::Refusal;
 use crate::model::ServiceName;
 use crate::plan::{Plan, Scope, ServicePlan};
 use std::collections::hash_map::DefaultHasher;
@@ -212,8 +214,8 @@ pub struct Baseline {
     /// The Services' rules in the nat and the filter table.
     pub(super) nat: RuleCount,
     pub(super) filter: RuleCount,
-    /// Uses of our chains beyond our own, made by others: (nat, filter).
-    pub(super) foreign: Option<(u32, u32)>,
+    /// Uses of our chains by others' rules, in the nat and in the filter table.
+    foreign: [u32; 2],
 }
 
 impl Baseline {
@@ -233,6 +235,39 @@ impl Baseline {
             self.filter = self.filter.plus(print.filter.count);
             self.services.insert(name, print);
         }
+    }
+
+    /// Notes that changes took effect, except for Services that were refused.
+    pub(super) fn commit(&mut self, changes: Changes, fixed: FixedPrint, refused: &[Refusal]) {
+        self.set_up = true;
+        self.fixed = Some(fixed);
+        self.strays.clear();
+        for change in changes.services {
+            self.refused.remove(&change.name);
+            let refusal = refused.iter().find(|refusal| refusal.service == change.name);
+            match refusal {
+                Some(refusal) => {
+                    self.refused.insert(change.name.clone(), refusal.reason.clone());
+                    self.note(change.name, None);
+                }
+                None => self.note(change.name, change.print),
+            }
+        }
+    }
+
+    /// Compares how often our chains of a table are used with how often they should be. `Some`
+    /// says that rules are missing; more uses than that are other programs' rules that jump to
+    /// our chains, and are remembered.
+    pub(super) fn judge(&mut self, table: &str, found: u32) -> Option<String> {
+        let known = self.foreign[usize::from(table == "filter")];
+        let expected = self.expected_uses(table);
+        if found < expected.saturating_add(known) {
+            let missing = expected.saturating_add(known) - found;
+            self.foreign = [0, 0];
+            return Some(format!("about {missing} rules are missing from table {table}"));
+        }
+        self.foreign[usize::from(table == "filter")] = found - expected;
+        None
     }
 
     /// All our rules of a table, fixed ones included.

@@ -23,6 +23,8 @@ pub(super) struct Input<'a> {
     pub(super) step: &'a Step,
     /// Which of the step's Services to write, by index into `changes.services`.
     pub(super) services: &'a [usize],
+    /// Which chains to delete.
+    pub(super) delete: &'a [ChainId],
     /// Services that get no rules in shared chains.
     pub(super) excluded: &'a BTreeSet<ServiceName>,
 }
@@ -84,7 +86,7 @@ impl<'a> Input<'a> {
     }
 
     fn nat_parts(&self) -> Box<dyn Iterator<Item = Part<'a>> + '_> {
-        let deletes = &self.changes.delete[self.step.delete.clone()];
+        let deletes = self.delete;
         let (fixed, dispatch) = (self.step.fixed, self.step.nat_dispatch);
         if !fixed && !dispatch && self.services.is_empty() && deletes.is_empty() {
             return Box::new(std::iter::empty());
