@@ -10,7 +10,9 @@
 //! `sync` drives the pipeline, `app` puts it together; `docs/architecture.md` has the map.
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
 
+pub mod backend;
 pub mod kernel;
 pub mod model;
 pub mod plan;
 pub mod state;
+pub mod sync;

@@ -108,6 +108,12 @@ impl Tracker {
         changes
     }
 
+    /// How many Services wait for a pass.
+    #[must_use]
+    pub fn pending(&self) -> usize {
+        self.changes.services.len()
+    }
+
     /// Whether `take_changes` would yield something to do.
     #[must_use]
     pub fn has_changes(&self) -> bool {

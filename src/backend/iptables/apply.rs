@@ -39,8 +39,15 @@ pub(super) async fn run<X: Xtables>(
     let retried: BTreeSet<&ServiceName> = changes.services.iter().map(|change| &change.name).collect();
     let excluded = baseline.refused.keys().filter(|name| !retried.contains(name)).cloned().collect();
     let steps = changes.steps(most_chains(tools.flavor()));
-    let mut run =
-        Run { tools, desired, changes, baseline, excluded, doomed: BTreeSet::new(), outcome: Outcome::default() };
+    let mut run = Run {
+        tools,
+        desired,
+        changes,
+        baseline,
+        excluded,
+        doomed: BTreeSet::new(),
+        outcome: Outcome::default(),
+    };
     for step in steps {
         run.step(step).await?;
     }
@@ -127,14 +134,8 @@ impl<X: Xtables> Run<'_, '_, X> {
         excluded: &BTreeSet<ServiceName>,
     ) -> Result<(), RestoreError> {
         let delete = self.deletions(step);
-        let input = Input {
-            desired: self.desired,
-            changes: self.changes,
-            step,
-            services,
-            delete: &delete,
-            excluded,
-        };
+        let input =
+            Input { desired: self.desired, changes: self.changes, step, services, delete: &delete, excluded };
         let mut counted = Counted::new(input.pieces());
         self.outcome.calls += 1;
         let sent = self.tools.restore(&mut counted).await;

@@ -128,8 +128,11 @@ pub(super) fn write_filter(text: &mut Text, settings: &FamilySettings, features:
     if !features.be_liberal {
         // Without it, conntrack gives up on a connection whose window it lost sight of, and the
         // endpoint's answer goes out with the endpoint's own address.
-        let counter =
-            if features.counts_invalid { format!(" -m nfacct --nfacct-name {INVALID_DROPPED}") } else { String::new() };
+        let counter = if features.counts_invalid {
+            format!(" -m nfacct --nfacct-name {INVALID_DROPPED}")
+        } else {
+            String::new()
+        };
         line!(text, "-A {FORWARD} -m conntrack --ctstate INVALID{counter} -j DROP");
     }
     let mark = features.mark();
@@ -161,8 +164,7 @@ pub(super) fn write_nat(text: &mut Text, features: &Features) {
 /// The end of the nat table's `KUBE-SERVICES`: what is left over and meant for this node goes to
 /// the node ports.
 pub(super) fn write_node_port_jump(text: &mut Text, plan: &Plan<'_>) {
-    let comment =
-        "-m comment --comment \"kubernetes service nodeports; NOTE: this must be the last rule in this chain\"";
+    let comment = "-m comment --comment \"kubernetes service nodeports; NOTE: this must be the last rule in this chain\"";
     match plan.node_port_ips() {
         Some(ips) => {
             for ip in ips {

@@ -60,8 +60,7 @@ impl Changes {
         let known = baseline.fixed.as_ref();
         let mut changes = Changes {
             set_up: !baseline.set_up,
-            fixed: known
-                .is_none_or(|it| (it.filter, it.nat) != (desired.fixed.filter, desired.fixed.nat)),
+            fixed: known.is_none_or(|it| (it.filter, it.nat) != (desired.fixed.filter, desired.fixed.nat)),
             filter_dispatch: known.is_none(),
             nat_dispatch: known.is_none_or(|it| it.node_port_jump != desired.fixed.node_port_jump),
             ..Changes::default()

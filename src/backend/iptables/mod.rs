@@ -136,7 +136,7 @@ impl<X: Xtables> Backend for Iptables<X> {
 
     async fn apply(
         &mut self,
-        desired: &Desired<'_>,
+        desired: &Self::Desired<'_>,
         changes: Changes,
         baseline: &mut Baseline,
     ) -> Result<Applied> {
@@ -183,7 +183,8 @@ impl<X: Xtables> Backend for Iptables<X> {
 
     async fn cleanup(&mut self) -> Result<()> {
         self.stamp = None;
-        cleanup::run(&mut self.tools, most_chains(self.tools.flavor())).await
+        let most_chains = most_chains(self.tools.flavor());
+        cleanup::run(&mut self.tools, most_chains).await
     }
 }
 

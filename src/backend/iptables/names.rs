@@ -140,7 +140,9 @@ mod tests {
     fn names_read_back() {
         let chain = ChainId::of_endpoint(&port(), "[fd00::1]:80");
         assert_eq!(ChainId::parse(&chain.to_string()), Some(chain));
-        for foreign in ["KUBE-SERVICES", "KUBE-SVC-", "KUBE-SVC-short", "KUBE-SEP-XPGD46QRK7WJZT7OAAAAAAAA", "cali-x"] {
+        for foreign in
+            ["KUBE-SERVICES", "KUBE-SVC-", "KUBE-SVC-short", "KUBE-SEP-XPGD46QRK7WJZT7OAAAAAAAA", "cali-x"]
+        {
             assert_eq!(ChainId::parse(foreign), None, "{foreign}");
         }
     }

@@ -281,7 +281,10 @@ impl<'a> Port<'a> {
         let (name, frontends) = (&self.plan.name, &self.plan.frontends);
         let external = self.chain(ChainKind::Ext);
         let mut allow = |source: &dyn fmt::Display| {
-            line!(text, "-A {chain} -m comment --comment \"{name} loadbalancer IP\" -s {source} -j {external}");
+            line!(
+                text,
+                "-A {chain} -m comment --comment \"{name} loadbalancer IP\" -s {source} -j {external}"
+            );
         };
         frontends.source_ranges.iter().for_each(|range| allow(range));
         if frontends.node_in_source_ranges {
