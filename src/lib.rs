@@ -10,4 +10,5 @@
 //! `sync` drives the pipeline, `app` puts it together; `docs/architecture.md` has the map.
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
 
+pub mod config;
 pub mod model;
