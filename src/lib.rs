@@ -11,6 +11,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
 
 pub mod backend;
+pub mod config;
 pub mod kernel;
 pub mod model;
 pub mod plan;
