@@ -13,6 +13,7 @@
 pub mod backend;
 pub mod config;
 pub mod kernel;
+pub mod metrics;
 pub mod model;
 pub mod plan;
 pub mod state;
