@@ -7,6 +7,7 @@
 //! calling thread (which is why /proc is read through `thread-self`).
 
 pub mod addresses;
+#[cfg(any(test, feature = "testing"))]
 pub mod fake;
 pub mod iptables;
 pub mod nfacct;
