@@ -8,6 +8,8 @@
 //! ```
 //!
 //! `sync` drives the pipeline, `app` puts it together; `docs/architecture.md` has the map.
-#![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
+#![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::disallowed_methods))]
 
 pub mod model;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
