@@ -49,27 +49,31 @@ fn every_packet_goes_where_the_table_says(
     assert!(failures.is_empty(), "{count} packets went astray:\n{}", failures.join("\n"));
 }
 
-/// Sends every packet of every case and says which went wrong.
+/// Sends every packet of every case, several cases side by side, and says which went wrong.
 fn send_all(lab: &Lab, cases: &[PacketCase], family: IpFamily) -> Vec<String> {
-    let queue = Mutex::new(cases.iter().collect::<Vec<_>>());
-    let failures = Mutex::new(Vec::new());
-    thread::scope(|scope| {
-        for _ in 0..PARALLEL {
-            scope.spawn(|| {
-                loop {
-                    let Some(case) = queue.lock().unwrap().pop() else { return };
-                    for packet in case.packets.iter().filter(|packet| packet.families.contains(&family)) {
-                        if let Err(complaint) = send(lab, case, packet, family) {
-                            let (from, to) = (packet.from.name(), packet.to);
-                            let line = format!("  {}: {from} -> {to:?}: {complaint}", case.name);
-                            failures.lock().unwrap().push(line);
-                        }
-                    }
-                }
-            });
+    let queue = Mutex::new(cases.iter());
+    let next = || queue.lock().unwrap().next();
+    let work = || {
+        let mut failures = Vec::new();
+        while let Some(case) = next() {
+            failures.extend(send_case(lab, case, family));
         }
-    });
-    failures.into_inner().unwrap()
+        failures
+    };
+    thread::scope(|scope| {
+        let workers: [_; PARALLEL] = std::array::from_fn(|_| scope.spawn(work));
+        workers.into_iter().flat_map(|worker| worker.join().unwrap()).collect()
+    })
+}
+
+fn send_case(lab: &Lab, case: &PacketCase, family: IpFamily) -> Vec<String> {
+    let packets = case.packets.iter().filter(|packet| packet.families.contains(&family));
+    packets
+        .filter_map(|packet| {
+            let complaint = send(lab, case, packet, family).err()?;
+            Some(format!("  {}: {} -> {:?}: {complaint}", case.name, packet.from.name(), packet.to))
+        })
+        .collect()
 }
 
 fn send(lab: &Lab, case: &PacketCase, packet: &Packet, family: IpFamily) -> Result<(), String> {

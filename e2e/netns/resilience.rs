@@ -190,19 +190,22 @@ fn a_kill_in_the_middle_of_a_large_sync_loses_nothing(#[values(Flavor::Nft, Flav
     let mut proxy = start(&lab, flavor, &case.objects());
     let done = AtomicBool::new(false);
     let lost = thread::scope(|scope| {
-        let loops: Vec<_> =
-            IpFamily::ALL.map(|family| scope.spawn(|| ask_until(&lab, &case, family, &done))).into();
+        let (lab, case) = (&lab, &case);
+        // Even a failure in here must end the loops, or the scope would wait for them for ever.
+        let stop = StopOnDrop(&done);
+        let done = &done;
+        let loops = IpFamily::ALL.map(|family| scope.spawn(move || ask_until(lab, case, family, done)));
         proxy.apply(&[case.objects(), thousand_services()].concat()).unwrap();
         for delay in [300, 700, 1300] {
             // There is no event to wait for: any instant of the sync is as good as another.
             thread::sleep(Duration::from_millis(delay));
             proxy.kill().unwrap();
-            launch(&lab, flavor).start_again(&mut proxy).unwrap();
+            launch(lab, flavor).start_again(&mut proxy).unwrap();
         }
         let synced = proxy.wait_for_sync(lab.node(), flavor, SYNC);
-        done.store(true, Ordering::Relaxed);
+        drop(stop);
         synced.unwrap();
-        loops.into_iter().map(|thread| thread.join().unwrap()).collect::<Vec<_>>()
+        loops.map(|thread| thread.join().unwrap())
     });
     for (asked, lost) in lost {
         assert!(asked > 50, "only {asked} requests");
@@ -213,6 +216,14 @@ fn a_kill_in_the_middle_of_a_large_sync_loses_nothing(#[values(Flavor::Nft, Flav
         sorted(&flavor.save(lab.node(), false).unwrap()) == undisturbed
     })
     .unwrap();
+}
+
+struct StopOnDrop<'a>(&'a AtomicBool);
+
+impl Drop for StopOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }
 
 /// Asks one request after the other; returns how many, and what came instead of answers.
