@@ -1,0 +1,366 @@
+//! The KubeProxyConfiguration file: `kubeproxy.config.k8s.io/v1alpha1`, YAML or JSON.
+//!
+//! It is decoded leniently, and what a strict decoder would have refused (unknown and duplicate
+//! fields) is returned as notices, which is what upstream does for this version. Absent and null
+//! are the same everywhere: kubeadm writes most fields out as null.
+
+use super::duration::GoDuration;
+use super::settings::{
+    ClientSettings, ConntrackSettings, DetectLocalSettings, IpvsSettings, LoggingSettings, ServingSettings,
+    Settings, StreamSettings, split_cidrs,
+};
+use super::values::{self, VmoduleRule};
+use serde::{Deserialize, Serialize};
+use serde_saphyr::options::DuplicateKeyPolicy;
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+/// The only version there is.
+pub(super) const API_VERSION: &str = "kubeproxy.config.k8s.io/v1alpha1";
+/// The only kind in it that is ours.
+pub(super) const KIND: &str = "KubeProxyConfiguration";
+/// Default of `bindAddress`.
+pub(super) const BIND_ADDRESS: &str = "0.0.0.0";
+/// Default of both `masqueradeBit`s.
+pub(super) const MASQUERADE_BIT: i32 = 14;
+/// Default content type of API requests.
+pub(super) const CONTENT_TYPE: &str = "application/vnd.kubernetes.protobuf";
+
+/// The file as written. All fields are optional, since null and absent are the same.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub(super) struct FileConfig {
+    api_version: Option<String>,
+    bind_address: Option<String>,
+    bind_address_hard_fail: Option<bool>,
+    client_connection: Option<ClientConnection>,
+    #[serde(rename = "clusterCIDR")]
+    cluster_cidr: Option<String>,
+    config_sync_period: Option<GoDuration>,
+    conntrack: Option<Conntrack>,
+    detect_local: Option<DetectLocal>,
+    detect_local_mode: Option<String>,
+    enable_profiling: Option<bool>,
+    feature_gates: Option<BTreeMap<String, bool>>,
+    healthz_bind_address: Option<String>,
+    hostname_override: Option<String>,
+    iptables: Option<Iptables>,
+    ipvs: Option<Ipvs>,
+    kind: Option<String>,
+    logging: Option<Logging>,
+    metrics_bind_address: Option<String>,
+    mode: Option<String>,
+    nftables: Option<Nftables>,
+    node_port_addresses: Option<Vec<String>>,
+    oom_score_adj: Option<i32>,
+    port_range: Option<String>,
+    show_hidden_metrics_for_version: Option<String>,
+    winkernel: Option<Winkernel>,
+    windows_run_as_service: Option<bool>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+struct ClientConnection {
+    accept_content_types: Option<String>,
+    burst: Option<i32>,
+    content_type: Option<String>,
+    kubeconfig: Option<String>,
+    qps: Option<f32>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+struct Conntrack {
+    max_per_core: Option<i32>,
+    min: Option<i32>,
+    tcp_be_liberal: Option<bool>,
+    tcp_close_wait_timeout: Option<GoDuration>,
+    tcp_established_timeout: Option<GoDuration>,
+    udp_stream_timeout: Option<GoDuration>,
+    udp_timeout: Option<GoDuration>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+struct DetectLocal {
+    bridge_interface: Option<String>,
+    interface_name_prefix: Option<String>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+struct Iptables {
+    localhost_node_ports: Option<bool>,
+    masquerade_all: Option<bool>,
+    masquerade_bit: Option<i32>,
+    min_sync_period: Option<GoDuration>,
+    sync_period: Option<GoDuration>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+struct Ipvs {
+    #[serde(rename = "excludeCIDRs")]
+    exclude_cidrs: Option<Vec<String>>,
+    min_sync_period: Option<GoDuration>,
+    scheduler: Option<String>,
+    #[serde(rename = "strictARP")]
+    strict_arp: Option<bool>,
+    sync_period: Option<GoDuration>,
+    tcp_fin_timeout: Option<GoDuration>,
+    tcp_timeout: Option<GoDuration>,
+    udp_timeout: Option<GoDuration>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+struct Nftables {
+    masquerade_all: Option<bool>,
+    masquerade_bit: Option<i32>,
+    min_sync_period: Option<GoDuration>,
+    sync_period: Option<GoDuration>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+struct Logging {
+    flush_frequency: Option<GoDuration>,
+    format: Option<String>,
+    options: Option<LoggingOptions>,
+    verbosity: Option<u32>,
+    vmodule: Option<Vec<VmoduleRule>>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+struct LoggingOptions {
+    json: Option<StreamOptions>,
+    text: Option<StreamOptions>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+struct StreamOptions {
+    info_buffer_size: Option<String>,
+    split_stream: Option<bool>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+struct Winkernel {
+    #[serde(rename = "enableDSR")]
+    enable_dsr: Option<bool>,
+    forward_health_check_vip: Option<bool>,
+    network_name: Option<String>,
+    root_hns_endpoint_name: Option<String>,
+    source_vip: Option<String>,
+}
+
+/// Decodes a file. The second part lists the fields that a strict decoder would refuse.
+pub(super) fn parse(text: &str) -> Result<(FileConfig, Vec<String>), String> {
+    let failed = |error: String| format!("failed to decode the configuration: {error}");
+    let mut unknown = Vec::new();
+    let lenient = serde_saphyr::options! { duplicate_keys: DuplicateKeyPolicy::LastWins };
+    let config: FileConfig =
+        serde_saphyr::with_deserializer_from_str_with_options(text, lenient, |deserializer| {
+            serde_ignored::deserialize(deserializer, |path| unknown.push(plain_path(&path.to_string())))
+        })
+        .map_err(|error| failed(error.to_string()))?;
+    match (config.api_version.as_deref().unwrap_or(""), config.kind.as_deref().unwrap_or("")) {
+        (API_VERSION, KIND) => {}
+        ("", _) => return Err(failed("apiVersion is not set".to_owned())),
+        (_, "") => return Err(failed("kind is not set".to_owned())),
+        (version, kind) => {
+            return Err(failed(format!("no kind {kind:?} is registered for version {version:?}")));
+        }
+    }
+    let mut notices: Vec<String> = unknown
+        .iter()
+        .map(|path| format!("unknown field {path:?} in the configuration file, ignored"))
+        .collect();
+    if let Some(complaint) = duplicate_field(text) {
+        notices
+            .push(format!("duplicate field in the configuration file, its last value counts: {complaint}"));
+    }
+    Ok((config, notices))
+}
+
+/// `serde_ignored` marks optional values with a question mark in the path.
+fn plain_path(path: &str) -> String {
+    path.replace(".?", "")
+}
+
+/// The complaint of a decoder that forbids duplicates, if the text decodes otherwise.
+fn duplicate_field(text: &str) -> Option<String> {
+    let strict = serde_saphyr::options! { duplicate_keys: DuplicateKeyPolicy::Error, with_snippet: false };
+    serde_saphyr::from_str_with_options::<FileConfig>(text, strict).err().map(|error| error.to_string())
+}
+
+impl FileConfig {
+    /// Applies the defaults of this version and picks the sections of the mode.
+    pub(super) fn into_settings(self) -> Settings {
+        let mode = self.mode.clone().unwrap_or_default();
+        let (sync_period, min_sync_period) = self.periods(&mode);
+        let iptables = self.iptables.clone().unwrap_or_default();
+        let nftables = self.nftables.clone().unwrap_or_default();
+        let masquerade_all =
+            if mode == "nftables" { nftables.masquerade_all } else { iptables.masquerade_all }
+                .unwrap_or(false);
+        Settings {
+            serving: self.serving(),
+            client: client(self.client_connection.unwrap_or_default()),
+            logging: logging(self.logging.unwrap_or_default()),
+            detect_local: detect_local(
+                self.detect_local.unwrap_or_default(),
+                self.detect_local_mode.unwrap_or_default(),
+                &self.cluster_cidr.unwrap_or_default(),
+            ),
+            feature_gates: self.feature_gates.unwrap_or_default(),
+            hostname_override: self.hostname_override.unwrap_or_default(),
+            mode,
+            sync_period,
+            min_sync_period,
+            masquerade_all,
+            masquerade_bit: iptables.masquerade_bit.unwrap_or(MASQUERADE_BIT),
+            nftables_masquerade_bit: nftables.masquerade_bit.unwrap_or(MASQUERADE_BIT),
+            localhost_node_ports: iptables.localhost_node_ports.unwrap_or(true),
+            ipvs: ipvs(self.ipvs.unwrap_or_default()),
+            node_port_addresses: self.node_port_addresses.unwrap_or_default(),
+            oom_score_adj: self.oom_score_adj.unwrap_or(-999),
+            conntrack: conntrack(&self.conntrack.unwrap_or_default()),
+            config_sync_period: or_default(self.config_sync_period, GoDuration::from_secs(15 * 60)),
+        }
+    }
+
+    /// Sync period and least distance of syncs, from the section of the mode. Zero means default,
+    /// hence only ipvs can have a least distance of zero.
+    fn periods(&self, mode: &str) -> (GoDuration, GoDuration) {
+        let (period, least, default) = match mode {
+            "ipvs" => {
+                let ipvs = self.ipvs.as_ref();
+                (ipvs.and_then(|s| s.sync_period), ipvs.and_then(|s| s.min_sync_period), GoDuration::ZERO)
+            }
+            "nftables" => {
+                let nftables = self.nftables.as_ref();
+                (
+                    nftables.and_then(|s| s.sync_period),
+                    nftables.and_then(|s| s.min_sync_period),
+                    GoDuration::from_secs(1),
+                )
+            }
+            _ => {
+                let iptables = self.iptables.as_ref();
+                (
+                    iptables.and_then(|s| s.sync_period),
+                    iptables.and_then(|s| s.min_sync_period),
+                    GoDuration::from_secs(1),
+                )
+            }
+        };
+        (or_default(period, GoDuration::from_secs(30)), or_default(least, default))
+    }
+
+    fn serving(&self) -> ServingSettings {
+        let text = |field: &Option<String>| field.clone().unwrap_or_default();
+        let bind_address = self.bind_address.as_deref().and_then(values::non_empty).unwrap_or(BIND_ADDRESS);
+        let six = bind_address.parse::<IpAddr>().is_ok_and(|address| address.is_ipv6());
+        let address = |field: &Option<String>, default: (&str, &str), port: i32| {
+            let default = if six { default.1 } else { default.0 };
+            values::with_port(field.as_deref().and_then(values::non_empty).unwrap_or(default), port)
+        };
+        ServingSettings {
+            bind_address: bind_address.to_owned(),
+            healthz_bind_address: address(&self.healthz_bind_address, ("0.0.0.0", "::"), 10256),
+            metrics_bind_address: address(&self.metrics_bind_address, ("127.0.0.1", "::1"), 10249),
+            bind_address_hard_fail: self.bind_address_hard_fail.unwrap_or(false),
+            enable_profiling: self.enable_profiling.unwrap_or(false),
+            show_hidden_metrics_for_version: text(&self.show_hidden_metrics_for_version),
+        }
+    }
+
+    /// Sections that say nothing on Linux but were filled in.
+    pub(super) fn unused_sections(&self) -> Vec<&'static str> {
+        let winkernel = self.winkernel.clone().unwrap_or_default();
+        let set = |text: &Option<String>| text.as_deref().is_some_and(|text| !text.is_empty());
+        let windows = winkernel.enable_dsr == Some(true)
+            || winkernel.forward_health_check_vip == Some(true)
+            || set(&winkernel.network_name)
+            || set(&winkernel.root_hns_endpoint_name)
+            || set(&winkernel.source_vip);
+        [
+            ("winkernel", windows),
+            ("windowsRunAsService", self.windows_run_as_service == Some(true)),
+            ("portRange", set(&self.port_range)),
+        ]
+        .into_iter()
+        .filter_map(|(name, set)| set.then_some(name))
+        .collect()
+    }
+}
+
+fn or_default(value: Option<GoDuration>, default: GoDuration) -> GoDuration {
+    value.filter(|value| *value != GoDuration::ZERO).unwrap_or(default)
+}
+
+fn client(section: ClientConnection) -> ClientSettings {
+    let content_type = section.content_type.filter(|text| !text.is_empty());
+    ClientSettings {
+        kubeconfig: section.kubeconfig.unwrap_or_default(),
+        accept_content_types: section.accept_content_types.unwrap_or_default(),
+        content_type: content_type.unwrap_or_else(|| CONTENT_TYPE.to_owned()),
+        qps: section.qps.filter(|qps| *qps != 0.0).unwrap_or(5.0),
+        burst: section.burst.filter(|burst| *burst != 0).unwrap_or(10),
+    }
+}
+
+fn logging(section: Logging) -> LoggingSettings {
+    let options = section.options.unwrap_or_default();
+    let stream = |options: Option<StreamOptions>| {
+        let options = options.unwrap_or_default();
+        StreamSettings {
+            split_stream: options.split_stream.unwrap_or(false),
+            info_buffer_size: options.info_buffer_size.unwrap_or_else(|| "0".to_owned()),
+        }
+    };
+    LoggingSettings {
+        format: section.format.filter(|text| !text.is_empty()).unwrap_or_else(|| "text".to_owned()),
+        flush_frequency: or_default(section.flush_frequency, GoDuration::from_secs(5)),
+        verbosity: section.verbosity.map_or(0, |level| i32::try_from(level).unwrap_or(i32::MAX)),
+        vmodule: section.vmodule.unwrap_or_default(),
+        text: stream(options.text),
+        json: stream(options.json),
+    }
+}
+
+fn detect_local(section: DetectLocal, mode: String, cluster_cidr: &str) -> DetectLocalSettings {
+    DetectLocalSettings {
+        mode,
+        bridge_interface: section.bridge_interface.unwrap_or_default(),
+        interface_name_prefix: section.interface_name_prefix.unwrap_or_default(),
+        cluster_cidrs: split_cidrs(cluster_cidr),
+    }
+}
+
+fn ipvs(section: Ipvs) -> IpvsSettings {
+    IpvsSettings {
+        scheduler: section.scheduler.unwrap_or_default(),
+        exclude_cidrs: section.exclude_cidrs.unwrap_or_default(),
+        strict_arp: section.strict_arp.unwrap_or(false),
+        tcp_timeout: section.tcp_timeout.unwrap_or_default(),
+        tcp_fin_timeout: section.tcp_fin_timeout.unwrap_or_default(),
+        udp_timeout: section.udp_timeout.unwrap_or_default(),
+    }
+}
+
+fn conntrack(section: &Conntrack) -> ConntrackSettings {
+    ConntrackSettings {
+        max_per_core: section.max_per_core.unwrap_or(32768),
+        min: section.min.unwrap_or(131_072),
+        tcp_established_timeout: section.tcp_established_timeout.unwrap_or(GoDuration::from_secs(86400)),
+        tcp_close_wait_timeout: section.tcp_close_wait_timeout.unwrap_or(GoDuration::from_secs(3600)),
+        tcp_be_liberal: section.tcp_be_liberal.unwrap_or(false),
+        udp_timeout: section.udp_timeout.unwrap_or_default(),
+        udp_stream_timeout: section.udp_stream_timeout.unwrap_or_default(),
+    }
+}

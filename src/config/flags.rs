@@ -1,0 +1,521 @@
+//! The command line, spelled as kube-proxy spells it.
+//!
+//! Every flag of kube-proxy is here under its own name, with its type and default, next to the
+//! few of our own. What the values mean together is settled in `settings` and `validate`.
+
+use super::duration::GoDuration;
+use super::values::{self, Gate, VmoduleRule};
+use clap::builder::ValueParser;
+use clap::parser::ValueSource;
+use clap::{Arg, ArgAction, Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+
+/// The flags that still count when `--config` is given: those that no configuration field stands
+/// for, and those that upstream lets win over the file.
+const EFFECTIVE_WITH_CONFIG: &[&str] = &[
+    "config",
+    "write-config-to",
+    "cleanup",
+    "init-only",
+    "master",
+    "hostname-override",
+    "version",
+    "v",
+    "vmodule",
+    "logging-format",
+    "log-flush-frequency",
+    "log-text-split-stream",
+    "log-json-split-stream",
+    "log-text-info-buffer-size",
+    "log-json-info-buffer-size",
+    "machine-id-file",
+    "boot-id-file",
+    "manifests",
+    "iptables-flavor",
+    "service-node-port-range",
+    "family",
+];
+
+#[derive(Parser, Clone, Debug)]
+#[command(
+    name = "kube-proxy",
+    about = "Programs this node's kernel with the cluster's Services",
+    disable_version_flag = true,
+    disable_help_subcommand = true,
+    args_override_self = true,
+    infer_long_args = false
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Option<Verb>,
+    #[command(flatten)]
+    flags: Flags,
+}
+
+#[derive(Subcommand, Clone, Debug)]
+enum Verb {
+    /// Prints the rules for the given manifests and touches nothing
+    #[command(args_override_self = true)]
+    Render(RenderFlags),
+}
+
+#[derive(Args, Clone, Debug)]
+struct RenderFlags {
+    /// IP family to print the rules of
+    #[arg(long, value_name = "FAMILY", default_value = "ipv4", value_enum)]
+    family: FamilyFlag,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum FamilyFlag {
+    Ipv4,
+    Ipv6,
+}
+
+/// Which iptables tools to run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Flavor {
+    /// The one that already holds the node's rules, as the usual wrapper scripts decide it.
+    #[default]
+    Auto,
+    /// `iptables-nft`.
+    Nft,
+    /// `iptables-legacy`.
+    Legacy,
+}
+
+/// What one invocation is to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Be a service proxy.
+    Run,
+    /// Print this text and exit.
+    PrintVersion(String),
+    /// Write the effective configuration to this file and exit.
+    WriteConfig(PathBuf),
+    /// Remove the rules of all modes and exit.
+    Cleanup,
+    /// Do the privileged part of the start and exit.
+    InitOnly,
+    /// Print the rules of one family and exit.
+    Render(crate::model::IpFamily),
+}
+
+/// A parsed command line.
+#[derive(Clone, Debug)]
+pub struct CommandLine {
+    /// All flags, defaults filled in.
+    pub flags: Flags,
+    /// What to do.
+    pub action: Action,
+    given: BTreeSet<String>,
+}
+
+/// Why there is nothing to run: a mistake on the command line, or a request for help.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FlagStop {
+    /// What to print: on stdout with exit code 0, on stderr otherwise.
+    pub text: String,
+    /// The exit code.
+    pub exit_code: u8,
+}
+
+/// Every flag, by section.
+#[derive(Args, Clone, Debug)]
+pub struct Flags {
+    #[command(flatten)]
+    pub(super) general: GeneralFlags,
+    #[command(flatten)]
+    pub(super) client: ClientFlags,
+    #[command(flatten)]
+    pub(super) serving: ServingFlags,
+    #[command(flatten)]
+    pub(super) logging: LoggingFlags,
+    #[command(flatten)]
+    pub(super) mode: ModeFlags,
+    #[command(flatten)]
+    pub(super) ipvs: IpvsFlags,
+    #[command(flatten)]
+    pub(super) traffic: TrafficFlags,
+    #[command(flatten)]
+    pub(super) conntrack: ConntrackFlags,
+}
+
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "General")]
+pub(super) struct GeneralFlags {
+    /// Configuration file (KubeProxyConfiguration); most other flags are ignored when it is given
+    #[arg(long, value_name = "FILE", default_value = "", hide_default_value = true)]
+    pub(super) config: String,
+    /// Write the effective configuration to this file and exit
+    #[arg(long, value_name = "FILE", default_value = "", hide_default_value = true)]
+    pub(super) write_config_to: String,
+    /// Remove what any proxy mode left in the kernel and exit
+    #[arg(long)]
+    pub(super) cleanup: bool,
+    /// Do only what needs full root privileges, then exit
+    #[arg(long)]
+    pub(super) init_only: bool,
+    /// Print the version and exit; `raw` prints details, vX.Y.Z claims to be that version
+    #[arg(long, value_name = "true|false|raw|vX.Y.Z", default_value = "false", value_parser = values::version,
+          num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub(super) version: String,
+    /// Name of this node's Node object, if it is not the host's name
+    #[arg(long, value_name = "NAME", default_value = "", hide_default_value = true)]
+    pub(super) hostname_override: String,
+    /// Feature gates as NAME=true|false; accepted without effect
+    #[arg(long, value_name = "GATES", value_delimiter = ',', value_parser = values::gate)]
+    pub(super) feature_gates: Vec<Gate>,
+    /// Lowest comes first when the kernel runs out of memory; for this process, -1000 to 1000
+    #[arg(long, value_name = "N", default_value_t = -999)]
+    pub(super) oom_score_adj: i32,
+    /// How often the configuration from the API server is refreshed; accepted without effect
+    #[arg(long, value_name = "DURATION", default_value = "15m")]
+    pub(super) config_sync_period: GoDuration,
+    /// Files to read a machine id from; accepted without effect
+    #[arg(long, value_name = "FILES", default_value = "/etc/machine-id,/var/lib/dbus/machine-id")]
+    pub(super) machine_id_file: String,
+    /// Files to read a boot id from; accepted without effect
+    #[arg(long, value_name = "FILES", default_value = "/proc/sys/kernel/random/boot_id")]
+    pub(super) boot_id_file: String,
+}
+
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Where Services come from")]
+pub(super) struct ClientFlags {
+    /// Kubeconfig file for the API server; without one the pod's service account is used
+    #[arg(long, value_name = "FILE", default_value = "", hide_default_value = true)]
+    pub(super) kubeconfig: String,
+    /// Address of the API server, instead of the kubeconfig's
+    #[arg(long, value_name = "URL", default_value = "", hide_default_value = true)]
+    pub(super) master: String,
+    /// File or folder with Services, EndpointSlices and Nodes to serve instead of an API server's
+    #[arg(long, value_name = "PATH", value_delimiter = ',')]
+    pub(super) manifests: Vec<PathBuf>,
+    /// Content type of requests to the API server; accepted without effect
+    #[arg(long, value_name = "TYPE", default_value = "application/vnd.kubernetes.protobuf")]
+    pub(super) kube_api_content_type: String,
+    /// Burst of requests to the API server; accepted without effect
+    #[arg(long, value_name = "N", default_value_t = 10)]
+    pub(super) kube_api_burst: i32,
+    /// Requests per second to the API server; accepted without effect
+    #[arg(long, value_name = "QPS", default_value_t = 5.0)]
+    pub(super) kube_api_qps: f32,
+}
+
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Health and metrics")]
+pub(super) struct ServingFlags {
+    /// Hint at this node's IP and primary IP family; nothing listens on it
+    #[arg(long, value_name = "IP", default_value = "0.0.0.0", value_parser = values::ip)]
+    pub(super) bind_address: String,
+    /// Where /healthz and /livez are served
+    #[arg(long, value_name = "IP[:PORT]", default_value = "0.0.0.0:10256", value_parser = values::ip_port)]
+    pub(super) healthz_bind_address: String,
+    /// Where /metrics is served
+    #[arg(long, value_name = "IP[:PORT]", default_value = "127.0.0.1:10249", value_parser = values::ip_port)]
+    pub(super) metrics_bind_address: String,
+    /// Exit when one of these addresses cannot be listened on, instead of trying again
+    #[arg(long)]
+    pub(super) bind_address_hard_fail: bool,
+    /// Port of the health server (deprecated: use --healthz-bind-address); 0 turns it off
+    #[arg(long, value_name = "PORT", default_value_t = 10256, hide = true)]
+    pub(super) healthz_port: i32,
+    /// Port of the metrics server (deprecated: use --metrics-bind-address); 0 turns it off
+    #[arg(long, value_name = "PORT", default_value_t = 10249, hide = true)]
+    pub(super) metrics_port: i32,
+    /// Serve profiles beside the metrics; accepted without effect
+    #[arg(long)]
+    pub(super) profiling: bool,
+    /// Previous minor release whose hidden metrics to show; there are none
+    #[arg(long, value_name = "VERSION", default_value = "", hide_default_value = true)]
+    pub(super) show_hidden_metrics_for_version: String,
+}
+
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Logs")]
+pub(super) struct LoggingFlags {
+    /// How much to log
+    #[arg(short = 'v', long = "v", value_name = "LEVEL", default_value_t = 0)]
+    pub(super) v: i32,
+    /// Levels per source file, as PATTERN=N; accepted without effect
+    #[arg(long, value_name = "RULES", value_delimiter = ',', value_parser = values::vmodule)]
+    pub(super) vmodule: Vec<VmoduleRule>,
+    /// `text` or `json`
+    #[arg(long, value_name = "FORMAT", default_value = "text")]
+    pub(super) logging_format: String,
+    /// Longest time a line may stay in a buffer; nothing is buffered
+    #[arg(long, value_name = "DURATION", default_value = "5s")]
+    pub(super) log_flush_frequency: GoDuration,
+    /// Text lines of errors to stderr, others to stdout; accepted without effect
+    #[arg(long)]
+    pub(super) log_text_split_stream: bool,
+    /// JSON lines of errors to stderr, others to stdout; accepted without effect
+    #[arg(long)]
+    pub(super) log_json_split_stream: bool,
+    /// Buffer for text lines; accepted without effect
+    #[arg(long, value_name = "QUANTITY", default_value = "0", value_parser = values::quantity)]
+    pub(super) log_text_info_buffer_size: String,
+    /// Buffer for JSON lines; accepted without effect
+    #[arg(long, value_name = "QUANTITY", default_value = "0", value_parser = values::quantity)]
+    pub(super) log_json_info_buffer_size: String,
+}
+
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Dataplane")]
+pub(super) struct ModeFlags {
+    /// `iptables` or `ipvs`; iptables when empty
+    #[arg(long, visible_alias = "mode", value_name = "MODE", default_value = "", hide_default_value = true)]
+    pub(super) proxy_mode: String,
+    /// Which iptables tools to run
+    #[arg(long, value_name = "FLAVOR", default_value = "auto", value_enum)]
+    pub(super) iptables_flavor: Flavor,
+    /// Bit of the packet mark that asks for masquerading (iptables and ipvs), 0 to 31
+    #[arg(long, value_name = "BIT", default_value_t = 14)]
+    pub(super) iptables_masquerade_bit: i32,
+    /// Masquerade everything sent to a cluster IP
+    #[arg(long)]
+    pub(super) masquerade_all: bool,
+    /// Answer on node ports at 127.0.0.1 too (iptables, IPv4)
+    #[arg(long, default_value = "true")]
+    pub(super) iptables_localhost_nodeports: bool,
+    /// Time between retries and periodic checks (all modes but ipvs)
+    #[arg(long, value_name = "DURATION", default_value = "30s")]
+    pub(super) iptables_sync_period: GoDuration,
+    /// Least time between two syncs (all modes but ipvs)
+    #[arg(long, value_name = "DURATION", default_value = "1s")]
+    pub(super) iptables_min_sync_period: GoDuration,
+}
+
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "IPVS")]
+pub(super) struct IpvsFlags {
+    /// Time between two full syncs (ipvs)
+    #[arg(long, value_name = "DURATION", default_value = "30s")]
+    pub(super) ipvs_sync_period: GoDuration,
+    /// Least time between two syncs (ipvs)
+    #[arg(long, value_name = "DURATION", default_value = "1s")]
+    pub(super) ipvs_min_sync_period: GoDuration,
+    /// Scheduler of virtual servers; rr when empty
+    #[arg(long, value_name = "NAME", default_value = "", hide_default_value = true)]
+    pub(super) ipvs_scheduler: String,
+    /// Networks whose virtual servers are left alone
+    #[arg(long, value_name = "CIDRS", value_delimiter = ',')]
+    pub(super) ipvs_exclude_cidrs: Vec<String>,
+    /// Answer ARP only for the interface's own addresses
+    #[arg(long)]
+    pub(super) ipvs_strict_arp: bool,
+    /// Timeout of idle TCP connections; 0 leaves the kernel's
+    #[arg(long, value_name = "DURATION", default_value = "0s")]
+    pub(super) ipvs_tcp_timeout: GoDuration,
+    /// Timeout of TCP connections after a FIN; 0 leaves the kernel's
+    #[arg(long, value_name = "DURATION", default_value = "0s")]
+    pub(super) ipvs_tcpfin_timeout: GoDuration,
+    /// Timeout of UDP flows; 0 leaves the kernel's
+    #[arg(long, value_name = "DURATION", default_value = "0s")]
+    pub(super) ipvs_udp_timeout: GoDuration,
+}
+
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Addresses and local traffic")]
+pub(super) struct TrafficFlags {
+    /// How to tell traffic from local pods: `ClusterCIDR`, `NodeCIDR`, `BridgeInterface` or
+    /// `InterfaceNamePrefix`; ClusterCIDR when empty
+    #[arg(long, value_name = "MODE", default_value = "", hide_default_value = true)]
+    pub(super) detect_local_mode: String,
+    /// Bridge that local pods are behind (`BridgeInterface`)
+    #[arg(long, value_name = "NAME", default_value = "", hide_default_value = true)]
+    pub(super) pod_bridge_interface: String,
+    /// Start of the names of local pods' interfaces (`InterfaceNamePrefix`)
+    #[arg(long, value_name = "PREFIX", default_value = "", hide_default_value = true)]
+    pub(super) pod_interface_name_prefix: String,
+    /// The cluster's pod network, one per IP family
+    #[arg(long, value_name = "CIDR[,CIDR]", default_value = "", hide_default_value = true)]
+    pub(super) cluster_cidr: String,
+    /// Networks whose local addresses answer on node ports, or `primary`; all when not given
+    #[arg(long, value_name = "CIDRS", value_delimiter = ',')]
+    pub(super) nodeport_addresses: Vec<String>,
+    /// Ports that the cluster gives out as node ports
+    #[arg(long, value_name = "FIRST-LAST", default_value = "30000-32767", value_parser = values::port_range)]
+    pub(super) service_node_port_range: (u16, u16),
+}
+
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Connection tracking")]
+pub(super) struct ConntrackFlags {
+    /// Tracked connections per CPU core; 0 leaves the kernel's limit and ignores --conntrack-min
+    #[arg(long, value_name = "N", default_value_t = 32768)]
+    pub(super) conntrack_max_per_core: i32,
+    /// Tracked connections at least
+    #[arg(long, value_name = "N", default_value_t = 131_072)]
+    pub(super) conntrack_min: i32,
+    /// Timeout of idle established TCP connections; 0 leaves the kernel's
+    #[arg(long, value_name = "DURATION", default_value = "24h")]
+    pub(super) conntrack_tcp_timeout_established: GoDuration,
+    /// Timeout of TCP connections in CLOSE_WAIT; 0 leaves the kernel's
+    #[arg(long, value_name = "DURATION", default_value = "1h")]
+    pub(super) conntrack_tcp_timeout_close_wait: GoDuration,
+    /// Do not take out-of-window TCP packets for invalid
+    #[arg(long)]
+    pub(super) conntrack_tcp_be_liberal: bool,
+    /// Timeout of unanswered UDP flows; 0 leaves the kernel's
+    #[arg(long, value_name = "DURATION", default_value = "0s")]
+    pub(super) conntrack_udp_timeout: GoDuration,
+    /// Timeout of answered UDP flows; 0 leaves the kernel's
+    #[arg(long, value_name = "DURATION", default_value = "0s")]
+    pub(super) conntrack_udp_timeout_stream: GoDuration,
+}
+
+impl CommandLine {
+    /// The flag stood on the command line; `name` is its long name.
+    #[must_use]
+    pub fn gave(&self, name: &str) -> bool {
+        self.given.contains(name)
+    }
+
+    /// The configuration file to load, if any.
+    #[must_use]
+    pub fn config_file(&self) -> Option<PathBuf> {
+        values::non_empty(&self.flags.general.config).map(PathBuf::from)
+    }
+
+    /// The flags that were given in vain, because `--config` takes their place.
+    pub(super) fn overruled_by_file(&self) -> impl Iterator<Item = &str> {
+        self.given.iter().map(String::as_str).filter(|name| !EFFECTIVE_WITH_CONFIG.contains(name))
+    }
+}
+
+/// Parses a command line; `args` starts with the program's name.
+///
+/// # Errors
+/// When there is nothing to run: bad flags, or `--help`.
+pub fn parse<S: Into<String>>(args: impl IntoIterator<Item = S>) -> Result<CommandLine, FlagStop> {
+    let mut command = command();
+    let matches = command
+        .try_get_matches_from_mut(args.into_iter().map(|arg| dashed(arg.into())))
+        .map_err(|error| stop(&error))?;
+    let given = command
+        .get_arguments()
+        .map(|arg| arg.get_id().as_str())
+        .filter(|id| matches.value_source(id) == Some(ValueSource::CommandLine))
+        .map(|id| id.replace('_', "-"))
+        .collect();
+    let cli = Cli::from_arg_matches(&matches).map_err(|error| stop(&error))?;
+    let action = action_of(&cli);
+    Ok(CommandLine { flags: cli.flags, action, given })
+}
+
+/// One flag, for the documentation test and for tables.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FlagRow {
+    /// Long name without dashes.
+    pub name: String,
+    /// Default as printed in the help; empty for none.
+    pub default: String,
+    /// Still counts when `--config` is given.
+    pub effective_with_config: bool,
+}
+
+/// All flags, in the order of the help.
+#[must_use]
+pub fn flag_rows() -> Vec<FlagRow> {
+    let mut command = command();
+    command.build();
+    let own = command.get_subcommands().flat_map(clap::Command::get_arguments);
+    let mut rows: Vec<FlagRow> = Vec::new();
+    for arg in command.get_arguments().chain(own) {
+        let Some(name) = arg.get_long().filter(|name| *name != "help") else { continue };
+        if rows.iter().any(|row| row.name == name) {
+            continue;
+        }
+        let default: Vec<_> = arg.get_default_values().iter().map(|value| value.to_string_lossy()).collect();
+        rows.push(FlagRow {
+            name: name.to_owned(),
+            default: default.join(","),
+            effective_with_config: EFFECTIVE_WITH_CONFIG.contains(&name),
+        });
+    }
+    rows
+}
+
+fn command() -> clap::Command {
+    Cli::command().mut_args(as_pflag)
+}
+
+/// Gives a flag the manners of Go's: booleans take `=true`, numbers may be negative, and every
+/// flag may stand after the subcommand too.
+fn as_pflag(arg: Arg) -> Arg {
+    let arg = arg.global(true);
+    if matches!(arg.get_action(), ArgAction::SetTrue) {
+        let arg = if arg.get_default_values().is_empty() { arg.default_value("false") } else { arg };
+        return arg
+            .action(ArgAction::Set)
+            .num_args(0..=1)
+            .require_equals(true)
+            .default_missing_value("true")
+            .value_name("true|false")
+            .value_parser(ValueParser::from(values::boolean));
+    }
+    let arg = if arg.is_require_equals_set() { arg } else { arg.allow_hyphen_values(true) };
+    if arg.get_value_delimiter().is_some() { arg.action(ArgAction::Append) } else { arg }
+}
+
+/// Underscores in flag names are dashes.
+fn dashed(arg: String) -> String {
+    if !arg.starts_with("--") {
+        return arg;
+    }
+    match arg.split_once('=') {
+        Some((name, value)) => format!("{}={value}", name.replace('_', "-")),
+        None => arg.replace('_', "-"),
+    }
+}
+
+fn stop(error: &clap::Error) -> FlagStop {
+    let text = error.render().to_string();
+    if !error.use_stderr() {
+        return FlagStop { text, exit_code: 0 };
+    }
+    let text = text.strip_prefix("error: ").map_or_else(|| text.clone(), |rest| format!("Error: {rest}"));
+    FlagStop { text, exit_code: 1 }
+}
+
+/// The order is upstream's: the version first, then writing, cleaning up and initialising.
+fn action_of(cli: &Cli) -> Action {
+    let general = &cli.flags.general;
+    if let Some(text) = version_text(&general.version) {
+        return Action::PrintVersion(text);
+    }
+    if let Some(Verb::Render(render)) = &cli.command {
+        return Action::Render(match render.family {
+            FamilyFlag::Ipv4 => crate::model::IpFamily::V4,
+            FamilyFlag::Ipv6 => crate::model::IpFamily::V6,
+        });
+    }
+    if let Some(path) = values::non_empty(&general.write_config_to) {
+        return Action::WriteConfig(PathBuf::from(path));
+    }
+    match (general.cleanup, general.init_only) {
+        (true, _) => Action::Cleanup,
+        (false, true) => Action::InitOnly,
+        (false, false) => Action::Run,
+    }
+}
+
+fn version_text(flag: &str) -> Option<String> {
+    let own = env!("CARGO_PKG_VERSION");
+    match flag {
+        "false" => None,
+        "true" => {
+            Some(format!("kube-proxy-rs v{own} (compatible with Kubernetes v{})", super::COMPATIBLE_WITH))
+        }
+        "raw" => Some(format!(
+            "name=kube-proxy-rs version={own} kubernetes={} platform={}/{}",
+            super::COMPATIBLE_WITH,
+            std::env::consts::OS,
+            std::env::consts::ARCH
+        )),
+        claimed => Some(format!("Kubernetes {claimed}")),
+    }
+}

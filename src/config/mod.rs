@@ -1,0 +1,225 @@
+//! The configuration: parsed, completed, checked and handed out in sections.
+//!
+//! Flags and file become one unchecked record (`settings`), the record is validated as a whole,
+//! and only then becomes a [`Config`] whose types leave nothing to check. Nothing in here reads a
+//! file, the environment or the host: the caller passes in the file's text and the host's name.
+
+mod duration;
+mod file;
+mod flags;
+mod resolve;
+mod settings;
+mod validate;
+mod values;
+
+#[cfg(test)]
+mod tests;
+
+pub use duration::GoDuration;
+pub use flags::{Action, CommandLine, FlagRow, FlagStop, Flags, Flavor, flag_rows, parse};
+pub use resolve::{ConfigError, Resolved, resolve};
+
+use crate::model::{Cidr, IpFamily, PerFamily};
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// The Kubernetes release whose kube-proxy we stand in for.
+pub const COMPATIBLE_WITH: &str = "1.36.2";
+/// The release before it, whose hidden metrics may be asked for.
+const PREVIOUS_MINOR: &str = "1.35";
+
+/// Everything there is to decide before the first packet, decided.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    /// The dataplane.
+    pub mode: Mode,
+    /// The name of our Node object.
+    pub node_name: String,
+    /// Where objects come from.
+    pub sources: Sources,
+    /// For the iptables dataplane, and the masquerading of the IPVS one.
+    pub iptables: IptablesConfig,
+    /// For the IPVS dataplane.
+    pub ipvs: IpvsConfig,
+    /// When to sync.
+    pub sync: SyncConfig,
+    /// How to tell the traffic of local pods.
+    pub detect_local: DetectLocal,
+    /// Which addresses and ports are node ports.
+    pub node_ports: NodePortConfig,
+    /// A specific address decides our node IP and primary family; nothing listens on it.
+    pub bind_address: IpAddr,
+    /// Where the health server listens; `None` is off.
+    pub healthz: Option<SocketAddr>,
+    /// Where the metrics server listens; `None` is off.
+    pub metrics: Option<SocketAddr>,
+    /// Exit instead of retrying when one of them cannot listen.
+    pub bind_address_hard_fail: bool,
+    /// What to log.
+    pub logging: LoggingConfig,
+    /// Connection tracking limits to set at start.
+    pub conntrack: ConntrackConfig,
+    /// Our `oom_score_adj`, -1000 to 1000.
+    pub oom_score_adj: i32,
+}
+
+/// The dataplanes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// Chains and rules.
+    Iptables,
+    /// Virtual servers, with ipsets and a few rules.
+    Ipvs,
+}
+
+impl Mode {
+    /// As flags, files and `/proxyMode` spell it.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Mode::Iptables => "iptables",
+            Mode::Ipvs => "ipvs",
+        }
+    }
+}
+
+/// Where Services, EndpointSlices and our Node come from.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Sources {
+    /// Files and folders to serve instead of an API server's objects; empty means API server.
+    pub manifests: Vec<PathBuf>,
+    /// Kubeconfig file. Without it and without `master`, the pod's service account is used.
+    pub kubeconfig: Option<PathBuf>,
+    /// URL of the API server, instead of the kubeconfig's.
+    pub master: Option<String>,
+}
+
+/// The iptables dataplane.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct IptablesConfig {
+    /// Bit of the packet mark that asks for masquerading, 0 to 31.
+    pub masquerade_bit: u8,
+    /// Masquerade everything sent to a cluster IP.
+    pub masquerade_all: bool,
+    /// Answer on node ports at 127.0.0.1 too.
+    pub localhost_node_ports: bool,
+    /// Which tools to run.
+    pub flavor: Flavor,
+}
+
+/// The IPVS dataplane.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct IpvsConfig {
+    /// Scheduler of virtual servers.
+    pub scheduler: String,
+    /// Virtual servers in these networks are left alone.
+    pub exclude_cidrs: Vec<Cidr>,
+    /// Answer ARP only for the interface's own addresses.
+    pub strict_arp: bool,
+    /// Timeout of idle TCP connections; zero leaves the kernel's.
+    pub tcp_timeout: Duration,
+    /// Timeout of TCP connections after a FIN; zero leaves the kernel's.
+    pub tcp_fin_timeout: Duration,
+    /// Timeout of UDP flows; zero leaves the kernel's.
+    pub udp_timeout: Duration,
+}
+
+/// When to sync.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SyncConfig {
+    /// Time to a retry, between canary checks, and half the health timeout.
+    pub period: Duration,
+    /// Least time between two syncs.
+    pub min_period: Duration,
+}
+
+/// How to tell the traffic of local pods.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum DetectLocal {
+    /// By source address in the cluster's pod network.
+    ClusterCidr(PerFamily<Option<Cidr>>),
+    /// By source address in our Node's pod network.
+    NodeCidr,
+    /// By the bridge it comes in through.
+    BridgeInterface(String),
+    /// By the start of the name of the interface it comes in through.
+    InterfaceNamePrefix(String),
+}
+
+/// Which addresses and ports are node ports.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NodePortConfig {
+    /// The addresses.
+    pub addresses: NodePortAddresses,
+    /// First and last port the cluster gives out.
+    pub range: (u16, u16),
+}
+
+/// The node's addresses that answer on node ports.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NodePortAddresses {
+    /// All of them.
+    All,
+    /// The node's primary IP of each family.
+    Primary,
+    /// Those in one of these networks.
+    Cidrs(Vec<Cidr>),
+}
+
+impl NodePortAddresses {
+    /// The networks of one family; `None` where every address answers.
+    ///
+    /// `node_ips` stand in for the word `primary`. Where no network of the family is left, or one
+    /// is everything, every address answers (kube-proxy).
+    #[must_use]
+    pub fn of_family(&self, family: IpFamily, node_ips: &[IpAddr]) -> Option<Vec<Cidr>> {
+        let cidrs: Vec<Cidr> = match self {
+            NodePortAddresses::All => return None,
+            NodePortAddresses::Primary => {
+                node_ips.iter().filter(|ip| !ip.is_loopback()).map(|ip| Cidr::from(*ip)).collect()
+            }
+            NodePortAddresses::Cidrs(cidrs) => cidrs.clone(),
+        };
+        let ours: Vec<Cidr> = cidrs.into_iter().filter(|cidr| IpFamily::of_cidr(cidr) == family).collect();
+        let everything = ours.is_empty() || ours.iter().any(|cidr| cidr.prefix_len() == 0);
+        if everything { None } else { Some(ours) }
+    }
+}
+
+/// What to log, and how.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LoggingConfig {
+    /// klog's `-v`.
+    pub verbosity: u8,
+    /// Form of the lines.
+    pub format: LogFormat,
+}
+
+/// Form of log lines.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object per line.
+    Json,
+}
+
+/// Connection tracking settings; zero leaves the kernel's value alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ConntrackConfig {
+    /// Tracked connections per core.
+    pub max_per_core: u32,
+    /// Tracked connections at least; without meaning when `max_per_core` is 0.
+    pub min: u32,
+    /// Timeout of idle established TCP connections.
+    pub tcp_established_timeout: Duration,
+    /// Timeout of TCP connections in `CLOSE_WAIT`.
+    pub tcp_close_wait_timeout: Duration,
+    /// Do not take out-of-window packets for invalid; false leaves the kernel's value.
+    pub tcp_be_liberal: bool,
+    /// Timeout of unanswered UDP flows.
+    pub udp_timeout: Duration,
+    /// Timeout of answered UDP flows.
+    pub udp_stream_timeout: Duration,
+}

@@ -1,0 +1,236 @@
+//! From a command line and a file's text to a [`Config`].
+
+use super::settings::Settings;
+use super::{
+    CommandLine, Config, ConntrackConfig, DetectLocal, IptablesConfig, IpvsConfig, LogFormat, LoggingConfig,
+    Mode, NodePortAddresses, NodePortConfig, Sources, SyncConfig, file, validate, values,
+};
+use crate::model::{Cidr, IpFamily, PerFamily};
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::PathBuf;
+
+/// A configuration to run with.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Resolved {
+    /// The configuration.
+    pub config: Config,
+    /// What was accepted but has no effect, one sentence each, to be logged as warnings.
+    pub notices: Vec<String>,
+}
+
+/// Everything that is wrong with a configuration.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub struct ConfigError {
+    /// One complaint each.
+    pub complaints: Vec<String>,
+}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.complaints.as_slice() {
+            [one] => f.write_str(one),
+            several => write!(f, "[{}]", several.join(", ")),
+        }
+    }
+}
+
+/// Puts flags and file together, fills in defaults and checks the result.
+///
+/// `file` is the text of the file that `--config` names; `hostname` is the kernel's name for
+/// this host, used where no override is given.
+///
+/// # Errors
+/// Every complaint about the file or the settings.
+pub fn resolve(line: &CommandLine, file: Option<&str>, hostname: &str) -> Result<Resolved, ConfigError> {
+    let mut notices = Vec::new();
+    let settings =
+        settings(line, file, &mut notices).map_err(|error| ConfigError { complaints: vec![error] })?;
+    let mut complaints = validate::complaints(&settings);
+    let node_name = node_name(line, &settings, hostname).map_err(|error| complaints.push(error));
+    let (Ok(node_name), true) = (node_name, complaints.is_empty()) else {
+        return Err(ConfigError { complaints });
+    };
+    notices.extend(flag_notices(line));
+    notices.extend(setting_notices(&settings));
+    Ok(Resolved { config: config(line, &settings, node_name), notices })
+}
+
+/// The completed record, and what had to be said about the file.
+pub(super) fn settings(
+    line: &CommandLine,
+    file: Option<&str>,
+    notices: &mut Vec<String>,
+) -> Result<Settings, String> {
+    let mut settings = match file {
+        Some(text) => {
+            let (file, strict) = file::parse(text)?;
+            notices.extend(strict);
+            let unused = |section| format!("{section} in the configuration file has no effect on Linux");
+            notices.extend(file.unused_sections().into_iter().map(unused));
+            notices.extend(
+                line.overruled_by_file()
+                    .map(|flag| format!("flag --{flag} is ignored because --config is given")),
+            );
+            file.into_settings()
+        }
+        None => Settings::from_flags(&line.flags),
+    };
+    settings.overlay(line);
+    settings.complete();
+    Ok(settings)
+}
+
+/// The flag beats the file, the file beats the host; trimmed and in lower case.
+fn node_name(line: &CommandLine, settings: &Settings, hostname: &str) -> Result<String, String> {
+    let clean = |name: &str| name.trim().to_lowercase();
+    if let Some(flag) = values::non_empty(&line.flags.general.hostname_override) {
+        return values::non_empty(&clean(flag))
+            .map(str::to_owned)
+            .ok_or_else(|| "empty hostname-override is invalid".to_owned());
+    }
+    let name = values::non_empty(&settings.hostname_override).unwrap_or(hostname);
+    values::non_empty(&clean(name)).map(str::to_owned).ok_or_else(|| "empty hostname is invalid".to_owned())
+}
+
+fn flag_notices(line: &CommandLine) -> Vec<String> {
+    let mut notices = Vec::new();
+    for (flag, instead) in
+        [("healthz-port", "healthz-bind-address"), ("metrics-port", "metrics-bind-address")]
+    {
+        if line.gave(flag) {
+            notices.push(format!("flag --{flag} is deprecated, use --{instead} instead"));
+        }
+    }
+    for flag in ["machine-id-file", "boot-id-file"] {
+        if line.gave(flag) {
+            notices.push(format!("flag --{flag} has no effect"));
+        }
+    }
+    notices
+}
+
+/// What is accepted for compatibility and does nothing.
+fn setting_notices(settings: &Settings) -> Vec<String> {
+    let (client, logging, serving) = (&settings.client, &settings.logging, &settings.serving);
+    let buffered = |size: &str| !matches!(size, "" | "0");
+    let minutes = super::GoDuration::from_secs(15 * 60);
+    [
+        ("featureGates", !settings.feature_gates.is_empty()),
+        ("clientConnection.acceptContentTypes", !client.accept_content_types.is_empty()),
+        ("clientConnection.contentType", client.content_type != file::CONTENT_TYPE),
+        ("clientConnection.qps", (client.qps - 5.0).abs() > f32::EPSILON),
+        ("clientConnection.burst", client.burst != 10),
+        ("enableProfiling", serving.enable_profiling),
+        ("logging.vmodule", !logging.vmodule.is_empty()),
+        ("logging.flushFrequency", logging.flush_frequency != super::GoDuration::from_secs(5)),
+        ("logging.options.text.splitStream", logging.text.split_stream),
+        ("logging.options.json.splitStream", logging.json.split_stream),
+        ("logging.options.text.infoBufferSize", buffered(&logging.text.info_buffer_size)),
+        ("logging.options.json.infoBufferSize", buffered(&logging.json.info_buffer_size)),
+        ("configSyncPeriod", settings.config_sync_period != minutes),
+    ]
+    .into_iter()
+    .filter(|(_, set)| *set)
+    .map(|(field, _)| format!("setting {field} (or its flag) is accepted but has no effect"))
+    .collect()
+}
+
+/// Builds the sections out of settings that passed validation.
+fn config(line: &CommandLine, settings: &Settings, node_name: String) -> Config {
+    let (serving, traffic) = (&settings.serving, &line.flags.traffic);
+    let address = |text: &str| values::non_empty(text).and_then(|text| values::socket_address(text).ok());
+    Config {
+        mode: if settings.mode == "ipvs" { Mode::Ipvs } else { Mode::Iptables },
+        node_name,
+        sources: sources(line, settings),
+        iptables: IptablesConfig {
+            masquerade_bit: u8::try_from(settings.masquerade_bit).unwrap_or_default(),
+            masquerade_all: settings.masquerade_all,
+            localhost_node_ports: settings.localhost_node_ports,
+            flavor: line.flags.mode.iptables_flavor,
+        },
+        ipvs: ipvs(settings),
+        sync: SyncConfig {
+            period: settings.sync_period.to_duration(),
+            min_period: settings.min_sync_period.to_duration(),
+        },
+        detect_local: detect_local(settings),
+        node_ports: NodePortConfig {
+            addresses: node_port_addresses(&settings.node_port_addresses),
+            range: traffic.service_node_port_range,
+        },
+        bind_address: serving.bind_address.parse().unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED)),
+        healthz: address(&serving.healthz_bind_address),
+        metrics: address(&serving.metrics_bind_address),
+        bind_address_hard_fail: serving.bind_address_hard_fail,
+        logging: LoggingConfig {
+            verbosity: u8::try_from(settings.logging.verbosity).unwrap_or(u8::MAX),
+            format: if settings.logging.format == "json" { LogFormat::Json } else { LogFormat::Text },
+        },
+        conntrack: conntrack(settings),
+        oom_score_adj: settings.oom_score_adj,
+    }
+}
+
+fn sources(line: &CommandLine, settings: &Settings) -> Sources {
+    let client = &line.flags.client;
+    Sources {
+        manifests: client.manifests.clone(),
+        kubeconfig: values::non_empty(&settings.client.kubeconfig).map(PathBuf::from),
+        master: values::non_empty(&client.master).map(str::to_owned),
+    }
+}
+
+fn ipvs(settings: &Settings) -> IpvsConfig {
+    let ipvs = &settings.ipvs;
+    IpvsConfig {
+        scheduler: values::non_empty(&ipvs.scheduler).unwrap_or("rr").to_owned(),
+        exclude_cidrs: ipvs.exclude_cidrs.iter().filter_map(|cidr| masked(cidr)).collect(),
+        strict_arp: ipvs.strict_arp,
+        tcp_timeout: ipvs.tcp_timeout.to_duration(),
+        tcp_fin_timeout: ipvs.tcp_fin_timeout.to_duration(),
+        udp_timeout: ipvs.udp_timeout.to_duration(),
+    }
+}
+
+fn detect_local(settings: &Settings) -> DetectLocal {
+    let detect = &settings.detect_local;
+    match detect.mode.as_str() {
+        "NodeCIDR" => DetectLocal::NodeCidr,
+        "BridgeInterface" => DetectLocal::BridgeInterface(detect.bridge_interface.clone()),
+        "InterfaceNamePrefix" => DetectLocal::InterfaceNamePrefix(detect.interface_name_prefix.clone()),
+        _ => {
+            let cidrs: Vec<Cidr> = detect.cluster_cidrs.iter().filter_map(|cidr| masked(cidr)).collect();
+            DetectLocal::ClusterCidr(PerFamily::build(|family| {
+                cidrs.iter().copied().find(|cidr| IpFamily::of_cidr(cidr) == family)
+            }))
+        }
+    }
+}
+
+fn node_port_addresses(addresses: &[String]) -> NodePortAddresses {
+    match addresses {
+        [] => NodePortAddresses::All,
+        [one] if one == "primary" => NodePortAddresses::Primary,
+        several => NodePortAddresses::Cidrs(several.iter().filter_map(|cidr| masked(cidr)).collect()),
+    }
+}
+
+fn conntrack(settings: &Settings) -> ConntrackConfig {
+    let conntrack = &settings.conntrack;
+    ConntrackConfig {
+        max_per_core: u32::try_from(conntrack.max_per_core).unwrap_or_default(),
+        min: u32::try_from(conntrack.min).unwrap_or_default(),
+        tcp_established_timeout: conntrack.tcp_established_timeout.to_duration(),
+        tcp_close_wait_timeout: conntrack.tcp_close_wait_timeout.to_duration(),
+        tcp_be_liberal: conntrack.tcp_be_liberal,
+        udp_timeout: conntrack.udp_timeout.to_duration(),
+        udp_stream_timeout: conntrack.udp_stream_timeout.to_duration(),
+    }
+}
+
+/// The network with its host bits cleared.
+fn masked(cidr: &str) -> Option<Cidr> {
+    cidr.parse::<Cidr>().ok().map(|cidr| cidr.trunc())
+}

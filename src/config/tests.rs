@@ -1,0 +1,659 @@
+//! Tables over every flag and every field of the file.
+
+use super::settings::Settings;
+use super::*;
+use rstest::rstest;
+
+fn line(args: &[&str]) -> CommandLine {
+    parse(std::iter::once("kube-proxy").chain(args.iter().copied())).unwrap()
+}
+
+fn stopped(args: &[&str]) -> FlagStop {
+    parse(std::iter::once("kube-proxy").chain(args.iter().copied())).unwrap_err()
+}
+
+fn from_flags(args: &[&str]) -> Resolved {
+    resolve(&line(args), None, "host-1").unwrap()
+}
+
+fn complaints(args: &[&str]) -> Vec<String> {
+    resolve(&line(args), None, "host-1").unwrap_err().complaints
+}
+
+fn file(body: &str) -> String {
+    format!("apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\n{body}")
+}
+
+fn from_file(body: &str) -> Resolved {
+    resolve(&line(&["--config", "c"]), Some(&file(body)), "host-1").unwrap()
+}
+
+fn settings_of(args: &[&str], body: Option<&str>) -> Settings {
+    let text = body.map(file);
+    resolve::settings(&line(args), text.as_deref(), &mut Vec::new()).unwrap()
+}
+
+fn secs(seconds: u64) -> Duration {
+    Duration::from_secs(seconds)
+}
+
+fn default_config() -> Config {
+    Config {
+        mode: Mode::Iptables,
+        node_name: "host-1".to_owned(),
+        sources: Sources::default(),
+        iptables: IptablesConfig {
+            masquerade_bit: 14,
+            masquerade_all: false,
+            localhost_node_ports: true,
+            flavor: Flavor::Auto,
+        },
+        ipvs: IpvsConfig {
+            scheduler: "rr".to_owned(),
+            exclude_cidrs: Vec::new(),
+            strict_arp: false,
+            tcp_timeout: Duration::ZERO,
+            tcp_fin_timeout: Duration::ZERO,
+            udp_timeout: Duration::ZERO,
+        },
+        sync: SyncConfig { period: secs(30), min_period: secs(1) },
+        detect_local: DetectLocal::ClusterCidr(PerFamily::default()),
+        node_ports: NodePortConfig { addresses: NodePortAddresses::All, range: (30000, 32767) },
+        bind_address: "0.0.0.0".parse().unwrap(),
+        healthz: Some("0.0.0.0:10256".parse().unwrap()),
+        metrics: Some("127.0.0.1:10249".parse().unwrap()),
+        bind_address_hard_fail: false,
+        logging: LoggingConfig { verbosity: 0, format: LogFormat::Text },
+        conntrack: ConntrackConfig {
+            max_per_core: 32768,
+            min: 131_072,
+            tcp_established_timeout: secs(86400),
+            tcp_close_wait_timeout: secs(3600),
+            tcp_be_liberal: false,
+            udp_timeout: Duration::ZERO,
+            udp_stream_timeout: Duration::ZERO,
+        },
+        oom_score_adj: -999,
+    }
+}
+
+#[test]
+fn without_flags_the_defaults_are_kube_proxys() {
+    let resolved = from_flags(&[]);
+    assert_eq!(resolved, Resolved { config: default_config(), notices: Vec::new() });
+}
+
+#[test]
+fn an_empty_file_means_the_same_as_no_flags() {
+    assert_eq!(settings_of(&["--config", "c"], Some("")), settings_of(&[], None));
+    assert_eq!(from_file("").config, default_config());
+}
+
+/// Name, default, still effective with `--config`: section 10.1 of the compatibility notes.
+const UPSTREAM_FLAGS: &[(&str, &str, bool)] = &[
+    ("config", "", true),
+    ("write-config-to", "", true),
+    ("cleanup", "false", true),
+    ("init-only", "false", true),
+    ("master", "", true),
+    ("hostname-override", "", true),
+    ("version", "false", true),
+    ("v", "0", true),
+    ("vmodule", "", true),
+    ("logging-format", "text", true),
+    ("log-flush-frequency", "5s", true),
+    ("log-text-split-stream", "false", true),
+    ("log-json-split-stream", "false", true),
+    ("log-text-info-buffer-size", "0", true),
+    ("log-json-info-buffer-size", "0", true),
+    ("machine-id-file", "/etc/machine-id,/var/lib/dbus/machine-id", true),
+    ("boot-id-file", "/proc/sys/kernel/random/boot_id", true),
+    ("feature-gates", "", false),
+    ("kubeconfig", "", false),
+    ("kube-api-content-type", "application/vnd.kubernetes.protobuf", false),
+    ("kube-api-burst", "10", false),
+    ("kube-api-qps", "5", false),
+    ("bind-address", "0.0.0.0", false),
+    ("healthz-bind-address", "0.0.0.0:10256", false),
+    ("metrics-bind-address", "127.0.0.1:10249", false),
+    ("bind-address-hard-fail", "false", false),
+    ("profiling", "false", false),
+    ("show-hidden-metrics-for-version", "", false),
+    ("proxy-mode", "", false),
+    ("iptables-masquerade-bit", "14", false),
+    ("masquerade-all", "false", false),
+    ("iptables-localhost-nodeports", "true", false),
+    ("iptables-sync-period", "30s", false),
+    ("iptables-min-sync-period", "1s", false),
+    ("ipvs-sync-period", "30s", false),
+    ("ipvs-min-sync-period", "1s", false),
+    ("ipvs-scheduler", "", false),
+    ("ipvs-exclude-cidrs", "", false),
+    ("ipvs-strict-arp", "false", false),
+    ("ipvs-tcp-timeout", "0s", false),
+    ("ipvs-tcpfin-timeout", "0s", false),
+    ("ipvs-udp-timeout", "0s", false),
+    ("detect-local-mode", "", false),
+    ("pod-bridge-interface", "", false),
+    ("pod-interface-name-prefix", "", false),
+    ("cluster-cidr", "", false),
+    ("nodeport-addresses", "", false),
+    ("oom-score-adj", "-999", false),
+    ("conntrack-max-per-core", "32768", false),
+    ("conntrack-min", "131072", false),
+    ("conntrack-tcp-timeout-established", "24h", false),
+    ("conntrack-tcp-timeout-close-wait", "1h", false),
+    ("conntrack-tcp-be-liberal", "false", false),
+    ("conntrack-udp-timeout", "0s", false),
+    ("conntrack-udp-timeout-stream", "0s", false),
+    ("config-sync-period", "15m", false),
+    ("healthz-port", "10256", false),
+    ("metrics-port", "10249", false),
+];
+
+/// Flags of our own. They have no field in the file, so they count beside it.
+const OUR_FLAGS: &[(&str, &str, bool)] = &[
+    ("manifests", "", true),
+    ("iptables-flavor", "auto", true),
+    ("service-node-port-range", "30000-32767", true),
+    ("family", "ipv4", true),
+];
+
+#[test]
+fn every_flag_of_kube_proxy_is_there_with_its_default() {
+    let mut rows: Vec<_> = flag_rows();
+    rows.sort_by(|a, b| a.name.cmp(&b.name));
+    let mut want: Vec<_> = UPSTREAM_FLAGS
+        .iter()
+        .chain(OUR_FLAGS)
+        .map(|(name, default, effective)| FlagRow {
+            name: (*name).to_owned(),
+            default: (*default).to_owned(),
+            effective_with_config: *effective,
+        })
+        .collect();
+    want.sort_by(|a, b| a.name.cmp(&b.name));
+    assert_eq!(rows, want);
+}
+
+#[test]
+fn every_flag_has_a_row_in_the_documentation() {
+    let document = include_str!("../../docs/configuration.md");
+    for row in flag_rows() {
+        assert!(
+            document.contains(&format!("`--{}`", row.name)),
+            "docs/configuration.md lacks --{}",
+            row.name
+        );
+    }
+}
+
+/// One change to the default configuration per flag.
+#[rstest]
+#[case(&["--proxy-mode", "ipvs"], |c: &mut Config| c.mode = Mode::Ipvs)]
+#[case(&["--mode=ipvs"], |c: &mut Config| c.mode = Mode::Ipvs)]
+#[case(&["--mode", "iptables"], |_: &mut Config| {})]
+#[case(&["--hostname-override= Node-A "], |c: &mut Config| c.node_name = "node-a".to_owned())]
+#[case(&["--kubeconfig", "/k"], |c: &mut Config| c.sources.kubeconfig = Some("/k".into()))]
+#[case(&["--master", "https://a"], |c: &mut Config| c.sources.master = Some("https://a".to_owned()))]
+#[case(&["--manifests", "a,b", "--manifests=c"], |c: &mut Config| c.sources.manifests = vec!["a".into(), "b".into(), "c".into()])]
+#[case(&["--iptables-masquerade-bit=31"], |c: &mut Config| c.iptables.masquerade_bit = 31)]
+#[case(&["--masquerade-all"], |c: &mut Config| c.iptables.masquerade_all = true)]
+#[case(&["--masquerade_all=T"], |c: &mut Config| c.iptables.masquerade_all = true)]
+#[case(&["--masquerade-all", "--masquerade-all=false"], |_: &mut Config| {})]
+#[case(&["--iptables-localhost-nodeports=false"], |c: &mut Config| c.iptables.localhost_node_ports = false)]
+#[case(&["--iptables-localhost-nodeports"], |_: &mut Config| {})]
+#[case(&["--iptables-flavor", "legacy"], |c: &mut Config| c.iptables.flavor = Flavor::Legacy)]
+#[case(&["--iptables-sync-period", "1m30s"], |c: &mut Config| c.sync.period = secs(90))]
+#[case(&["--iptables_min_sync_period=0"], |c: &mut Config| c.sync.min_period = Duration::ZERO)]
+#[case(&["--ipvs-sync-period=1h", "--ipvs-min-sync-period=5s"], |_: &mut Config| {})]
+#[case(&["--mode=ipvs", "--ipvs-sync-period=1h", "--ipvs-min-sync-period=5s", "--iptables-sync-period=1s"], |c: &mut Config| {
+    c.mode = Mode::Ipvs;
+    c.sync = SyncConfig { period: secs(3600), min_period: secs(5) };
+})]
+#[case(&["--ipvs-scheduler=mh"], |c: &mut Config| c.ipvs.scheduler = "mh".to_owned())]
+#[case(&["--ipvs-exclude-cidrs=10.1.2.3/16,fd00::/8"], |c: &mut Config| {
+    c.ipvs.exclude_cidrs = vec!["10.1.0.0/16".parse().unwrap(), "fd00::/8".parse().unwrap()];
+})]
+#[case(&["--ipvs-strict-arp"], |c: &mut Config| c.ipvs.strict_arp = true)]
+#[case(&["--ipvs-tcp-timeout=1s"], |c: &mut Config| c.ipvs.tcp_timeout = secs(1))]
+#[case(&["--ipvs-tcpfin-timeout=2s"], |c: &mut Config| c.ipvs.tcp_fin_timeout = secs(2))]
+#[case(&["--ipvs-udp-timeout=3s"], |c: &mut Config| c.ipvs.udp_timeout = secs(3))]
+#[case(&["--detect-local-mode=NodeCIDR"], |c: &mut Config| c.detect_local = DetectLocal::NodeCidr)]
+#[case(&["--detect-local-mode=BridgeInterface", "--pod-bridge-interface=cni0"], |c: &mut Config| {
+    c.detect_local = DetectLocal::BridgeInterface("cni0".to_owned());
+})]
+#[case(&["--detect-local-mode=InterfaceNamePrefix", "--pod-interface-name-prefix=veth"], |c: &mut Config| {
+    c.detect_local = DetectLocal::InterfaceNamePrefix("veth".to_owned());
+})]
+#[case(&["--cluster-cidr=fd00:128::/32,10.128.3.0/16"], |c: &mut Config| {
+    c.detect_local = DetectLocal::ClusterCidr(PerFamily {
+        v4: Some("10.128.0.0/16".parse().unwrap()),
+        v6: Some("fd00:128::/32".parse().unwrap()),
+    });
+})]
+#[case(&["--nodeport-addresses=10.0.0.0/8", "--nodeport-addresses=192.168.1.1/24"], |c: &mut Config| {
+    c.node_ports.addresses =
+        NodePortAddresses::Cidrs(vec!["10.0.0.0/8".parse().unwrap(), "192.168.1.0/24".parse().unwrap()]);
+})]
+#[case(&["--nodeport-addresses=primary"], |c: &mut Config| c.node_ports.addresses = NodePortAddresses::Primary)]
+#[case(&["--nodeport-addresses="], |_: &mut Config| {})]
+#[case(&["--service-node-port-range=100-200"], |c: &mut Config| c.node_ports.range = (100, 200))]
+#[case(&["--bind-address=::1"], |c: &mut Config| c.bind_address = "::1".parse().unwrap())]
+#[case(&["--bind-address="], |_: &mut Config| {})]
+#[case(&["--healthz-bind-address=1.2.3.4"], |c: &mut Config| c.healthz = Some("1.2.3.4:10256".parse().unwrap()))]
+#[case(&["--healthz-bind-address=[::]:99"], |c: &mut Config| c.healthz = Some("[::]:99".parse().unwrap()))]
+#[case(&["--healthz-bind-address="], |_: &mut Config| {})]
+#[case(&["--metrics-bind-address=::"], |c: &mut Config| c.metrics = Some("[::]:10249".parse().unwrap()))]
+#[case(&["--bind-address-hard-fail"], |c: &mut Config| c.bind_address_hard_fail = true)]
+#[case(&["--logging-format=json"], |c: &mut Config| c.logging.format = LogFormat::Json)]
+#[case(&["-v", "4"], |c: &mut Config| c.logging.verbosity = 4)]
+#[case(&["-v=4"], |c: &mut Config| c.logging.verbosity = 4)]
+#[case(&["-v4"], |c: &mut Config| c.logging.verbosity = 4)]
+#[case(&["--v=2"], |c: &mut Config| c.logging.verbosity = 2)]
+#[case(&["--v=2", "--v=3"], |c: &mut Config| c.logging.verbosity = 3)]
+#[case(&["--oom-score-adj", "-5"], |c: &mut Config| c.oom_score_adj = -5)]
+#[case(&["--conntrack-max-per-core=0"], |c: &mut Config| c.conntrack.max_per_core = 0)]
+#[case(&["--conntrack-min=7"], |c: &mut Config| c.conntrack.min = 7)]
+#[case(&["--conntrack-tcp-timeout-established=0s"], |c: &mut Config| c.conntrack.tcp_established_timeout = Duration::ZERO)]
+#[case(&["--conntrack-tcp-timeout-close-wait=1m"], |c: &mut Config| c.conntrack.tcp_close_wait_timeout = secs(60))]
+#[case(&["--conntrack-tcp-be-liberal"], |c: &mut Config| c.conntrack.tcp_be_liberal = true)]
+#[case(&["--conntrack-udp-timeout=1s"], |c: &mut Config| c.conntrack.udp_timeout = secs(1))]
+#[case(&["--conntrack-udp-timeout-stream=2s"], |c: &mut Config| c.conntrack.udp_stream_timeout = secs(2))]
+fn a_flag_changes_its_setting_and_nothing_else(#[case] args: &[&str], #[case] change: fn(&mut Config)) {
+    let mut want = default_config();
+    change(&mut want);
+    let resolved = from_flags(args);
+    assert_eq!(resolved.config, want);
+    assert_eq!(resolved.notices, Vec::<String>::new());
+}
+
+#[rstest]
+#[case(&["--feature-gates=A=true,B=false"], "setting featureGates (or its flag) is accepted but has no effect")]
+#[case(&["--kube-api-content-type=application/json"], "setting clientConnection.contentType")]
+#[case(&["--kube-api-qps=50"], "setting clientConnection.qps")]
+#[case(&["--kube-api-burst=100"], "setting clientConnection.burst")]
+#[case(&["--profiling"], "setting enableProfiling")]
+#[case(&["--vmodule=a*=2,b=3"], "setting logging.vmodule")]
+#[case(&["--log-flush-frequency=1s"], "setting logging.flushFrequency")]
+#[case(&["--log-text-split-stream"], "setting logging.options.text.splitStream")]
+#[case(&["--log-json-split-stream"], "setting logging.options.json.splitStream")]
+#[case(&["--log-text-info-buffer-size=1Mi"], "setting logging.options.text.infoBufferSize")]
+#[case(&["--log-json-info-buffer-size=64k"], "setting logging.options.json.infoBufferSize")]
+#[case(&["--config-sync-period=1m"], "setting configSyncPeriod")]
+#[case(&["--machine-id-file=/a"], "flag --machine-id-file has no effect")]
+#[case(&["--boot-id-file=/a"], "flag --boot-id-file has no effect")]
+fn a_flag_without_effect_is_accepted_and_said(#[case] args: &[&str], #[case] notice: &str) {
+    let resolved = from_flags(args);
+    assert_eq!(resolved.config, default_config());
+    assert!(
+        matches!(resolved.notices.as_slice(), [one] if one.starts_with(notice)),
+        "{:?}",
+        resolved.notices
+    );
+}
+
+#[test]
+fn deprecated_ports_move_or_turn_off_their_servers() {
+    let resolved = from_flags(&["--healthz-port=99", "--healthz-bind-address=1.2.3.4", "--metrics-port=0"]);
+    assert_eq!(resolved.config.healthz, Some("1.2.3.4:99".parse().unwrap()));
+    assert_eq!(resolved.config.metrics, None);
+    let notices = [
+        "flag --healthz-port is deprecated, use --healthz-bind-address instead",
+        "flag --metrics-port is deprecated, use --metrics-bind-address instead",
+    ];
+    assert_eq!(resolved.notices, notices);
+    let default_address = from_flags(&["--healthz-port=99"]).config.healthz;
+    assert_eq!(default_address, Some("0.0.0.0:10256".parse().unwrap()), "the default already has a port");
+}
+
+#[rstest]
+#[case(&["--nope"], "Error: unexpected argument '--nope' found")]
+#[case(&["stray"], "Error: unrecognized subcommand 'stray'")]
+#[case(&["--iptables-sync-period=1d"], "time: unknown unit \"d\" in duration \"1d\"")]
+#[case(&["--bind-address=host"], "must be a valid IP address")]
+#[case(&["--healthz-bind-address=1.2.3.4:0"], "must be a valid port number, from 1 to 65535")]
+#[case(&["--healthz-bind-address=1.2.3.4:70000"], "must be a valid port number, from 1 to 65535")]
+#[case(&["--metrics-bind-address=host:1"], "must be a valid IP with a port")]
+#[case(&["--cleanup=maybe"], "must be true or false")]
+#[case(&["--v=x"], "invalid value 'x' for '--v <LEVEL>'")]
+#[case(&["--feature-gates=A"], "missing bool value")]
+#[case(&["--vmodule=A"], "expected PATTERN=N")]
+#[case(&["--iptables-flavor=old"], "[possible values: auto, nft, legacy]")]
+#[case(&["--service-node-port-range=9-1"], "must be FIRST-LAST")]
+#[case(&["--log-text-info-buffer-size=lots"], "must be a quantity")]
+#[case(&["--version=soon"], "must be true, false, raw or vX.Y.Z")]
+#[case(&["--kubeconfig"], "a value is required")]
+fn a_bad_flag_is_an_error_with_a_hint_and_exit_code_1(#[case] args: &[&str], #[case] text: &str) {
+    let stop = stopped(args);
+    assert_eq!(stop.exit_code, 1);
+    assert!(stop.text.starts_with("Error: "), "{}", stop.text);
+    assert!(stop.text.contains(text), "{}", stop.text);
+    assert!(stop.text.contains("--help"), "{}", stop.text);
+}
+
+#[test]
+fn help_goes_to_stdout_and_hides_deprecated_flags() {
+    let stop = stopped(&["--help"]);
+    assert_eq!(stop.exit_code, 0);
+    assert!(stop.text.contains("--proxy-mode"));
+    assert!(stop.text.contains("[default: 30s]"));
+    assert!(!stop.text.contains("--healthz-port"));
+}
+
+#[rstest]
+#[case(&[], Action::Run)]
+#[case(&["--version=false"], Action::Run)]
+#[case(&["--version=v1.2.3", "--cleanup"], Action::PrintVersion("Kubernetes v1.2.3".to_owned()))]
+#[case(&["--write-config-to=/w", "--cleanup"], Action::WriteConfig("/w".into()))]
+#[case(&["--cleanup", "--init-only"], Action::Cleanup)]
+#[case(&["--init_only"], Action::InitOnly)]
+#[case(&["render"], Action::Render(IpFamily::V4))]
+#[case(&["render", "--family=ipv6"], Action::Render(IpFamily::V6))]
+fn the_flags_say_what_to_do(#[case] args: &[&str], #[case] want: Action) {
+    assert_eq!(line(args).action, want);
+}
+
+#[test]
+fn the_version_names_us_and_what_we_are_compatible_with() {
+    let Action::PrintVersion(text) = line(&["--version"]).action else { panic!("not a version") };
+    assert!(text.starts_with("kube-proxy-rs v") && text.contains("v1.36.2"), "{text}");
+    let Action::PrintVersion(text) = line(&["--version=raw"]).action else { panic!("not a version") };
+    assert!(text.contains("platform=linux/"), "{text}");
+}
+
+#[test]
+fn render_takes_the_flags_on_either_side_of_it() {
+    let line = line(&[
+        "--masquerade-all",
+        "render",
+        "--mode",
+        "iptables",
+        "--manifests",
+        "a",
+        "--hostname_override=n",
+    ]);
+    assert!(line.gave("proxy-mode") && line.gave("manifests") && line.gave("masquerade-all"));
+    let config = resolve(&line, None, "host-1").unwrap().config;
+    assert_eq!(config.node_name, "n");
+    assert_eq!(config.sources.manifests, [PathBuf::from("a")]);
+    assert!(config.iptables.masquerade_all);
+}
+
+/// One change to the default configuration per field of the file.
+#[rstest]
+#[case("mode: ipvs", |c: &mut Config| { c.mode = Mode::Ipvs; c.sync.min_period = Duration::ZERO; })]
+#[case("hostnameOverride: File-Node", |c: &mut Config| c.node_name = "file-node".to_owned())]
+#[case("bindAddress: '::'", |c: &mut Config| {
+    c.bind_address = "::".parse().unwrap();
+    c.healthz = Some("[::]:10256".parse().unwrap());
+    c.metrics = Some("[::1]:10249".parse().unwrap());
+})]
+#[case("healthzBindAddress: 1.2.3.4", |c: &mut Config| c.healthz = Some("1.2.3.4:10256".parse().unwrap()))]
+#[case("metricsBindAddress: 0.0.0.0:99", |c: &mut Config| c.metrics = Some("0.0.0.0:99".parse().unwrap()))]
+#[case("metricsBindAddress: ''", |_: &mut Config| {})]
+#[case("bindAddressHardFail: true", |c: &mut Config| c.bind_address_hard_fail = true)]
+#[case("bindAddressHardFail: yes", |c: &mut Config| c.bind_address_hard_fail = true)]
+#[case("clientConnection: {kubeconfig: /k, qps: 0, burst: 0, contentType: ''}", |c: &mut Config| c.sources.kubeconfig = Some("/k".into()))]
+#[case("clusterCIDR: 10.1.0.0/16,fd00::/64", |c: &mut Config| {
+    c.detect_local = DetectLocal::ClusterCidr(PerFamily {
+        v4: Some("10.1.0.0/16".parse().unwrap()),
+        v6: Some("fd00::/64".parse().unwrap()),
+    });
+})]
+#[case("detectLocalMode: NodeCIDR", |c: &mut Config| c.detect_local = DetectLocal::NodeCidr)]
+#[case("detectLocalMode: BridgeInterface\ndetectLocal: {bridgeInterface: b}", |c: &mut Config| {
+    c.detect_local = DetectLocal::BridgeInterface("b".to_owned());
+})]
+#[case("detectLocalMode: InterfaceNamePrefix\ndetectLocal: {interfaceNamePrefix: p}", |c: &mut Config| {
+    c.detect_local = DetectLocal::InterfaceNamePrefix("p".to_owned());
+})]
+#[case("nodePortAddresses: [primary]", |c: &mut Config| c.node_ports.addresses = NodePortAddresses::Primary)]
+#[case("oomScoreAdj: 0", |c: &mut Config| c.oom_score_adj = 0)]
+#[case("iptables: {masqueradeBit: 0}", |c: &mut Config| c.iptables.masquerade_bit = 0)]
+#[case("iptables: {masqueradeAll: true}", |c: &mut Config| c.iptables.masquerade_all = true)]
+#[case("nftables: {masqueradeAll: true, masqueradeBit: 3, syncPeriod: 1m, minSyncPeriod: 2s}", |_: &mut Config| {})]
+#[case("iptables: {localhostNodePorts: false}", |c: &mut Config| c.iptables.localhost_node_ports = false)]
+#[case("iptables: {syncPeriod: 1m, minSyncPeriod: 0s}", |c: &mut Config| c.sync.period = secs(60))]
+#[case("iptables: {minSyncPeriod: 10s}", |c: &mut Config| c.sync.min_period = secs(10))]
+#[case("ipvs: {syncPeriod: 1m, minSyncPeriod: 5s}", |_: &mut Config| {})]
+#[case("mode: ipvs\nipvs: {syncPeriod: 1m, minSyncPeriod: 5s}\niptables: {syncPeriod: 7s}", |c: &mut Config| {
+    c.mode = Mode::Ipvs;
+    c.sync = SyncConfig { period: secs(60), min_period: secs(5) };
+})]
+#[case("ipvs: {scheduler: lc}", |c: &mut Config| c.ipvs.scheduler = "lc".to_owned())]
+#[case("ipvs: {excludeCIDRs: [10.0.0.0/8]}", |c: &mut Config| c.ipvs.exclude_cidrs = vec!["10.0.0.0/8".parse().unwrap()])]
+#[case("ipvs: {strictARP: true}", |c: &mut Config| c.ipvs.strict_arp = true)]
+#[case("ipvs: {tcpTimeout: 1s, tcpFinTimeout: 2s, udpTimeout: 3s}", |c: &mut Config| {
+    c.ipvs.tcp_timeout = secs(1);
+    c.ipvs.tcp_fin_timeout = secs(2);
+    c.ipvs.udp_timeout = secs(3);
+})]
+#[case("conntrack: {maxPerCore: 0, min: 0}", |c: &mut Config| { c.conntrack.max_per_core = 0; c.conntrack.min = 0; })]
+#[case("conntrack: {tcpEstablishedTimeout: 0s, tcpCloseWaitTimeout: 0s}", |c: &mut Config| {
+    c.conntrack.tcp_established_timeout = Duration::ZERO;
+    c.conntrack.tcp_close_wait_timeout = Duration::ZERO;
+})]
+#[case("conntrack: {tcpBeLiberal: true, udpTimeout: 1s, udpStreamTimeout: 2s}", |c: &mut Config| {
+    c.conntrack.tcp_be_liberal = true;
+    c.conntrack.udp_timeout = secs(1);
+    c.conntrack.udp_stream_timeout = secs(2);
+})]
+#[case("logging: {format: json, verbosity: 3, flushFrequency: 5000000000}", |c: &mut Config| {
+    c.logging = LoggingConfig { verbosity: 3, format: LogFormat::Json };
+})]
+#[case("showHiddenMetricsForVersion: '1.35'", |_: &mut Config| {})]
+fn a_field_changes_its_setting_and_nothing_else(#[case] body: &str, #[case] change: fn(&mut Config)) {
+    let mut want = default_config();
+    change(&mut want);
+    let resolved = from_file(body);
+    assert_eq!(resolved.config, want);
+    assert_eq!(resolved.notices, Vec::<String>::new());
+}
+
+#[rstest]
+#[case("winkernel: {networkName: x}", "winkernel in the configuration file has no effect on Linux")]
+#[case("windowsRunAsService: true", "windowsRunAsService in")]
+#[case("portRange: 1-2", "portRange in")]
+#[case("featureGates: {A: true}", "setting featureGates")]
+#[case("clientConnection: {acceptContentTypes: a}", "setting clientConnection.acceptContentTypes")]
+#[case("enableProfiling: true", "setting enableProfiling")]
+#[case("configSyncPeriod: 1m", "setting configSyncPeriod")]
+#[case("logging: {vmodule: [{filePattern: a, verbosity: 2}]}", "setting logging.vmodule")]
+#[case("logging: {options: {json: {infoBufferSize: 1Mi}}}", "setting logging.options.json.infoBufferSize")]
+#[case("nope: 1", "unknown field \"nope\"")]
+#[case("iptables: {nope: 1}", "unknown field \"iptables.nope\"")]
+#[case("oomScoreAdj: -999\noomScoreAdj: -999", "duplicate field in the configuration file")]
+fn a_field_without_effect_is_accepted_and_said(#[case] body: &str, #[case] notice: &str) {
+    let resolved = from_file(body);
+    assert_eq!(resolved.config, default_config());
+    assert!(
+        matches!(resolved.notices.as_slice(), [one] if one.starts_with(notice)),
+        "{:?}",
+        resolved.notices
+    );
+}
+
+#[test]
+fn of_duplicate_fields_the_last_one_counts() {
+    assert_eq!(from_file("oomScoreAdj: 1\noomScoreAdj: 2").config.oom_score_adj, 2);
+}
+
+#[test]
+fn nulls_and_zeroes_as_kubeadm_writes_them_mean_the_defaults() {
+    let body = r#"
+bindAddress: 0.0.0.0
+bindAddressHardFail: false
+clientConnection: {acceptContentTypes: "", burst: 0, contentType: "", kubeconfig: "", qps: 0}
+clusterCIDR: ""
+configSyncPeriod: 0s
+conntrack: {maxPerCore: null, min: null, tcpBeLiberal: false, tcpCloseWaitTimeout: null,
+  tcpEstablishedTimeout: null, udpStreamTimeout: 0s, udpTimeout: 0s}
+detectLocal: {bridgeInterface: "", interfaceNamePrefix: ""}
+detectLocalMode: ""
+enableProfiling: false
+healthzBindAddress: ""
+hostnameOverride: ""
+iptables: {localhostNodePorts: null, masqueradeAll: false, masqueradeBit: null, minSyncPeriod: 0s, syncPeriod: 0s}
+ipvs: {excludeCIDRs: null, minSyncPeriod: 0s, scheduler: "", strictARP: false, syncPeriod: 0s, tcpFinTimeout: 0s,
+  tcpTimeout: 0s, udpTimeout: 0s}
+logging: {flushFrequency: 0, options: {json: {infoBufferSize: "0"}, text: {infoBufferSize: "0"}}, verbosity: 0}
+metricsBindAddress: ""
+mode: ""
+nftables: {masqueradeAll: false, masqueradeBit: null, minSyncPeriod: 0s, syncPeriod: 0s}
+nodePortAddresses: null
+oomScoreAdj: null
+portRange: ""
+showHiddenMetricsForVersion: ""
+winkernel: {enableDSR: false, forwardHealthCheckVip: false, networkName: "", rootHnsEndpointName: "", sourceVip: ""}
+windowsRunAsService: false
+"#;
+    assert_eq!(from_file(body), Resolved { config: default_config(), notices: Vec::new() });
+}
+
+#[test]
+fn the_file_may_be_json() {
+    let text = format!(r#"{{"apiVersion":"{}","kind":"{}","mode":"ipvs"}}"#, file::API_VERSION, file::KIND);
+    let resolved = resolve(&line(&["--config=c"]), Some(&text), "host-1").unwrap();
+    assert_eq!(resolved.config.mode, Mode::Ipvs);
+}
+
+#[rstest]
+#[case("kind: KubeProxyConfiguration", "apiVersion is not set")]
+#[case("apiVersion: kubeproxy.config.k8s.io/v1alpha1", "kind is not set")]
+#[case("apiVersion: v1\nkind: Pod", "no kind \"Pod\" is registered for version \"v1\"")]
+#[case("apiVersion: [", "failed to decode the configuration")]
+#[case(
+    "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\nmode: {}",
+    "failed to decode the configuration"
+)]
+#[case(
+    "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\niptables: {syncPeriod: 1x}",
+    "unknown unit \"x\""
+)]
+fn a_file_that_cannot_be_read_is_fatal(#[case] text: &str, #[case] want: &str) {
+    let error = resolve(&line(&["--config=c"]), Some(text), "host-1").unwrap_err();
+    assert!(error.to_string().contains(want), "{error}");
+}
+
+#[test]
+fn with_a_file_the_other_flags_are_ignored_and_named() {
+    let args =
+        ["--config=c", "--mode=ipvs", "--masquerade-all", "--master=https://m", "--hostname-override=Flag"];
+    let resolved =
+        resolve(&line(&args), Some(&file("hostnameOverride: file\nlogging: {verbosity: 2}")), "host")
+            .unwrap();
+    assert_eq!(resolved.config.mode, Mode::Iptables);
+    assert_eq!(resolved.config.node_name, "flag");
+    assert_eq!(resolved.config.sources.master.as_deref(), Some("https://m"));
+    assert_eq!(resolved.config.logging.verbosity, 2);
+    let notices = [
+        "flag --masquerade-all is ignored because --config is given",
+        "flag --proxy-mode is ignored because --config is given",
+    ];
+    assert_eq!(resolved.notices, notices);
+}
+
+#[test]
+fn logging_flags_beat_the_file_and_their_vmodule_rules_come_first() {
+    let args = [
+        "--config=c",
+        "-v=5",
+        "--vmodule=a=1",
+        "--log-flush-frequency=1s",
+        "--log-text-split-stream",
+        "--logging-format=text",
+    ];
+    let body = "logging: {verbosity: 2, format: json, vmodule: [{filePattern: b, verbosity: 2}]}";
+    let logging = settings_of(&args, Some(body)).logging;
+    assert_eq!((logging.verbosity, logging.format.as_str()), (5, "text"));
+    let patterns: Vec<_> = logging.vmodule.iter().map(|rule| rule.file_pattern.as_str()).collect();
+    assert_eq!(patterns, ["a", "b"]);
+    assert!(logging.text.split_stream);
+    assert_eq!(logging.flush_frequency, GoDuration::from_secs(1));
+}
+
+#[test]
+fn a_blank_node_name_is_an_error() {
+    assert_eq!(complaints(&["--hostname-override=  "]), ["empty hostname-override is invalid"]);
+    let error = resolve(&line(&[]), None, " ").unwrap_err();
+    assert_eq!(error.complaints, ["empty hostname is invalid"]);
+}
+
+#[rstest]
+#[case(&["--iptables-masquerade-bit=32"], "KubeProxyIPTablesConfiguration.MasqueradeBit: Invalid value: 32: must be within the range [0, 31]")]
+#[case(&["--mode=ipvs", "--ipvs-tcp-timeout=-1s"], "KubeProxyIPVSConfiguration.TCPTimeout: Invalid value: \"-1s\": must be greater")]
+#[case(&["--mode=ipvs", "--ipvs-tcpfin-timeout=-1s"], "KubeProxyIPVSConfiguration.TCPFinTimeout:")]
+#[case(&["--mode=ipvs", "--ipvs-udp-timeout=-1s"], "KubeProxyIPVSConfiguration.UDPTimeout:")]
+#[case(&["--mode=ipvs", "--ipvs-exclude-cidrs=10.0.0.0/8,x"], "KubeProxyIPVSConfiguration.ExcludeCidrs[1]: Invalid value: \"x\"")]
+#[case(&["--conntrack-max-per-core=-1"], "KubeProxyLinuxConfiguration.KubeProxyConntrackConfiguration.MaxPerCore: Invalid value: -1")]
+#[case(&["--conntrack-min=-1"], "KubeProxyLinuxConfiguration.KubeProxyConntrackConfiguration.Min:")]
+#[case(&["--conntrack-tcp-timeout-established=-1s"], "KubeProxyLinuxConfiguration.KubeProxyConntrackConfiguration.TCPEstablishedTimeout:")]
+#[case(&["--conntrack-tcp-timeout-close-wait=-1s"], "KubeProxyLinuxConfiguration.KubeProxyConntrackConfiguration.TCPCloseWaitTimeout:")]
+#[case(&["--conntrack-udp-timeout=-1s"], "KubeProxyLinuxConfiguration.KubeProxyConntrackConfiguration.UDPTimeout:")]
+#[case(&["--conntrack-udp-timeout-stream=-1s"], "KubeProxyLinuxConfiguration.KubeProxyConntrackConfiguration.UDPStreamTimeout:")]
+#[case(&["--oom-score-adj=1001"], "KubeProxyLinuxConfiguration.OOMScoreAdj: Invalid value: 1001: must be within the range [-1000, 1000]")]
+#[case(&["--mode=userspace"], "Mode.ProxyMode: Invalid value: \"userspace\": must be iptables, ipvs or blank")]
+#[case(&["--mode=nftables"], "Mode.ProxyMode: Invalid value: \"nftables\": nftables mode is not available yet; use iptables or ipvs")]
+#[case(&["--kube-api-burst=-1"], "ClientConnection.Burst: Invalid value: -1")]
+#[case(&["--config-sync-period=0s"], "ConfigSyncPeriod: Invalid value: \"0s\": must be greater than 0")]
+#[case(&["--iptables-sync-period=1s", "--iptables-min-sync-period=2s"], "SyncPeriod: Invalid value: \"1s\": must be greater than or equal to KubeProxyConfiguration.MinSyncPeriod")]
+#[case(&["--iptables-min-sync-period=-1s"], "MinSyncPeriod: Invalid value: \"-1s\"")]
+#[case(&["--nodeport-addresses=primary,10.0.0.0/8"], "NodePortAddresses[0]: Invalid value: \"primary\"")]
+#[case(&["--nodeport-addresses=10.0.0.1"], "NodePortAddresses[0]: Invalid value: \"10.0.0.1\": must be a valid CIDR block")]
+#[case(&["--show-hidden-metrics-for-version=1.2"], "ShowHiddenMetricsForVersion: Invalid value: \"1.2\"")]
+#[case(&["--detect-local-mode=Guess"], "DetectLocalMode: Invalid value: \"Guess\"")]
+#[case(&["--detect-local-mode=BridgeInterface"], "DetectLocalConfiguration.InterfaceName:")]
+#[case(&["--detect-local-mode=InterfaceNamePrefix"], "DetectLocalConfiguration.InterfacePrefix:")]
+#[case(&["--cluster-cidr=x"], "DetectLocalConfiguration.ClusterCIDRs: Invalid value: \"x\"")]
+#[case(&["--cluster-cidr=10.0.0.0/8,11.0.0.0/8"], "DetectLocalConfiguration.ClusterCIDRs: Invalid value: \"10.0.0.0/8,11.0.0.0/8\"")]
+#[case(&["--logging-format=xml"], "logging.format: Invalid value: \"xml\"")]
+#[case(&["--v=-1"], "logging.verbosity: Invalid value: -1")]
+#[case(&["--logging-format=json", "--vmodule=a=1"], "logging.vmodule: Invalid value: \"a=1\"")]
+fn a_setting_that_cannot_be_is_named_by_its_path(#[case] args: &[&str], #[case] want: &str) {
+    let complaints = complaints(args);
+    assert_eq!(complaints.len(), 1, "{complaints:?}");
+    let want = format!("KubeProxyConfiguration.{want}");
+    assert!(complaints[0].starts_with(&want), "{complaints:?}");
+}
+
+#[rstest]
+#[case("bindAddress: host", "BindAddress: Invalid value: \"host\"")]
+#[case("healthzBindAddress: host", "HealthzBindAddress: Invalid value: \"host\": must be IP:port")]
+#[case(
+    "metricsBindAddress: '1.2.3.4:0'",
+    "MetricsBindAddress: Invalid value: \"1.2.3.4:0\": must be a valid port"
+)]
+#[case(
+    "iptables: {syncPeriod: -1s, minSyncPeriod: -2s}",
+    "SyncPeriod: Invalid value: \"-1s\": must be greater than 0"
+)]
+fn a_field_that_cannot_be_is_named_by_its_path(#[case] body: &str, #[case] want: &str) {
+    let error = resolve(&line(&["--config=c"]), Some(&file(body)), "host-1").unwrap_err();
+    let want = format!("KubeProxyConfiguration.{want}");
+    assert!(error.complaints[0].starts_with(&want), "{error}");
+}
+
+#[test]
+fn all_complaints_come_at_once() {
+    let found =
+        complaints(&["--oom-score-adj=2000", "--mode=x", "--conntrack-min=-1", "--hostname-override= "]);
+    assert_eq!(found.len(), 4, "{found:?}");
+}
+
+#[rstest]
+#[case(NodePortAddresses::All, IpFamily::V4, None)]
+#[case(NodePortAddresses::Primary, IpFamily::V4, Some("192.0.2.1/32"))]
+#[case(NodePortAddresses::Primary, IpFamily::V6, None)]
+#[case(NodePortAddresses::Cidrs(vec!["10.0.0.0/8".parse().unwrap()]), IpFamily::V4, Some("10.0.0.0/8"))]
+#[case(NodePortAddresses::Cidrs(vec!["10.0.0.0/8".parse().unwrap()]), IpFamily::V6, None)]
+#[case(NodePortAddresses::Cidrs(vec!["10.0.0.0/8".parse().unwrap(), "0.0.0.0/0".parse().unwrap()]), IpFamily::V4, None)]
+fn node_port_networks_of_a_family(
+    #[case] addresses: NodePortAddresses,
+    #[case] family: IpFamily,
+    #[case] want: Option<&str>,
+) {
+    let node_ips = ["192.0.2.1".parse().unwrap(), "::1".parse().unwrap()];
+    let found = addresses.of_family(family, &node_ips);
+    assert_eq!(found, want.map(|cidr| vec![cidr.parse().unwrap()]));
+}
