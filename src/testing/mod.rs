@@ -4,6 +4,7 @@
 
 #![expect(clippy::disallowed_methods, reason = "tests start programs and measure time")]
 
+pub mod generate;
 pub mod lab;
 pub mod netns;
 pub mod packets;
