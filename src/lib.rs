@@ -11,5 +11,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
 
 pub mod config;
+pub mod health;
+pub mod http;
 pub mod metrics;
 pub mod model;
