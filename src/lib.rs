@@ -10,8 +10,14 @@
 //! `sync` drives the pipeline, `app` puts it together; `docs/architecture.md` has the map.
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
 
+pub mod backend;
 pub mod config;
 pub mod health;
 pub mod http;
+pub mod kernel;
 pub mod metrics;
 pub mod model;
+pub mod plan;
+pub mod state;
+pub mod sync;
+pub mod watch;

@@ -46,6 +46,8 @@ pub struct ServiceRecord {
     pub service: Option<Box<Service>>,
     /// Its slices, sorted by name.
     pub slices: Vec<EndpointSlice>,
+    /// Indexes of the Service's ports whose node port belongs to somebody else.
+    pub refused_node_ports: Vec<usize>,
 }
 
 /// The whole picture: every Service with its slices, and our node.

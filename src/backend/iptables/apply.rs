@@ -1,0 +1,305 @@
+//! Telling iptables-restore, and finding out which Service it will not take.
+
+use super::base::{CANARY_TABLES, JUMPS};
+use super::desired::{Baseline, Desired};
+use super::diff::{Changes, Step};
+use super::input::Input;
+use super::most_chains;
+use super::names::{CANARY, ChainId};
+use crate::backend::Refusal;
+use crate::kernel::iptables::{Place, RestoreError, Xtables};
+use crate::model::ServiceName;
+use anyhow::{Context, Result, bail};
+use std::collections::BTreeSet;
+
+/// More refusals than this in one pass mean that something else is wrong.
+const MOST_REFUSALS: usize = 100;
+/// Lines shown before and after the one that the tool refuses.
+const SHOWN_AROUND: usize = 1;
+
+/// What came of it.
+#[derive(Debug, Default)]
+pub(super) struct Outcome {
+    pub(super) calls: usize,
+    /// Rules written to the filter and the nat table.
+    pub(super) written: [usize; 2],
+    pub(super) refused: Vec<Refusal>,
+}
+
+/// Carries changes out.
+pub(super) async fn run<X: Xtables>(
+    tools: &mut X,
+    desired: &Desired<'_>,
+    changes: &Changes,
+    baseline: &Baseline,
+) -> Result<Outcome> {
+    if changes.set_up {
+        set_up(tools).await?;
+    }
+    let retried: BTreeSet<&ServiceName> = changes.services.iter().map(|change| &change.name).collect();
+    let excluded = baseline.refused.keys().filter(|name| !retried.contains(name)).cloned().collect();
+    let steps = changes.steps(most_chains(tools.flavor()));
+    let mut run = Run {
+        tools,
+        desired,
+        changes,
+        baseline,
+        excluded,
+        doomed: BTreeSet::new(),
+        outcome: Outcome::default(),
+    };
+    for step in steps {
+        run.step(step).await?;
+    }
+    run.remove_refused().await?;
+    Ok(run.outcome)
+}
+
+/// Makes our top-level chains, the jumps to them, and the canaries.
+async fn set_up(tools: &mut impl Xtables) -> Result<()> {
+    for jump in &JUMPS {
+        tools.ensure_chain(Place { table: jump.table, chain: jump.to }).await?;
+        let from = Place { table: jump.table, chain: jump.from };
+        if !tools.has_rule(from, &jump.arguments()).await? {
+            tools.insert_rule(from, &jump.arguments()).await?;
+        }
+    }
+    for table in CANARY_TABLES {
+        tools.ensure_chain(Place { table, chain: CANARY }).await?;
+    }
+    Ok(())
+}
+
+/// Which part of a step an attempt at isolation tries.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Trial {
+    /// The Services' own chains.
+    Chains,
+    /// Their rules in shared chains.
+    Dispatch,
+}
+
+struct Run<'r, 'd, X> {
+    tools: &'r mut X,
+    desired: &'r Desired<'d>,
+    changes: &'r Changes,
+    baseline: &'r Baseline,
+    /// Services that get no rules in shared chains.
+    excluded: BTreeSet<ServiceName>,
+    /// All chains, old and new, of Services refused in this run.
+    doomed: BTreeSet<ChainId>,
+    outcome: Outcome,
+}
+
+impl<X: Xtables> Run<'_, '_, X> {
+    async fn step(&mut self, mut step: Step) -> Result<()> {
+        if !self.outcome.refused.is_empty() && (step.nat_dispatch || !step.delete.is_empty()) {
+            // What still leads to a refused Service has to go before its chains can.
+            (step.filter_dispatch, step.nat_dispatch) = (true, true);
+        }
+        let services = self.accepted(step.services.clone());
+        match self.send(&step, &services).await {
+            Ok(()) => Ok(()),
+            Err(error @ RestoreError::Unable { .. }) => {
+                tracing::debug!(%error, "trying once more");
+                self.send(&step, &services).await.map_err(|error| self.explain(&step, &services, error))
+            }
+            // Another writer can get in between (nft has no lock), so a refusal counts twice.
+            Err(_) => match self.send(&step, &services).await {
+                Ok(()) => Ok(()),
+                Err(error) => {
+                    let error = self.explain(&step, &services, error);
+                    self.isolate(step, services, error).await
+                }
+            },
+        }
+    }
+
+    /// Those Services of a range that were not refused before.
+    fn accepted(&self, range: std::ops::Range<usize>) -> Vec<usize> {
+        range.filter(|index| !self.excluded.contains(&self.changes.services[*index].name)).collect()
+    }
+
+    async fn send(&mut self, step: &Step, services: &[usize]) -> Result<(), RestoreError> {
+        let excluded = std::mem::take(&mut self.excluded);
+        let sent = self.send_excluding(step, services, &excluded).await;
+        self.excluded = excluded;
+        sent
+    }
+
+    async fn send_excluding(
+        &mut self,
+        step: &Step,
+        services: &[usize],
+        excluded: &BTreeSet<ServiceName>,
+    ) -> Result<(), RestoreError> {
+        let delete = self.deletions(step);
+        let input =
+            Input { desired: self.desired, changes: self.changes, step, services, delete: &delete, excluded };
+        let mut counted = Counted::new(input.pieces());
+        self.outcome.calls += 1;
+        let sent = self.tools.restore(&mut counted).await;
+        if sent.is_ok() {
+            self.outcome.written[0] += counted.written[0];
+            self.outcome.written[1] += counted.written[1];
+        }
+        sent
+    }
+
+    fn deletions(&self, step: &Step) -> Vec<ChainId> {
+        let all = &self.changes.delete[step.delete.clone()];
+        all.iter().filter(|id| !self.doomed.contains(id)).copied().collect()
+    }
+
+    /// A step is refused: programs all of it that can be programmed, and finds the Services that
+    /// cannot.
+    async fn isolate(&mut self, step: Step, services: Vec<usize>, error: anyhow::Error) -> Result<()> {
+        tracing::warn!(error = format!("{error:#}"), "input refused; looking for the Service at fault");
+        if step.fixed {
+            self.send(&Step { fixed: true, ..Step::default() }, &[]).await?;
+        }
+        let chains = Step { services: step.services.clone(), ..Step::default() };
+        self.bisect(&chains, services, Trial::Chains).await?;
+        let refused = !self.outcome.refused.is_empty();
+        let rest = Step {
+            filter_dispatch: step.filter_dispatch || refused,
+            nat_dispatch: step.nat_dispatch || refused,
+            delete: step.delete.clone(),
+            ..Step::default()
+        };
+        if rest.is_empty(self.changes) || self.send(&rest, &[]).await.is_ok() {
+            return Ok(());
+        }
+        let dispatched = |index: &usize| self.changes.services[*index].dispatch;
+        let candidates = self.accepted(0..self.changes.services.len()).into_iter().filter(dispatched);
+        let candidates: Vec<usize> = candidates.collect();
+        if candidates.is_empty() {
+            return Err(error);
+        }
+        self.bisect(&rest, candidates, Trial::Dispatch).await
+    }
+
+    /// Tries ever smaller sets of Services; one that fails alone is refused.
+    async fn bisect(&mut self, step: &Step, candidates: Vec<usize>, trial: Trial) -> Result<()> {
+        let mut untried: BTreeSet<ServiceName> = BTreeSet::new();
+        if trial == Trial::Dispatch {
+            untried = candidates.iter().map(|index| self.changes.services[*index].name.clone()).collect();
+            let without = untried.union(&self.excluded).cloned().collect();
+            self.send_excluding(step, &[], &without).await.context("without any of the changed Services")?;
+        }
+        let mut sets = vec![candidates];
+        while let Some(set) = sets.pop() {
+            for index in &set {
+                untried.remove(&self.changes.services[*index].name);
+            }
+            let without = untried.union(&self.excluded).cloned().collect();
+            let services = if trial == Trial::Chains { set.as_slice() } else { &[] };
+            match self.send_excluding(step, services, &without).await {
+                Ok(()) => {}
+                Err(error @ RestoreError::Unable { .. }) => return Err(error.into()),
+                Err(error) if set.len() <= 1 => {
+                    let Some(index) = set.first() else { return Err(error.into()) };
+                    self.refuse(*index, &error)?;
+                }
+                Err(_) => {
+                    if trial == Trial::Dispatch {
+                        untried.extend(set.iter().map(|index| self.changes.services[*index].name.clone()));
+                    }
+                    let (left, right) = set.split_at(set.len() / 2);
+                    sets.extend([right.to_vec(), left.to_vec()]);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn refuse(&mut self, index: usize, error: &RestoreError) -> Result<()> {
+        let change = &self.changes.services[index];
+        let old = self.baseline.services.get(&change.name);
+        for print in old.into_iter().chain(change.print.as_ref()) {
+            self.doomed.extend(print.ids());
+        }
+        self.excluded.insert(change.name.clone());
+        self.outcome.refused.push(Refusal { service: change.name.clone(), reason: error.to_string() });
+        if self.outcome.refused.len() > MOST_REFUSALS {
+            bail!("more than {MOST_REFUSALS} Services refused, the last with: {error}");
+        }
+        Ok(())
+    }
+
+    /// Deletes what is left of refused Services. Whatever made the kernel refuse them may stand
+    /// in the way of this, too; then their chains stay, and nothing leads to them.
+    async fn remove_refused(&mut self) -> Result<()> {
+        if self.doomed.is_empty() {
+            return Ok(());
+        }
+        let delete: Vec<ChainId> = std::mem::take(&mut self.doomed).into_iter().collect();
+        let input = Input {
+            desired: self.desired,
+            changes: self.changes,
+            step: &Step::default(),
+            services: &[],
+            delete: &delete,
+            excluded: &self.excluded,
+        };
+        self.outcome.calls += 1;
+        if let Err(error) = self.tools.restore(&mut input.pieces()).await {
+            tracing::warn!(%error, "chains of refused Services stay behind, unused");
+        }
+        Ok(())
+    }
+
+    /// The error with the input lines at fault, which are rendered again for it.
+    fn explain(&self, step: &Step, services: &[usize], error: RestoreError) -> anyhow::Error {
+        let RestoreError::Refused { line: Some(line), .. } = &error else { return error.into() };
+        let delete = self.deletions(step);
+        let (desired, changes, excluded) = (self.desired, self.changes, &self.excluded);
+        let input = Input { desired, changes, step, services, delete: &delete, excluded };
+        let shown = lines_around(input.pieces(), *line);
+        anyhow::Error::new(error).context(format!("input: {shown}"))
+    }
+}
+
+/// The lines around one, numbered, joined by " | ".
+fn lines_around(pieces: impl Iterator<Item = String>, line: usize) -> String {
+    let mut shown = Vec::new();
+    let mut number = 0;
+    for piece in pieces {
+        for text in piece.lines() {
+            number += 1;
+            if number + SHOWN_AROUND >= line && number <= line + SHOWN_AROUND {
+                shown.push(format!("{number}: {text}"));
+            }
+        }
+    }
+    shown.join(" | ")
+}
+
+/// Counts the rules that pass, by table.
+struct Counted<I> {
+    pieces: I,
+    nat: bool,
+    written: [usize; 2],
+}
+
+impl<I> Counted<I> {
+    fn new(pieces: I) -> Self {
+        Counted { pieces, nat: false, written: [0, 0] }
+    }
+}
+
+impl<I: Iterator<Item = String>> Iterator for Counted<I> {
+    type Item = String;
+
+    fn next(&mut self) -> Option<String> {
+        let piece = self.pieces.next()?;
+        for line in piece.lines() {
+            if line.starts_with("-A ") {
+                self.written[usize::from(self.nat)] += 1;
+            } else if line.starts_with('*') {
+                self.nat = line == "*nat";
+            }
+        }
+        Some(piece)
+    }
+}

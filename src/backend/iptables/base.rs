@@ -1,0 +1,183 @@
+//! What is there whatever the Services are: jumps from the built-in chains, and the chains that
+//! mark, masquerade, forward and protect.
+
+use super::names::{
+    CANARY, EXTERNAL_SERVICES, FIREWALL, FORWARD, INVALID_DROPPED, MARK_MASQ, NODE_PORTS, POSTROUTING,
+    PROXY_FIREWALL, SERVICES,
+};
+use super::text::{Text, line};
+use crate::model::IpFamily;
+use crate::plan::{FamilySettings, Plan};
+
+/// What the node's kernel and tools can do, and what the operator set; fixed after `probe`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Features {
+    /// The bit of the packet mark that asks for masquerading, as a mask.
+    pub masquerade_mark: u32,
+    /// The tool knows `--random-fully` (1.6.2 and later).
+    pub random_fully: bool,
+    /// Conntrack is lenient (`nf_conntrack_tcp_be_liberal`), so INVALID packets are not dropped.
+    pub be_liberal: bool,
+    /// The nfacct object that counts dropped INVALID packets is there.
+    pub counts_invalid: bool,
+    /// The nfacct object that counts node-port packets on localhost is there.
+    pub counts_localhost: bool,
+}
+
+impl Default for Features {
+    fn default() -> Self {
+        Features {
+            masquerade_mark: 1 << 14,
+            random_fully: true,
+            be_liberal: false,
+            counts_invalid: false,
+            counts_localhost: false,
+        }
+    }
+}
+
+impl Features {
+    /// The mark as rules spell it.
+    pub(super) fn mark(&self) -> String {
+        format!("0x{:08x}", self.masquerade_mark)
+    }
+}
+
+/// A jump from a built-in chain to one of ours.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Jump {
+    pub(super) table: &'static str,
+    pub(super) from: &'static str,
+    pub(super) to: &'static str,
+    only_new: bool,
+    comment: &'static str,
+}
+
+impl Jump {
+    /// The rule's arguments, as the tool takes them after the chain's name.
+    pub(super) fn arguments(&self) -> String {
+        let state = if self.only_new { "-m conntrack --ctstate NEW " } else { "" };
+        match self.comment {
+            "" => format!("{state}-j {}", self.to),
+            comment => format!("{state}-m comment --comment \"{comment}\" -j {}", self.to),
+        }
+    }
+
+    /// Kubelet makes the same chain and jumps, so cleanup leaves them.
+    pub(super) fn is_shared_with_kubelet(&self) -> bool {
+        self.to == FIREWALL
+    }
+}
+
+const fn jump(
+    (table, from): (&'static str, &'static str),
+    to: &'static str,
+    only_new: bool,
+    comment: &'static str,
+) -> Jump {
+    Jump { table, from, to, only_new, comment }
+}
+
+/// All jumps. Each is inserted at the top if it is missing, so on an empty host they end up in
+/// the reverse of this order, as kube-proxy's do.
+pub(super) const JUMPS: [Jump; 14] = [
+    jump(("filter", "INPUT"), EXTERNAL_SERVICES, true, "kubernetes externally-visible service portals"),
+    jump(("filter", "FORWARD"), EXTERNAL_SERVICES, true, "kubernetes externally-visible service portals"),
+    jump(("filter", "INPUT"), NODE_PORTS, false, "kubernetes health check service ports"),
+    jump(("filter", "FORWARD"), SERVICES, true, "kubernetes service portals"),
+    jump(("filter", "OUTPUT"), SERVICES, true, "kubernetes service portals"),
+    jump(("filter", "FORWARD"), FORWARD, false, "kubernetes forwarding rules"),
+    jump(("filter", "INPUT"), PROXY_FIREWALL, true, "kubernetes load balancer firewall"),
+    jump(("filter", "OUTPUT"), PROXY_FIREWALL, true, "kubernetes load balancer firewall"),
+    jump(("filter", "FORWARD"), PROXY_FIREWALL, true, "kubernetes load balancer firewall"),
+    jump(("nat", "OUTPUT"), SERVICES, false, "kubernetes service portals"),
+    jump(("nat", "PREROUTING"), SERVICES, false, "kubernetes service portals"),
+    jump(("nat", "POSTROUTING"), POSTROUTING, false, "kubernetes postrouting rules"),
+    jump(("filter", "INPUT"), FIREWALL, false, ""),
+    jump(("filter", "OUTPUT"), FIREWALL, false, ""),
+];
+
+/// Where the canary stands: if these chains vanish, somebody flushed the tables.
+pub(super) const CANARY_TABLES: [&str; 3] = ["mangle", "nat", "filter"];
+
+/// Chains of ours that hold no Service's own rules, by table; `cleanup` removes these.
+pub(super) fn fixed_chains(table: &str) -> &'static [&'static str] {
+    match table {
+        "filter" => &[SERVICES, EXTERNAL_SERVICES, FORWARD, NODE_PORTS, PROXY_FIREWALL, CANARY],
+        "nat" => &[SERVICES, NODE_PORTS, POSTROUTING, MARK_MASQ, CANARY],
+        "mangle" => &[CANARY],
+        _ => &[],
+    }
+}
+
+/// Whether we keep the rule that shields 127.0.0.0/8; without localhost node ports it is kubelet's
+/// alone.
+pub(super) fn keeps_firewall(settings: &FamilySettings) -> bool {
+    settings.family == IpFamily::V4 && settings.localhost_node_ports
+}
+
+/// The fixed rules of the filter table.
+pub(super) fn write_filter(text: &mut Text, settings: &FamilySettings, features: &Features) {
+    if keeps_firewall(settings) {
+        line!(
+            text,
+            "-A {FIREWALL} -m comment --comment \"block incoming localnet connections\" -d 127.0.0.0/8 \
+             ! -s 127.0.0.0/8 -m conntrack ! --ctstate RELATED,ESTABLISHED,DNAT -j DROP"
+        );
+    }
+    if !features.be_liberal {
+        // Without it, conntrack gives up on a connection whose window it lost sight of, and the
+        // endpoint's answer goes out with the endpoint's own address.
+        let counter = if features.counts_invalid {
+            format!(" -m nfacct --nfacct-name {INVALID_DROPPED}")
+        } else {
+            String::new()
+        };
+        line!(text, "-A {FORWARD} -m conntrack --ctstate INVALID{counter} -j DROP");
+    }
+    let mark = features.mark();
+    line!(
+        text,
+        "-A {FORWARD} -m comment --comment \"kubernetes forwarding rules\" -m mark --mark {mark}/{mark} -j ACCEPT"
+    );
+    line!(
+        text,
+        "-A {FORWARD} -m comment --comment \"kubernetes forwarding conntrack rule\" -m conntrack \
+         --ctstate RELATED,ESTABLISHED -j ACCEPT"
+    );
+}
+
+/// The fixed rules of the nat table.
+pub(super) fn write_nat(text: &mut Text, features: &Features) {
+    let mark = features.mark();
+    let fully = if features.random_fully { " --random-fully" } else { "" };
+    line!(text, "-A {POSTROUTING} -m mark ! --mark {mark}/{mark} -j RETURN");
+    // Unmarked, so that a second walk of POSTROUTING (encapsulation) does not masquerade again.
+    line!(text, "-A {POSTROUTING} -j MARK --xor-mark {mark}");
+    line!(
+        text,
+        "-A {POSTROUTING} -m comment --comment \"kubernetes service traffic requiring SNAT\" -j MASQUERADE{fully}"
+    );
+    line!(text, "-A {MARK_MASQ} -j MARK --or-mark {mark}");
+}
+
+/// The end of the nat table's `KUBE-SERVICES`: what is left over and meant for this node goes to
+/// the node ports.
+pub(super) fn write_node_port_jump(text: &mut Text, plan: &Plan<'_>) {
+    let comment = "-m comment --comment \"kubernetes service nodeports; NOTE: this must be the last rule in this chain\"";
+    match plan.node_port_ips() {
+        Some(ips) => {
+            for ip in ips {
+                line!(text, "-A {SERVICES} {comment} -d {ip} -j {NODE_PORTS}");
+            }
+        }
+        None => {
+            let except = match (plan.family(), plan.settings.localhost_node_ports) {
+                (IpFamily::V6, _) => " ! -d ::1/128",
+                (IpFamily::V4, false) => " ! -d 127.0.0.0/8",
+                (IpFamily::V4, true) => "",
+            };
+            line!(text, "-A {SERVICES} {comment} -m addrtype --dst-type LOCAL{except} -j {NODE_PORTS}");
+        }
+    }
+}

@@ -1,0 +1,77 @@
+//! Taking down what carries our names.
+
+use super::base::{self, JUMPS};
+use super::names::{ChainId, NODE_PORTS, SERVICES};
+use super::text::{Text, line};
+use crate::kernel::iptables::{Place, Xtables};
+use crate::kernel::nft::Part;
+use anyhow::{Result, anyhow};
+use std::collections::BTreeSet;
+
+/// Removes the jumps, then empties and deletes the chains. `KUBE-FIREWALL` stays: kubelet has the
+/// same.
+pub(super) async fn run(tools: &mut impl Xtables, most_chains: usize) -> Result<()> {
+    let mut errors: Vec<String> = Vec::new();
+    for jump in JUMPS.iter().filter(|jump| !jump.is_shared_with_kubelet()) {
+        let place = Place { table: jump.table, chain: jump.from };
+        if let Err(error) = tools.delete_rule(place, &jump.arguments()).await {
+            errors.push(format!("{error:#}"));
+        }
+    }
+    for table in base::CANARY_TABLES {
+        if let Err(error) = remove_chains(tools, table, most_chains).await {
+            errors.push(format!("table {table}: {error:#}"));
+        }
+    }
+    if errors.is_empty() { Ok(()) } else { Err(anyhow!("{}", errors.join("; "))) }
+}
+
+async fn remove_chains(tools: &mut impl Xtables, table: &str, most_chains: usize) -> Result<()> {
+    let mut fixed = BTreeSet::new();
+    let mut services = BTreeSet::new();
+    tools
+        .survey(table, &mut |part| match part {
+            Part::Start => {
+                fixed.clear();
+                services.clear();
+            }
+            Part::Item(chain) if base::fixed_chains(table).contains(&chain.name) => {
+                fixed.insert(chain.name.to_owned());
+            }
+            Part::Item(chain) if table == "nat" => {
+                services.extend(ChainId::parse(chain.name).map(|id| id.to_string()));
+            }
+            Part::Item(_) => {}
+        })
+        .await?;
+    let services: Vec<String> = services.into_iter().collect();
+    // What leads into the Services goes first; then every chain is emptied before any is deleted,
+    // so that none is in use.
+    let dispatch: Vec<String> =
+        fixed.iter().filter(|chain| [SERVICES, NODE_PORTS].contains(&chain.as_str())).cloned().collect();
+    rewrite(tools, table, &dispatch, false).await?;
+    for batch in services.chunks(most_chains.min(services.len().max(1))) {
+        rewrite(tools, table, batch, false).await?;
+    }
+    for batch in services.chunks(most_chains.min(services.len().max(1))) {
+        rewrite(tools, table, batch, true).await?;
+    }
+    rewrite(tools, table, &fixed.into_iter().collect::<Vec<_>>(), true).await
+}
+
+/// Empties chains, and deletes them if asked to.
+async fn rewrite(tools: &mut impl Xtables, table: &str, chains: &[String], delete: bool) -> Result<()> {
+    if chains.is_empty() {
+        return Ok(());
+    }
+    let mut text = Text::default();
+    line!(text, "*{table}");
+    for chain in chains {
+        line!(text, ":{chain} - [0:0]");
+    }
+    for chain in chains.iter().filter(|_| delete) {
+        line!(text, "-X {chain}");
+    }
+    line!(text, "COMMIT");
+    Ok(tools.restore(&mut std::iter::once(text.into_string())).await?)
+}

@@ -1,0 +1,294 @@
+//! What is wanted and what is there, as fingerprints.
+//!
+//! The rendered rules of a large cluster are tens of megabytes; nobody needs them twice. So both
+//! sides hold a hash per chain, and the text is rendered again when it is sent.
+
+use super::base::{self, Features, JUMPS};
+use super::diff::Changes;
+use super::names::{CANARY, ChainId};
+use super::render::{self, Chains, Dispatch, Style};
+use super::text::Text;
+use crate::backend::Refusal;
+use crate::model::ServiceName;
+use crate::plan::{Plan, Scope, ServicePlan};
+use std::collections::hash_map::DefaultHasher;
+use std::collections::{BTreeMap, BTreeSet};
+use std::hash::{Hash, Hasher};
+
+/// How many rules there are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct RuleCount {
+    /// Rules.
+    pub(super) rules: u32,
+    /// Rules, and among them once more those that jump to a chain of ours. The kernel counts the
+    /// same per chain, which makes a lost rule show without reading any.
+    pub(super) uses: u32,
+}
+
+impl RuleCount {
+    pub(super) fn of(text: &str) -> Self {
+        let jumps = text.lines().filter(|line| line.contains(" -j KUBE-")).count();
+        let rules = text.lines().count();
+        RuleCount { rules: small(rules), uses: small(rules + jumps) }
+    }
+
+    pub(super) fn plus(self, other: Self) -> Self {
+        RuleCount {
+            rules: self.rules.saturating_add(other.rules),
+            uses: self.uses.saturating_add(other.uses),
+        }
+    }
+
+    pub(super) fn minus(self, other: Self) -> Self {
+        RuleCount {
+            rules: self.rules.saturating_sub(other.rules),
+            uses: self.uses.saturating_sub(other.uses),
+        }
+    }
+}
+
+fn small(count: usize) -> u32 {
+    u32::try_from(count).unwrap_or(u32::MAX)
+}
+
+/// Some rules, by hash and number.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Print {
+    hash: u64,
+    pub(super) count: RuleCount,
+}
+
+impl Print {
+    pub(super) fn of(text: &str) -> Self {
+        if text.is_empty() {
+            return Print::default();
+        }
+        Print { hash: hash(text), count: RuleCount::of(text) }
+    }
+}
+
+fn hash(text: &str) -> u64 {
+    // Fixed keys: the same rules have the same hash in every run.
+    let mut hasher = DefaultHasher::new();
+    text.hash(&mut hasher);
+    hasher.finish()
+}
+
+/// One chain of a Service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct ChainPrint {
+    pub(super) id: ChainId,
+    content: [u8; 8],
+}
+
+/// One Service's rules.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct ServicePrint {
+    /// Its own chains, in the order in which they are written.
+    pub(super) chains: Box<[ChainPrint]>,
+    /// The rules in them.
+    pub(super) count: RuleCount,
+    /// Its rules in the shared chains of the nat table.
+    pub(super) nat: Print,
+    /// Its rules in the shared chains of the filter table.
+    pub(super) filter: Print,
+}
+
+impl ServicePrint {
+    pub(super) fn nat_count(&self) -> RuleCount {
+        self.count.plus(self.nat.count)
+    }
+
+    pub(super) fn ids(&self) -> impl Iterator<Item = ChainId> + '_ {
+        self.chains.iter().map(|chain| chain.id)
+    }
+
+    /// Those of its chains that `old` does not have just so.
+    pub(super) fn chains_beyond(&self, old: &ServicePrint) -> Vec<ChainId> {
+        let new = self.chains.iter().filter(|chain| !old.chains.contains(chain));
+        new.map(|chain| chain.id).collect()
+    }
+}
+
+/// Rules that are there whatever the Services are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct FixedPrint {
+    pub(super) filter: Print,
+    pub(super) nat: Print,
+    /// The node-port jump at the end of the nat table's `KUBE-SERVICES`.
+    pub(super) node_port_jump: Print,
+}
+
+/// Everything wanted within a plan's scope.
+#[derive(Debug)]
+pub struct Desired<'a> {
+    pub(super) plan: Plan<'a>,
+    pub(super) features: Features,
+    pub(super) fixed: FixedPrint,
+    /// In the order of names; `None` for a Service that this family has nothing of.
+    pub(super) services: Vec<(ServiceName, Option<ServicePrint>)>,
+}
+
+impl<'a> Desired<'a> {
+    pub(super) fn of(plan: &Plan<'a>, features: &Features) -> Self {
+        let mut desired = Desired {
+            plan: *plan,
+            features: features.clone(),
+            fixed: FixedPrint::default(),
+            services: Vec::new(),
+        };
+        desired.fixed = desired.print_fixed();
+        let mut scratch = Scratch::default();
+        let style = desired.style();
+        desired.services = match plan.scope() {
+            Scope::All => {
+                let services = plan.services();
+                services.map(|it| (it.name.clone(), Some(scratch.print(&it, style)))).collect()
+            }
+            Scope::Only(names) => {
+                let print = |name: &ServiceName| {
+                    (name.clone(), plan.service(name).map(|service| scratch.print(&service, style)))
+                };
+                names.iter().map(print).collect()
+            }
+        };
+        desired
+    }
+
+    pub(super) fn style(&self) -> Style<'_> {
+        Style::new(self.plan.settings, &self.features, self.plan.endpoint_count)
+    }
+
+    fn print_fixed(&self) -> FixedPrint {
+        let print = |write: &dyn Fn(&mut Text)| {
+            let mut text = Text::default();
+            write(&mut text);
+            Print::of(text.as_str())
+        };
+        FixedPrint {
+            filter: print(&|text| base::write_filter(text, self.plan.settings, &self.features)),
+            nat: print(&|text| base::write_nat(text, &self.features)),
+            node_port_jump: print(&|text| base::write_node_port_jump(text, &self.plan)),
+        }
+    }
+}
+
+/// Buffers that serve one Service after the other.
+#[derive(Default)]
+struct Scratch {
+    chains: Chains,
+    dispatch: Dispatch,
+}
+
+impl Scratch {
+    fn print(&mut self, service: &ServicePlan<'_>, style: Style<'_>) -> ServicePrint {
+        self.chains.clear();
+        self.dispatch.clear();
+        render::chains(service, style, &mut self.chains);
+        render::dispatch(service, style, &mut self.dispatch);
+        let mut count = RuleCount::default();
+        let chains = self.chains.iter().map(|(id, rules)| {
+            count = count.plus(RuleCount::of(rules));
+            ChainPrint { id, content: hash(rules).to_ne_bytes() }
+        });
+        ServicePrint {
+            chains: chains.collect(),
+            count,
+            nat: Print::of(self.dispatch.nat.as_str()),
+            filter: Print::of(self.dispatch.filter.as_str()),
+        }
+    }
+}
+
+/// What we believe is in the kernel.
+#[derive(Debug, Default)]
+pub struct Baseline {
+    /// The jumps and the canaries stand.
+    pub(super) set_up: bool,
+    pub(super) fixed: Option<FixedPrint>,
+    pub(super) services: BTreeMap<ServiceName, ServicePrint>,
+    /// Per-Service chains that were found and of which nothing else is known.
+    pub(super) strays: BTreeSet<ChainId>,
+    /// Services that the kernel refused, and its words.
+    pub(super) refused: BTreeMap<ServiceName, String>,
+    /// The Services' rules in the nat and the filter table.
+    pub(super) nat: RuleCount,
+    pub(super) filter: RuleCount,
+    /// Uses of our chains by others' rules, in the nat and in the filter table.
+    foreign: [u32; 2],
+}
+
+impl Baseline {
+    /// What was found of earlier runs: names of chains, nothing of their content.
+    pub(super) fn observed(strays: BTreeSet<ChainId>) -> Self {
+        Baseline { strays, ..Baseline::default() }
+    }
+
+    /// Notes that a Service is now as printed, or gone.
+    pub(super) fn note(&mut self, name: ServiceName, print: Option<ServicePrint>) {
+        if let Some(old) = self.services.remove(&name) {
+            self.nat = self.nat.minus(old.nat_count());
+            self.filter = self.filter.minus(old.filter.count);
+        }
+        if let Some(print) = print {
+            self.nat = self.nat.plus(print.nat_count());
+            self.filter = self.filter.plus(print.filter.count);
+            self.services.insert(name, print);
+        }
+    }
+
+    /// Notes that changes took effect, except for Services that were refused.
+    pub(super) fn commit(&mut self, changes: Changes, fixed: FixedPrint, refused: &[Refusal]) {
+        self.set_up = true;
+        self.fixed = Some(fixed);
+        self.strays.clear();
+        for change in changes.services {
+            self.refused.remove(&change.name);
+            let refusal = refused.iter().find(|refusal| refusal.service == change.name);
+            match refusal {
+                Some(refusal) => {
+                    self.refused.insert(change.name.clone(), refusal.reason.clone());
+                    self.note(change.name, None);
+                }
+                None => self.note(change.name, change.print),
+            }
+        }
+    }
+
+    /// Compares how often our chains of a table are used with how often they should be. `Some`
+    /// says that rules are missing; more uses than that are other programs' rules that jump to
+    /// our chains, and are remembered.
+    pub(super) fn judge(&mut self, table: &str, found: u32) -> Option<String> {
+        let known = self.foreign[usize::from(table == "filter")];
+        let expected = self.expected_uses(table);
+        if found < expected.saturating_add(known) {
+            let missing = expected.saturating_add(known) - found;
+            self.foreign = [0, 0];
+            return Some(format!("about {missing} rules are missing from table {table}"));
+        }
+        self.foreign[usize::from(table == "filter")] = found - expected;
+        None
+    }
+
+    /// All our rules of a table, fixed ones included.
+    pub(super) fn count(&self, table: &str) -> RuleCount {
+        let fixed = self.fixed.unwrap_or_default();
+        match table {
+            "nat" => self.nat.plus(fixed.nat.count).plus(fixed.node_port_jump.count),
+            _ => self.filter.plus(fixed.filter.count),
+        }
+    }
+
+    /// How often the chains of a table are used if everything of ours is in place: by their own
+    /// rules, and by jumps from ours and from the built-in chains.
+    pub(super) fn expected_uses(&self, table: &str) -> u32 {
+        let jumps = JUMPS.iter().filter(|jump| jump.table == table && !jump.is_shared_with_kubelet());
+        self.count(table).uses.saturating_add(small(jumps.count()))
+    }
+}
+
+/// Whether a chain's uses count: all of ours, except the one that kubelet shares.
+pub(super) fn counts(table: &str, chain: &str) -> bool {
+    chain != CANARY
+        && (base::fixed_chains(table).contains(&chain) || (table == "nat" && ChainId::parse(chain).is_some()))
+}

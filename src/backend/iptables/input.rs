@@ -1,0 +1,176 @@
+//! The text of one input for iptables-restore, made piece by piece while it is sent.
+
+use super::base;
+use super::desired::Desired;
+use super::diff::{Changes, Step};
+use super::names::{
+    ChainId, EXTERNAL_SERVICES, FIREWALL, FORWARD, MARK_MASQ, NODE_PORTS, POSTROUTING, PROXY_FIREWALL,
+    SERVICES,
+};
+use super::render::{self, Chains, Dispatch};
+use super::text::{Text, line};
+use crate::model::ServiceName;
+use crate::plan::ServicePlan;
+use std::collections::BTreeSet;
+
+/// Text is handed on in pieces of about this many bytes: as much as a pipe takes at once.
+const PIECE: usize = 64 * 1024;
+
+/// One input.
+pub(super) struct Input<'a> {
+    pub(super) desired: &'a Desired<'a>,
+    pub(super) changes: &'a Changes,
+    pub(super) step: &'a Step,
+    /// Which of the step's Services to write, by index into `changes.services`.
+    pub(super) services: &'a [usize],
+    /// Which chains to delete.
+    pub(super) delete: &'a [ChainId],
+    /// Services that get no rules in shared chains.
+    pub(super) excluded: &'a BTreeSet<ServiceName>,
+}
+
+/// A part of an input whose text is short; Services are the only thing there can be many of.
+enum Part<'a> {
+    Text(String),
+    FilterDispatch(ServicePlan<'a>),
+    NatDispatch(ServicePlan<'a>),
+    Declare(usize),
+    Chains(usize),
+    Declaration(ChainId),
+    Deletion(ChainId),
+}
+
+impl<'a> Input<'a> {
+    /// The text, in pieces.
+    pub(super) fn pieces(&self) -> impl Iterator<Item = String> + use<'_, 'a> {
+        let mut parts = self.filter_parts().chain(self.nat_parts());
+        let mut writer = PartWriter { input: self, chains: Chains::default(), dispatch: Dispatch::default() };
+        std::iter::from_fn(move || {
+            let mut text = Text::default();
+            for part in parts.by_ref() {
+                writer.write(part, &mut text);
+                if text.len() >= PIECE {
+                    break;
+                }
+            }
+            (text.len() > 0).then(|| text.into_string())
+        })
+    }
+
+    fn filter_parts(&self) -> Box<dyn Iterator<Item = Part<'a>> + '_> {
+        if !self.step.touches_filter() {
+            return Box::new(std::iter::empty());
+        }
+        let plan = &self.desired.plan;
+        let mut head = Text::default();
+        line!(head, "*filter");
+        let (fixed, dispatch) = (self.step.fixed, self.step.filter_dispatch);
+        let declared = [
+            (SERVICES, dispatch),
+            (EXTERNAL_SERVICES, dispatch),
+            (FORWARD, fixed),
+            (NODE_PORTS, dispatch),
+            (PROXY_FIREWALL, dispatch),
+            (FIREWALL, fixed && base::keeps_firewall(plan.settings)),
+        ];
+        declare_fixed(&mut head, &declared);
+        if fixed {
+            base::write_filter(&mut head, plan.settings, &self.desired.features);
+        }
+        let services = dispatch.then(|| self.dispatched().map(Part::FilterDispatch));
+        Box::new(
+            std::iter::once(Part::Text(head.into_string()))
+                .chain(services.into_iter().flatten())
+                .chain(std::iter::once(Part::Text("COMMIT\n".into()))),
+        )
+    }
+
+    fn nat_parts(&self) -> Box<dyn Iterator<Item = Part<'a>> + '_> {
+        let deletes = self.delete;
+        let (fixed, dispatch) = (self.step.fixed, self.step.nat_dispatch);
+        if !fixed && !dispatch && self.services.is_empty() && deletes.is_empty() {
+            return Box::new(std::iter::empty());
+        }
+        let mut head = Text::default();
+        line!(head, "*nat");
+        declare_fixed(
+            &mut head,
+            &[(SERVICES, dispatch), (NODE_PORTS, dispatch), (POSTROUTING, fixed), (MARK_MASQ, fixed)],
+        );
+        let mut rules = Text::default();
+        if fixed {
+            base::write_nat(&mut rules, &self.desired.features);
+        }
+        let mut tail = Text::default();
+        if dispatch {
+            base::write_node_port_jump(&mut tail, &self.desired.plan);
+        }
+        let dispatched = dispatch.then(|| self.dispatched().map(Part::NatDispatch));
+        Box::new(
+            std::iter::once(Part::Text(head.into_string()))
+                .chain(self.services.iter().map(|index| Part::Declare(*index)))
+                .chain(deletes.iter().map(|id| Part::Declaration(*id)))
+                .chain(std::iter::once(Part::Text(rules.into_string())))
+                .chain(dispatched.into_iter().flatten())
+                .chain(self.services.iter().map(|index| Part::Chains(*index)))
+                .chain(deletes.iter().map(|id| Part::Deletion(*id)))
+                .chain(std::iter::once(Part::Text(tail.into_string())))
+                .chain(std::iter::once(Part::Text("COMMIT\n".into()))),
+        )
+    }
+
+    fn dispatched(&self) -> impl Iterator<Item = ServicePlan<'a>> + '_ {
+        self.desired.plan.services().filter(|service| !self.excluded.contains(service.name))
+    }
+}
+
+fn declare_fixed(text: &mut Text, chains: &[(&str, bool)]) {
+    for (chain, _) in chains.iter().filter(|(_, wanted)| *wanted) {
+        line!(text, ":{chain} - [0:0]");
+    }
+}
+
+/// Turns parts into text, with buffers that serve one Service after the other.
+struct PartWriter<'i, 'a> {
+    input: &'i Input<'a>,
+    chains: Chains,
+    dispatch: Dispatch,
+}
+
+impl<'a> PartWriter<'_, 'a> {
+    fn write(&mut self, part: Part<'a>, text: &mut Text) {
+        let style = self.input.desired.style();
+        match part {
+            Part::Text(lines) => text.push_str(&lines),
+            Part::FilterDispatch(service) => {
+                self.dispatch.clear();
+                render::dispatch(&service, style, &mut self.dispatch);
+                text.push_str(self.dispatch.filter.as_str());
+            }
+            Part::NatDispatch(service) => {
+                self.dispatch.clear();
+                render::dispatch(&service, style, &mut self.dispatch);
+                text.push_str(self.dispatch.nat.as_str());
+            }
+            Part::Declare(index) => {
+                for id in &self.input.changes.services[index].write {
+                    line!(text, ":{id} - [0:0]");
+                }
+            }
+            Part::Chains(index) => self.write_chains(index, text),
+            Part::Declaration(id) => line!(text, ":{id} - [0:0]"),
+            Part::Deletion(id) => line!(text, "-X {id}"),
+        }
+    }
+
+    fn write_chains(&mut self, index: usize, text: &mut Text) {
+        let change = &self.input.changes.services[index];
+        let Some(service) = self.input.desired.plan.service(&change.name) else { return };
+        self.chains.clear();
+        render::chains(&service, self.input.desired.style(), &mut self.chains);
+        let wanted: BTreeSet<ChainId> = change.write.iter().copied().collect();
+        for (_, rules) in self.chains.iter().filter(|(id, _)| wanted.contains(id)) {
+            text.push_str(rules);
+        }
+    }
+}

@@ -1,0 +1,192 @@
+//! The iptables dataplane: KUBE-SERVICES, KUBE-SVC-…, KUBE-SEP-… and the chains around them, as
+//! kube-proxy programs them, in either flavour of the tools.
+//!
+//! `docs/dataplane-iptables.md` says what is programmed and why. Here, `names`, `base`, `render`
+//! and `desired` say what is wanted, `diff` what to do about it and in which order, `input` how
+//! iptables-restore is told, and `apply` tells it.
+
+mod apply;
+mod base;
+mod cleanup;
+mod desired;
+mod diff;
+mod input;
+mod names;
+mod render;
+mod setup;
+mod text;
+
+pub use base::Features;
+pub use desired::{Baseline, Desired};
+pub use diff::Changes;
+pub use setup::features;
+
+use super::{Applied, Backend, TableCount};
+use crate::kernel::iptables::{Flavor, Stamp, Xtables};
+use crate::kernel::nft::Part;
+use crate::plan::Plan;
+use anyhow::{Context, Result};
+use names::{CANARY, ChainId};
+use std::collections::BTreeSet;
+
+/// How many chains one input holds. The nft-backed tool searches its chains one by one, so large
+/// inputs take it minutes; the legacy tool rewrites the whole table at each call, so there
+/// everything goes into one (`docs/performance.md`).
+fn most_chains(flavor: Flavor) -> usize {
+    match flavor {
+        Flavor::Nft => 500,
+        Flavor::Legacy => usize::MAX,
+    }
+}
+
+/// The iptables backend of one IP family.
+#[derive(Debug)]
+pub struct Iptables<X> {
+    tools: X,
+    features: Features,
+    /// The tables as we left them; `None` when they have to be looked at.
+    stamp: Option<Stamp>,
+}
+
+impl<X: Xtables> Iptables<X> {
+    /// A backend on these tools.
+    pub fn new(tools: X, features: Features) -> Self {
+        Iptables { tools, features, stamp: None }
+    }
+
+    /// The tools it works with.
+    pub fn tools(&self) -> &X {
+        &self.tools
+    }
+
+    /// Notes whether somebody else changed the tables since we last left them: what they did
+    /// would otherwise hide behind our own next change.
+    fn distrust_foreign_changes(&mut self) -> Result<()> {
+        if self.stamp != Some(self.tools.stamp()?) {
+            self.stamp = None;
+        }
+        Ok(())
+    }
+
+    /// What is wrong in one table, and how often our chains are used there.
+    async fn look_at(&mut self, table: &str) -> Result<(Option<String>, u32)> {
+        let (mut canary, mut uses) = (false, 0u32);
+        let mut look = |part: Part<crate::kernel::nft::ChainUse<'_>>| match part {
+            Part::Start => (canary, uses) = (false, 0),
+            Part::Item(chain) => {
+                canary |= chain.name == CANARY;
+                if desired::counts(table, chain.name) {
+                    uses = uses.saturating_add(chain.uses);
+                }
+            }
+        };
+        self.tools.survey(table, &mut look).await?;
+        Ok(((!canary).then(|| format!("chain {CANARY} is gone from table {table}")), uses))
+    }
+}
+
+/// The input of one iptables-restore call, as `kube-proxy-rs render` prints it.
+#[must_use]
+pub fn render_inputs(plan: &Plan<'_>, features: &Features, flavor: Flavor) -> Vec<String> {
+    let desired = Desired::of(plan, features);
+    let changes = Changes::between(&Baseline::default(), &desired);
+    let steps = changes.steps(most_chains(flavor));
+    let text = |step: &diff::Step| {
+        let services: Vec<usize> = step.services.clone().collect();
+        let input = input::Input {
+            desired: &desired,
+            changes: &changes,
+            step,
+            services: &services,
+            delete: &changes.delete[step.delete.clone()],
+            excluded: &BTreeSet::new(),
+        };
+        input.pieces().collect()
+    };
+    steps.iter().map(text).collect()
+}
+
+impl<X: Xtables> Backend for Iptables<X> {
+    type Desired<'a> = Desired<'a>;
+    type Baseline = Baseline;
+    type Changes = Changes;
+
+    async fn probe(&mut self) -> Result<()> {
+        self.tools.check_nat_table().await
+    }
+
+    async fn observe(&mut self) -> Result<Baseline> {
+        let mut strays = BTreeSet::new();
+        let mut look = |part: Part<crate::kernel::nft::ChainUse<'_>>| match part {
+            Part::Start => strays.clear(),
+            Part::Item(chain) => strays.extend(ChainId::parse(chain.name)),
+        };
+        self.tools.survey("nat", &mut look).await.context("listing the chains of the nat table")?;
+        self.stamp = None;
+        Ok(Baseline::observed(strays))
+    }
+
+    fn render<'a>(&self, plan: &Plan<'a>) -> Desired<'a> {
+        Desired::of(plan, &self.features)
+    }
+
+    fn diff(&self, baseline: &Baseline, desired: &Desired<'_>) -> Changes {
+        Changes::between(baseline, desired)
+    }
+
+    async fn apply(
+        &mut self,
+        desired: &Self::Desired<'_>,
+        changes: Changes,
+        baseline: &mut Baseline,
+    ) -> Result<Applied> {
+        let mut applied = Applied::default();
+        let mut written = [0, 0];
+        if !changes.is_empty() {
+            self.distrust_foreign_changes()?;
+            let outcome = apply::run(&mut self.tools, desired, &changes, baseline).await?;
+            (applied.calls, applied.refused, written) = (outcome.calls, outcome.refused, outcome.written);
+            baseline.commit(changes, desired.fixed, &applied.refused);
+            if self.stamp.is_some() {
+                self.stamp = Some(self.tools.stamp()?);
+            }
+        }
+        let count = |table: &'static str, written| {
+            let total = usize::try_from(baseline.count(table).rules).unwrap_or(usize::MAX);
+            TableCount { table, total, written }
+        };
+        applied.tables = vec![count("filter", written[0]), count("nat", written[1])];
+        Ok(applied)
+    }
+
+    async fn verify(&mut self, baseline: &mut Baseline) -> Result<Option<String>> {
+        let stamp = self.tools.stamp()?;
+        if self.stamp == Some(stamp) {
+            return Ok(None);
+        }
+        let (missing, _) = self.look_at("mangle").await?;
+        if missing.is_some() {
+            return Ok(missing);
+        }
+        for table in ["nat", "filter"] {
+            let (missing, found) = self.look_at(table).await?;
+            if missing.is_some() {
+                return Ok(missing);
+            }
+            if let Some(lost) = baseline.judge(table, found) {
+                return Ok(Some(lost));
+            }
+        }
+        self.stamp = Some(stamp);
+        Ok(None)
+    }
+
+    async fn cleanup(&mut self) -> Result<()> {
+        self.stamp = None;
+        let most_chains = most_chains(self.tools.flavor());
+        cleanup::run(&mut self.tools, most_chains).await
+    }
+}
+
+#[cfg(test)]
+mod tests;

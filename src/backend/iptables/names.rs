@@ -1,0 +1,149 @@
+//! Chain names. They equal kube-proxy's: people, dashboards and other programs look for them.
+
+use crate::model::ServicePortName;
+use data_encoding::BASE32;
+use sha2::{Digest, Sha256};
+use std::fmt;
+
+pub(super) const SERVICES: &str = "KUBE-SERVICES";
+pub(super) const EXTERNAL_SERVICES: &str = "KUBE-EXTERNAL-SERVICES";
+pub(super) const NODE_PORTS: &str = "KUBE-NODEPORTS";
+pub(super) const PROXY_FIREWALL: &str = "KUBE-PROXY-FIREWALL";
+pub(super) const FORWARD: &str = "KUBE-FORWARD";
+pub(super) const FIREWALL: &str = "KUBE-FIREWALL";
+pub(super) const POSTROUTING: &str = "KUBE-POSTROUTING";
+pub(super) const MARK_MASQ: &str = "KUBE-MARK-MASQ";
+pub(super) const CANARY: &str = "KUBE-PROXY-CANARY";
+
+/// The nfacct objects that count packets, by name (kube-proxy).
+pub(super) const INVALID_DROPPED: &str = "ct_state_invalid_dropped_pkts";
+pub(super) const LOCALHOST_ACCEPTED: &str = "localhost_nps_accepted_pkts";
+
+/// What a per-Service chain is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) enum ChainKind {
+    /// Balances over the Cluster policy's list.
+    Svc,
+    /// Balances over the Local policy's list.
+    Svl,
+    /// Where all external traffic enters.
+    Ext,
+    /// Lets only the source ranges through.
+    Fw,
+    /// One endpoint.
+    Sep,
+}
+
+impl ChainKind {
+    const ALL: [ChainKind; 5] =
+        [ChainKind::Svc, ChainKind::Svl, ChainKind::Ext, ChainKind::Fw, ChainKind::Sep];
+
+    fn prefix(self) -> &'static str {
+        match self {
+            ChainKind::Svc => "KUBE-SVC-",
+            ChainKind::Svl => "KUBE-SVL-",
+            ChainKind::Ext => "KUBE-EXT-",
+            ChainKind::Fw => "KUBE-FW-",
+            ChainKind::Sep => "KUBE-SEP-",
+        }
+    }
+}
+
+/// A per-Service chain: its kind and the ten bytes that its name spells in base 32.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) struct ChainId {
+    kind: ChainKind,
+    hash: [u8; 10],
+}
+
+impl ChainId {
+    /// A chain of a Service port.
+    pub(super) fn of_port(kind: ChainKind, port: &PortHash) -> Self {
+        ChainId { kind, hash: port.0 }
+    }
+
+    /// The chain of one endpoint (`ip:port`) of a Service port.
+    pub(super) fn of_endpoint(port: &ServicePortName, endpoint: &str) -> Self {
+        let text = format!("{port}{}{endpoint}", port.protocol);
+        ChainId { kind: ChainKind::Sep, hash: digest(&text) }
+    }
+
+    /// Reads a chain's name; `None` when it is not a per-Service chain.
+    pub(super) fn parse(name: &str) -> Option<Self> {
+        ChainKind::ALL.into_iter().find_map(|kind| {
+            let hash = BASE32.decode(name.strip_prefix(kind.prefix())?.as_bytes()).ok()?;
+            Some(ChainId { kind, hash: hash.try_into().ok()? })
+        })
+    }
+}
+
+impl fmt::Display for ChainId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.kind.prefix())?;
+        let mut text = [0u8; 16];
+        BASE32.encode_mut(&self.hash, &mut text);
+        text.iter().try_for_each(|byte| fmt::Write::write_char(f, char::from(*byte)))
+    }
+}
+
+impl fmt::Debug for ChainId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// What the names of a Service port's chains have in common.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct PortHash([u8; 10]);
+
+impl PortHash {
+    pub(super) fn of(port: &ServicePortName) -> Self {
+        PortHash(digest(&format!("{port}{}", port.protocol)))
+    }
+}
+
+/// The first 80 bits of SHA-256: what the first 16 base-32 characters spell.
+fn digest(text: &str) -> [u8; 10] {
+    let mut short = [0; 10];
+    short.copy_from_slice(&Sha256::digest(text.as_bytes())[..10]);
+    short
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{Protocol, ServiceName};
+
+    fn port() -> ServicePortName {
+        ServicePortName {
+            service: ServiceName::new("ns1", "svc1"),
+            port: "p80".into(),
+            protocol: Protocol::Tcp,
+        }
+    }
+
+    #[test]
+    fn names_equal_kube_proxys() {
+        let chain = ChainId::of_port(ChainKind::Svc, &PortHash::of(&port()));
+        assert_eq!(chain.to_string(), "KUBE-SVC-XPGD46QRK7WJZT7O");
+        assert_eq!(ChainId::of_endpoint(&port(), "10.180.0.1:80").to_string(), "KUBE-SEP-SXIVWICOYRO3J4NJ");
+    }
+
+    #[test]
+    fn names_fit_the_kernels_28_characters() {
+        for kind in ChainKind::ALL {
+            assert!(ChainId::of_port(kind, &PortHash::of(&port())).to_string().len() <= 28);
+        }
+    }
+
+    #[test]
+    fn names_read_back() {
+        let chain = ChainId::of_endpoint(&port(), "[fd00::1]:80");
+        assert_eq!(ChainId::parse(&chain.to_string()), Some(chain));
+        for foreign in
+            ["KUBE-SERVICES", "KUBE-SVC-", "KUBE-SVC-short", "KUBE-SEP-XPGD46QRK7WJZT7OAAAAAAAA", "cali-x"]
+        {
+            assert_eq!(ChainId::parse(foreign), None, "{foreign}");
+        }
+    }
+}

@@ -1,0 +1,53 @@
+//! What is done once, before the first rule: what the node can do, and the settings that node
+//! ports on localhost need.
+
+use super::base::Features;
+use super::names::{INVALID_DROPPED, LOCALHOST_ACCEPTED};
+use crate::kernel::iptables::Version;
+use crate::kernel::nfacct::Nfacct;
+use crate::kernel::sysctl::Sysctls;
+use crate::plan::FamilySettings;
+use anyhow::{Context, Result};
+
+const BE_LIBERAL: &str = "net/netfilter/nf_conntrack_tcp_be_liberal";
+const ROUTE_LOCALNET: &str = "net/ipv4/conf/all/route_localnet";
+
+/// Prepares the node and learns what it can do.
+///
+/// # Errors
+/// If node ports on localhost are wanted and `route_localnet` cannot be switched on.
+pub fn features(settings: &FamilySettings, masquerade_bit: u8, tools: Version) -> Result<Features> {
+    let sysctls = Sysctls::default();
+    if settings.localhost_node_ports {
+        sysctls
+            .ensure(ROUTE_LOCALNET, "1")
+            .context("node ports on localhost need it; --iptables-localhost-nodeports=false does without")?;
+    }
+    let (counts_invalid, counts_localhost) = counters();
+    Ok(Features {
+        masquerade_mark: 1 << u32::from(masquerade_bit.min(31)),
+        random_fully: tools >= Version::RANDOM_FULLY,
+        be_liberal: sysctls.read(BE_LIBERAL).is_ok_and(|value| value.trim() != "0"),
+        counts_invalid,
+        counts_localhost,
+    })
+}
+
+/// Which of the packet counters are there. They only count; without them all else works.
+fn counters() -> (bool, bool) {
+    let mut counters = match Nfacct::probe() {
+        Ok(counters) => counters,
+        Err(error) => {
+            tracing::debug!(error = format!("{error:#}"), "packet counters (nfacct) are not available");
+            return (false, false);
+        }
+    };
+    let mut ensure = |name: &str| match counters.ensure(name) {
+        Ok(()) => true,
+        Err(error) => {
+            tracing::warn!(counter = name, error = format!("{error:#}"), "cannot make a packet counter");
+            false
+        }
+    };
+    (ensure(INVALID_DROPPED), ensure(LOCALHOST_ACCEPTED))
+}

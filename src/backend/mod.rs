@@ -1,0 +1,99 @@
+//! Dataplanes behind one seam.
+//!
+//! A backend translates a `Plan` into kernel objects and keeps one family of this node equal to
+//! it. It decides nothing about traffic (that is `plan`) and nothing about when to act (`sync`).
+
+pub mod iptables;
+
+use crate::model::ServiceName;
+use crate::plan::Plan;
+
+/// One family's dataplane: what `sync` drives, the same for every mode.
+///
+/// `render` and `diff` are pure; `probe` and `observe` and `verify` read the kernel; `apply` and
+/// `cleanup` write it. There is one diff: a partial sync is a diff against the baseline of the
+/// last pass, a full sync one against what `observe` found.
+#[expect(async_fn_in_trait, reason = "used by generic code on one thread only")]
+pub trait Backend {
+    /// The kernel objects wanted, as keys and fingerprints; their text is written when it is sent.
+    type Desired<'a>;
+    /// What we believe is in the kernel.
+    type Baseline;
+    /// What has to be done, in an order that is safe at every step.
+    type Changes;
+
+    /// Whether this node can run the backend; learns what its kernel and tools can do.
+    ///
+    /// # Errors
+    /// Says what is missing and what to do about it.
+    async fn probe(&mut self) -> anyhow::Result<()>;
+
+    /// What of ours is in the kernel now. May know less than there is: that costs work, never
+    /// correctness.
+    ///
+    /// # Errors
+    /// When the kernel cannot be read.
+    async fn observe(&mut self) -> anyhow::Result<Self::Baseline>;
+
+    /// Everything in the plan's scope, as kernel objects.
+    fn render<'a>(&self, plan: &Plan<'a>) -> Self::Desired<'a>;
+
+    /// What separates the two; empty when nothing does.
+    fn diff(&self, baseline: &Self::Baseline, desired: &Self::Desired<'_>) -> Self::Changes;
+
+    /// Carries the changes out and notes them in the baseline. A Service that the kernel refuses
+    /// is left out and named; all others are programmed.
+    ///
+    /// # Errors
+    /// When the kernel is not known to be as wanted: the caller forgets the baseline.
+    async fn apply(
+        &mut self,
+        desired: &Self::Desired<'_>,
+        changes: Self::Changes,
+        baseline: &mut Self::Baseline,
+    ) -> anyhow::Result<Applied>;
+
+    /// Whether the kernel still has what the baseline says, as cheaply as can be told. `Some`
+    /// says what is wrong.
+    ///
+    /// # Errors
+    /// When the kernel cannot be read, which says nothing about its state.
+    async fn verify(&mut self, baseline: &mut Self::Baseline) -> anyhow::Result<Option<String>>;
+
+    /// Removes what carries our names and nothing else. Goes on past errors; may be repeated.
+    ///
+    /// # Errors
+    /// All that went wrong, in one.
+    async fn cleanup(&mut self) -> anyhow::Result<()>;
+}
+
+/// What `apply` did.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Applied {
+    /// Kernel objects by table: rules for iptables.
+    pub tables: Vec<TableCount>,
+    /// Requests to the kernel or calls of a tool.
+    pub calls: usize,
+    /// Services the kernel refuses, and why.
+    pub refused: Vec<Refusal>,
+}
+
+/// How many kernel objects a table holds, and how many of them were written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TableCount {
+    /// The table's name.
+    pub table: &'static str,
+    /// Objects of ours in it.
+    pub total: usize,
+    /// Objects written by this pass.
+    pub written: usize,
+}
+
+/// A Service that could not be programmed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// The Service.
+    pub service: ServiceName,
+    /// The kernel's or the tool's words.
+    pub reason: String,
+}

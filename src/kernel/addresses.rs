@@ -1,0 +1,78 @@
+//! The addresses of this machine's interfaces.
+
+use crate::model::IpFamily;
+use anyhow::{Context, Result};
+use nix::ifaddrs::getifaddrs;
+use nix::sys::socket::SockaddrStorage;
+use std::net::IpAddr;
+
+/// One address on one interface.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct InterfaceAddress {
+    /// The interface's name.
+    pub interface: String,
+    /// The address, without its prefix length.
+    pub address: IpAddr,
+}
+
+/// Every address of one family on every interface of the calling thread's network namespace, whether
+/// the interface is up or not, sorted.
+///
+/// # Errors
+/// If the system cannot list them.
+pub fn interface_addresses(family: IpFamily) -> Result<Vec<InterfaceAddress>> {
+    let mut addresses: Vec<_> = getifaddrs()
+        .context("cannot list interface addresses")?
+        .filter_map(|entry| {
+            let address = ip_address(entry.address.as_ref()?)?;
+            Some(InterfaceAddress { interface: entry.interface_name, address })
+        })
+        .filter(|entry| IpFamily::of(entry.address) == family)
+        .collect();
+    addresses.sort_unstable();
+    addresses.dedup();
+    Ok(addresses)
+}
+
+/// The addresses of one family that this machine has, each once, sorted.
+///
+/// # Errors
+/// If the system cannot list them.
+pub fn local_addresses(family: IpFamily) -> Result<Vec<IpAddr>> {
+    let mut addresses: Vec<_> = interface_addresses(family)?.into_iter().map(|entry| entry.address).collect();
+    addresses.sort_unstable();
+    addresses.dedup();
+    Ok(addresses)
+}
+
+/// The IP address in a socket address, if it is one.
+fn ip_address(address: &SockaddrStorage) -> Option<IpAddr> {
+    if let Some(v4) = address.as_sockaddr_in() {
+        return Some(IpAddr::V4(v4.ip()));
+    }
+    address.as_sockaddr_in6().map(|v6| IpAddr::V6(v6.ip()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernel::fresh_netns::{in_fresh_netns, run};
+
+    #[test]
+    fn addresses_are_listed_once_per_family_in_order() {
+        in_fresh_netns(|| {
+            run("ip link add v0 type veth peer name v1
+                 ip address add 192.0.2.9/24 dev v0
+                 ip address add 192.0.2.9/32 dev v1
+                 ip address add 10.0.0.1/8 dev v1
+                 ip address add 2001:db8::1/64 dev v0 nodad");
+            let texts = |family| -> Vec<String> {
+                local_addresses(family).unwrap().iter().map(ToString::to_string).collect()
+            };
+            assert_eq!(texts(IpFamily::V4), ["10.0.0.1", "127.0.0.1", "192.0.2.9"]);
+            assert_eq!(texts(IpFamily::V6), ["::1", "2001:db8::1"]);
+            let on_v1 = interface_addresses(IpFamily::V4).unwrap();
+            assert_eq!(on_v1.iter().filter(|entry| entry.interface == "v1").count(), 2);
+        });
+    }
+}

@@ -1,0 +1,141 @@
+//! The iptables tools, in either flavour.
+//!
+//! `Xtables` is what a backend needs of them for one IP family; `Tools` does it with the real
+//! programs, `kernel::fake` in memory.
+
+mod find;
+mod tools;
+
+pub use find::{Version, find};
+pub use tools::Tools;
+
+use super::nft::{ChainUse, Part};
+use super::xtables_info::TableSize;
+use std::fmt;
+
+/// Which kernel tables the tools write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Flavor {
+    /// nf_tables, through `iptables-nft`.
+    Nft,
+    /// The x_tables of old, through `iptables-legacy`.
+    Legacy,
+}
+
+impl Flavor {
+    /// `nft` or `legacy`.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Flavor::Nft => "nft",
+            Flavor::Legacy => "legacy",
+        }
+    }
+}
+
+impl fmt::Display for Flavor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// Something that differs whenever the tables differ, and costs next to nothing to read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stamp {
+    /// The nf_tables generation: counts every change by anyone.
+    Generation(u32),
+    /// The sizes of the legacy mangle, nat and filter tables: a rule more or less shows.
+    Sizes([Option<TableSize>; 3]),
+}
+
+/// A rule's place: table and chain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place<'a> {
+    /// The table.
+    pub table: &'a str,
+    /// The chain.
+    pub chain: &'a str,
+}
+
+/// Why iptables-restore did not take an input.
+#[derive(Debug, thiserror::Error)]
+pub enum RestoreError {
+    /// The input was read and refused; nothing of the table was changed.
+    #[error("{tool} refused the input{}: {message}", line.map_or(String::new(), |line| format!(" at line {line}")))]
+    Refused {
+        /// The program.
+        tool: &'static str,
+        /// The input line at fault, from 1, where the tool tells.
+        line: Option<usize>,
+        /// The tool's words.
+        message: String,
+    },
+    /// The tool could not do its work: not there, no permission, lock not had, out of time.
+    #[error("cannot run {tool}: {message}")]
+    Unable {
+        /// The program.
+        tool: &'static str,
+        /// What went wrong.
+        message: String,
+    },
+}
+
+/// What a backend asks of the iptables tools, for one IP family.
+#[expect(async_fn_in_trait, reason = "used by generic code on one thread only")]
+pub trait Xtables {
+    /// Which tables are written.
+    fn flavor(&self) -> Flavor;
+
+    /// The version of the tools.
+    fn version(&self) -> Version;
+
+    /// Whether the family's nat table can be used at all.
+    ///
+    /// # Errors
+    /// The tool's words: no permission, no kernel support.
+    async fn check_nat_table(&self) -> anyhow::Result<()>;
+
+    /// The tables' stamp.
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked.
+    fn stamp(&mut self) -> anyhow::Result<Stamp>;
+
+    /// Visits every chain of a table that is not built in, with how often it is used: rules in
+    /// it plus rules that jump to it. A missing table has no chains. `Part::Start` comes first,
+    /// and again whenever what came before is to be forgotten.
+    ///
+    /// # Errors
+    /// When the table cannot be read.
+    async fn survey(&mut self, table: &str, visit: &mut dyn FnMut(Part<ChainUse<'_>>)) -> anyhow::Result<()>;
+
+    /// Feeds an input to iptables-restore, which leaves alone what the input does not name.
+    ///
+    /// # Errors
+    /// When the input did not take effect as a whole.
+    async fn restore(&mut self, pieces: &mut dyn Iterator<Item = String>) -> Result<(), RestoreError>;
+
+    /// Makes a chain unless it is there.
+    ///
+    /// # Errors
+    /// The tool's words.
+    async fn ensure_chain(&mut self, place: Place<'_>) -> anyhow::Result<()>;
+
+    /// Whether a rule is there.
+    ///
+    /// # Errors
+    /// The tool's words; "not there" is no error.
+    async fn has_rule(&mut self, place: Place<'_>, arguments: &str) -> anyhow::Result<bool>;
+
+    /// Inserts a rule at the top of its chain.
+    ///
+    /// # Errors
+    /// The tool's words.
+    async fn insert_rule(&mut self, place: Place<'_>, arguments: &str) -> anyhow::Result<()>;
+
+    /// Deletes a rule; says whether it was there.
+    ///
+    /// # Errors
+    /// The tool's words.
+    async fn delete_rule(&mut self, place: Place<'_>, arguments: &str) -> anyhow::Result<bool>;
+}

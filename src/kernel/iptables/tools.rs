@@ -1,0 +1,298 @@
+//! The real programs.
+
+use super::find::Programs;
+use super::{Flavor, Place, RestoreError, Stamp, Version, Xtables};
+use crate::kernel::nft::{ChainUse, Nft, Part};
+use crate::kernel::xtables_info;
+use crate::model::IpFamily;
+use anyhow::{Context, Result, bail};
+use std::collections::BTreeMap;
+use std::io;
+use std::process::{ExitStatus, Output, Stdio};
+use std::time::Duration;
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::process::{Child, ChildStdin, Command};
+use tokio::time::timeout;
+
+/// How long the tools wait for each other's lock, in seconds (kube-proxy).
+const LOCK_WAIT: &str = "-w 5";
+/// A tool that has not come back by then is taken to hang.
+const RULE_LIMIT: Duration = Duration::from_secs(60);
+const RESTORE_LIMIT: Duration = Duration::from_secs(600);
+/// The most of a tool's complaints that is kept.
+const MOST_WORDS: u64 = 4096;
+/// "Not there" to `-C` and `-D`, "is there already" to `-N`.
+const EXIT_ABSENT: i32 = 1;
+
+/// The iptables tools of one family and flavour.
+#[derive(Clone, Debug)]
+pub struct Tools {
+    family: IpFamily,
+    flavor: Flavor,
+    version: Version,
+    programs: Programs,
+}
+
+impl Tools {
+    pub(super) fn new(family: IpFamily, flavor: Flavor, version: Version, programs: Programs) -> Self {
+        Tools { family, flavor, version, programs }
+    }
+
+    /// Runs the rule tool. Blocks a thread of its own: that is how the iptables crate works.
+    async fn rule(&self, table: &str, command: &str) -> Result<Output> {
+        let program = self.programs.rules;
+        // Its own `--wait` has no limit, so ours goes in front of the command.
+        let tool = iptables::IPTables { cmd: program, has_check: true, has_wait: false, is_numeric: false };
+        let (table, command) = (table.to_owned(), format!("{LOCK_WAIT} {command}"));
+        let run = tokio::task::spawn_blocking(move || {
+            tool.execute(&table, &command).map_err(|error| anyhow::anyhow!("{error}"))
+        });
+        let output = timeout(RULE_LIMIT, run)
+            .await
+            .with_context(|| format!("{program} did not come back within {RULE_LIMIT:?}"))?;
+        output?.with_context(|| format!("cannot run {program}"))
+    }
+
+    /// Runs the rule tool for a question or an idempotent act: whether it says yes.
+    async fn ask(&self, place: Place<'_>, command: &str) -> Result<bool> {
+        let output = self.rule(place.table, command).await?;
+        match output.status.code() {
+            Some(0) => Ok(true),
+            Some(EXIT_ABSENT) => Ok(false),
+            _ => bail!("{}: {command} in table {}: {}", self.programs.rules, place.table, words(&output)),
+        }
+    }
+
+    async fn survey_legacy(&self, table: &str, visit: &mut dyn FnMut(Part<ChainUse<'_>>)) -> Result<()> {
+        if xtables_info::num_entries(self.family, table)?.is_none() {
+            return Ok(());
+        }
+        let program = self.programs.save;
+        let mut child = Command::new(program)
+            .args(["-t", table])
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::inherit())
+            .kill_on_drop(true)
+            .spawn()
+            .with_context(|| format!("cannot run {program}"))?;
+        let output = child.stdout.take().context("no pipe from the tool")?;
+        let uses = timeout(RESTORE_LIMIT, count_uses(BufReader::new(output)))
+            .await
+            .with_context(|| format!("{program} did not come back within {RESTORE_LIMIT:?}"))?
+            .with_context(|| format!("cannot read from {program}"))?;
+        let status = child.wait().await.with_context(|| format!("waiting for {program}"))?;
+        if !status.success() {
+            bail!("{program} -t {table} failed: {status}");
+        }
+        visit(Part::Start);
+        for (name, uses) in &uses {
+            visit(Part::Item(ChainUse { name, is_base: false, uses: *uses }));
+        }
+        Ok(())
+    }
+
+    fn unable(&self, message: impl ToString) -> RestoreError {
+        RestoreError::Unable { tool: self.programs.restore, message: message.to_string() }
+    }
+
+    fn spawn_restore(&self) -> io::Result<Child> {
+        let mut command = Command::new(self.programs.restore);
+        if self.version >= Version::RANDOM_FULLY {
+            command.args(LOCK_WAIT.split(' '));
+        }
+        command
+            .args(["--noflush", "--counters"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+    }
+
+    async fn feed(
+        &self,
+        mut child: Child,
+        pieces: &mut dyn Iterator<Item = String>,
+    ) -> io::Result<(ExitStatus, String)> {
+        let (input, output) = (child.stdin.take(), child.stderr.take());
+        let mut complaints = Vec::new();
+        let read = async {
+            match output {
+                Some(output) => {
+                    let mut output = output.take(MOST_WORDS);
+                    output.read_to_end(&mut complaints).await?;
+                    // Whatever is beyond the limit must still be read, or the tool blocks.
+                    tokio::io::copy(&mut output.into_inner(), &mut tokio::io::sink()).await
+                }
+                None => Ok(0),
+            }
+        };
+        // Both ends at once: the tool may complain before it has read everything.
+        let (written, read) = tokio::join!(write_all(input, pieces), read);
+        read?;
+        let status = child.wait().await?;
+        // A broken pipe means that the tool gave up reading; its status and words say why.
+        if let Err(error) = written
+            && (status.success() || error.kind() != io::ErrorKind::BrokenPipe)
+        {
+            return Err(error);
+        }
+        Ok((status, String::from_utf8_lossy(&complaints).trim().to_owned()))
+    }
+}
+
+async fn write_all(input: Option<ChildStdin>, pieces: &mut dyn Iterator<Item = String>) -> io::Result<()> {
+    let Some(mut input) = input else { return Ok(()) };
+    for piece in pieces {
+        input.write_all(piece.as_bytes()).await?;
+    }
+    input.shutdown().await
+}
+
+/// Reads the output of iptables-save: per chain that is not built in, its rules and the jumps to it.
+async fn count_uses(mut output: impl tokio::io::AsyncBufRead + Unpin) -> io::Result<BTreeMap<String, u32>> {
+    let mut uses: BTreeMap<String, u32> = BTreeMap::new();
+    let mut line = String::new();
+    loop {
+        line.clear();
+        if output.read_line(&mut line).await? == 0 {
+            return Ok(uses);
+        }
+        if let Some(declared) = line.strip_prefix(':') {
+            let mut words = declared.split(' ');
+            // Built-in chains have a policy where others have a dash.
+            if let (Some(name), Some("-")) = (words.next(), words.next()) {
+                uses.insert(name.to_owned(), 0);
+            }
+        } else if let Some(rule) = line.strip_prefix("-A ") {
+            let chain = rule.split(' ').next();
+            let target = rule.rsplit_once(" -j ").and_then(|(_, rest)| rest.split_whitespace().next());
+            for name in [chain, target].into_iter().flatten() {
+                if let Some(uses) = uses.get_mut(name) {
+                    *uses += 1;
+                }
+            }
+        }
+    }
+}
+
+/// A tool's complaint, on one line.
+fn words(output: &Output) -> String {
+    let text = String::from_utf8_lossy(&output.stderr);
+    let text = text.trim();
+    if text.is_empty() { output.status.to_string() } else { text.replace('\n', "; ") }
+}
+
+/// The input line that a complaint names: "line 7 failed", "line: 7", "line 7: …".
+fn line_at_fault(complaint: &str) -> Option<usize> {
+    let (_, rest) = complaint.split_once("line")?;
+    let digits: String =
+        rest.trim_start_matches([':', ' ']).chars().take_while(char::is_ascii_digit).collect();
+    digits.parse().ok()
+}
+
+/// Exit status of iptables for lack of resources or of the lock; the input is not to blame.
+const EXIT_RESOURCE: i32 = 4;
+
+impl Xtables for Tools {
+    fn flavor(&self) -> Flavor {
+        self.flavor
+    }
+
+    fn version(&self) -> Version {
+        self.version
+    }
+
+    async fn check_nat_table(&self) -> Result<()> {
+        let output = self.rule("nat", "-S POSTROUTING").await?;
+        if !output.status.success() {
+            bail!("{} cannot read the nat table: {}", self.programs.rules, words(&output));
+        }
+        Ok(())
+    }
+
+    fn stamp(&mut self) -> Result<Stamp> {
+        match self.flavor {
+            Flavor::Nft => Ok(Stamp::Generation(Nft::open()?.generation()?)),
+            Flavor::Legacy => {
+                let size = |table| xtables_info::num_entries(self.family, table);
+                Ok(Stamp::Sizes([size("mangle")?, size("nat")?, size("filter")?]))
+            }
+        }
+    }
+
+    async fn survey(&mut self, table: &str, visit: &mut dyn FnMut(Part<ChainUse<'_>>)) -> Result<()> {
+        match self.flavor {
+            Flavor::Nft => Nft::open()?.chains(self.family, table, &mut |part| match part {
+                Part::Item(chain) if chain.is_base => {}
+                part => visit(part),
+            }),
+            Flavor::Legacy => self.survey_legacy(table, visit).await,
+        }
+    }
+
+    async fn restore(&mut self, pieces: &mut dyn Iterator<Item = String>) -> Result<(), RestoreError> {
+        let child = self.spawn_restore().map_err(|error| self.unable(error))?;
+        let fed = timeout(RESTORE_LIMIT, self.feed(child, pieces)).await;
+        let (status, message) = fed
+            .map_err(|_| self.unable(format!("no end after {RESTORE_LIMIT:?}")))?
+            .map_err(|error| self.unable(error))?;
+        match status.code() {
+            Some(0) => Ok(()),
+            Some(EXIT_RESOURCE) | None => Err(self.unable(format!("{status}: {message}"))),
+            Some(_) => {
+                let line = line_at_fault(&message);
+                Err(RestoreError::Refused { tool: self.programs.restore, line, message })
+            }
+        }
+    }
+
+    async fn ensure_chain(&mut self, place: Place<'_>) -> Result<()> {
+        self.ask(place, &format!("-N {}", place.chain)).await.map(drop)
+    }
+
+    async fn has_rule(&mut self, place: Place<'_>, arguments: &str) -> Result<bool> {
+        self.ask(place, &format!("-C {} {arguments}", place.chain)).await
+    }
+
+    async fn insert_rule(&mut self, place: Place<'_>, arguments: &str) -> Result<()> {
+        let output = self.rule(place.table, &format!("-I {} {arguments}", place.chain)).await?;
+        if !output.status.success() {
+            let program = self.programs.rules;
+            bail!("{program}: cannot insert into {} of {}: {}", place.chain, place.table, words(&output));
+        }
+        Ok(())
+    }
+
+    async fn delete_rule(&mut self, place: Place<'_>, arguments: &str) -> Result<bool> {
+        self.ask(place, &format!("-D {} {arguments}", place.chain)).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_line_at_fault_is_found_in_either_flavours_words() {
+        assert_eq!(line_at_fault("iptables-restore: line 7 failed"), Some(7));
+        assert_eq!(line_at_fault("Error occurred at line: 12\nTry `iptables-restore -h'"), Some(12));
+        assert_eq!(
+            line_at_fault(
+                "iptables-nft-restore v1.8.9 (nf_tables): \nline 3: CHAIN_ADD failed (File exists)"
+            ),
+            Some(3)
+        );
+        assert_eq!(line_at_fault("Permission denied (you must be root)"), None);
+    }
+
+    #[tokio::test]
+    async fn uses_are_rules_in_a_chain_and_jumps_to_it() {
+        let saved = "*nat\n:PREROUTING ACCEPT [0:0]\n:KUBE-SERVICES - [0:0]\n:KUBE-SVC-A - [0:0]\n\
+                     -A PREROUTING -m comment --comment \"x -j y\" -j KUBE-SERVICES\n\
+                     -A KUBE-SERVICES -d 10.0.0.1/32 -j KUBE-SVC-A\n-A KUBE-SVC-A -j MARK --set-xmark 0x1/0x1\nCOMMIT\n";
+        let uses = count_uses(saved.as_bytes()).await.unwrap();
+        assert_eq!(uses, [("KUBE-SERVICES".to_owned(), 2), ("KUBE-SVC-A".to_owned(), 2)].into());
+    }
+}

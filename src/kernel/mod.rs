@@ -1,0 +1,18 @@
+//! Thin hands on the node: the only room that runs a command, opens a netlink socket or writes
+//! under /proc.
+//!
+//! A handle does one thing to the kernel and says what came of it. It decides nothing: which chain,
+//! which counter or which value is wanted is settled before it is called. Every call blocks, so async
+//! code calls through a thread made for it; the kernel answers for the network namespace of the
+//! calling thread (which is why /proc is read through `thread-self`).
+
+pub mod addresses;
+pub mod fake;
+pub mod iptables;
+pub mod nfacct;
+pub mod nft;
+pub mod sysctl;
+pub mod xtables_info;
+
+#[cfg(test)]
+mod fresh_netns;

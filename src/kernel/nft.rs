@@ -1,0 +1,234 @@
+//! Reading nf_tables: enough to see, without running a tool, which chains `iptables-nft` has made and
+//! whether anything changed.
+
+use crate::model::IpFamily;
+use anyhow::{Context, Result};
+use netlink::{Malformed, Message, MsgBuf, Protocol, Socket};
+
+pub use netlink::Part;
+
+const SUBSYSTEM: u16 = 10 << 8;
+const NEW_CHAIN: u16 = SUBSYSTEM | 3;
+const GET_CHAIN: u16 = SUBSYSTEM | 4;
+const NEW_GENERATION: u16 = SUBSYSTEM | 15;
+const GET_GENERATION: u16 = SUBSYSTEM | 16;
+const CHAIN_TABLE: u16 = 1;
+const CHAIN_NAME: u16 = 3;
+const CHAIN_HOOK: u16 = 4;
+const CHAIN_USE: u16 = 6;
+const GENERATION_ID: u16 = 1;
+/// `struct nfgenmsg`: family, version, resource id.
+const HEADER_LEN: usize = 4;
+
+/// One chain and how much it is used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ChainUse<'a> {
+    /// The chain's name.
+    pub name: &'a str,
+    /// It hangs on a netfilter hook, as `PREROUTING` does; others are only jumped to.
+    pub is_base: bool,
+    /// The kernel's use counter: rules *in* the chain, plus rules anywhere that jump or go *to* it,
+    /// plus verdict-map elements that name it. Returns, accepts and drops do not count. An unused,
+    /// empty chain has 0, and only such a chain can be deleted.
+    pub uses: u32,
+}
+
+/// A handle on nf_tables in the calling thread's network namespace.
+#[derive(Debug)]
+pub struct Nft {
+    socket: Socket,
+    request: MsgBuf,
+}
+
+impl Nft {
+    /// Opens the handle.
+    ///
+    /// # Errors
+    /// If the kernel has no netfilter netlink.
+    pub fn open() -> Result<Nft> {
+        let socket = Socket::open(Protocol::Netfilter).context("cannot reach nf_tables")?;
+        Ok(Nft { socket, request: MsgBuf::new() })
+    }
+
+    fn begin(&mut self, kind: u16, family: u8) {
+        self.request.clear();
+        self.request.begin(kind, 0);
+        self.request.header(&[family, 0, 0, 0]);
+    }
+
+    /// The ruleset's generation: it changes with every committed nf_tables transaction of this
+    /// network namespace, whoever made it and in whatever family, and with nothing else.
+    ///
+    /// # Errors
+    /// If the kernel has no nf_tables, or on lack of permission.
+    pub fn generation(&mut self) -> Result<u32> {
+        self.begin(GET_GENERATION, 0);
+        let mut generation = None;
+        self.socket
+            .request(&mut self.request, &mut |reply| {
+                if reply.kind == NEW_GENERATION {
+                    generation = parse_generation(&reply)?;
+                }
+                Ok(())
+            })
+            .context("cannot read the nf_tables generation")?;
+        generation.context("the kernel sent no nf_tables generation")
+    }
+
+    /// Streams the chains of one table through `visit`, in constant memory. A missing table has none.
+    ///
+    /// When the ruleset changes meanwhile the list starts over: at [`Part::Start`], which also comes
+    /// first of all, forget what was seen before.
+    ///
+    /// # Errors
+    /// If the kernel has no nf_tables, on lack of permission, or if the ruleset never held still.
+    pub fn chains(
+        &mut self,
+        family: IpFamily,
+        table: &str,
+        visit: &mut dyn FnMut(Part<ChainUse<'_>>),
+    ) -> Result<()> {
+        // The kernel filters by family only. Each chain names its table, so ours are picked here.
+        self.begin(GET_CHAIN, protocol_family(family));
+        self.socket
+            .dump(&mut self.request, &mut |part| {
+                match part {
+                    Part::Start => visit(Part::Start),
+                    Part::Item(message) => {
+                        if let Some(chain) = parse_chain(&message, family, table)? {
+                            visit(Part::Item(chain));
+                        }
+                    }
+                }
+                Ok(())
+            })
+            .with_context(|| format!("cannot list the {family} chains of nf_tables table {table}"))
+    }
+}
+
+/// `NFPROTO_IPV4` or `NFPROTO_IPV6`.
+fn protocol_family(family: IpFamily) -> u8 {
+    match family {
+        IpFamily::V4 => 2,
+        IpFamily::V6 => 10,
+    }
+}
+
+fn parse_generation(message: &Message<'_>) -> Result<Option<u32>, Malformed> {
+    for attribute in message.attributes(HEADER_LEN)? {
+        let attribute = attribute?;
+        if attribute.kind == GENERATION_ID {
+            return attribute.be32().map(Some);
+        }
+    }
+    Ok(None)
+}
+
+/// Reads one chain; `None` if it belongs to another table or family.
+fn parse_chain<'a>(
+    message: &Message<'a>,
+    family: IpFamily,
+    table: &str,
+) -> Result<Option<ChainUse<'a>>, Malformed> {
+    if message.kind != NEW_CHAIN || message.payload.first() != Some(&protocol_family(family)) {
+        return Ok(None);
+    }
+    let mut chain = ChainUse { name: "", is_base: false, uses: 0 };
+    for attribute in message.attributes(HEADER_LEN)? {
+        let attribute = attribute?;
+        match attribute.kind {
+            CHAIN_TABLE if attribute.string()? != table => return Ok(None),
+            CHAIN_NAME => chain.name = attribute.string()?,
+            CHAIN_HOOK => chain.is_base = true,
+            CHAIN_USE => chain.uses = attribute.be32()?,
+            _ => {}
+        }
+    }
+    if chain.name.is_empty() { Err(Malformed("chain without a name")) } else { Ok(Some(chain)) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernel::fresh_netns::{in_fresh_netns, run};
+    use std::collections::BTreeMap;
+    use std::fmt::Write as _;
+
+    fn list(nft: &mut Nft, family: IpFamily, table: &str) -> BTreeMap<String, (bool, u32)> {
+        let mut chains = BTreeMap::new();
+        nft.chains(family, table, &mut |part| match part {
+            Part::Start => chains.clear(),
+            Part::Item(chain) => {
+                chains.insert(chain.name.to_owned(), (chain.is_base, chain.uses));
+            }
+        })
+        .unwrap();
+        chains
+    }
+
+    #[test]
+    fn uses_are_rules_in_the_chain_plus_jumps_to_it() {
+        in_fresh_netns(|| {
+            run("iptables-nft -t nat -N EMPTY
+                 iptables-nft -t nat -N A
+                 iptables-nft -t nat -N B
+                 iptables-nft -t nat -A A -p tcp -m tcp --dport 80 -j B
+                 iptables-nft -t nat -A A -j MARK --set-mark 1
+                 iptables-nft -t nat -A A -g B
+                 iptables-nft -t nat -A B -j RETURN
+                 iptables-nft -t nat -I PREROUTING -j A
+                 iptables-nft -t filter -N IN-FILTER
+                 ip6tables-nft -t nat -N IN-IPV6");
+            let mut nft = Nft::open().unwrap();
+            let expected = [
+                ("A", (false, 3 + 1)),
+                ("B", (false, 1 + 2)),
+                ("EMPTY", (false, 0)),
+                ("PREROUTING", (true, 1)),
+            ]
+            .map(|(name, facts)| (name.to_owned(), facts));
+            assert_eq!(list(&mut nft, IpFamily::V4, "nat"), BTreeMap::from(expected));
+            let names: Vec<_> = list(&mut nft, IpFamily::V6, "nat").into_keys().collect();
+            assert_eq!(names, ["IN-IPV6"]);
+        });
+    }
+
+    #[test]
+    fn a_missing_table_has_no_chains() {
+        in_fresh_netns(|| {
+            let mut nft = Nft::open().unwrap();
+            for family in IpFamily::ALL {
+                assert_eq!(list(&mut nft, family, "nat"), BTreeMap::new());
+            }
+        });
+    }
+
+    #[test]
+    fn the_generation_moves_with_each_change_and_not_with_reading() {
+        in_fresh_netns(|| {
+            let mut nft = Nft::open().unwrap();
+            let before = nft.generation().unwrap();
+            list(&mut nft, IpFamily::V4, "nat");
+            assert_eq!(nft.generation().unwrap(), before);
+            run("iptables-nft -t nat -N A");
+            let after = nft.generation().unwrap();
+            assert_ne!(after, before);
+            run("iptables-nft -t nat -X A");
+            assert_ne!(nft.generation().unwrap(), after);
+        });
+    }
+
+    #[test]
+    fn thousands_of_chains_are_listed_whole() {
+        in_fresh_netns(|| {
+            let mut rules = String::from("add table ip nat\n");
+            for number in 0..20_000 {
+                writeln!(rules, "add chain ip nat KUBE-SEP-{number:016}").unwrap();
+            }
+            let file = tempfile::NamedTempFile::new().unwrap();
+            std::fs::write(&file, rules).unwrap();
+            run(&format!("nft -f {}", file.path().display()));
+            assert_eq!(list(&mut Nft::open().unwrap(), IpFamily::V4, "nat").len(), 20_000);
+        });
+    }
+}

@@ -1,0 +1,88 @@
+//! The addresses and ports a Service port answers on, in one family.
+
+use super::FamilySettings;
+use crate::model::{Cidr, IpFamily, Service, ServiceRecord, TrafficPolicy};
+use std::net::IpAddr;
+
+/// Where one Service port answers, and who may ask.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Frontends {
+    /// The cluster IP.
+    pub cluster_ip: IpAddr,
+    /// The port on cluster IP, external IPs and load-balancer IPs.
+    pub port: u16,
+    /// `spec.externalIPs` of the family.
+    pub external_ips: Vec<IpAddr>,
+    /// Load-balancer IPs of the family.
+    pub load_balancer_ips: Vec<IpAddr>,
+    /// Who may use the load-balancer IPs; empty means everyone.
+    pub source_ranges: Vec<Cidr>,
+    /// Our own node is within the source ranges.
+    pub node_in_source_ranges: bool,
+    /// The node port.
+    pub node_port: Option<u16>,
+    /// The node port on which load balancers ask whether this node has endpoints.
+    pub health_check_node_port: Option<u16>,
+    /// `externalTrafficPolicy`.
+    pub external_policy: TrafficPolicy,
+}
+
+impl Frontends {
+    pub(super) fn of_port(
+        settings: &FamilySettings,
+        record: &ServiceRecord,
+        service: &Service,
+        index: usize,
+        cluster_ip: IpAddr,
+    ) -> Self {
+        let port = &service.ports[index];
+        let refused = record.refused_node_ports.contains(&index);
+        let mut frontends = Frontends {
+            cluster_ip,
+            port: port.port,
+            external_ips: Vec::new(),
+            load_balancer_ips: Vec::new(),
+            source_ranges: Vec::new(),
+            node_in_source_ranges: false,
+            node_port: (port.node_port != 0 && !refused).then_some(port.node_port),
+            health_check_node_port: None,
+            external_policy: TrafficPolicy::Cluster,
+        };
+        if let Some(external) = &service.external {
+            let family = settings.family;
+            let ours = |addresses: &[IpAddr]| {
+                addresses.iter().copied().filter(|address| IpFamily::of(*address) == family).collect()
+            };
+            frontends.external_ips = ours(&external.external_ips);
+            frontends.load_balancer_ips = ours(&external.load_balancer_ips);
+            frontends.source_ranges = source_ranges(&external.source_ranges, family);
+            frontends.node_in_source_ranges =
+                frontends.source_ranges.iter().any(|range| range.contains(&settings.node_ip));
+            frontends.health_check_node_port =
+                (external.health_check_node_port != 0).then_some(external.health_check_node_port);
+            frontends.external_policy = external.traffic_policy;
+        }
+        frontends
+    }
+
+    /// Whether anything but the cluster IP leads here.
+    #[must_use]
+    pub fn externally_accessible(&self) -> bool {
+        self.node_port.is_some() || !self.external_ips.is_empty() || !self.load_balancer_ips.is_empty()
+    }
+
+    /// Whether load-balancer IPs are open to the source ranges only.
+    #[must_use]
+    pub fn restricts_sources(&self) -> bool {
+        !self.load_balancer_ips.is_empty() && !self.source_ranges.is_empty()
+    }
+}
+
+/// The ranges of a family; one that allows every address lifts the restriction (kube-proxy).
+fn source_ranges(ranges: &[Cidr], family: IpFamily) -> Vec<Cidr> {
+    let ours: Vec<Cidr> = ranges.iter().copied().filter(|range| IpFamily::of_cidr(range) == family).collect();
+    if ours.iter().any(|range| range.prefix_len() == 0) {
+        return Vec::new();
+    }
+    ours
+}

@@ -1,0 +1,176 @@
+//! All Kubernetes semantics live here and nowhere else: which addresses a Service port answers
+//! on, which endpoints serve it, who may reach it, and what happens when none do.
+//!
+//! Pure. A `Plan` is one family's view of the snapshot; a Service's part of it is built when it
+//! is asked for, so that a plan of ten thousand Services takes no memory of its own. Backends
+//! translate what they read here; they decide nothing about traffic.
+
+mod endpoints;
+mod frontends;
+mod settings;
+mod topology;
+
+pub use endpoints::Target;
+pub use frontends::Frontends;
+pub use settings::{FamilySettings, LocalDetector, NodePortAddresses};
+
+use crate::model::{IpFamily, ServiceName, ServicePortName, ServiceRecord, Snapshot, TrafficPolicy};
+use endpoints::Choice;
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+/// Which Services a pass looks at.
+#[derive(Clone, Copy, Debug)]
+pub enum Scope<'a> {
+    /// All of them: nothing is known of the kernel.
+    All,
+    /// Those that changed; the others are as they were at the last pass.
+    Only(&'a BTreeSet<ServiceName>),
+}
+
+/// What one IP family is to look like.
+#[derive(Clone, Copy, Debug)]
+pub struct Plan<'a> {
+    /// What holds for every Service.
+    pub settings: &'a FamilySettings,
+    /// How many endpoints the family has in all.
+    pub endpoint_count: usize,
+    /// The addresses of this node's interfaces.
+    pub local_addresses: &'a [IpAddr],
+    snapshot: &'a Snapshot,
+    scope: Scope<'a>,
+}
+
+/// What one Service is to look like in one family.
+#[derive(Clone, Debug)]
+pub struct ServicePlan<'a> {
+    /// The Service.
+    pub name: &'a ServiceName,
+    /// Its ports, in the API's order.
+    pub ports: Vec<PortPlan>,
+}
+
+/// What becomes of the traffic to one kind of frontend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Route {
+    /// It is balanced over the list of this policy.
+    Balance(TrafficPolicy),
+    /// There is no endpoint anywhere: refused at once.
+    Reject,
+    /// There are endpoints, but none that the Local policy allows here: dropped, so that a load
+    /// balancer or a client tries another node.
+    Drop,
+}
+
+/// One Service port in one family.
+#[derive(Clone, Debug)]
+pub struct PortPlan {
+    /// Its name.
+    pub name: ServicePortName,
+    /// Where it answers.
+    pub frontends: Frontends,
+    /// The timeout of `ClientIP` session affinity, in seconds.
+    pub affinity_seconds: Option<u32>,
+    /// Traffic to the cluster IP.
+    pub internal: Route,
+    /// Traffic to the node port, the external IPs and the load-balancer IPs.
+    pub external: Route,
+    /// There is an endpoint somewhere that could be used.
+    pub has_endpoints: bool,
+    /// Every endpoint that traffic from this node can reach, sorted by its text.
+    pub targets: Vec<Target>,
+}
+
+impl PortPlan {
+    /// The endpoints of a policy's list.
+    pub fn list(&self, policy: TrafficPolicy) -> impl Iterator<Item = &Target> + Clone {
+        self.targets.iter().filter(move |target| match policy {
+            TrafficPolicy::Cluster => target.in_cluster,
+            TrafficPolicy::Local => target.in_local,
+        })
+    }
+}
+
+impl<'a> Plan<'a> {
+    /// One family's plan of the snapshot.
+    #[must_use]
+    pub fn new(settings: &'a FamilySettings, snapshot: &'a Snapshot, scope: Scope<'a>) -> Self {
+        Plan { settings, snapshot, scope, endpoint_count: 0, local_addresses: &[] }
+    }
+
+    /// The same plan, knowing how many endpoints there are.
+    #[must_use]
+    pub fn with_endpoint_count(mut self, endpoint_count: usize) -> Self {
+        self.endpoint_count = endpoint_count;
+        self
+    }
+
+    /// The same plan, knowing the addresses of this node's interfaces.
+    #[must_use]
+    pub fn with_local_addresses(mut self, addresses: &'a [IpAddr]) -> Self {
+        self.local_addresses = addresses;
+        self
+    }
+
+    /// The addresses on which node ports answer; `None` means every address of the node.
+    ///
+    /// Loopback addresses count only where node ports on localhost are wanted (kube-proxy).
+    #[must_use]
+    pub fn node_port_ips(&self) -> Option<Vec<IpAddr>> {
+        let NodePortAddresses::Within(cidrs) = &self.settings.node_port_addresses else { return None };
+        let loopback = self.settings.localhost_node_ports;
+        let within = |ip: &IpAddr| cidrs.iter().any(|cidr| cidr.contains(ip));
+        let usable = |ip: &IpAddr| within(ip) && (loopback || !ip.is_loopback());
+        let found: BTreeSet<IpAddr> = self.local_addresses.iter().copied().filter(usable).collect();
+        Some(found.into_iter().collect())
+    }
+
+    /// The family.
+    #[must_use]
+    pub fn family(&self) -> IpFamily {
+        self.settings.family
+    }
+
+    /// Which Services this pass looks at.
+    #[must_use]
+    pub fn scope(&self) -> Scope<'a> {
+        self.scope
+    }
+
+    /// One Service's part; `None` when the family has nothing of it.
+    #[must_use]
+    pub fn service(&self, name: &ServiceName) -> Option<ServicePlan<'a>> {
+        let (name, record) = self.snapshot.services.get_key_value(name)?;
+        self.build(name, record)
+    }
+
+    /// Every Service that the family has something of, in the order of names, whatever the scope.
+    pub fn services(&self) -> impl Iterator<Item = ServicePlan<'a>> + use<'a> {
+        let plan = *self;
+        self.snapshot.services.iter().filter_map(move |(name, record)| plan.build(name, record))
+    }
+
+    fn build(&self, name: &'a ServiceName, record: &'a ServiceRecord) -> Option<ServicePlan<'a>> {
+        let service = record.service.as_deref()?;
+        let cluster_ip = (*service.cluster_ips.get(self.family()))?;
+        let node = &self.snapshot.node;
+        let ports = service.ports.iter().enumerate().map(|(index, port)| {
+            let frontends = Frontends::of_port(self.settings, record, service, index, cluster_ip);
+            let candidates = endpoints::candidates(self.family(), record, port, node);
+            let choice = Choice::of(&candidates, service.internal_traffic_policy, &frontends);
+            PortPlan {
+                name: service.port_name(port),
+                affinity_seconds: service.affinity_seconds,
+                internal: choice.internal(),
+                external: choice.external(),
+                has_endpoints: choice.has_any,
+                targets: choice.into_targets(candidates),
+                frontends,
+            }
+        });
+        Some(ServicePlan { name, ports: ports.collect() })
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,304 @@
+//! The tracker: owner of the snapshot, and of what changed in it since the last pass.
+
+use super::node_ports::{NodePortConflict, NodePorts};
+use crate::model::{
+    EndpointSlice, IpFamily, NodeFacts, ObjectKind, PerFamily, Service, ServiceName, SliceName, Snapshot,
+    WatchEvent,
+};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+
+/// What happened since the last pass.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Changes {
+    /// Services of which the object or a slice changed.
+    pub services: BTreeSet<ServiceName>,
+    /// The zone of our node changed: every Service may route differently.
+    pub topology: bool,
+    /// Trigger times (milliseconds since 1970) of the endpoint changes, for the latency metric.
+    pub triggered: Vec<i64>,
+    /// Node ports newly found to be claimed twice.
+    pub conflicts: Vec<NodePortConflict>,
+}
+
+impl Changes {
+    /// Whether there is nothing to do.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.services.is_empty() && !self.topology
+    }
+}
+
+/// How many objects of each kind were seen to change; the source of upstream's counters.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Seen {
+    /// Service events.
+    pub services: u64,
+    /// EndpointSlice events.
+    pub slices: u64,
+}
+
+/// Folds events into a `Snapshot`.
+#[derive(Debug, Default)]
+pub struct Tracker {
+    snapshot: Snapshot,
+    /// Where a slice is filed: its Service can change, and a removal names only the slice.
+    slice_services: HashMap<SliceName, ServiceName>,
+    node_ports: NodePorts,
+    endpoints: PerFamily<usize>,
+    unlisted: Unlisted,
+    complete: BTreeSet<ObjectKind>,
+    changes: Changes,
+    triggers: BTreeMap<ServiceName, Vec<i64>>,
+    started: i64,
+    seen: Seen,
+}
+
+/// While a list runs: the objects of that kind it has not named yet.
+#[derive(Debug, Default)]
+struct Unlisted {
+    services: Option<BTreeSet<ServiceName>>,
+    slices: Option<BTreeSet<SliceName>>,
+}
+
+impl Tracker {
+    /// An empty picture. `node` is what is known of the node before its object is seen;
+    /// trigger times before `started` (milliseconds since 1970) are not reported.
+    #[must_use]
+    pub fn new(node: NodeFacts, started: i64) -> Self {
+        let snapshot = Snapshot { node: Arc::new(node), ..Snapshot::default() };
+        Tracker { snapshot, started, ..Tracker::default() }
+    }
+
+    /// The picture as it is now.
+    #[must_use]
+    pub fn snapshot(&self) -> &Snapshot {
+        &self.snapshot
+    }
+
+    /// Whether Services and EndpointSlices have been listed once: before that, nothing may be
+    /// programmed. The Node does not count (kube-proxy).
+    #[must_use]
+    pub fn is_complete(&self) -> bool {
+        self.has_listed(ObjectKind::Service) && self.has_listed(ObjectKind::EndpointSlice)
+    }
+
+    /// Whether a kind has been listed once.
+    #[must_use]
+    pub fn has_listed(&self, kind: ObjectKind) -> bool {
+        self.complete.contains(&kind)
+    }
+
+    /// How many endpoints the slices of a family hold, whatever their condition, once per port.
+    #[must_use]
+    pub fn endpoints(&self, family: IpFamily) -> usize {
+        *self.endpoints.get(family)
+    }
+
+    /// Events seen so far.
+    #[must_use]
+    pub fn seen(&self) -> Seen {
+        self.seen
+    }
+
+    /// What changed since this was last called.
+    pub fn take_changes(&mut self) -> Changes {
+        let mut changes = std::mem::take(&mut self.changes);
+        changes.triggered = std::mem::take(&mut self.triggers).into_values().flatten().collect();
+        changes
+    }
+
+    /// How many Services wait for a pass.
+    #[must_use]
+    pub fn pending(&self) -> usize {
+        self.changes.services.len()
+    }
+
+    /// Whether `take_changes` would yield something to do.
+    #[must_use]
+    pub fn has_changes(&self) -> bool {
+        !self.changes.is_empty()
+    }
+
+    /// Folds one event into the picture.
+    pub fn fold(&mut self, event: WatchEvent) {
+        match event {
+            WatchEvent::Listing(kind) => self.begin_list(kind),
+            WatchEvent::Listed(kind) => self.end_list(kind),
+            WatchEvent::Service(service) => self.fold_service(service),
+            WatchEvent::ServiceGone(name) => self.remove_service(&name),
+            WatchEvent::Slice(slice) => self.fold_slice(*slice),
+            WatchEvent::SliceGone(name) => self.remove_slice(&name),
+            WatchEvent::Node(node) => self.fold_node(node),
+            // The last facts stay in force: a deleted Node object moves no traffic (kube-proxy).
+            WatchEvent::NodeGone => {}
+        }
+    }
+
+    fn begin_list(&mut self, kind: ObjectKind) {
+        match kind {
+            ObjectKind::Service => {
+                let known = self.snapshot.services.iter();
+                let names = known.filter(|(_, record)| record.service.is_some());
+                self.unlisted.services = Some(names.map(|(name, _)| name.clone()).collect());
+            }
+            ObjectKind::EndpointSlice => {
+                self.unlisted.slices = Some(self.slice_services.keys().cloned().collect());
+            }
+            ObjectKind::Node => {}
+        }
+    }
+
+    fn end_list(&mut self, kind: ObjectKind) {
+        self.complete.insert(kind);
+        match kind {
+            ObjectKind::Service => {
+                for name in self.unlisted.services.take().unwrap_or_default() {
+                    self.remove_service(&name);
+                }
+            }
+            ObjectKind::EndpointSlice => {
+                for name in self.unlisted.slices.take().unwrap_or_default() {
+                    self.remove_slice(&name);
+                }
+            }
+            ObjectKind::Node => {}
+        }
+    }
+
+    fn fold_service(&mut self, service: Box<Service>) {
+        self.seen.services += 1;
+        if let Some(unlisted) = &mut self.unlisted.services {
+            unlisted.remove(&service.name);
+        }
+        let name = service.name.clone();
+        let record = self.snapshot.services.entry(name.clone()).or_default();
+        if record.service.as_ref() == Some(&service) {
+            return;
+        }
+        let old = record.service.take();
+        self.move_claims(old.as_deref(), Some(&service));
+        if let Some(record) = self.snapshot.services.get_mut(&name) {
+            record.service = Some(service);
+        }
+        self.settle_node_ports(&name, old.as_deref());
+        self.changes.services.insert(name);
+    }
+
+    fn remove_service(&mut self, name: &ServiceName) {
+        self.seen.services += 1;
+        let Some(record) = self.snapshot.services.get_mut(name) else { return };
+        let Some(old) = record.service.take() else { return };
+        record.refused_node_ports = Vec::new();
+        self.move_claims(Some(&old), None);
+        self.settle_node_ports(name, Some(&old));
+        self.changes.services.insert(name.clone());
+        self.drop_empty(name);
+    }
+
+    fn move_claims(&mut self, old: Option<&Service>, new: Option<&Service>) {
+        if let Some(old) = old {
+            self.node_ports.release(old);
+        }
+        if let Some(new) = new {
+            self.node_ports.claim(new);
+        }
+    }
+
+    /// Re-decides the node ports of a Service that changed, and of those it contends with.
+    fn settle_node_ports(&mut self, name: &ServiceName, old: Option<&Service>) {
+        let new = self.snapshot.services.get(name).and_then(|record| record.service.as_deref());
+        let ports = [old, new].into_iter().flatten().flat_map(|service| &service.ports);
+        let ports = ports.map(|port| (port.protocol, port.node_port)).filter(|port| port.1 != 0);
+        let ports: BTreeSet<_> = ports.collect();
+        if ports.is_empty() {
+            return;
+        }
+        let mut affected = self.node_ports.claimants(ports.iter().copied());
+        affected.extend(ports.iter().filter_map(|port| self.node_ports.owner(*port)).cloned());
+        affected.insert(name.clone());
+        for name in affected {
+            self.settle_one(&name);
+        }
+    }
+
+    fn settle_one(&mut self, name: &ServiceName) {
+        let Some(record) = self.snapshot.services.get_mut(name) else { return };
+        let Some(service) = &record.service else { return };
+        let (refused, conflicts): (Vec<_>, Vec<_>) =
+            self.node_ports.conflicts_of(service).into_iter().unzip();
+        if refused != record.refused_node_ports {
+            record.refused_node_ports = refused;
+            self.changes.services.insert(name.clone());
+            self.changes.conflicts.extend(conflicts);
+        }
+    }
+
+    fn fold_slice(&mut self, slice: EndpointSlice) {
+        self.seen.slices += 1;
+        if let Some(unlisted) = &mut self.unlisted.slices {
+            unlisted.remove(&slice.name);
+        }
+        if self.slice_services.get(&slice.name).is_some_and(|service| *service != slice.service) {
+            self.take_slice(&slice.name.clone());
+        }
+        let record = self.snapshot.services.entry(slice.service.clone()).or_default();
+        let place = record.slices.binary_search_by(|known| known.name.cmp(&slice.name));
+        if place.is_ok_and(|index| record.slices[index] == slice) {
+            return;
+        }
+        self.changes.services.insert(slice.service.clone());
+        if let Some(time) = slice.triggered.filter(|time| *time >= self.started) {
+            self.triggers.entry(slice.service.clone()).or_default().push(time);
+        }
+        *self.endpoints.get_mut(slice.family) += weight(&slice);
+        match place {
+            Ok(index) => {
+                let old = std::mem::replace(&mut record.slices[index], slice);
+                *self.endpoints.get_mut(old.family) -= weight(&old);
+            }
+            Err(index) => {
+                self.slice_services.insert(slice.name.clone(), slice.service.clone());
+                record.slices.reserve_exact(1);
+                record.slices.insert(index, slice);
+            }
+        }
+    }
+
+    fn remove_slice(&mut self, name: &SliceName) {
+        self.seen.slices += 1;
+        self.take_slice(name);
+    }
+
+    fn take_slice(&mut self, name: &SliceName) {
+        let Some(service) = self.slice_services.remove(name) else { return };
+        let Some(record) = self.snapshot.services.get_mut(&service) else { return };
+        if let Ok(index) = record.slices.binary_search_by(|known| known.name.cmp(name)) {
+            let old = record.slices.remove(index);
+            *self.endpoints.get_mut(old.family) -= weight(&old);
+        }
+        self.triggers.remove(&service);
+        self.drop_empty(&service);
+        self.changes.services.insert(service);
+    }
+
+    fn drop_empty(&mut self, name: &ServiceName) {
+        let empty =
+            |record: &crate::model::ServiceRecord| record.service.is_none() && record.slices.is_empty();
+        if self.snapshot.services.get(name).is_some_and(empty) {
+            self.snapshot.services.remove(name);
+        }
+    }
+
+    fn fold_node(&mut self, node: Arc<NodeFacts>) {
+        self.changes.topology |= node.zone != self.snapshot.node.zone;
+        self.snapshot.node = node;
+    }
+}
+
+fn weight(slice: &EndpointSlice) -> usize {
+    slice.endpoints.len() * slice.ports.len()
+}
+
+#[cfg(test)]
+mod tests;

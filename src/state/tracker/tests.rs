@@ -1,0 +1,147 @@
+use super::*;
+use crate::model::{EndpointFacts, Protocol, ServicePort, SliceEndpoint, SlicePort};
+
+fn service(name: &str, created: i64, node_port: u16) -> WatchEvent {
+    WatchEvent::Service(Box::new(Service {
+        name: ServiceName::new("shop", name),
+        created: Some(created),
+        cluster_ips: PerFamily { v4: Some([10, 96, 0, 1].into()), v6: None },
+        internal_traffic_policy: Default::default(),
+        affinity_seconds: None,
+        ports: [ServicePort { name: "http".into(), protocol: Protocol::Tcp, port: 80, node_port }].into(),
+        external: None,
+    }))
+}
+
+fn slice(name: &str, service: &str, last: u8) -> WatchEvent {
+    WatchEvent::Slice(Box::new(EndpointSlice {
+        name: format!("shop/{name}").into(),
+        service: ServiceName::new("shop", service),
+        family: IpFamily::V4,
+        ports: [SlicePort { name: "http".into(), protocol: Protocol::Tcp, port: 8080 }].into(),
+        endpoints: [SliceEndpoint {
+            address: [10, 128, 0, last].into(),
+            facts: EndpointFacts::new(true, true, false, false),
+            hints: 0,
+        }]
+        .into(),
+        hints: [].into(),
+        triggered: Some(1000 + i64::from(last)),
+    }))
+}
+
+fn names(changes: &Changes) -> Vec<&str> {
+    changes.services.iter().map(ServiceName::as_str).collect()
+}
+
+#[test]
+fn nothing_is_complete_before_both_lists_are() {
+    let mut tracker = Tracker::default();
+    tracker.fold(WatchEvent::Listed(ObjectKind::Service));
+    assert!(!tracker.is_complete());
+    tracker.fold(WatchEvent::Listed(ObjectKind::EndpointSlice));
+    assert!(tracker.is_complete());
+}
+
+#[test]
+fn an_identical_replay_changes_nothing() {
+    let mut tracker = Tracker::default();
+    tracker.fold(service("web", 1, 0));
+    tracker.fold(slice("web-1", "web", 5));
+    assert_eq!(names(&tracker.take_changes()), ["shop/web"]);
+    tracker.fold(service("web", 1, 0));
+    tracker.fold(slice("web-1", "web", 5));
+    assert!(!tracker.has_changes());
+}
+
+#[test]
+fn a_relist_removes_what_it_does_not_name() {
+    let mut tracker = Tracker::default();
+    for name in ["a", "b"] {
+        tracker.fold(service(name, 1, 0));
+        tracker.fold(slice(name, name, 5));
+    }
+    tracker.take_changes();
+    tracker.fold(WatchEvent::Listing(ObjectKind::Service));
+    tracker.fold(service("a", 1, 0));
+    tracker.fold(WatchEvent::Listed(ObjectKind::Service));
+    tracker.fold(WatchEvent::Listing(ObjectKind::EndpointSlice));
+    tracker.fold(slice("a", "a", 5));
+    tracker.fold(WatchEvent::Listed(ObjectKind::EndpointSlice));
+    assert_eq!(names(&tracker.take_changes()), ["shop/b"]);
+    assert_eq!(tracker.snapshot().services.len(), 1);
+    assert_eq!(tracker.endpoints(IpFamily::V4), 1);
+}
+
+#[test]
+fn a_slice_that_changes_its_service_leaves_the_old_one() {
+    let mut tracker = Tracker::default();
+    tracker.fold(slice("s", "a", 5));
+    tracker.take_changes();
+    tracker.fold(slice("s", "b", 5));
+    assert_eq!(names(&tracker.take_changes()), ["shop/a", "shop/b"]);
+    assert_eq!(tracker.snapshot().services.len(), 1);
+    assert_eq!(tracker.endpoints(IpFamily::V4), 1);
+}
+
+#[test]
+fn the_older_service_keeps_a_contested_node_port_and_the_other_gets_it_when_it_goes() {
+    let mut tracker = Tracker::default();
+    tracker.fold(service("young", 9, 30080));
+    assert!(tracker.take_changes().conflicts.is_empty());
+    tracker.fold(service("old", 1, 30080));
+    let changes = tracker.take_changes();
+    assert_eq!(names(&changes), ["shop/old", "shop/young"]);
+    assert_eq!(changes.conflicts.len(), 1);
+    assert_eq!(changes.conflicts[0].service.as_str(), "shop/young");
+    assert_eq!(changes.conflicts[0].owner.as_str(), "shop/old");
+    let young = &tracker.snapshot().services[&ServiceName::new("shop", "young")];
+    assert_eq!(young.refused_node_ports, [0]);
+
+    tracker.fold(WatchEvent::ServiceGone(ServiceName::new("shop", "old")));
+    assert_eq!(names(&tracker.take_changes()), ["shop/old", "shop/young"]);
+    let young = &tracker.snapshot().services[&ServiceName::new("shop", "young")];
+    assert!(young.refused_node_ports.is_empty());
+}
+
+#[test]
+fn services_of_the_same_age_are_ordered_by_name() {
+    let mut tracker = Tracker::default();
+    tracker.fold(service("b", 1, 30080));
+    tracker.fold(service("a", 1, 30080));
+    assert_eq!(tracker.take_changes().conflicts[0].service.as_str(), "shop/b");
+}
+
+#[test]
+fn trigger_times_before_the_start_and_of_removed_slices_are_not_reported() {
+    let mut tracker = Tracker::new(NodeFacts::default(), 1005);
+    tracker.fold(slice("early", "a", 4));
+    tracker.fold(slice("late", "a", 6));
+    assert_eq!(tracker.take_changes().triggered, [1006]);
+    tracker.fold(slice("late", "a", 7));
+    tracker.fold(WatchEvent::SliceGone("shop/late".into()));
+    assert!(tracker.take_changes().triggered.is_empty());
+}
+
+#[test]
+fn only_a_new_zone_counts_as_a_topology_change() {
+    let mut tracker = Tracker::default();
+    let zone = |zone: &str| NodeFacts { zone: Some(zone.into()), ..NodeFacts::default() };
+    tracker.fold(WatchEvent::Node(Arc::new(zone("z0"))));
+    assert!(tracker.take_changes().topology);
+    tracker.fold(WatchEvent::Node(Arc::new(zone("z0"))));
+    assert!(!tracker.has_changes());
+}
+
+#[test]
+fn add_and_delete_leave_no_residue() {
+    let mut tracker = Tracker::default();
+    tracker.fold(service("web", 1, 30080));
+    tracker.fold(slice("s", "web", 5));
+    tracker.fold(WatchEvent::SliceGone("shop/s".into()));
+    tracker.fold(WatchEvent::ServiceGone(ServiceName::new("shop", "web")));
+    assert!(tracker.snapshot().services.is_empty());
+    assert!(tracker.slice_services.is_empty());
+    assert_eq!(tracker.endpoints(IpFamily::V4), 0);
+    assert!(tracker.node_ports.owner((Protocol::Tcp, 30080)).is_none());
+}

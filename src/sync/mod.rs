@@ -1,0 +1,16 @@
+//! The loop that keeps the kernel equal to the picture: `pass` takes one family there once,
+//! `runner` says when.
+//!
+//! Generic over `Backend`; nothing here knows a mode. What a pass did leaves as a `SyncReport`,
+//! and `report` turns that into metrics, health and one log line.
+
+mod pass;
+mod report;
+mod runner;
+
+pub use pass::FamilySync;
+pub use report::{Outcome, PassKind, Recorder, SyncReport};
+pub use runner::{Periods, Runner};
+
+#[cfg(test)]
+mod tests;

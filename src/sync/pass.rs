@@ -1,0 +1,109 @@
+//! One pass over one family: plan, render, diff, apply.
+
+use super::report::{Outcome, PassKind};
+use crate::backend::{Applied, Backend};
+use crate::kernel::addresses::local_addresses;
+use crate::model::{IpFamily, Snapshot};
+use crate::plan::{FamilySettings, NodePortAddresses, Plan, Scope};
+use crate::state::Changes;
+use anyhow::{Context, Result};
+use std::net::IpAddr;
+
+/// One family's dataplane and what we believe of it. Nobody else holds its baseline.
+pub struct FamilySync<B: Backend> {
+    backend: B,
+    settings: FamilySettings,
+    /// `None`: nothing is known, so the next pass looks first and writes everything.
+    baseline: Option<B::Baseline>,
+    /// Trigger times of endpoint changes that no successful pass has covered yet.
+    pub(super) triggered: Vec<i64>,
+}
+
+impl<B: Backend> FamilySync<B> {
+    /// A family that nothing has been programmed for by this process.
+    pub fn new(backend: B, settings: FamilySettings) -> Self {
+        FamilySync { backend, settings, baseline: None, triggered: Vec::new() }
+    }
+
+    /// The family.
+    pub fn family(&self) -> IpFamily {
+        self.settings.family
+    }
+
+    /// Makes the next pass look at the kernel and write everything anew.
+    pub fn forget(&mut self) {
+        self.baseline = None;
+    }
+
+    /// The backend, to look at in tests.
+    pub fn backend(&mut self) -> &mut B {
+        &mut self.backend
+    }
+
+    /// Brings the kernel in line with the snapshot. After a failure nothing is believed of the
+    /// kernel any more.
+    pub(super) async fn pass(
+        &mut self,
+        snapshot: &Snapshot,
+        changes: &Changes,
+        endpoints: usize,
+    ) -> (PassKind, Outcome) {
+        let kind = match (&self.baseline, changes.topology) {
+            (None, _) | (_, true) => PassKind::Full,
+            _ => PassKind::Partial,
+        };
+        self.triggered.extend(&changes.triggered);
+        match self.try_pass(snapshot, changes, endpoints).await {
+            Ok(applied) => (kind, Outcome::Done(applied)),
+            Err(error) => {
+                self.forget();
+                (kind, Outcome::Failed(error))
+            }
+        }
+    }
+
+    async fn try_pass(
+        &mut self,
+        snapshot: &Snapshot,
+        changes: &Changes,
+        endpoints: usize,
+    ) -> Result<Applied> {
+        let all = self.baseline.is_none() || changes.topology;
+        let scope = if all { Scope::All } else { Scope::Only(&changes.services) };
+        if self.baseline.is_none() {
+            self.baseline = Some(self.backend.observe().await.context("looking at the kernel")?);
+        }
+        let addresses = self.addresses()?;
+        let plan = Plan::new(&self.settings, snapshot, scope)
+            .with_endpoint_count(endpoints)
+            .with_local_addresses(&addresses);
+        let desired = self.backend.render(&plan);
+        let baseline = self.baseline.as_mut().context("the baseline was just observed")?;
+        let operations = self.backend.diff(baseline, &desired);
+        self.backend.apply(&desired, operations, baseline).await
+    }
+
+    /// The node's addresses, where node ports answer on some of them only.
+    fn addresses(&self) -> Result<Vec<IpAddr>> {
+        match self.settings.node_port_addresses {
+            NodePortAddresses::All => Ok(Vec::new()),
+            NodePortAddresses::Within(_) => {
+                local_addresses(self.family()).context("reading the node's addresses")
+            }
+        }
+    }
+
+    /// Whether the kernel still has what we programmed. A difference makes the baseline be
+    /// forgotten and is returned; before the first pass there is nothing to compare.
+    ///
+    /// # Errors
+    /// When the kernel cannot be read.
+    pub(super) async fn verify(&mut self) -> Result<Option<String>> {
+        let Some(baseline) = &mut self.baseline else { return Ok(None) };
+        let drift = self.backend.verify(baseline).await?;
+        if drift.is_some() {
+            self.forget();
+        }
+        Ok(drift)
+    }
+}

@@ -1,0 +1,62 @@
+//! What a pass did, and who is told.
+
+use crate::backend::Applied;
+use crate::model::IpFamily;
+use crate::state::NodePortConflict;
+use std::time::Duration;
+
+/// How much a pass looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PassKind {
+    /// Every Service, against what was found in the kernel.
+    Full,
+    /// The Services that changed, against the last pass.
+    Partial,
+}
+
+/// How a pass ended.
+#[derive(Debug)]
+pub enum Outcome {
+    /// The kernel is as wanted, but for the Services it refuses.
+    Done(Applied),
+    /// The kernel is not known to be as wanted; there will be another pass.
+    Failed(anyhow::Error),
+}
+
+/// One pass over one family.
+#[derive(Debug)]
+pub struct SyncReport {
+    /// The family.
+    pub family: IpFamily,
+    /// How much it looked at.
+    pub kind: PassKind,
+    /// How it ended.
+    pub outcome: Outcome,
+    /// How long it took.
+    pub elapsed: Duration,
+    /// How many Services had changed.
+    pub services: usize,
+    /// Trigger times (milliseconds since 1970) of the endpoint changes that are now in force.
+    pub triggered: Vec<i64>,
+}
+
+/// Who is told what the loop does: metrics, health and the log.
+pub trait Recorder {
+    /// A pass over a family was asked for.
+    fn queued(&mut self, family: IpFamily);
+
+    /// A pass ended.
+    fn passed(&mut self, report: &SyncReport);
+
+    /// The kernel did not have what was programmed; it will be written anew.
+    fn drifted(&mut self, family: IpFamily, what: &str);
+
+    /// A check of the kernel failed.
+    fn unverified(&mut self, family: IpFamily, error: &anyhow::Error);
+
+    /// Service ports go without their node port.
+    fn conflicts(&mut self, conflicts: &[NodePortConflict]);
+
+    /// Totals of events and what waits: Service events, slice events, Services pending.
+    fn seen(&mut self, services: u64, slices: u64, pending: usize);
+}

@@ -1,0 +1,184 @@
+//! When to sync: the first change at once, then no more often than the minimum period; at once
+//! after the kernel lost something; again, ever more slowly, after a failure.
+
+use super::pass::FamilySync;
+use super::report::{Outcome, Recorder, SyncReport};
+use crate::backend::Backend;
+use crate::model::WatchEvent;
+use crate::state::{Changes, Tracker};
+use std::time::Duration;
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+
+/// How often a look is taken at whether the kernel still has our rules. The look costs one small
+/// question to the kernel as long as nobody changed anything.
+const CHECK_PERIOD: Duration = Duration::from_secs(2);
+/// The first wait after a failure; it doubles up to the sync period.
+const FIRST_RETRY: Duration = Duration::from_secs(1);
+
+/// The loop's periods.
+#[derive(Clone, Copy, Debug)]
+pub struct Periods {
+    /// The longest wait between a failed pass and the next (`--iptables-sync-period`).
+    pub sync: Duration,
+    /// The shortest time between two passes (`--iptables-min-sync-period`).
+    pub min: Duration,
+    /// How long after a full pass another one is made for good measure (kube-proxy: 1 h).
+    pub full: Duration,
+}
+
+/// The loop: sole owner of the tracker and of every family's baseline.
+pub struct Runner<B: Backend, R> {
+    tracker: Tracker,
+    families: Vec<FamilySync<B>>,
+    periods: Periods,
+    recorder: R,
+    /// Somebody wants a pass.
+    requested: bool,
+    /// No pass before this.
+    earliest: Instant,
+    /// A pass at the latest then.
+    latest: Option<Instant>,
+    /// Passes that failed in a row.
+    failures: u32,
+    last_full: Instant,
+}
+
+impl<B: Backend, R: Recorder> Runner<B, R> {
+    /// A loop that has seen nothing yet.
+    pub fn new(tracker: Tracker, families: Vec<FamilySync<B>>, periods: Periods, recorder: R) -> Self {
+        let now = Instant::now();
+        Runner {
+            tracker,
+            families,
+            periods,
+            recorder,
+            requested: false,
+            earliest: now,
+            latest: None,
+            failures: 0,
+            last_full: now,
+        }
+    }
+
+    /// Runs until the source of events is gone. Whatever is in the kernel then stays there.
+    pub async fn run(&mut self, events: &mut mpsc::Receiver<WatchEvent>) {
+        let mut check = tokio::time::interval(CHECK_PERIOD);
+        check.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            let next = self.next_pass();
+            tokio::select! {
+                event = events.recv() => match event {
+                    Some(event) => self.fold(event, events),
+                    None => return,
+                },
+                () = sleep_until(next) => self.sync().await,
+                _ = check.tick() => self.check().await,
+            }
+        }
+    }
+
+    /// Folds an event and all that wait behind it, so that one pass serves them all.
+    fn fold(&mut self, event: WatchEvent, events: &mut mpsc::Receiver<WatchEvent>) {
+        self.tracker.fold(event);
+        while let Ok(event) = events.try_recv() {
+            self.tracker.fold(event);
+        }
+        let first = self.latest.is_none() && self.failures == 0;
+        if self.tracker.is_complete() && (self.tracker.has_changes() || first) {
+            self.request();
+        }
+        let seen = self.tracker.seen();
+        self.recorder.seen(seen.services, seen.slices, self.tracker.pending());
+    }
+
+    fn request(&mut self) {
+        self.requested = true;
+        for family in &self.families {
+            self.recorder.queued(family.family());
+        }
+    }
+
+    /// When the next pass is due.
+    fn next_pass(&self) -> Option<Instant> {
+        if !self.tracker.is_complete() {
+            return None;
+        }
+        if self.requested { Some(self.earliest) } else { self.latest.map(|latest| latest.max(self.earliest)) }
+    }
+
+    /// One pass over every family. They are independent: one that fails does not hold up the
+    /// other.
+    async fn sync(&mut self) {
+        self.requested = false;
+        let changes = self.tracker.take_changes();
+        self.recorder.conflicts(&changes.conflicts);
+        if self.last_full.elapsed() >= self.periods.full {
+            self.families.iter_mut().for_each(FamilySync::forget);
+            self.last_full = Instant::now();
+        }
+        let mut failed = false;
+        for family in &mut self.families {
+            let report = pass(family, &self.tracker, &changes).await;
+            failed |= matches!(report.outcome, Outcome::Failed(_));
+            self.recorder.passed(&report);
+        }
+        self.schedule(failed);
+        let seen = self.tracker.seen();
+        self.recorder.seen(seen.services, seen.slices, self.tracker.pending());
+    }
+
+    fn schedule(&mut self, failed: bool) {
+        let now = Instant::now();
+        self.earliest = now + self.periods.min;
+        if failed {
+            let doubled = FIRST_RETRY.saturating_mul(1 << self.failures.min(16));
+            self.failures += 1;
+            self.latest = Some(now + doubled.min(self.periods.sync));
+        } else {
+            self.failures = 0;
+            self.latest = Some(self.last_full + self.periods.full);
+        }
+    }
+
+    /// Looks whether the kernel still has our rules; if not, they are written at once.
+    async fn check(&mut self) {
+        let mut drifted = false;
+        for family in &mut self.families {
+            match family.verify().await {
+                Ok(None) => {}
+                Ok(Some(what)) => {
+                    drifted = true;
+                    self.recorder.drifted(family.family(), &what);
+                }
+                Err(error) => self.recorder.unverified(family.family(), &error),
+            }
+        }
+        if drifted {
+            self.request();
+            self.earliest = Instant::now();
+        }
+    }
+}
+
+async fn pass<B: Backend>(family: &mut FamilySync<B>, tracker: &Tracker, changes: &Changes) -> SyncReport {
+    let start = Instant::now();
+    let endpoints = tracker.endpoints(family.family());
+    let (kind, outcome) = family.pass(tracker.snapshot(), changes, endpoints).await;
+    let done = matches!(outcome, Outcome::Done(_));
+    SyncReport {
+        family: family.family(),
+        kind,
+        outcome,
+        elapsed: start.elapsed(),
+        services: changes.services.len(),
+        triggered: if done { std::mem::take(&mut family.triggered) } else { Vec::new() },
+    }
+}
+
+async fn sleep_until(when: Option<Instant>) {
+    match when {
+        Some(when) => tokio::time::sleep_until(when).await,
+        None => std::future::pending().await,
+    }
+}
