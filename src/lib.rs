@@ -12,6 +12,8 @@
 
 pub mod backend;
 pub mod config;
+pub mod health;
+pub mod http;
 pub mod kernel;
 pub mod metrics;
 pub mod model;
