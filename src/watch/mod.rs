@@ -6,4 +6,5 @@
 //! done with the objects afterwards: it folds nothing, compares nothing and decides no traffic.
 
 pub mod convert;
+pub mod manifests;
 pub mod objects;
