@@ -11,4 +11,6 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
 
 pub mod model;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 pub mod watch;

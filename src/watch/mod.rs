@@ -5,5 +5,6 @@
 //! copy of what it has read. The room knows the API's types and its defects, and nothing of what is
 //! done with the objects afterwards: it folds nothing, compares nothing and decides no traffic.
 
+pub mod client;
 pub mod convert;
 pub mod objects;
