@@ -5,6 +5,7 @@
 //! What is wrong with a value is `convert`'s to say, by the name of its field. Nothing here uses
 //! `serde(flatten)`, which would buffer every field that we do not name.
 
+use crate::model::{ServiceName, SliceName};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use k8s_openapi::{ClusterResourceScope, NamespaceResourceScope, jiff};
 use kube::Resource;
@@ -41,6 +42,14 @@ pub struct ServiceObject {
     /// What has been given.
     #[serde(default, deserialize_with = "nullable")]
     pub status: ServiceStatus,
+}
+
+impl ServiceObject {
+    /// Namespace and name, also of an object that does not convert.
+    #[must_use]
+    pub fn name(&self) -> ServiceName {
+        ServiceName::new(namespace(&self.metadata), name(&self.metadata))
+    }
 }
 
 /// `spec` of a Service.
@@ -156,6 +165,14 @@ pub struct EndpointSliceObject {
     pub endpoints: Vec<EndpointObject>,
 }
 
+impl EndpointSliceObject {
+    /// Namespace and name, also of an object that does not convert.
+    #[must_use]
+    pub fn name(&self) -> SliceName {
+        format!("{}/{}", namespace(&self.metadata), name(&self.metadata)).into()
+    }
+}
+
 /// One of `ports` of an EndpointSlice.
 #[derive(Clone, Debug, Default, Deserialize)]
 pub struct SlicePortObject {
@@ -268,6 +285,14 @@ pub struct NodeAddress {
     /// The address or name.
     #[serde(default, deserialize_with = "nullable")]
     pub address: String,
+}
+
+fn namespace(meta: &ObjectMeta) -> &str {
+    meta.namespace.as_deref().unwrap_or_default()
+}
+
+fn name(meta: &ObjectMeta) -> &str {
+    meta.name.as_deref().unwrap_or_default()
 }
 
 /// The generated types' trait asks for the same few facts about each kind.

@@ -1,1 +1,83 @@
+//! API objects to the model. Pure: what is wrong with an object comes back as [`Issue`]s beside
+//! whatever could still be made of it, and the caller decides who is told.
+//!
+//! The model says what a proxy must act on and nothing else, so fields that do not apply (a health
+//! check port without a load balancer, a policy that the Service's type ignores) end here.
 
+mod names;
+mod nodes;
+mod parse;
+mod services;
+mod slices;
+
+pub use nodes::node;
+pub use services::service;
+pub use slices::endpoint_slice;
+
+use std::fmt;
+
+/// What became of an object.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Converted<T> {
+    /// The object in our own terms; `None` when it is not for this proxy, or unusable.
+    pub value: Option<T>,
+    /// What is wrong with it, in the order of its fields.
+    pub issues: Vec<Issue>,
+}
+
+impl<T> Converted<T> {
+    /// Not for us, and nothing wrong with that.
+    fn nothing() -> Self {
+        Converted { value: None, issues: Vec::new() }
+    }
+}
+
+/// How bad an [`Issue`] is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Severity {
+    /// The API server allows it, but we can make no use of it.
+    Warning,
+    /// A present-day API server would have refused it.
+    Error,
+}
+
+/// One thing that is wrong with an object.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Issue {
+    /// Where, as in `spec.externalIPs[0]`.
+    pub field: String,
+    /// What, as in `"10.0.0.300" is not an IP address`.
+    pub message: String,
+    /// How bad.
+    pub severity: Severity,
+}
+
+impl fmt::Display for Issue {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.field, self.message)
+    }
+}
+
+/// The issues found so far.
+#[derive(Debug, Default)]
+pub(super) struct Issues(Vec<Issue>);
+
+impl Issues {
+    /// Notes what an API server would not have let through.
+    pub(super) fn error(&mut self, field: impl fmt::Display, message: impl fmt::Display) {
+        self.push(field, message, Severity::Error);
+    }
+
+    /// Notes what is allowed and useless.
+    pub(super) fn warning(&mut self, field: impl fmt::Display, message: impl fmt::Display) {
+        self.push(field, message, Severity::Warning);
+    }
+
+    fn push(&mut self, field: impl fmt::Display, message: impl fmt::Display, severity: Severity) {
+        self.0.push(Issue { field: field.to_string(), message: message.to_string(), severity });
+    }
+
+    fn converted<T>(self, value: Option<T>) -> Converted<T> {
+        Converted { value, issues: self.0 }
+    }
+}
