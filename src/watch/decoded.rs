@@ -101,7 +101,8 @@ mod tests {
     use crate::watch::objects::ServiceObject;
     use kube::api::{ObjectList, WatchEvent};
 
-    const BROKEN: &str = r#"{"metadata": {"name": "b", "namespace": "shop", "resourceVersion": "7"}, "spec": 5}"#;
+    const BROKEN: &str =
+        r#"{"metadata": {"name": "b", "namespace": "shop", "resourceVersion": "7"}, "spec": 5}"#;
 
     #[test]
     fn a_broken_object_does_not_take_its_page_along() {

@@ -22,7 +22,8 @@ fn status(error: &Error) -> Option<&Status> {
 
 /// The server does not know streaming lists (400), or has them turned off (422).
 pub(super) fn refuses_streaming(error: &Error) -> bool {
-    matches!(error, Error::WatchStartFailed(_)) && status(error).is_some_and(|status| matches!(status.code, 400 | 422))
+    matches!(error, Error::WatchStartFailed(_))
+        && status(error).is_some_and(|status| matches!(status.code, 400 | 422))
 }
 
 /// Whether only a new list helps, which the watcher does not know by itself.
@@ -78,7 +79,9 @@ mod tests {
     use super::*;
 
     fn refused(code: u16) -> Error {
-        Error::WatchStartFailed(kube::Error::Api(Status::failure("nodes is forbidden", "").with_code(code).boxed()))
+        Error::WatchStartFailed(kube::Error::Api(
+            Status::failure("nodes is forbidden", "").with_code(code).boxed(),
+        ))
     }
 
     #[test]

@@ -35,7 +35,9 @@ impl Backoff {
     pub(super) fn next(&mut self) -> Duration {
         let now = Instant::now();
         let pause = match self.last {
-            Some((until, pause)) if now.saturating_duration_since(until) < 2 * pause => (2 * pause).min(self.max),
+            Some((until, pause)) if now.saturating_duration_since(until) < 2 * pause => {
+                (2 * pause).min(self.max)
+            }
             _ => self.min,
         };
         self.last = Some((now + pause, pause));

@@ -202,7 +202,11 @@ impl<S: Source> Stream<S> {
     fn fall_back(&self, reason: &str) {
         // Another watch may have been faster; one line is enough.
         if !self.shared.paged.swap(true, Ordering::Relaxed) {
-            tracing::info!(resource = Self::plural(), reason, "no streaming lists, listing in pages from now on");
+            tracing::info!(
+                resource = Self::plural(),
+                reason,
+                "no streaming lists, listing in pages from now on"
+            );
         }
     }
 
@@ -303,7 +307,11 @@ impl<S: Source> Stream<S> {
             false
         });
         if reopened {
-            tracing::info!(resource = Self::plural(), url = self.connection.url(), "connecting with the new files");
+            tracing::info!(
+                resource = Self::plural(),
+                url = self.connection.url(),
+                "connecting with the new files"
+            );
         }
         if reopened || failure::needs_list(error) { Remedy::StartOver } else { Remedy::Continue }
     }
@@ -313,7 +321,14 @@ impl<S: Source> Stream<S> {
         let news = self.outage.failed(error);
         let failures = self.outage.failures();
         if news {
-            tracing::warn!(resource = Self::plural(), verb, url, error, failures, "the watch fails and is retried");
+            tracing::warn!(
+                resource = Self::plural(),
+                verb,
+                url,
+                error,
+                failures,
+                "the watch fails and is retried"
+            );
         } else {
             tracing::debug!(resource = Self::plural(), verb, url, error, failures, "the watch still fails");
         }
