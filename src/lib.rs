@@ -13,10 +13,11 @@
 pub mod backend;
 pub mod config;
 pub mod kernel;
+pub mod metrics;
 pub mod model;
 pub mod plan;
 pub mod state;
 pub mod sync;
+pub mod watch;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
-pub mod watch;

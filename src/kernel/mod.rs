@@ -8,6 +8,7 @@
 #![allow(clippy::disallowed_methods, reason = "the one room that runs programs")]
 
 pub mod addresses;
+#[cfg(any(test, feature = "testing"))]
 pub mod fake;
 pub mod iptables;
 pub mod nfacct;

@@ -1,0 +1,690 @@
+//! Everything we measure: names, help texts, buckets, registration and encoding.
+//!
+//! Names, labels and buckets are kube-proxy's, so that dashboards and alerts carry over; help
+//! texts are our own. Nothing here decides when something is measured: `sync`, `health` and the
+//! API client call the accessors. Metrics of another mode can be recorded but are not shown.
+
+mod process;
+
+pub use process::{ProcessFacts, ReadProcess};
+
+use crate::model::IpFamily;
+use process::{Pulled, process_metrics};
+use prometheus::core::Collector;
+use prometheus::{
+    Encoder, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
+    IntGaugeVec, Opts, Registry, Result, TextEncoder, exponential_buckets,
+};
+use std::sync::Arc;
+
+/// The content type of [`Metrics::encode`].
+pub const CONTENT_TYPE: &str = prometheus::TEXT_FORMAT;
+
+/// The selection of metrics that a mode shows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MetricSet {
+    /// Mode iptables.
+    Iptables,
+    /// Mode ipvs.
+    Ipvs,
+}
+
+/// The tables of iptables that we write to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Table {
+    /// `filter`.
+    Filter,
+    /// `nat`.
+    Nat,
+}
+
+/// The two traffic policies that can find no endpoint on this node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PolicyKind {
+    /// `internalTrafficPolicy`.
+    Internal,
+    /// `externalTrafficPolicy`.
+    External,
+}
+
+/// What `kubernetes_build_info` says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BuildFacts<'a> {
+    /// Our own version.
+    pub version: &'a str,
+    /// The Kubernetes release we stand in for, `major.minor.patch`.
+    pub compatible_with: &'a str,
+}
+
+/// Reads a netfilter accounting counter's packets; `None` when there is no such counter.
+pub type ReadAccounting = Arc<dyn Fn(&str) -> Option<u64> + Send + Sync>;
+
+/// All metrics of the process.
+pub struct Metrics {
+    registry: Registry,
+    sync: SyncMetrics,
+    changes: ChangeMetrics,
+    iptables: IptablesMetrics,
+    conntrack: ConntrackMetrics,
+    requests: RequestMetrics,
+}
+
+struct SyncMetrics {
+    duration: HistogramVec,
+    full_duration: HistogramVec,
+    partial_duration: HistogramVec,
+    last: GaugeVec,
+    last_queued: GaugeVec,
+    network_programming: HistogramVec,
+    no_local_endpoints: IntGaugeVec,
+}
+
+struct ChangeMetrics {
+    endpoints_pending: IntGauge,
+    endpoints_total: IntCounter,
+    services_pending: IntGauge,
+    services_total: IntCounter,
+}
+
+struct IptablesMetrics {
+    restore_failures: IntCounterVec,
+    partial_restore_failures: IntCounterVec,
+    rules_total: IntGaugeVec,
+    rules_last: IntGaugeVec,
+}
+
+struct ConntrackMetrics {
+    duration: HistogramVec,
+    deleted: IntCounterVec,
+}
+
+/// What others ask of us, and we of the API server.
+struct RequestMetrics {
+    healthz: IntCounterVec,
+    livez: IntCounterVec,
+    client_requests: IntCounterVec,
+    client_duration: HistogramVec,
+}
+
+const FAMILY: &[&str] = &["ip_family"];
+const TABLE: &[&str] = &["table", "ip_family"];
+/// Names of the netfilter accounting counters behind the two packet counters.
+const INVALID_DROPPED: &str = "ct_state_invalid_dropped_pkts";
+const LOCALHOST_ACCEPTED: &str = "localhost_nps_accepted_pkts";
+
+impl Metrics {
+    /// Creates all metrics and registers those of the mode.
+    ///
+    /// # Errors
+    /// When two metrics have the same name, which a test rules out.
+    pub fn new(set: MetricSet, build: BuildFacts<'_>, process: ReadProcess) -> Result<Metrics> {
+        let metrics = Metrics {
+            registry: Registry::new(),
+            sync: SyncMetrics::new()?,
+            changes: ChangeMetrics::new()?,
+            iptables: IptablesMetrics::new()?,
+            conntrack: ConntrackMetrics::new()?,
+            requests: RequestMetrics::new()?,
+        };
+        metrics.register_all(set)?;
+        metrics.registry.register(Box::new(process_metrics(process)?))?;
+        metrics.registry.register(Box::new(build_info(build)?))?;
+        Ok(metrics)
+    }
+
+    fn register_all(&self, set: MetricSet) -> Result<()> {
+        let Metrics { sync, changes, iptables, conntrack, requests, .. } = self;
+        self.register([&sync.duration, &sync.network_programming, &conntrack.duration])?;
+        self.register([&sync.last, &sync.last_queued])?;
+        self.register([&sync.no_local_endpoints])?;
+        self.register([&changes.endpoints_pending, &changes.services_pending])?;
+        self.register([&changes.endpoints_total, &changes.services_total])?;
+        self.register([&conntrack.deleted, &iptables.restore_failures])?;
+        self.register([&requests.healthz, &requests.livez, &requests.client_requests])?;
+        self.register([&requests.client_duration])?;
+        if set == MetricSet::Iptables {
+            self.register([&sync.full_duration, &sync.partial_duration])?;
+            self.register([&iptables.partial_restore_failures])?;
+            self.register([&iptables.rules_total, &iptables.rules_last])?;
+        }
+        Ok(())
+    }
+
+    fn register<C: Collector + Clone + 'static, const N: usize>(&self, collectors: [&C; N]) -> Result<()> {
+        collectors.into_iter().try_for_each(|collector| self.registry.register(Box::new(collector.clone())))
+    }
+
+    /// Shows the packet counters of the rules that count with netfilter accounting, read at every
+    /// scrape. Only for mode iptables, and only where the kernel has accounting.
+    ///
+    /// # Errors
+    /// When called twice.
+    pub fn register_accounting(&self, read: &ReadAccounting) -> Result<()> {
+        for (name, help, counter) in [
+            (
+                "kubeproxy_iptables_ct_state_invalid_dropped_packets_total",
+                "[ALPHA] Packets dropped because connection tracking took them for invalid",
+                INVALID_DROPPED,
+            ),
+            (
+                "kubeproxy_iptables_localhost_nodeports_accepted_packets_total",
+                "[ALPHA] Packets accepted at node ports of the loopback address",
+                LOCALHOST_ACCEPTED,
+            ),
+        ] {
+            self.registry.register(Box::new(Pulled::counter(name, help, {
+                let read = Arc::clone(read);
+                Box::new(move || read(counter))
+            })?))?;
+        }
+        Ok(())
+    }
+
+    /// Everything registered, in the text format.
+    ///
+    /// # Errors
+    /// When a collector returns something that cannot be encoded.
+    pub fn encode(&self) -> Result<Vec<u8>> {
+        let mut text = Vec::new();
+        TextEncoder::new().encode(&self.registry.gather(), &mut text)?;
+        Ok(text)
+    }
+
+    /// Duration of every sync, whether it succeeded or not.
+    #[must_use]
+    pub fn sync_duration(&self, family: IpFamily) -> Histogram {
+        self.sync.duration.with_label_values(&[family.as_str()])
+    }
+
+    /// The same for full syncs only.
+    #[must_use]
+    pub fn full_sync_duration(&self, family: IpFamily) -> Histogram {
+        self.sync.full_duration.with_label_values(&[family.as_str()])
+    }
+
+    /// The same for partial syncs only.
+    #[must_use]
+    pub fn partial_sync_duration(&self, family: IpFamily) -> Histogram {
+        self.sync.partial_duration.with_label_values(&[family.as_str()])
+    }
+
+    /// When the last sync succeeded, in seconds since 1970.
+    #[must_use]
+    pub fn last_sync(&self, family: IpFamily) -> Gauge {
+        self.sync.last.with_label_values(&[family.as_str()])
+    }
+
+    /// When a sync was last asked for, in seconds since 1970.
+    #[must_use]
+    pub fn last_queued(&self, family: IpFamily) -> Gauge {
+        self.sync.last_queued.with_label_values(&[family.as_str()])
+    }
+
+    /// From an endpoint's change to the rules that follow from it.
+    #[must_use]
+    pub fn network_programming_duration(&self, family: IpFamily) -> Histogram {
+        self.sync.network_programming.with_label_values(&[family.as_str()])
+    }
+
+    /// Service ports whose Local policy finds no endpoint on this node although there are some.
+    #[must_use]
+    pub fn no_local_endpoints(&self, policy: PolicyKind, family: IpFamily) -> IntGauge {
+        let policy = match policy {
+            PolicyKind::Internal => "internal",
+            PolicyKind::External => "external",
+        };
+        self.sync.no_local_endpoints.with_label_values(&[policy, family.as_str()])
+    }
+
+    /// EndpointSlice changes that wait for a sync.
+    #[must_use]
+    pub fn endpoint_changes_pending(&self) -> &IntGauge {
+        &self.changes.endpoints_pending
+    }
+
+    /// EndpointSlice changes seen.
+    #[must_use]
+    pub fn endpoint_changes(&self) -> &IntCounter {
+        &self.changes.endpoints_total
+    }
+
+    /// Service changes that wait for a sync.
+    #[must_use]
+    pub fn service_changes_pending(&self) -> &IntGauge {
+        &self.changes.services_pending
+    }
+
+    /// Service changes seen.
+    #[must_use]
+    pub fn service_changes(&self) -> &IntCounter {
+        &self.changes.services_total
+    }
+
+    /// Failed runs of the restore command.
+    #[must_use]
+    pub fn restore_failures(&self, family: IpFamily) -> IntCounter {
+        self.iptables.restore_failures.with_label_values(&[family.as_str()])
+    }
+
+    /// Failed partial syncs.
+    #[must_use]
+    pub fn partial_restore_failures(&self, family: IpFamily) -> IntCounter {
+        self.iptables.partial_restore_failures.with_label_values(&[family.as_str()])
+    }
+
+    /// Rules of ours in a table.
+    #[must_use]
+    pub fn iptables_rules(&self, table: Table, family: IpFamily) -> IntGauge {
+        self.iptables.rules_total.with_label_values(&[table.as_str(), family.as_str()])
+    }
+
+    /// Rules that the last sync wrote to a table.
+    #[must_use]
+    pub fn iptables_rules_last(&self, table: Table, family: IpFamily) -> IntGauge {
+        self.iptables.rules_last.with_label_values(&[table.as_str(), family.as_str()])
+    }
+
+    /// Duration of one clean-up of stale flows.
+    #[must_use]
+    pub fn conntrack_duration(&self, family: IpFamily) -> Histogram {
+        self.conntrack.duration.with_label_values(&[family.as_str()])
+    }
+
+    /// Stale flows deleted.
+    #[must_use]
+    pub fn conntrack_deleted(&self, family: IpFamily) -> IntCounter {
+        self.conntrack.deleted.with_label_values(&[family.as_str()])
+    }
+
+    /// Answers of `/healthz`, by status code.
+    #[must_use]
+    pub fn healthz(&self, code: u16) -> IntCounter {
+        self.requests.healthz.with_label_values(&[&code.to_string()])
+    }
+
+    /// Answers of `/livez`, by status code.
+    #[must_use]
+    pub fn livez(&self, code: u16) -> IntCounter {
+        self.requests.livez.with_label_values(&[&code.to_string()])
+    }
+
+    /// Requests to the API server; `code` is `<error>` when there was no answer.
+    #[must_use]
+    pub fn client_requests(&self, code: &str, method: &str, host: &str) -> IntCounter {
+        self.requests.client_requests.with_label_values(&[code, host, method])
+    }
+
+    /// Time to the API server's answer.
+    #[must_use]
+    pub fn client_request_duration(&self, verb: &str, host: &str) -> Histogram {
+        self.requests.client_duration.with_label_values(&[host, verb])
+    }
+}
+
+impl Table {
+    fn as_str(self) -> &'static str {
+        match self {
+            Table::Filter => "filter",
+            Table::Nat => "nat",
+        }
+    }
+}
+
+impl SyncMetrics {
+    fn new() -> Result<Self> {
+        Ok(SyncMetrics {
+            duration: histogram("sync_proxy_rules_duration_seconds", "Duration of a sync", sync_buckets()?)?,
+            full_duration: histogram(
+                "sync_full_proxy_rules_duration_seconds",
+                "Duration of a full sync",
+                sync_buckets()?,
+            )?,
+            partial_duration: histogram(
+                "sync_partial_proxy_rules_duration_seconds",
+                "Duration of a partial sync",
+                sync_buckets()?,
+            )?,
+            last: GaugeVec::new(
+                opts("sync_proxy_rules_last_timestamp_seconds", "Time of the last successful sync"),
+                FAMILY,
+            )?,
+            last_queued: GaugeVec::new(
+                opts("sync_proxy_rules_last_queued_timestamp_seconds", "Time a sync was last asked for"),
+                FAMILY,
+            )?,
+            network_programming: histogram(
+                "network_programming_duration_seconds",
+                "Time from the change of an endpoint to the rules that follow from it",
+                network_programming_buckets(),
+            )?,
+            no_local_endpoints: IntGaugeVec::new(
+                opts(
+                    "sync_proxy_rules_no_local_endpoints_total",
+                    "Service ports with a Local traffic policy, endpoints elsewhere and none on this node",
+                ),
+                &["traffic_policy", "ip_family"],
+            )?,
+        })
+    }
+}
+
+impl ChangeMetrics {
+    fn new() -> Result<Self> {
+        Ok(ChangeMetrics {
+            endpoints_pending: IntGauge::with_opts(opts(
+                "sync_proxy_rules_endpoint_changes_pending",
+                "EndpointSlice changes that wait for a sync",
+            ))?,
+            endpoints_total: IntCounter::with_opts(opts(
+                "sync_proxy_rules_endpoint_changes_total",
+                "EndpointSlice changes seen",
+            ))?,
+            services_pending: IntGauge::with_opts(opts(
+                "sync_proxy_rules_service_changes_pending",
+                "Service changes that wait for a sync",
+            ))?,
+            services_total: IntCounter::with_opts(opts(
+                "sync_proxy_rules_service_changes_total",
+                "Service changes seen",
+            ))?,
+        })
+    }
+}
+
+impl IptablesMetrics {
+    fn new() -> Result<Self> {
+        Ok(IptablesMetrics {
+            restore_failures: IntCounterVec::new(
+                opts("sync_proxy_rules_iptables_restore_failures_total", "Failed runs of iptables-restore"),
+                FAMILY,
+            )?,
+            partial_restore_failures: IntCounterVec::new(
+                opts("sync_proxy_rules_iptables_partial_restore_failures_total", "Failed partial syncs"),
+                FAMILY,
+            )?,
+            rules_total: IntGaugeVec::new(
+                opts("sync_proxy_rules_iptables_total", "Rules in the kernel that are ours"),
+                TABLE,
+            )?,
+            rules_last: IntGaugeVec::new(
+                opts("sync_proxy_rules_iptables_last", "Rules that the last sync wrote"),
+                TABLE,
+            )?,
+        })
+    }
+}
+
+impl ConntrackMetrics {
+    fn new() -> Result<Self> {
+        Ok(ConntrackMetrics {
+            duration: histogram(
+                "conntrack_reconciler_sync_duration_seconds",
+                "Duration of a clean-up of stale flows",
+                sync_buckets()?,
+            )?,
+            deleted: IntCounterVec::new(
+                opts("conntrack_reconciler_deleted_entries_total", "Stale flows deleted"),
+                FAMILY,
+            )?,
+        })
+    }
+}
+
+impl RequestMetrics {
+    fn new() -> Result<Self> {
+        let client_buckets = vec![0.005, 0.025, 0.1, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 60.0];
+        Ok(RequestMetrics {
+            healthz: IntCounterVec::new(opts("proxy_healthz_total", "Answers of /healthz"), &["code"])?,
+            livez: IntCounterVec::new(opts("proxy_livez_total", "Answers of /livez"), &["code"])?,
+            client_requests: IntCounterVec::new(
+                Opts::new("rest_client_requests_total", "[ALPHA] Requests to the API server"),
+                &["code", "host", "method"],
+            )?,
+            client_duration: HistogramVec::new(
+                HistogramOpts::new(
+                    "rest_client_request_duration_seconds",
+                    "[ALPHA] Time to the API server's answer",
+                )
+                .buckets(client_buckets),
+                &["host", "verb"],
+            )?,
+        })
+    }
+}
+
+fn opts(name: &str, help: &str) -> Opts {
+    Opts::new(format!("kubeproxy_{name}"), format!("[ALPHA] {help}"))
+}
+
+fn histogram(name: &str, help: &str, buckets: Vec<f64>) -> Result<HistogramVec> {
+    let opts = HistogramOpts::new(format!("kubeproxy_{name}"), format!("[ALPHA] {help}")).buckets(buckets);
+    HistogramVec::new(opts, FAMILY)
+}
+
+fn sync_buckets() -> Result<Vec<f64>> {
+    exponential_buckets(0.001, 2.0, 15)
+}
+
+/// Quarter seconds, seconds to a minute, 5 s to two minutes, 30 s to five. The bound 0 is of no
+/// use, but kube-proxy has it and identical bounds can be added up across nodes.
+fn network_programming_buckets() -> Vec<f64> {
+    let steps = |from: u32, to: u32, step: usize| (from..=to).step_by(step).map(f64::from);
+    [0.0, 0.25, 0.5]
+        .into_iter()
+        .chain(steps(1, 59, 1))
+        .chain(steps(60, 115, 5))
+        .chain(steps(120, 300, 30))
+        .collect()
+}
+
+/// A constant 1 whose labels say what runs here. Labels without an equivalent stay empty.
+fn build_info(build: BuildFacts<'_>) -> Result<IntGaugeVec> {
+    let mut release = build.compatible_with.split('.');
+    let (major, minor) = (release.next().unwrap_or(""), release.next().unwrap_or(""));
+    let platform = format!("{}/{}", std::env::consts::OS, std::env::consts::ARCH);
+    let git_version = format!("v{}+kube-proxy-rs.{}", build.compatible_with, build.version);
+    let labels = [
+        ("build_date", ""),
+        ("compiler", "rustc"),
+        ("git_commit", ""),
+        ("git_tree_state", ""),
+        ("git_version", git_version.as_str()),
+        ("go_version", ""),
+        ("major", major),
+        ("minor", minor),
+        ("platform", platform.as_str()),
+    ];
+    let help =
+        "[ALPHA] A constant 1 whose labels name the Kubernetes release we stand in for and our own version";
+    let info = IntGaugeVec::new(Opts::new("kubernetes_build_info", help), &labels.map(|(name, _)| name))?;
+    info.with_label_values(&labels.map(|(_, value)| value)).set(1);
+    Ok(info)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeMap;
+
+    const BUILD: BuildFacts<'static> = BuildFacts { version: "0.1.0", compatible_with: "1.36.2" };
+
+    fn facts() -> ProcessFacts {
+        ProcessFacts {
+            cpu_seconds: 1.25,
+            resident_bytes: 4096,
+            virtual_bytes: 8192,
+            virtual_max_bytes: u64::MAX,
+            open_fds: 7,
+            max_fds: 1024,
+            start_time_seconds: 1_700_000_000.5,
+        }
+    }
+
+    fn metrics(set: MetricSet) -> Metrics {
+        let metrics = Metrics::new(set, BUILD, Box::new(|| Some(facts()))).unwrap();
+        metrics.register_accounting(&(Arc::new(|_: &str| Some(3_u64)) as ReadAccounting)).unwrap();
+        metrics
+    }
+
+    /// Uses every metric once, so that the labelled ones appear.
+    fn touch(metrics: &Metrics) {
+        let family = IpFamily::V4;
+        for histogram in [
+            metrics.sync_duration(family),
+            metrics.full_sync_duration(family),
+            metrics.partial_sync_duration(family),
+            metrics.network_programming_duration(family),
+            metrics.conntrack_duration(family),
+            metrics.client_request_duration("GET", "h"),
+        ] {
+            histogram.observe(0.002);
+        }
+        metrics.last_sync(family).set(1.5);
+        metrics.last_queued(family).set(2.5);
+        metrics.no_local_endpoints(PolicyKind::Internal, family).set(1);
+        metrics.no_local_endpoints(PolicyKind::External, family).set(2);
+        metrics.iptables_rules(Table::Filter, family).set(4);
+        metrics.iptables_rules_last(Table::Nat, family).set(5);
+        for counter in [
+            metrics.restore_failures(family),
+            metrics.partial_restore_failures(family),
+            metrics.conntrack_deleted(family),
+            metrics.healthz(200),
+            metrics.livez(503),
+            metrics.client_requests("200", "GET", "h"),
+        ] {
+            counter.inc();
+        }
+        metrics.endpoint_changes_pending().set(1);
+        metrics.service_changes_pending().set(1);
+        metrics.endpoint_changes().inc();
+        metrics.service_changes().inc();
+    }
+
+    fn text(metrics: &Metrics) -> String {
+        String::from_utf8(metrics.encode().unwrap()).unwrap()
+    }
+
+    /// Name and type of everything in the output.
+    fn types(text: &str) -> BTreeMap<&str, &str> {
+        text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' ')).collect()
+    }
+
+    const ALL_MODES: &[(&str, &str)] = &[
+        ("kubeproxy_sync_proxy_rules_duration_seconds", "histogram"),
+        ("kubeproxy_sync_proxy_rules_last_timestamp_seconds", "gauge"),
+        ("kubeproxy_sync_proxy_rules_last_queued_timestamp_seconds", "gauge"),
+        ("kubeproxy_network_programming_duration_seconds", "histogram"),
+        ("kubeproxy_sync_proxy_rules_endpoint_changes_pending", "gauge"),
+        ("kubeproxy_sync_proxy_rules_endpoint_changes_total", "counter"),
+        ("kubeproxy_sync_proxy_rules_service_changes_pending", "gauge"),
+        ("kubeproxy_sync_proxy_rules_service_changes_total", "counter"),
+        ("kubeproxy_sync_proxy_rules_iptables_restore_failures_total", "counter"),
+        ("kubeproxy_sync_proxy_rules_no_local_endpoints_total", "gauge"),
+        ("kubeproxy_proxy_healthz_total", "counter"),
+        ("kubeproxy_proxy_livez_total", "counter"),
+        ("kubeproxy_conntrack_reconciler_sync_duration_seconds", "histogram"),
+        ("kubeproxy_conntrack_reconciler_deleted_entries_total", "counter"),
+        ("kubeproxy_iptables_ct_state_invalid_dropped_packets_total", "counter"),
+        ("kubeproxy_iptables_localhost_nodeports_accepted_packets_total", "counter"),
+        ("kubernetes_build_info", "gauge"),
+        ("process_cpu_seconds_total", "counter"),
+        ("process_max_fds", "gauge"),
+        ("process_open_fds", "gauge"),
+        ("process_resident_memory_bytes", "gauge"),
+        ("process_start_time_seconds", "gauge"),
+        ("process_virtual_memory_bytes", "gauge"),
+        ("process_virtual_memory_max_bytes", "gauge"),
+        ("rest_client_request_duration_seconds", "histogram"),
+        ("rest_client_requests_total", "counter"),
+    ];
+
+    const IPTABLES_ONLY: &[(&str, &str)] = &[
+        ("kubeproxy_sync_full_proxy_rules_duration_seconds", "histogram"),
+        ("kubeproxy_sync_partial_proxy_rules_duration_seconds", "histogram"),
+        ("kubeproxy_sync_proxy_rules_iptables_partial_restore_failures_total", "counter"),
+        ("kubeproxy_sync_proxy_rules_iptables_total", "gauge"),
+        ("kubeproxy_sync_proxy_rules_iptables_last", "gauge"),
+    ];
+
+    #[test]
+    fn each_mode_shows_its_metrics_and_no_others() {
+        let iptables = metrics(MetricSet::Iptables);
+        touch(&iptables);
+        let want: BTreeMap<_, _> = ALL_MODES.iter().chain(IPTABLES_ONLY).copied().collect();
+        assert_eq!(types(&text(&iptables)), want);
+        let ipvs = metrics(MetricSet::Ipvs);
+        touch(&ipvs);
+        assert_eq!(types(&text(&ipvs)), ALL_MODES.iter().copied().collect());
+    }
+
+    #[test]
+    fn every_metric_has_a_row_in_the_documentation() {
+        let document = include_str!("../../docs/metrics.md");
+        for (name, _) in ALL_MODES.iter().chain(IPTABLES_ONLY) {
+            assert!(document.contains(&format!("`{name}`")), "docs/metrics.md lacks {name}");
+        }
+    }
+
+    #[test]
+    fn series_carry_upstreams_labels() {
+        let metrics = metrics(MetricSet::Iptables);
+        touch(&metrics);
+        let text = text(&metrics);
+        for line in [
+            "kubeproxy_sync_proxy_rules_duration_seconds_bucket{ip_family=\"IPv4\",le=\"0.001\"} 0",
+            "kubeproxy_sync_proxy_rules_duration_seconds_bucket{ip_family=\"IPv4\",le=\"0.002\"} 1",
+            "kubeproxy_sync_proxy_rules_duration_seconds_bucket{ip_family=\"IPv4\",le=\"16.384\"} 1",
+            "kubeproxy_network_programming_duration_seconds_bucket{ip_family=\"IPv4\",le=\"0\"} 0",
+            "kubeproxy_sync_proxy_rules_last_timestamp_seconds{ip_family=\"IPv4\"} 1.5",
+            "kubeproxy_sync_proxy_rules_iptables_total{ip_family=\"IPv4\",table=\"filter\"} 4",
+            "kubeproxy_sync_proxy_rules_iptables_last{ip_family=\"IPv4\",table=\"nat\"} 5",
+            "kubeproxy_sync_proxy_rules_no_local_endpoints_total{ip_family=\"IPv4\",traffic_policy=\"internal\"} 1",
+            "kubeproxy_sync_proxy_rules_no_local_endpoints_total{ip_family=\"IPv4\",traffic_policy=\"external\"} 2",
+            "kubeproxy_sync_proxy_rules_service_changes_total 1",
+            "kubeproxy_proxy_healthz_total{code=\"200\"} 1",
+            "kubeproxy_proxy_livez_total{code=\"503\"} 1",
+            "kubeproxy_iptables_ct_state_invalid_dropped_packets_total 3",
+            "rest_client_requests_total{code=\"200\",host=\"h\",method=\"GET\"} 1",
+            "process_cpu_seconds_total 1.25",
+            "process_start_time_seconds 1700000000.5",
+            "process_open_fds 7",
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line} is missing in\n{text}");
+        }
+        assert!(text.contains("git_version=\"v1.36.2+kube-proxy-rs.0.1.0\""), "{text}");
+        assert!(text.contains("major=\"1\",minor=\"36\""), "{text}");
+    }
+
+    #[test]
+    fn labelled_metrics_appear_with_their_first_use() {
+        let text = text(&metrics(MetricSet::Iptables));
+        assert!(!text.contains("kubeproxy_sync_proxy_rules_duration_seconds"));
+        assert!(text.contains("\nkubeproxy_sync_proxy_rules_endpoint_changes_total 0\n"));
+    }
+
+    #[test]
+    fn sync_buckets_double_from_a_millisecond() {
+        let buckets = sync_buckets().unwrap();
+        assert_eq!(buckets.len(), 15);
+        assert!(buckets.windows(2).all(|pair| (pair[1] / pair[0] - 2.0).abs() < 1e-9));
+    }
+
+    #[test]
+    fn network_programming_buckets_are_upstreams() {
+        let buckets = network_programming_buckets();
+        assert_eq!(buckets.len(), 3 + 59 + 12 + 7);
+        assert_eq!(buckets[..5], [0.0, 0.25, 0.5, 1.0, 2.0]);
+        assert_eq!(buckets[60..64], [58.0, 59.0, 60.0, 65.0]);
+        assert_eq!(buckets[72..], [110.0, 115.0, 120.0, 150.0, 180.0, 210.0, 240.0, 270.0, 300.0]);
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_left_out() {
+        let metrics = Metrics::new(MetricSet::Iptables, BUILD, Box::new(|| None)).unwrap();
+        metrics.register_accounting(&(Arc::new(|_: &str| None) as ReadAccounting)).unwrap();
+        let text = text(&metrics);
+        assert!(!text.contains("process_"), "{text}");
+        assert!(!text.contains("packets_total"), "{text}");
+    }
+}
