@@ -199,3 +199,5 @@ impl<X: Xtables> Backend for Iptables<X> {
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod trace;
