@@ -1,4 +1,3 @@
-<<<<<<< HEAD
 //! What tests, benches and the end-to-end tiers share; never part of a release build.
 //!
 //! The room may use everything and nothing may use it, outside tests.
@@ -10,9 +9,5 @@ pub mod lab;
 pub mod netns;
 pub mod packets;
 pub mod proxy;
-pub mod traffic;
-=======
-//! What tests, benches and e2e share. Never part of the shipped program.
-
 pub mod stub_api;
->>>>>>> w-a
+pub mod traffic;

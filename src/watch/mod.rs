@@ -8,14 +8,11 @@
 pub mod api;
 pub mod client;
 pub mod convert;
-<<<<<<< HEAD
-pub mod manifests;
-=======
 mod decoded;
 mod endpoint_slices;
 mod failure;
+pub mod manifests;
 mod node;
->>>>>>> w-a
 pub mod objects;
 mod outage;
 mod services;
