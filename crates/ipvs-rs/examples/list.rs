@@ -77,15 +77,15 @@ fn scheduling(server: &VirtualServer) -> String {
 
 /// The names `ipvsadm` has for a scheduler's switches.
 fn flags(server: &VirtualServer) -> Option<String> {
-    let names = match server.scheduler.as_str() {
-        "sh" => ["sh-fallback", "sh-port", "flag-3"],
-        "mh" => ["mh-fallback", "mh-port", "flag-3"],
-        _ => ["flag-1", "flag-2", "flag-3"],
+    let names: &[_] = match server.scheduler.as_str() {
+        "sh" => &["sh-fallback", "sh-port"],
+        "mh" => &["mh-fallback", "mh-port"],
+        _ => &["flag-1", "flag-2", "flag-3"],
     };
     let flags = [SchedulerFlags::FIRST, SchedulerFlags::SECOND, SchedulerFlags::THIRD];
     let set: Vec<_> = std::iter::zip(flags, names)
         .filter(|(flag, _)| server.scheduler_flags.contains(*flag))
-        .map(|(_, name)| name)
+        .map(|(_, name)| *name)
         .collect();
     if set.is_empty() { None } else { Some(set.join(",")) }
 }

@@ -60,7 +60,11 @@ impl Ipvs {
         self.tell(Operation::SetTimeouts)
     }
 
-    /// All virtual servers, with their counters.
+    /// All virtual servers, with their counters, in no particular order.
+    ///
+    /// The kernel hands out its table in pieces, finds the next piece by counting, counts entries of all
+    /// network namespaces, and does not tell when the table changed meanwhile. While somebody else adds or
+    /// removes virtual servers, in whatever namespace, an entry can therefore be missing or come twice.
     ///
     /// # Errors
     /// If the kernel refuses or the exchange fails.

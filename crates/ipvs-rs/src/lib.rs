@@ -27,7 +27,7 @@
 //!
 //! - Everything blocks; the kernel answers at once. An [`Ipvs`] works in the network namespace of the
 //!   thread that opened it.
-//! - Reading needs no privilege that writing does not: all of it needs `CAP_NET_ADMIN`.
+//! - Reading needs `CAP_NET_ADMIN` as writing does.
 //! - Opening makes the kernel load `ip_vs` if it can; a scheduler `x` needs the module `ip_vs_x`.
 //! - Times are whole seconds in the kernel; fractions of a [`Duration`](std::time::Duration) are cut.
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
@@ -36,6 +36,8 @@ mod batch;
 mod client;
 mod error;
 mod read;
+#[cfg(test)]
+mod recorded;
 mod server;
 mod wire;
 mod write;

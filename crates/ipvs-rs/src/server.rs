@@ -322,7 +322,8 @@ impl RealServer {
     }
 }
 
-/// What was counted since the start or the last reset, and recent rates.
+/// What was counted since the start or the last reset, and recent rates. The kernel brings them up to
+/// date every two seconds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Stats {

@@ -44,11 +44,11 @@ pub(crate) fn real_server(buf: &mut MsgBuf, server: &RealServer) {
         real_address_attributes(buf, server.address);
         buf.u32(dest::FWD_METHOD, forward_number(server.forward));
         buf.u32(dest::WEIGHT, server.weight);
-        buf.u32(dest::U_THRESH, server.upper_threshold);
-        buf.u32(dest::L_THRESH, server.lower_threshold);
         if let Forward::Tunnel(wrapping) = server.forward {
             tunnel_attributes(buf, wrapping);
         }
+        buf.u32(dest::U_THRESH, server.upper_threshold);
+        buf.u32(dest::L_THRESH, server.lower_threshold);
     });
 }
 
@@ -84,11 +84,17 @@ fn real_address_attributes(buf: &mut MsgBuf, address: SocketAddr) {
     buf.be16(dest::PORT, address.port());
 }
 
+/// Always 16 bytes, as `ipvsadm` sends and the kernel answers; IPv4 is in the first four.
 fn ip_address(buf: &mut MsgBuf, kind: u16, address: IpAddr) {
-    match address {
-        IpAddr::V4(v4) => buf.bytes(kind, &v4.octets()),
-        IpAddr::V6(v6) => buf.bytes(kind, &v6.octets()),
-    }
+    let octets = match address {
+        IpAddr::V4(v4) => {
+            let mut octets = [0; 16];
+            octets[..4].copy_from_slice(&v4.octets());
+            octets
+        }
+        IpAddr::V6(v6) => v6.octets(),
+    };
+    buf.bytes(kind, &octets);
 }
 
 /// IPv4 has a mask in network order; IPv6 a prefix length, which must not be 0 even without persistence.
