@@ -20,4 +20,5 @@ pub mod model;
 pub mod plan;
 pub mod state;
 pub mod sync;
+pub mod telemetry;
 pub mod watch;

@@ -4,6 +4,7 @@
 //! and only then becomes a [`Config`] whose types leave nothing to check. Nothing in here reads a
 //! file, the environment or the host: the caller passes in the file's text and the host's name.
 
+mod command_line;
 mod duration;
 mod file;
 mod flags;
@@ -15,8 +16,9 @@ mod values;
 #[cfg(test)]
 mod tests;
 
+pub use command_line::{Action, CommandLine, FlagRow, FlagStop, flag_rows, parse};
 pub use duration::GoDuration;
-pub use flags::{Action, CommandLine, FlagRow, FlagStop, Flags, Flavor, flag_rows, parse};
+pub use flags::{Flags, Flavor};
 pub use resolve::{ConfigError, Resolved, resolve};
 
 use crate::model::{Cidr, IpFamily, PerFamily};
