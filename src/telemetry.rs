@@ -276,25 +276,22 @@ mod tests {
         assert_eq!((&parsed[1]["err"], &parsed[1]["v"]), (&Value::from("broken"), &Value::Null));
     }
 
-    fn log_as_ours() {
-        tracing::info!("info");
-        tracing::debug!("debug");
-        tracing::trace!("trace");
-    }
-
-    fn log_as_others() {
-        tracing::warn!(target: "kube_client::client", "a whole body");
-        tracing::warn!(target: "hyper", "theirs");
-        tracing::info!(target: "hyper", "theirs too");
-    }
+    const OURS: &[fn()] =
+        &[|| tracing::info!("info"), || tracing::debug!("debug"), || tracing::trace!("trace")];
+    const OTHERS: &[fn()] = &[
+        || tracing::warn!(target: "kube_client::client", "a whole body"),
+        || tracing::warn!(target: "hyper", "theirs"),
+        || tracing::info!(target: "hyper", "theirs too"),
+    ];
 
     #[test]
     fn verbosity_maps_to_levels() {
         for (verbosity, ours, others) in [(0, 1, 1), (1, 1, 1), (2, 2, 1), (4, 2, 1), (5, 3, 2), (9, 3, 2)] {
-            let count = |log: fn()| logged(verbosity, LineFormat::Text, log).len();
-            assert_eq!((count(log_as_ours), count(log_as_others)), (ours, others), "-v {verbosity}");
+            let count =
+                |all: &[fn()]| logged(verbosity, LineFormat::Text, || all.iter().for_each(|log| log())).len();
+            assert_eq!((count(OURS), count(OTHERS)), (ours, others), "-v {verbosity}");
         }
-        let lines = logged(9, LineFormat::Text, log_as_others);
+        let lines = logged(9, LineFormat::Text, || OTHERS.iter().for_each(|log| log()));
         assert!(!lines.iter().any(|line| line.contains("a whole body")), "{lines:?}");
     }
 }
