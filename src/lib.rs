@@ -8,7 +8,7 @@
 //! ```
 //!
 //! `sync` drives the pipeline, `app` puts it together; `docs/architecture.md` has the map.
-#![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
+#![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::disallowed_methods))]
 
 pub mod backend;
 pub mod config;
@@ -22,3 +22,5 @@ pub mod state;
 pub mod sync;
 pub mod telemetry;
 pub mod watch;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;

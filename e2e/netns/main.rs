@@ -1,0 +1,12 @@
+//! Real packets through real rules: the program runs on a node made of network namespaces.
+//!
+//! Needs root, iproute2 and both flavors of iptables; without them every test here fails and says
+//! so. Each test has namespaces of its own, so they run side by side.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::disallowed_methods, reason = "these are tests")]
+
+mod packets;
+mod resilience;
+mod wiring;
+
+/// The program under test.
+const BINARY: &str = env!("CARGO_BIN_EXE_kube-proxy-rs");

@@ -1,0 +1,287 @@
+//! What must survive: restarts, kills, flushes by hand, other people's rules.
+
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use kube_proxy_rs::model::{IpFamily, Protocol};
+use kube_proxy_rs::testing::lab::{Lab, lone_node};
+use kube_proxy_rs::testing::packets::{PacketCase, Place, SERVICE_PORT, cases};
+use kube_proxy_rs::testing::proxy::{Flavor, Launch, Proxy, metric_sum, metrics, wait_until};
+use kube_proxy_rs::testing::traffic::Answer;
+use rstest::rstest;
+use serde_json::{Value, json};
+
+use crate::BINARY;
+
+const SYNC: Duration = Duration::from_secs(30);
+/// Above a thousand endpoints stale chains are swept only once a sync period.
+const QUICK_SWEEP: &[&str] = &["--iptables-sync-period=10s"];
+
+/// A Service of the packet table whose every destination is served by two endpoints.
+fn exposed_case() -> PacketCase {
+    let name = "every_external_destination_reaches_all_endpoints_masqueraded";
+    cases().into_iter().find(|case| case.name == name).unwrap()
+}
+
+fn cluster_ip(case: &PacketCase, family: IpFamily) -> SocketAddr {
+    SocketAddr::new(case.cluster_ip(family), SERVICE_PORT)
+}
+
+fn start(lab: &Lab, flavor: Flavor, objects: &[Value]) -> Proxy {
+    let mut proxy = launch(lab, flavor).start(objects).unwrap();
+    proxy.wait_for_sync(lab.node(), flavor, SYNC).unwrap();
+    proxy
+}
+
+fn launch(lab: &Lab, flavor: Flavor) -> Launch<'_> {
+    Launch { binary: BINARY, namespace: lab.node(), flavor, flags: QUICK_SWEEP }
+}
+
+fn is_served(lab: &Lab, case: &PacketCase, family: IpFamily) -> bool {
+    let client = lab.client(Place::LocalClient, family).patience(Duration::from_secs(1));
+    matches!(client.ask(Protocol::Tcp, cluster_ip(case, family)), Answer::Answered { .. })
+}
+
+#[rstest]
+fn a_flush_by_hand_is_healed_within_ten_seconds(#[values(Flavor::Nft, Flavor::Legacy)] flavor: Flavor) {
+    let lab = Lab::create().unwrap();
+    let case = exposed_case();
+    // With the default period, so that it is not the periodic sync that heals.
+    let usual = Launch { flags: &[], ..launch(&lab, flavor) };
+    let mut proxy = usual.start(&case.objects()).unwrap();
+    proxy.wait_for_sync(lab.node(), flavor, SYNC).unwrap();
+    for (family, tool) in [(IpFamily::V4, "iptables"), (IpFamily::V6, "ip6tables")] {
+        assert!(is_served(&lab, &case, family));
+        lab.node().output(&format!("{tool}-{}", flavor.as_str()), &["-t", "nat", "-F"]).unwrap();
+        assert!(!is_served(&lab, &case, family));
+        wait_until("the flush is healed", Duration::from_secs(10), || is_served(&lab, &case, family))
+            .unwrap_or_else(|error| panic!("{error}; its log:\n{}", proxy.log_tail()));
+    }
+}
+
+#[rstest]
+fn rules_go_on_working_after_sigterm_and_open_connections_outlive_a_restart(
+    #[values(Flavor::Nft, Flavor::Legacy)] flavor: Flavor,
+) {
+    let lab = Lab::create().unwrap();
+    let case = exposed_case();
+    let mut proxy = start(&lab, flavor, &case.objects());
+    let mut held: Vec<_> = IpFamily::ALL
+        .into_iter()
+        .flat_map(|family| [(Place::LocalClient, family), (Place::Node, family)])
+        .map(|(place, family)| lab.client(place, family).open(cluster_ip(&case, family)).unwrap())
+        .collect();
+    let node_port = SocketAddr::new(Place::Node.address(IpFamily::V4), case.node_port());
+    held.push(lab.client(Place::Outside, IpFamily::V4).open(node_port).unwrap());
+
+    proxy.terminate().unwrap();
+    for family in IpFamily::ALL {
+        assert!(is_served(&lab, &case, family), "{family} without the program");
+    }
+    // Another Service tells when the restarted program has synced.
+    proxy.apply(&case.objects()).unwrap();
+    launch(&lab, flavor).start_again(&mut proxy).unwrap();
+    proxy.wait_for_sync(lab.node(), flavor, SYNC).unwrap();
+    for connection in &mut held {
+        connection.ping().expect("an open connection must outlive the restart");
+    }
+}
+
+#[rstest]
+fn what_went_away_while_the_program_was_down_is_removed_at_its_return(
+    #[values(Flavor::Nft, Flavor::Legacy)] flavor: Flavor,
+) {
+    let lab = Lab::create().unwrap();
+    let (stays, goes) = (exposed_case(), cases().remove(0));
+    let mut proxy = start(&lab, flavor, &[stays.objects(), goes.objects()].concat());
+    let text_of_gone = format!("packets/{}:main", goes.service_name());
+    assert!(flavor.save(lab.node(), false).unwrap().contains(&text_of_gone));
+    proxy.terminate().unwrap();
+    proxy.apply(&stays.objects()).unwrap();
+    launch(&lab, flavor).start_again(&mut proxy).unwrap();
+    proxy.wait_for_sync(lab.node(), flavor, SYNC).unwrap();
+    wait_until("the stale chains are gone", Duration::from_secs(10), || {
+        [false, true].into_iter().all(|v6| !flavor.save(lab.node(), v6).unwrap().contains(&text_of_gone))
+    })
+    .unwrap();
+    assert!(is_served(&lab, &stays, IpFamily::V4));
+}
+
+#[rstest]
+fn rules_and_chains_of_others_are_left_alone(#[values(Flavor::Nft, Flavor::Legacy)] flavor: Flavor) {
+    let lab = Lab::create().unwrap();
+    let tool = format!("iptables-{}", flavor.as_str());
+    let foreign: [&[&str]; 6] = [
+        &["-t", "nat", "-N", "SOMEONE-ELSE"],
+        &["-t", "nat", "-A", "SOMEONE-ELSE", "-d", "198.18.0.1/32", "-j", "RETURN"],
+        &["-t", "nat", "-A", "PREROUTING", "-j", "SOMEONE-ELSE"],
+        &["-N", "KUBE-ROUTER-NETPOL"],
+        &["-A", "FORWARD", "-d", "198.18.0.2/32", "-j", "ACCEPT"],
+        &["-t", "mangle", "-N", "KUBE-IPTABLES-HINT"],
+    ];
+    for arguments in foreign {
+        lab.node().output(&tool, arguments).unwrap();
+    }
+    let case = exposed_case();
+    let mut proxy = start(&lab, flavor, &case.objects());
+    proxy.apply(&[]).unwrap();
+    proxy.wait_for_sync(lab.node(), flavor, SYNC).unwrap();
+    proxy.terminate().unwrap();
+    let saved = flavor.save(lab.node(), false).unwrap();
+    for expected in [
+        "-A SOMEONE-ELSE -d 198.18.0.1/32 -j RETURN",
+        "-A PREROUTING -j SOMEONE-ELSE",
+        ":KUBE-ROUTER-NETPOL",
+        "-A FORWARD -d 198.18.0.2/32 -j ACCEPT",
+        ":KUBE-IPTABLES-HINT",
+    ] {
+        assert!(saved.contains(expected), "{expected} is gone:\n{saved}");
+    }
+}
+
+#[rstest]
+fn traffic_follows_the_manifests(#[values(Flavor::Nft, Flavor::Legacy)] flavor: Flavor) {
+    let lab = Lab::create().unwrap();
+    let mut case = exposed_case();
+    let mut proxy = start(&lab, flavor, &case.objects());
+    for endpoints in [&[Place::Local2, Place::Remote1][..], &[Place::Remote2], &[]] {
+        let state = kube_proxy_rs::testing::packets::EndpointState::Ready;
+        case.shape.endpoints = endpoints.iter().map(|place| (*place, state)).collect();
+        proxy.apply(&case.objects()).unwrap();
+        proxy.wait_for_sync(lab.node(), flavor, SYNC).unwrap();
+        for family in IpFamily::ALL {
+            let client = lab.client(Place::LocalClient, family);
+            for answer in client.ask_many(Protocol::Tcp, cluster_ip(&case, family), 16) {
+                match answer {
+                    Answer::Answered { pod, .. } => {
+                        assert!(endpoints.iter().any(|place| place.name() == pod), "{pod}");
+                    }
+                    Answer::Refused => assert!(endpoints.is_empty()),
+                    other => panic!("{other:?}"),
+                }
+            }
+        }
+    }
+}
+
+#[rstest]
+fn a_pass_over_an_unchanged_node_writes_no_service_chains(#[values(Flavor::Nft)] flavor: Flavor) {
+    let lab = Lab::create().unwrap();
+    let case = exposed_case();
+    let mut proxy = start(&lab, flavor, &[case.objects(), thousand_services()].concat());
+    let everything = metric_sum(&metrics(lab.node()).unwrap(), "kubeproxy_sync_proxy_iptables_total");
+    assert!(everything > 4000.0, "{everything}");
+    proxy.apply(&[case.objects(), thousand_services()].concat()).unwrap();
+    proxy.wait_for_sync(lab.node(), flavor, SYNC).unwrap();
+    let failures =
+        metric_sum(&metrics(lab.node()).unwrap(), "kubeproxy_sync_proxy_iptables_restore_failures_total");
+    assert!(failures.abs() < f64::EPSILON, "{failures} failed restores");
+}
+
+/// Killed again and again while it programs a thousand Services, the program comes back to the
+/// same rules as one that was never disturbed, and a Service that was there throughout never
+/// misses a request.
+#[rstest]
+fn a_kill_in_the_middle_of_a_large_sync_loses_nothing(#[values(Flavor::Nft, Flavor::Legacy)] flavor: Flavor) {
+    let lab = Lab::create().unwrap();
+    let case = exposed_case();
+    let mut proxy = start(&lab, flavor, &case.objects());
+    let done = AtomicBool::new(false);
+    let lost = thread::scope(|scope| {
+        let (lab, case) = (&lab, &case);
+        // Even a failure in here must end the loops, or the scope would wait for them for ever.
+        let stop = StopOnDrop(&done);
+        let done = &done;
+        let loops = IpFamily::ALL.map(|family| scope.spawn(move || ask_until(lab, case, family, done)));
+        proxy.apply(&[case.objects(), thousand_services()].concat()).unwrap();
+        for delay in [300, 700, 1300] {
+            // There is no event to wait for: any instant of the sync is as good as another.
+            thread::sleep(Duration::from_millis(delay));
+            proxy.kill().unwrap();
+            launch(lab, flavor).start_again(&mut proxy).unwrap();
+        }
+        let synced = proxy.wait_for_sync(lab.node(), flavor, SYNC);
+        drop(stop);
+        synced.unwrap();
+        loops.map(|thread| thread.join().unwrap())
+    });
+    for (asked, lost) in lost {
+        assert!(asked > 50, "only {asked} requests");
+        assert!(lost.is_empty(), "{} of {asked} requests lost: {:?}", lost.len(), lost[0]);
+    }
+    let undisturbed = undisturbed_rules(flavor, &[case.objects(), thousand_services()].concat());
+    wait_until("the rules equal those of an undisturbed program", Duration::from_secs(20), || {
+        sorted(&flavor.save(lab.node(), false).unwrap()) == undisturbed
+    })
+    .unwrap();
+}
+
+struct StopOnDrop<'a>(&'a AtomicBool);
+
+impl Drop for StopOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Asks one request after the other; returns how many, and what came instead of answers.
+fn ask_until(lab: &Lab, case: &PacketCase, family: IpFamily, done: &AtomicBool) -> (usize, Vec<Answer>) {
+    let client = lab.client(Place::LocalClient, family);
+    let (mut asked, mut lost) = (0, Vec::new());
+    while !done.load(Ordering::Relaxed) {
+        let answer = client.ask(Protocol::Tcp, cluster_ip(case, family));
+        asked += 1;
+        if !matches!(answer, Answer::Answered { .. }) {
+            lost.push(answer);
+        }
+    }
+    (asked, lost)
+}
+
+/// What a program in a namespace of its own makes of the same objects.
+fn undisturbed_rules(flavor: Flavor, objects: &[Value]) -> Vec<String> {
+    let node = lone_node().unwrap();
+    let launch = Launch { binary: BINARY, namespace: &node, flavor, flags: QUICK_SWEEP };
+    let mut proxy = launch.start(objects).unwrap();
+    // The killed program's manifests are of the second generation.
+    proxy.apply(objects).unwrap();
+    proxy.wait_for_sync(&node, flavor, SYNC).unwrap();
+    wait_until("the first generation's markers are gone", SYNC, || {
+        !flavor.save(&node, false).unwrap().contains("packets/marker-1:main")
+    })
+    .unwrap();
+    sorted(&flavor.save(&node, false).unwrap())
+}
+
+/// The rules and chains of a saved ruleset in one order, without comments and counters.
+fn sorted(saved: &str) -> Vec<String> {
+    let lines = saved.lines().filter(|line| !line.starts_with('#'));
+    let mut lines: Vec<String> =
+        lines.map(|line| line.split(" [").next().unwrap_or(line).to_owned()).collect();
+    lines.sort();
+    lines
+}
+
+/// A thousand Services of one IPv4 endpoint each.
+fn thousand_services() -> Vec<Value> {
+    (0..1000_u16)
+        .flat_map(|number| {
+            let (name, high, low) = (format!("bulk-{number}"), number / 250, number % 250 + 1);
+            let meta = |name: &str| {
+                json!({"name": name, "namespace": "bulk",
+                "labels": {"kubernetes.io/service-name": name}})
+            };
+            [
+                json!({"apiVersion": "v1", "kind": "Service", "metadata": meta(&name), "spec": {
+                    "type": "ClusterIP", "clusterIP": format!("10.97.{high}.{low}"),
+                    "ports": [{"name": "main", "port": 80, "protocol": "TCP"}]}}),
+                json!({"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
+                    "metadata": meta(&name), "addressType": "IPv4",
+                    "endpoints": [{"addresses": [format!("10.128.{}.{low}", 10 + high)]}],
+                    "ports": [{"name": "main", "port": 8080, "protocol": "TCP"}]}),
+            ]
+        })
+        .collect()
+}

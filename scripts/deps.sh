@@ -1,0 +1,36 @@
+#!/usr/bin/env bash
+# Installs what the demo and the tests run besides cargo, when any of it is missing.
+set -euo pipefail
+
+# command:package
+needed=(
+    iptables-nft:iptables
+    iptables-legacy:iptables
+    ipset:ipset
+    conntrack:conntrack
+    nft:nftables
+    ip:iproute2
+    ps:procps
+    curl:curl
+    cc:gcc
+)
+export PATH="$PATH:/usr/sbin:/sbin"
+missing=()
+for entry in "${needed[@]}"; do
+    command -v "${entry%%:*}" >/dev/null || missing+=("${entry##*:}")
+done
+[ ${#missing[@]} -eq 0 ] && exit 0
+
+mapfile -t packages < <(printf '%s\n' "${missing[@]}" | sort -u)
+if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
+    echo "Missing: ${packages[*]}. Run 'make deps' as root on Debian or Ubuntu, or install them yourself." >&2
+    exit 1
+fi
+echo "Installing with apt-get: ${packages[*]}"
+export DEBIAN_FRONTEND=noninteractive
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT
+if ! { apt-get update && apt-get install -y --no-install-recommends "${packages[@]}"; } >"$log" 2>&1; then
+    tail -n 20 "$log" >&2
+    exit 1
+fi

@@ -1,0 +1,82 @@
+//! The composition root: builds every part from the configuration, starts the tasks and orders
+//! the shutdown. The only room that knows all others.
+
+mod families;
+mod render;
+mod run;
+
+use crate::config::{self, Action, CommandLine, Resolved};
+use crate::telemetry;
+use anyhow::{Context, Result};
+use std::process::ExitCode;
+
+/// Runs the program with these arguments (without the program's name).
+#[must_use]
+pub fn main(arguments: impl IntoIterator<Item = String>) -> ExitCode {
+    let line = match config::parse(arguments) {
+        Ok(line) => line,
+        Err(stop) if stop.exit_code == 0 => return print(&stop.text),
+        Err(stop) => {
+            eprintln!("{}", stop.text);
+            return ExitCode::from(stop.exit_code);
+        }
+    };
+    match act(&line) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("Error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Prints a text; a reader that went away is none of our business.
+fn print(text: &str) -> ExitCode {
+    use std::io::Write as _;
+    let _ = std::io::stdout().write_all(text.as_bytes());
+    ExitCode::SUCCESS
+}
+
+fn act(line: &CommandLine) -> Result<ExitCode> {
+    if let Action::PrintVersion(text) = &line.action {
+        return Ok(print(&format!("{text}\n")));
+    }
+    let resolved = resolve(line)?;
+    telemetry::init(resolved.config.logging);
+    for notice in &resolved.notices {
+        tracing::warn!("{notice}");
+    }
+    let config = resolved.config;
+    match &line.action {
+        Action::PrintVersion(_) => Ok(ExitCode::SUCCESS),
+        Action::Render(family) => render::render(&config, *family).map(|text| print(&text)),
+        Action::WriteConfig(_) => anyhow::bail!("--write-config-to is not available yet"),
+        Action::Run => block_on(run::run(config)),
+        Action::InitOnly => block_on(run::init_only(config)),
+        Action::Cleanup => block_on(run::cleanup(config)),
+    }
+}
+
+fn resolve(line: &CommandLine) -> Result<Resolved> {
+    let file = match line.flags.config_file() {
+        Some(path) => Some(
+            std::fs::read_to_string(&path)
+                .with_context(|| format!("failed to read the configuration file {}", path.display()))?,
+        ),
+        None => None,
+    };
+    let hostname = nix::unistd::gethostname().context("reading the host's name")?;
+    Ok(config::resolve(line, file.as_deref(), &hostname.to_string_lossy())?)
+}
+
+/// One thread does everything: the work is waiting for the API server, the kernel and its tools.
+fn block_on(task: impl Future<Output = Result<ExitCode>>) -> Result<ExitCode> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .max_blocking_threads(4)
+        .build()
+        .context("starting the runtime")?;
+    let result = runtime.block_on(task);
+    runtime.shutdown_background();
+    result
+}

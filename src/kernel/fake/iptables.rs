@@ -1,0 +1,224 @@
+//! iptables in memory: tables, chains and rules, with the kernel's strictness about jumps to
+//! chains that do not exist and deletions of chains that are in use.
+
+use crate::kernel::iptables::{Flavor, Place, RestoreError, Stamp, Version, Xtables};
+use crate::kernel::nft::{ChainUse, Part};
+use anyhow::{Result, bail};
+use std::collections::BTreeMap;
+
+const TOOL: &str = "fake-iptables-restore";
+const TARGETS: [&str; 6] = ["ACCEPT", "DROP", "REJECT", "RETURN", "MARK", "DNAT"];
+
+/// One table: chains by name, each a list of rules without `-A CHAIN`.
+pub type Table = BTreeMap<String, Vec<String>>;
+
+/// The tables of one family.
+#[derive(Clone, Debug)]
+pub struct FakeXtables {
+    /// The flavour it pretends to be.
+    pub flavor: Flavor,
+    /// Tables by name.
+    pub tables: BTreeMap<String, Table>,
+    /// Inputs with a line that contains one of these are refused.
+    pub refused: Vec<String>,
+    /// So many restores fail for lack of the lock before one is tried.
+    pub failures: usize,
+    /// Restores that took effect.
+    pub inputs: Vec<String>,
+    generation: u32,
+}
+
+impl Default for FakeXtables {
+    fn default() -> Self {
+        FakeXtables::new(Flavor::Nft)
+    }
+}
+
+impl FakeXtables {
+    /// Empty tables.
+    #[must_use]
+    pub fn new(flavor: Flavor) -> Self {
+        let table = |chains: &[&str]| chains.iter().map(|chain| ((*chain).to_owned(), Vec::new())).collect();
+        let all = ["PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"];
+        FakeXtables {
+            flavor,
+            tables: BTreeMap::from([
+                ("mangle".to_owned(), table(&all)),
+                ("nat".to_owned(), table(&["PREROUTING", "INPUT", "OUTPUT", "POSTROUTING"])),
+                ("filter".to_owned(), table(&["INPUT", "FORWARD", "OUTPUT"])),
+            ]),
+            refused: Vec::new(),
+            failures: 0,
+            inputs: Vec::new(),
+            generation: 0,
+        }
+    }
+
+    /// Empties every chain of a table, as `iptables -F` does.
+    pub fn flush(&mut self, table: &str) {
+        self.generation += 1;
+        if let Some(table) = self.tables.get_mut(table) {
+            table.values_mut().for_each(Vec::clear);
+        }
+    }
+
+    /// A chain's rules.
+    #[must_use]
+    pub fn rules(&self, table: &str, chain: &str) -> &[String] {
+        self.tables.get(table).and_then(|table| table.get(chain)).map_or(&[], Vec::as_slice)
+    }
+
+    /// All rules that have been written so far.
+    #[must_use]
+    pub fn rules_written(&self) -> usize {
+        self.inputs.iter().flat_map(|input| input.lines()).filter(|line| line.starts_with("-A ")).count()
+    }
+
+    fn take(&mut self, input: &str) -> Result<(), (usize, String)> {
+        let mut open: Option<(String, Table)> = None;
+        for (index, line) in input.lines().enumerate() {
+            let failed = |message: String| (index + 1, message);
+            if self.refused.iter().any(|refused| line.contains(refused.as_str())) {
+                return Err(failed("refused on request".to_owned()));
+            }
+            if let Some(name) = line.strip_prefix('*') {
+                let table = self.tables.get(name).ok_or_else(|| failed(format!("no table {name}")))?;
+                open = Some((name.to_owned(), table.clone()));
+            } else if line == "COMMIT" {
+                let (name, table) = open.take().ok_or_else(|| failed("no table is open".to_owned()))?;
+                check_jumps(&table).map_err(failed)?;
+                self.tables.insert(name, table);
+            } else if !line.starts_with('#') && !line.is_empty() {
+                let (_, table) = open.as_mut().ok_or_else(|| failed("no table is open".to_owned()))?;
+                edit(table, line).map_err(failed)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn edit(table: &mut Table, line: &str) -> Result<(), String> {
+    if let Some(declared) = line.strip_prefix(':') {
+        let chain = declared.split(' ').next().unwrap_or_default();
+        if chain.len() > 28 {
+            return Err(format!("chain name `{chain}' too long"));
+        }
+        table.insert(chain.to_owned(), Vec::new());
+        return Ok(());
+    }
+    if let Some(chain) = line.strip_prefix("-X ") {
+        return delete(table, chain);
+    }
+    let rule = line.strip_prefix("-A ").ok_or_else(|| format!("unknown command: {line}"))?;
+    let (chain, rule) = rule.split_once(' ').ok_or("a rule without arguments")?;
+    if let Some(target) = target(rule)
+        && !table.contains_key(target)
+        && !TARGETS.contains(&target)
+        && target != "MASQUERADE"
+    {
+        return Err(format!("no chain/target by the name {target}"));
+    }
+    table.get_mut(chain).ok_or_else(|| format!("no chain {chain}"))?.push(rule.to_owned());
+    Ok(())
+}
+
+fn delete(table: &mut Table, chain: &str) -> Result<(), String> {
+    match table.get(chain) {
+        None => return Err(format!("no chain {chain}")),
+        Some(rules) if !rules.is_empty() => return Err(format!("chain {chain} is not empty")),
+        Some(_) => {}
+    }
+    if table.values().flatten().any(|rule| target(rule) == Some(chain)) {
+        return Err(format!("chain {chain} is in use"));
+    }
+    table.remove(chain);
+    Ok(())
+}
+
+fn target(rule: &str) -> Option<&str> {
+    rule.rsplit_once("-j ").and_then(|(_, rest)| rest.split(' ').next())
+}
+
+fn check_jumps(table: &Table) -> Result<(), String> {
+    for rule in table.values().flatten() {
+        if let Some(target) = target(rule).filter(|target| target.starts_with("KUBE-"))
+            && !table.contains_key(target)
+        {
+            return Err(format!("jump to missing chain {target}"));
+        }
+    }
+    Ok(())
+}
+
+impl Xtables for FakeXtables {
+    fn flavor(&self) -> Flavor {
+        self.flavor
+    }
+
+    fn version(&self) -> Version {
+        Version(1, 8, 9)
+    }
+
+    async fn check_nat_table(&self) -> Result<()> {
+        Ok(())
+    }
+
+    fn stamp(&mut self) -> Result<Stamp> {
+        Ok(Stamp::Generation(self.generation))
+    }
+
+    async fn survey(&mut self, table: &str, visit: &mut dyn FnMut(Part<ChainUse<'_>>)) -> Result<()> {
+        visit(Part::Start);
+        let Some(table) = self.tables.get(table) else { return Ok(()) };
+        for (name, rules) in table.iter().filter(|(name, _)| name.starts_with("KUBE-")) {
+            let jumps = table.values().flatten().filter(|rule| target(rule) == Some(name)).count();
+            let uses = u32::try_from(rules.len() + jumps)?;
+            visit(Part::Item(ChainUse { name, is_base: false, uses }));
+        }
+        Ok(())
+    }
+
+    async fn restore(&mut self, pieces: &mut dyn Iterator<Item = String>) -> Result<(), RestoreError> {
+        if self.failures > 0 {
+            self.failures -= 1;
+            return Err(RestoreError::Unable { tool: TOOL, message: "the lock is taken".to_owned() });
+        }
+        let input: String = pieces.collect();
+        self.take(&input).map_err(|(line, message)| RestoreError::Refused {
+            tool: TOOL,
+            line: Some(line),
+            message,
+        })?;
+        self.generation += 1;
+        self.inputs.push(input);
+        Ok(())
+    }
+
+    async fn ensure_chain(&mut self, place: Place<'_>) -> Result<()> {
+        let Some(table) = self.tables.get_mut(place.table) else { bail!("no table {}", place.table) };
+        table.entry(place.chain.to_owned()).or_default();
+        self.generation += 1;
+        Ok(())
+    }
+
+    async fn has_rule(&mut self, place: Place<'_>, arguments: &str) -> Result<bool> {
+        Ok(self.rules(place.table, place.chain).iter().any(|rule| rule == arguments))
+    }
+
+    async fn insert_rule(&mut self, place: Place<'_>, arguments: &str) -> Result<()> {
+        let chain = self.tables.get_mut(place.table).and_then(|table| table.get_mut(place.chain));
+        let Some(rules) = chain else { bail!("no chain {}", place.chain) };
+        rules.insert(0, arguments.to_owned());
+        self.generation += 1;
+        Ok(())
+    }
+
+    async fn delete_rule(&mut self, place: Place<'_>, arguments: &str) -> Result<bool> {
+        let chain = self.tables.get_mut(place.table).and_then(|table| table.get_mut(place.chain));
+        let Some(rules) = chain else { return Ok(false) };
+        let before = rules.len();
+        rules.retain(|rule| rule != arguments);
+        self.generation += 1;
+        Ok(rules.len() < before)
+    }
+}

@@ -1,0 +1,13 @@
+//! What tests, benches and the end-to-end tiers share; never part of a release build.
+//!
+//! The room may use everything and nothing may use it, outside tests.
+
+#![expect(clippy::disallowed_methods, reason = "tests start programs and measure time")]
+
+pub mod generate;
+pub mod lab;
+pub mod netns;
+pub mod packets;
+pub mod proxy;
+pub mod stub_api;
+pub mod traffic;

@@ -1,0 +1,308 @@
+//! The real program, started in a namespace, and the manifests it reads.
+
+use std::fs::{self, File};
+use std::io::{Read as _, Write as _};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+
+use super::netns::Namespace;
+use super::packets::{CLUSTER_CIDR, NODE_NAME, marker_objects, to_manifest};
+
+/// Where the program's metrics are, inside its namespace.
+const METRICS: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 10249);
+/// The manifest in a program's folder.
+const OBJECTS: &str = "objects.yaml";
+/// Its log, beside it.
+const LOG: &str = "log";
+/// How often a condition is looked at while waiting for it.
+const POLL: Duration = Duration::from_millis(50);
+
+/// Numbers the folders of this process.
+static NEXT: AtomicU32 = AtomicU32::new(0);
+
+/// Which iptables tools, and so which tables of the kernel, are in play.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Flavor {
+    /// iptables over nf_tables.
+    Nft,
+    /// The legacy tables.
+    Legacy,
+}
+
+impl Flavor {
+    /// As `--iptables-flavor` spells it, and the tools' names.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Flavor::Nft => "nft",
+            Flavor::Legacy => "legacy",
+        }
+    }
+
+    /// What `iptables-save` prints in a namespace; `ip6tables-save` when `v6`.
+    ///
+    /// # Errors
+    ///
+    /// When the tool is missing or fails.
+    pub fn save(self, namespace: &Namespace, v6: bool) -> Result<String> {
+        let six = if v6 { "6" } else { "" };
+        namespace.output(&format!("ip{six}tables-{}-save", self.as_str()), &[])
+    }
+}
+
+/// Polls `condition` until it holds.
+///
+/// # Errors
+///
+/// When it does not within `limit`; the error names `what` was waited for.
+pub fn wait_until(what: &str, limit: Duration, mut condition: impl FnMut() -> bool) -> Result<()> {
+    let deadline = Instant::now() + limit;
+    while !condition() {
+        if Instant::now() > deadline {
+            bail!("waited {limit:?} in vain until {what}");
+        }
+        thread::sleep(POLL);
+    }
+    Ok(())
+}
+
+/// A folder of our own below the system's temporary one, deleted on drop.
+#[derive(Debug)]
+pub struct Folder {
+    path: PathBuf,
+}
+
+impl Folder {
+    /// Makes one.
+    ///
+    /// # Errors
+    ///
+    /// When the file system refuses.
+    pub fn create() -> Result<Folder> {
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let path = std::env::temp_dir().join(format!("kube-proxy-rs-{}-{number}", std::process::id()));
+        fs::create_dir_all(&path).with_context(|| format!("cannot make {}", path.display()))?;
+        Ok(Folder { path })
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Writes a file so that a reader sees the old text or the new one, never a part.
+    ///
+    /// # Errors
+    ///
+    /// When the file system refuses.
+    pub fn write(&self, name: &str, text: &str) -> Result<()> {
+        let fresh = self.path.join(format!(".{name}.fresh"));
+        fs::write(&fresh, text)?;
+        fs::rename(&fresh, self.path.join(name)).with_context(|| format!("cannot write {name}"))
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        if let Err(error) = fs::remove_dir_all(&self.path) {
+            eprintln!("{} stays behind: {error}", self.path.display());
+        }
+    }
+}
+
+/// How to start the program under test.
+#[derive(Clone, Copy, Debug)]
+pub struct Launch<'a> {
+    /// The program.
+    pub binary: &'a str,
+    /// Where it runs.
+    pub namespace: &'a Namespace,
+    /// The iptables tools it is told to use.
+    pub flavor: Flavor,
+    /// Flags besides the usual ones; a `--cluster-cidr` here replaces the usual one.
+    pub flags: &'a [&'a str],
+}
+
+impl Launch<'_> {
+    /// Starts the program on a manifest that holds `objects` and can be changed later.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be started.
+    pub fn start(self, objects: &[Value]) -> Result<Proxy> {
+        let folder = Folder::create()?;
+        folder.write(OBJECTS, &manifest(objects, 1))?;
+        let manifests = vec![folder.path().join(OBJECTS)];
+        let child = self.spawn(&manifests, folder.path())?;
+        Ok(Proxy { child, manifests, generation: 1, folder })
+    }
+
+    /// Starts the program on manifests that are there already.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be started.
+    pub fn start_on(self, manifests: &[&Path]) -> Result<Proxy> {
+        let folder = Folder::create()?;
+        let manifests: Vec<PathBuf> = manifests.iter().map(|path| path.to_path_buf()).collect();
+        let child = self.spawn(&manifests, folder.path())?;
+        Ok(Proxy { child, manifests, generation: 0, folder })
+    }
+
+    /// Starts the program again on the same manifests, after it was stopped or killed.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be started.
+    pub fn start_again(self, proxy: &mut Proxy) -> Result<()> {
+        proxy.child = self.spawn(&proxy.manifests, proxy.folder.path())?;
+        Ok(())
+    }
+
+    fn spawn(self, manifests: &[PathBuf], folder: &Path) -> Result<Child> {
+        let log = File::options().create(true).append(true).open(folder.join(LOG))?;
+        let mut command = self.namespace.command(self.binary);
+        for path in manifests {
+            command.arg("--manifests").arg(path);
+        }
+        command
+            .args(["--hostname-override", NODE_NAME, "--iptables-flavor", self.flavor.as_str()])
+            .args(["--metrics-bind-address", "127.0.0.1:10249"])
+            .args(["--healthz-bind-address", "127.0.0.1:10256", "-v", "2"]);
+        if !self.flags.iter().any(|flag| flag.starts_with("--cluster-cidr")) {
+            command.args(["--cluster-cidr", CLUSTER_CIDR]);
+        }
+        command.args(self.flags).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+        command.spawn().with_context(|| format!("cannot start {}", self.binary))
+    }
+}
+
+/// A running `kube-proxy-rs` and the manifests it reads; killed on drop.
+#[derive(Debug)]
+pub struct Proxy {
+    child: Child,
+    manifests: Vec<PathBuf>,
+    generation: u8,
+    folder: Folder,
+}
+
+impl Proxy {
+    /// Puts other objects into the manifests.
+    ///
+    /// # Errors
+    ///
+    /// When the file cannot be written.
+    pub fn apply(&mut self, objects: &[Value]) -> Result<()> {
+        self.generation = self.generation.wrapping_add(1).max(1);
+        self.folder.write(OBJECTS, &manifest(objects, self.generation))
+    }
+
+    /// Waits until the rules of the manifests' present content are in the kernel: until its two
+    /// marker Services are, in both families.
+    ///
+    /// # Errors
+    ///
+    /// When that takes longer than `limit` or the program has exited; the error has its log.
+    pub fn wait_for_sync(&mut self, namespace: &Namespace, flavor: Flavor, limit: Duration) -> Result<()> {
+        let markers = ["marker", "idle"].map(|name| format!("packets/{name}-{}:main", self.generation));
+        let mut exited = false;
+        let waited = wait_until("the rules of the manifests are in force", limit, || {
+            exited = matches!(self.child.try_wait(), Ok(Some(_)));
+            exited
+                || [false, true].into_iter().all(|v6| {
+                    flavor
+                        .save(namespace, v6)
+                        .is_ok_and(|text| markers.iter().all(|marker| text.contains(marker)))
+                })
+        });
+        if exited {
+            bail!("the program has exited; its log:\n{}", self.log_tail());
+        }
+        waited.with_context(|| format!("the program's log:\n{}", self.log_tail()))
+    }
+
+    /// Asks it to stop and waits until it has.
+    ///
+    /// # Errors
+    ///
+    /// When it is still there after ten seconds.
+    pub fn terminate(&mut self) -> Result<()> {
+        kill(Pid::from_raw(self.child.id().cast_signed()), Signal::SIGTERM).context("cannot signal it")?;
+        wait_until("the program has stopped", Duration::from_secs(10), || {
+            matches!(self.child.try_wait(), Ok(Some(_)))
+        })
+    }
+
+    /// Kills it on the spot.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be waited for.
+    pub fn kill(&mut self) -> Result<()> {
+        self.child.kill()?;
+        self.child.wait().map(drop).context("cannot wait for the killed program")
+    }
+
+    /// What it has logged last.
+    #[must_use]
+    pub fn log_tail(&self) -> String {
+        let text = fs::read_to_string(self.folder.path().join(LOG)).unwrap_or_default();
+        let lines: Vec<&str> = text.lines().collect();
+        lines[lines.len().saturating_sub(40)..].join("\n")
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        // Both fail only when it has gone already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn manifest(objects: &[Value], generation: u8) -> String {
+    to_manifest(objects) + &to_manifest(&marker_objects(generation))
+}
+
+/// The body of `/metrics` of the program in a namespace.
+///
+/// # Errors
+///
+/// When nothing answers there.
+pub fn metrics(namespace: &Namespace) -> Result<String> {
+    http_get(namespace, METRICS, "/metrics")
+}
+
+/// The sum of all samples of one metric in a text exposition.
+#[must_use]
+pub fn metric_sum(text: &str, name: &str) -> f64 {
+    text.lines()
+        .filter(|line| line.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' '])))
+        .filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok())
+        .sum()
+}
+
+/// One plain HTTP GET from inside a namespace; returns head and body.
+///
+/// # Errors
+///
+/// When the connection fails.
+pub fn http_get(namespace: &Namespace, address: SocketAddr, path: &str) -> Result<String> {
+    let limit = Duration::from_secs(3);
+    let mut stream = namespace.run(|| TcpStream::connect_timeout(&address, limit))??;
+    stream.set_read_timeout(Some(limit))?;
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n")?;
+    let mut text = String::new();
+    stream.read_to_string(&mut text)?;
+    Ok(text)
+}
