@@ -12,6 +12,7 @@ mod resolve;
 mod settings;
 mod validate;
 mod values;
+mod write;
 
 #[cfg(test)]
 mod tests;
@@ -20,6 +21,7 @@ pub use command_line::{Action, CommandLine, FlagRow, FlagStop, flag_rows, parse}
 pub use duration::GoDuration;
 pub use flags::{Flags, Flavor};
 pub use resolve::{ConfigError, Resolved, resolve};
+pub use write::Effective;
 
 use crate::model::{Cidr, IpFamily, PerFamily};
 use std::net::{IpAddr, SocketAddr};
