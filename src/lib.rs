@@ -10,6 +10,7 @@
 //! `sync` drives the pipeline, `app` puts it together; `docs/architecture.md` has the map.
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::disallowed_methods))]
 
+pub mod app;
 pub mod backend;
 pub mod config;
 pub mod health;
@@ -21,6 +22,6 @@ pub mod plan;
 pub mod state;
 pub mod sync;
 pub mod telemetry;
+pub mod watch;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
-pub mod watch;

@@ -3,11 +3,10 @@
 //! An object may be in several files; the first one counts. The catalog remembers the names that
 //! each file holds, never the objects.
 
-use super::file::{self, Key, Object};
+use super::file::{self, Key, MAX_ERRORS, Object};
 use super::folder::{self, Fingerprint, Reading};
 use super::{ManifestError, ManifestOptions};
 use crate::model::WatchEvent;
-use crate::watch::convert::Severity;
 use std::collections::btree_map::Entry as MapEntry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -168,22 +167,20 @@ impl Catalog {
 
     /// Turns what was read into events: the first file that has an object wins.
     fn settle(&self, before: Owners, fresh: Fresh, update: &mut Update) {
-        let (owners, duplicates) = owners(&self.files);
-        for (key, path) in duplicates {
-            let owner = &owners[&key];
-            if !fresh.contains_key(&path) && !fresh.contains_key(owner) {
-                continue;
-            }
-            let objects = fresh.get(&path).map_or(&[][..], Vec::as_slice);
-            let place = objects.iter().find(|object| object.key == key).map(|object| object.place);
+        let (owners, mut duplicates) = owners(&self.files);
+        duplicates.retain(|(key, path)| fresh.contains_key(path) || fresh.contains_key(&owners[key]));
+        for (key, path) in duplicates.iter().take(MAX_ERRORS) {
+            let objects = fresh.get(path).map_or(&[][..], Vec::as_slice);
+            let place = objects.iter().find(|object| object.key == *key).map(|object| object.place);
             update.errors.push(ManifestError {
-                file: path,
                 place: place.unwrap_or_default(),
                 object: Some(key.description(&self.options.node_name)),
-                field: None,
-                message: format!("is already in {}, which comes first", owner.display()),
-                severity: Severity::Error,
+                ..ManifestError::of_file(path, already_in(&owners[key]))
             });
+        }
+        if let Some((_, path)) = duplicates.get(MAX_ERRORS) {
+            let message = format!("{} more objects are in other files", duplicates.len() - MAX_ERRORS);
+            update.errors.push(ManifestError::of_file(path, message));
         }
         for (path, objects) in fresh {
             let ours = objects.into_iter().filter(|object| owners.get(&object.key) == Some(&path));
@@ -191,6 +188,10 @@ impl Catalog {
         }
         update.events.extend(before.into_keys().filter(|key| !owners.contains_key(key)).map(Key::gone));
     }
+}
+
+fn already_in(owner: &Path) -> String {
+    format!("is already in {}, which comes first", owner.display())
 }
 
 /// The first file of each object, and the other files that have it too.

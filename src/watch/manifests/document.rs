@@ -4,7 +4,7 @@
 //! form. YAML is split at its document marks first, as Kubernetes' own tools do it: a document
 //! with a syntax error then does not hide what is wrong with those after it.
 
-use super::Place;
+use super::{Place, description, shown};
 use crate::watch::objects::{EndpointSliceObject, NodeObject, ServiceObject};
 use serde::Deserialize;
 use serde::de::{DeserializeOwned, Deserializer, Error, MapAccess, Visitor};
@@ -49,7 +49,17 @@ pub(super) struct Broken {
 
 impl Broken {
     fn because(message: impl fmt::Display) -> Self {
-        Broken { message: message.to_string(), ..Broken::default() }
+        Broken { message: brief(&message.to_string()), ..Broken::default() }
+    }
+}
+
+/// A library's words about a text, which may repeat the text at any length.
+fn brief(message: &str) -> String {
+    const SHOWN: usize = 200;
+    let line = message.lines().next().unwrap_or_default();
+    match line.char_indices().nth(SHOWN) {
+        Some((end, _)) => format!("{}...", &line[..end]),
+        None => line.to_owned(),
     }
 }
 
@@ -252,7 +262,7 @@ fn decode_object(object: Value) -> Decoded {
     let text = |field: &str| object.get(field).and_then(Value::as_str).unwrap_or_default();
     let missing = |field: &str| {
         Decoded::Broken(Broken {
-            object: Some(description(&object)).filter(|text| !text.is_empty()),
+            object: Some(described(&object)),
             field: Some(field.to_owned()),
             message: "is missing".to_owned(),
         })
@@ -263,7 +273,7 @@ fn decode_object(object: Value) -> Decoded {
         ("v1", "Service") => typed(&object, Decoded::Service),
         ("discovery.k8s.io/v1", "EndpointSlice") => typed(&object, Decoded::Slice),
         ("v1", "Node") => typed(&object, Decoded::Node),
-        (api_version, kind) => Decoded::Other(format!("{api_version} {kind}")),
+        (api_version, kind) => Decoded::Other(format!("{} {}", shown(api_version), shown(kind))),
     }
 }
 
@@ -275,20 +285,20 @@ fn typed<T: DeserializeOwned>(object: &Value, wrap: impl Fn(Box<T>) -> Decoded) 
     match serde_path_to_error::deserialize(object) {
         Ok(decoded) => wrap(Box::new(decoded)),
         Err(error) => Decoded::Broken(Broken {
-            object: Some(description(object)),
+            object: Some(described(object)),
             field: Some(error.path().to_string()),
-            message: error.inner().to_string(),
+            message: brief(&error.inner().to_string()),
         }),
     }
 }
 
 /// Kind, namespace and name of an object of which not even these need to be right.
-fn description(object: &Value) -> String {
+fn described(object: &Value) -> String {
     let text = |pointer: &str| object.pointer(pointer).and_then(Value::as_str);
     let kind = text("/kind").unwrap_or_default();
     let namespace = match (kind, text("/metadata/namespace")) {
         ("Node", _) => None,
         (_, namespace) => Some(namespace.filter(|text| !text.is_empty()).unwrap_or("default")),
     };
-    super::description(kind, namespace, text("/metadata/name"))
+    description(kind, namespace, text("/metadata/name"))
 }

@@ -11,7 +11,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 /// More problems than this of one file help nobody.
-const MAX_ERRORS: usize = 100;
+pub(super) const MAX_ERRORS: usize = 100;
 
 /// What identifies an object among all files.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -165,12 +165,9 @@ impl Reader<'_> {
     /// Reports what is wrong with an object. Its value stays if there is no error among that.
     fn settle<T>(&mut self, subject: &Subject, issues: Issues, converted: Converted<T>) -> Option<T> {
         let mut issues = issues.into_vec();
-        for issue in converted.issues {
-            // Two checks of one field are told once; the stricter check came first.
-            if issues.iter().all(|known| known.field != issue.field) {
-                issues.push(issue);
-            }
-        }
+        // Two checks of one field are told once; the stricter check came first.
+        let told: BTreeSet<String> = issues.iter().map(|issue| issue.field.clone()).collect();
+        issues.extend(converted.issues.into_iter().filter(|issue| !told.contains(&issue.field)));
         if !self.seen.insert((subject.kind, subject.name.clone())) {
             let (field, message) = ("metadata.name".to_owned(), "is there twice in this file".to_owned());
             issues.push(Issue { field, message, severity: Severity::Error });

@@ -113,15 +113,18 @@ impl fmt::Display for ManifestError {
 
 /// Kind, namespace and name as messages show them.
 fn description(kind: &str, namespace: Option<&str>, name: Option<&str>) -> String {
-    let plain = |text: &str| {
-        let is_plain = text.len() <= 253 && text.bytes().all(|b| b.is_ascii_graphic() && b != b'"');
-        if is_plain { text.to_owned() } else { quoted(text) }
-    };
-    let name = name.filter(|name| !name.is_empty()).map_or("(no name)".to_owned(), plain);
+    let kind = if kind.is_empty() { "object".to_owned() } else { shown(kind) };
+    let name = name.filter(|name| !name.is_empty()).map_or("(no name)".to_owned(), shown);
     match namespace {
-        Some(namespace) => format!("{} {}/{name}", plain(kind), plain(namespace)),
-        None => format!("{} {name}", plain(kind)),
+        Some(namespace) => format!("{kind} {}/{name}", shown(namespace)),
+        None => format!("{kind} {name}"),
     }
+}
+
+/// A word as it is, and anything else in quotes and cut to a bearable length.
+fn shown(text: &str) -> String {
+    let is_word = text.len() <= 253 && text.bytes().all(|b| b.is_ascii_graphic() && b != b'"');
+    if is_word { text.to_owned() } else { quoted(text) }
 }
 
 /// Reads all files once. The events list each kind completely; beside them is all that is wrong.
@@ -159,13 +162,10 @@ pub async fn run(
     }
     loop {
         let touched = tokio::select! {
-            touched = notifier.touched() => touched,
-            () = tokio::time::sleep(if unsettled { RETRY } else { POLL }) => {
-                notifier.renew();
-                BTreeSet::new()
-            }
+            touched = notifier.touched(if unsettled { RETRY } else { POLL }) => touched,
             () = sender.closed() => return Ok(()),
         };
+        notifier.renew();
         let (next, update) = update_aside(catalog, touched).await?;
         catalog = next;
         unsettled = update.unsettled;

@@ -21,9 +21,9 @@ use tracing::warn;
 /// Changes come in groups; this much silence ends one.
 const QUIET: Duration = Duration::from_millis(50);
 /// How long a file that is written in place may keep its writer waiting for its next words.
-const WRITING: Duration = Duration::from_secs(1);
+const WRITING: Duration = Duration::from_secs(2);
 /// No group of changes is longer than this, however busy the folder.
-const LONGEST: Duration = Duration::from_secs(3);
+const LONGEST: Duration = Duration::from_secs(5);
 
 /// The link that ConfigMap volumes exchange to replace all of their files at once.
 const CONFIG_MAP_DATA: &str = "..data";
@@ -53,6 +53,13 @@ struct Group {
     open: BTreeSet<PathBuf>,
     started: Instant,
     latest: Instant,
+}
+
+impl Group {
+    fn end(&self) -> Instant {
+        let patience = if self.open.is_empty() { QUIET } else { WRITING };
+        (self.latest + patience).min(self.started + LONGEST)
+    }
 }
 
 /// tokio asks for a raw descriptor, nix gives a borrowed one.
@@ -95,17 +102,13 @@ impl Notifier {
         }
     }
 
-    /// Waits for a group of changes to end, and tells which files they were about. It loses nothing
-    /// when it is dropped while it waits.
-    pub(super) async fn touched(&mut self) -> BTreeSet<PathBuf> {
+    /// Waits for a group of changes to end, and tells which files they were about; or for nothing
+    /// to happen for so long, and tells that. While somebody is writing it never gives up early: a
+    /// look at the files just then would find half of what is being written.
+    pub(super) async fn touched(&mut self, idle: Duration) -> BTreeSet<PathBuf> {
+        let idle_until = Instant::now() + idle;
         loop {
-            let Some(group) = &self.group else {
-                let events = self.events().await;
-                self.note(events);
-                continue;
-            };
-            let patience = if group.open.is_empty() { QUIET } else { WRITING };
-            let end = (group.latest + patience).min(group.started + LONGEST);
+            let end = self.group.as_ref().map_or(idle_until, Group::end);
             match timeout_at(end, self.events()).await {
                 Ok(events) => self.note(events),
                 Err(_) => return self.group.take().map(|group| group.touched).unwrap_or_default(),
@@ -130,6 +133,10 @@ impl Notifier {
     fn note(&mut self, events: Vec<InotifyEvent>) {
         let now = Instant::now();
         for event in events {
+            if event.mask.contains(AddWatchFlags::IN_IGNORED) {
+                self.folders.remove(&event.wd);
+                continue;
+            }
             let overflow = event.mask.contains(AddWatchFlags::IN_Q_OVERFLOW);
             let path = self.folders.get(&event.wd).zip(event.name.as_deref());
             let path = path.filter(|(folder, name)| self.counts(folder, name)).map(|(f, name)| f.join(name));

@@ -273,7 +273,7 @@ fn broken_json_is_told_with_its_line() {
 #[case::scalar("hello", "shop.yaml: document 1: line 1: ")]
 #[case::sequence("- a", "shop.yaml: document 1: line 1: ")]
 #[case::twice_a_key("kind: a\nkind: b", "shop.yaml: document 1: line 2: ")]
-#[case::no_kind("metadata: {name: a}", "shop.yaml: document 1:  default/a: kind: is missing")]
+#[case::no_kind("metadata: {name: a}", "shop.yaml: document 1: object default/a: kind: is missing")]
 #[case::no_version(
     "kind: Service\nmetadata: {name: a}",
     "shop.yaml: document 1: Service default/a: apiVersion: is missing"
@@ -310,7 +310,7 @@ fn faulty_fields(text: &str) -> Vec<String> {
     let prefix = "shop.yaml: document 1: ";
     let field = |error: &String| -> String {
         let rest = error.strip_prefix(prefix).unwrap_or_else(|| panic!("{error}"));
-        rest.splitn(3, ": ").nth(1).unwrap().to_owned()
+        rest.split(": ").nth(1).unwrap().to_owned()
     };
     errors.iter().map(field).collect()
 }
@@ -466,6 +466,16 @@ fn of_an_object_in_two_files_the_first_file_wins() {
 }
 
 #[test]
+fn many_objects_in_two_files_are_told_in_few_words() {
+    let many: Vec<String> =
+        (0..150).map(|n| SERVICE.replace("name: web", &format!("name: web-{n}"))).collect();
+    let text = many.join("---");
+    let (events, errors) = load_files(&[("a.yaml", &text), ("b.yaml", &text)]);
+    assert_eq!((services(&events).len(), errors.len()), (150, 101));
+    assert_eq!(errors[100], "b.yaml: 50 more objects are in other files");
+}
+
+#[test]
 fn a_first_reading_uses_the_good_objects_of_a_bad_file() {
     let text = documents(&[SERVICE, &SLICE.replace("10.1.0.1", "x"), NODE, "{"]);
     let (events, errors) = load_files(&[("a.yaml", &text)]);
@@ -479,6 +489,13 @@ fn a_flood_of_errors_is_cut() {
     let errors = errors_of(&bad.join("\n---\n"));
     assert_eq!(errors.len(), 101);
     assert_eq!(errors[100], "shop.yaml: 50 more problems are not shown");
+}
+
+#[test]
+fn a_huge_value_does_not_make_a_huge_message() {
+    let errors = errors_of(&service_with(&format!("  ports: {}", "x".repeat(10_000))));
+    assert_eq!(errors.len(), 1);
+    assert!(errors[0].len() < 500 && errors[0].contains("spec.ports"), "{}", errors[0]);
 }
 
 #[test]
@@ -515,4 +532,43 @@ fn policies_and_node_facts_come_through() {
     assert_eq!(external.traffic_policy, TrafficPolicy::Local);
     let node = events.iter().find_map(|e| if let WatchEvent::Node(node) = e { Some(node) } else { None });
     assert_eq!(node.unwrap().zone.as_deref(), Some("a"));
+}
+
+proptest::proptest! {
+    #[test]
+    fn no_text_is_too_strange(
+        cut in 0usize..600,
+        length in 0usize..40,
+        insert in "[-:{}\\[\\]&*!|>'\"%@`#,? \n\ta-z0-9]{0,12}",
+        is_json: bool,
+    ) {
+        let text = if is_json {
+            r#"{"apiVersion": "v1", "kind": "List", "items": [{"kind": "Node", "metadata": {"name": "a"}}, null]}"#
+                .to_owned()
+        } else {
+            documents(&[SERVICE, SLICE, NODE])
+        };
+        let start = cut.min(text.len());
+        let end = (start + length).min(text.len());
+        let text = format!("{}{insert}{}", &text[..start], &text[end..]);
+        let file: Arc<Path> = Path::new(if is_json { "a.json" } else { "a.yaml" }).into();
+        let content = file::parse(&file, &text, &options());
+        proptest::prop_assert!(content.good || !content.errors.is_empty());
+    }
+}
+
+#[test]
+fn files_beyond_the_limits_of_the_library_are_read() {
+    // The library's own limits would stop at a thousand documents, or a quarter of a million nodes.
+    let service = |n: u32| {
+        let (a, b) = (n / 250, n % 250);
+        format!(
+            "- {{apiVersion: v1, kind: Service, metadata: {{name: web-{n}}}, spec: {{clusterIP: 10.1.{a}.{b}, ports: [{{port: 80}}]}}}}\n"
+        )
+    };
+    let list: String = (0..14_000).map(service).collect();
+    let documents: String = (14_000..15_500).map(|n| service(n).replacen("- ", "---\n", 1)).collect();
+    let text = format!("apiVersion: v1\nkind: List\nitems:\n{list}{documents}");
+    let (events, errors) = load_files(&[("a.yaml", &text)]);
+    assert_eq!((services(&events).len(), errors), (15_500, vec![]));
 }

@@ -142,7 +142,7 @@ async fn a_file_written_in_place_is_not_read_half() {
 
 /// Longer than the silence that ends a group of changes: the writer in the test pauses, which is
 /// the situation and not a way to wait for something.
-const QUIET_TIME: Duration = Duration::from_millis(150);
+const QUIET_TIME: Duration = Duration::from_millis(120);
 
 #[tokio::test]
 async fn a_file_that_becomes_bad_keeps_its_last_good_content_and_others_go_on() {
