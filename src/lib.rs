@@ -18,6 +18,6 @@ pub mod model;
 pub mod plan;
 pub mod state;
 pub mod sync;
-pub mod watch;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
+pub mod watch;
