@@ -10,14 +10,18 @@
 //! `sync` drives the pipeline, `app` puts it together; `docs/architecture.md` has the map.
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::disallowed_methods))]
 
+pub mod app;
 pub mod backend;
 pub mod config;
+pub mod health;
+pub mod http;
 pub mod kernel;
 pub mod metrics;
 pub mod model;
 pub mod plan;
 pub mod state;
 pub mod sync;
+pub mod telemetry;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 pub mod watch;

@@ -1,3 +1,7 @@
 //! The program; see the library for everything it does.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    kube_proxy_rs::app::main(std::env::args().skip(1))
+}

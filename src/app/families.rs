@@ -35,12 +35,7 @@ impl NodeIps {
 }
 
 /// The settings of a family, from configuration and node.
-pub(super) fn settings(
-    config: &Config,
-    family: IpFamily,
-    node: &NodeFacts,
-    ips: &NodeIps,
-) -> FamilySettings {
+pub(super) fn settings(config: &Config, family: IpFamily, node: &NodeFacts, ips: &NodeIps) -> FamilySettings {
     let mut settings = FamilySettings::new(family);
     settings.detector = detector(&config.detect_local, family, node);
     settings.masquerade_all = config.iptables.masquerade_all;
@@ -82,10 +77,7 @@ fn node_port_addresses(config: &Config, family: IpFamily, ips: &NodeIps) -> Node
 ///
 /// # Errors
 /// If the primary family cannot run; says why.
-pub(super) async fn iptables(
-    config: &Config,
-    node: &NodeFacts,
-) -> Result<Vec<FamilySync<Iptables<Tools>>>> {
+pub(super) async fn iptables(config: &Config, node: &NodeFacts) -> Result<Vec<FamilySync<Iptables<Tools>>>> {
     let ips = NodeIps::of(config, node);
     let mut families = Vec::new();
     for family in [ips.primary, ips.primary.other()] {

@@ -29,7 +29,8 @@ pub(super) fn render(config: &Config, family: IpFamily) -> Result<String> {
     for conflict in tracker.take_changes().conflicts {
         eprintln!("Error: {conflict}");
     }
-    let settings = settings(config, family, &tracker.snapshot().node, &NodeIps::of(config, &tracker.snapshot().node));
+    let settings =
+        settings(config, family, &tracker.snapshot().node, &NodeIps::of(config, &tracker.snapshot().node));
     let addresses = local_addresses(family)?;
     let plan = Plan::new(&settings, tracker.snapshot(), Scope::All)
         .with_endpoint_count(tracker.endpoints(family))
@@ -53,7 +54,9 @@ fn join(inputs: &[String]) -> String {
         [one] => one.clone(),
         several => {
             let numbered = several.iter().enumerate();
-            numbered.map(|(index, text)| format!("# input {} of {}\n{text}", index + 1, several.len())).collect()
+            numbered
+                .map(|(index, text)| format!("# input {} of {}\n{text}", index + 1, several.len()))
+                .collect()
         }
     }
 }

@@ -13,6 +13,7 @@ pub mod fake;
 pub mod iptables;
 pub mod nfacct;
 pub mod nft;
+pub mod process;
 pub mod sysctl;
 pub mod xtables_info;
 

@@ -4,17 +4,18 @@
 //! texts are our own. Nothing here decides when something is measured: `sync`, `health` and the
 //! API client call the accessors. Metrics of another mode can be recorded but are not shown.
 
+mod definitions;
 mod process;
 
 pub use process::{ProcessFacts, ReadProcess};
 
 use crate::model::IpFamily;
+use definitions::{
+    ChangeMetrics, ConntrackMetrics, IptablesMetrics, RequestMetrics, SyncMetrics, build_info,
+};
 use process::{Pulled, process_metrics};
 use prometheus::core::Collector;
-use prometheus::{
-    Encoder, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
-    IntGaugeVec, Opts, Registry, Result, TextEncoder, exponential_buckets,
-};
+use prometheus::{Encoder, Gauge, Histogram, IntCounter, IntGauge, Registry, Result, TextEncoder};
 use std::sync::Arc;
 
 /// The content type of [`Metrics::encode`].
@@ -69,45 +70,6 @@ pub struct Metrics {
     requests: RequestMetrics,
 }
 
-struct SyncMetrics {
-    duration: HistogramVec,
-    full_duration: HistogramVec,
-    partial_duration: HistogramVec,
-    last: GaugeVec,
-    last_queued: GaugeVec,
-    network_programming: HistogramVec,
-    no_local_endpoints: IntGaugeVec,
-}
-
-struct ChangeMetrics {
-    endpoints_pending: IntGauge,
-    endpoints_total: IntCounter,
-    services_pending: IntGauge,
-    services_total: IntCounter,
-}
-
-struct IptablesMetrics {
-    restore_failures: IntCounterVec,
-    partial_restore_failures: IntCounterVec,
-    rules_total: IntGaugeVec,
-    rules_last: IntGaugeVec,
-}
-
-struct ConntrackMetrics {
-    duration: HistogramVec,
-    deleted: IntCounterVec,
-}
-
-/// What others ask of us, and we of the API server.
-struct RequestMetrics {
-    healthz: IntCounterVec,
-    livez: IntCounterVec,
-    client_requests: IntCounterVec,
-    client_duration: HistogramVec,
-}
-
-const FAMILY: &[&str] = &["ip_family"];
-const TABLE: &[&str] = &["table", "ip_family"];
 /// Names of the netfilter accounting counters behind the two packet counters.
 const INVALID_DROPPED: &str = "ct_state_invalid_dropped_pkts";
 const LOCALHOST_ACCEPTED: &str = "localhost_nps_accepted_pkts";
@@ -330,179 +292,9 @@ impl Table {
     }
 }
 
-impl SyncMetrics {
-    fn new() -> Result<Self> {
-        Ok(SyncMetrics {
-            duration: histogram("sync_proxy_rules_duration_seconds", "Duration of a sync", sync_buckets()?)?,
-            full_duration: histogram(
-                "sync_full_proxy_rules_duration_seconds",
-                "Duration of a full sync",
-                sync_buckets()?,
-            )?,
-            partial_duration: histogram(
-                "sync_partial_proxy_rules_duration_seconds",
-                "Duration of a partial sync",
-                sync_buckets()?,
-            )?,
-            last: GaugeVec::new(
-                opts("sync_proxy_rules_last_timestamp_seconds", "Time of the last successful sync"),
-                FAMILY,
-            )?,
-            last_queued: GaugeVec::new(
-                opts("sync_proxy_rules_last_queued_timestamp_seconds", "Time a sync was last asked for"),
-                FAMILY,
-            )?,
-            network_programming: histogram(
-                "network_programming_duration_seconds",
-                "Time from the change of an endpoint to the rules that follow from it",
-                network_programming_buckets(),
-            )?,
-            no_local_endpoints: IntGaugeVec::new(
-                opts(
-                    "sync_proxy_rules_no_local_endpoints_total",
-                    "Service ports with a Local traffic policy, endpoints elsewhere and none on this node",
-                ),
-                &["traffic_policy", "ip_family"],
-            )?,
-        })
-    }
-}
-
-impl ChangeMetrics {
-    fn new() -> Result<Self> {
-        Ok(ChangeMetrics {
-            endpoints_pending: IntGauge::with_opts(opts(
-                "sync_proxy_rules_endpoint_changes_pending",
-                "EndpointSlice changes that wait for a sync",
-            ))?,
-            endpoints_total: IntCounter::with_opts(opts(
-                "sync_proxy_rules_endpoint_changes_total",
-                "EndpointSlice changes seen",
-            ))?,
-            services_pending: IntGauge::with_opts(opts(
-                "sync_proxy_rules_service_changes_pending",
-                "Service changes that wait for a sync",
-            ))?,
-            services_total: IntCounter::with_opts(opts(
-                "sync_proxy_rules_service_changes_total",
-                "Service changes seen",
-            ))?,
-        })
-    }
-}
-
-impl IptablesMetrics {
-    fn new() -> Result<Self> {
-        Ok(IptablesMetrics {
-            restore_failures: IntCounterVec::new(
-                opts("sync_proxy_rules_iptables_restore_failures_total", "Failed runs of iptables-restore"),
-                FAMILY,
-            )?,
-            partial_restore_failures: IntCounterVec::new(
-                opts("sync_proxy_rules_iptables_partial_restore_failures_total", "Failed partial syncs"),
-                FAMILY,
-            )?,
-            rules_total: IntGaugeVec::new(
-                opts("sync_proxy_rules_iptables_total", "Rules in the kernel that are ours"),
-                TABLE,
-            )?,
-            rules_last: IntGaugeVec::new(
-                opts("sync_proxy_rules_iptables_last", "Rules that the last sync wrote"),
-                TABLE,
-            )?,
-        })
-    }
-}
-
-impl ConntrackMetrics {
-    fn new() -> Result<Self> {
-        Ok(ConntrackMetrics {
-            duration: histogram(
-                "conntrack_reconciler_sync_duration_seconds",
-                "Duration of a clean-up of stale flows",
-                sync_buckets()?,
-            )?,
-            deleted: IntCounterVec::new(
-                opts("conntrack_reconciler_deleted_entries_total", "Stale flows deleted"),
-                FAMILY,
-            )?,
-        })
-    }
-}
-
-impl RequestMetrics {
-    fn new() -> Result<Self> {
-        let client_buckets = vec![0.005, 0.025, 0.1, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 60.0];
-        Ok(RequestMetrics {
-            healthz: IntCounterVec::new(opts("proxy_healthz_total", "Answers of /healthz"), &["code"])?,
-            livez: IntCounterVec::new(opts("proxy_livez_total", "Answers of /livez"), &["code"])?,
-            client_requests: IntCounterVec::new(
-                Opts::new("rest_client_requests_total", "[ALPHA] Requests to the API server"),
-                &["code", "host", "method"],
-            )?,
-            client_duration: HistogramVec::new(
-                HistogramOpts::new(
-                    "rest_client_request_duration_seconds",
-                    "[ALPHA] Time to the API server's answer",
-                )
-                .buckets(client_buckets),
-                &["host", "verb"],
-            )?,
-        })
-    }
-}
-
-fn opts(name: &str, help: &str) -> Opts {
-    Opts::new(format!("kubeproxy_{name}"), format!("[ALPHA] {help}"))
-}
-
-fn histogram(name: &str, help: &str, buckets: Vec<f64>) -> Result<HistogramVec> {
-    let opts = HistogramOpts::new(format!("kubeproxy_{name}"), format!("[ALPHA] {help}")).buckets(buckets);
-    HistogramVec::new(opts, FAMILY)
-}
-
-fn sync_buckets() -> Result<Vec<f64>> {
-    exponential_buckets(0.001, 2.0, 15)
-}
-
-/// Quarter seconds, seconds to a minute, 5 s to two minutes, 30 s to five. The bound 0 is of no
-/// use, but kube-proxy has it and identical bounds can be added up across nodes.
-fn network_programming_buckets() -> Vec<f64> {
-    let steps = |from: u32, to: u32, step: usize| (from..=to).step_by(step).map(f64::from);
-    [0.0, 0.25, 0.5]
-        .into_iter()
-        .chain(steps(1, 59, 1))
-        .chain(steps(60, 115, 5))
-        .chain(steps(120, 300, 30))
-        .collect()
-}
-
-/// A constant 1 whose labels say what runs here. Labels without an equivalent stay empty.
-fn build_info(build: BuildFacts<'_>) -> Result<IntGaugeVec> {
-    let mut release = build.compatible_with.split('.');
-    let (major, minor) = (release.next().unwrap_or(""), release.next().unwrap_or(""));
-    let platform = format!("{}/{}", std::env::consts::OS, std::env::consts::ARCH);
-    let git_version = format!("v{}+kube-proxy-rs.{}", build.compatible_with, build.version);
-    let labels = [
-        ("build_date", ""),
-        ("compiler", "rustc"),
-        ("git_commit", ""),
-        ("git_tree_state", ""),
-        ("git_version", git_version.as_str()),
-        ("go_version", ""),
-        ("major", major),
-        ("minor", minor),
-        ("platform", platform.as_str()),
-    ];
-    let help =
-        "[ALPHA] A constant 1 whose labels name the Kubernetes release we stand in for and our own version";
-    let info = IntGaugeVec::new(Opts::new("kubernetes_build_info", help), &labels.map(|(name, _)| name))?;
-    info.with_label_values(&labels.map(|(_, value)| value)).set(1);
-    Ok(info)
-}
-
 #[cfg(test)]
 mod tests {
+    use super::definitions::{network_programming_buckets, sync_buckets};
     use super::*;
     use std::collections::BTreeMap;
 

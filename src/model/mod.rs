@@ -8,9 +8,11 @@ mod endpoint;
 mod flow;
 mod node;
 mod service;
+mod time;
 
 pub use address::{Cidr, IpFamily, PerFamily, Protocol};
 pub use endpoint::{EndpointFacts, EndpointSlice, Hints, SliceEndpoint, SliceName, SlicePort};
 pub use flow::{ObjectKind, ServiceRecord, Snapshot, WatchEvent};
 pub use node::NodeFacts;
 pub use service::{External, Service, ServiceName, ServicePort, ServicePortName, TrafficPolicy};
+pub use time::UtcTime;

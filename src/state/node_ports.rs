@@ -2,6 +2,7 @@
 
 use crate::model::{Protocol, Service, ServiceName};
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 
 /// A node port and its protocol.
 pub(crate) type NodePort = (Protocol, u16);
@@ -17,6 +18,13 @@ pub struct NodePortConflict {
     pub node_port: u16,
     /// The Service that keeps it.
     pub owner: ServiceName,
+}
+
+impl fmt::Display for NodePortConflict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let NodePortConflict { service, protocol, node_port, owner } = self;
+        write!(f, "Service {service}: node port {node_port}/{protocol} belongs to Service {owner}")
+    }
 }
 
 /// A claim; the order of claims is the order of precedence.

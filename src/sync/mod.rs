@@ -5,12 +5,14 @@
 //! and `report` turns that into metrics, health and one log line.
 
 mod pass;
+mod record;
 mod report;
 mod runner;
 
 pub use pass::FamilySync;
+pub use record::{Records, since_1970};
 pub use report::{Outcome, PassKind, Recorder, SyncReport};
-pub use runner::{Periods, Runner};
+pub use runner::{End, Periods, Runner};
 
 #[cfg(test)]
 mod tests;

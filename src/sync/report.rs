@@ -1,7 +1,7 @@
 //! What a pass did, and who is told.
 
 use crate::backend::Applied;
-use crate::model::IpFamily;
+use crate::model::{IpFamily, NodeFacts};
 use crate::state::NodePortConflict;
 use std::time::Duration;
 
@@ -56,6 +56,9 @@ pub trait Recorder {
 
     /// Service ports go without their node port.
     fn conflicts(&mut self, conflicts: &[NodePortConflict]);
+
+    /// What is known of our node.
+    fn node(&mut self, node: &NodeFacts);
 
     /// Totals of events and what waits: Service events, slice events, Services pending.
     fn seen(&mut self, services: u64, slices: u64, pending: usize);

@@ -4,7 +4,7 @@
 use super::pass::FamilySync;
 use super::report::{Outcome, Recorder, SyncReport};
 use crate::backend::Backend;
-use crate::model::WatchEvent;
+use crate::model::{Cidr, WatchEvent};
 use crate::state::{Changes, Tracker};
 use std::time::Duration;
 use tokio::sync::mpsc;
@@ -27,6 +27,20 @@ pub struct Periods {
     pub full: Duration,
 }
 
+/// Why the loop ended. Whatever is in the kernel stays there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum End {
+    /// The source of events is gone.
+    SourceGone,
+    /// The node's pod networks are not those that the rules were made for.
+    PodCidrsChanged {
+        /// Those at the start.
+        from: Box<[Cidr]>,
+        /// Those now.
+        to: Box<[Cidr]>,
+    },
+}
+
 /// The loop: sole owner of the tracker and of every family's baseline.
 pub struct Runner<B: Backend, R> {
     tracker: Tracker,
@@ -42,6 +56,8 @@ pub struct Runner<B: Backend, R> {
     /// Passes that failed in a row.
     failures: u32,
     last_full: Instant,
+    /// The node's pod networks, where rules depend on them.
+    pod_cidrs: Option<Box<[Cidr]>>,
 }
 
 impl<B: Backend, R: Recorder> Runner<B, R> {
@@ -58,11 +74,23 @@ impl<B: Backend, R: Recorder> Runner<B, R> {
             latest: None,
             failures: 0,
             last_full: now,
+            pod_cidrs: None,
         }
     }
 
-    /// Runs until the source of events is gone. Whatever is in the kernel then stays there.
-    pub async fn run(&mut self, events: &mut mpsc::Receiver<WatchEvent>) {
+    /// Makes the loop end when the node's pod networks change: rules are made of those that it
+    /// has now (`--detect-local-mode=NodeCIDR`; kube-proxy restarts, too).
+    #[must_use]
+    pub fn ending_with_pod_cidrs(mut self) -> Self {
+        self.pod_cidrs = Some(self.tracker.snapshot().node.pod_cidrs.clone());
+        self
+    }
+
+    /// Runs until there is a reason to end.
+    pub async fn run(&mut self, events: &mut mpsc::Receiver<WatchEvent>) -> End {
+        if self.tracker.is_complete() {
+            self.request();
+        }
         let mut check = tokio::time::interval(CHECK_PERIOD);
         check.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
@@ -70,10 +98,13 @@ impl<B: Backend, R: Recorder> Runner<B, R> {
             tokio::select! {
                 event = events.recv() => match event {
                     Some(event) => self.fold(event, events),
-                    None => return,
+                    None => return End::SourceGone,
                 },
                 () = sleep_until(next) => self.sync().await,
                 _ = check.tick() => self.check().await,
+            }
+            if let Some(end) = self.pod_cidrs_changed() {
+                return end;
             }
         }
     }
@@ -90,6 +121,12 @@ impl<B: Backend, R: Recorder> Runner<B, R> {
         }
         let seen = self.tracker.seen();
         self.recorder.seen(seen.services, seen.slices, self.tracker.pending());
+        self.recorder.node(&self.tracker.snapshot().node);
+    }
+
+    fn pod_cidrs_changed(&self) -> Option<End> {
+        let (from, to) = (self.pod_cidrs.as_ref()?, &self.tracker.snapshot().node.pod_cidrs);
+        (from != to).then(|| End::PodCidrsChanged { from: from.clone(), to: to.clone() })
     }
 
     fn request(&mut self) {

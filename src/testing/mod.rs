@@ -4,8 +4,10 @@
 
 #![expect(clippy::disallowed_methods, reason = "tests start programs and measure time")]
 
+pub mod generate;
 pub mod lab;
 pub mod netns;
 pub mod packets;
 pub mod proxy;
+pub mod stub_api;
 pub mod traffic;

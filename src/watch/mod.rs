@@ -5,5 +5,15 @@
 //! copy of what it has read. The room knows the API's types and its defects, and nothing of what is
 //! done with the objects afterwards: it folds nothing, compares nothing and decides no traffic.
 
+pub mod api;
+pub mod client;
 pub mod convert;
+mod decoded;
+mod endpoint_slices;
+mod failure;
+pub mod manifests;
+mod node;
 pub mod objects;
+mod outage;
+mod services;
+mod stream;

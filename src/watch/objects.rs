@@ -485,4 +485,16 @@ mod tests {
         assert_eq!(EndpointSliceObject::url_path(&(), None), "/apis/discovery.k8s.io/v1/endpointslices");
         assert_eq!(NodeObject::url_path(&(), None), "/api/v1/nodes");
     }
+
+    #[test]
+    fn the_types_are_fit_for_watches() {
+        fn fit<K>()
+        where
+            K: Resource<DynamicType = ()> + Clone + fmt::Debug + Send + serde::de::DeserializeOwned + 'static,
+        {
+        }
+        fit::<ServiceObject>();
+        fit::<EndpointSliceObject>();
+        fit::<NodeObject>();
+    }
 }

@@ -4,7 +4,6 @@ use super::base::{CANARY_TABLES, JUMPS};
 use super::desired::{Baseline, Desired};
 use super::diff::{Changes, Step};
 use super::input::Input;
-use super::most_chains;
 use super::names::{CANARY, ChainId};
 use crate::backend::Refusal;
 use crate::kernel::iptables::{Place, RestoreError, Xtables};
@@ -30,7 +29,7 @@ pub(super) struct Outcome {
 pub(super) async fn run<X: Xtables>(
     tools: &mut X,
     desired: &Desired<'_>,
-    changes: &Changes,
+    (changes, most_chains): (&Changes, usize),
     baseline: &Baseline,
 ) -> Result<Outcome> {
     if changes.set_up {
@@ -38,7 +37,7 @@ pub(super) async fn run<X: Xtables>(
     }
     let retried: BTreeSet<&ServiceName> = changes.services.iter().map(|change| &change.name).collect();
     let excluded = baseline.refused.keys().filter(|name| !retried.contains(name)).cloned().collect();
-    let steps = changes.steps(most_chains(tools.flavor()));
+    let steps = changes.steps(most_chains);
     let mut run = Run {
         tools,
         desired,

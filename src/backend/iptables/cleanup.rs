@@ -39,20 +39,17 @@ async fn remove_chains(tools: &mut impl Xtables, table: &str, most_chains: usize
                 fixed.insert(chain.name.to_owned());
             }
             Part::Item(chain) if table == "nat" => {
-                services.extend(ChainId::parse(chain.name).map(|id| id.to_string()));
+                services.extend(ChainId::parse(chain.name));
             }
             Part::Item(_) => {}
         })
         .await?;
-    let services: Vec<String> = services.into_iter().collect();
-    // What leads into the Services goes first; then every chain is emptied before any is deleted,
-    // so that none is in use.
+    // What leads into the Services is emptied first; their own chains are in an order in which
+    // none is in use when its turn comes.
+    let services: Vec<String> = services.iter().map(ToString::to_string).collect();
     let dispatch: Vec<String> =
         fixed.iter().filter(|chain| [SERVICES, NODE_PORTS].contains(&chain.as_str())).cloned().collect();
     rewrite(tools, table, &dispatch, false).await?;
-    for batch in services.chunks(most_chains.min(services.len().max(1))) {
-        rewrite(tools, table, batch, false).await?;
-    }
     for batch in services.chunks(most_chains.min(services.len().max(1))) {
         rewrite(tools, table, batch, true).await?;
     }

@@ -25,11 +25,19 @@ pub(super) struct RuleCount {
     pub(super) uses: u32,
 }
 
+/// Rules of the chain that kubelet writes, too; its uses are not counted.
+const SHARED_WITH_KUBELET: &str = "-A KUBE-FIREWALL ";
+
 impl RuleCount {
     pub(super) fn of(text: &str) -> Self {
-        let jumps = text.lines().filter(|line| line.contains(" -j KUBE-")).count();
-        let rules = text.lines().count();
-        RuleCount { rules: small(rules), uses: small(rules + jumps) }
+        let mut count = RuleCount::default();
+        for line in text.lines() {
+            count.rules += 1;
+            if !line.starts_with(SHARED_WITH_KUBELET) {
+                count.uses += 1 + u32::from(line.contains(" -j KUBE-"));
+            }
+        }
+        count
     }
 
     pub(super) fn plus(self, other: Self) -> Self {

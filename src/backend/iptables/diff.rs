@@ -72,6 +72,8 @@ impl Changes {
             changes.remove_missing(baseline, desired);
             changes.delete_strays(baseline, desired);
         }
+        // What jumps goes before what is jumped to.
+        changes.delete.sort_unstable();
         changes
     }
 

@@ -44,6 +44,7 @@ fn most_chains(flavor: Flavor) -> usize {
 pub struct Iptables<X> {
     tools: X,
     features: Features,
+    most_chains: usize,
     /// The tables as we left them; `None` when they have to be looked at.
     stamp: Option<Stamp>,
 }
@@ -51,12 +52,20 @@ pub struct Iptables<X> {
 impl<X: Xtables> Iptables<X> {
     /// A backend on these tools.
     pub fn new(tools: X, features: Features) -> Self {
-        Iptables { tools, features, stamp: None }
+        let most_chains = most_chains(tools.flavor());
+        Iptables { tools, features, most_chains, stamp: None }
+    }
+
+    /// Sets how many chains one input holds, whatever suits the flavour.
+    #[must_use]
+    pub fn with_most_chains(mut self, most_chains: usize) -> Self {
+        self.most_chains = most_chains;
+        self
     }
 
     /// The tools it works with.
-    pub fn tools(&self) -> &X {
-        &self.tools
+    pub fn tools(&mut self) -> &mut X {
+        &mut self.tools
     }
 
     /// Notes whether somebody else changed the tables since we last left them: what they did
@@ -144,7 +153,8 @@ impl<X: Xtables> Backend for Iptables<X> {
         let mut written = [0, 0];
         if !changes.is_empty() {
             self.distrust_foreign_changes()?;
-            let outcome = apply::run(&mut self.tools, desired, &changes, baseline).await?;
+            let outcome =
+                apply::run(&mut self.tools, desired, (&changes, self.most_chains), baseline).await?;
             (applied.calls, applied.refused, written) = (outcome.calls, outcome.refused, outcome.written);
             baseline.commit(changes, desired.fixed, &applied.refused);
             if self.stamp.is_some() {
@@ -183,8 +193,7 @@ impl<X: Xtables> Backend for Iptables<X> {
 
     async fn cleanup(&mut self) -> Result<()> {
         self.stamp = None;
-        let most_chains = most_chains(self.tools.flavor());
-        cleanup::run(&mut self.tools, most_chains).await
+        cleanup::run(&mut self.tools, self.most_chains).await
     }
 }
 

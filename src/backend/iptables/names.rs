@@ -19,24 +19,25 @@ pub(super) const CANARY: &str = "KUBE-PROXY-CANARY";
 pub(super) const INVALID_DROPPED: &str = "ct_state_invalid_dropped_pkts";
 pub(super) const LOCALHOST_ACCEPTED: &str = "localhost_nps_accepted_pkts";
 
-/// What a per-Service chain is for.
+/// What a per-Service chain is for, in an order in which none jumps to an earlier one: in this
+/// order they can be deleted batch by batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) enum ChainKind {
+    /// Lets only the source ranges through.
+    Fw,
+    /// Where all external traffic enters.
+    Ext,
     /// Balances over the Cluster policy's list.
     Svc,
     /// Balances over the Local policy's list.
     Svl,
-    /// Where all external traffic enters.
-    Ext,
-    /// Lets only the source ranges through.
-    Fw,
     /// One endpoint.
     Sep,
 }
 
 impl ChainKind {
     const ALL: [ChainKind; 5] =
-        [ChainKind::Svc, ChainKind::Svl, ChainKind::Ext, ChainKind::Fw, ChainKind::Sep];
+        [ChainKind::Fw, ChainKind::Ext, ChainKind::Svc, ChainKind::Svl, ChainKind::Sep];
 
     fn prefix(self) -> &'static str {
         match self {

@@ -1,1 +1,289 @@
+//! The laws of the backend, on an in-memory iptables.
 
+use super::*;
+use crate::kernel::fake::iptables::FakeXtables;
+use crate::model::{Cidr, IpFamily, NodeFacts, ServiceName, WatchEvent};
+use crate::plan::{FamilySettings, LocalDetector, Scope};
+use crate::state::Tracker;
+use crate::testing::generate::Generator;
+
+/// A family's backend with what `sync` keeps for it.
+struct Bench {
+    tracker: Tracker,
+    settings: FamilySettings,
+    backend: Iptables<FakeXtables>,
+    baseline: Option<Baseline>,
+}
+
+impl Bench {
+    fn new(family: IpFamily, flavor: Flavor, most_chains: usize) -> Self {
+        let node = NodeFacts { name: "node-0".into(), zone: Some("z0".into()), ..NodeFacts::default() };
+        let mut settings = FamilySettings::new(family);
+        let pods: Cidr =
+            if family == IpFamily::V4 { "10.128.0.0/16" } else { "fd00:128::/32" }.parse().unwrap();
+        settings.detector = Some(LocalDetector::Cidr(pods));
+        let features = Features { counts_localhost: true, counts_invalid: true, ..Features::default() };
+        let backend = Iptables::new(FakeXtables::new(flavor), features).with_most_chains(most_chains);
+        Bench { tracker: Tracker::new(node, 0), settings, backend, baseline: None }
+    }
+
+    /// The same picture on an empty kernel.
+    fn afresh(&self, flavor: Flavor) -> Bench {
+        let mut fresh = Bench::new(self.settings.family, flavor, usize::MAX);
+        for record in self.tracker.snapshot().services.values() {
+            let service = record.service.iter().cloned().map(WatchEvent::Service);
+            let slices = record.slices.iter().cloned().map(|slice| WatchEvent::Slice(Box::new(slice)));
+            service.chain(slices).for_each(|event| fresh.tracker.fold(event));
+        }
+        fresh
+    }
+
+    async fn sync(&mut self) -> Result<Applied> {
+        let changes = self.tracker.take_changes();
+        let scope = if self.baseline.is_none() { Scope::All } else { Scope::Only(&changes.services) };
+        if self.baseline.is_none() {
+            self.baseline = Some(self.backend.observe().await?);
+        }
+        let endpoints = self.tracker.endpoints(self.settings.family);
+        let plan = Plan::new(&self.settings, self.tracker.snapshot(), scope).with_endpoint_count(endpoints);
+        let desired = self.backend.render(&plan);
+        let baseline = self.baseline.as_mut().unwrap();
+        let operations = self.backend.diff(baseline, &desired);
+        let applied = self.backend.apply(&desired, operations, baseline).await;
+        if applied.is_err() {
+            self.baseline = None;
+        }
+        applied
+    }
+
+    fn changes(&mut self) -> Changes {
+        let plan = Plan::new(&self.settings, self.tracker.snapshot(), Scope::All)
+            .with_endpoint_count(self.tracker.endpoints(self.settings.family));
+        let desired = self.backend.render(&plan);
+        self.backend.diff(self.baseline.as_ref().unwrap(), &desired)
+    }
+
+    fn tables(&mut self) -> &std::collections::BTreeMap<String, crate::kernel::fake::iptables::Table> {
+        &self.backend.tools().tables
+    }
+
+    fn assert_every_chain_is_used(&mut self) {
+        for (name, table) in self.tables() {
+            for chain in table.keys().filter(|chain| ChainId::parse(chain).is_some()) {
+                let used = table.values().flatten().any(|rule| rule.ends_with(&format!("-j {chain}")));
+                assert!(used, "{chain} of {name} is not used");
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn incremental_and_full_syncs_meet_in_the_same_kernel() {
+    for seed in 0..150 {
+        let family = IpFamily::ALL[usize::from(seed % 2 == 1)];
+        let flavor = if seed % 3 == 0 { Flavor::Legacy } else { Flavor::Nft };
+        let most_chains = [usize::MAX, 500, 7, 1][seed % 4];
+        let mut generator = Generator::new(seed as u64);
+        let mut bench = Bench::new(family, flavor, most_chains);
+        for _ in 0..12 {
+            for _ in 0..=generator.below(6) {
+                bench.tracker.fold(generator.event());
+            }
+            bench.sync().await.unwrap();
+            let mut fresh = bench.afresh(flavor);
+            fresh.sync().await.unwrap();
+            assert_eq!(bench.tables(), fresh.tables(), "seed {seed}");
+            bench.assert_every_chain_is_used();
+            assert!(bench.changes().is_empty(), "seed {seed}: a second look finds nothing to do");
+            let baseline = bench.baseline.as_mut().unwrap();
+            bench.backend.stamp = None;
+            assert_eq!(bench.backend.verify(baseline).await.unwrap(), None, "seed {seed}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_failure_at_any_step_heals_at_the_next_sync() {
+    for seed in 0..60 {
+        let mut generator = Generator::new(seed);
+        let mut bench = Bench::new(IpFamily::V4, Flavor::Nft, 3);
+        for round in 0..8 {
+            for _ in 0..4 {
+                bench.tracker.fold(generator.event());
+            }
+            if round % 2 == 1 {
+                // Both tries of one step fail, at a step that differs from seed to seed.
+                bench.backend.tools().failures = 2 * usize::try_from(generator.below(2)).unwrap();
+                bench.sync().await.ok();
+                bench.backend.tools().failures = 0;
+            }
+            bench.sync().await.unwrap();
+            let mut fresh = bench.afresh(Flavor::Nft);
+            fresh.sync().await.unwrap();
+            assert_eq!(bench.tables(), fresh.tables(), "seed {seed}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn removing_every_service_returns_to_the_empty_base() {
+    let mut empty = Bench::new(IpFamily::V4, Flavor::Nft, 500);
+    empty.sync().await.unwrap();
+    let mut generator = Generator::new(7);
+    let mut bench = Bench::new(IpFamily::V4, Flavor::Nft, 500);
+    for _ in 0..200 {
+        bench.tracker.fold(generator.event());
+    }
+    bench.sync().await.unwrap();
+    assert!(bench.tables()["nat"].len() > 20);
+    for number in 0..12 {
+        bench.tracker.fold(WatchEvent::ServiceGone(ServiceName::new("ns", &format!("svc-{number}"))));
+    }
+    bench.sync().await.unwrap();
+    assert_eq!(bench.tables(), empty.tables());
+}
+
+#[tokio::test]
+async fn a_refused_service_is_named_and_left_out_and_all_others_work() {
+    for most_chains in [usize::MAX, 5] {
+        for poison in ["ns/svc-3:p0 ->", "ns/svc-3:p0 cluster IP", "ns/svc-3:p0 has no"] {
+            let mut generator = Generator::new(11);
+            let mut bench = Bench::new(IpFamily::V4, Flavor::Nft, most_chains);
+            for _ in 0..80 {
+                bench.tracker.fold(generator.event());
+            }
+            let mut fresh = bench.afresh(Flavor::Nft);
+            bench.backend.tools().refused = vec![poison.to_owned()];
+            let applied = bench.sync().await.unwrap();
+            for refusal in &applied.refused {
+                assert_eq!(refusal.service.as_str(), "ns/svc-3");
+                fresh.tracker.fold(WatchEvent::ServiceGone(refusal.service.clone()));
+            }
+            fresh.sync().await.unwrap();
+            assert_eq!(bench.tables(), fresh.tables(), "{poison}");
+
+            // It stays out while others change, and comes back when it changes to something good.
+            bench.tracker.fold(WatchEvent::ServiceGone(ServiceName::new("ns", "svc-5")));
+            assert!(bench.sync().await.unwrap().refused.is_empty());
+            bench.backend.tools().refused.clear();
+            bench.baseline = None;
+            bench.sync().await.unwrap();
+            let mut fresh = bench.afresh(Flavor::Nft);
+            fresh.sync().await.unwrap();
+            assert_eq!(bench.tables(), fresh.tables(), "{poison}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn one_changed_endpoint_touches_only_its_services_chains() {
+    let mut bench = Bench::new(IpFamily::V4, Flavor::Nft, 500);
+    let mut generator = Generator::new(3);
+    for _ in 0..100 {
+        bench.tracker.fold(generator.event());
+    }
+    bench.sync().await.unwrap();
+    let snapshot = bench.tracker.snapshot().clone();
+    let usable = |slice: &&crate::model::EndpointSlice| {
+        slice.family == IpFamily::V4 && slice.endpoints.iter().filter(|it| it.facts.ready()).count() > 1
+    };
+    let mut tried = 0;
+    for record in snapshot.services.values().filter(|record| record.service.is_some()) {
+        let Some(slice) = record.slices.iter().find(usable) else { continue };
+        let mut slice = slice.clone();
+        slice.endpoints = slice.endpoints.iter().skip(1).copied().collect();
+        let name = slice.service.clone();
+        bench.tracker.fold(WatchEvent::Slice(Box::new(slice)));
+        bench.backend.tools().inputs.clear();
+        bench.sync().await.unwrap();
+        for line in bench.backend.tools().inputs.iter().flat_map(|input| input.lines()) {
+            let ours = line.contains(&format!("{name}:"));
+            let shared = line.starts_with("-A KUBE-SERVICES") || line.starts_with(":KUBE-SERVICES");
+            assert!(!line.starts_with("-A ") || ours || shared, "{line}");
+        }
+        tried += 1;
+    }
+    assert!(tried > 2);
+}
+
+#[tokio::test]
+async fn rules_of_an_earlier_run_are_taken_over_and_leftovers_go_last() {
+    let mut bench = Bench::new(IpFamily::V4, Flavor::Nft, 4);
+    let mut generator = Generator::new(5);
+    for _ in 0..60 {
+        bench.tracker.fold(generator.event());
+    }
+    let mut other = bench.afresh(Flavor::Nft);
+    for _ in 0..30 {
+        other.tracker.fold(generator.event());
+    }
+    other.sync().await.unwrap();
+    bench.backend.tools().tables = other.tables().clone();
+    bench.sync().await.unwrap();
+    let mut fresh = bench.afresh(Flavor::Nft);
+    fresh.sync().await.unwrap();
+    assert_eq!(bench.tables(), fresh.tables());
+
+    let inputs = &bench.backend.tools().inputs;
+    let last_written = inputs.iter().rposition(|input| input.contains("-A KUBE-SERVICES")).unwrap();
+    let first_deleted = inputs.iter().position(|input| input.contains("-X ")).unwrap();
+    assert!(first_deleted > last_written, "what is stale goes only once the new rules stand");
+}
+
+#[tokio::test]
+async fn a_lost_rule_a_flush_and_a_lost_canary_are_noticed() {
+    type Harm = fn(&mut FakeXtables);
+    let harms: [Harm; 4] = [
+        |tools| tools.flush("nat"),
+        |tools| drop(tools.tables.get_mut("filter").unwrap().remove(CANARY)),
+        |tools| drop(tools.tables.get_mut("nat").unwrap().get_mut("PREROUTING").unwrap().pop()),
+        |tools| {
+            let nat = tools.tables.get_mut("nat").unwrap();
+            let chain = nat.iter_mut().find(|(name, _)| name.starts_with("KUBE-SEP-")).unwrap();
+            chain.1.pop();
+        },
+    ];
+    for (index, harm) in harms.into_iter().enumerate() {
+        let mut bench = Bench::new(IpFamily::V4, Flavor::Nft, 500);
+        let mut generator = Generator::new(5);
+        for _ in 0..60 {
+            bench.tracker.fold(generator.event());
+        }
+        bench.sync().await.unwrap();
+        let good = bench.tables().clone();
+        let baseline = bench.baseline.as_mut().unwrap();
+        assert_eq!(bench.backend.verify(baseline).await.unwrap(), None);
+        harm(bench.backend.tools());
+        bench.backend.tools().flush("mangle");
+        let baseline = bench.baseline.as_mut().unwrap();
+        assert!(bench.backend.verify(baseline).await.unwrap().is_some(), "harm {index}");
+        bench.baseline = None;
+        bench.sync().await.unwrap();
+        assert_eq!(bench.tables(), &good, "harm {index}");
+    }
+}
+
+#[tokio::test]
+async fn cleanup_takes_what_is_ours_and_nothing_else() {
+    let mut bench = Bench::new(IpFamily::V4, Flavor::Nft, 3);
+    let mut generator = Generator::new(5);
+    for _ in 0..60 {
+        bench.tracker.fold(generator.event());
+    }
+    let foreign = |tools: &mut FakeXtables| {
+        let nat = tools.tables.get_mut("nat").unwrap();
+        nat.insert("MINE".to_owned(), vec!["-j ACCEPT".to_owned()]);
+        nat.get_mut("PREROUTING").unwrap().push("-j MINE".to_owned());
+        nat.insert("KUBE-KUBELET-CANARY".to_owned(), Vec::new());
+    };
+    foreign(bench.backend.tools());
+    bench.sync().await.unwrap();
+    bench.backend.cleanup().await.unwrap();
+    bench.backend.cleanup().await.unwrap();
+    let mut untouched = FakeXtables::new(Flavor::Nft);
+    foreign(&mut untouched);
+    let nat = &bench.tables()["nat"];
+    assert_eq!(nat, &untouched.tables["nat"]);
+    let kubelets: Vec<_> = bench.tables()["filter"].keys().filter(|name| name.starts_with("KUBE-")).collect();
+    assert_eq!(kubelets, ["KUBE-FIREWALL"]);
+}

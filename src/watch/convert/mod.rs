@@ -14,6 +14,9 @@ pub use nodes::node;
 pub use services::service;
 pub use slices::endpoint_slice;
 
+pub(super) use names::{check_name, check_namespace, quoted};
+pub(super) use parse::parse_ip;
+
 use std::fmt;
 
 /// What became of an object.
@@ -71,6 +74,11 @@ impl Issues {
     /// Notes what is allowed and useless.
     pub(super) fn warning(&mut self, field: impl fmt::Display, message: impl fmt::Display) {
         self.push(field, message, Severity::Warning);
+    }
+
+    /// All of them, in the order of their coming.
+    pub(super) fn into_vec(self) -> Vec<Issue> {
+        self.0
     }
 
     fn push(&mut self, field: impl fmt::Display, message: impl fmt::Display, severity: Severity) {

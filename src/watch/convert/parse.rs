@@ -8,7 +8,7 @@ use std::net::{IpAddr, Ipv6Addr};
 
 /// An IP address. Decimal octets may have leading zeros: the API accepted them once, so they are
 /// in old objects. An IPv4 address in IPv6 clothes (`::ffff:192.0.2.1`) is an IPv4 address.
-pub(super) fn parse_ip(text: &str) -> Option<IpAddr> {
+pub(in crate::watch) fn parse_ip(text: &str) -> Option<IpAddr> {
     raw_ip(text).map(|ip| ip.to_canonical())
 }
 

@@ -1,0 +1,12 @@
+//! Watch traffic end to end: what reaches the program of what an API server has.
+//!
+//! `well_behaved` runs against a real API server when `KUBEBUILDER_ASSETS` names a folder with
+//! `etcd` and `kube-apiserver`, and else against the stub; `misbehaving` needs the stub.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod misbehaving;
+mod objects;
+mod picture;
+mod real;
+mod server;
+mod well_behaved;

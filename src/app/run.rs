@@ -1,0 +1,270 @@
+//! Being a service proxy: sources, loop and servers, and their end.
+
+use super::families;
+use crate::backend::Backend;
+use crate::config::{Config, DetectLocal, Mode};
+use crate::health::{self, Clock, Now, Probe, ProxyHealth};
+use crate::http;
+use crate::kernel::nfacct::Nfacct;
+use crate::kernel::process;
+use crate::metrics::{BuildFacts, MetricSet, Metrics, ProcessFacts};
+use crate::model::{NodeFacts, ObjectKind, WatchEvent};
+use crate::state::Tracker;
+use crate::sync::{End, Periods, Records, Runner, since_1970};
+use crate::watch::api::WatchOptions;
+use crate::watch::client::{ClientOptions, Connection};
+use crate::watch::{api, manifests};
+use anyhow::{Context, Result, bail};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+
+/// Events on their way from a source to the loop; a full channel makes the source wait.
+const CHANNEL: usize = 1024;
+/// How long to wait for our Node object and its addresses before going on without (kube-proxy).
+const NODE_WAIT: Duration = Duration::from_secs(30);
+/// How long to wait for the Node's pod networks where rules depend on them (kube-proxy).
+const POD_CIDR_WAIT: Duration = Duration::from_secs(330);
+/// A full sync for good measure comes at least this often (kube-proxy).
+const FULL_SYNC_PERIOD: Duration = Duration::from_secs(3600);
+/// The Kubernetes release whose kube-proxy we stand in for.
+const COMPATIBLE_WITH: &str = "1.36.2";
+
+type Source = tokio::task::JoinHandle<Result<()>>;
+
+/// Runs until a signal or a reason to be restarted.
+pub(super) async fn run(config: Config) -> Result<ExitCode> {
+    let mut terminate = signal(SignalKind::terminate()).context("listening for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("listening for SIGINT")?;
+    tokio::select! {
+        code = serve(config) => code,
+        _ = terminate.recv() => Ok(leave("SIGTERM")),
+        _ = interrupt.recv() => Ok(leave("SIGINT")),
+    }
+}
+
+fn leave(signal: &str) -> ExitCode {
+    tracing::info!(signal, "leaving; the rules stay and go on working");
+    ExitCode::SUCCESS
+}
+
+#[expect(clippy::disallowed_methods, reason = "the program's one clock")]
+fn clock() -> Clock {
+    Arc::new(|| Now { steady: Instant::now(), wall: SystemTime::now() })
+}
+
+async fn serve(config: Config) -> Result<ExitCode> {
+    if config.mode == Mode::Ipvs {
+        bail!("mode ipvs is not available yet; use --mode iptables");
+    }
+    tracing::info!(
+        version = env!("CARGO_PKG_VERSION"),
+        node = config.node_name,
+        mode = config.mode.as_str(),
+        "starting"
+    );
+    let clock = clock();
+    let health = Arc::new(ProxyHealth::new(config.sync.period));
+    let build = BuildFacts { version: env!("CARGO_PKG_VERSION"), compatible_with: COMPATIBLE_WITH };
+    let metrics = Arc::new(Metrics::new(MetricSet::Iptables, build, Box::new(process_facts))?);
+    if Nfacct::probe().is_ok() {
+        metrics.register_accounting(&(Arc::new(accounted) as _))?;
+    }
+    let servers = servers(&config, &health, &metrics, &clock);
+    let (sender, mut events) = mpsc::channel(CHANNEL);
+    let source = source(&config, sender).await?;
+    let started = i64::try_from(since_1970(clock().wall).as_millis()).unwrap_or(i64::MAX);
+    tokio::select! {
+        ended = program(&config, &mut events, started, Records::new(metrics, health.clone(), clock)) => {
+            match ended? {
+                End::SourceGone => {
+                    source.await.context("the source of objects ended")??;
+                    bail!("the source of objects ended");
+                }
+                End::PodCidrsChanged { from, to } => {
+                    bail!("the Node's pod networks changed from {from:?} to {to:?}; a restart makes rules for the new ones");
+                }
+            }
+        }
+        failed = servers => failed.map(|()| ExitCode::FAILURE),
+    }
+}
+
+/// Programs the kernel until there is a reason to end.
+async fn program(
+    config: &Config,
+    events: &mut mpsc::Receiver<WatchEvent>,
+    started: i64,
+    records: Records,
+) -> Result<End> {
+    let node = NodeFacts { name: config.node_name.as_str().into(), ..NodeFacts::default() };
+    let mut tracker = Tracker::new(node, started);
+    if !await_node(config, &mut tracker, events).await? {
+        return Ok(End::SourceGone);
+    }
+    let mut families = families::iptables(config, &tracker.snapshot().node).await?;
+    for family in &mut families {
+        family.backend().probe().await?;
+    }
+    let periods = Periods { sync: config.sync.period, min: config.sync.min_period, full: FULL_SYNC_PERIOD };
+    let mut runner = Runner::new(tracker, families, periods, records);
+    if config.detect_local == DetectLocal::NodeCidr {
+        runner = runner.ending_with_pod_cidrs();
+    }
+    Ok(runner.run(events).await)
+}
+
+/// Folds events until what is needed of our Node is known, or will not be. `false` when the source
+/// is gone.
+async fn await_node(
+    config: &Config,
+    tracker: &mut Tracker,
+    events: &mut mpsc::Receiver<WatchEvent>,
+) -> Result<bool> {
+    let needs_pod_cidrs = config.detect_local == DetectLocal::NodeCidr;
+    let patience = match (config.sources.manifests.is_empty(), needs_pod_cidrs) {
+        (false, _) => Duration::ZERO,
+        (true, false) => NODE_WAIT,
+        (true, true) => POD_CIDR_WAIT,
+    };
+    let mut deadline = None;
+    loop {
+        let node = &tracker.snapshot().node;
+        if !node.addresses.is_empty() && !(needs_pod_cidrs && node.pod_cidrs.is_empty()) {
+            return Ok(true);
+        }
+        if tracker.has_listed(ObjectKind::Node) {
+            let patience_ends = *deadline.get_or_insert_with(|| tokio::time::Instant::now() + patience);
+            match tokio::time::timeout_at(patience_ends, events.recv()).await {
+                Ok(Some(event)) => tracker.fold(event),
+                Ok(None) => return Ok(false),
+                Err(_) => return node_is_missing(config, node, needs_pod_cidrs),
+            }
+        } else {
+            match events.recv().await {
+                Some(event) => tracker.fold(event),
+                None => return Ok(false),
+            }
+        }
+    }
+}
+
+fn node_is_missing(config: &Config, node: &NodeFacts, needs_pod_cidrs: bool) -> Result<bool> {
+    let name = &config.node_name;
+    if needs_pod_cidrs {
+        bail!("--detect-local-mode=NodeCIDR needs spec.podCIDRs of Node {name}, which are not there");
+    }
+    if node.addresses.is_empty() {
+        let hint = "its own addresses are unknown; --bind-address can give one, --hostname-override its name";
+        tracing::warn!(node = %name, hint, "no Node object with an address");
+    }
+    Ok(true)
+}
+
+/// Starts the source of objects.
+async fn source(config: &Config, sender: mpsc::Sender<WatchEvent>) -> Result<Source> {
+    if !config.sources.manifests.is_empty() {
+        let options = manifests::ManifestOptions {
+            node_name: config.node_name.clone(),
+            node_port_range: config.node_ports.range.0..=config.node_ports.range.1,
+        };
+        let paths = config.sources.manifests.clone();
+        return Ok(tokio::spawn(manifests::run(paths, options, sender)));
+    }
+    let options = ClientOptions {
+        kubeconfig: config.sources.kubeconfig.clone(),
+        master: config.sources.master.clone(),
+    };
+    let connection = Connection::open(&options).await?;
+    tracing::info!(server = connection.url(), "watching the API server");
+    let node_name = config.node_name.clone();
+    Ok(tokio::spawn(async move {
+        api::run(connection, &node_name, sender, WatchOptions::default()).await;
+        Ok(())
+    }))
+}
+
+/// Serves health and metrics. Ends only with an error, and that only with
+/// `--bind-address-hard-fail`.
+fn servers(
+    config: &Config,
+    health: &Arc<ProxyHealth>,
+    metrics: &Arc<Metrics>,
+    clock: &Clock,
+) -> impl Future<Output = Result<()>> + use<> {
+    let counted = metrics.clone();
+    let count = move |probe: Probe, code: u16| match probe {
+        Probe::Healthz => counted.healthz(code).inc(),
+        Probe::Livez => counted.livez(code).inc(),
+    };
+    let health_routes = health::routes(health.clone(), clock.clone(), Box::new(count));
+    let encoded = metrics.clone();
+    let encode = move || match encoded.encode() {
+        Ok(text) => Ok((crate::metrics::CONTENT_TYPE, text)),
+        Err(error) => Err(error.to_string()),
+    };
+    let metrics_routes = http::diagnostics(config.mode.as_str(), "{}".to_owned(), Box::new(encode));
+    let hard = config.bind_address_hard_fail;
+    let (healthz, diagnostics) = (config.healthz, config.metrics);
+    async move {
+        tokio::select! {
+            failed = keep_serving("health", healthz, hard, health_routes) => failed,
+            failed = keep_serving("metrics", diagnostics, hard, metrics_routes) => failed,
+        }
+    }
+}
+
+async fn keep_serving(
+    what: &str,
+    address: Option<std::net::SocketAddr>,
+    hard_fail: bool,
+    routes: http::Routes,
+) -> Result<()> {
+    let Some(address) = address else { return std::future::pending().await };
+    match http::keep_serving(what, address, hard_fail, routes).await {
+        Ok(never) => match never {},
+        Err(error) => Err(error).with_context(|| format!("the {what} server cannot listen on {address}")),
+    }
+}
+
+fn process_facts() -> Option<ProcessFacts> {
+    let figures = process::figures().ok()?;
+    Some(ProcessFacts {
+        cpu_seconds: figures.cpu_seconds,
+        resident_bytes: figures.resident_bytes,
+        virtual_bytes: figures.virtual_bytes,
+        virtual_max_bytes: figures.virtual_max_bytes,
+        open_fds: figures.open_fds,
+        max_fds: figures.max_fds,
+        start_time_seconds: figures.start_time_seconds,
+    })
+}
+
+fn accounted(counter: &str) -> Option<u64> {
+    Nfacct::probe().ok()?.get(counter).ok()?.map(|counter| counter.packets)
+}
+
+/// The privileged part of the start: sysctls and counters.
+pub(super) async fn init_only(config: Config) -> Result<ExitCode> {
+    families::iptables(&config, &NodeFacts::default()).await?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Removes our rules from both families, in the flavour in use.
+pub(super) async fn cleanup(config: Config) -> Result<ExitCode> {
+    let mut failed = false;
+    for family in crate::model::IpFamily::ALL {
+        let Ok(tools) = families::usable_tools(&config, family).await else { continue };
+        let mut backend = crate::backend::iptables::Iptables::new(tools, Default::default());
+        if let Err(error) = backend.cleanup().await {
+            tracing::error!(%family, error = format!("{error:#}"), "cleanup");
+            failed = true;
+        }
+    }
+    if failed {
+        bail!("encountered an error while tearing down rules");
+    }
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,287 @@
+//! Health of the proxy itself: `/healthz` and `/livez`.
+
+use crate::http::{Reply, Request, Routes};
+use crate::model::{IpFamily, NodeFacts, PerFamily, UtcTime};
+use serde::Serialize;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
+
+/// One moment on both clocks: the steady one for timeouts, the other one for people.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Now {
+    /// Never jumps.
+    pub steady: Instant,
+    /// What a watch shows.
+    pub wall: SystemTime,
+}
+
+/// Tells the time to the server.
+pub type Clock = Arc<dyn Fn() -> Now + Send + Sync>;
+
+/// The two questions that can be asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Probe {
+    /// `/healthz`: should load balancers send traffic here?
+    Healthz,
+    /// `/livez`: does the proxy work?
+    Livez,
+}
+
+/// Told the status code of every answer.
+pub type CountReply = Box<dyn Fn(Probe, u16) + Send + Sync>;
+
+/// Knows per IP family what waits to be written and what was last written.
+#[derive(Debug)]
+pub struct ProxyHealth {
+    timeout: Duration,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    families: PerFamily<Family>,
+    node_eligible: bool,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Family {
+    oldest_queued: Option<Instant>,
+    last_updated: Option<SystemTime>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Body {
+    last_updated: String,
+    current_time: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    node_eligible: Option<bool>,
+    healthy: bool,
+    status: BTreeMap<&'static str, FamilyBody>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct FamilyBody {
+    last_updated: String,
+    healthy: bool,
+}
+
+impl ProxyHealth {
+    /// Starts healthy. A change that is not written within two sync periods makes it unhealthy.
+    #[must_use]
+    pub fn new(sync_period: Duration) -> Self {
+        ProxyHealth { timeout: sync_period.saturating_mul(2), state: Mutex::default() }
+    }
+
+    /// A sync of this family was asked for.
+    pub fn queued(&self, family: IpFamily, now: Now) {
+        self.state().families.get_mut(family).oldest_queued.get_or_insert(now.steady);
+    }
+
+    /// A sync of this family succeeded.
+    pub fn updated(&self, family: IpFamily, now: Now) {
+        *self.state().families.get_mut(family) = Family { oldest_queued: None, last_updated: Some(now.wall) };
+    }
+
+    /// Our Node appeared or changed, or is not there.
+    ///
+    /// While it is not known, is being deleted or is about to be taken away by the cluster
+    /// autoscaler, load balancers are told to go elsewhere.
+    pub fn set_node(&self, node: Option<&NodeFacts>) {
+        self.state().node_eligible = node.is_some_and(|node| !node.deleting && !node.to_be_deleted);
+    }
+
+    /// No family has had a change waiting for too long.
+    #[must_use]
+    pub fn is_healthy(&self, now: Now) -> bool {
+        let state = self.state();
+        IpFamily::ALL.into_iter().all(|family| state.families.get(family).is_healthy(self.timeout, now))
+    }
+
+    /// Answers one of the two questions.
+    #[must_use]
+    pub fn answer(&self, probe: Probe, now: Now) -> Reply {
+        let state = self.state();
+        let status: BTreeMap<_, _> = IpFamily::ALL
+            .into_iter()
+            .filter_map(|family| {
+                let body = state.families.get(family).body(self.timeout, now)?;
+                Some((family.as_str(), body))
+            })
+            .collect();
+        let healthy = status.values().all(|family| family.healthy);
+        let node_eligible = (probe == Probe::Healthz).then_some(state.node_eligible);
+        let fine = healthy && node_eligible != Some(false);
+        // "Last updated" is what outsiders judge staleness by, so a healthy idle proxy says now.
+        let newest =
+            IpFamily::ALL.into_iter().filter_map(|family| state.families.get(family).last_updated).max();
+        let last_updated = if fine { Some(now.wall) } else { newest };
+        let body = Body {
+            last_updated: last_updated.map_or(UtcTime::NEVER, UtcTime::of).to_string(),
+            current_time: UtcTime::of(now.wall).to_string(),
+            node_eligible,
+            healthy,
+            status,
+        };
+        let code = if fine { 200 } else { 503 };
+        match serde_json::to_vec(&body) {
+            Ok(body) => Reply::json(code, body),
+            Err(error) => Reply::text(500, error.to_string()),
+        }
+    }
+
+    /// The state is plain data that no panic can leave half written.
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Family {
+    /// A family that never synced is not judged: it may not exist on this node (kube-proxy).
+    fn is_healthy(&self, timeout: Duration, now: Now) -> bool {
+        let waited = |since| now.steady.saturating_duration_since(since);
+        self.last_updated.is_none() || self.oldest_queued.is_none_or(|since| waited(since) < timeout)
+    }
+
+    fn body(&self, timeout: Duration, now: Now) -> Option<FamilyBody> {
+        let last_updated = UtcTime::of(self.last_updated?).to_string();
+        Some(FamilyBody { last_updated, healthy: self.is_healthy(timeout, now) })
+    }
+}
+
+/// The routes of the health server.
+#[must_use]
+pub fn routes(health: Arc<ProxyHealth>, clock: Clock, count: CountReply) -> Routes {
+    Arc::new(move |request: Request<'_>| {
+        let probe = match request.path {
+            "/healthz" => Probe::Healthz,
+            "/livez" => Probe::Livez,
+            _ => return Reply::not_found(),
+        };
+        let reply = health.answer(probe, clock());
+        count(probe, reply.status);
+        reply
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::UNIX_EPOCH;
+
+    const PERIOD: Duration = Duration::from_secs(30);
+
+    /// Hands out moments by seconds since the start.
+    struct Times(Instant);
+
+    impl Times {
+        fn at(&self, seconds: u64) -> Now {
+            let passed = Duration::from_secs(seconds);
+            Now { steady: self.0 + passed, wall: UNIX_EPOCH + Duration::from_secs(1_700_000_000) + passed }
+        }
+    }
+
+    fn start() -> (ProxyHealth, Times) {
+        let health = ProxyHealth::new(PERIOD);
+        health.set_node(Some(&NodeFacts::default()));
+        (health, Times(Instant::now()))
+    }
+
+    fn body(reply: &Reply) -> &str {
+        std::str::from_utf8(&reply.body).unwrap()
+    }
+
+    #[test]
+    fn healthy_while_starting_and_when_idle_for_hours() {
+        let (health, times) = start();
+        health.queued(IpFamily::V4, times.at(0));
+        assert!(health.is_healthy(times.at(3600)), "no sync yet: not judged");
+        health.updated(IpFamily::V4, times.at(3600));
+        assert!(health.is_healthy(times.at(36_000)));
+    }
+
+    #[test]
+    fn unhealthy_when_a_change_waits_for_two_periods_and_healthy_with_the_next_success() {
+        let (health, times) = start();
+        health.updated(IpFamily::V4, times.at(0));
+        health.queued(IpFamily::V4, times.at(10));
+        health.queued(IpFamily::V4, times.at(50));
+        assert!(health.is_healthy(times.at(69)));
+        assert!(!health.is_healthy(times.at(70)), "the oldest request counts");
+        health.updated(IpFamily::V4, times.at(71));
+        assert!(health.is_healthy(times.at(500)));
+    }
+
+    #[test]
+    fn one_stuck_family_is_enough() {
+        let (health, times) = start();
+        health.updated(IpFamily::V4, times.at(0));
+        health.updated(IpFamily::V6, times.at(0));
+        health.queued(IpFamily::V6, times.at(0));
+        health.queued(IpFamily::V4, times.at(0));
+        health.updated(IpFamily::V4, times.at(100));
+        let reply = health.answer(Probe::Livez, times.at(100));
+        assert_eq!(reply.status, 503);
+        assert_eq!(
+            body(&reply),
+            "{\"lastUpdated\":\"2023-11-14T22:15:00Z\",\"currentTime\":\"2023-11-14T22:15:00Z\",\"healthy\":false,\
+             \"status\":{\"IPv4\":{\"lastUpdated\":\"2023-11-14T22:15:00Z\",\"healthy\":true},\
+             \"IPv6\":{\"lastUpdated\":\"2023-11-14T22:13:20Z\",\"healthy\":false}}}"
+        );
+    }
+
+    #[test]
+    fn a_healthy_answer_is_never_stale() {
+        let (health, times) = start();
+        health.updated(IpFamily::V4, times.at(0));
+        let reply = health.answer(Probe::Healthz, times.at(40));
+        assert_eq!((reply.status, reply.content_type), (200, "application/json"));
+        assert_eq!(reply.headers, [("X-Content-Type-Options", "nosniff".to_owned())]);
+        assert_eq!(
+            body(&reply),
+            "{\"lastUpdated\":\"2023-11-14T22:14:00Z\",\"currentTime\":\"2023-11-14T22:14:00Z\",\
+             \"nodeEligible\":true,\"healthy\":true,\
+             \"status\":{\"IPv4\":{\"lastUpdated\":\"2023-11-14T22:13:20Z\",\"healthy\":true}}}"
+        );
+    }
+
+    #[test]
+    fn a_node_that_goes_away_fails_healthz_but_not_livez() {
+        let (health, times) = start();
+        let leaving = [
+            None,
+            Some(NodeFacts { deleting: true, ..NodeFacts::default() }),
+            Some(NodeFacts { to_be_deleted: true, ..NodeFacts::default() }),
+        ];
+        for node in leaving {
+            health.set_node(node.as_ref());
+            let reply = health.answer(Probe::Healthz, times.at(0));
+            assert_eq!(reply.status, 503, "{node:?}");
+            assert!(
+                body(&reply).starts_with("{\"lastUpdated\":\"0001-01-01T00:00:00Z\""),
+                "{}",
+                body(&reply)
+            );
+            assert!(body(&reply).contains("\"nodeEligible\":false,\"healthy\":true"));
+            assert_eq!(health.answer(Probe::Livez, times.at(0)).status, 200);
+            assert!(health.is_healthy(times.at(0)));
+        }
+        health.set_node(Some(&NodeFacts::default()));
+        assert_eq!(health.answer(Probe::Healthz, times.at(0)).status, 200);
+    }
+
+    #[test]
+    fn answers_are_counted_and_other_paths_do_not_exist() {
+        let (health, times) = start();
+        let now = times.at(0);
+        let counted = Arc::new(Mutex::new(Vec::new()));
+        let sink = Arc::clone(&counted);
+        let count = Box::new(move |probe, code| sink.lock().unwrap().push((probe, code)));
+        let routes = routes(Arc::new(health), Arc::new(move || now), count);
+        let status = |path| routes(Request { method: "GET", path, query: "" }).status;
+        assert_eq!((status("/healthz"), status("/livez"), status("/")), (200, 200, 404));
+        assert_eq!(*counted.lock().unwrap(), [(Probe::Healthz, 200), (Probe::Livez, 200)]);
+    }
+}

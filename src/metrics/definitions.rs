@@ -1,0 +1,217 @@
+//! What there is to measure: names, help texts, labels and buckets.
+
+use super::BuildFacts;
+use prometheus::{
+    GaugeVec, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Result,
+    exponential_buckets,
+};
+
+const FAMILY: &[&str] = &["ip_family"];
+const TABLE: &[&str] = &["table", "ip_family"];
+pub(super) struct SyncMetrics {
+    pub(super) duration: HistogramVec,
+    pub(super) full_duration: HistogramVec,
+    pub(super) partial_duration: HistogramVec,
+    pub(super) last: GaugeVec,
+    pub(super) last_queued: GaugeVec,
+    pub(super) network_programming: HistogramVec,
+    pub(super) no_local_endpoints: IntGaugeVec,
+}
+
+pub(super) struct ChangeMetrics {
+    pub(super) endpoints_pending: IntGauge,
+    pub(super) endpoints_total: IntCounter,
+    pub(super) services_pending: IntGauge,
+    pub(super) services_total: IntCounter,
+}
+
+pub(super) struct IptablesMetrics {
+    pub(super) restore_failures: IntCounterVec,
+    pub(super) partial_restore_failures: IntCounterVec,
+    pub(super) rules_total: IntGaugeVec,
+    pub(super) rules_last: IntGaugeVec,
+}
+
+pub(super) struct ConntrackMetrics {
+    pub(super) duration: HistogramVec,
+    pub(super) deleted: IntCounterVec,
+}
+
+/// What others ask of us, and we of the API server.
+pub(super) struct RequestMetrics {
+    pub(super) healthz: IntCounterVec,
+    pub(super) livez: IntCounterVec,
+    pub(super) client_requests: IntCounterVec,
+    pub(super) client_duration: HistogramVec,
+}
+
+impl SyncMetrics {
+    pub(super) fn new() -> Result<Self> {
+        Ok(SyncMetrics {
+            duration: histogram("sync_proxy_rules_duration_seconds", "Duration of a sync", sync_buckets()?)?,
+            full_duration: histogram(
+                "sync_full_proxy_rules_duration_seconds",
+                "Duration of a full sync",
+                sync_buckets()?,
+            )?,
+            partial_duration: histogram(
+                "sync_partial_proxy_rules_duration_seconds",
+                "Duration of a partial sync",
+                sync_buckets()?,
+            )?,
+            last: GaugeVec::new(
+                opts("sync_proxy_rules_last_timestamp_seconds", "Time of the last successful sync"),
+                FAMILY,
+            )?,
+            last_queued: GaugeVec::new(
+                opts("sync_proxy_rules_last_queued_timestamp_seconds", "Time a sync was last asked for"),
+                FAMILY,
+            )?,
+            network_programming: histogram(
+                "network_programming_duration_seconds",
+                "Time from the change of an endpoint to the rules that follow from it",
+                network_programming_buckets(),
+            )?,
+            no_local_endpoints: IntGaugeVec::new(
+                opts(
+                    "sync_proxy_rules_no_local_endpoints_total",
+                    "Service ports with a Local traffic policy, endpoints elsewhere and none on this node",
+                ),
+                &["traffic_policy", "ip_family"],
+            )?,
+        })
+    }
+}
+
+impl ChangeMetrics {
+    pub(super) fn new() -> Result<Self> {
+        Ok(ChangeMetrics {
+            endpoints_pending: IntGauge::with_opts(opts(
+                "sync_proxy_rules_endpoint_changes_pending",
+                "EndpointSlice changes that wait for a sync",
+            ))?,
+            endpoints_total: IntCounter::with_opts(opts(
+                "sync_proxy_rules_endpoint_changes_total",
+                "EndpointSlice changes seen",
+            ))?,
+            services_pending: IntGauge::with_opts(opts(
+                "sync_proxy_rules_service_changes_pending",
+                "Service changes that wait for a sync",
+            ))?,
+            services_total: IntCounter::with_opts(opts(
+                "sync_proxy_rules_service_changes_total",
+                "Service changes seen",
+            ))?,
+        })
+    }
+}
+
+impl IptablesMetrics {
+    pub(super) fn new() -> Result<Self> {
+        Ok(IptablesMetrics {
+            restore_failures: IntCounterVec::new(
+                opts("sync_proxy_rules_iptables_restore_failures_total", "Failed runs of iptables-restore"),
+                FAMILY,
+            )?,
+            partial_restore_failures: IntCounterVec::new(
+                opts("sync_proxy_rules_iptables_partial_restore_failures_total", "Failed partial syncs"),
+                FAMILY,
+            )?,
+            rules_total: IntGaugeVec::new(
+                opts("sync_proxy_rules_iptables_total", "Rules in the kernel that are ours"),
+                TABLE,
+            )?,
+            rules_last: IntGaugeVec::new(
+                opts("sync_proxy_rules_iptables_last", "Rules that the last sync wrote"),
+                TABLE,
+            )?,
+        })
+    }
+}
+
+impl ConntrackMetrics {
+    pub(super) fn new() -> Result<Self> {
+        Ok(ConntrackMetrics {
+            duration: histogram(
+                "conntrack_reconciler_sync_duration_seconds",
+                "Duration of a clean-up of stale flows",
+                sync_buckets()?,
+            )?,
+            deleted: IntCounterVec::new(
+                opts("conntrack_reconciler_deleted_entries_total", "Stale flows deleted"),
+                FAMILY,
+            )?,
+        })
+    }
+}
+
+impl RequestMetrics {
+    pub(super) fn new() -> Result<Self> {
+        let client_buckets = vec![0.005, 0.025, 0.1, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 60.0];
+        Ok(RequestMetrics {
+            healthz: IntCounterVec::new(opts("proxy_healthz_total", "Answers of /healthz"), &["code"])?,
+            livez: IntCounterVec::new(opts("proxy_livez_total", "Answers of /livez"), &["code"])?,
+            client_requests: IntCounterVec::new(
+                Opts::new("rest_client_requests_total", "[ALPHA] Requests to the API server"),
+                &["code", "host", "method"],
+            )?,
+            client_duration: HistogramVec::new(
+                HistogramOpts::new(
+                    "rest_client_request_duration_seconds",
+                    "[ALPHA] Time to the API server's answer",
+                )
+                .buckets(client_buckets),
+                &["host", "verb"],
+            )?,
+        })
+    }
+}
+
+fn opts(name: &str, help: &str) -> Opts {
+    Opts::new(format!("kubeproxy_{name}"), format!("[ALPHA] {help}"))
+}
+
+fn histogram(name: &str, help: &str, buckets: Vec<f64>) -> Result<HistogramVec> {
+    let opts = HistogramOpts::new(format!("kubeproxy_{name}"), format!("[ALPHA] {help}")).buckets(buckets);
+    HistogramVec::new(opts, FAMILY)
+}
+
+pub(super) fn sync_buckets() -> Result<Vec<f64>> {
+    exponential_buckets(0.001, 2.0, 15)
+}
+
+/// Quarter seconds, seconds to a minute, 5 s to two minutes, 30 s to five. The bound 0 is of no
+/// use, but kube-proxy has it and identical bounds can be added up across nodes.
+pub(super) fn network_programming_buckets() -> Vec<f64> {
+    let steps = |from: u32, to: u32, step: usize| (from..=to).step_by(step).map(f64::from);
+    [0.0, 0.25, 0.5]
+        .into_iter()
+        .chain(steps(1, 59, 1))
+        .chain(steps(60, 115, 5))
+        .chain(steps(120, 300, 30))
+        .collect()
+}
+
+/// A constant 1 whose labels say what runs here. Labels without an equivalent stay empty.
+pub(super) fn build_info(build: BuildFacts<'_>) -> Result<IntGaugeVec> {
+    let mut release = build.compatible_with.split('.');
+    let (major, minor) = (release.next().unwrap_or(""), release.next().unwrap_or(""));
+    let platform = format!("{}/{}", std::env::consts::OS, std::env::consts::ARCH);
+    let git_version = format!("v{}+kube-proxy-rs.{}", build.compatible_with, build.version);
+    let labels = [
+        ("build_date", ""),
+        ("compiler", "rustc"),
+        ("git_commit", ""),
+        ("git_tree_state", ""),
+        ("git_version", git_version.as_str()),
+        ("go_version", ""),
+        ("major", major),
+        ("minor", minor),
+        ("platform", platform.as_str()),
+    ];
+    let help =
+        "[ALPHA] A constant 1 whose labels name the Kubernetes release we stand in for and our own version";
+    let info = IntGaugeVec::new(Opts::new("kubernetes_build_info", help), &labels.map(|(name, _)| name))?;
+    info.with_label_values(&labels.map(|(_, value)| value)).set(1);
+    Ok(info)
+}

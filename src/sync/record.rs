@@ -1,0 +1,126 @@
+//! Tells metrics, health and the log what the loop does.
+
+use super::report::{Outcome, PassKind, Recorder, SyncReport};
+use crate::health::{Clock, ProxyHealth};
+use crate::metrics::{Metrics, Table};
+use crate::model::{IpFamily, NodeFacts};
+use crate::state::NodePortConflict;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+/// The recorder of the running program.
+pub struct Records {
+    metrics: Arc<Metrics>,
+    health: Arc<ProxyHealth>,
+    clock: Clock,
+    /// Events counted so far, to turn totals into increments.
+    counted: (u64, u64),
+}
+
+impl Records {
+    /// A recorder.
+    #[must_use]
+    pub fn new(metrics: Arc<Metrics>, health: Arc<ProxyHealth>, clock: Clock) -> Self {
+        Records { metrics, health, clock, counted: (0, 0) }
+    }
+
+    fn seconds_now(&self) -> f64 {
+        since_1970((self.clock)().wall).as_secs_f64()
+    }
+
+    fn record_success(&mut self, report: &SyncReport, applied: &crate::backend::Applied) {
+        let family = report.family;
+        let now = self.seconds_now();
+        for triggered in &report.triggered {
+            let triggered = Duration::from_millis(u64::try_from(*triggered).unwrap_or_default());
+            let latency = (now - triggered.as_secs_f64()).max(0.0);
+            self.metrics.network_programming_duration(family).observe(latency);
+        }
+        for count in &applied.tables {
+            let table = if count.table == "nat" { Table::Nat } else { Table::Filter };
+            self.metrics.iptables_rules(table, family).set(gauge(count.total));
+            self.metrics.iptables_rules_last(table, family).set(gauge(count.written));
+        }
+        self.health.updated(family, (self.clock)());
+        self.metrics.last_sync(family).set(now);
+        for refusal in &applied.refused {
+            tracing::error!(service = %refusal.service, %family, reason = refusal.reason, "Service refused and left out");
+        }
+        let written: usize = applied.tables.iter().map(|count| count.written).sum();
+        tracing::debug!(
+            %family, kind = ?report.kind, services = report.services, written, calls = applied.calls,
+            elapsed = ?report.elapsed, "synced"
+        );
+    }
+
+    fn record_failure(&mut self, report: &SyncReport, error: &anyhow::Error) {
+        let family = report.family;
+        if error.downcast_ref::<crate::kernel::iptables::RestoreError>().is_some() {
+            self.metrics.restore_failures(family).inc();
+        }
+        if report.kind == PassKind::Partial {
+            self.metrics.partial_restore_failures(family).inc();
+        }
+        tracing::error!(%family, elapsed = ?report.elapsed, error = format!("{error:#}"), "sync failed, will try again");
+    }
+}
+
+impl Recorder for Records {
+    fn queued(&mut self, family: IpFamily) {
+        self.health.queued(family, (self.clock)());
+        self.metrics.last_queued(family).set(self.seconds_now());
+    }
+
+    fn passed(&mut self, report: &SyncReport) {
+        let elapsed = report.elapsed.as_secs_f64();
+        self.metrics.sync_duration(report.family).observe(elapsed);
+        match report.kind {
+            PassKind::Full => self.metrics.full_sync_duration(report.family).observe(elapsed),
+            PassKind::Partial => self.metrics.partial_sync_duration(report.family).observe(elapsed),
+        }
+        match &report.outcome {
+            Outcome::Done(applied) => self.record_success(report, applied),
+            Outcome::Failed(error) => self.record_failure(report, error),
+        }
+    }
+
+    fn drifted(&mut self, family: IpFamily, what: &str) {
+        tracing::warn!(%family, what, "the kernel lost rules of ours; writing them anew");
+    }
+
+    fn unverified(&mut self, family: IpFamily, error: &anyhow::Error) {
+        tracing::warn!(%family, error = format!("{error:#}"), "cannot check the kernel's rules");
+    }
+
+    fn conflicts(&mut self, conflicts: &[NodePortConflict]) {
+        for conflict in conflicts {
+            tracing::error!(
+                service = %conflict.service, node_port = conflict.node_port, protocol = %conflict.protocol,
+                owner = %conflict.owner, "node port belongs to another Service; this one goes without"
+            );
+        }
+    }
+
+    fn node(&mut self, node: &NodeFacts) {
+        self.health.set_node(Some(node));
+    }
+
+    fn seen(&mut self, services: u64, slices: u64, pending: usize) {
+        let (counted_services, counted_slices) = self.counted;
+        self.metrics.service_changes().inc_by(services.saturating_sub(counted_services));
+        self.metrics.endpoint_changes().inc_by(slices.saturating_sub(counted_slices));
+        self.counted = (services, slices);
+        self.metrics.service_changes_pending().set(gauge(pending));
+        self.metrics.endpoint_changes_pending().set(gauge(pending));
+    }
+}
+
+fn gauge(count: usize) -> i64 {
+    i64::try_from(count).unwrap_or(i64::MAX)
+}
+
+/// Time since 1970, as trigger times have it.
+#[must_use]
+pub fn since_1970(time: SystemTime) -> Duration {
+    time.duration_since(UNIX_EPOCH).unwrap_or_default()
+}

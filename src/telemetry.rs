@@ -1,0 +1,297 @@
+//! Logs: how much, in which form, set up once per process.
+//!
+//! Lines look like klog's, so that existing log pipelines read them. `-v` maps to levels:
+//!
+//! | `-v` | our lines | other crates' lines |
+//! |---|---|---|
+//! | 0, 1 | error, warn, info | error, warn |
+//! | 2 to 4 | and debug: one line per sync, what opened and closed | error, warn |
+//! | from 5 | and trace: commands and rule text | and info |
+//! | from 8 | the same | and debug |
+
+use crate::model::UtcTime;
+use serde_json::{Map, Value};
+use std::fmt::{self, Write as _};
+use std::time::SystemTime;
+use tracing::field::{Field, Visit};
+use tracing::level_filters::LevelFilter;
+use tracing::{Event, Level, Metadata, Subscriber};
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::fmt::format::Writer;
+use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields, MakeWriter};
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::registry::LookupSpan;
+use tracing_subscriber::util::{SubscriberInitExt, TryInitError};
+
+/// Form of the lines.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LineFormat {
+    /// `I1121 05:11:07.123456       1 runner.rs:12] "message" key="value"`.
+    Text,
+    /// One JSON object with `ts`, `v` or `err`, `caller`, `msg` and the fields.
+    Json,
+}
+
+/// Starts logging to stderr.
+///
+/// # Errors
+/// When logging was started before.
+pub fn init(verbosity: u8, format: LineFormat) -> Result<(), TryInitError> {
+    subscriber(verbosity, format, std::io::stderr).try_init()
+}
+
+fn subscriber<W>(verbosity: u8, format: LineFormat, writer: W) -> impl Subscriber + Send + Sync
+where
+    W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
+{
+    let lines = tracing_subscriber::fmt::layer()
+        .with_ansi(false)
+        .with_writer(writer)
+        .event_format(Lines { format, process: std::process::id() });
+    tracing_subscriber::registry().with(filter(verbosity)).with(lines)
+}
+
+fn filter(verbosity: u8) -> Targets {
+    let (ours, others) = match verbosity {
+        0..=1 => (LevelFilter::INFO, LevelFilter::WARN),
+        2..=4 => (LevelFilter::DEBUG, LevelFilter::WARN),
+        5..=7 => (LevelFilter::TRACE, LevelFilter::INFO),
+        _ => (LevelFilter::TRACE, LevelFilter::DEBUG),
+    };
+    Targets::new()
+        .with_default(others)
+        .with_target("kube_proxy_rs", ours)
+        .with_target("netlink", ours)
+        // It logs the whole body of an answer it cannot decode, as a warning.
+        .with_target("kube_client::client", LevelFilter::ERROR)
+}
+
+struct Lines {
+    format: LineFormat,
+    process: u32,
+}
+
+impl<S, N> FormatEvent<S, N> for Lines
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    N: for<'a> FormatFields<'a> + 'static,
+{
+    fn format_event(
+        &self,
+        _: &FmtContext<'_, S, N>,
+        mut writer: Writer<'_>,
+        event: &Event<'_>,
+    ) -> fmt::Result {
+        let mut fields = Fields::default();
+        event.record(&mut fields);
+        let now = SystemTime::now();
+        let line = match self.format {
+            LineFormat::Text => text_line(now, self.process, event.metadata(), &fields),
+            LineFormat::Json => json_line(now, event.metadata(), fields),
+        };
+        writeln!(writer, "{line}")
+    }
+}
+
+/// The fields of one event, its message set apart.
+#[derive(Default)]
+struct Fields {
+    message: String,
+    pairs: Vec<(&'static str, Value)>,
+}
+
+impl Fields {
+    fn push(&mut self, field: &Field, value: Value) {
+        // klog's name for it.
+        let name = if field.name() == "error" { "err" } else { field.name() };
+        self.pairs.push((name, value));
+    }
+}
+
+impl Visit for Fields {
+    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        if field.name() == "message" {
+            self.message = format!("{value:?}");
+        } else {
+            self.push(field, Value::String(format!("{value:?}")));
+        }
+    }
+
+    fn record_str(&mut self, field: &Field, value: &str) {
+        if field.name() == "message" {
+            value.clone_into(&mut self.message);
+        } else {
+            self.push(field, Value::from(value));
+        }
+    }
+
+    fn record_i64(&mut self, field: &Field, value: i64) {
+        self.push(field, Value::from(value));
+    }
+
+    fn record_u64(&mut self, field: &Field, value: u64) {
+        self.push(field, Value::from(value));
+    }
+
+    fn record_f64(&mut self, field: &Field, value: f64) {
+        self.push(field, Value::from(value));
+    }
+
+    fn record_bool(&mut self, field: &Field, value: bool) {
+        self.push(field, Value::from(value));
+    }
+}
+
+fn text_line(now: SystemTime, process: u32, metadata: &Metadata<'_>, fields: &Fields) -> String {
+    let time = UtcTime::of(now);
+    let mut line = format!(
+        "{}{:02}{:02} {:02}:{:02}:{:02}.{:06} {process:7} {}] {:?}",
+        severity(*metadata.level()),
+        time.month,
+        time.day,
+        time.hour,
+        time.minute,
+        time.second,
+        time.nanosecond / 1000,
+        caller(metadata),
+        fields.message,
+    );
+    for (name, value) in &fields.pairs {
+        // Formatting into a String cannot fail.
+        let _ = match value {
+            Value::String(text) => write!(line, " {name}={text:?}"),
+            other => write!(line, " {name}={other}"),
+        };
+    }
+    line
+}
+
+fn json_line(now: SystemTime, metadata: &Metadata<'_>, fields: Fields) -> String {
+    let since = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let mut object = Map::new();
+    object.insert("ts".to_owned(), Value::from(since.as_secs_f64() * 1000.0));
+    object.insert("caller".to_owned(), Value::from(caller(metadata)));
+    object.insert("msg".to_owned(), Value::from(fields.message));
+    match verbosity(*metadata.level()) {
+        Some(verbosity) => object.insert("v".to_owned(), Value::from(verbosity)),
+        None => object.insert("err".to_owned(), Value::from("")),
+    };
+    for (name, value) in fields.pairs {
+        object.insert(name.to_owned(), value);
+    }
+    Value::Object(object).to_string()
+}
+
+fn severity(level: Level) -> char {
+    match level {
+        Level::ERROR => 'E',
+        Level::WARN => 'W',
+        _ => 'I',
+    }
+}
+
+/// The least `-v` that shows a level; errors have none.
+fn verbosity(level: Level) -> Option<u8> {
+    match level {
+        Level::ERROR => None,
+        Level::WARN | Level::INFO => Some(0),
+        Level::DEBUG => Some(2),
+        Level::TRACE => Some(5),
+    }
+}
+
+/// The file, without its folders, and the line.
+fn caller(metadata: &Metadata<'_>) -> String {
+    let file = metadata.file().map_or(metadata.target(), |path| path.rsplit('/').next().unwrap_or(path));
+    format!("{file}:{}", metadata.line().unwrap_or(0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io;
+    use std::sync::{Arc, Mutex};
+
+    #[derive(Clone, Default)]
+    struct Sink(Arc<Mutex<Vec<u8>>>);
+
+    impl io::Write for Sink {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn logged(verbosity: u8, format: LineFormat, log: impl FnOnce()) -> Vec<String> {
+        let sink = Sink::default();
+        let writer = sink.clone();
+        tracing::subscriber::with_default(subscriber(verbosity, format, move || writer.clone()), log);
+        let bytes = sink.0.lock().unwrap().clone();
+        String::from_utf8(bytes).unwrap().lines().map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn text_lines_look_like_klogs() {
+        let lines = logged(0, LineFormat::Text, || {
+            tracing::info!(service = "a/b", changes = 3, healthy = true, "Sync \"done\"");
+        });
+        let [line] = lines.as_slice() else { panic!("{lines:?}") };
+        let (header, rest) = line.split_once("] ").unwrap();
+        assert_eq!(rest, r#""Sync \"done\"" service="a/b" changes=3 healthy=true"#);
+        let parts: Vec<_> = header.split_whitespace().collect();
+        let [date, time, process, caller] = parts.as_slice() else { panic!("{header}") };
+        assert!(date.starts_with('I') && date.len() == 5, "{header}");
+        assert_eq!(time.len(), "05:11:07.123456".len());
+        assert_eq!(*process, std::process::id().to_string());
+        assert!(caller.starts_with("telemetry.rs:"), "{header}");
+    }
+
+    #[test]
+    fn errors_are_named_as_klog_names_them() {
+        let lines = logged(0, LineFormat::Text, || {
+            let error = io::Error::other("broken");
+            tracing::error!(%error, "Sync failed");
+        });
+        assert!(
+            lines[0].starts_with('E') && lines[0].ends_with(r#""Sync failed" err="broken""#),
+            "{lines:?}"
+        );
+    }
+
+    #[test]
+    fn json_lines_have_v_or_err() {
+        let lines = logged(2, LineFormat::Json, || {
+            tracing::debug!(family = %crate::model::IpFamily::V6, "synced");
+            tracing::error!(error = "broken", "failed");
+        });
+        let parsed: Vec<Value> = lines.iter().map(|line| serde_json::from_str(line).unwrap()).collect();
+        assert_eq!(parsed[0]["msg"], "synced");
+        assert_eq!(parsed[0]["v"], 2);
+        assert_eq!(parsed[0]["family"], "IPv6");
+        assert!(parsed[0]["ts"].as_f64().unwrap() > 1e12);
+        assert_eq!((&parsed[1]["err"], &parsed[1]["v"]), (&Value::from("broken"), &Value::Null));
+    }
+
+    const OURS: &[fn()] =
+        &[|| tracing::info!("info"), || tracing::debug!("debug"), || tracing::trace!("trace")];
+    const OTHERS: &[fn()] = &[
+        || tracing::warn!(target: "kube_client::client", "a whole body"),
+        || tracing::warn!(target: "hyper", "theirs"),
+        || tracing::info!(target: "hyper", "theirs too"),
+    ];
+
+    #[test]
+    fn verbosity_maps_to_levels() {
+        for (verbosity, ours, others) in [(0, 1, 1), (1, 1, 1), (2, 2, 1), (4, 2, 1), (5, 3, 2), (9, 3, 2)] {
+            let count =
+                |all: &[fn()]| logged(verbosity, LineFormat::Text, || all.iter().for_each(|log| log())).len();
+            assert_eq!((count(OURS), count(OTHERS)), (ours, others), "-v {verbosity}");
+        }
+        let lines = logged(9, LineFormat::Text, || OTHERS.iter().for_each(|log| log()));
+        assert!(!lines.iter().any(|line| line.contains("a whole body")), "{lines:?}");
+    }
+}

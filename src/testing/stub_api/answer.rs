@@ -1,0 +1,368 @@
+//! Requests and what becomes of them.
+
+use super::selector::Selector;
+use super::store::{Page, Stored, write_line};
+use super::{Behaviour, Expired, Fault, InitialEvents, Resource, Seen, Shared, Verb, lock};
+use futures::stream;
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt, Full, StreamBody};
+use hyper::body::{Bytes, Frame, Incoming};
+use hyper::{Method, Request, Response, StatusCode};
+use serde_json::json;
+use std::collections::VecDeque;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{broadcast, watch};
+use tokio::time::Instant;
+
+type Body = UnsyncBoxBody<Bytes, io::Error>;
+type Answer = Response<Body>;
+
+/// An order to all open watches.
+#[derive(Clone, Debug)]
+pub(super) enum Command {
+    Disconnect,
+    End,
+    Expire,
+    Bookmark,
+    Say(Resource, Arc<str>),
+}
+
+/// About this many bytes are put into one piece of an answer.
+const PIECE: usize = 64 * 1024;
+const EVER: Duration = Duration::from_secs(86_400);
+
+pub(super) async fn answer(shared: Arc<Shared>, request: Request<Incoming>) -> io::Result<Answer> {
+    let path = request.uri().path();
+    let Some(resource) = Resource::ALL.into_iter().find(|resource| resource.path() == path) else {
+        return Ok(status(404, "NotFound", "the server could not find the requested resource"));
+    };
+    if request.method() != Method::GET {
+        return Ok(status(405, "MethodNotAllowed", "the stub server is written to from the inside only"));
+    }
+    let query = parse_query(request.uri().query().unwrap_or_default());
+    let watching = matches!(parameter(&query, "watch"), Some("true" | "1"));
+    let verb = if watching { Verb::Watch } else { Verb::List };
+    let asked = Seen { resource, verb, query };
+    lock(&shared.seen).push(asked.clone());
+    let (fault, behaviour) = behaviour_towards(&shared, &asked);
+    match fault {
+        Some(Fault::Status(403)) => return Ok(forbidden(&asked)),
+        Some(Fault::Status(code)) => {
+            return Ok(status(code, "InternalError", "the stub server was told to fail"));
+        }
+        Some(Fault::Hang) => std::future::pending().await,
+        Some(Fault::Drop) => return Err(io::Error::other("the stub server was told to hang up")),
+        Some(Fault::Garbage(text)) => return Ok(Response::new(full(text))),
+        None => {}
+    }
+    let selector = Selector::parse(asked.parameter("labelSelector"), asked.parameter("fieldSelector"));
+    let Some(selector) = selector else {
+        return Ok(status(400, "BadRequest", "the stub server does not know such selectors"));
+    };
+    Ok(match verb {
+        Verb::List => list(&shared, &asked, &selector),
+        Verb::Watch => watch(shared, &asked, selector, behaviour),
+    })
+}
+
+fn behaviour_towards(shared: &Shared, asked: &Seen) -> (Option<Fault>, Behaviour) {
+    let mut behaviour = lock(&shared.behaviour);
+    let fits = |rule: &&mut super::Rule| {
+        rule.resource.is_none_or(|resource| resource == asked.resource)
+            && rule.verb.is_none_or(|verb| verb == asked.verb)
+            && rule.times != Some(0)
+    };
+    let rule = behaviour.rules.iter_mut().find(fits);
+    let fault = rule.map(|rule| {
+        rule.times = rule.times.map(|times| times - 1);
+        rule.fault.clone()
+    });
+    (fault, behaviour.clone())
+}
+
+fn forbidden(asked: &Seen) -> Answer {
+    let (verb, path) = (if asked.verb == Verb::List { "list" } else { "watch" }, asked.resource.path());
+    let plural = path.rsplit('/').next().unwrap_or_default();
+    status(
+        403,
+        "Forbidden",
+        &format!("{plural} is forbidden: User \"stub\" cannot {verb} resource \"{plural}\""),
+    )
+}
+
+fn status(code: u16, reason: &str, message: &str) -> Answer {
+    let mut answer = Response::new(full(status_object(code, reason, message)));
+    *answer.status_mut() = StatusCode::from_u16(code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    answer
+}
+
+fn status_object(code: u16, reason: &str, message: &str) -> String {
+    json!({
+        "apiVersion": "v1", "kind": "Status", "metadata": {}, "status": "Failure",
+        "code": code, "reason": reason, "message": message,
+    })
+    .to_string()
+}
+
+fn full(text: String) -> Body {
+    Full::new(Bytes::from(text)).map_err(|never| match never {}).boxed_unsync()
+}
+
+/// A `continue` token is the version of the first page and the last key of the page before.
+fn list(shared: &Shared, asked: &Seen, selector: &Selector) -> Answer {
+    let limit = asked.parameter("limit").and_then(|limit| limit.parse().ok()).filter(|limit| *limit > 0);
+    let store = lock(&shared.store);
+    let (version, after) = match asked.parameter("continue").map(|token| token.split_once(' ')) {
+        None => (store.version, None),
+        Some(Some((version, key))) => (version.parse().unwrap_or_default(), Some(key)),
+        Some(None) => return status(400, "BadRequest", "this is no continue token"),
+    };
+    if version < store.oldest {
+        return status(410, "Expired", "the provided continue parameter is too old");
+    }
+    let page = store.page(asked.resource, selector, after, limit.unwrap_or(usize::MAX));
+    drop(store);
+    Response::new(full(list_object(asked.resource, version, &page)))
+}
+
+fn list_object(resource: Resource, version: u64, page: &Page) -> String {
+    let next = page.next.as_ref().map(|key| format!("{version} {key}")).unwrap_or_default();
+    let metadata = json!({"resourceVersion": version.to_string(), "continue": next});
+    let (kind, api_version) = (resource.kind(), resource.api_version());
+    let mut text =
+        format!(r#"{{"kind":"{kind}List","apiVersion":"{api_version}","metadata":{metadata},"items":["#);
+    for (index, item) in page.items.iter().enumerate() {
+        if index > 0 {
+            text.push(',');
+        }
+        text.push_str(&item.text);
+    }
+    text.push_str("]}");
+    text
+}
+
+fn watch(shared: Arc<Shared>, asked: &Seen, selector: Selector, behaviour: Behaviour) -> Answer {
+    let from: u64 =
+        asked.parameter("resourceVersion").and_then(|version| version.parse().ok()).unwrap_or_default();
+    let initial = asked.parameter("sendInitialEvents") == Some("true");
+    if let (true, InitialEvents::Rejected(code)) = (initial, behaviour.initial_events) {
+        return status(
+            code,
+            "Invalid",
+            "sendInitialEvents: Forbidden: sendInitialEvents is forbidden for watch",
+        );
+    }
+    let store = lock(&shared.store);
+    let expired = from != 0 && from < store.oldest;
+    if expired && behaviour.expired == Expired::Http {
+        return status(410, "Expired", "too old resource version");
+    }
+    let everything = from == 0 || initial;
+    let page = everything.then(|| store.page(asked.resource, &selector, None, usize::MAX));
+    let cursor = if everything { store.version } else { from };
+    drop(store);
+    let seconds = asked.parameter("timeoutSeconds").and_then(|seconds| seconds.parse().ok());
+    let watch = Watch {
+        resource: asked.resource,
+        selector,
+        cursor,
+        initial: page.map(|page| page.items.into()).unwrap_or_default(),
+        mark_end: initial && behaviour.initial_events == InitialEvents::Supported,
+        bookmarks: asked.parameter("allowWatchBookmarks") == Some("true"),
+        bookmark_every: behaviour.bookmark_every.unwrap_or(EVER),
+        dribble: behaviour.dribble,
+        unsent: Bytes::new(),
+        ends: Instant::now() + seconds.map_or(EVER, Duration::from_secs),
+        ending: expired.then(|| gone_line().into()),
+        changed: shared.version.subscribe(),
+        commands: shared.commands.subscribe(),
+        open: Open::count(shared, asked.resource),
+    };
+    let frames = stream::unfold(watch, |mut watch| async move {
+        let piece = watch.piece().await?;
+        Some((piece.map(Frame::data), watch))
+    });
+    Response::new(BodyExt::boxed_unsync(StreamBody::new(frames)))
+}
+
+fn gone_line() -> String {
+    let mut line = String::new();
+    write_line(&mut line, "ERROR", &status_object(410, "Expired", "too old resource version"));
+    line
+}
+
+/// Counts an open watch for as long as it lives.
+struct Open {
+    shared: Arc<Shared>,
+    resource: Resource,
+}
+
+impl Open {
+    fn count(shared: Arc<Shared>, resource: Resource) -> Self {
+        lock(&shared.open)[resource as usize] += 1;
+        Open { shared, resource }
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        lock(&self.shared.open)[self.resource as usize] -= 1;
+    }
+}
+
+/// An open watch.
+struct Watch {
+    resource: Resource,
+    selector: Selector,
+    /// Everything up to this version has been sent.
+    cursor: u64,
+    /// Objects of the first picture that are still to be sent ...
+    initial: VecDeque<Arc<Stored>>,
+    /// ... and whether their end is to be marked.
+    mark_end: bool,
+    bookmarks: bool,
+    bookmark_every: Duration,
+    dribble: Option<Duration>,
+    /// Text that is dribbling out.
+    unsent: Bytes,
+    ends: Instant,
+    /// The last words, once it is clear that this watch ends; empty for none.
+    ending: Option<Bytes>,
+    changed: watch::Receiver<u64>,
+    commands: broadcast::Receiver<Command>,
+    open: Open,
+}
+
+impl Watch {
+    /// The next piece of the answer; `None` is its end, an error cuts the connection.
+    async fn piece(&mut self) -> Option<io::Result<Bytes>> {
+        loop {
+            if !self.unsent.is_empty() {
+                return Some(Ok(self.dribbled().await));
+            }
+            if let Some(last) = self.ending.take() {
+                self.ending = Some(Bytes::new());
+                return (!last.is_empty()).then_some(Ok(last));
+            }
+            let text = self.pending_text();
+            if !text.is_empty() {
+                self.unsent = text.into();
+                continue;
+            }
+            if let Err(cut) = self.idle().await {
+                return Some(Err(cut));
+            }
+        }
+    }
+
+    async fn dribbled(&mut self) -> Bytes {
+        let Some(pause) = self.dribble else { return std::mem::take(&mut self.unsent) };
+        tokio::time::sleep(pause).await;
+        self.unsent.split_to(self.unsent.len().min(8))
+    }
+
+    /// What can be sent without waiting.
+    fn pending_text(&mut self) -> String {
+        let mut text = String::new();
+        while text.len() < PIECE
+            && let Some(object) = self.initial.pop_front()
+        {
+            write_line(&mut text, "ADDED", &object.text);
+        }
+        if !self.initial.is_empty() {
+            return text;
+        }
+        if std::mem::take(&mut self.mark_end) {
+            write_line(&mut text, "BOOKMARK", &self.bookmark(&json!({"k8s.io/initial-events-end": "true"})));
+            return text;
+        }
+        if text.is_empty() {
+            // Marked as seen first, so that a change from here on wakes the watch again.
+            self.changed.mark_unchanged();
+            let store = lock(&self.open.shared.store);
+            (text, self.cursor) = store.lines(self.resource, &self.selector, self.cursor, PIECE);
+        }
+        text
+    }
+
+    fn bookmark(&self, annotations: &serde_json::Value) -> String {
+        let metadata = json!({"resourceVersion": self.cursor.to_string(), "annotations": annotations});
+        json!({"kind": self.resource.kind(), "apiVersion": self.resource.api_version(), "metadata": metadata})
+            .to_string()
+    }
+
+    /// Waits for something to happen; an error is an order to cut the connection.
+    async fn idle(&mut self) -> io::Result<()> {
+        let command = tokio::select! {
+            biased; // So that an order comes after the changes that were made before it.
+            _ = self.changed.changed() => return Ok(()),
+            command = self.commands.recv() => command.unwrap_or(Command::Disconnect),
+            () = tokio::time::sleep_until(self.ends) => Command::End,
+            () = tokio::time::sleep(self.bookmark_every) => Command::Bookmark,
+        };
+        match command {
+            Command::Disconnect => return Err(io::Error::other("the stub server was told to disconnect")),
+            Command::End => self.ending = Some(Bytes::new()),
+            Command::Expire => self.ending = Some(gone_line().into()),
+            Command::Bookmark if self.bookmarks => {
+                let mut line = String::new();
+                write_line(&mut line, "BOOKMARK", &self.bookmark(&json!({})));
+                self.unsent = line.into();
+            }
+            Command::Say(resource, text) if resource == self.resource => {
+                self.unsent = Bytes::copy_from_slice(text.as_bytes());
+            }
+            Command::Bookmark | Command::Say(..) => {}
+        }
+        Ok(())
+    }
+}
+
+pub(super) fn parameter<'a>(query: &'a [(String, String)], name: &str) -> Option<&'a str> {
+    let pair = query.iter().find(|(key, value)| key == name && !value.is_empty());
+    pair.map(|(_, value)| value.as_str())
+}
+
+fn parse_query(query: &str) -> Vec<(String, String)> {
+    let pairs = query.split('&').filter(|pair| !pair.is_empty());
+    pairs
+        .map(|pair| pair.split_once('=').unwrap_or((pair, "")))
+        .map(|(k, v)| (decoded(k), decoded(v)))
+        .collect()
+}
+
+/// Undoes percent-encoding.
+fn decoded(text: &str) -> String {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let [first, tail @ ..] = rest {
+        let hex = tail.get(..2).and_then(|hex| std::str::from_utf8(hex).ok());
+        match (first, hex.and_then(|hex| u8::from_str_radix(hex, 16).ok())) {
+            (b'%', Some(byte)) => {
+                bytes.push(byte);
+                rest = &tail[2..];
+                continue;
+            }
+            (b'+', _) => bytes.push(b' '),
+            _ => bytes.push(*first),
+        }
+        rest = tail;
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn queries_are_decoded() {
+        let query =
+            parse_query("&watch=true&labelSelector=%21service.kubernetes.io%2Fheadless&continue=7+a%2Fb");
+        assert_eq!(parameter(&query, "labelSelector"), Some("!service.kubernetes.io/headless"));
+        assert_eq!(parameter(&query, "continue"), Some("7 a/b"));
+        assert_eq!(parameter(&query, "limit"), None);
+    }
+}

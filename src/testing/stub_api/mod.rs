@@ -1,0 +1,446 @@
+//! An API server in this process: Services, EndpointSlices and Nodes in memory, behind a real
+//! socket, with lists in pages, watches, bookmarks, and every misbehaviour we must survive.
+//!
+//! It serves what a proxy reads, the way a real server does as far as a client can tell; it
+//! validates nothing and fills in no defaults. Tests write objects with `put` and `delete` and set
+//! faults with `behave`.
+
+mod answer;
+mod selector;
+mod store;
+
+use answer::Command;
+use hyper_util::rt::TokioIo;
+use serde_json::{Value, json};
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use store::Store;
+use tokio::net::{TcpListener, TcpSocket};
+use tokio::sync::{broadcast, watch};
+use tokio::task::JoinHandle;
+
+/// What the server has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Resource {
+    /// core/v1 Services.
+    Services,
+    /// discovery.k8s.io/v1 EndpointSlices.
+    EndpointSlices,
+    /// core/v1 Nodes.
+    Nodes,
+}
+
+impl Resource {
+    /// All of them.
+    pub const ALL: [Resource; 3] = [Resource::Services, Resource::EndpointSlices, Resource::Nodes];
+
+    fn of(object: &Value) -> Option<Resource> {
+        Resource::ALL.into_iter().find(|resource| object["kind"] == resource.kind())
+    }
+
+    /// `kind` of its objects.
+    #[must_use]
+    pub fn kind(self) -> &'static str {
+        match self {
+            Resource::Services => "Service",
+            Resource::EndpointSlices => "EndpointSlice",
+            Resource::Nodes => "Node",
+        }
+    }
+
+    /// `apiVersion` of its objects.
+    #[must_use]
+    pub fn api_version(self) -> &'static str {
+        match self {
+            Resource::Services | Resource::Nodes => "v1",
+            Resource::EndpointSlices => "discovery.k8s.io/v1",
+        }
+    }
+
+    /// Where all of its objects are listed.
+    #[must_use]
+    pub fn path(self) -> &'static str {
+        match self {
+            Resource::Services => "/api/v1/services",
+            Resource::EndpointSlices => "/apis/discovery.k8s.io/v1/endpointslices",
+            Resource::Nodes => "/api/v1/nodes",
+        }
+    }
+}
+
+/// What is done with a resource.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Verb {
+    /// GET of the collection.
+    List,
+    /// GET of the collection with `watch=true`.
+    Watch,
+}
+
+/// What the server makes of `sendInitialEvents`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum InitialEvents {
+    /// Objects first, then a bookmark that marks their end.
+    #[default]
+    Supported,
+    /// Objects first, and never a mark: a server that does not know the parameter.
+    Ignored,
+    /// An error with this status code: a server that has it turned off says 422.
+    Rejected(u16),
+}
+
+/// How a watch from a forgotten version fails.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Expired {
+    /// Status 200, then an ERROR event with code 410.
+    #[default]
+    InStream,
+    /// Status 410.
+    Http,
+}
+
+/// What goes wrong with a request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// It is answered with this status code.
+    Status(u16),
+    /// It is never answered.
+    Hang,
+    /// The connection is closed without an answer.
+    Drop,
+    /// It is answered with status 200 and this text.
+    Garbage(String),
+}
+
+/// Which requests a fault is for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rule {
+    /// `None` for all.
+    pub resource: Option<Resource>,
+    /// `None` for both.
+    pub verb: Option<Verb>,
+    /// How often; `None` for ever.
+    pub times: Option<u32>,
+    /// What happens.
+    pub fault: Fault,
+}
+
+impl Rule {
+    /// Every request fails like this from now on.
+    #[must_use]
+    pub fn always(fault: Fault) -> Self {
+        Rule { resource: None, verb: None, times: None, fault }
+    }
+
+    /// For one resource only.
+    #[must_use]
+    pub fn on(self, resource: Resource) -> Self {
+        Rule { resource: Some(resource), ..self }
+    }
+
+    /// For one verb only.
+    #[must_use]
+    pub fn verb(self, verb: Verb) -> Self {
+        Rule { verb: Some(verb), ..self }
+    }
+
+    /// A number of times only.
+    #[must_use]
+    pub fn times(self, times: u32) -> Self {
+        Rule { times: Some(times), ..self }
+    }
+}
+
+/// How the server behaves; the default is well.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Behaviour {
+    /// Streaming lists.
+    pub initial_events: InitialEvents,
+    /// Forgotten versions.
+    pub expired: Expired,
+    /// Faults; the first that fits a request is used.
+    pub rules: Vec<Rule>,
+    /// Watches are sent byte by byte, with this pause after every eight of them.
+    pub dribble: Option<Duration>,
+    /// The interval of bookmarks, for watches that allow them.
+    pub bookmark_every: Option<Duration>,
+}
+
+/// A request the server has seen.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Seen {
+    /// Which objects.
+    pub resource: Resource,
+    /// List or watch.
+    pub verb: Verb,
+    /// The query, decoded.
+    pub query: Vec<(String, String)>,
+}
+
+impl Seen {
+    /// A parameter of the query.
+    #[must_use]
+    pub fn parameter(&self, name: &str) -> Option<&str> {
+        answer::parameter(&self.query, name)
+    }
+}
+
+/// What all connections share.
+struct Shared {
+    store: Mutex<Store>,
+    behaviour: Mutex<Behaviour>,
+    seen: Mutex<Vec<Seen>>,
+    /// The newest version; wakes the watches.
+    version: watch::Sender<u64>,
+    commands: broadcast::Sender<Command>,
+    /// How many watches of each resource are open.
+    open: Mutex<[usize; 3]>,
+}
+
+/// A test that panicked while it held a lock has failed anyway.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// An address at which no server is listening yet.
+pub struct Absent {
+    socket: TcpSocket,
+    address: SocketAddr,
+}
+
+impl Absent {
+    /// Reserves an address; connections to it are refused.
+    ///
+    /// # Errors
+    /// Fails when the loopback interface has no free port.
+    pub fn reserve() -> std::io::Result<Self> {
+        let socket = TcpSocket::new_v4()?;
+        socket.bind((Ipv4Addr::LOCALHOST, 0).into())?;
+        let address = socket.local_addr()?;
+        Ok(Absent { socket, address })
+    }
+
+    /// Where it will listen.
+    #[must_use]
+    pub fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    /// Starts the server there.
+    ///
+    /// # Errors
+    /// Fails when the socket cannot listen.
+    pub fn appear(self) -> std::io::Result<StubApi> {
+        Ok(StubApi::serve(self.socket.listen(1024)?, self.address))
+    }
+}
+
+/// The server; it ends when this is dropped.
+pub struct StubApi {
+    shared: Arc<Shared>,
+    address: SocketAddr,
+    accepting: JoinHandle<()>,
+}
+
+impl Drop for StubApi {
+    fn drop(&mut self) {
+        self.accepting.abort();
+        let _ = self.shared.commands.send(Command::Disconnect);
+    }
+}
+
+impl StubApi {
+    /// Starts a server without objects on a free port.
+    ///
+    /// # Errors
+    /// Fails when the loopback interface has no free port.
+    pub fn start() -> std::io::Result<Self> {
+        Absent::reserve()?.appear()
+    }
+
+    fn serve(listener: TcpListener, address: SocketAddr) -> Self {
+        let shared = Arc::new(Shared {
+            store: Mutex::default(),
+            behaviour: Mutex::default(),
+            seen: Mutex::default(),
+            version: watch::Sender::new(0),
+            commands: broadcast::Sender::new(64),
+            open: Mutex::default(),
+        });
+        let accepting = tokio::spawn(accept(listener, shared.clone()));
+        StubApi { shared, address, accepting }
+    }
+
+    /// Where it listens.
+    #[must_use]
+    pub fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    /// Writes a kubeconfig for this server into a folder and returns its path.
+    ///
+    /// # Errors
+    /// Fails when the file cannot be written.
+    pub fn kubeconfig(&self, folder: &Path) -> std::io::Result<PathBuf> {
+        let path = folder.join("kubeconfig");
+        let config = json!({
+            "apiVersion": "v1", "kind": "Config", "current-context": "stub",
+            "contexts": [{"name": "stub", "context": {"cluster": "stub", "user": "stub"}}],
+            "clusters": [{"name": "stub", "cluster": {"server": self.url()}}],
+            "users": [{"name": "stub", "user": {"token": "stub"}}],
+        });
+        std::fs::write(&path, config.to_string())?;
+        Ok(path)
+    }
+
+    /// Creates or replaces an object; its `kind`, `namespace` and `name` say which. Returns its
+    /// version.
+    ///
+    /// # Panics
+    /// When the object is of a kind the server does not have.
+    #[track_caller]
+    pub fn put(&self, object: Value) -> u64 {
+        let Some(resource) = Resource::of(&object) else { panic!("no resource for {object}") };
+        let key = key_of(&object);
+        let version = lock(&self.shared.store).put(resource, key, object);
+        self.shared.version.send_replace(version);
+        version
+    }
+
+    /// Deletes an object by `namespace/name`, or `name` for a Node. Says whether it was there.
+    pub fn delete(&self, resource: Resource, key: &str) -> bool {
+        let mut store = lock(&self.shared.store);
+        let deleted = store.delete(resource, key);
+        self.shared.version.send_replace(store.version);
+        deleted
+    }
+
+    /// Changes how the server behaves towards the next requests.
+    pub fn behave(&self, change: impl FnOnce(&mut Behaviour)) {
+        change(&mut lock(&self.shared.behaviour));
+    }
+
+    /// Forgets all history, so that only watches from the newest version on are possible.
+    pub fn compact(&self) {
+        let mut store = lock(&self.shared.store);
+        store.compact();
+        self.shared.version.send_replace(store.version);
+    }
+
+    /// Cuts all open watches in the middle of whatever they are doing.
+    pub fn disconnect(&self) {
+        self.command(Command::Disconnect);
+    }
+
+    /// Ends all open watches as a server does when their time is up.
+    pub fn end_watches(&self) {
+        self.command(Command::End);
+    }
+
+    /// Sends an ERROR event with code 410 to all open watches, and ends them.
+    pub fn expire_watches(&self) {
+        self.command(Command::Expire);
+    }
+
+    /// Sends a bookmark to all open watches that allow it.
+    pub fn bookmark(&self) {
+        self.command(Command::Bookmark);
+    }
+
+    /// Puts text of any kind into the open watches of a resource.
+    pub fn say(&self, resource: Resource, text: &str) {
+        self.command(Command::Say(resource, text.into()));
+    }
+
+    fn command(&self, command: Command) {
+        // Nobody listens when no watch is open.
+        let _ = self.shared.commands.send(command);
+    }
+
+    /// How many watches of a resource are open.
+    #[must_use]
+    pub fn open_watches(&self, resource: Resource) -> usize {
+        lock(&self.shared.open)[resource as usize]
+    }
+
+    /// All requests so far, in order.
+    #[must_use]
+    pub fn seen(&self) -> Vec<Seen> {
+        lock(&self.shared.seen).clone()
+    }
+
+    /// Fills the server with `services` Services named `load/s-N`, each with one EndpointSlice of
+    /// `endpoints` endpoints on node `node`.
+    pub fn fill(&self, services: u32, endpoints: u32, node: &str) {
+        for number in 0..services {
+            self.put(load_service(number));
+            self.put(load_slice(number, endpoints, node));
+        }
+    }
+}
+
+fn key_of(object: &Value) -> String {
+    let text = |field: &str| object["metadata"][field].as_str().unwrap_or_default();
+    match (text("namespace"), text("name")) {
+        ("", name) => name.to_owned(),
+        (namespace, name) => format!("{namespace}/{name}"),
+    }
+}
+
+/// Service number `number` of a load test.
+#[must_use]
+pub fn load_service(number: u32) -> Value {
+    let address = Ipv4Addr::from(0x0a60_0001 + number).to_string();
+    json!({
+        "apiVersion": "v1", "kind": "Service",
+        "metadata": {"namespace": "load", "name": format!("s-{number}"), "labels": {"app": format!("s-{number}")}},
+        "spec": {
+            "type": "ClusterIP", "clusterIP": address, "clusterIPs": [address], "ipFamilies": ["IPv4"],
+            "internalTrafficPolicy": "Cluster", "sessionAffinity": "None",
+            "ports": [{"name": "http", "protocol": "TCP", "port": 80, "targetPort": 8080}],
+        },
+        "status": {"loadBalancer": {}},
+    })
+}
+
+/// The EndpointSlice of Service number `number` of a load test.
+#[must_use]
+pub fn load_slice(number: u32, endpoints: u32, node: &str) -> Value {
+    let endpoint = |index: u32| {
+        let address = Ipv4Addr::from(0x0af4_0001_u32.wrapping_add(number * endpoints + index));
+        json!({
+            "addresses": [address.to_string()], "nodeName": node, "zone": "a",
+            "conditions": {"ready": true, "serving": true, "terminating": false},
+            "targetRef": {"kind": "Pod", "namespace": "load", "name": format!("s-{number}-{index}")},
+        })
+    };
+    json!({
+        "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4",
+        "metadata": {
+            "namespace": "load", "name": format!("s-{number}-x"),
+            "labels": {"kubernetes.io/service-name": format!("s-{number}")},
+        },
+        "ports": [{"name": "http", "protocol": "TCP", "port": 8080}],
+        "endpoints": (0..endpoints).map(endpoint).collect::<Vec<_>>(),
+    })
+}
+
+async fn accept(listener: TcpListener, shared: Arc<Shared>) {
+    // The connections live in here, so that they end with the server.
+    let mut connections = tokio::task::JoinSet::new();
+    while let Ok((stream, _)) = listener.accept().await {
+        // Small writes are common in watches; without this they wait for each other.
+        let _ = stream.set_nodelay(true);
+        let shared = shared.clone();
+        connections.spawn(async move {
+            let service = hyper::service::service_fn(move |request| answer::answer(shared.clone(), request));
+            // Clients hang up whenever they like.
+            let _ = hyper::server::conn::http1::Builder::new()
+                .serve_connection(TokioIo::new(stream), service)
+                .await;
+        });
+        while connections.try_join_next().is_some() {}
+    }
+}

@@ -1,0 +1,91 @@
+//! The API server as a source: three watches side by side.
+//!
+//! Of kube's own log lines, the targets `kube_client::client` (which logs whole bodies) and
+//! `kube_runtime::watcher` (which repeats itself at every attempt) should be filtered below ERROR:
+//! all that matters is said by `stream`, once.
+
+use super::client::Connection;
+use super::endpoint_slices::EndpointSlices;
+use super::node::OwnNode;
+use super::outage::random;
+use super::services::Services;
+use super::stream::{Shared, Stream};
+use crate::model::WatchEvent;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+use tokio::sync::mpsc;
+
+/// How the watches are run. The default is for production, tests are in more of a hurry.
+#[derive(Clone, Debug)]
+pub struct WatchOptions {
+    /// The pause after a first failure; it doubles with each further one ...
+    pub backoff_min: Duration,
+    /// ... up to this.
+    pub backoff_max: Duration,
+    /// Ask for the first objects as part of the watch; servers that cannot do it are noticed.
+    pub streaming_lists: bool,
+    /// How long a streaming list may take before we take it that the server cannot do it.
+    pub streaming_limit: Duration,
+    /// How long a list in pages may make no progress at all.
+    pub stall_limit: Duration,
+    /// Objects in a page. A page is in memory three times for a moment.
+    pub page_size: u32,
+    /// After this many seconds the server ends a watch, and we ask for the next one.
+    pub watch_seconds: u32,
+}
+
+impl Default for WatchOptions {
+    fn default() -> Self {
+        WatchOptions {
+            backoff_min: Duration::from_millis(800),
+            backoff_max: Duration::from_secs(30),
+            streaming_lists: true,
+            streaming_limit: Duration::from_secs(30),
+            stall_limit: Duration::from_secs(60),
+            page_size: 250,
+            watch_seconds: watch_seconds(),
+        }
+    }
+}
+
+/// Different in each process, or a fleet that started together asks again together. kube allows
+/// no more than 294.
+fn watch_seconds() -> u32 {
+    let extra = Duration::from_secs(50).mul_f64(random()).as_secs();
+    240 + u32::try_from(extra).unwrap_or_default()
+}
+
+/// Watches Services, EndpointSlices and the Node `node_name` until the receiver is dropped.
+///
+/// Failures are logged and retried. A full channel makes the watches wait, and the server with them.
+pub async fn run(
+    connection: Connection,
+    node_name: &str,
+    sender: mpsc::Sender<WatchEvent>,
+    options: WatchOptions,
+) {
+    let node_name: Arc<str> = node_name.into();
+    let paged = AtomicBool::new(!options.streaming_lists);
+    let shared = Arc::new(Shared { options, paged });
+    let mut services = Stream::new(Services, connection.clone(), sender.clone(), shared.clone());
+    let slices = EndpointSlices { node_name: node_name.clone() };
+    let mut slices = Stream::new(slices, connection.clone(), sender.clone(), shared.clone());
+    let mut node = Stream::new(OwnNode { name: node_name }, connection, sender.clone(), shared);
+    tokio::select! {
+        () = sender.closed() => {}
+        _ = async { tokio::join!(services.follow(), slices.follow(), node.follow()) } => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn watches_last_a_time_that_kube_accepts() {
+        for _ in 0..100 {
+            assert!((240..290).contains(&watch_seconds()));
+        }
+    }
+}

@@ -1,0 +1,420 @@
+//! The connection to the API server.
+//!
+//! kube's own stack retries silently for minutes, notices a dead server after five and reads a
+//! kubeconfig's files only once, so the stack is put together here from its parts. Whatever goes
+//! wrong is told to the caller at once; when to try again is the caller's business.
+
+use anyhow::{Context, bail};
+use http::{HeaderValue, Request, Response, Uri, header};
+use hyper::body::Incoming;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::TokioExecutor;
+use kube::client::{Body, ConfigExt};
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, SystemTime};
+use tokio::time::Instant;
+use tower::{BoxError, ServiceBuilder};
+
+/// A node has to give up a dead API server quickly, as a load balancer may know a live one.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// From sending a request to the first line of the answer. The server itself gives up after 60 s.
+const RESPONSE_TIMEOUT: Duration = Duration::from_secs(30);
+/// An idle connection is probed after this time, then every `KEEPALIVE_INTERVAL` ...
+const KEEPALIVE_IDLE: Duration = Duration::from_secs(8);
+/// ... and it is dead when `KEEPALIVE_PROBES` went unanswered: 14 s in all.
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(3);
+const KEEPALIVE_PROBES: u32 = 2;
+/// The same limit for data that is not acknowledged.
+const USER_TIMEOUT: Duration = Duration::from_secs(14);
+/// Watches may start in bursts, but in the long run no faster than one in `WATCH_PACE`.
+const WATCH_BURST: u64 = 30;
+const WATCH_PACE: Duration = Duration::from_secs(1);
+
+/// Where the API server is, and who we are to it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ClientOptions {
+    /// `clientConnection.kubeconfig`; without it the service account of the pod counts.
+    pub kubeconfig: Option<PathBuf>,
+    /// `--master`: replaces the server's address.
+    pub master: Option<String>,
+}
+
+/// Connects to the API server; nothing is sent before the first request.
+///
+/// # Errors
+/// Fails when the configuration cannot be read or makes no sense, naming the file.
+pub async fn client(options: &ClientOptions) -> anyhow::Result<kube::Client> {
+    Ok(Connection::open(options).await?.client())
+}
+
+/// A client that can be made anew when the files it was made from have changed.
+#[derive(Clone)]
+pub struct Connection {
+    options: ClientOptions,
+    client: kube::Client,
+    url: Arc<str>,
+    stamps: Vec<Stamp>,
+}
+
+impl Connection {
+    /// Reads the configuration and builds a client from it.
+    ///
+    /// # Errors
+    /// Fails when the configuration cannot be read or makes no sense, naming the file.
+    pub async fn open(options: &ClientOptions) -> anyhow::Result<Self> {
+        // Refused when a provider is installed already, which is what we want to be the case.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let (config, files) = load(options).await?;
+        let url: Arc<str> = config.cluster_url.to_string().into();
+        let stamps = files.into_iter().map(Stamp::take).collect();
+        let client = build(&config).with_context(|| format!("setting up the connection to {url}"))?;
+        Ok(Connection { options: options.clone(), client, url, stamps })
+    }
+
+    /// The client.
+    #[must_use]
+    pub fn client(&self) -> kube::Client {
+        self.client.clone()
+    }
+
+    /// The server's address, for messages.
+    #[must_use]
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// Builds the client again if the kubeconfig or a client certificate has changed on disk.
+    /// Tokens and CA files need none of this: they are read again once a minute.
+    ///
+    /// # Errors
+    /// Fails when the new files are no good; the old client stays then, and so does the wish for
+    /// a new one.
+    pub async fn reopen_if_changed(&mut self) -> anyhow::Result<bool> {
+        if self.stamps.iter().all(Stamp::holds) {
+            return Ok(false);
+        }
+        *self = Connection::open(&self.options).await?;
+        Ok(true)
+    }
+}
+
+/// A file as it was when we read it.
+#[derive(Clone)]
+struct Stamp {
+    path: PathBuf,
+    seen: Option<(SystemTime, u64)>,
+}
+
+impl Stamp {
+    fn take(path: PathBuf) -> Self {
+        let seen = Self::look(&path);
+        Stamp { path, seen }
+    }
+
+    fn look(path: &Path) -> Option<(SystemTime, u64)> {
+        let metadata = std::fs::metadata(path).ok()?;
+        Some((metadata.modified().ok()?, metadata.len()))
+    }
+
+    fn holds(&self) -> bool {
+        Self::look(&self.path) == self.seen
+    }
+}
+
+/// The settings, and the files that a change of makes us build a new client.
+async fn load(options: &ClientOptions) -> anyhow::Result<(kube::Config, Vec<PathBuf>)> {
+    let (mut config, files) = match (&options.kubeconfig, &options.master) {
+        (Some(path), master) => from_kubeconfig(path, master.as_deref())
+            .await
+            .with_context(|| format!("kubeconfig {}", path.display()))?,
+        (None, Some(master)) => (kube::Config::new(parse_master(master)?), Vec::new()),
+        (None, None) => {
+            let config = kube::Config::incluster_env().context(
+                "neither a kubeconfig nor --master is given, and the service account of the pod is no use",
+            )?;
+            (config, Vec::new())
+        }
+    };
+    config.cluster_url = absolute(config.cluster_url.clone(), config.root_cert.is_some())?;
+    config.headers.push((header::USER_AGENT, HeaderValue::from_static(USER_AGENT)));
+    if let Some(proxy) = config.proxy_url.take() {
+        tracing::warn!(%proxy, "HTTP proxies are not supported, the API server is dialled directly");
+    }
+    Ok((config, files))
+}
+
+const USER_AGENT: &str = concat!("kube-proxy-rs/", env!("CARGO_PKG_VERSION"));
+
+fn parse_master(master: &str) -> anyhow::Result<Uri> {
+    master.parse().with_context(|| format!("master address {master:?}"))
+}
+
+async fn from_kubeconfig(path: &Path, master: Option<&str>) -> anyhow::Result<(kube::Config, Vec<PathBuf>)> {
+    // Opened first because kube's own message has the path in it a second time.
+    std::fs::File::open(path)?;
+    let mut kubeconfig = Kubeconfig::read_from(path)?;
+    let selected = Selected::find(&mut kubeconfig)?;
+    if let Some(master) = master {
+        parse_master(master)?;
+        selected.cluster.server = Some(master.to_owned());
+    }
+    if selected.cluster.server.as_deref().unwrap_or_default().is_empty() {
+        bail!("cluster {:?} has no server", selected.cluster_name);
+    }
+    let authority = selected.authority();
+    let mut files = selected.identity();
+    files.push(path.to_owned());
+    let mut config = kube::Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;
+    // Only with the path set does kube look at the file again when the authority is rotated.
+    config.root_cert_file = authority;
+    Ok((config, files))
+}
+
+/// The parts of a kubeconfig that its current context points at.
+struct Selected<'a> {
+    cluster_name: String,
+    cluster: &'a mut kube::config::Cluster,
+    user: Option<&'a kube::config::AuthInfo>,
+}
+
+impl<'a> Selected<'a> {
+    fn find(kubeconfig: &'a mut Kubeconfig) -> anyhow::Result<Self> {
+        let Some(name) = kubeconfig.current_context.clone().filter(|name| !name.is_empty()) else {
+            bail!("current-context is not set");
+        };
+        let named = kubeconfig.contexts.iter().find(|context| context.name == name);
+        let Some(context) = named.and_then(|context| context.context.as_ref()) else {
+            bail!("current-context is {name:?}, but contexts has none of that name");
+        };
+        let cluster_name = context.cluster.clone();
+        let named = kubeconfig.clusters.iter_mut().find(|cluster| cluster.name == cluster_name);
+        let Some(cluster) = named.and_then(|cluster| cluster.cluster.as_mut()) else {
+            bail!("context {name:?} names cluster {cluster_name:?}, but clusters has none of that name");
+        };
+        // A user that is not there is no mistake: anonymous access is legal.
+        let user = context.user.as_ref();
+        let user = kubeconfig.auth_infos.iter().find(|info| Some(&info.name) == user);
+        Ok(Selected { cluster_name, cluster, user: user.and_then(|info| info.auth_info.as_ref()) })
+    }
+
+    /// The file of the certificate authority, unless the kubeconfig carries it.
+    fn authority(&self) -> Option<PathBuf> {
+        let carried = self.cluster.certificate_authority_data.as_ref().is_some_and(|data| !data.is_empty());
+        let file = self.cluster.certificate_authority.as_ref().filter(|file| !file.is_empty() && !carried);
+        file.map(PathBuf::from)
+    }
+
+    /// The files of the client certificate.
+    fn identity(&self) -> Vec<PathBuf> {
+        let user = self.user.iter();
+        user.flat_map(|user| [&user.client_certificate, &user.client_key])
+            .flatten()
+            .filter(|file| !file.is_empty())
+            .map(PathBuf::from)
+            .collect()
+    }
+}
+
+/// Adds the scheme to an address that has none, as kubectl does: TLS where an authority is known.
+fn absolute(url: Uri, tls: bool) -> anyhow::Result<Uri> {
+    if url.authority().is_none() {
+        bail!("the API server's address {:?} has no host", url.to_string());
+    }
+    if url.scheme().is_some() {
+        return Ok(url);
+    }
+    let mut parts = url.into_parts();
+    parts.scheme = Some(if tls { http::uri::Scheme::HTTPS } else { http::uri::Scheme::HTTP });
+    parts.path_and_query.get_or_insert(http::uri::PathAndQuery::from_static("/"));
+    Ok(Uri::from_parts(parts)?)
+}
+
+fn connector() -> HttpConnector {
+    let mut connector = HttpConnector::new();
+    connector.enforce_http(false);
+    connector.set_nodelay(true);
+    connector.set_connect_timeout(Some(CONNECT_TIMEOUT));
+    connector.set_keepalive(Some(KEEPALIVE_IDLE));
+    connector.set_keepalive_interval(Some(KEEPALIVE_INTERVAL));
+    connector.set_keepalive_retries(Some(KEEPALIVE_PROBES));
+    connector.set_tcp_user_timeout(Some(USER_TIMEOUT));
+    connector
+}
+
+/// Puts the stack together. What kube's own has on top, retries and a span for each request, is
+/// left out on purpose: the first hides outages, the second is of no use to anybody.
+fn build(config: &kube::Config) -> anyhow::Result<kube::Client> {
+    let https = config.rustls_https_connector_with_connector(connector())?;
+    let dialler = hyper_util::client::legacy::Client::builder(TokioExecutor::new()).build::<_, Body>(https);
+    let pace = Arc::new(Pace::new(WATCH_PACE, WATCH_BURST));
+    let send = tower::service_fn(move |request: Request<Body>| {
+        let (dialler, pace) = (dialler.clone(), pace.clone());
+        async move {
+            if is_watch(&request) {
+                pace.wait().await;
+            }
+            answer(dialler.request(request)).await
+        }
+    });
+    let service = ServiceBuilder::new()
+        .layer(config.base_uri_layer())
+        .option_layer(config.auth_layer()?)
+        .layer(config.extra_headers_layer()?)
+        .map_err(BoxError::from)
+        .service(send);
+    Ok(kube::Client::new(service, config.default_namespace.clone()))
+}
+
+/// Waits for the head of an answer; how long its body takes is for the reader to judge.
+async fn answer<E: Into<BoxError>>(
+    response: impl Future<Output = Result<Response<Incoming>, E>>,
+) -> Result<Response<Incoming>, BoxError> {
+    match tokio::time::timeout(RESPONSE_TIMEOUT, response).await {
+        Ok(response) => response.map_err(Into::into),
+        Err(_) => Err(format!("no answer within {RESPONSE_TIMEOUT:?}").into()),
+    }
+}
+
+fn is_watch(request: &Request<Body>) -> bool {
+    request.uri().query().is_some_and(|query| query.split('&').any(|pair| pair == "watch=true"))
+}
+
+/// Holds back watches that end as soon as they begin: kube starts the next one at once, and a
+/// broken proxy in front of the API server would have us run in circles.
+struct Pace {
+    origin: Instant,
+    interval: u64,
+    burst: u64,
+    /// When the allowance will be whole again, in milliseconds after `origin`.
+    whole: AtomicU64,
+}
+
+impl Pace {
+    fn new(interval: Duration, burst: u64) -> Self {
+        let interval = u64::try_from(interval.as_millis()).unwrap_or(u64::MAX);
+        Pace { origin: Instant::now(), interval, burst, whole: AtomicU64::new(0) }
+    }
+
+    async fn wait(&self) {
+        let now = u64::try_from(self.origin.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let next = |whole: u64| whole.max(now).saturating_add(self.interval);
+        let earlier =
+            self.whole.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |whole| Some(next(whole)));
+        let debt = next(earlier.unwrap_or_default()) - now;
+        let allowed = self.interval.saturating_mul(self.burst);
+        tokio::time::sleep(Duration::from_millis(debt.saturating_sub(allowed))).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const KUBECONFIG: &str = r#"
+apiVersion: v1
+kind: Config
+current-context: main
+contexts: [{name: main, context: {cluster: one, user: me}}]
+clusters: [{name: one, cluster: {server: "http://192.0.2.1:6443"}}]
+users: [{name: me, user: {token: secret}}]
+"#;
+
+    async fn open(text: &str, master: Option<&str>) -> anyhow::Result<Connection> {
+        let file = tempfile::NamedTempFile::new()?;
+        std::fs::write(file.path(), text)?;
+        let kubeconfig = Some(file.path().to_owned());
+        Connection::open(&ClientOptions { kubeconfig, master: master.map(str::to_owned) }).await
+    }
+
+    async fn complaint(text: &str) -> String {
+        format!("{:#}", open(text, None).await.err().expect("this kubeconfig must be refused"))
+    }
+
+    #[tokio::test]
+    async fn a_kubeconfig_names_the_server() {
+        assert_eq!(open(KUBECONFIG, None).await.unwrap().url(), "http://192.0.2.1:6443/");
+    }
+
+    #[tokio::test]
+    async fn master_replaces_the_server_of_the_kubeconfig() {
+        let connection = open(KUBECONFIG, Some("https://198.51.100.7")).await.unwrap();
+        assert_eq!(connection.url(), "https://198.51.100.7/");
+    }
+
+    #[tokio::test]
+    async fn master_alone_is_enough_and_needs_no_scheme() {
+        let options = ClientOptions { kubeconfig: None, master: Some("198.51.100.7:8080".into()) };
+        assert_eq!(Connection::open(&options).await.unwrap().url(), "http://198.51.100.7:8080/");
+    }
+
+    #[tokio::test]
+    async fn a_missing_kubeconfig_is_named_once() {
+        let options = ClientOptions { kubeconfig: Some("/nonexistent/kubeconfig".into()), master: None };
+        let error = format!("{:#}", Connection::open(&options).await.err().unwrap());
+        assert_eq!(error, "kubeconfig /nonexistent/kubeconfig: No such file or directory (os error 2)");
+    }
+
+    #[tokio::test]
+    async fn what_a_kubeconfig_lacks_is_named() {
+        assert!(complaint("{}").await.contains("current-context is not set"));
+        let error = complaint(&KUBECONFIG.replace("current-context: main", "current-context: other")).await;
+        assert!(error.contains("current-context is \"other\""), "{error}");
+        let error = complaint(&KUBECONFIG.replace("cluster: one", "cluster: two")).await;
+        assert!(error.contains("names cluster \"two\""), "{error}");
+        let error = complaint(&KUBECONFIG.replace("{server: \"http://192.0.2.1:6443\"}", "{}")).await;
+        assert!(error.contains("cluster \"one\" has no server"), "{error}");
+        let error = complaint("contexts: 7").await;
+        assert!(error.contains("YAML"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_missing_client_certificate_is_named() {
+        let error = complaint(&KUBECONFIG.replace(
+            "{token: secret}",
+            "{client-certificate: /nonexistent/crt, client-key: /nonexistent/key}",
+        ))
+        .await;
+        assert!(error.contains("/nonexistent/"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_changed_kubeconfig_gives_a_new_client() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), KUBECONFIG).unwrap();
+        let options = ClientOptions { kubeconfig: Some(file.path().to_owned()), master: None };
+        let mut connection = Connection::open(&options).await.unwrap();
+        assert!(!connection.reopen_if_changed().await.unwrap());
+        std::fs::write(file.path(), KUBECONFIG.replace("192.0.2.1:6443", "192.0.2.200:6443")).unwrap();
+        assert!(connection.reopen_if_changed().await.unwrap());
+        assert_eq!(connection.url(), "http://192.0.2.200:6443/");
+    }
+
+    #[tokio::test]
+    async fn a_broken_kubeconfig_leaves_the_old_client_and_is_looked_at_again() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), KUBECONFIG).unwrap();
+        let options = ClientOptions { kubeconfig: Some(file.path().to_owned()), master: None };
+        let mut connection = Connection::open(&options).await.unwrap();
+        std::fs::write(file.path(), "half a fi").unwrap();
+        assert!(connection.reopen_if_changed().await.is_err());
+        std::fs::write(file.path(), KUBECONFIG.replace("secret", "another")).unwrap();
+        assert!(connection.reopen_if_changed().await.unwrap());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn watches_in_a_hot_loop_are_held_back_to_the_pace() {
+        let pace = Pace::new(Duration::from_secs(1), 5);
+        let start = Instant::now();
+        for _ in 0..5 {
+            pace.wait().await;
+        }
+        assert_eq!(start.elapsed(), Duration::ZERO);
+        for _ in 0..5 {
+            pace.wait().await;
+        }
+        assert_eq!(start.elapsed().as_secs(), 5);
+    }
+}

@@ -1,0 +1,235 @@
+//! Objects from files instead of an API server: for nodes without a cluster, and for trying things
+//! out. Services, EndpointSlices and our Node are read from YAML or JSON files, held to the rules of
+//! the API server, and read again when the files change.
+//!
+//! Nothing that is wrong with a file takes effect. If a file has been good once, what it said then
+//! stays in force until it is good again; before that, its good objects count and the others do
+//! not. No object is kept here but by its name, for the receiver has it.
+
+mod catalog;
+mod defaults;
+mod document;
+mod file;
+mod folder;
+mod notify;
+mod validate;
+
+use self::catalog::{Catalog, Update};
+use self::notify::Notifier;
+use super::convert::{Severity, quoted};
+use crate::model::{ObjectKind, WatchEvent};
+use anyhow::{Context, Result};
+use std::collections::BTreeSet;
+use std::fmt;
+use std::ops::RangeInclusive;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::mpsc;
+use tracing::{error, info, warn};
+
+/// How often the files are looked at when nothing has been heard of them. Not all changes can be
+/// heard: a link may lead to another folder, and a network file system tells nobody.
+const POLL: Duration = Duration::from_secs(3);
+/// How soon a file is read again that changed while it was read.
+const RETRY: Duration = Duration::from_millis(50);
+
+/// What reading manifests depends on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ManifestOptions {
+    /// Our node: endpoints on it are local, and no other Node counts.
+    pub node_name: String,
+    /// The node ports that a Service may have.
+    pub node_port_range: RangeInclusive<u16>,
+}
+
+impl Default for ManifestOptions {
+    /// No node, and the API server's default range.
+    fn default() -> Self {
+        ManifestOptions { node_name: String::new(), node_port_range: 30_000..=32_767 }
+    }
+}
+
+/// Where in a file something is; all zero or `None` for the file as a whole.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Place {
+    /// The number of the document, from 1.
+    pub document: usize,
+    /// The line, from 1.
+    pub line: Option<u64>,
+    /// Which of a list's `items`, from 0.
+    pub item: Option<usize>,
+}
+
+/// Something that is wrong with a manifest.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ManifestError {
+    /// The file or folder.
+    pub file: Arc<Path>,
+    /// Where in it.
+    pub place: Place,
+    /// Kind and name, as in `Service shop/web`.
+    pub object: Option<String>,
+    /// The field, as in `spec.externalIPs[0]`.
+    pub field: Option<String>,
+    /// What is wrong.
+    pub message: String,
+    /// An error if the API server would have refused the object.
+    pub severity: Severity,
+}
+
+impl ManifestError {
+    /// An error of the file as a whole.
+    fn of_file(file: &Arc<Path>, message: impl fmt::Display) -> Self {
+        ManifestError {
+            file: file.clone(),
+            place: Place::default(),
+            object: None,
+            field: None,
+            message: message.to_string(),
+            severity: Severity::Error,
+        }
+    }
+}
+
+impl fmt::Display for ManifestError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: ", self.file.display())?;
+        if self.place.document > 0 {
+            write!(f, "document {}: ", self.place.document)?;
+        }
+        if let Some(line) = self.place.line {
+            write!(f, "line {line}: ")?;
+        }
+        if let Some(item) = self.place.item {
+            write!(f, "items[{item}]: ")?;
+        }
+        for part in [&self.object, &self.field].into_iter().flatten() {
+            write!(f, "{part}: ")?;
+        }
+        f.write_str(&self.message)
+    }
+}
+
+/// Kind, namespace and name as messages show them.
+fn description(kind: &str, namespace: Option<&str>, name: Option<&str>) -> String {
+    let kind = if kind.is_empty() { "object".to_owned() } else { shown(kind) };
+    let name = name.filter(|name| !name.is_empty()).map_or("(no name)".to_owned(), shown);
+    match namespace {
+        Some(namespace) => format!("{kind} {}/{name}", shown(namespace)),
+        None => format!("{kind} {name}"),
+    }
+}
+
+/// A word as it is, and anything else in quotes and cut to a bearable length.
+fn shown(text: &str) -> String {
+    let is_word = text.len() <= 253 && text.bytes().all(|b| b.is_ascii_graphic() && b != b'"');
+    if is_word { text.to_owned() } else { quoted(text) }
+}
+
+/// Reads all files once. The events list each kind completely; beside them is all that is wrong.
+///
+/// # Errors
+///
+/// If one of the paths does not exist or cannot be looked at.
+pub fn load(paths: &[PathBuf], options: &ManifestOptions) -> Result<(Vec<WatchEvent>, Vec<ManifestError>)> {
+    folder::check_paths(paths)?;
+    let update = Catalog::new(paths.to_vec(), options.clone()).update(&BTreeSet::new());
+    report_skipped(&update);
+    Ok((as_lists(update.events), update.errors))
+}
+
+/// Reads all files, sends what they hold as complete lists, and then sends every change. Returns
+/// when the receiver is gone.
+///
+/// # Errors
+///
+/// If one of the paths does not exist at the start or cannot be looked at.
+pub async fn run(
+    paths: Vec<PathBuf>,
+    options: ManifestOptions,
+    sender: mpsc::Sender<WatchEvent>,
+) -> Result<()> {
+    folder::check_paths(&paths)?;
+    // Listening starts first, so that no change falls between reading and listening.
+    let mut notifier = Notifier::new(&paths);
+    let catalog = Catalog::new(paths, options);
+    let (mut catalog, update) = update_aside(catalog, BTreeSet::new()).await?;
+    let mut unsettled = update.unsettled;
+    report(&update);
+    if !send(&sender, as_lists(update.events)).await {
+        return Ok(());
+    }
+    loop {
+        let touched = tokio::select! {
+            touched = notifier.touched(if unsettled { RETRY } else { POLL }) => touched,
+            () = sender.closed() => return Ok(()),
+        };
+        notifier.renew();
+        let (next, update) = update_aside(catalog, touched).await?;
+        catalog = next;
+        unsettled = update.unsettled;
+        report(&update);
+        if !send(&sender, update.events).await {
+            return Ok(());
+        }
+    }
+}
+
+/// Reads on another thread: large files take a while, and the runtime has other things to do.
+async fn update_aside(mut catalog: Catalog, touched: BTreeSet<PathBuf>) -> Result<(Catalog, Update)> {
+    let reading = tokio::task::spawn_blocking(move || {
+        let update = catalog.update(&touched);
+        (catalog, update)
+    });
+    reading.await.context("reading manifests")
+}
+
+/// Sends in order; false if nobody listens any more.
+async fn send(sender: &mpsc::Sender<WatchEvent>, events: Vec<WatchEvent>) -> bool {
+    for event in events {
+        if sender.send(event).await.is_err() {
+            return false;
+        }
+    }
+    true
+}
+
+fn report_skipped(update: &Update) {
+    for kind in &update.skipped {
+        info!(kind, "skipping objects of a kind that is not read");
+    }
+}
+
+fn report(update: &Update) {
+    report_skipped(update);
+    for problem in &update.errors {
+        match problem.severity {
+            Severity::Error => error!("{problem}"),
+            Severity::Warning => warn!("{problem}"),
+        }
+    }
+}
+
+/// The first events of a source: each kind as a complete list.
+fn as_lists(events: Vec<WatchEvent>) -> Vec<WatchEvent> {
+    let kinds = [ObjectKind::Node, ObjectKind::Service, ObjectKind::EndpointSlice];
+    let mut lists: [Vec<WatchEvent>; 3] = kinds.map(|kind| vec![WatchEvent::Listing(kind)]);
+    for event in events {
+        let list = match &event {
+            WatchEvent::Node(_) => 0,
+            WatchEvent::Service(_) => 1,
+            WatchEvent::Slice(_) => 2,
+            // A first reading has nothing to take back.
+            _ => continue,
+        };
+        lists[list].push(event);
+    }
+    for (list, kind) in lists.iter_mut().zip(kinds) {
+        list.push(WatchEvent::Listed(kind));
+    }
+    lists.into_iter().flatten().collect()
+}
+
+#[cfg(test)]
+mod tests;
