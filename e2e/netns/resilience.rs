@@ -14,6 +14,7 @@ use rstest::rstest;
 use serde_json::{Value, json};
 
 use crate::BINARY;
+use crate::saved::rules;
 
 const SYNC: Duration = Duration::from_secs(30);
 /// Above a thousand endpoints stale chains are swept only once a sync period.
@@ -215,8 +216,7 @@ fn a_kill_in_the_middle_of_a_large_sync_loses_nothing(#[values(Flavor::Nft, Flav
     let twin = Launch { namespace: &twin_node, ..launch(&lab, flavor) };
     let _undisturbed = twin.start_on(proxy.manifests()).unwrap();
     wait_until("the rules equal those of an undisturbed program", SYNC, || {
-        let rules = |node| sorted(&flavor.save(node, false).unwrap());
-        rules(lab.node()) == rules(&twin_node)
+        [false, true].into_iter().all(|v6| rules(lab.node(), flavor, v6) == rules(&twin_node, flavor, v6))
     })
     .unwrap();
 }
@@ -241,15 +241,6 @@ fn ask_until(lab: &Lab, case: &PacketCase, family: IpFamily, done: &AtomicBool) 
         }
     }
     (asked, lost)
-}
-
-/// The rules and chains of a saved ruleset in one order, without comments and counters.
-fn sorted(saved: &str) -> Vec<String> {
-    let lines = saved.lines().filter(|line| !line.starts_with('#'));
-    let mut lines: Vec<String> =
-        lines.map(|line| line.split(" [").next().unwrap_or(line).to_owned()).collect();
-    lines.sort();
-    lines
 }
 
 /// A thousand Services of one IPv4 endpoint each.
