@@ -5,7 +5,7 @@ mod families;
 mod render;
 mod run;
 
-use crate::config::{self, Action, CommandLine, Resolved};
+use crate::config::{self, Action, CommandLine, LogFormat, Resolved};
 use crate::telemetry;
 use anyhow::{Context, Result};
 use std::process::ExitCode;
@@ -42,23 +42,32 @@ fn act(line: &CommandLine) -> Result<ExitCode> {
         return Ok(print(&format!("{text}\n")));
     }
     let resolved = resolve(line)?;
-    telemetry::init(resolved.config.logging);
+    let logging = resolved.config.logging;
+    let format = match logging.format {
+        LogFormat::Text => telemetry::LineFormat::Text,
+        LogFormat::Json => telemetry::LineFormat::Json,
+    };
+    telemetry::init(logging.verbosity, format)?;
     for notice in &resolved.notices {
         tracing::warn!("{notice}");
     }
-    let config = resolved.config;
+    let Resolved { config, effective, .. } = resolved;
     match &line.action {
         Action::PrintVersion(_) => Ok(ExitCode::SUCCESS),
         Action::Render(family) => render::render(&config, *family).map(|text| print(&text)),
-        Action::WriteConfig(_) => anyhow::bail!("--write-config-to is not available yet"),
-        Action::Run => block_on(run::run(config)),
+        Action::WriteConfig(path) => {
+            let text = effective.to_yaml().map_err(anyhow::Error::msg)?;
+            std::fs::write(path, text).with_context(|| format!("writing {}", path.display()))?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Action::Run => block_on(run::run(config, effective.to_configz().map_err(anyhow::Error::msg)?)),
         Action::InitOnly => block_on(run::init_only(config)),
         Action::Cleanup => block_on(run::cleanup(config)),
     }
 }
 
 fn resolve(line: &CommandLine) -> Result<Resolved> {
-    let file = match line.flags.config_file() {
+    let file = match line.config_file() {
         Some(path) => Some(
             std::fs::read_to_string(&path)
                 .with_context(|| format!("failed to read the configuration file {}", path.display()))?,

@@ -35,11 +35,11 @@ const COMPATIBLE_WITH: &str = "1.36.2";
 type Source = tokio::task::JoinHandle<Result<()>>;
 
 /// Runs until a signal or a reason to be restarted.
-pub(super) async fn run(config: Config) -> Result<ExitCode> {
+pub(super) async fn run(config: Config, configz: String) -> Result<ExitCode> {
     let mut terminate = signal(SignalKind::terminate()).context("listening for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("listening for SIGINT")?;
     tokio::select! {
-        code = serve(config) => code,
+        code = serve(config, configz) => code,
         _ = terminate.recv() => Ok(leave("SIGTERM")),
         _ = interrupt.recv() => Ok(leave("SIGINT")),
     }
@@ -55,7 +55,7 @@ fn clock() -> Clock {
     Arc::new(|| Now { steady: Instant::now(), wall: SystemTime::now() })
 }
 
-async fn serve(config: Config) -> Result<ExitCode> {
+async fn serve(config: Config, configz: String) -> Result<ExitCode> {
     if config.mode == Mode::Ipvs {
         bail!("mode ipvs is not available yet; use --mode iptables");
     }
@@ -72,7 +72,7 @@ async fn serve(config: Config) -> Result<ExitCode> {
     if Nfacct::probe().is_ok() {
         metrics.register_accounting(&(Arc::new(accounted) as _))?;
     }
-    let servers = servers(&config, &health, &metrics, &clock);
+    let servers = servers(&config, configz, (&health, &metrics), &clock);
     let (sender, mut events) = mpsc::channel(CHANNEL);
     let source = source(&config, sender).await?;
     let started = i64::try_from(since_1970(clock().wall).as_millis()).unwrap_or(i64::MAX);
@@ -190,8 +190,8 @@ async fn source(config: &Config, sender: mpsc::Sender<WatchEvent>) -> Result<Sou
 /// `--bind-address-hard-fail`.
 fn servers(
     config: &Config,
-    health: &Arc<ProxyHealth>,
-    metrics: &Arc<Metrics>,
+    configz: String,
+    (health, metrics): (&Arc<ProxyHealth>, &Arc<Metrics>),
     clock: &Clock,
 ) -> impl Future<Output = Result<()>> + use<> {
     let counted = metrics.clone();
@@ -205,7 +205,7 @@ fn servers(
         Ok(text) => Ok((crate::metrics::CONTENT_TYPE, text)),
         Err(error) => Err(error.to_string()),
     };
-    let metrics_routes = http::diagnostics(config.mode.as_str(), "{}".to_owned(), Box::new(encode));
+    let metrics_routes = http::diagnostics(config.mode.as_str(), configz, Box::new(encode));
     let hard = config.bind_address_hard_fail;
     let (healthz, diagnostics) = (config.healthz, config.metrics);
     async move {
@@ -230,7 +230,7 @@ async fn keep_serving(
 }
 
 fn process_facts() -> Option<ProcessFacts> {
-    let figures = process::figures().ok()?;
+    let figures = process::read().ok()?;
     Some(ProcessFacts {
         cpu_seconds: figures.cpu_seconds,
         resident_bytes: figures.resident_bytes,

@@ -30,131 +30,131 @@ pub(super) const CONTENT_TYPE: &str = "application/vnd.kubernetes.protobuf";
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub(super) struct FileConfig {
-    api_version: Option<String>,
-    bind_address: Option<String>,
-    bind_address_hard_fail: Option<bool>,
-    client_connection: Option<ClientConnection>,
+    pub(super) api_version: Option<String>,
+    pub(super) bind_address: Option<String>,
+    pub(super) bind_address_hard_fail: Option<bool>,
+    pub(super) client_connection: Option<ClientConnection>,
     #[serde(rename = "clusterCIDR")]
-    cluster_cidr: Option<String>,
-    config_sync_period: Option<GoDuration>,
-    conntrack: Option<Conntrack>,
-    detect_local: Option<DetectLocal>,
-    detect_local_mode: Option<String>,
-    enable_profiling: Option<bool>,
-    feature_gates: Option<BTreeMap<String, bool>>,
-    healthz_bind_address: Option<String>,
-    hostname_override: Option<String>,
-    iptables: Option<Iptables>,
-    ipvs: Option<Ipvs>,
-    kind: Option<String>,
-    logging: Option<Logging>,
-    metrics_bind_address: Option<String>,
-    mode: Option<String>,
-    nftables: Option<Nftables>,
-    node_port_addresses: Option<Vec<String>>,
-    oom_score_adj: Option<i32>,
-    port_range: Option<String>,
-    show_hidden_metrics_for_version: Option<String>,
-    winkernel: Option<Winkernel>,
-    windows_run_as_service: Option<bool>,
+    pub(super) cluster_cidr: Option<String>,
+    pub(super) config_sync_period: Option<GoDuration>,
+    pub(super) conntrack: Option<Conntrack>,
+    pub(super) detect_local: Option<DetectLocal>,
+    pub(super) detect_local_mode: Option<String>,
+    pub(super) enable_profiling: Option<bool>,
+    pub(super) feature_gates: Option<BTreeMap<String, bool>>,
+    pub(super) healthz_bind_address: Option<String>,
+    pub(super) hostname_override: Option<String>,
+    pub(super) iptables: Option<Iptables>,
+    pub(super) ipvs: Option<Ipvs>,
+    pub(super) kind: Option<String>,
+    pub(super) logging: Option<Logging>,
+    pub(super) metrics_bind_address: Option<String>,
+    pub(super) mode: Option<String>,
+    pub(super) nftables: Option<Nftables>,
+    pub(super) node_port_addresses: Option<Vec<String>>,
+    pub(super) oom_score_adj: Option<i32>,
+    pub(super) port_range: Option<String>,
+    pub(super) show_hidden_metrics_for_version: Option<String>,
+    pub(super) winkernel: Option<Winkernel>,
+    pub(super) windows_run_as_service: Option<bool>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
-struct ClientConnection {
-    accept_content_types: Option<String>,
-    burst: Option<i32>,
-    content_type: Option<String>,
-    kubeconfig: Option<String>,
-    qps: Option<f32>,
+pub(super) struct ClientConnection {
+    pub(super) accept_content_types: Option<String>,
+    pub(super) burst: Option<i32>,
+    pub(super) content_type: Option<String>,
+    pub(super) kubeconfig: Option<String>,
+    pub(super) qps: Option<f32>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
-struct Conntrack {
-    max_per_core: Option<i32>,
-    min: Option<i32>,
-    tcp_be_liberal: Option<bool>,
-    tcp_close_wait_timeout: Option<GoDuration>,
-    tcp_established_timeout: Option<GoDuration>,
-    udp_stream_timeout: Option<GoDuration>,
-    udp_timeout: Option<GoDuration>,
+pub(super) struct Conntrack {
+    pub(super) max_per_core: Option<i32>,
+    pub(super) min: Option<i32>,
+    pub(super) tcp_be_liberal: Option<bool>,
+    pub(super) tcp_close_wait_timeout: Option<GoDuration>,
+    pub(super) tcp_established_timeout: Option<GoDuration>,
+    pub(super) udp_stream_timeout: Option<GoDuration>,
+    pub(super) udp_timeout: Option<GoDuration>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
-struct DetectLocal {
-    bridge_interface: Option<String>,
-    interface_name_prefix: Option<String>,
+pub(super) struct DetectLocal {
+    pub(super) bridge_interface: Option<String>,
+    pub(super) interface_name_prefix: Option<String>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
-struct Iptables {
-    localhost_node_ports: Option<bool>,
-    masquerade_all: Option<bool>,
-    masquerade_bit: Option<i32>,
-    min_sync_period: Option<GoDuration>,
-    sync_period: Option<GoDuration>,
+pub(super) struct Iptables {
+    pub(super) localhost_node_ports: Option<bool>,
+    pub(super) masquerade_all: Option<bool>,
+    pub(super) masquerade_bit: Option<i32>,
+    pub(super) min_sync_period: Option<GoDuration>,
+    pub(super) sync_period: Option<GoDuration>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
-struct Ipvs {
+pub(super) struct Ipvs {
     #[serde(rename = "excludeCIDRs")]
-    exclude_cidrs: Option<Vec<String>>,
-    min_sync_period: Option<GoDuration>,
-    scheduler: Option<String>,
+    pub(super) exclude_cidrs: Option<Vec<String>>,
+    pub(super) min_sync_period: Option<GoDuration>,
+    pub(super) scheduler: Option<String>,
     #[serde(rename = "strictARP")]
-    strict_arp: Option<bool>,
-    sync_period: Option<GoDuration>,
-    tcp_fin_timeout: Option<GoDuration>,
-    tcp_timeout: Option<GoDuration>,
-    udp_timeout: Option<GoDuration>,
+    pub(super) strict_arp: Option<bool>,
+    pub(super) sync_period: Option<GoDuration>,
+    pub(super) tcp_fin_timeout: Option<GoDuration>,
+    pub(super) tcp_timeout: Option<GoDuration>,
+    pub(super) udp_timeout: Option<GoDuration>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
-struct Nftables {
-    masquerade_all: Option<bool>,
-    masquerade_bit: Option<i32>,
-    min_sync_period: Option<GoDuration>,
-    sync_period: Option<GoDuration>,
+pub(super) struct Nftables {
+    pub(super) masquerade_all: Option<bool>,
+    pub(super) masquerade_bit: Option<i32>,
+    pub(super) min_sync_period: Option<GoDuration>,
+    pub(super) sync_period: Option<GoDuration>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
-struct Logging {
-    flush_frequency: Option<GoDuration>,
-    format: Option<String>,
-    options: Option<LoggingOptions>,
-    verbosity: Option<u32>,
-    vmodule: Option<Vec<VmoduleRule>>,
+pub(super) struct Logging {
+    pub(super) flush_frequency: Option<GoDuration>,
+    pub(super) format: Option<String>,
+    pub(super) options: Option<LoggingOptions>,
+    pub(super) verbosity: Option<u32>,
+    pub(super) vmodule: Option<Vec<VmoduleRule>>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
-struct LoggingOptions {
-    json: Option<StreamOptions>,
-    text: Option<StreamOptions>,
+pub(super) struct LoggingOptions {
+    pub(super) json: Option<StreamOptions>,
+    pub(super) text: Option<StreamOptions>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
-struct StreamOptions {
-    info_buffer_size: Option<String>,
-    split_stream: Option<bool>,
+pub(super) struct StreamOptions {
+    pub(super) info_buffer_size: Option<String>,
+    pub(super) split_stream: Option<bool>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
-struct Winkernel {
+pub(super) struct Winkernel {
     #[serde(rename = "enableDSR")]
-    enable_dsr: Option<bool>,
-    forward_health_check_vip: Option<bool>,
-    network_name: Option<String>,
-    root_hns_endpoint_name: Option<String>,
-    source_vip: Option<String>,
+    pub(super) enable_dsr: Option<bool>,
+    pub(super) forward_health_check_vip: Option<bool>,
+    pub(super) network_name: Option<String>,
+    pub(super) root_hns_endpoint_name: Option<String>,
+    pub(super) source_vip: Option<String>,
 }
 
 /// Decodes a file. The second part lists the fields that a strict decoder would refuse.
@@ -195,6 +195,19 @@ fn plain_path(path: &str) -> String {
 fn duplicate_field(text: &str) -> Option<String> {
     let strict = serde_saphyr::options! { duplicate_keys: DuplicateKeyPolicy::Error, with_snippet: false };
     serde_saphyr::from_str_with_options::<FileConfig>(text, strict).err().map(|error| error.to_string())
+}
+
+impl Winkernel {
+    /// As kube-proxy writes it where there is nothing to say.
+    pub(super) fn unset() -> Self {
+        Winkernel {
+            enable_dsr: Some(false),
+            forward_health_check_vip: Some(false),
+            network_name: Some(String::new()),
+            root_hns_endpoint_name: Some(String::new()),
+            source_vip: Some(String::new()),
+        }
+    }
 }
 
 impl FileConfig {

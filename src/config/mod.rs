@@ -4,6 +4,7 @@
 //! and only then becomes a [`Config`] whose types leave nothing to check. Nothing in here reads a
 //! file, the environment or the host: the caller passes in the file's text and the host's name.
 
+mod command_line;
 mod duration;
 mod file;
 mod flags;
@@ -11,13 +12,16 @@ mod resolve;
 mod settings;
 mod validate;
 mod values;
+mod write;
 
 #[cfg(test)]
 mod tests;
 
+pub use command_line::{Action, CommandLine, FlagRow, FlagStop, flag_rows, parse};
 pub use duration::GoDuration;
-pub use flags::{Action, CommandLine, FlagRow, FlagStop, Flags, Flavor, flag_rows, parse};
+pub use flags::{Flags, Flavor};
 pub use resolve::{ConfigError, Resolved, resolve};
+pub use write::Effective;
 
 use crate::model::{Cidr, IpFamily, PerFamily};
 use std::net::{IpAddr, SocketAddr};

@@ -2,8 +2,8 @@
 
 use super::settings::Settings;
 use super::{
-    CommandLine, Config, ConntrackConfig, DetectLocal, IptablesConfig, IpvsConfig, LogFormat, LoggingConfig,
-    Mode, NodePortAddresses, NodePortConfig, Sources, SyncConfig, file, validate, values,
+    CommandLine, Config, ConntrackConfig, DetectLocal, Effective, IptablesConfig, IpvsConfig, LogFormat,
+    LoggingConfig, Mode, NodePortAddresses, NodePortConfig, Sources, SyncConfig, file, validate, values,
 };
 use crate::model::{Cidr, IpFamily, PerFamily};
 use std::fmt;
@@ -15,6 +15,8 @@ use std::path::PathBuf;
 pub struct Resolved {
     /// The configuration.
     pub config: Config,
+    /// The same as a configuration file, for `--write-config-to` and `/configz`.
+    pub effective: Effective,
     /// What was accepted but has no effect, one sentence each, to be logged as warnings.
     pub notices: Vec<String>,
 }
@@ -53,7 +55,8 @@ pub fn resolve(line: &CommandLine, file: Option<&str>, hostname: &str) -> Result
     };
     notices.extend(flag_notices(line));
     notices.extend(setting_notices(&settings));
-    Ok(Resolved { config: config(line, &settings, node_name), notices })
+    let effective = Effective::of(&settings);
+    Ok(Resolved { config: config(line, &settings, node_name), effective, notices })
 }
 
 /// The completed record, and what had to be said about the file.
@@ -76,6 +79,9 @@ pub(super) fn settings(
         }
         None => Settings::from_flags(&line.flags),
     };
+    if let Some(flag) = values::non_empty(&line.flags.general.hostname_override) {
+        settings.hostname_override = flag.trim().to_lowercase();
+    }
     settings.overlay(line);
     settings.complete();
     Ok(settings)

@@ -4,8 +4,9 @@
 //! section of the file they come from, and keeps values as they were written so that validation
 //! can quote them.
 
+use super::command_line::CommandLine;
 use super::duration::GoDuration;
-use super::flags::{CommandLine, Flags};
+use super::flags::Flags;
 use super::values::{self, VmoduleRule};
 use std::collections::BTreeMap;
 

@@ -80,7 +80,7 @@ fn default_config() -> Config {
 #[test]
 fn without_flags_the_defaults_are_kube_proxys() {
     let resolved = from_flags(&[]);
-    assert_eq!(resolved, Resolved { config: default_config(), notices: Vec::new() });
+    assert_eq!((resolved.config, resolved.notices), (default_config(), Vec::new()));
 }
 
 #[test]
@@ -508,7 +508,8 @@ showHiddenMetricsForVersion: ""
 winkernel: {enableDSR: false, forwardHealthCheckVip: false, networkName: "", rootHnsEndpointName: "", sourceVip: ""}
 windowsRunAsService: false
 "#;
-    assert_eq!(from_file(body), Resolved { config: default_config(), notices: Vec::new() });
+    let resolved = from_file(body);
+    assert_eq!((resolved.config, resolved.notices), (default_config(), Vec::new()));
 }
 
 #[test]

@@ -1,77 +1,112 @@
-//! What /proc says about our own process.
+//! What the kernel knows about our own process.
 
 use anyhow::{Context, Result};
 use nix::sys::resource::{Resource, getrlimit};
-use nix::unistd::{SysconfVar, sysconf};
 use std::fs;
 
-/// Figures about this process.
+/// Ticks per second in /proc. The kernel's ABI fixes it to 100 on every platform we build for,
+/// whatever its own timer does.
+const TICKS: f64 = 100.0;
+
+/// Use of resources, and their limits.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct ProcessFigures {
-    /// User and system time, in seconds.
+pub struct ProcessUse {
+    /// User and system time.
     pub cpu_seconds: f64,
-    /// Memory in RAM, in bytes.
+    /// Memory in RAM.
     pub resident_bytes: u64,
-    /// Address space in use, in bytes.
+    /// Address space in use.
     pub virtual_bytes: u64,
-    /// Limit of the address space, in bytes.
+    /// Limit of the address space.
     pub virtual_max_bytes: u64,
     /// Open file descriptors.
     pub open_fds: u64,
     /// Limit of open file descriptors.
     pub max_fds: u64,
-    /// When the process started, in seconds since 1970.
+    /// Start of the process, in seconds since 1970.
     pub start_time_seconds: f64,
 }
 
-/// Reads them.
+/// Reads what our process uses now.
 ///
 /// # Errors
-/// When /proc is not there or says something unexpected.
-pub fn figures() -> Result<ProcessFigures> {
-    let stat = fs::read_to_string("/proc/self/stat").context("reading /proc/self/stat")?;
-    // The program's name, the second field, may hold spaces; it ends with the last bracket.
-    let (_, rest) = stat.rsplit_once(')').context("/proc/self/stat has no program name")?;
-    let fields: Vec<u64> = rest.split_whitespace().map(|field| field.parse().unwrap_or_default()).collect();
-    // Numbered as in proc(5), where the first field after the name is the third.
-    let field = |number: usize| fields.get(number - 3).copied().unwrap_or_default();
-    let ticks = clock(SysconfVar::CLK_TCK)?;
-    Ok(ProcessFigures {
-        cpu_seconds: seconds(field(14) + field(15), ticks),
-        resident_bytes: field(24) * clock(SysconfVar::PAGE_SIZE)?,
-        virtual_bytes: field(23),
-        virtual_max_bytes: getrlimit(Resource::RLIMIT_AS)?.0,
-        open_fds: fs::read_dir("/proc/self/fd").map(Iterator::count).unwrap_or_default() as u64,
-        max_fds: getrlimit(Resource::RLIMIT_NOFILE)?.0,
-        start_time_seconds: boot_time()? + seconds(field(22), ticks),
+/// When /proc cannot be read or does not look as expected.
+pub fn read() -> Result<ProcessUse> {
+    let text = |path: &str| fs::read_to_string(path).with_context(|| format!("cannot read {path}"));
+    let stat = parse_stat(&text("/proc/self/stat")?).context("/proc/self/stat has an unknown form")?;
+    let resident = parse_resident(&text("/proc/self/status")?).context("no VmRSS in /proc/self/status")?;
+    let booted = parse_boot_time(&text("/proc/stat")?).context("no btime in /proc/stat")?;
+    let open = fs::read_dir("/proc/self/fd").context("cannot list /proc/self/fd")?.count();
+    Ok(ProcessUse {
+        cpu_seconds: (stat.user_ticks + stat.system_ticks) as f64 / TICKS,
+        resident_bytes: resident,
+        virtual_bytes: stat.virtual_bytes,
+        virtual_max_bytes: getrlimit(Resource::RLIMIT_AS)
+            .context("cannot read the limit of the address space")?
+            .0,
+        // The descriptor of the folder itself is not counted.
+        open_fds: u64::try_from(open.saturating_sub(1)).unwrap_or(u64::MAX),
+        max_fds: getrlimit(Resource::RLIMIT_NOFILE).context("cannot read the limit of file descriptors")?.0,
+        start_time_seconds: booted as f64 + stat.start_ticks as f64 / TICKS,
     })
 }
 
-fn clock(variable: SysconfVar) -> Result<u64> {
-    let value = sysconf(variable)?.context("the C library does not know")?;
-    Ok(u64::try_from(value)?)
+#[derive(Debug, PartialEq, Eq)]
+struct Stat {
+    user_ticks: u64,
+    system_ticks: u64,
+    start_ticks: u64,
+    virtual_bytes: u64,
 }
 
-#[expect(clippy::cast_precision_loss, reason = "clock ticks stay far below 2^52")]
-fn seconds(ticks: u64, per_second: u64) -> f64 {
-    ticks as f64 / per_second.max(1) as f64
+/// The second field is the command in parentheses and may itself hold blanks and parentheses, so
+/// fields are counted from the last one; the first after it is number 3 in proc(5).
+fn parse_stat(text: &str) -> Option<Stat> {
+    let fields: Vec<&str> = text.rsplit_once(')')?.1.split_ascii_whitespace().collect();
+    let number = |index: usize| fields.get(index - 3)?.parse().ok();
+    Some(Stat {
+        user_ticks: number(14)?,
+        system_ticks: number(15)?,
+        start_ticks: number(22)?,
+        virtual_bytes: number(23)?,
+    })
 }
 
-fn boot_time() -> Result<f64> {
-    let stat = fs::read_to_string("/proc/stat").context("reading /proc/stat")?;
-    let line = stat.lines().find_map(|line| line.strip_prefix("btime "));
-    line.context("/proc/stat has no btime")?.trim().parse().context("btime")
+fn parse_resident(status: &str) -> Option<u64> {
+    let value = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    value.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
+}
+
+fn parse_boot_time(stat: &str) -> Option<u64> {
+    stat.lines().find_map(|line| line.strip_prefix("btime "))?.trim().parse().ok()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::time::{SystemTime, UNIX_EPOCH};
 
     #[test]
-    fn our_own_figures_are_plausible() {
-        let figures = figures().unwrap();
-        assert!(figures.resident_bytes > 100_000 && figures.virtual_bytes >= figures.resident_bytes);
-        assert!(figures.open_fds > 2 && figures.max_fds >= figures.open_fds);
-        assert!(figures.start_time_seconds > 1_600_000_000.0);
+    fn a_command_with_parentheses_does_not_shift_the_fields() {
+        let text =
+            "7 (a ) b) S 1 7 7 0 -1 4194560 10 0 0 0 11 12 0 0 20 0 1 0 345 67890 42 18446744073709551615\n";
+        let want = Stat { user_ticks: 11, system_ticks: 12, start_ticks: 345, virtual_bytes: 67890 };
+        assert_eq!(parse_stat(text), Some(want));
+        assert_eq!(parse_stat("7 (a) S 1"), None);
+    }
+
+    #[test]
+    fn memory_is_in_kibibytes() {
+        assert_eq!(parse_resident("Name:\tx\nVmRSS:\t    2048 kB\n"), Some(2048 * 1024));
+        assert_eq!(parse_resident("Name:\tx\n"), None);
+    }
+
+    #[test]
+    fn our_own_numbers_make_sense() {
+        let found = read().unwrap();
+        assert!(found.resident_bytes > 0 && found.resident_bytes <= found.virtual_bytes, "{found:?}");
+        assert!(found.open_fds > 0 && found.open_fds <= found.max_fds, "{found:?}");
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs_f64();
+        assert!(found.start_time_seconds <= now + 1.0, "{found:?}");
     }
 }

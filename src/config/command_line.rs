@@ -1,0 +1,260 @@
+//! The command line as a whole: what to do, and the flags with Go's manners.
+
+use super::flags::Flags;
+use super::values;
+use clap::builder::ValueParser;
+use clap::parser::ValueSource;
+use clap::{Arg, ArgAction, Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+
+/// The flags that still count when `--config` is given: those that no configuration field stands
+/// for, and those that upstream lets win over the file.
+const EFFECTIVE_WITH_CONFIG: &[&str] = &[
+    "config",
+    "write-config-to",
+    "cleanup",
+    "init-only",
+    "master",
+    "hostname-override",
+    "version",
+    "v",
+    "vmodule",
+    "logging-format",
+    "log-flush-frequency",
+    "log-text-split-stream",
+    "log-json-split-stream",
+    "log-text-info-buffer-size",
+    "log-json-info-buffer-size",
+    "machine-id-file",
+    "boot-id-file",
+    "manifests",
+    "iptables-flavor",
+    "service-node-port-range",
+    "family",
+];
+
+#[derive(Parser, Clone, Debug)]
+#[command(
+    name = "kube-proxy",
+    about = "Programs this node's kernel with the cluster's Services",
+    disable_version_flag = true,
+    disable_help_subcommand = true,
+    args_override_self = true,
+    infer_long_args = false
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Option<Verb>,
+    #[command(flatten)]
+    flags: Flags,
+}
+
+#[derive(Subcommand, Clone, Debug)]
+enum Verb {
+    /// Prints the rules for the given manifests and touches nothing
+    #[command(args_override_self = true)]
+    Render(RenderFlags),
+}
+
+#[derive(Args, Clone, Debug)]
+struct RenderFlags {
+    /// IP family to print the rules of
+    #[arg(long, value_name = "FAMILY", default_value = "ipv4", value_enum)]
+    family: FamilyFlag,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum FamilyFlag {
+    Ipv4,
+    Ipv6,
+}
+
+/// What one invocation is to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Be a service proxy.
+    Run,
+    /// Print this text and exit.
+    PrintVersion(String),
+    /// Write the effective configuration to this file and exit.
+    WriteConfig(PathBuf),
+    /// Remove the rules of all modes and exit.
+    Cleanup,
+    /// Do the privileged part of the start and exit.
+    InitOnly,
+    /// Print the rules of one family and exit.
+    Render(crate::model::IpFamily),
+}
+
+/// A parsed command line.
+#[derive(Clone, Debug)]
+pub struct CommandLine {
+    /// All flags, defaults filled in.
+    pub flags: Flags,
+    /// What to do.
+    pub action: Action,
+    given: BTreeSet<String>,
+}
+
+/// Why there is nothing to run: a mistake on the command line, or a request for help.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FlagStop {
+    /// What to print: on stdout with exit code 0, on stderr otherwise.
+    pub text: String,
+    /// The exit code.
+    pub exit_code: u8,
+}
+
+impl CommandLine {
+    /// The flag stood on the command line; `name` is its long name.
+    #[must_use]
+    pub fn gave(&self, name: &str) -> bool {
+        self.given.contains(name)
+    }
+
+    /// The configuration file to load, if any.
+    #[must_use]
+    pub fn config_file(&self) -> Option<PathBuf> {
+        values::non_empty(&self.flags.general.config).map(PathBuf::from)
+    }
+
+    /// The flags that were given in vain, because `--config` takes their place.
+    pub(super) fn overruled_by_file(&self) -> impl Iterator<Item = &str> {
+        self.given.iter().map(String::as_str).filter(|name| !EFFECTIVE_WITH_CONFIG.contains(name))
+    }
+}
+
+/// Parses a command line; `args` starts with the program's name.
+///
+/// # Errors
+/// When there is nothing to run: bad flags, or `--help`.
+pub fn parse<S: Into<String>>(args: impl IntoIterator<Item = S>) -> Result<CommandLine, FlagStop> {
+    let mut command = command();
+    let matches = command
+        .try_get_matches_from_mut(args.into_iter().map(|arg| dashed(arg.into())))
+        .map_err(|error| stop(&error))?;
+    let given = command
+        .get_arguments()
+        .map(|arg| arg.get_id().as_str())
+        .filter(|id| matches.value_source(id) == Some(ValueSource::CommandLine))
+        .map(|id| id.replace('_', "-"))
+        .collect();
+    let cli = Cli::from_arg_matches(&matches).map_err(|error| stop(&error))?;
+    let action = action_of(&cli);
+    Ok(CommandLine { flags: cli.flags, action, given })
+}
+
+/// One flag, for the documentation test and for tables.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FlagRow {
+    /// Long name without dashes.
+    pub name: String,
+    /// Default as printed in the help; empty for none.
+    pub default: String,
+    /// Still counts when `--config` is given.
+    pub effective_with_config: bool,
+}
+
+/// All flags, in the order of the help.
+#[must_use]
+pub fn flag_rows() -> Vec<FlagRow> {
+    let mut command = command();
+    command.build();
+    let own = command.get_subcommands().flat_map(clap::Command::get_arguments);
+    let mut rows: Vec<FlagRow> = Vec::new();
+    for arg in command.get_arguments().chain(own) {
+        let Some(name) = arg.get_long().filter(|name| *name != "help") else { continue };
+        if rows.iter().any(|row| row.name == name) {
+            continue;
+        }
+        let default: Vec<_> = arg.get_default_values().iter().map(|value| value.to_string_lossy()).collect();
+        rows.push(FlagRow {
+            name: name.to_owned(),
+            default: default.join(","),
+            effective_with_config: EFFECTIVE_WITH_CONFIG.contains(&name),
+        });
+    }
+    rows
+}
+
+fn command() -> clap::Command {
+    Cli::command().mut_args(as_pflag)
+}
+
+/// Gives a flag the manners of Go's: booleans take `=true`, numbers may be negative, and every
+/// flag may stand after the subcommand too.
+fn as_pflag(arg: Arg) -> Arg {
+    let arg = arg.global(true);
+    if matches!(arg.get_action(), ArgAction::SetTrue) {
+        let arg = if arg.get_default_values().is_empty() { arg.default_value("false") } else { arg };
+        return arg
+            .action(ArgAction::Set)
+            .num_args(0..=1)
+            .require_equals(true)
+            .default_missing_value("true")
+            .value_name("true|false")
+            .value_parser(ValueParser::from(values::boolean));
+    }
+    let arg = if arg.is_require_equals_set() { arg } else { arg.allow_hyphen_values(true) };
+    if arg.get_value_delimiter().is_some() { arg.action(ArgAction::Append) } else { arg }
+}
+
+/// Underscores in flag names are dashes.
+fn dashed(arg: String) -> String {
+    if !arg.starts_with("--") {
+        return arg;
+    }
+    match arg.split_once('=') {
+        Some((name, value)) => format!("{}={value}", name.replace('_', "-")),
+        None => arg.replace('_', "-"),
+    }
+}
+
+fn stop(error: &clap::Error) -> FlagStop {
+    let text = error.render().to_string();
+    if !error.use_stderr() {
+        return FlagStop { text, exit_code: 0 };
+    }
+    let text = text.strip_prefix("error: ").map_or_else(|| text.clone(), |rest| format!("Error: {rest}"));
+    FlagStop { text, exit_code: 1 }
+}
+
+/// The order is upstream's: the version first, then writing, cleaning up and initialising.
+fn action_of(cli: &Cli) -> Action {
+    let general = &cli.flags.general;
+    if let Some(text) = version_text(&general.version) {
+        return Action::PrintVersion(text);
+    }
+    if let Some(Verb::Render(render)) = &cli.command {
+        return Action::Render(match render.family {
+            FamilyFlag::Ipv4 => crate::model::IpFamily::V4,
+            FamilyFlag::Ipv6 => crate::model::IpFamily::V6,
+        });
+    }
+    if let Some(path) = values::non_empty(&general.write_config_to) {
+        return Action::WriteConfig(PathBuf::from(path));
+    }
+    match (general.cleanup, general.init_only) {
+        (true, _) => Action::Cleanup,
+        (false, true) => Action::InitOnly,
+        (false, false) => Action::Run,
+    }
+}
+
+fn version_text(flag: &str) -> Option<String> {
+    let own = env!("CARGO_PKG_VERSION");
+    match flag {
+        "false" => None,
+        "true" => {
+            Some(format!("kube-proxy-rs v{own} (compatible with Kubernetes v{})", super::COMPATIBLE_WITH))
+        }
+        "raw" => Some(format!(
+            "name=kube-proxy-rs version={own} kubernetes={} platform={}/{}",
+            super::COMPATIBLE_WITH,
+            std::env::consts::OS,
+            std::env::consts::ARCH
+        )),
+        claimed => Some(format!("Kubernetes {claimed}")),
+    }
+}
