@@ -4,6 +4,7 @@
 //! `etcd` and `kube-apiserver`, and else against the stub; `misbehaving` needs the stub.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod log;
 mod misbehaving;
 mod objects;
 mod picture;

@@ -63,7 +63,8 @@ async fn a_server_that_ignores_the_request_for_a_streaming_list_is_listed_in_pag
     let server = Stub::start();
     server.behave(|behaviour| behaviour.initial_events = InitialEvents::Ignored);
     server.put(service("web", 10));
-    let mut picture = server.watch().await;
+    let options = WatchOptions { streaming_limit: Duration::from_millis(200), ..hurried() };
+    let mut picture = server.watch_with(options).await;
     picture.until_listed(1).await;
     assert_eq!(picture.describe(), format!("{WEB}\n"));
     assert_eq!(server.requests_with("limit"), 1);
@@ -90,12 +91,7 @@ async fn a_kind_without_permission_is_never_called_listed_until_it_is_granted() 
 async fn a_server_that_is_not_there_yet_is_waited_for() {
     let absent = Absent::reserve().unwrap();
     let folder = tempfile::tempdir().unwrap();
-    let config = serde_json::json!({
-        "current-context": "c", "contexts": [{"name": "c", "context": {"cluster": "c"}}],
-        "clusters": [{"name": "c", "cluster": {"server": absent.url()}}],
-    });
-    let kubeconfig = folder.path().join("kubeconfig");
-    std::fs::write(&kubeconfig, config.to_string()).unwrap();
+    let kubeconfig = absent.kubeconfig(folder.path()).unwrap();
     let mut picture = Picture::watch(&kubeconfig, WatchOptions { streaming_lists: false, ..hurried() }).await;
     // In pages the first event comes before the first request, so the third one is after a failure.
     for _ in 0..8 {
@@ -200,8 +196,7 @@ async fn a_slow_stream_is_read_to_its_end() {
     let server = Stub::start();
     server.behave(|behaviour| behaviour.dribble = Some(Duration::from_micros(100)));
     server.put(service("web", 10));
-    let mut picture =
-        server.watch_with(WatchOptions { streaming_limit: Duration::from_secs(10), ..hurried() }).await;
+    let mut picture = server.watch().await;
     picture.until_listed(1).await;
     server.put(service("db", 11));
     picture.until_it_shows(&[DB, WEB]).await;
@@ -240,7 +235,9 @@ async fn a_list_that_hangs_is_tried_again() {
     let server = Stub::start();
     server.behave(|behaviour| behaviour.rules.push(Rule::always(Fault::Hang).verb(Verb::List).times(3)));
     server.put(service("web", 10));
-    let mut picture = server.watch_with(WatchOptions { streaming_lists: false, ..hurried() }).await;
+    let stall_limit = Duration::from_millis(200);
+    let options = WatchOptions { streaming_lists: false, stall_limit, ..hurried() };
+    let mut picture = server.watch_with(options).await;
     picture.until_listed(1).await;
     assert_eq!(picture.describe(), format!("{WEB}\n"));
 }
@@ -309,4 +306,23 @@ async fn the_server_is_asked_for_no_more_than_we_need() {
     assert_eq!(asked(Resource::EndpointSlices, "fieldSelector"), None);
     assert_eq!(asked(Resource::Nodes, "labelSelector"), None);
     assert_eq!(asked(Resource::Nodes, "fieldSelector").as_deref(), Some("metadata.name=here"));
+}
+
+#[tokio::test]
+async fn a_kubeconfig_that_changes_during_an_outage_is_used() {
+    let (absent, server) = (Absent::reserve().unwrap(), Stub::start());
+    server.put(service("web", 10));
+    let folder = tempfile::tempdir().unwrap();
+    let kubeconfig = absent.kubeconfig(folder.path()).unwrap();
+    let mut picture = Picture::watch(&kubeconfig, WatchOptions { streaming_lists: false, ..hurried() }).await;
+    for _ in 0..8 {
+        assert!(matches!(picture.next().await, WatchEvent::Listing(_)));
+    }
+    // What is half written is no reason to give up.
+    std::fs::write(&kubeconfig, "current-").unwrap();
+    for _ in 0..8 {
+        assert!(matches!(picture.next().await, WatchEvent::Listing(_)));
+    }
+    server.kubeconfig(folder.path()).unwrap();
+    picture.until_it_shows(&[WEB]).await;
 }

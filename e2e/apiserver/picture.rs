@@ -18,8 +18,6 @@ pub(crate) fn hurried() -> WatchOptions {
     WatchOptions {
         backoff_min: Duration::from_millis(10),
         backoff_max: Duration::from_millis(50),
-        streaming_limit: Duration::from_millis(400),
-        stall_limit: Duration::from_millis(400),
         ..WatchOptions::default()
     }
 }

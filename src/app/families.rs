@@ -125,7 +125,8 @@ mod tests {
     use super::*;
 
     fn config(flags: &[&str]) -> Config {
-        let line = crate::config::parse(flags.iter().map(|flag| (*flag).to_owned())).unwrap();
+        let line =
+            crate::config::parse(std::iter::once("kube-proxy-rs").chain(flags.iter().copied())).unwrap();
         crate::config::resolve(&line, None, "node-0").unwrap().config
     }
 

@@ -88,6 +88,9 @@ pub(super) struct Stream<S> {
     outage: Outage,
     told: Told,
     listing: Option<Listing>,
+    /// Whether the watcher that runs lists in pages. Another watch may have found out meanwhile
+    /// that it has to.
+    paged: bool,
 }
 
 impl<S: Source> Stream<S> {
@@ -107,6 +110,7 @@ impl<S: Source> Stream<S> {
             outage: Outage::default(),
             told: Told::default(),
             listing: None,
+            paged: false,
         }
     }
 
@@ -121,6 +125,7 @@ impl<S: Source> Stream<S> {
 
     /// Runs one watcher until another one is needed.
     async fn follow_once(&mut self) -> Result<(), Closed> {
+        self.paged = self.shared.paged.load(Ordering::Relaxed);
         let api = Api::<Decoded<S::Object>>::all(self.connection.client());
         let mut events = pin!(watcher(api, self.config()));
         self.listing = None;
@@ -152,11 +157,7 @@ impl<S: Source> Stream<S> {
             Some(fields) => config.fields(&fields),
         };
         // Never `any_semantic`: the server then ignores the page size, and all objects come at once.
-        if self.paged() { config.page_size(options.page_size) } else { config.streaming_lists() }
-    }
-
-    fn paged(&self) -> bool {
-        self.shared.paged.load(Ordering::Relaxed)
+        if self.paged { config.page_size(options.page_size) } else { config.streaming_lists() }
     }
 
     async fn step(
@@ -183,7 +184,7 @@ impl<S: Source> Stream<S> {
     fn deadline(&self) -> Option<Instant> {
         let listing = self.listing.as_ref()?;
         let options = &self.shared.options;
-        Some(if self.paged() {
+        Some(if self.paged {
             listing.progress + options.stall_limit
         } else {
             listing.started + options.streaming_limit
@@ -191,7 +192,7 @@ impl<S: Source> Stream<S> {
     }
 
     async fn give_up_list(&mut self) {
-        if self.paged() {
+        if self.paged {
             self.report("list", "the list makes no progress");
             tokio::time::sleep(self.backoff.next()).await;
         } else {
@@ -215,7 +216,7 @@ impl<S: Source> Stream<S> {
             listing.progress = Instant::now();
         }
         // In pages, `Init` comes before anything is asked of the server.
-        if !(matches!(event, Event::Init) && self.paged()) {
+        if !(matches!(event, Event::Init) && self.paged) {
             self.all_well();
         }
         match self.news(event) {
@@ -295,7 +296,7 @@ impl<S: Source> Stream<S> {
     async fn recover(&mut self, error: &watcher::Error) -> Remedy {
         // The list that this ends, if there is one, gets its full time again.
         self.listing = None;
-        if !self.paged() && failure::refuses_streaming(error) {
+        if !self.paged && failure::refuses_streaming(error) {
             self.fall_back(&failure::describe(error));
             return Remedy::StartOver;
         }

@@ -228,6 +228,14 @@ impl Absent {
         format!("http://{}", self.address)
     }
 
+    /// Writes a kubeconfig for this address into a folder and returns its path.
+    ///
+    /// # Errors
+    /// Fails when the file cannot be written.
+    pub fn kubeconfig(&self, folder: &Path) -> std::io::Result<PathBuf> {
+        write_kubeconfig(folder, &self.url())
+    }
+
     /// Starts the server there.
     ///
     /// # Errors
@@ -284,15 +292,7 @@ impl StubApi {
     /// # Errors
     /// Fails when the file cannot be written.
     pub fn kubeconfig(&self, folder: &Path) -> std::io::Result<PathBuf> {
-        let path = folder.join("kubeconfig");
-        let config = json!({
-            "apiVersion": "v1", "kind": "Config", "current-context": "stub",
-            "contexts": [{"name": "stub", "context": {"cluster": "stub", "user": "stub"}}],
-            "clusters": [{"name": "stub", "cluster": {"server": self.url()}}],
-            "users": [{"name": "stub", "user": {"token": "stub"}}],
-        });
-        std::fs::write(&path, config.to_string())?;
-        Ok(path)
+        write_kubeconfig(folder, &self.url())
     }
 
     /// Creates or replaces an object; its `kind`, `namespace` and `name` say which. Returns its
@@ -379,6 +379,18 @@ impl StubApi {
             self.put(load_slice(number, endpoints, node));
         }
     }
+}
+
+fn write_kubeconfig(folder: &Path, url: &str) -> std::io::Result<PathBuf> {
+    let path = folder.join("kubeconfig");
+    let config = json!({
+        "apiVersion": "v1", "kind": "Config", "current-context": "stub",
+        "contexts": [{"name": "stub", "context": {"cluster": "stub", "user": "stub"}}],
+        "clusters": [{"name": "stub", "cluster": {"server": url}}],
+        "users": [{"name": "stub", "user": {"token": "stub"}}],
+    });
+    std::fs::write(&path, config.to_string())?;
+    Ok(path)
 }
 
 fn key_of(object: &Value) -> String {

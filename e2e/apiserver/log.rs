@@ -1,0 +1,118 @@
+//! What the person on call gets to read.
+
+use crate::objects::{service, slice};
+use crate::picture::{Picture, hurried};
+use crate::server::Stub;
+use kube_proxy_rs::model::{ObjectKind, WatchEvent};
+use kube_proxy_rs::testing::stub_api::{Absent, Fault, Resource, Rule};
+use kube_proxy_rs::watch::api::WatchOptions;
+use std::io::Write;
+use std::sync::{Arc, Mutex};
+use tracing::Level;
+use tracing::subscriber::DefaultGuard;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::layer::SubscriberExt;
+
+/// Everything logged at INFO and above by this thread, which the whole test runs on.
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl Write for Log {
+    fn write(&mut self, text: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().write(text)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Log {
+    fn record() -> (Self, DefaultGuard) {
+        let log = Log::default();
+        let writer = log.clone();
+        let layer = tracing_subscriber::fmt::layer().with_ansi(false).with_writer(move || writer.clone());
+        let targets = Targets::new().with_target("kube_proxy_rs", Level::INFO);
+        let guard =
+            tracing::subscriber::set_default(tracing_subscriber::registry().with(targets).with(layer));
+        (log, guard)
+    }
+
+    fn lines(&self, text: &str) -> Vec<String> {
+        let log = String::from_utf8(self.0.lock().unwrap().clone()).unwrap();
+        log.lines().filter(|line| line.contains(text)).map(str::to_owned).collect()
+    }
+}
+
+#[tokio::test]
+async fn a_missing_permission_is_said_once_in_the_servers_words() {
+    let (log, _guard) = Log::record();
+    let server = Stub::start();
+    let rule = Rule::always(Fault::Status(403)).on(Resource::EndpointSlices).times(5);
+    server.behave(|behaviour| behaviour.rules.push(rule));
+    let mut picture = server.watch().await;
+    picture.until_listed(1).await;
+    let lines = log.lines("WARN");
+    assert_eq!(lines.len(), 1, "{lines:#?}");
+    assert!(
+        lines[0].contains("endpointslices is forbidden") && lines[0].contains("cannot watch"),
+        "{lines:?}"
+    );
+    assert!(lines[0].contains(&server.url()), "{lines:?}");
+    let lines = log.lines("works again");
+    assert_eq!(lines.len(), 1, "{lines:#?}");
+    assert!(lines[0].contains("failures=5"), "{lines:?}");
+}
+
+#[tokio::test]
+async fn an_unreachable_server_is_named_once_for_each_kind() {
+    let (log, _guard) = Log::record();
+    let absent = Absent::reserve().unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let kubeconfig = absent.kubeconfig(folder.path()).unwrap();
+    let mut picture = Picture::watch(&kubeconfig, WatchOptions { streaming_lists: false, ..hurried() }).await;
+    for _ in 0..12 {
+        assert!(matches!(picture.next().await, WatchEvent::Listing(_)));
+    }
+    let lines = log.lines("WARN");
+    assert_eq!(lines.len(), 3, "{lines:#?}");
+    for line in lines {
+        assert!(line.contains(&absent.url()) && line.contains("Connection refused"), "{line}");
+    }
+}
+
+#[tokio::test]
+async fn a_defect_of_an_object_is_said_once_with_its_field_however_often_it_comes() {
+    let (log, _guard) = Log::record();
+    let server = Stub::start();
+    let mut bad = slice("web", "10.244.0.1");
+    bad["endpoints"][0]["addresses"][0] = "10.244.0.300".into();
+    server.put(bad.clone());
+    let mut broken = service("db", 11);
+    broken["spec"]["ports"] = "eighty".into();
+    server.put(broken);
+    let mut picture = server.watch().await;
+    picture.until_listed(1).await;
+    server.put(bad.clone());
+    server.expire_watches();
+    picture.until_listed(2).await;
+    let lines = log.lines("10.244.0.300");
+    assert_eq!(lines.len(), 1, "{lines:#?}");
+    assert!(lines[0].contains("web-x") && lines[0].contains("endpoints[0].addresses[0]"), "{lines:?}");
+    let lines = log.lines("invalid type");
+    assert_eq!(lines.len(), 1, "{lines:#?}");
+    assert!(lines[0].contains(r#"namespace="shop" name="db""#), "{lines:?}");
+}
+
+#[tokio::test]
+async fn the_end_of_streaming_lists_is_said_once_for_all_kinds() {
+    let (log, _guard) = Log::record();
+    let server = Stub::start();
+    let refused = kube_proxy_rs::testing::stub_api::InitialEvents::Rejected(422);
+    server.behave(|behaviour| behaviour.initial_events = refused);
+    let mut picture = server.watch().await;
+    picture.until_listed(1).await;
+    assert_eq!(log.lines("no streaming lists").len(), 1);
+    assert_eq!(log.lines("WARN"), Vec::<String>::new());
+    assert_eq!(picture.lists[&ObjectKind::Node], 1);
+}
