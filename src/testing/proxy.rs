@@ -225,7 +225,7 @@ impl Proxy {
         let markers = ["marker", "idle"].map(|name| format!("packets/{name}-{}:main", self.generation));
         let mut exited = false;
         let waited = wait_until("the rules of the manifests are in force", limit, || {
-            exited = matches!(self.child.try_wait(), Ok(Some(_)));
+            exited = !self.is_running();
             exited
                 || [false, true].into_iter().all(|v6| {
                     flavor
@@ -237,6 +237,11 @@ impl Proxy {
             bail!("the program has exited; its log:\n{}", self.log_tail());
         }
         waited.with_context(|| format!("the program's log:\n{}", self.log_tail()))
+    }
+
+    /// Whether it has not exited yet.
+    pub fn is_running(&mut self) -> bool {
+        matches!(self.child.try_wait(), Ok(None))
     }
 
     /// The manifests it reads.
@@ -252,9 +257,7 @@ impl Proxy {
     /// When it is still there after ten seconds.
     pub fn terminate(&mut self) -> Result<()> {
         kill(Pid::from_raw(self.child.id().cast_signed()), Signal::SIGTERM).context("cannot signal it")?;
-        wait_until("the program has stopped", Duration::from_secs(10), || {
-            matches!(self.child.try_wait(), Ok(Some(_)))
-        })
+        wait_until("the program has stopped", Duration::from_secs(10), || !self.is_running())
     }
 
     /// Kills it on the spot.
