@@ -215,6 +215,15 @@ impl Proxy {
         self.folder.write(OBJECTS, &manifest(objects, self.generation))
     }
 
+    /// Changes the objects and nothing else: `wait_for_sync` cannot tell when this is in force.
+    ///
+    /// # Errors
+    ///
+    /// When the file cannot be written.
+    pub fn rewrite(&self, objects: &[Value]) -> Result<()> {
+        self.folder.write(OBJECTS, &manifest(objects, self.generation))
+    }
+
     /// Waits until the rules of the manifests' present content are in the kernel: until its two
     /// marker Services are, in both families.
     ///
