@@ -14,6 +14,7 @@ use rstest::rstest;
 use serde_json::{Value, json};
 
 use crate::BINARY;
+use crate::saved::rules;
 
 const SYNC: Duration = Duration::from_secs(30);
 /// Above a thousand endpoints stale chains are swept only once a sync period.
@@ -211,9 +212,11 @@ fn a_kill_in_the_middle_of_a_large_sync_loses_nothing(#[values(Flavor::Nft, Flav
         assert!(asked > 50, "only {asked} requests");
         assert!(lost.is_empty(), "{} of {asked} requests lost: {:?}", lost.len(), lost[0]);
     }
-    let undisturbed = undisturbed_rules(flavor, &[case.objects(), thousand_services()].concat());
-    wait_until("the rules equal those of an undisturbed program", Duration::from_secs(20), || {
-        sorted(&flavor.save(lab.node(), false).unwrap()) == undisturbed
+    let twin_node = lone_node().unwrap();
+    let twin = Launch { namespace: &twin_node, ..launch(&lab, flavor) };
+    let _undisturbed = twin.start_on(proxy.manifests()).unwrap();
+    wait_until("the rules equal those of an undisturbed program", SYNC, || {
+        [false, true].into_iter().all(|v6| rules(lab.node(), flavor, v6) == rules(&twin_node, flavor, v6))
     })
     .unwrap();
 }
@@ -238,30 +241,6 @@ fn ask_until(lab: &Lab, case: &PacketCase, family: IpFamily, done: &AtomicBool) 
         }
     }
     (asked, lost)
-}
-
-/// What a program in a namespace of its own makes of the same objects.
-fn undisturbed_rules(flavor: Flavor, objects: &[Value]) -> Vec<String> {
-    let node = lone_node().unwrap();
-    let launch = Launch { binary: BINARY, namespace: &node, flavor, flags: QUICK_SWEEP };
-    let mut proxy = launch.start(objects).unwrap();
-    // The killed program's manifests are of the second generation.
-    proxy.apply(objects).unwrap();
-    proxy.wait_for_sync(&node, flavor, SYNC).unwrap();
-    wait_until("the first generation's markers are gone", SYNC, || {
-        !flavor.save(&node, false).unwrap().contains("packets/marker-1:main")
-    })
-    .unwrap();
-    sorted(&flavor.save(&node, false).unwrap())
-}
-
-/// The rules and chains of a saved ruleset in one order, without comments and counters.
-fn sorted(saved: &str) -> Vec<String> {
-    let lines = saved.lines().filter(|line| !line.starts_with('#'));
-    let mut lines: Vec<String> =
-        lines.map(|line| line.split(" [").next().unwrap_or(line).to_owned()).collect();
-    lines.sort();
-    lines
 }
 
 /// A thousand Services of one IPv4 endpoint each.
