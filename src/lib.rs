@@ -16,12 +16,14 @@ pub mod config;
 pub mod health;
 pub mod http;
 pub mod kernel;
+#[cfg(test)]
+mod layers;
 pub mod metrics;
 pub mod model;
 pub mod plan;
 pub mod state;
 pub mod sync;
 pub mod telemetry;
-pub mod watch;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
+pub mod watch;
