@@ -46,7 +46,7 @@ unit: ## unit, property, golden, packet-table and API-stub tests; need nothing
 	$(CARGO) test --locked --workspace --lib --bins
 
 golden: ## rewrite the golden files from what is rendered now; review the diff
-	UPDATE_GOLDEN=1 $(CARGO) test --locked --lib golden
+	UPDATE_GOLDEN=1 $(CARGO) test --locked --test cli golden
 
 api: ## the watch tests; with KUBEBUILDER_ASSETS set, also against a real API server
 	$(CARGO) test --locked --lib watch
