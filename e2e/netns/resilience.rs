@@ -272,7 +272,7 @@ fn ask_until(lab: &Lab, case: &PacketCase, family: IpFamily, done: &AtomicBool) 
 }
 
 /// A thousand Services of one IPv4 endpoint each.
-fn thousand_services() -> Vec<Value> {
+pub(crate) fn thousand_services() -> Vec<Value> {
     (0..1000_u16)
         .flat_map(|number| {
             let (name, high, low) = (format!("bulk-{number}"), number / 250, number % 250 + 1);
