@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use kube_proxy_rs::testing::lab::lone_node;
-use kube_proxy_rs::testing::proxy::{Flavor, Launch, wait_until};
+use kube_proxy_rs::testing::proxy::{Flavor, Launch, save, wait_until};
 
 use crate::BINARY;
 use crate::resilience::thousand_services;
@@ -17,7 +17,7 @@ fn a_service_that_the_kernel_refuses_is_named_and_left_out_and_all_others_work()
     let launch = || Launch { binary: BINARY, namespace: &node, flavor: Flavor::Nft, flags: &[] };
     let mut proxy = launch().start(&objects).unwrap();
     proxy.wait_for_sync(&node, Flavor::Nft, Duration::from_secs(60)).unwrap();
-    let rules = Flavor::Nft.save(&node, false).unwrap();
+    let rules = save(Flavor::Nft, &node, false).unwrap();
     let service = "bulk/bulk-500";
     let balancing = jump_target(&rules, &format!("\"{service}:main cluster IP\""));
     let endpoint = jump_target(&rules, &format!("-A {balancing} "));
@@ -33,7 +33,7 @@ fn a_service_that_the_kernel_refuses_is_named_and_left_out_and_all_others_work()
         log.lines().any(|line| line.contains("refused and left out") && line.contains(service))
     };
     wait_until("the refused Service is named", Duration::from_secs(60), named).unwrap();
-    let after = Flavor::Nft.save(&node, false).unwrap();
+    let after = save(Flavor::Nft, &node, false).unwrap();
     let frontends = |rules: &str| rules.lines().filter(|line| line.contains("cluster IP\"")).count();
     assert_eq!(frontends(&only(&after, service)), 0);
     assert_eq!(frontends(&after), frontends(&rules) - frontends(&only(&rules, service)));
