@@ -166,11 +166,9 @@ fn node_is_missing(config: &Config, node: &NodeFacts, needs_pod_cidrs: bool) -> 
 
 /// Starts the source of objects.
 async fn source(config: &Config, sender: mpsc::Sender<WatchEvent>) -> Result<Source> {
+    let node_port_range = config.node_ports.range.0..=config.node_ports.range.1;
     if !config.sources.manifests.is_empty() {
-        let options = manifests::ManifestOptions {
-            node_name: config.node_name.clone(),
-            node_port_range: config.node_ports.range.0..=config.node_ports.range.1,
-        };
+        let options = manifests::ManifestOptions { node_name: config.node_name.clone(), node_port_range };
         let paths = config.sources.manifests.clone();
         return Ok(tokio::spawn(manifests::run(paths, options, sender)));
     }
@@ -182,7 +180,8 @@ async fn source(config: &Config, sender: mpsc::Sender<WatchEvent>) -> Result<Sou
     tracing::info!(server = connection.url(), "watching the API server");
     let node_name = config.node_name.clone();
     Ok(tokio::spawn(async move {
-        api::run(connection, &node_name, sender, WatchOptions::default()).await;
+        let options = WatchOptions { node_port_range, ..WatchOptions::default() };
+        api::run(connection, &node_name, sender, options).await;
         Ok(())
     }))
 }
