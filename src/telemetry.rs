@@ -76,6 +76,7 @@ where
     S: Subscriber + for<'a> LookupSpan<'a>,
     N: for<'a> FormatFields<'a> + 'static,
 {
+    #[allow(clippy::disallowed_methods, reason = "a log line says when it was written")]
     fn format_event(
         &self,
         _: &FmtContext<'_, S, N>,

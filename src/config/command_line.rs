@@ -41,7 +41,8 @@ const EFFECTIVE_WITH_CONFIG: &[&str] = &[
     disable_version_flag = true,
     disable_help_subcommand = true,
     args_override_self = true,
-    infer_long_args = false
+    infer_long_args = false,
+    no_binary_name = true
 )]
 struct Cli {
     #[command(subcommand)]
@@ -125,7 +126,7 @@ impl CommandLine {
     }
 }
 
-/// Parses a command line; `args` starts with the program's name.
+/// Parses a command line, without the program's name.
 ///
 /// # Errors
 /// When there is nothing to run: bad flags, or `--help`.

@@ -5,11 +5,11 @@ use super::*;
 use rstest::rstest;
 
 fn line(args: &[&str]) -> CommandLine {
-    parse(std::iter::once("kube-proxy").chain(args.iter().copied())).unwrap()
+    parse(args.iter().copied()).unwrap()
 }
 
 fn stopped(args: &[&str]) -> FlagStop {
-    parse(std::iter::once("kube-proxy").chain(args.iter().copied())).unwrap_err()
+    parse(args.iter().copied()).unwrap_err()
 }
 
 fn from_flags(args: &[&str]) -> Resolved {

@@ -161,8 +161,7 @@ mod tests {
     use super::*;
 
     fn settings(args: &[&str], file: Option<&str>) -> Settings {
-        let args = std::iter::once("kube-proxy").chain(args.iter().copied());
-        let line = command_line::parse(args).unwrap();
+        let line = command_line::parse(args.iter().copied()).unwrap();
         resolve::settings(&line, file, &mut Vec::new()).unwrap()
     }
 
