@@ -22,6 +22,6 @@ pub mod plan;
 pub mod state;
 pub mod sync;
 pub mod telemetry;
-pub mod watch;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
+pub mod watch;

@@ -1,5 +1,6 @@
 //! A real API server: `etcd` and `kube-apiserver` from a folder, on free ports, in a folder of
 //! their own.
+#![expect(clippy::disallowed_methods, reason = "starts the real servers")]
 
 use kube::Api;
 use kube::api::{DeleteParams, DynamicObject, Patch, PatchParams};

@@ -125,8 +125,7 @@ mod tests {
     use super::*;
 
     fn config(flags: &[&str]) -> Config {
-        let line =
-            crate::config::parse(std::iter::once("kube-proxy-rs").chain(flags.iter().copied())).unwrap();
+        let line = crate::config::parse(flags.iter().copied()).unwrap();
         crate::config::resolve(&line, None, "node-0").unwrap().config
     }
 

@@ -10,7 +10,7 @@ use crate::telemetry;
 use anyhow::{Context, Result};
 use std::process::ExitCode;
 
-/// Runs the program with these arguments , the program's name first.
+/// Runs the program with these arguments , without the program's name.
 #[must_use]
 pub fn main(arguments: impl IntoIterator<Item = String>) -> ExitCode {
     let line = match config::parse(arguments) {

@@ -132,7 +132,8 @@ async fn await_node(
     let mut deadline = None;
     loop {
         let node = &tracker.snapshot().node;
-        if !node.addresses.is_empty() && !(needs_pod_cidrs && node.pod_cidrs.is_empty()) {
+        let waits_for_pod_cidrs = needs_pod_cidrs && node.pod_cidrs.is_empty();
+        if !(node.addresses.is_empty() || waits_for_pod_cidrs) {
             return Ok(true);
         }
         if tracker.has_listed(ObjectKind::Node) {

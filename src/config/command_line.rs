@@ -36,7 +36,7 @@ const EFFECTIVE_WITH_CONFIG: &[&str] = &[
 
 #[derive(Parser, Clone, Debug)]
 #[command(
-    name = "kube-proxy",
+    name = "kube-proxy-rs",
     about = "Programs this node's kernel with the cluster's Services",
     disable_version_flag = true,
     disable_help_subcommand = true,
