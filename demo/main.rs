@@ -6,6 +6,7 @@ mod paint;
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
+use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -26,10 +27,23 @@ const MANIFEST: &str = "shop.yaml";
 const REQUESTS: usize = 90;
 const PATIENCE: Duration = Duration::from_secs(20);
 
-fn main() -> Result<()> {
+fn main() -> ExitCode {
     let Some(binary) = std::env::args().nth(1) else {
-        bail!("usage: demo PATH-OF-KUBE-PROXY-RS (or simply: make demo)");
+        eprintln!("usage: demo PATH-OF-KUBE-PROXY-RS (or simply: make demo)");
+        return ExitCode::from(2);
     };
+    match show(binary) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("\nThe demo stopped: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Runs the demonstration on a thread of its own, so that signals are seen meanwhile: whatever
+/// ends it, its guards clean up.
+fn show(binary: String) -> Result<()> {
     let interrupted = Arc::new(AtomicBool::new(false));
     let show = thread::spawn({
         let interrupted = Arc::clone(&interrupted);
@@ -72,8 +86,8 @@ impl Demo {
         self.paint.title("1. The shop opens: kube-proxy-rs --manifests examples/shop.yaml");
         let started = Instant::now();
         let launch = Launch { binary, namespace: lab.node(), flavor: Flavor::Nft, flags: &[] };
-        let proxy = launch.start_on(&[folder.path()])?;
-        self.wait_for(&lab, &proxy, "local-1")?;
+        let mut proxy = launch.start_on(&[folder.path()])?;
+        self.wait_for(&lab, &mut proxy, "local-1")?;
         self.paint.say(&format!(
             "first answer through the cluster IP {} after its start",
             seconds(started.elapsed())
@@ -84,7 +98,7 @@ impl Demo {
         self.paint.title("2. A moment later: local-2 goes, remote-2 comes, checkout gets a pod");
         let changed = Instant::now();
         folder.write(MANIFEST, &example("shop-later.yaml")?)?;
-        self.wait_for(&lab, &proxy, "remote-2")?;
+        self.wait_for(&lab, &mut proxy, "remote-2")?;
         let after = seconds(changed.elapsed());
         self.paint.say(&format!("remote-2 answered {after} after examples/shop-later.yaml was in place"));
         self.pictures(&lab)?;
@@ -137,7 +151,7 @@ impl Demo {
     }
 
     /// Asks the shop's cluster IP until this pod has answered, in both families.
-    fn wait_for(&self, lab: &Lab, proxy: &Proxy, pod: &str) -> Result<()> {
+    fn wait_for(&self, lab: &Lab, proxy: &mut Proxy, pod: &str) -> Result<()> {
         let deadline = Instant::now() + PATIENCE;
         let addresses = [IpAddr::from([10, 96, 0, 10]), IpAddr::from([0xfd00, 0x96, 0, 0, 0, 0, 0, 0x10])];
         for address in addresses {
@@ -147,8 +161,8 @@ impl Demo {
             let came = |answer: Answer| matches!(answer, Answer::Answered { pod: name, .. } if name == pod);
             while !client.ask_many(Protocol::Tcp, destination, 4).into_iter().any(came) {
                 self.stop_if_interrupted()?;
-                if Instant::now() > deadline {
-                    bail!("{pod} has not answered within {PATIENCE:?}; the log:\n{}", proxy.log_tail());
+                if !proxy.is_running() || Instant::now() > deadline {
+                    bail!("{pod} has not answered; the program's log:\n{}", proxy.log_tail());
                 }
                 thread::sleep(Duration::from_millis(20));
             }

@@ -16,6 +16,8 @@ pub mod config;
 pub mod health;
 pub mod http;
 pub mod kernel;
+#[cfg(test)]
+mod layers;
 pub mod metrics;
 pub mod model;
 pub mod plan;

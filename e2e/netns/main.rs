@@ -6,6 +6,8 @@
 
 mod packets;
 mod resilience;
+mod saved;
+mod sequences;
 mod wiring;
 
 /// The program under test.

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use kube_proxy_rs::model::{IpFamily, Protocol};
 use kube_proxy_rs::testing::lab::{Lab, lone_node};
@@ -14,6 +14,7 @@ use rstest::rstest;
 use serde_json::{Value, json};
 
 use crate::BINARY;
+use crate::saved::rules;
 
 const SYNC: Duration = Duration::from_secs(30);
 /// Above a thousand endpoints stale chains are swept only once a sync period.
@@ -167,17 +168,41 @@ fn traffic_follows_the_manifests(#[values(Flavor::Nft, Flavor::Legacy)] flavor: 
 }
 
 #[rstest]
-fn a_pass_over_an_unchanged_node_writes_no_service_chains(#[values(Flavor::Nft)] flavor: Flavor) {
+fn one_changed_endpoint_among_a_thousand_services_writes_a_handful_of_rules(
+    #[values(Flavor::Nft)] flavor: Flavor,
+) {
     let lab = Lab::create().unwrap();
-    let case = exposed_case();
-    let mut proxy = start(&lab, flavor, &[case.objects(), thousand_services()].concat());
-    let everything = metric_sum(&metrics(lab.node()).unwrap(), "kubeproxy_sync_proxy_iptables_total");
-    assert!(everything > 4000.0, "{everything}");
-    proxy.apply(&[case.objects(), thousand_services()].concat()).unwrap();
-    proxy.wait_for_sync(lab.node(), flavor, SYNC).unwrap();
-    let failures =
-        metric_sum(&metrics(lab.node()).unwrap(), "kubeproxy_sync_proxy_iptables_restore_failures_total");
-    assert!(failures.abs() < f64::EPSILON, "{failures} failed restores");
+    let mut case = exposed_case();
+    let proxy = start(&lab, flavor, &[case.objects(), thousand_services()].concat());
+    let metric = |name: &str| {
+        let text = metrics(lab.node()).unwrap();
+        metric_sum(&text, &format!("kubeproxy_sync_proxy_rules_iptables_{name}"))
+    };
+    assert!(metric("total") > 4000.0, "{} rules in all", metric("total"));
+    case.shape.endpoints.pop();
+    proxy.rewrite(&[case.objects(), thousand_services()].concat()).unwrap();
+    let gone = format!("--to-destination {}:", Place::Remote1.address(IpFamily::V4));
+    wait_until("the endpoint is gone", SYNC, || !flavor.save(lab.node(), false).unwrap().contains(&gone))
+        .unwrap();
+    assert!(metric("last") < 20.0, "{} rules written", metric("last"));
+    assert!(metric("restore_failures_total").abs() < f64::EPSILON);
+}
+
+/// Waits until more than `before` of the thousand Services have their chain; a legacy sync shows
+/// only when it is over, so there just for a second. Returns how many have.
+fn middle_of_sync(lab: &Lab, flavor: Flavor, before: usize) -> usize {
+    let (count, limit): (&dyn Fn() -> String, _) = match flavor {
+        Flavor::Nft => (&|| lab.node().output("nft", &["list", "chains", "ip"]).unwrap(), 10),
+        Flavor::Legacy => (&|| flavor.save(lab.node(), false).unwrap(), 1),
+    };
+    let deadline = Instant::now() + Duration::from_secs(limit);
+    loop {
+        // The Service that is always there and the marker have chains, too.
+        let programmed = count().matches(" KUBE-SVC-").count().saturating_sub(2);
+        if programmed > before || Instant::now() > deadline {
+            return programmed;
+        }
+    }
 }
 
 /// Killed again and again while it programs a thousand Services, the program comes back to the
@@ -196,12 +221,16 @@ fn a_kill_in_the_middle_of_a_large_sync_loses_nothing(#[values(Flavor::Nft, Flav
         let done = &done;
         let loops = IpFamily::ALL.map(|family| scope.spawn(move || ask_until(lab, case, family, done)));
         proxy.apply(&[case.objects(), thousand_services()].concat()).unwrap();
-        for delay in [300, 700, 1300] {
-            // There is no event to wait for: any instant of the sync is as good as another.
-            thread::sleep(Duration::from_millis(delay));
+        let mut killed_at = Vec::new();
+        for _ in 0..3 {
+            let programmed = middle_of_sync(lab, flavor, killed_at.last().copied().unwrap_or(0));
             proxy.kill().unwrap();
+            killed_at.push(programmed);
             launch(lab, flavor).start_again(&mut proxy).unwrap();
         }
+        // The legacy tables change all at once, so there is no middle to be seen.
+        let in_the_middle = killed_at.iter().any(|programmed| (1..1000).contains(programmed));
+        assert!(flavor == Flavor::Legacy || in_the_middle, "killed with {killed_at:?} Services programmed");
         let synced = proxy.wait_for_sync(lab.node(), flavor, SYNC);
         drop(stop);
         synced.unwrap();
@@ -211,9 +240,11 @@ fn a_kill_in_the_middle_of_a_large_sync_loses_nothing(#[values(Flavor::Nft, Flav
         assert!(asked > 50, "only {asked} requests");
         assert!(lost.is_empty(), "{} of {asked} requests lost: {:?}", lost.len(), lost[0]);
     }
-    let undisturbed = undisturbed_rules(flavor, &[case.objects(), thousand_services()].concat());
-    wait_until("the rules equal those of an undisturbed program", Duration::from_secs(20), || {
-        sorted(&flavor.save(lab.node(), false).unwrap()) == undisturbed
+    let twin_node = lone_node().unwrap();
+    let twin = Launch { namespace: &twin_node, ..launch(&lab, flavor) };
+    let _undisturbed = twin.start_on(proxy.manifests()).unwrap();
+    wait_until("the rules equal those of an undisturbed program", SYNC, || {
+        [false, true].into_iter().all(|v6| rules(lab.node(), flavor, v6) == rules(&twin_node, flavor, v6))
     })
     .unwrap();
 }
@@ -238,30 +269,6 @@ fn ask_until(lab: &Lab, case: &PacketCase, family: IpFamily, done: &AtomicBool) 
         }
     }
     (asked, lost)
-}
-
-/// What a program in a namespace of its own makes of the same objects.
-fn undisturbed_rules(flavor: Flavor, objects: &[Value]) -> Vec<String> {
-    let node = lone_node().unwrap();
-    let launch = Launch { binary: BINARY, namespace: &node, flavor, flags: QUICK_SWEEP };
-    let mut proxy = launch.start(objects).unwrap();
-    // The killed program's manifests are of the second generation.
-    proxy.apply(objects).unwrap();
-    proxy.wait_for_sync(&node, flavor, SYNC).unwrap();
-    wait_until("the first generation's markers are gone", SYNC, || {
-        !flavor.save(&node, false).unwrap().contains("packets/marker-1:main")
-    })
-    .unwrap();
-    sorted(&flavor.save(&node, false).unwrap())
-}
-
-/// The rules and chains of a saved ruleset in one order, without comments and counters.
-fn sorted(saved: &str) -> Vec<String> {
-    let lines = saved.lines().filter(|line| !line.starts_with('#'));
-    let mut lines: Vec<String> =
-        lines.map(|line| line.split(" [").next().unwrap_or(line).to_owned()).collect();
-    lines.sort();
-    lines
 }
 
 /// A thousand Services of one IPv4 endpoint each.

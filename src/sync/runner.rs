@@ -198,6 +198,14 @@ impl<B: Backend, R: Recorder> Runner<B, R> {
     }
 }
 
+#[cfg(test)]
+impl<X: crate::kernel::iptables::Xtables, R> Runner<crate::backend::iptables::Iptables<X>, R> {
+    /// The tools below the only family.
+    pub(super) fn tools(&mut self) -> &mut X {
+        self.families[0].backend().tools()
+    }
+}
+
 async fn pass<B: Backend>(family: &mut FamilySync<B>, tracker: &Tracker, changes: &Changes) -> SyncReport {
     let start = Instant::now();
     let endpoints = tracker.endpoints(family.family());

@@ -1,1 +1,261 @@
+//! The loop, on paused time and an in-memory iptables.
 
+use super::*;
+use crate::backend::iptables::{Features, Iptables};
+use crate::kernel::fake::iptables::FakeXtables;
+use crate::model::{Cidr, IpFamily, NodeFacts, ObjectKind, WatchEvent};
+use crate::plan::FamilySettings;
+use crate::state::{NodePortConflict, Tracker};
+use crate::testing::generate::Generator;
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep};
+
+/// Remembers what it is told, with the time since the start.
+#[derive(Clone)]
+struct Diary {
+    start: Instant,
+    entries: Rc<RefCell<Vec<(Duration, String)>>>,
+}
+
+impl Diary {
+    fn new() -> Self {
+        Diary { start: Instant::now(), entries: Rc::default() }
+    }
+
+    fn note(&self, entry: String) {
+        self.entries.borrow_mut().push((self.start.elapsed(), entry));
+    }
+
+    /// When entries that begin so were made, in milliseconds.
+    fn times(&self, prefix: &str) -> Vec<u128> {
+        let entries = self.entries.borrow();
+        let matching = entries.iter().filter(|(_, entry)| entry.starts_with(prefix));
+        matching.map(|(time, _)| time.as_millis()).collect()
+    }
+}
+
+impl Recorder for Diary {
+    fn queued(&mut self, _: IpFamily) {
+        self.note("queued".to_owned());
+    }
+
+    fn passed(&mut self, report: &SyncReport) {
+        let outcome = match &report.outcome {
+            Outcome::Done(_) => "done",
+            Outcome::Failed(_) => "failed",
+        };
+        self.note(format!("{outcome} {:?} {}", report.kind, report.services));
+    }
+
+    fn drifted(&mut self, _: IpFamily, what: &str) {
+        self.note(format!("drifted: {what}"));
+    }
+
+    fn unverified(&mut self, _: IpFamily, error: &anyhow::Error) {
+        self.note(format!("unverified: {error}"));
+    }
+
+    fn conflicts(&mut self, conflicts: &[NodePortConflict]) {
+        conflicts.iter().for_each(|conflict| self.note(format!("conflict: {conflict}")));
+    }
+
+    fn node(&mut self, _: &NodeFacts) {}
+
+    fn seen(&mut self, _: u64, _: u64, _: usize) {}
+}
+
+type TestRunner = Runner<Iptables<FakeXtables>, Diary>;
+
+fn runner(tools: FakeXtables, diary: &Diary) -> TestRunner {
+    let backend = Iptables::new(tools, Features::default());
+    let family = FamilySync::new(backend, FamilySettings::new(IpFamily::V4));
+    let periods = Periods {
+        sync: Duration::from_secs(30),
+        min: Duration::from_secs(1),
+        full: Duration::from_secs(3600),
+    };
+    Runner::new(Tracker::default(), vec![family], periods, diary.clone())
+}
+
+/// Runs the loop while `script` feeds it, and until the script ends.
+async fn play(
+    tools: FakeXtables,
+    script: impl AsyncFnOnce(mpsc::Sender<WatchEvent>),
+) -> (Diary, TestRunner, End) {
+    let diary = Diary::new();
+    let mut runner = runner(tools, &diary);
+    let (sender, mut events) = mpsc::channel(1024);
+    let (end, ()) = tokio::join!(runner.run(&mut events), script(sender));
+    (diary, runner, end)
+}
+
+async fn send(sender: &mpsc::Sender<WatchEvent>, event: WatchEvent) {
+    sender.send(event).await.unwrap();
+}
+
+async fn complete(sender: &mpsc::Sender<WatchEvent>) {
+    send(sender, WatchEvent::Listed(ObjectKind::Service)).await;
+    send(sender, WatchEvent::Listed(ObjectKind::EndpointSlice)).await;
+}
+
+/// A change that is one for sure.
+async fn change(sender: &mpsc::Sender<WatchEvent>, zone: &str) {
+    let node = NodeFacts { zone: Some(zone.into()), ..NodeFacts::default() };
+    send(sender, WatchEvent::Node(Arc::new(node))).await;
+}
+
+async fn change_services(sender: &mpsc::Sender<WatchEvent>, generator: &mut Generator, count: usize) {
+    for _ in 0..count {
+        send(sender, generator.event()).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_is_programmed_before_the_first_full_picture() {
+    let (diary, mut runner, _) = play(FakeXtables::default(), async |sender| {
+        send(&sender, WatchEvent::Listed(ObjectKind::Service)).await;
+        change_services(&sender, &mut Generator::new(1), 20).await;
+        sleep(Duration::from_secs(7200)).await;
+    })
+    .await;
+    assert!(diary.entries.borrow().is_empty());
+    assert_eq!(runner.tools().tables, FakeXtables::default().tables);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_first_pass_comes_at_once_even_for_an_empty_cluster() {
+    let (diary, ..) = play(FakeXtables::default(), async |sender| {
+        complete(&sender).await;
+        sleep(Duration::from_millis(1)).await;
+    })
+    .await;
+    assert_eq!(diary.times("done Full"), [0]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_first_change_is_served_at_once_and_later_ones_together_after_the_minimum_period() {
+    let (diary, ..) = play(FakeXtables::default(), async |sender| {
+        complete(&sender).await;
+        sleep(Duration::from_secs(10)).await;
+        change(&sender, "a").await;
+        sleep(Duration::from_millis(100)).await;
+        for zone in ["b", "c", "d", "e"] {
+            change(&sender, zone).await;
+            sleep(Duration::from_millis(200)).await;
+        }
+        sleep(Duration::from_secs(5)).await;
+    })
+    .await;
+    assert_eq!(diary.times("done"), [0, 10_000, 11_000]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn changes_of_services_are_partial_passes_and_identical_replays_are_none() {
+    let (diary, ..) = play(FakeXtables::default(), async |sender| {
+        complete(&sender).await;
+        sleep(Duration::from_secs(2)).await;
+        change_services(&sender, &mut Generator::new(4), 10).await;
+        sleep(Duration::from_secs(2)).await;
+        let replay = WatchEvent::Listing(ObjectKind::Node);
+        send(&sender, replay).await;
+        sleep(Duration::from_secs(60)).await;
+    })
+    .await;
+    assert_eq!(diary.times("done").len(), 2);
+    assert_eq!(diary.times("done Partial"), [2000]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn failures_are_retried_ever_more_slowly_and_nothing_pending_is_lost() {
+    let mut tools = FakeXtables::default();
+    tools.failures = 2 * 8;
+    let (diary, mut runner, _) = play(tools, async |sender| {
+        complete(&sender).await;
+        change_services(&sender, &mut Generator::new(9), 60).await;
+        sleep(Duration::from_secs(300)).await;
+    })
+    .await;
+    assert_eq!(
+        diary.times("failed"),
+        [0, 1000, 3000, 7000, 15_000, 31_000, 61_000, 91_000],
+        "doubling up to the sync period"
+    );
+    assert_eq!(diary.times("done Full"), [121_000]);
+    assert!(runner.tools().tables["nat"].len() > 12, "the changes made before the failures are in force");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failed_partial_pass_is_followed_by_a_full_one() {
+    let diary = Diary::new();
+    let mut runner = runner(FakeXtables::default(), &diary);
+    let (sender, mut events) = mpsc::channel(1024);
+    complete(&sender).await;
+    let mut generator = Generator::new(2);
+    for failures in [0, 2, 0] {
+        runner.tools().failures = failures;
+        change_services(&sender, &mut generator, 40).await;
+        let pause = tokio::time::timeout(Duration::from_millis(1500), runner.run(&mut events));
+        assert!(pause.await.is_err());
+    }
+    assert_eq!(diary.times("failed Partial").len(), 1);
+    assert_eq!(diary.times("done Full").len(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_flush_from_outside_is_noticed_within_seconds_and_mended_at_once() {
+    let diary = Diary::new();
+    let mut runner = runner(FakeXtables::default(), &diary);
+    let (sender, mut events) = mpsc::channel(1024);
+    complete(&sender).await;
+    change_services(&sender, &mut Generator::new(5), 60).await;
+    assert!(tokio::time::timeout(Duration::from_secs(10), runner.run(&mut events)).await.is_err());
+    let good = runner.tools().tables.clone();
+    runner.tools().flush("nat");
+    assert!(tokio::time::timeout(Duration::from_secs(3), runner.run(&mut events)).await.is_err());
+    assert_eq!(diary.times("drifted").len(), 1);
+    assert_eq!(runner.tools().tables, good);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_idle_loop_writes_nothing_for_an_hour_and_then_once_for_good_measure() {
+    let (diary, mut runner, _) = play(FakeXtables::default(), async |sender| {
+        complete(&sender).await;
+        sleep(Duration::from_secs(3700)).await;
+    })
+    .await;
+    assert_eq!(diary.times("done").len(), 2);
+    assert_eq!(runner.tools().inputs.len(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_loop_ends_with_its_source_and_leaves_the_rules() {
+    let (_, mut runner, end) = play(FakeXtables::default(), async |sender| {
+        complete(&sender).await;
+        sleep(Duration::from_secs(1)).await;
+    })
+    .await;
+    assert_eq!(end, End::SourceGone);
+    assert!(!runner.tools().rules("nat", "KUBE-POSTROUTING").is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn changed_pod_networks_end_the_loop_only_where_rules_depend_on_them() {
+    let pods: Cidr = "10.1.0.0/24".parse().unwrap();
+    let node = NodeFacts { pod_cidrs: [pods].into(), ..NodeFacts::default() };
+    for depends in [true, false] {
+        let diary = Diary::new();
+        let mut runner = runner(FakeXtables::default(), &diary);
+        if depends {
+            runner = runner.ending_with_pod_cidrs();
+        }
+        let (sender, mut events) = mpsc::channel(16);
+        complete(&sender).await;
+        send(&sender, WatchEvent::Node(Arc::new(node.clone()))).await;
+        let end = tokio::time::timeout(Duration::from_secs(1), runner.run(&mut events)).await;
+        assert_eq!(matches!(end, Ok(End::PodCidrsChanged { .. })), depends);
+    }
+}

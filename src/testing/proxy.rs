@@ -27,7 +27,14 @@ const LOG: &str = "log";
 const POLL: Duration = Duration::from_millis(50);
 
 /// Numbers the folders of this process.
-static NEXT: AtomicU32 = AtomicU32::new(0);
+static NEXT_FOLDER: AtomicU32 = AtomicU32::new(0);
+/// Numbers the contents of manifests, so that no one's rules are taken for another's.
+static NEXT_GENERATION: AtomicU32 = AtomicU32::new(0);
+
+/// The next number for a manifest's content.
+fn next_generation() -> u8 {
+    u8::try_from(NEXT_GENERATION.fetch_add(1, Ordering::Relaxed) % 250).unwrap_or(0) + 1
+}
 
 /// Which iptables tools, and so which tables of the kernel, are in play.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -88,7 +95,7 @@ impl Folder {
     ///
     /// When the file system refuses.
     pub fn create() -> Result<Folder> {
-        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let number = NEXT_FOLDER.fetch_add(1, Ordering::Relaxed);
         let path = std::env::temp_dir().join(format!("kube-proxy-rs-{}-{number}", std::process::id()));
         fs::create_dir_all(&path).with_context(|| format!("cannot make {}", path.display()))?;
         Ok(Folder { path })
@@ -141,10 +148,11 @@ impl Launch<'_> {
     /// When it cannot be started.
     pub fn start(self, objects: &[Value]) -> Result<Proxy> {
         let folder = Folder::create()?;
-        folder.write(OBJECTS, &manifest(objects, 1))?;
+        let generation = next_generation();
+        folder.write(OBJECTS, &manifest(objects, generation))?;
         let manifests = vec![folder.path().join(OBJECTS)];
         let child = self.spawn(&manifests, folder.path())?;
-        Ok(Proxy { child, manifests, generation: 1, folder })
+        Ok(Proxy { child, manifests, generation, folder })
     }
 
     /// Starts the program on manifests that are there already.
@@ -152,9 +160,9 @@ impl Launch<'_> {
     /// # Errors
     ///
     /// When it cannot be started.
-    pub fn start_on(self, manifests: &[&Path]) -> Result<Proxy> {
+    pub fn start_on(self, manifests: &[impl AsRef<Path>]) -> Result<Proxy> {
         let folder = Folder::create()?;
-        let manifests: Vec<PathBuf> = manifests.iter().map(|path| path.to_path_buf()).collect();
+        let manifests: Vec<PathBuf> = manifests.iter().map(|path| path.as_ref().to_owned()).collect();
         let child = self.spawn(&manifests, folder.path())?;
         Ok(Proxy { child, manifests, generation: 0, folder })
     }
@@ -203,7 +211,16 @@ impl Proxy {
     ///
     /// When the file cannot be written.
     pub fn apply(&mut self, objects: &[Value]) -> Result<()> {
-        self.generation = self.generation.wrapping_add(1).max(1);
+        self.generation = next_generation();
+        self.folder.write(OBJECTS, &manifest(objects, self.generation))
+    }
+
+    /// Changes the objects and nothing else: `wait_for_sync` cannot tell when this is in force.
+    ///
+    /// # Errors
+    ///
+    /// When the file cannot be written.
+    pub fn rewrite(&self, objects: &[Value]) -> Result<()> {
         self.folder.write(OBJECTS, &manifest(objects, self.generation))
     }
 
@@ -217,7 +234,7 @@ impl Proxy {
         let markers = ["marker", "idle"].map(|name| format!("packets/{name}-{}:main", self.generation));
         let mut exited = false;
         let waited = wait_until("the rules of the manifests are in force", limit, || {
-            exited = matches!(self.child.try_wait(), Ok(Some(_)));
+            exited = !self.is_running();
             exited
                 || [false, true].into_iter().all(|v6| {
                     flavor
@@ -231,6 +248,17 @@ impl Proxy {
         waited.with_context(|| format!("the program's log:\n{}", self.log_tail()))
     }
 
+    /// Whether it has not exited yet.
+    pub fn is_running(&mut self) -> bool {
+        matches!(self.child.try_wait(), Ok(None))
+    }
+
+    /// The manifests it reads.
+    #[must_use]
+    pub fn manifests(&self) -> &[PathBuf] {
+        &self.manifests
+    }
+
     /// Asks it to stop and waits until it has.
     ///
     /// # Errors
@@ -238,9 +266,7 @@ impl Proxy {
     /// When it is still there after ten seconds.
     pub fn terminate(&mut self) -> Result<()> {
         kill(Pid::from_raw(self.child.id().cast_signed()), Signal::SIGTERM).context("cannot signal it")?;
-        wait_until("the program has stopped", Duration::from_secs(10), || {
-            matches!(self.child.try_wait(), Ok(Some(_)))
-        })
+        wait_until("the program has stopped", Duration::from_secs(10), || !self.is_running())
     }
 
     /// Kills it on the spot.

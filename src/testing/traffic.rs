@@ -130,7 +130,11 @@ impl<'a> Client<'a> {
         let any = if destination.is_ipv4() { IpAddr::from([0; 4]) } else { IpAddr::from([0_u16; 8]) };
         let socket = tokio::net::UdpSocket::bind(SocketAddr::new(self.source.unwrap_or(any), 0)).await?;
         socket.connect(destination).await?;
-        socket.send(b"?").await?;
+        match socket.send(b"?").await {
+            // A rule stopped the node's own packet. Whether with a refusal shows next.
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {}
+            other => drop(other?),
+        }
         let mut line = vec![0; 128];
         let length = socket.recv(&mut line).await?;
         Ok(String::from_utf8_lossy(&line[..length]).into_owned())
@@ -140,8 +144,6 @@ impl<'a> Client<'a> {
 fn classify(error: &io::Error) -> Answer {
     match error.kind() {
         io::ErrorKind::ConnectionRefused => Answer::Refused,
-        // A packet of the node's own that a rule drops is reported to the sender of a datagram.
-        io::ErrorKind::PermissionDenied => Answer::Silence,
         _ => Answer::Failed(error.to_string()),
     }
 }
