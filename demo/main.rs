@@ -16,7 +16,7 @@ use anyhow::{Context as _, Result, bail};
 use kube_proxy_rs::model::{IpFamily, Protocol};
 use kube_proxy_rs::testing::lab::Lab;
 use kube_proxy_rs::testing::packets::Place;
-use kube_proxy_rs::testing::proxy::{Flavor, Folder, Launch, Proxy, metric_sum, metrics};
+use kube_proxy_rs::testing::proxy::{Flavor, Folder, Launch, Proxy, metric_sum, metrics, save};
 use kube_proxy_rs::testing::traffic::{Answer, Client};
 use paint::Paint;
 use tokio::signal::unix::{SignalKind, signal};
@@ -105,7 +105,7 @@ impl Demo {
         self.checkout(&lab)?;
 
         self.paint.title("3. What is in the kernel: iptables-save | grep shop/web:http");
-        let saved = Flavor::Nft.save(lab.node(), false)?;
+        let saved = save(Flavor::Nft, lab.node(), false)?;
         for line in saved.lines().filter(|line| line.contains("shop/web:http")) {
             self.paint.code(line);
         }

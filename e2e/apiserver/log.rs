@@ -116,3 +116,17 @@ async fn the_end_of_streaming_lists_is_said_once_for_all_kinds() {
     assert_eq!(log.lines("WARN"), Vec::<String>::new());
     assert_eq!(picture.lists[&ObjectKind::Node], 1);
 }
+
+#[tokio::test]
+async fn a_node_port_outside_the_range_is_used_with_a_warning() {
+    let (log, _guard) = Log::record();
+    let server = Stub::start();
+    let mut outside = service("web", 9);
+    outside["spec"]["ports"][0]["nodePort"] = 40000.into();
+    server.put(outside);
+    let mut picture = server.watch().await;
+    picture.until_listed(1).await;
+    let lines = log.lines("40000 is outside --service-node-port-range");
+    assert_eq!(lines.len(), 1, "{lines:#?}");
+    assert!(lines[0].contains("spec.ports[0].nodePort") && lines[0].contains("used=true"), "{lines:?}");
+}

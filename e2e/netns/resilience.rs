@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use kube_proxy_rs::model::{IpFamily, Protocol};
 use kube_proxy_rs::testing::lab::{Lab, lone_node};
 use kube_proxy_rs::testing::packets::{PacketCase, Place, SERVICE_PORT, cases};
-use kube_proxy_rs::testing::proxy::{Flavor, Launch, Proxy, metric_sum, metrics, wait_until};
+use kube_proxy_rs::testing::proxy::{Flavor, Launch, Proxy, metric_sum, metrics, save, wait_until};
 use kube_proxy_rs::testing::traffic::Answer;
 use rstest::rstest;
 use serde_json::{Value, json};
@@ -98,13 +98,13 @@ fn what_went_away_while_the_program_was_down_is_removed_at_its_return(
     let (stays, goes) = (exposed_case(), cases().remove(0));
     let mut proxy = start(&lab, flavor, &[stays.objects(), goes.objects()].concat());
     let text_of_gone = format!("packets/{}:main", goes.service_name());
-    assert!(flavor.save(lab.node(), false).unwrap().contains(&text_of_gone));
+    assert!(save(flavor, lab.node(), false).unwrap().contains(&text_of_gone));
     proxy.terminate().unwrap();
     proxy.apply(&stays.objects()).unwrap();
     launch(&lab, flavor).start_again(&mut proxy).unwrap();
     proxy.wait_for_sync(lab.node(), flavor, SYNC).unwrap();
     wait_until("the stale chains are gone", Duration::from_secs(10), || {
-        [false, true].into_iter().all(|v6| !flavor.save(lab.node(), v6).unwrap().contains(&text_of_gone))
+        [false, true].into_iter().all(|v6| !save(flavor, lab.node(), v6).unwrap().contains(&text_of_gone))
     })
     .unwrap();
     assert!(is_served(&lab, &stays, IpFamily::V4));
@@ -130,7 +130,7 @@ fn rules_and_chains_of_others_are_left_alone(#[values(Flavor::Nft, Flavor::Legac
     proxy.apply(&[]).unwrap();
     proxy.wait_for_sync(lab.node(), flavor, SYNC).unwrap();
     proxy.terminate().unwrap();
-    let saved = flavor.save(lab.node(), false).unwrap();
+    let saved = save(flavor, lab.node(), false).unwrap();
     for expected in [
         "-A SOMEONE-ELSE -d 198.18.0.1/32 -j RETURN",
         "-A PREROUTING -j SOMEONE-ELSE",
@@ -182,7 +182,7 @@ fn one_changed_endpoint_among_a_thousand_services_writes_a_handful_of_rules(
     case.shape.endpoints.pop();
     proxy.rewrite(&[case.objects(), thousand_services()].concat()).unwrap();
     let gone = format!("--to-destination {}:", Place::Remote1.address(IpFamily::V4));
-    wait_until("the endpoint is gone", SYNC, || !flavor.save(lab.node(), false).unwrap().contains(&gone))
+    wait_until("the endpoint is gone", SYNC, || !save(flavor, lab.node(), false).unwrap().contains(&gone))
         .unwrap();
     assert!(metric("last") < 20.0, "{} rules written", metric("last"));
     assert!(metric("restore_failures_total").abs() < f64::EPSILON);
@@ -193,7 +193,7 @@ fn one_changed_endpoint_among_a_thousand_services_writes_a_handful_of_rules(
 fn middle_of_sync(lab: &Lab, flavor: Flavor, before: usize) -> usize {
     let (count, limit): (&dyn Fn() -> String, _) = match flavor {
         Flavor::Nft => (&|| lab.node().output("nft", &["list", "chains", "ip"]).unwrap(), 10),
-        Flavor::Legacy => (&|| flavor.save(lab.node(), false).unwrap(), 1),
+        Flavor::Legacy => (&|| save(flavor, lab.node(), false).unwrap(), 1),
     };
     let deadline = Instant::now() + Duration::from_secs(limit);
     loop {
@@ -272,7 +272,7 @@ fn ask_until(lab: &Lab, case: &PacketCase, family: IpFamily, done: &AtomicBool) 
 }
 
 /// A thousand Services of one IPv4 endpoint each.
-fn thousand_services() -> Vec<Value> {
+pub(crate) fn thousand_services() -> Vec<Value> {
     (0..1000_u16)
         .flat_map(|number| {
             let (name, high, low) = (format!("bulk-{number}"), number / 250, number % 250 + 1);

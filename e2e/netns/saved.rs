@@ -3,12 +3,12 @@
 use std::collections::BTreeSet;
 
 use kube_proxy_rs::testing::netns::Namespace;
-use kube_proxy_rs::testing::proxy::Flavor;
+use kube_proxy_rs::testing::proxy::{Flavor, save};
 
 /// Every rule and chain of ours in a namespace. A rule carries its place in its chain, but for the
 /// chains that dispatch to Services, where only the order within one Service counts.
 pub(crate) fn rules(namespace: &Namespace, flavor: Flavor, v6: bool) -> BTreeSet<String> {
-    let saved = flavor.save(namespace, v6).unwrap();
+    let saved = save(flavor, namespace, v6).unwrap();
     let mut found = BTreeSet::new();
     let (mut table, mut last, mut place) = ("", "", 0);
     for line in saved.lines() {

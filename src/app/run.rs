@@ -7,7 +7,7 @@ use crate::health::{self, Clock, Now, Probe, ProxyHealth};
 use crate::http;
 use crate::kernel::nfacct::Nfacct;
 use crate::kernel::process;
-use crate::metrics::{BuildFacts, MetricSet, Metrics, ProcessFacts};
+use crate::metrics::{BuildFacts, MetricSet, Metrics};
 use crate::model::{NodeFacts, ObjectKind, WatchEvent};
 use crate::state::Tracker;
 use crate::sync::{End, Periods, Records, Runner, since_1970};
@@ -68,7 +68,7 @@ async fn serve(config: Config, configz: String) -> Result<ExitCode> {
     let clock = clock();
     let health = Arc::new(ProxyHealth::new(config.sync.period));
     let build = BuildFacts { version: env!("CARGO_PKG_VERSION"), compatible_with: COMPATIBLE_WITH };
-    let metrics = Arc::new(Metrics::new(MetricSet::Iptables, build, Box::new(process_facts))?);
+    let metrics = Arc::new(Metrics::new(MetricSet::Iptables, build, Box::new(|| process::read().ok()))?);
     if Nfacct::probe().is_ok() {
         metrics.register_accounting(&(Arc::new(accounted) as _))?;
     }
@@ -166,11 +166,9 @@ fn node_is_missing(config: &Config, node: &NodeFacts, needs_pod_cidrs: bool) -> 
 
 /// Starts the source of objects.
 async fn source(config: &Config, sender: mpsc::Sender<WatchEvent>) -> Result<Source> {
+    let node_port_range = config.node_ports.range.0..=config.node_ports.range.1;
     if !config.sources.manifests.is_empty() {
-        let options = manifests::ManifestOptions {
-            node_name: config.node_name.clone(),
-            node_port_range: config.node_ports.range.0..=config.node_ports.range.1,
-        };
+        let options = manifests::ManifestOptions { node_name: config.node_name.clone(), node_port_range };
         let paths = config.sources.manifests.clone();
         return Ok(tokio::spawn(manifests::run(paths, options, sender)));
     }
@@ -182,7 +180,8 @@ async fn source(config: &Config, sender: mpsc::Sender<WatchEvent>) -> Result<Sou
     tracing::info!(server = connection.url(), "watching the API server");
     let node_name = config.node_name.clone();
     Ok(tokio::spawn(async move {
-        api::run(connection, &node_name, sender, WatchOptions::default()).await;
+        let options = WatchOptions { node_port_range, ..WatchOptions::default() };
+        api::run(connection, &node_name, sender, options).await;
         Ok(())
     }))
 }
@@ -228,19 +227,6 @@ async fn keep_serving(
         Ok(never) => match never {},
         Err(error) => Err(error).with_context(|| format!("the {what} server cannot listen on {address}")),
     }
-}
-
-fn process_facts() -> Option<ProcessFacts> {
-    let figures = process::read().ok()?;
-    Some(ProcessFacts {
-        cpu_seconds: figures.cpu_seconds,
-        resident_bytes: figures.resident_bytes,
-        virtual_bytes: figures.virtual_bytes,
-        virtual_max_bytes: figures.virtual_max_bytes,
-        open_fds: figures.open_fds,
-        max_fds: figures.max_fds,
-        start_time_seconds: figures.start_time_seconds,
-    })
 }
 
 fn accounted(counter: &str) -> Option<u64> {

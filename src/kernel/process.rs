@@ -1,5 +1,6 @@
 //! What the kernel knows about our own process.
 
+use crate::model::ProcessUse;
 use anyhow::{Context, Result};
 use nix::sys::resource::{Resource, getrlimit};
 use std::fs;
@@ -7,25 +8,6 @@ use std::fs;
 /// Ticks per second in /proc. The kernel's ABI fixes it to 100 on every platform we build for,
 /// whatever its own timer does.
 const TICKS: f64 = 100.0;
-
-/// Use of resources, and their limits.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct ProcessUse {
-    /// User and system time.
-    pub cpu_seconds: f64,
-    /// Memory in RAM.
-    pub resident_bytes: u64,
-    /// Address space in use.
-    pub virtual_bytes: u64,
-    /// Limit of the address space.
-    pub virtual_max_bytes: u64,
-    /// Open file descriptors.
-    pub open_fds: u64,
-    /// Limit of open file descriptors.
-    pub max_fds: u64,
-    /// Start of the process, in seconds since 1970.
-    pub start_time_seconds: f64,
-}
 
 /// Reads what our process uses now.
 ///

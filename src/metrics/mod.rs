@@ -7,7 +7,7 @@
 mod definitions;
 mod process;
 
-pub use process::{ProcessFacts, ReadProcess};
+pub use process::ReadProcess;
 
 use crate::model::IpFamily;
 use definitions::{
@@ -300,8 +300,8 @@ mod tests {
 
     const BUILD: BuildFacts<'static> = BuildFacts { version: "0.1.0", compatible_with: "1.36.2" };
 
-    fn facts() -> ProcessFacts {
-        ProcessFacts {
+    fn facts() -> crate::model::ProcessUse {
+        crate::model::ProcessUse {
             cpu_seconds: 1.25,
             resident_bytes: 4096,
             virtual_bytes: 8192,

@@ -1,30 +1,12 @@
 //! Metrics that are read when they are asked for: our process, and counters kept by the kernel.
 
+use crate::model::ProcessUse;
 use prometheus::core::{Collector, Desc};
 use prometheus::{Result, proto};
 use std::collections::HashMap;
 
-/// What `/proc` says about our process.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct ProcessFacts {
-    /// User and system time.
-    pub cpu_seconds: f64,
-    /// Memory in RAM.
-    pub resident_bytes: u64,
-    /// Address space in use.
-    pub virtual_bytes: u64,
-    /// Limit of the address space.
-    pub virtual_max_bytes: u64,
-    /// Open file descriptors.
-    pub open_fds: u64,
-    /// Limit of open file descriptors.
-    pub max_fds: u64,
-    /// Start of the process, in seconds since 1970.
-    pub start_time_seconds: f64,
-}
-
-/// Reads them; `None` when they cannot be read.
-pub type ReadProcess = Box<dyn Fn() -> Option<ProcessFacts> + Send + Sync>;
+/// Reads what our process uses; `None` when that cannot be read.
+pub type ReadProcess = Box<dyn Fn() -> Option<ProcessUse> + Send + Sync>;
 
 type ReadValues = Box<dyn Fn() -> Option<Vec<f64>> + Send + Sync>;
 
@@ -96,7 +78,7 @@ pub(super) fn process_metrics(read: ReadProcess) -> Result<Pulled> {
         ("process_virtual_memory_bytes", "Address space of this process in use", GAUGE),
         ("process_virtual_memory_max_bytes", "Limit of the address space of this process", GAUGE),
     ];
-    let values = |facts: ProcessFacts| {
+    let values = |facts: ProcessUse| {
         vec![
             facts.cpu_seconds,
             as_float(facts.max_fds),

@@ -7,6 +7,7 @@ mod address;
 mod endpoint;
 mod flow;
 mod node;
+mod process;
 mod service;
 mod time;
 
@@ -14,5 +15,6 @@ pub use address::{Cidr, IpFamily, PerFamily, Protocol};
 pub use endpoint::{EndpointFacts, EndpointSlice, Hints, SliceEndpoint, SliceName, SlicePort};
 pub use flow::{ObjectKind, ServiceRecord, Snapshot, WatchEvent};
 pub use node::NodeFacts;
+pub use process::ProcessUse;
 pub use service::{External, Service, ServiceName, ServicePort, ServicePortName, TrafficPolicy};
 pub use time::UtcTime;

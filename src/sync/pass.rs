@@ -15,6 +15,8 @@ pub struct FamilySync<B: Backend> {
     settings: FamilySettings,
     /// `None`: nothing is known, so the next pass looks first and writes everything.
     baseline: Option<B::Baseline>,
+    /// The node's addresses at the last pass, where rules depend on them.
+    addresses: Vec<IpAddr>,
     /// Trigger times of endpoint changes that no successful pass has covered yet.
     pub(super) triggered: Vec<i64>,
 }
@@ -22,7 +24,7 @@ pub struct FamilySync<B: Backend> {
 impl<B: Backend> FamilySync<B> {
     /// A family that nothing has been programmed for by this process.
     pub fn new(backend: B, settings: FamilySettings) -> Self {
-        FamilySync { backend, settings, baseline: None, triggered: Vec::new() }
+        FamilySync { backend, settings, baseline: None, addresses: Vec::new(), triggered: Vec::new() }
     }
 
     /// The family.
@@ -73,18 +75,26 @@ impl<B: Backend> FamilySync<B> {
         if self.baseline.is_none() {
             self.baseline = Some(self.backend.observe().await.context("looking at the kernel")?);
         }
-        let addresses = self.addresses()?;
+        self.addresses = self.read_addresses()?;
         let plan = Plan::new(&self.settings, snapshot, scope)
             .with_endpoint_count(endpoints)
-            .with_local_addresses(&addresses);
+            .with_local_addresses(&self.addresses);
         let desired = self.backend.render(&plan);
         let baseline = self.baseline.as_mut().context("the baseline was just observed")?;
         let operations = self.backend.diff(baseline, &desired);
         self.backend.apply(&desired, operations, baseline).await
     }
 
+    /// Whether the node's addresses are others than at the last pass, where rules depend on them.
+    ///
+    /// # Errors
+    /// When they cannot be read.
+    pub(super) fn addresses_changed(&self) -> Result<bool> {
+        Ok(self.baseline.is_some() && self.read_addresses()? != self.addresses)
+    }
+
     /// The node's addresses, where node ports answer on some of them only.
-    fn addresses(&self) -> Result<Vec<IpAddr>> {
+    fn read_addresses(&self) -> Result<Vec<IpAddr>> {
         match self.settings.node_port_addresses {
             NodePortAddresses::All => Ok(Vec::new()),
             NodePortAddresses::Within(_) => {

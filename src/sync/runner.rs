@@ -178,10 +178,15 @@ impl<B: Backend, R: Recorder> Runner<B, R> {
         }
     }
 
-    /// Looks whether the kernel still has our rules; if not, they are written at once.
+    /// Looks whether the kernel still has our rules, and the node its addresses; if not, there is
+    /// a pass at once.
     async fn check(&mut self) {
         let mut drifted = false;
         for family in &mut self.families {
+            match family.addresses_changed() {
+                Ok(changed) => drifted |= changed,
+                Err(error) => self.recorder.unverified(family.family(), &error),
+            }
             match family.verify().await {
                 Ok(None) => {}
                 Ok(Some(what)) => {

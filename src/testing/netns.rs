@@ -35,9 +35,8 @@ impl Namespace {
     pub fn create(label: &str) -> Result<Namespace> {
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let name = format!("{PREFIX}{}-{number}-{label}", std::process::id());
-        run_ip(&["netns", "add", &name], "").with_context(|| {
-            format!("cannot make network namespace {name}: these tests need root and iproute2")
-        })?;
+        run_ip(&["netns", "add", &name], "")
+            .with_context(|| format!("cannot make network namespace {name}: this needs root and iproute2"))?;
         let namespace = Namespace { name };
         for (key, value) in [
             ("net/ipv4/conf/all/rp_filter", "0"),

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+pub use crate::kernel::iptables::Flavor;
 use anyhow::{Context as _, Result, bail};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -36,34 +37,14 @@ fn next_generation() -> u8 {
     u8::try_from(NEXT_GENERATION.fetch_add(1, Ordering::Relaxed) % 250).unwrap_or(0) + 1
 }
 
-/// Which iptables tools, and so which tables of the kernel, are in play.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Flavor {
-    /// iptables over nf_tables.
-    Nft,
-    /// The legacy tables.
-    Legacy,
-}
-
-impl Flavor {
-    /// As `--iptables-flavor` spells it, and the tools' names.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Flavor::Nft => "nft",
-            Flavor::Legacy => "legacy",
-        }
-    }
-
-    /// What `iptables-save` prints in a namespace; `ip6tables-save` when `v6`.
-    ///
-    /// # Errors
-    ///
-    /// When the tool is missing or fails.
-    pub fn save(self, namespace: &Namespace, v6: bool) -> Result<String> {
-        let six = if v6 { "6" } else { "" };
-        namespace.output(&format!("ip{six}tables-{}-save", self.as_str()), &[])
-    }
+/// What `iptables-save` of a flavour prints in a namespace; `ip6tables-save` when `v6`.
+///
+/// # Errors
+///
+/// When the tool is missing or fails.
+pub fn save(flavor: Flavor, namespace: &Namespace, v6: bool) -> Result<String> {
+    let six = if v6 { "6" } else { "" };
+    namespace.output(&format!("ip{six}tables-{flavor}-save"), &[])
 }
 
 /// Polls `condition` until it holds.
@@ -237,8 +218,7 @@ impl Proxy {
             exited = !self.is_running();
             exited
                 || [false, true].into_iter().all(|v6| {
-                    flavor
-                        .save(namespace, v6)
+                    save(flavor, namespace, v6)
                         .is_ok_and(|text| markers.iter().all(|marker| text.contains(marker)))
                 })
         });

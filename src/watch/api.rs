@@ -11,6 +11,7 @@ use super::outage::random;
 use super::services::Services;
 use super::stream::{Shared, Stream};
 use crate::model::WatchEvent;
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
@@ -33,6 +34,8 @@ pub struct WatchOptions {
     pub page_size: u32,
     /// After this many seconds the server ends a watch, and we ask for the next one.
     pub watch_seconds: u32,
+    /// The node ports that the cluster is said to give out; others are used with a warning.
+    pub node_port_range: RangeInclusive<u16>,
 }
 
 impl Default for WatchOptions {
@@ -45,6 +48,7 @@ impl Default for WatchOptions {
             stall_limit: Duration::from_secs(60),
             page_size: 250,
             watch_seconds: watch_seconds(),
+            node_port_range: 30_000..=32_767,
         }
     }
 }
@@ -67,8 +71,9 @@ pub async fn run(
 ) {
     let node_name: Arc<str> = node_name.into();
     let paged = AtomicBool::new(!options.streaming_lists);
+    let services = Services { node_port_range: options.node_port_range.clone() };
     let shared = Arc::new(Shared { options, paged });
-    let mut services = Stream::new(Services, connection.clone(), sender.clone(), shared.clone());
+    let mut services = Stream::new(services, connection.clone(), sender.clone(), shared.clone());
     let slices = EndpointSlices { node_name: node_name.clone() };
     let mut slices = Stream::new(slices, connection.clone(), sender.clone(), shared.clone());
     let mut node = Stream::new(OwnNode { name: node_name }, connection, sender.clone(), shared);

@@ -3,7 +3,7 @@
 //! `cargo test -p ipvs-rs --test live -- --ignored`, or, where the local kernel has no IPVS, the same
 //! test binary inside the project's virtual machine (`e2e/vm/run`). Each test has a network namespace of
 //! its own.
-#![allow(clippy::unwrap_used, clippy::expect_used)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::disallowed_methods)]
 
 use ipvs_rs::{
     Error, Family, Forward, Ipvs, Key, Netmask, Persistence, Protocol, RealServer, Reason, Scheduler,

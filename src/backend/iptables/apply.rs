@@ -92,10 +92,7 @@ struct Run<'r, 'd, X> {
 
 impl<X: Xtables> Run<'_, '_, X> {
     async fn step(&mut self, mut step: Step) -> Result<()> {
-        if !self.outcome.refused.is_empty() && (step.nat_dispatch || !step.delete.is_empty()) {
-            // What still leads to a refused Service has to go before its chains can.
-            (step.filter_dispatch, step.nat_dispatch) = (true, true);
-        }
+        self.lead_away_from_refused(&mut step);
         let services = self.accepted(step.services.clone());
         match self.send(&step, &services).await {
             Ok(()) => Ok(()),
@@ -111,6 +108,15 @@ impl<X: Xtables> Run<'_, '_, X> {
                     self.isolate(step, services, error).await
                 }
             },
+        }
+    }
+
+    /// A step that comes after the Services' chains also takes away what leads to refused ones:
+    /// before that, their old chains cannot go.
+    fn lead_away_from_refused(&self, step: &mut Step) {
+        let comes_late = step.filter_dispatch || step.nat_dispatch || !step.delete.is_empty();
+        if comes_late && !self.outcome.refused.is_empty() {
+            (step.filter_dispatch, step.nat_dispatch) = (true, true);
         }
     }
 
@@ -159,13 +165,8 @@ impl<X: Xtables> Run<'_, '_, X> {
         }
         let chains = Step { services: step.services.clone(), ..Step::default() };
         self.bisect(&chains, services, Trial::Chains).await?;
-        let refused = !self.outcome.refused.is_empty();
-        let rest = Step {
-            filter_dispatch: step.filter_dispatch || refused,
-            nat_dispatch: step.nat_dispatch || refused,
-            delete: step.delete.clone(),
-            ..Step::default()
-        };
+        let mut rest = Step { fixed: false, services: 0..0, ..step };
+        self.lead_away_from_refused(&mut rest);
         if rest.is_empty(self.changes) || self.send(&rest, &[]).await.is_ok() {
             return Ok(());
         }
@@ -232,6 +233,8 @@ impl<X: Xtables> Run<'_, '_, X> {
         if self.doomed.is_empty() {
             return Ok(());
         }
+        let dispatch = Step { filter_dispatch: true, nat_dispatch: true, ..Step::default() };
+        self.send(&dispatch, &[]).await.context("leading away from refused Services")?;
         let delete: Vec<ChainId> = std::mem::take(&mut self.doomed).into_iter().collect();
         let input = Input {
             desired: self.desired,

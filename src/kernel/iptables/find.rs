@@ -119,7 +119,9 @@ async fn flavor_in_use(family: IpFamily) -> Result<Flavor> {
             )
         }
         (Some(_), Some((programs, version))) => {
-            if nft_has_marks(family).context("reading nf_tables")? {
+            if nft_has_marks(family)
+                .context("cannot look at the node's rules; this needs root or CAP_NET_ADMIN")?
+            {
                 return Ok(Flavor::Nft);
             }
             let legacy = Tools::new(family, Flavor::Legacy, *version, *programs);

@@ -192,7 +192,8 @@ fn line_at_fault(complaint: &str) -> Option<usize> {
     digits.parse().ok()
 }
 
-/// Exit status of iptables for lack of resources or of the lock; the input is not to blame.
+/// Exit status of iptables for lack of resources or of the lock. The nft flavour has it, too, for
+/// what the kernel refuses, but then it names the line.
 const EXIT_RESOURCE: i32 = 4;
 
 impl Xtables for Tools {
@@ -238,13 +239,13 @@ impl Xtables for Tools {
         let (status, message) = fed
             .map_err(|_| self.unable(format!("no end after {RESTORE_LIMIT:?}")))?
             .map_err(|error| self.unable(error))?;
-        match status.code() {
-            Some(0) => Ok(()),
-            Some(EXIT_RESOURCE) | None => Err(self.unable(format!("{status}: {message}"))),
-            Some(_) => {
-                let line = line_at_fault(&message);
-                Err(RestoreError::Refused { tool: self.programs.restore, line, message })
-            }
+        if status.success() {
+            return Ok(());
+        }
+        let (tool, message) = (self.programs.restore, message.replace('\n', "; "));
+        match (status.code(), line_at_fault(&message)) {
+            (Some(EXIT_RESOURCE) | None, None) => Err(self.unable(format!("{status}: {message}"))),
+            (_, line) => Err(RestoreError::Refused { tool, line, message }),
         }
     }
 

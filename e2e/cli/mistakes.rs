@@ -1,0 +1,173 @@
+//! Whatever is wrong gets one clear line, and the right exit status or the rest goes on.
+
+use super::{program, stderr, stdout};
+use rstest::rstest;
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+use std::process::{Child, Output, Stdio};
+use std::sync::mpsc;
+use std::time::Duration;
+
+const GOOD: &str = "
+apiVersion: v1
+kind: Service
+metadata: {name: good, namespace: shop}
+spec: {clusterIP: 10.96.0.9, ports: [{port: 80}]}
+";
+
+/// A Service with one thing wrong with it.
+fn service(name: &str, spec: &str) -> String {
+    format!("apiVersion: v1\nkind: Service\nmetadata: {{name: {name}, namespace: shop}}\nspec: {spec}\n")
+}
+
+fn render(folder: &Path) -> Output {
+    let mut command =
+        program(&["render", "--mode", "iptables", "--family", "ipv4", "--hostname-override", "n"]);
+    command.arg("--manifests").arg(folder).output().unwrap()
+}
+
+#[rstest]
+#[case::broken_yaml("a: [b\n", &["bad.yaml", "line 1"])]
+#[case::bad_ip(&service("bad", "{clusterIP: 10.96.0.300, ports: [{port: 80}]}"), &["bad.yaml", "Service shop/bad", "spec.clusterIP", "10.96.0.300"])]
+#[case::wrong_family_external_ip(
+    &service("bad", "{clusterIP: 10.96.0.8, externalIPs: ['fd00::1'], ports: [{port: 80}]}"),
+    &["Service shop/bad", "spec.externalIPs[0]", "fd00::1"]
+)]
+#[case::port_zero(&service("bad", "{clusterIP: 10.96.0.8, ports: [{port: 0}]}"), &["Service shop/bad", "spec.ports[0].port"])]
+#[case::long_name(&service(&"n".repeat(300), "{clusterIP: 10.96.0.8, ports: [{port: 80}]}"), &["metadata.name"])]
+fn a_bad_manifest_is_named_and_the_good_ones_are_programmed(#[case] bad: &str, #[case] words: &[&str]) {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("bad.yaml"), bad).unwrap();
+    fs::write(folder.path().join("good.yaml"), GOOD).unwrap();
+    let output = render(folder.path());
+    assert_eq!(output.status.code(), Some(1));
+    let said = stderr(&output);
+    for word in words {
+        assert!(said.contains(word), "{word} is missing from: {said}");
+    }
+    assert!(stdout(&output).contains("shop/good has no endpoints"));
+    assert!(!stdout(&output).contains("shop/bad"));
+}
+
+#[test]
+fn a_node_port_outside_the_range_is_refused_by_name_and_the_service_works() {
+    let folder = tempfile::tempdir().unwrap();
+    let spec = "{type: NodePort, clusterIP: 10.96.0.8, ports: [{port: 80, nodePort: 40000}]}";
+    fs::write(folder.path().join("a.yaml"), service("outside", spec)).unwrap();
+    let output = render(folder.path());
+    assert!(stderr(&output).contains("Service shop/outside: spec.ports[0].nodePort"), "{}", stderr(&output));
+    assert!(stdout(&output).contains("shop/outside has no endpoints"));
+    assert!(!stdout(&output).contains("40000"));
+}
+
+#[test]
+fn of_two_claimants_of_a_node_port_the_second_by_name_goes_without() {
+    let folder = tempfile::tempdir().unwrap();
+    for (name, ip) in [("first", "10.96.0.7"), ("second", "10.96.0.8")] {
+        let spec = format!(
+            "{{type: NodePort, clusterIP: {ip}, ports: [{{name: a, port: 80, nodePort: 30080}}, {{name: b, port: 81, nodePort: 300{}}}]}}",
+            &ip[ip.len() - 1..].repeat(2)
+        );
+        fs::write(folder.path().join(format!("{name}.yaml")), service(name, &spec)).unwrap();
+    }
+    let output = render(folder.path());
+    let said = stderr(&output);
+    assert!(
+        said.contains("Service shop/second: node port 30080/tcp belongs to Service shop/first"),
+        "{said}"
+    );
+    let rules = stdout(&output);
+    assert_eq!(rules.matches("--dport 30080 ").count(), 1);
+    assert!(rules.contains("--dport 30077 ") && rules.contains("--dport 30088 "), "the other ports work");
+}
+
+#[rstest]
+#[case::missing_kubeconfig(&["--kubeconfig", "/nowhere/kubeconfig"], "/nowhere/kubeconfig")]
+#[case::missing_manifests(&["--manifests", "/nowhere/services"], "/nowhere/services")]
+#[case::missing_config(&["--config", "/nowhere/config.conf"], "/nowhere/config.conf")]
+#[case::unknown_flag(&["--no-such-flag"], "--no-such-flag")]
+#[case::unknown_mode(&["--mode", "quantum"], "quantum")]
+#[case::bad_cidr(&["--cluster-cidr", "10.0.0.0/99"], "10.0.0.0/99")]
+fn what_cannot_start_says_why_and_exits_with_1(#[case] arguments: &[&str], #[case] word: &str) {
+    let output = program(arguments).output().unwrap();
+    let said = stderr(&output);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    let errors: Vec<&str> = said.lines().filter(|line| line.starts_with("Error: ")).collect();
+    assert_eq!(errors.len(), 1, "{said}");
+    assert!(errors[0].contains(word), "{said}");
+}
+
+/// A manifest folder, so that the program gets as far as looking for iptables.
+fn some_manifests() -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("good.yaml"), GOOD).unwrap();
+    folder
+}
+
+#[test]
+fn without_iptables_it_says_what_to_install() {
+    let folder = some_manifests();
+    let mut command =
+        program(&["--healthz-bind-address", "127.0.0.1:1", "--metrics-bind-address", "127.0.0.1:1"]);
+    let output = command.arg("--manifests").arg(folder.path()).env("PATH", "/nowhere").output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stderr(&output).contains("install the package iptables"), "{}", stderr(&output));
+}
+
+#[test]
+fn without_root_it_says_what_it_needs() {
+    use std::os::unix::fs::PermissionsExt;
+    use std::os::unix::process::CommandExt;
+    let folder = some_manifests();
+    fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    // The build folder may be closed to others; a copy is not.
+    let copy = folder.path().join("kube-proxy-rs");
+    fs::copy(env!("CARGO_BIN_EXE_kube-proxy-rs"), &copy).unwrap();
+    let mut command = std::process::Command::new(&copy);
+    if nix::unistd::geteuid().is_root() {
+        command.uid(65534).gid(65534);
+    }
+    command.args(["--healthz-bind-address", "127.0.0.1:1", "--metrics-bind-address", "127.0.0.1:1"]);
+    let output = command.arg("--manifests").arg(folder.path()).output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stderr(&output).contains("needs root or CAP_NET_ADMIN"), "{}", stderr(&output));
+}
+
+/// A running program whose log is read, and which ends with the test.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Starts the program and waits for a line that holds all the words.
+fn until_it_says(arguments: &[&str], words: &[&str]) -> (Running, String) {
+    let mut command = program(arguments);
+    command.args(["--healthz-bind-address", "127.0.0.1:1", "--metrics-bind-address", "127.0.0.1:1"]);
+    let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
+    let lines = BufReader::new(child.stderr.take().unwrap()).lines();
+    let running = Running(child);
+    let (sender, receiver) = mpsc::channel();
+    std::thread::spawn(move || lines.map_while(Result::ok).try_for_each(|line| sender.send(line)));
+    let mut said = Vec::new();
+    while let Ok(line) = receiver.recv_timeout(Duration::from_secs(20)) {
+        if words.iter().all(|word| line.contains(word)) {
+            return (running, line);
+        }
+        said.push(line);
+    }
+    panic!("no line with {words:?} in: {}", said.join("\n"));
+}
+
+#[test]
+fn an_unreachable_api_server_is_named_and_waited_for() {
+    // A port that was just free: nothing listens there.
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let url = format!("http://127.0.0.1:{port}");
+    let (mut running, _) = until_it_says(&["--master", &url], &["services", &url, "Connection refused"]);
+    assert!(running.0.try_wait().unwrap().is_none(), "it goes on trying");
+}
