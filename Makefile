@@ -20,7 +20,7 @@ demo: deps ## see it work: a throw-away node, real requests, a change, cleaned u
 	@$(CARGO) build --quiet --locked --features testing --bin kube-proxy-rs --example demo
 	@target/debug/examples/demo target/debug/kube-proxy-rs
 
-test: deps fmt-check lint unit netns ## everything CI runs: format, lints, unit to network-namespace tests
+test: deps fmt-check lint unit netns chart image-test ## everything CI runs: format, lints, unit to network-namespace tests
 
 deps: ## install the tools that tests and demo need (apt, as root), if any is missing
 	@scripts/deps.sh
@@ -67,6 +67,8 @@ bench-scale: deps ## the real program and kernel at size: N=10000 E=5 FLAVOR=nft
 	@$(CARGO) build --quiet --locked --release --bin kube-proxy-rs
 	@$(CARGO) build --quiet --locked --release --features testing --example scale
 	@target/release/examples/scale target/release/kube-proxy-rs $(foreach key,$(SCALE),"$(key)=$($(key))")
+
+include deploy.mk
 
 docs: ## API documentation, warnings as errors
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --workspace --no-deps --document-private-items

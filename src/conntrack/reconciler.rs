@@ -103,7 +103,8 @@ impl Worker {
         let ledger = self.ledgers.get(family);
         let mut deleted = 0;
         if suspects.len() > FEW {
-            let by_destination: HashMap<_, _> = suspects.iter().map(|suspect| (suspect.to, suspect)).collect();
+            let by_destination: HashMap<_, _> =
+                suspects.iter().map(|suspect| (suspect.to, suspect)).collect();
             let stale = |flow: &Flow| {
                 let [exact, port] = Destination::of(flow);
                 let found = by_destination.get(&exact).or_else(|| by_destination.get(&port));

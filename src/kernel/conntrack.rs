@@ -6,8 +6,8 @@
 
 use crate::model::{IpFamily, Protocol};
 use anyhow::{Context, Result, anyhow};
-use netlink::{Attribute, Error, Malformed, Message, MsgBuf, Protocol as Bus, Socket};
 pub use netlink::Part;
+use netlink::{Attribute, Error, Malformed, Message, MsgBuf, Protocol as Bus, Socket};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 const SUBSYSTEM: u16 = 1 << 8;
@@ -162,7 +162,9 @@ impl Conntrack {
         let refused = self.socket.batch(&mut self.request).context("cannot delete tracked flows")?;
         match refused.into_iter().find(|refused| refused.refusal.errno != libc::ENOENT) {
             None => Ok(()),
-            Some(refused) => Err(anyhow!(Error::from(refused.refusal)).context("cannot delete a tracked flow")),
+            Some(refused) => {
+                Err(anyhow!(Error::from(refused.refusal)).context("cannot delete a tracked flow"))
+            }
         }
     }
 
