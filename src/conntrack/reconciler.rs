@@ -121,7 +121,8 @@ impl Worker {
         for suspect in suspects {
             let stale = |flow: &Flow| ledger.is_stale(suspect, flow, &local);
             // Where nobody may answer any more, the kernel can do all of it in one request.
-            let whole = self.by_filter && suspect.serving.is_empty() && suspect.to.address.is_some();
+            let v4 = suspect.to.address.is_some_and(|address| address.is_ipv4());
+            let whole = self.by_filter && v4 && suspect.serving.is_empty();
             deleted += match whole {
                 true => clear(&mut self.conntrack, family, suspect, stale)?,
                 false => sweep(&mut self.conntrack, family, &suspect.to, stale)?,
@@ -170,7 +171,7 @@ fn clear(
         Part::Item(flow) => count += u64::from(is_stale(&flow)),
     })?;
     if count > 0 {
-        conntrack.delete_to(family, &suspect.to)?;
+        conntrack.delete_to(&suspect.to)?;
     }
     Ok(count)
 }
