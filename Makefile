@@ -14,7 +14,7 @@ DENY_VERSION := 0.20.2
 .PHONY: help deps demo test fmt fmt-check lint deny unit golden api netns e2e bench docs clean
 
 help: ## this list
-	@awk 'BEGIN {FS = ":.*## "} /^[a-z0-9-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z0-9-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: deps ## see it work: a throw-away node, real requests, a change, cleaned up after
 	@$(CARGO) build --quiet --locked --features testing --bin kube-proxy-rs --example demo
