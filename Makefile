@@ -11,7 +11,7 @@ TOOLS := .cache/tools
 DENY := $(TOOLS)/bin/cargo-deny
 DENY_VERSION := 0.20.2
 
-.PHONY: help deps demo test fmt fmt-check lint deny unit golden api netns e2e bench docs clean
+.PHONY: help deps demo test fmt fmt-check lint deny unit golden api netns e2e bench bench-scale docs clean
 
 help: ## this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z0-9-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -60,7 +60,13 @@ netns: deps ## real packets and the reference's fixtures, in network namespaces;
 
 e2e: netns ## every tier that needs more than a compiler
 
-include deploy.mk
+# Settings of a run; empty ones keep the program's own defaults (benches/scale/settings.rs).
+SCALE = N E FLAVOR PEER LONE STORM RATE IDLE CONNECTIONS FLAGS
+
+bench-scale: deps ## the real program and kernel at size: N=10000 E=5 FLAVOR=nft|legacy [PEER=/path/to/kube-proxy]; needs root
+	@$(CARGO) build --quiet --locked --release --bin kube-proxy-rs
+	@$(CARGO) build --quiet --locked --release --features testing --example scale
+	@target/release/examples/scale target/release/kube-proxy-rs $(foreach key,$(SCALE),"$(key)=$($(key))")
 
 docs: ## API documentation, warnings as errors
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --workspace --no-deps --document-private-items
@@ -68,3 +74,5 @@ docs: ## API documentation, warnings as errors
 clean: ## delete what was built
 	$(CARGO) clean
 	rm -rf .cache
+
+include deploy.mk

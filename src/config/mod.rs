@@ -226,4 +226,6 @@ pub struct ConntrackConfig {
     pub udp_timeout: Duration,
     /// Timeout of answered UDP flows.
     pub udp_stream_timeout: Duration,
+    /// A setting that cannot be made ends the program.
+    pub strict: bool,
 }

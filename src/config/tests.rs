@@ -72,6 +72,7 @@ fn default_config() -> Config {
             tcp_be_liberal: false,
             udp_timeout: Duration::ZERO,
             udp_stream_timeout: Duration::ZERO,
+            strict: false,
         },
         oom_score_adj: -999,
     }
@@ -155,6 +156,7 @@ const UPSTREAM_FLAGS: &[(&str, &str, bool)] = &[
 const OUR_FLAGS: &[(&str, &str, bool)] = &[
     ("manifests", "", true),
     ("iptables-flavor", "auto", true),
+    ("conntrack-strict", "false", true),
     ("service-node-port-range", "30000-32767", true),
     ("family", "ipv4", true),
 ];
@@ -259,6 +261,7 @@ fn every_flag_has_a_row_in_the_documentation() {
 #[case(&["--conntrack-tcp-timeout-close-wait=1m"], |c: &mut Config| c.conntrack.tcp_close_wait_timeout = secs(60))]
 #[case(&["--conntrack-tcp-be-liberal"], |c: &mut Config| c.conntrack.tcp_be_liberal = true)]
 #[case(&["--conntrack-udp-timeout=1s"], |c: &mut Config| c.conntrack.udp_timeout = secs(1))]
+#[case(&["--conntrack-strict"], |c: &mut Config| c.conntrack.strict = true)]
 #[case(&["--conntrack-udp-timeout-stream=2s"], |c: &mut Config| c.conntrack.udp_stream_timeout = secs(2))]
 fn a_flag_changes_its_setting_and_nothing_else(#[case] args: &[&str], #[case] change: fn(&mut Config)) {
     let mut want = default_config();
