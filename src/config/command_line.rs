@@ -31,6 +31,7 @@ const EFFECTIVE_WITH_CONFIG: &[&str] = &[
     "manifests",
     "iptables-flavor",
     "conntrack-strict",
+    "iptables-dispatch-tree-threshold",
     "service-node-port-range",
     "family",
 ];
