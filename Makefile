@@ -14,13 +14,13 @@ DENY_VERSION := 0.20.2
 .PHONY: help deps demo test fmt fmt-check lint deny unit golden api netns e2e bench bench-scale docs clean
 
 help: ## this list
-	@awk 'BEGIN {FS = ":.*## "} /^[a-z0-9-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z0-9-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: deps ## see it work: a throw-away node, real requests, a change, cleaned up after
 	@$(CARGO) build --quiet --locked --features testing --bin kube-proxy-rs --example demo
 	@target/debug/examples/demo target/debug/kube-proxy-rs
 
-test: deps fmt-check lint unit netns ## everything CI runs: format, lints, unit to network-namespace tests
+test: deps fmt-check lint unit netns chart image-test ## everything CI runs: format, lints, unit to network-namespace tests
 
 deps: ## install the tools that tests and demo need (apt, as root), if any is missing
 	@scripts/deps.sh
@@ -74,3 +74,5 @@ docs: ## API documentation, warnings as errors
 clean: ## delete what was built
 	$(CARGO) clean
 	rm -rf .cache
+
+include deploy.mk

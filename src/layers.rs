@@ -18,7 +18,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("plan", &["model"]),
     ("watch", &["model", "config"]),
     ("backend", &["model", "kernel", "plan"]),
-    ("conntrack", &["model", "kernel", "plan"]),
+    ("conntrack", &["model", "config", "kernel", "plan"]),
     ("health", &["model", "http", "plan"]),
     ("sync", &["model", "metrics", "kernel", "state", "plan", "backend", "conntrack", "health"]),
 ];

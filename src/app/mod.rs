@@ -1,6 +1,7 @@
 //! The composition root: builds every part from the configuration, starts the tasks and orders
 //! the shutdown. The only room that knows all others.
 
+mod conntrack;
 mod families;
 mod render;
 mod run;

@@ -1,6 +1,6 @@
 //! Being a service proxy: sources, loop and servers, and their end.
 
-use super::families;
+use super::{conntrack, families};
 use crate::backend::Backend;
 use crate::config::{Config, DetectLocal, Mode};
 use crate::health::{self, Clock, Now, Probe, ProxyHealth};
@@ -10,7 +10,7 @@ use crate::kernel::process;
 use crate::metrics::{BuildFacts, MetricSet, Metrics};
 use crate::model::{NodeFacts, ObjectKind, WatchEvent};
 use crate::state::Tracker;
-use crate::sync::{End, Periods, Records, Runner, since_1970};
+use crate::sync::{End, Periods, Records, Runner, Settlement, since_1970};
 use crate::watch::api::WatchOptions;
 use crate::watch::client::{ClientOptions, Connection};
 use crate::watch::{api, manifests};
@@ -72,12 +72,19 @@ async fn serve(config: Config, configz: String) -> Result<ExitCode> {
     if Nfacct::probe().is_ok() {
         metrics.register_accounting(&(Arc::new(accounted) as _))?;
     }
+    conntrack::set_limits(&config.conntrack)?;
+    let settlement = match conntrack::reconciler(metrics.clone()) {
+        Some(reconciler) => Settlement::default().with_conntrack(reconciler),
+        None => Settlement::default(),
+    };
     let servers = servers(&config, configz, (&health, &metrics), &clock);
     let (sender, mut events) = mpsc::channel(CHANNEL);
     let source = source(&config, sender).await?;
     let started = i64::try_from(since_1970(clock().wall).as_millis()).unwrap_or(i64::MAX);
+    let node = NodeFacts { name: config.node_name.as_str().into(), ..NodeFacts::default() };
+    let tracker = Tracker::new(node, started);
     tokio::select! {
-        ended = program(&config, &mut events, started, Records::new(metrics, health.clone(), clock)) => {
+        ended = program(&config, &mut events, tracker, (Records::new(metrics, health.clone(), clock), settlement)) => {
             match ended? {
                 End::SourceGone => {
                     source.await.context("the source of objects ended")??;
@@ -96,11 +103,9 @@ async fn serve(config: Config, configz: String) -> Result<ExitCode> {
 async fn program(
     config: &Config,
     events: &mut mpsc::Receiver<WatchEvent>,
-    started: i64,
-    records: Records,
+    mut tracker: Tracker,
+    (records, settlement): (Records, Settlement),
 ) -> Result<End> {
-    let node = NodeFacts { name: config.node_name.as_str().into(), ..NodeFacts::default() };
-    let mut tracker = Tracker::new(node, started);
     if !await_node(config, &mut tracker, events).await? {
         return Ok(End::SourceGone);
     }
@@ -109,7 +114,7 @@ async fn program(
         family.backend().probe().await?;
     }
     let periods = Periods { sync: config.sync.period, min: config.sync.min_period, full: FULL_SYNC_PERIOD };
-    let mut runner = Runner::new(tracker, families, periods, records);
+    let mut runner = Runner::new(tracker, families, periods, records).settling(settlement);
     if config.detect_local == DetectLocal::NodeCidr {
         runner = runner.ending_with_pod_cidrs();
     }
@@ -235,6 +240,7 @@ fn accounted(counter: &str) -> Option<u64> {
 
 /// The privileged part of the start: sysctls and counters.
 pub(super) async fn init_only(config: Config) -> Result<ExitCode> {
+    conntrack::set_limits(&config.conntrack)?;
     families::iptables(&config, &NodeFacts::default()).await?;
     Ok(ExitCode::SUCCESS)
 }

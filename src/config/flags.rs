@@ -267,4 +267,7 @@ pub(super) struct ConntrackFlags {
     /// Timeout of answered UDP flows; 0 leaves the kernel's
     #[arg(long, value_name = "DURATION", default_value = "0s")]
     pub(super) conntrack_udp_timeout_stream: GoDuration,
+    /// End when one of these cannot be set, as kube-proxy does, instead of going on with a warning
+    #[arg(long)]
+    pub(super) conntrack_strict: bool,
 }

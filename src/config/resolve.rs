@@ -175,7 +175,7 @@ fn config(line: &CommandLine, settings: &Settings, node_name: String) -> Config 
             verbosity: u8::try_from(settings.logging.verbosity).unwrap_or(u8::MAX),
             format: if settings.logging.format == "json" { LogFormat::Json } else { LogFormat::Text },
         },
-        conntrack: conntrack(settings),
+        conntrack: conntrack(line, settings),
         oom_score_adj: settings.oom_score_adj,
     }
 }
@@ -224,7 +224,7 @@ fn node_port_addresses(addresses: &[String]) -> NodePortAddresses {
     }
 }
 
-fn conntrack(settings: &Settings) -> ConntrackConfig {
+fn conntrack(line: &CommandLine, settings: &Settings) -> ConntrackConfig {
     let conntrack = &settings.conntrack;
     ConntrackConfig {
         max_per_core: u32::try_from(conntrack.max_per_core).unwrap_or_default(),
@@ -234,6 +234,7 @@ fn conntrack(settings: &Settings) -> ConntrackConfig {
         tcp_be_liberal: conntrack.tcp_be_liberal,
         udp_timeout: conntrack.udp_timeout.to_duration(),
         udp_stream_timeout: conntrack.udp_stream_timeout.to_duration(),
+        strict: line.flags.conntrack.conntrack_strict,
     }
 }
 

@@ -2,6 +2,7 @@
 
 use super::settings::Settings;
 use super::*;
+use crate::model::IpFamily;
 use rstest::rstest;
 
 fn line(args: &[&str]) -> CommandLine {
@@ -73,6 +74,7 @@ fn default_config() -> Config {
             tcp_be_liberal: false,
             udp_timeout: Duration::ZERO,
             udp_stream_timeout: Duration::ZERO,
+            strict: false,
         },
         oom_score_adj: -999,
     }
@@ -156,6 +158,7 @@ const UPSTREAM_FLAGS: &[(&str, &str, bool)] = &[
 const OUR_FLAGS: &[(&str, &str, bool)] = &[
     ("manifests", "", true),
     ("iptables-flavor", "auto", true),
+    ("conntrack-strict", "false", true),
     ("iptables-dispatch-tree-threshold", "500", true),
     ("service-node-port-range", "30000-32767", true),
     ("family", "ipv4", true),
@@ -262,6 +265,7 @@ fn every_flag_has_a_row_in_the_documentation() {
 #[case(&["--conntrack-tcp-timeout-close-wait=1m"], |c: &mut Config| c.conntrack.tcp_close_wait_timeout = secs(60))]
 #[case(&["--conntrack-tcp-be-liberal"], |c: &mut Config| c.conntrack.tcp_be_liberal = true)]
 #[case(&["--conntrack-udp-timeout=1s"], |c: &mut Config| c.conntrack.udp_timeout = secs(1))]
+#[case(&["--conntrack-strict"], |c: &mut Config| c.conntrack.strict = true)]
 #[case(&["--conntrack-udp-timeout-stream=2s"], |c: &mut Config| c.conntrack.udp_stream_timeout = secs(2))]
 fn a_flag_changes_its_setting_and_nothing_else(#[case] args: &[&str], #[case] change: fn(&mut Config)) {
     let mut want = default_config();
@@ -643,21 +647,4 @@ fn all_complaints_come_at_once() {
     let found =
         complaints(&["--oom-score-adj=2000", "--mode=x", "--conntrack-min=-1", "--hostname-override= "]);
     assert_eq!(found.len(), 4, "{found:?}");
-}
-
-#[rstest]
-#[case(NodePortAddresses::All, IpFamily::V4, None)]
-#[case(NodePortAddresses::Primary, IpFamily::V4, Some("192.0.2.1/32"))]
-#[case(NodePortAddresses::Primary, IpFamily::V6, None)]
-#[case(NodePortAddresses::Cidrs(vec!["10.0.0.0/8".parse().unwrap()]), IpFamily::V4, Some("10.0.0.0/8"))]
-#[case(NodePortAddresses::Cidrs(vec!["10.0.0.0/8".parse().unwrap()]), IpFamily::V6, None)]
-#[case(NodePortAddresses::Cidrs(vec!["10.0.0.0/8".parse().unwrap(), "0.0.0.0/0".parse().unwrap()]), IpFamily::V4, None)]
-fn node_port_networks_of_a_family(
-    #[case] addresses: NodePortAddresses,
-    #[case] family: IpFamily,
-    #[case] want: Option<&str>,
-) {
-    let node_ips = ["192.0.2.1".parse().unwrap(), "::1".parse().unwrap()];
-    let found = addresses.of_family(family, &node_ips);
-    assert_eq!(found, want.map(|cidr| vec![cidr.parse().unwrap()]));
 }

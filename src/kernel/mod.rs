@@ -8,6 +8,8 @@
 #![allow(clippy::disallowed_methods, reason = "the one room that runs programs")]
 
 pub mod addresses;
+pub mod conntrack;
+pub mod cpus;
 #[cfg(any(test, feature = "testing"))]
 pub mod fake;
 pub mod iptables;

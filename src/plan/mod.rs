@@ -9,10 +9,12 @@ mod endpoints;
 mod frontends;
 mod settings;
 mod topology;
+mod tracked;
 
 pub use endpoints::Target;
 pub use frontends::Frontends;
 pub use settings::{FamilySettings, LocalDetector, NodePortAddresses};
+pub use tracked::TrackedPort;
 
 use crate::model::{IpFamily, ServiceName, ServicePortName, ServiceRecord, Snapshot, TrafficPolicy};
 use endpoints::Choice;
@@ -135,6 +137,14 @@ impl<'a> Plan<'a> {
     #[must_use]
     pub fn scope(&self) -> Scope<'a> {
         self.scope
+    }
+
+    /// The Services that this pass looks at, whether they still exist or not.
+    pub fn names_in_scope(&self) -> Box<dyn Iterator<Item = &'a ServiceName> + 'a> {
+        match self.scope {
+            Scope::All => Box::new(self.snapshot.services.keys()),
+            Scope::Only(names) => Box::new(names.iter()),
+        }
     }
 
     /// One Service's part; `None` when the family has nothing of it.

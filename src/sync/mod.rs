@@ -1,5 +1,5 @@
 //! The loop that keeps the kernel equal to the picture: `pass` takes one family there once,
-//! `runner` says when.
+//! `runner` says when, `settle` does what follows once the rules are in force.
 //!
 //! Generic over `Backend`; nothing here knows a mode. What a pass did leaves as a `SyncReport`,
 //! and `report` turns that into metrics, health and one log line.
@@ -8,11 +8,13 @@ mod pass;
 mod record;
 mod report;
 mod runner;
+mod settle;
 
 pub use pass::FamilySync;
 pub use record::{Records, since_1970};
 pub use report::{Outcome, PassKind, Recorder, SyncReport};
 pub use runner::{End, Periods, Runner};
+pub use settle::{Settled, Settlement};
 
 #[cfg(test)]
 mod tests;

@@ -50,10 +50,7 @@ impl<B: Backend> FamilySync<B> {
         changes: &Changes,
         endpoints: usize,
     ) -> (PassKind, Outcome) {
-        let kind = match (&self.baseline, changes.topology) {
-            (None, _) | (_, true) => PassKind::Full,
-            _ => PassKind::Partial,
-        };
+        let kind = self.next_kind(changes);
         self.triggered.extend(&changes.triggered);
         match self.try_pass(snapshot, changes, endpoints).await {
             Ok(applied) => (kind, Outcome::Done(applied)),
@@ -64,21 +61,37 @@ impl<B: Backend> FamilySync<B> {
         }
     }
 
+    fn next_kind(&self, changes: &Changes) -> PassKind {
+        match (&self.baseline, changes.topology) {
+            (None, _) | (_, true) => PassKind::Full,
+            _ => PassKind::Partial,
+        }
+    }
+
+    /// The plan of a pass of this kind.
+    pub(super) fn plan<'a>(
+        &'a self,
+        snapshot: &'a Snapshot,
+        changes: &'a Changes,
+        kind: PassKind,
+    ) -> Plan<'a> {
+        plan((&self.settings, &self.addresses), snapshot, changes, kind)
+    }
+
     async fn try_pass(
         &mut self,
         snapshot: &Snapshot,
         changes: &Changes,
         endpoints: usize,
     ) -> Result<Applied> {
-        let all = self.baseline.is_none() || changes.topology;
-        let scope = if all { Scope::All } else { Scope::Only(&changes.services) };
+        let kind = self.next_kind(changes);
         if self.baseline.is_none() {
             self.baseline = Some(self.backend.observe().await.context("looking at the kernel")?);
         }
         self.addresses = self.read_addresses()?;
-        let plan = Plan::new(&self.settings, snapshot, scope)
-            .with_endpoint_count(endpoints)
-            .with_local_addresses(&self.addresses);
+        // Not by `self.plan`: the baseline is borrowed next to it.
+        let plan =
+            plan((&self.settings, &self.addresses), snapshot, changes, kind).with_endpoint_count(endpoints);
         let desired = self.backend.render(&plan);
         let baseline = self.baseline.as_mut().context("the baseline was just observed")?;
         let operations = self.backend.diff(baseline, &desired);
@@ -116,4 +129,17 @@ impl<B: Backend> FamilySync<B> {
         }
         Ok(drift)
     }
+}
+
+fn plan<'a>(
+    (settings, addresses): (&'a FamilySettings, &'a [IpAddr]),
+    snapshot: &'a Snapshot,
+    changes: &'a Changes,
+    kind: PassKind,
+) -> Plan<'a> {
+    let scope = match kind {
+        PassKind::Full => Scope::All,
+        PassKind::Partial => Scope::Only(&changes.services),
+    };
+    Plan::new(settings, snapshot, scope).with_local_addresses(addresses)
 }

@@ -1,8 +1,9 @@
 //! Tells metrics, health and the log what the loop does.
 
 use super::report::{Outcome, PassKind, Recorder, SyncReport};
+use super::settle::Settled;
 use crate::health::{Clock, ProxyHealth};
-use crate::metrics::{Metrics, Table};
+use crate::metrics::{Metrics, PolicyKind, Table};
 use crate::model::{IpFamily, NodeFacts};
 use crate::state::NodePortConflict;
 use std::sync::Arc;
@@ -82,6 +83,12 @@ impl Recorder for Records {
             Outcome::Done(applied) => self.record_success(report, applied),
             Outcome::Failed(error) => self.record_failure(report, error),
         }
+    }
+
+    fn settled(&mut self, family: IpFamily, settled: &Settled) {
+        let gauge = |policy, count| self.metrics.no_local_endpoints(policy, family).set(self::gauge(count));
+        gauge(PolicyKind::Internal, settled.no_local.internal);
+        gauge(PolicyKind::External, settled.no_local.external);
     }
 
     fn drifted(&mut self, family: IpFamily, what: &str) {

@@ -1,5 +1,6 @@
 //! What a pass did, and who is told.
 
+use super::settle::Settled;
 use crate::backend::Applied;
 use crate::model::{IpFamily, NodeFacts};
 use crate::state::NodePortConflict;
@@ -47,6 +48,9 @@ pub trait Recorder {
 
     /// A pass ended.
     fn passed(&mut self, report: &SyncReport);
+
+    /// What followed from a pass that succeeded.
+    fn settled(&mut self, family: IpFamily, settled: &Settled);
 
     /// The kernel did not have what was programmed; it will be written anew.
     fn drifted(&mut self, family: IpFamily, what: &str);

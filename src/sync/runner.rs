@@ -3,6 +3,7 @@
 
 use super::pass::FamilySync;
 use super::report::{Outcome, Recorder, SyncReport};
+use super::settle::Settlement;
 use crate::backend::Backend;
 use crate::model::{Cidr, WatchEvent};
 use crate::state::{Changes, Tracker};
@@ -47,6 +48,7 @@ pub struct Runner<B: Backend, R> {
     families: Vec<FamilySync<B>>,
     periods: Periods,
     recorder: R,
+    settlement: Settlement,
     /// Somebody wants a pass.
     requested: bool,
     /// No pass before this.
@@ -69,6 +71,7 @@ impl<B: Backend, R: Recorder> Runner<B, R> {
             families,
             periods,
             recorder,
+            settlement: Settlement::default(),
             requested: false,
             earliest: now,
             latest: None,
@@ -83,6 +86,13 @@ impl<B: Backend, R: Recorder> Runner<B, R> {
     #[must_use]
     pub fn ending_with_pod_cidrs(mut self) -> Self {
         self.pod_cidrs = Some(self.tracker.snapshot().node.pod_cidrs.clone());
+        self
+    }
+
+    /// Says what follows from rules being in force.
+    #[must_use]
+    pub fn settling(mut self, settlement: Settlement) -> Self {
+        self.settlement = settlement;
         self
     }
 
@@ -159,6 +169,11 @@ impl<B: Backend, R: Recorder> Runner<B, R> {
             let report = pass(family, &self.tracker, &changes).await;
             failed |= matches!(report.outcome, Outcome::Failed(_));
             self.recorder.passed(&report);
+            if matches!(report.outcome, Outcome::Done(_)) {
+                let plan = family.plan(self.tracker.snapshot(), &changes, report.kind);
+                let settled = self.settlement.settle(&plan);
+                self.recorder.settled(family.family(), &settled);
+            }
         }
         self.schedule(failed);
         let seen = self.tracker.seen();

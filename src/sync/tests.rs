@@ -51,6 +51,12 @@ impl Recorder for Diary {
         self.note(format!("{outcome} {:?} {}", report.kind, report.services));
     }
 
+    fn settled(&mut self, _: IpFamily, settled: &Settled) {
+        if *settled != Settled::default() {
+            self.note(format!("settled: {settled:?}"));
+        }
+    }
+
     fn drifted(&mut self, _: IpFamily, what: &str) {
         self.note(format!("drifted: {what}"));
     }

@@ -1,0 +1,80 @@
+//! What follows from rules being in force: flows that they do not lead anywhere any more, and
+//! Services that have no endpoint where their policy wants one.
+
+use crate::conntrack::{Reconciler, Update};
+use crate::model::{PerFamily, ServiceName};
+use crate::plan::{Plan, Route, Scope, ServicePlan};
+use std::collections::BTreeMap;
+
+/// Told the plan of every pass that succeeded.
+#[derive(Debug, Default)]
+pub struct Settlement {
+    conntrack: Option<Reconciler>,
+    no_local: PerFamily<BTreeMap<ServiceName, NoLocal>>,
+}
+
+/// Service ports with a Local policy and endpoints elsewhere only.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct NoLocal {
+    /// By `internalTrafficPolicy`.
+    pub internal: usize,
+    /// By `externalTrafficPolicy`.
+    pub external: usize,
+}
+
+/// What came of it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Settled {
+    /// Over all Services of the family.
+    pub no_local: NoLocal,
+}
+
+impl Settlement {
+    /// Has stale flows deleted.
+    #[must_use]
+    pub fn with_conntrack(mut self, reconciler: Reconciler) -> Self {
+        self.conntrack = Some(reconciler);
+        self
+    }
+
+    /// Does what follows from a plan that is in force now.
+    pub(super) fn settle(&mut self, plan: &Plan<'_>) -> Settled {
+        if let Some(conntrack) = &self.conntrack {
+            conntrack.update(Update::of(plan));
+        }
+        Settled { no_local: self.count_no_local(plan) }
+    }
+
+    fn count_no_local(&mut self, plan: &Plan<'_>) -> NoLocal {
+        let known = self.no_local.get_mut(plan.family());
+        if matches!(plan.scope(), Scope::All) {
+            known.clear();
+        }
+        for name in plan.names_in_scope() {
+            match plan.service(name).map(|service| NoLocal::of(&service)) {
+                Some(count) if count != NoLocal::default() => {
+                    known.insert(name.clone(), count);
+                }
+                _ => {
+                    known.remove(name);
+                }
+            }
+        }
+        known.values().fold(NoLocal::default(), |sum, count| NoLocal {
+            internal: sum.internal + count.internal,
+            external: sum.external + count.external,
+        })
+    }
+}
+
+impl NoLocal {
+    fn of(service: &ServicePlan<'_>) -> NoLocal {
+        let dropped = |route: Route| route == Route::Drop;
+        let ports = service.ports.iter();
+        let reachable = |port: &&crate::plan::PortPlan| port.frontends.externally_accessible();
+        NoLocal {
+            internal: ports.clone().filter(|port| dropped(port.internal)).count(),
+            external: ports.filter(reachable).filter(|port| dropped(port.external)).count(),
+        }
+    }
+}
