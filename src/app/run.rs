@@ -3,12 +3,12 @@
 use super::{conntrack, families};
 use crate::backend::Backend;
 use crate::config::{Config, DetectLocal, Mode};
-use crate::health::{self, Clock, Now, Probe, ProxyHealth};
+use crate::health::{self, Clock, Now, Probe, ProxyHealth, ServicePorts};
 use crate::http;
 use crate::kernel::nfacct::Nfacct;
 use crate::kernel::process;
 use crate::metrics::{BuildFacts, MetricSet, Metrics};
-use crate::model::{NodeFacts, ObjectKind, WatchEvent};
+use crate::model::{NodeFacts, ObjectKind, PerFamily, WatchEvent};
 use crate::state::Tracker;
 use crate::sync::{End, Periods, Records, Runner, Settlement, since_1970};
 use crate::watch::api::WatchOptions;
@@ -77,6 +77,8 @@ async fn serve(config: Config, configz: String) -> Result<ExitCode> {
         Some(reconciler) => Settlement::default().with_conntrack(reconciler),
         None => Settlement::default(),
     };
+    let ports = PerFamily::build(|_| ServicePorts::new(health.clone(), clock.clone()));
+    let settlement = settlement.with_service_ports(ports);
     let servers = servers(&config, configz, (&health, &metrics), &clock);
     let (sender, mut events) = mpsc::channel(CHANNEL);
     let source = source(&config, sender).await?;
