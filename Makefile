@@ -11,7 +11,7 @@ TOOLS := .cache/tools
 DENY := $(TOOLS)/bin/cargo-deny
 DENY_VERSION := 0.20.2
 
-.PHONY: help deps demo test fmt fmt-check lint deny unit golden api netns e2e bench docs clean
+.PHONY: help deps demo test fmt fmt-check lint deny unit golden api netns e2e bench bench-scale docs clean
 
 help: ## this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z0-9-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -20,7 +20,7 @@ demo: deps ## see it work: a throw-away node, real requests, a change, cleaned u
 	@$(CARGO) build --quiet --locked --features testing --bin kube-proxy-rs --example demo
 	@target/debug/examples/demo target/debug/kube-proxy-rs
 
-test: deps fmt-check lint unit netns ## everything CI runs: format, lints, unit to network-namespace tests
+test: deps fmt-check lint unit netns chart image-test ## everything CI runs: format, lints, unit to network-namespace tests
 
 deps: ## install the tools that tests and demo need (apt, as root), if any is missing
 	@scripts/deps.sh
@@ -59,6 +59,16 @@ netns: deps ## real packets and the reference's fixtures, in network namespaces;
 	$(CARGO) test --locked --test fixtures --test netns
 
 e2e: netns ## every tier that needs more than a compiler
+
+# Settings of a run; empty ones keep the program's own defaults (benches/scale/settings.rs).
+SCALE = N E FLAVOR PEER LONE STORM RATE IDLE CONNECTIONS FLAGS
+
+bench-scale: deps ## the real program and kernel at size: N=10000 E=5 FLAVOR=nft|legacy [PEER=/path/to/kube-proxy]; needs root
+	@$(CARGO) build --quiet --locked --release --bin kube-proxy-rs
+	@$(CARGO) build --quiet --locked --release --features testing --example scale
+	@target/release/examples/scale target/release/kube-proxy-rs $(foreach key,$(SCALE),"$(key)=$($(key))")
+
+include deploy.mk
 
 docs: ## API documentation, warnings as errors
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --workspace --no-deps --document-private-items

@@ -13,6 +13,8 @@ needed=(
     ps:procps
     curl:curl
     cc:gcc
+    readelf:binutils
+    python3:python3
 )
 export PATH="$PATH:/usr/sbin:/sbin"
 missing=()

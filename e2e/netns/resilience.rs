@@ -40,6 +40,7 @@ fn launch(lab: &Lab, flavor: Flavor) -> Launch<'_> {
     Launch { binary: BINARY, namespace: lab.node(), flavor, flags: QUICK_SWEEP }
 }
 
+/// Whether a request is answered within a second.
 fn is_served(lab: &Lab, case: &PacketCase, family: IpFamily) -> bool {
     let client = lab.client(Place::LocalClient, family).patience(Duration::from_secs(1));
     matches!(client.ask(Protocol::Tcp, cluster_ip(case, family)), Answer::Answered { .. })
@@ -79,7 +80,9 @@ fn rules_go_on_working_after_sigterm_and_open_connections_outlive_a_restart(
 
     proxy.terminate().unwrap();
     for family in IpFamily::ALL {
-        assert!(is_served(&lab, &case, family), "{family} without the program");
+        let answer = lab.client(Place::LocalClient, family).ask(Protocol::Tcp, cluster_ip(&case, family));
+        let rules = || save(flavor, lab.node(), family == IpFamily::V6).unwrap();
+        assert!(matches!(answer, Answer::Answered { .. }), "{family} without it: {answer:?}\n{}", rules());
     }
     // Another Service tells when the restarted program has synced.
     proxy.apply(&case.objects()).unwrap();

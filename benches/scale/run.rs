@@ -1,0 +1,311 @@
+//! One program, measured from its start to its rest.
+
+use crate::process::{ChildWatch, children_cpu_time, cpu_time, status_kb};
+use crate::settings::{Flavor, Settings};
+use crate::{ELSEWHERE, NODE, kernel};
+use anyhow::{Context as _, Result, bail, ensure};
+use kube_proxy_rs::testing::generate::Generator;
+use kube_proxy_rs::testing::proxy::Folder;
+use kube_proxy_rs::testing::stub_api::{StubApi, load_slice};
+use serde_json::{Value, json};
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::io::{Read as _, Write as _};
+use std::net::{Ipv4Addr, TcpStream};
+use std::os::unix::fs::symlink;
+use std::path::Path;
+use std::process::{Child, Command};
+use std::thread;
+use std::time::{Duration, Instant};
+
+const METRICS: &str = "127.0.0.1:10249";
+/// The first sync of the reference can take this long.
+const PATIENCE: Duration = Duration::from_secs(1800);
+/// A storm is over when nothing has changed for so long.
+const CALM: Duration = Duration::from_secs(4);
+/// Longer than the usual minimum between two syncs.
+const BETWEEN_LONE: Duration = Duration::from_millis(1300);
+
+/// How to start a program.
+pub(crate) struct Program {
+    binary: String,
+    flags: Vec<String>,
+    /// It takes whichever tools it finds under the plain names.
+    finds_tools: bool,
+}
+
+impl Program {
+    pub(crate) fn ours(settings: &Settings) -> Program {
+        let mut flags = vec!["--iptables-flavor".to_owned(), settings.flavor.as_str().to_owned()];
+        flags.extend(settings.flags.iter().cloned());
+        Program { binary: settings.binary.clone(), flags, finds_tools: false }
+    }
+
+    pub(crate) fn peer(binary: &str) -> Program {
+        let flags = vec!["--proxy-mode".to_owned(), "iptables".to_owned()];
+        Program { binary: binary.to_owned(), flags, finds_tools: true }
+    }
+
+    fn start(&self, flavor: Flavor, folder: &Folder, server: &StubApi) -> Result<Running> {
+        let kubeconfig = server.kubeconfig(folder.path())?;
+        let log = File::create(folder.path().join("log"))?;
+        let mut command = Command::new(&self.binary);
+        command.arg("--kubeconfig").arg(kubeconfig).args(["--hostname-override", NODE]);
+        command.args(["--cluster-cidr", "10.244.0.0/14", "--metrics-bind-address", METRICS]);
+        command.args(["--healthz-bind-address", "127.0.0.1:10256"]).args(&self.flags);
+        if self.finds_tools {
+            command.env("PATH", tools(flavor, folder.path())?);
+        }
+        command.stdout(log.try_clone()?).stderr(log);
+        let child = command.spawn().with_context(|| format!("cannot start {}", self.binary))?;
+        Ok(Running { child })
+    }
+}
+
+/// A search path on which the plain names of the tools are those of one flavour.
+fn tools(flavor: Flavor, folder: &Path) -> Result<String> {
+    let target = format!("/usr/sbin/xtables-{}-multi", flavor.as_str());
+    for family in ["ip", "ip6"] {
+        for what in ["", "-restore", "-save"] {
+            symlink(&target, folder.join(format!("{family}tables{what}")))?;
+        }
+    }
+    Ok(format!("{}:{}", folder.display(), std::env::var("PATH").unwrap_or_default()))
+}
+
+/// A running program; killed when dropped.
+struct Running {
+    child: Child,
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// What came of it, row by row.
+pub(crate) struct Figures([f64; Figures::ROWS.len()]);
+
+impl Figures {
+    pub(crate) const ROWS: [&str; 20] = [
+        "first sync, s",
+        "memory after first sync, MB",
+        "peak memory until then, MB",
+        "peak memory of the largest child, MB",
+        "own CPU time until then, s",
+        "CPU time of the children until then, s",
+        "rules in the nat table",
+        "lone change, from API event to kernel, p50, ms",
+        "lone change, p99, ms",
+        "lone change, rules sent",
+        "lone change, own CPU time, ms",
+        "storm of changes: own CPU time per change, ms",
+        "storm of changes: syncs",
+        "storm of changes: from its end to the last rule, s",
+        "memory after the storm, MB",
+        "peak memory in all, MB",
+        "peak memory of the largest child in all, MB",
+        "idle: CPU, % of a core",
+        "new connection to a random Service, p50, us",
+        "new connection to a random Service, p99, us",
+    ];
+
+    pub(crate) fn cell(&self, row: usize) -> String {
+        let value = self.0[row];
+        if value >= 100.0 { format!("{value:.0}") } else { format!("{value:.3}") }
+    }
+
+    pub(crate) fn to_json(&self) -> Value {
+        let cells = Self::ROWS.iter().zip(self.0);
+        Value::Object(cells.map(|(name, value)| ((*name).to_owned(), json!(value))).collect())
+    }
+}
+
+/// Measures one program.
+pub(crate) fn run(settings: &Settings, program: &Program, server: &StubApi) -> Result<Figures> {
+    let folder = Folder::create()?;
+    let start = Instant::now();
+    let running = program.start(settings.flavor, &folder, server)?;
+    let mut measuring = Measuring {
+        settings,
+        server,
+        pid: running.child.id(),
+        children: ChildWatch::start(running.child.id()),
+        values: Vec::new(),
+        random: Generator::new(1),
+    };
+    let measured = measuring.all(start);
+    let log = std::fs::read_to_string(folder.path().join("log")).unwrap_or_default();
+    let lines: Vec<&str> = log.lines().collect();
+    measured.with_context(|| lines[lines.len().saturating_sub(20)..].join("\n"))?;
+    let values = measuring.values.try_into().map_err(|values| anyhow::anyhow!("rows: {values:?}"))?;
+    Ok(Figures(values))
+}
+
+struct Measuring<'a> {
+    settings: &'a Settings,
+    server: &'a StubApi,
+    pid: u32,
+    children: ChildWatch,
+    values: Vec<f64>,
+    random: Generator,
+}
+
+impl Measuring<'_> {
+    fn all(&mut self, start: Instant) -> Result<()> {
+        self.first_sync(start)?;
+        self.lone_changes()?;
+        self.storm()?;
+        self.idle()?;
+        self.connections()
+    }
+
+    fn first_sync(&mut self, start: Instant) -> Result<()> {
+        let wanted = self.settings.services as usize * self.settings.endpoints as usize;
+        let elapsed = loop {
+            ensure!(start.elapsed() < PATIENCE, "no sync within {PATIENCE:?}");
+            thread::sleep(Duration::from_millis(10));
+            status_kb(self.pid, "VmRSS")?;
+            if metric("kubeproxy_sync_proxy_rules_duration_seconds_count{ip_family=\"IPv4\"}") == 0.0 {
+                continue;
+            }
+            let elapsed = start.elapsed();
+            if kernel::count_rules(self.settings.flavor)?.1 == wanted {
+                break elapsed;
+            }
+        };
+        self.values.extend([elapsed.as_secs_f64(), self.megabytes("VmRSS")?, self.megabytes("VmHWM")?]);
+        self.values.push(self.children.peak_kb() as f64 / 1024.0);
+        self.values.extend([cpu_time(self.pid)?.as_secs_f64(), children_cpu_time(self.pid)?]);
+        self.values.push(kernel::count_rules(self.settings.flavor)?.0 as f64);
+        Ok(())
+    }
+
+    fn megabytes(&self, field: &str) -> Result<f64> {
+        Ok(status_kb(self.pid, field)? as f64 / 1024.0)
+    }
+
+    /// Takes an endpoint from a random Service, or gives it back.
+    fn change(&mut self, number: u32, fewer: bool) {
+        let mut slice = load_slice(number, self.settings.endpoints, ELSEWHERE);
+        if fewer && let Some(endpoints) = slice["endpoints"].as_array_mut() {
+            endpoints.pop();
+        }
+        self.server.put(slice);
+    }
+
+    fn pick(&mut self) -> u32 {
+        u32::try_from(self.random.below(self.settings.services.into())).unwrap_or_default()
+    }
+
+    fn lone_changes(&mut self) -> Result<()> {
+        self.settle()?;
+        let before = cpu_time(self.pid)?;
+        let mut times = Vec::new();
+        for _ in 0..self.settings.lone.div_ceil(2) {
+            let number = self.pick();
+            for fewer in [true, false] {
+                thread::sleep(BETWEEN_LONE);
+                let stamp = kernel::stamp(self.settings.flavor)?;
+                let start = Instant::now();
+                self.change(number, fewer);
+                while kernel::stamp(self.settings.flavor)? == stamp {
+                    ensure!(start.elapsed() < Duration::from_secs(60), "a change did not arrive");
+                    thread::sleep(Duration::from_micros(500));
+                }
+                times.push(start.elapsed().as_secs_f64() * 1e3);
+            }
+        }
+        thread::sleep(BETWEEN_LONE);
+        times.sort_by(f64::total_cmp);
+        let spent = (cpu_time(self.pid)? - before).as_secs_f64() * 1e3 / times.len() as f64;
+        self.values.extend([percentile(&times, 50), percentile(&times, 99)]);
+        self.values
+            .push(metric("kubeproxy_sync_proxy_rules_iptables_last{ip_family=\"IPv4\",table=\"nat\"}"));
+        self.values.push(spent);
+        Ok(())
+    }
+
+    fn storm(&mut self) -> Result<()> {
+        let syncs = "kubeproxy_sync_proxy_rules_duration_seconds_count{ip_family=\"IPv4\"}";
+        let (before, syncs_before) = (cpu_time(self.pid)?, metric(syncs));
+        let start = Instant::now();
+        let mut fewer = BTreeSet::new();
+        for number in 0..self.settings.storm {
+            let service = self.pick();
+            if !fewer.remove(&service) {
+                fewer.insert(service);
+            }
+            self.change(service, fewer.contains(&service));
+            let due = start + Duration::from_secs_f64(f64::from(number) / f64::from(self.settings.rate));
+            thread::sleep(due.saturating_duration_since(Instant::now()));
+        }
+        let end = Instant::now();
+        let lag = self.settle()?.saturating_duration_since(end);
+        let wanted = self.settings.services as usize * self.settings.endpoints as usize - fewer.len();
+        let found = kernel::count_rules(self.settings.flavor)?.1;
+        ensure!(found == wanted, "{found} endpoints in the kernel after the storm, not {wanted}");
+        let spent = (cpu_time(self.pid)? - before).as_secs_f64() * 1e3 / f64::from(self.settings.storm);
+        self.values.extend([spent, metric(syncs) - syncs_before, lag.as_secs_f64()]);
+        self.values.extend([self.megabytes("VmRSS")?, self.megabytes("VmHWM")?]);
+        self.values.push(self.children.peak_kb() as f64 / 1024.0);
+        Ok(())
+    }
+
+    /// Waits until the kernel has not changed for a while; when it last did.
+    fn settle(&mut self) -> Result<Instant> {
+        let (mut stamp, mut since) = (kernel::stamp(self.settings.flavor)?, Instant::now());
+        let begun = Instant::now();
+        while since.elapsed() < CALM {
+            thread::sleep(Duration::from_millis(20));
+            let now = kernel::stamp(self.settings.flavor)?;
+            if now != stamp {
+                (stamp, since) = (now, Instant::now());
+            }
+            if begun.elapsed() > PATIENCE {
+                bail!("the kernel is never at rest");
+            }
+        }
+        Ok(since)
+    }
+
+    fn idle(&mut self) -> Result<()> {
+        let before = cpu_time(self.pid)?;
+        let watched = Duration::from_secs(self.settings.idle_seconds);
+        thread::sleep(watched);
+        let spent = cpu_time(self.pid)? - before;
+        self.values.push(spent.as_secs_f64() / watched.as_secs_f64() * 100.0);
+        Ok(())
+    }
+
+    fn connections(&mut self) -> Result<()> {
+        let addresses: Vec<Ipv4Addr> =
+            (0..self.settings.connections).map(|_| Ipv4Addr::from(0x0a60_0001 + self.pick())).collect();
+        kernel::connect_times(addresses.iter().copied().take(200))?;
+        let times = kernel::connect_times(addresses.into_iter())?;
+        let times: Vec<f64> = times.iter().map(|time| time.as_secs_f64() * 1e6).collect();
+        self.values.extend([percentile(&times, 50), percentile(&times, 99)]);
+        Ok(())
+    }
+}
+
+fn percentile(sorted: &[f64], percent: usize) -> f64 {
+    let index = (sorted.len() * percent / 100).min(sorted.len().saturating_sub(1));
+    sorted.get(index).copied().unwrap_or(f64::NAN)
+}
+
+/// One value of `/metrics`; 0 where there is none.
+fn metric(name: &str) -> f64 {
+    let ask = || -> Result<String> {
+        let mut stream = TcpStream::connect(METRICS)?;
+        stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: bench\r\nConnection: close\r\n\r\n")?;
+        let mut text = String::new();
+        stream.read_to_string(&mut text)?;
+        Ok(text)
+    };
+    let text = ask().unwrap_or_default();
+    let value = text.lines().find_map(|line| line.strip_prefix(name));
+    value.and_then(|value| value.trim().parse().ok()).unwrap_or_default()
+}

@@ -1,0 +1,186 @@
+"""The chart and deploy/ make the objects they should, and refuse what makes no sense."""
+
+import copy
+import tempfile
+import unittest
+
+import helm_python
+import kubernetes_validate
+import objects
+import yaml
+
+KUBERNETES = "1.36"
+# What these tests leave to the operator that brings the kind: its schema does not come with Kubernetes.
+FOREIGN = {"ServiceMonitor", "PrometheusRule"}
+PLACEHOLDER = {"apiServer": "https://CONTROL-PLANE-ENDPOINT:6443"}
+
+NONSENSE = {
+    "a mode that does not exist": ({"mode": "nftables-but-faster"}, "mode"),
+    "a mode that is not there yet": ({"mode": "nftables"}, "mode"),
+    "a flavor that does not exist": ({"iptablesFlavor": "new"}, "iptablesFlavor"),
+    "an API server that is a bare name": ({"apiServer": "api.example"}, "apiServer"),
+    "a misspelt value": ({"apiserver": "https://api.example"}, "apiserver"),
+    "a misspelt field of the configuration": ({"config": {"clusterCidr": "10.0.0.0/8"}}, "clusterCidr"),
+    "a network without a prefix": ({"config": {"clusterCIDR": "10.0.0.0"}}, "clusterCIDR"),
+    "a duration without a unit": ({"config": {"iptables": {"syncPeriod": "30"}}}, "syncPeriod"),
+    "a mark bit beyond the mark": ({"config": {"iptables": {"masqueradeBit": 32}}}, "masqueradeBit"),
+    "a bind address without a port": ({"config": {"healthzBindAddress": "0.0.0.0"}}, "healthzBindAddress"),
+    "health switched off": ({"config": {"healthzBindAddress": ""}}, "healthzBindAddress"),
+    "a surge": ({"updateStrategy": {"rollingUpdate": {"maxSurge": 1}}}, "maxSurge"),
+    "verbosity in words": ({"verbosity": "high"}, "verbosity"),
+    "a digest that is a tag": ({"image": {"digest": "v1"}}, "digest"),
+    "a pull policy that does not exist": ({"image": {"pullPolicy": "Sometimes"}}, "pullPolicy"),
+    "an argument that is no flag": ({"extraArgs": ["v=5"]}, "extraArgs"),
+    "a toleration that is a string": ({"tolerations": ["all"]}, "tolerations"),
+}
+
+
+class Rendering(unittest.TestCase):
+    maxDiff = None
+
+    def test_every_case_is_valid_for_kubernetes(self):
+        for name, values in objects.CASES.items():
+            for key, item in objects.chart(values).items():
+                if item["kind"] not in FOREIGN:
+                    with self.subTest(case=name, object=key):
+                        kubernetes_validate.validate(item, KUBERNETES, strict=True)
+
+    def test_deploy_is_valid_for_kubernetes(self):
+        for key, item in objects.deploy().items():
+            with self.subTest(object=key):
+                kubernetes_validate.validate(item, KUBERNETES, strict=True)
+
+    def test_helm_finds_nothing_to_complain_about(self):
+        for name, values in objects.CASES.items():
+            with self.subTest(case=name):
+                report = helm_python.lint(str(objects.CHART), values, strict=True)
+                found = [message for message in report["messages"] if message["severity"] > 1]
+                self.assertEqual((found, report["errors"]), ([], []))
+
+    def test_the_chart_as_it_comes_equals_deploy(self):
+        chart = {key: without_helms_own(item) for key, item in objects.chart(PLACEHOLDER).items()}
+        self.assertEqual(chart, {key: readable(item) for key, item in objects.deploy().items()})
+
+    def test_notes_are_for_this_release(self):
+        notes = objects.render(objects.CASES["iptables"])["kube-proxy-rs/templates/NOTES.txt"]
+        self.assertIn("rollout status daemonset service-proxy", notes)
+
+    def test_optional_objects_come_only_when_asked_for(self):
+        kinds = lambda case: {kind for kind, _ in objects.chart(objects.CASES[case])}
+        base = {"ServiceAccount", "ClusterRole", "ClusterRoleBinding", "ConfigMap", "DaemonSet"}
+        self.assertEqual(kinds("minimal"), base)
+        self.assertEqual(kinds("kubeadm"), base - {"ConfigMap"})
+        self.assertEqual(kinds("iptables"), base | FOREIGN | {"Service"})
+
+
+class Refusals(unittest.TestCase):
+    def test_the_schema_refuses_nonsense(self):
+        for name, (values, culprit) in NONSENSE.items():
+            with self.subTest(name):
+                with self.assertRaisesRegex(helm_python.HelmValuesError, culprit):
+                    objects.render({"apiServer": "https://api.example", **values})
+
+    def test_the_api_server_is_needed(self):
+        with self.assertRaisesRegex(helm_python.HelmRenderError, "apiServer is needed"):
+            objects.render({})
+
+    def test_prometheus_must_reach_what_it_is_told_to_scrape(self):
+        values = {**PLACEHOLDER, "serviceMonitor": {"enabled": True}}
+        with self.assertRaisesRegex(helm_python.HelmRenderError, "metricsBindAddress"):
+            objects.render(values)
+
+
+class Privileges(unittest.TestCase):
+    def test_the_container_that_stays_has_the_network_and_nothing_else(self):
+        for case, capabilities in {"minimal": ["NET_ADMIN", "NET_RAW"], "iptables": ["NET_ADMIN"]}.items():
+            with self.subTest(case=case):
+                [container] = objects.pod_spec(objects.chart(objects.CASES[case]))["containers"]
+                expected = {
+                    "runAsUser": 0,
+                    "allowPrivilegeEscalation": False,
+                    "readOnlyRootFilesystem": True,
+                    "capabilities": {"drop": ["ALL"], "add": capabilities},
+                }
+                self.assertEqual(container["securityContext"], expected)
+
+    def test_only_the_init_container_is_privileged_and_it_ends(self):
+        [init] = objects.pod_spec(objects.deploy())["initContainers"]
+        self.assertTrue(init["securityContext"]["privileged"])
+        self.assertIn("--init-only", init["args"])
+        self.assertNotIn("initContainers", objects.pod_spec(objects.chart(objects.CASES["iptables"])))
+
+    def test_rbac_asks_for_no_more_than_kube_proxys_own_role_has(self):
+        allowed = {
+            ("", "services"): {"list", "watch"},
+            ("", "nodes"): {"get", "list", "watch"},
+            ("discovery.k8s.io", "endpointslices"): {"list", "watch"},
+            ("events.k8s.io", "events"): {"create", "patch", "update"},
+        }
+        [role] = [item for (kind, _), item in objects.deploy().items() if kind == "ClusterRole"]
+        for rule in role["rules"]:
+            for group in rule["apiGroups"]:
+                for resource in rule["resources"]:
+                    self.assertLessEqual(set(rule["verbs"]), allowed[(group, resource)])
+
+
+class Configuration(unittest.TestCase):
+    def test_the_program_takes_every_configuration_the_chart_writes(self):
+        for name, values in objects.CASES.items():
+            maps = [item for (kind, _), item in objects.chart(values).items() if kind == "ConfigMap"]
+            for config in (item["data"].get("config.conf") for item in maps):
+                if config is not None:
+                    with self.subTest(case=name), tempfile.TemporaryDirectory() as folder:
+                        log, resolved = objects.resolved(config, folder)
+                        self.assertNotRegex(log, "unknown|duplicate|strict")
+                        self.assertEqual(resolved["mode"], values.get("mode", "iptables"))
+
+    def test_every_field_of_the_configuration_is_in_the_schema(self):
+        """What the program writes of itself, the schema must know, but for what the chart settles."""
+        import json
+
+        schema = json.loads((objects.CHART / "values.schema.json").read_text())["definitions"]["config"]
+        settled = {"apiVersion", "kind", "mode", "clientConnection", "hostnameOverride"}
+        useless = {"winkernel", "windowsRunAsService", "portRange", "nftables"}
+        with tempfile.TemporaryDirectory() as folder:
+            minimal = "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\n"
+            _, written = objects.resolved(minimal, folder)
+        self.assertEqual(set(written) - settled - useless, set(schema["properties"]))
+        for section in ("iptables", "ipvs", "conntrack", "detectLocal"):
+            self.assertEqual(set(written[section]), set(schema["properties"][section]["properties"]))
+
+    def test_probes_follow_the_health_address(self):
+        [container] = objects.pod_spec(objects.chart(objects.CASES["iptables"]))["containers"]
+        self.assertEqual(container["ports"][0]["containerPort"], 11256)
+        for probe in ("livenessProbe", "readinessProbe"):
+            self.assertEqual(container[probe]["httpGet"]["host"], "2001:db8::11")
+
+    def test_a_changed_configuration_changes_the_pods(self):
+        def checksum(**config):
+            made = objects.chart({**PLACEHOLDER, "config": config})
+            annotations = made[("DaemonSet", "kube-proxy-rs")]["spec"]["template"]["metadata"]["annotations"]
+            return annotations["checksum/config"]
+
+        self.assertNotEqual(checksum(), checksum(clusterCIDR="10.0.0.0/8"))
+
+
+def readable(item):
+    """An object with the YAML inside its ConfigMap parsed: comments and order there mean nothing."""
+    item = copy.deepcopy(item)
+    if item["kind"] == "ConfigMap":
+        item["data"] = {key: yaml.safe_load(text) for key, text in item["data"].items()}
+    return item
+
+
+def without_helms_own(item):
+    """The object without the labels and the checksum that only a release has."""
+    item = readable(item)
+    item["metadata"]["labels"] = {
+        key: value for key, value in item["metadata"]["labels"].items() if key == "app.kubernetes.io/name"
+    }
+    if item["kind"] == "DaemonSet":
+        del item["spec"]["template"]["metadata"]["annotations"]
+    return item
+
+
+if __name__ == "__main__":
+    unittest.main()
