@@ -12,7 +12,7 @@ needed=(
     ip:iproute2
     ps:procps
     curl:curl
-    cc:gcc
+    cc:build-essential
     readelf:binutils
     python3:python3
 )
@@ -21,6 +21,8 @@ missing=()
 for entry in "${needed[@]}"; do
     command -v "${entry%%:*}" >/dev/null || missing+=("${entry##*:}")
 done
+# Debian's python3 comes without what makes virtual environments; chart tests need one.
+python3 -c 'import ensurepip, venv' 2>/dev/null || missing+=(python3-venv)
 [ ${#missing[@]} -eq 0 ] && exit 0
 
 mapfile -t packages < <(printf '%s\n' "${missing[@]}" | sort -u)

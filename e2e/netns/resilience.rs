@@ -81,7 +81,7 @@ fn rules_go_on_working_after_sigterm_and_open_connections_outlive_a_restart(
     proxy.terminate().unwrap();
     for family in IpFamily::ALL {
         let answer = lab.client(Place::LocalClient, family).ask(Protocol::Tcp, cluster_ip(&case, family));
-        let rules = || flavor.save(lab.node(), family == IpFamily::V6).unwrap();
+        let rules = || save(flavor, lab.node(), family == IpFamily::V6).unwrap();
         assert!(matches!(answer, Answer::Answered { .. }), "{family} without it: {answer:?}\n{}", rules());
     }
     // Another Service tells when the restarted program has synced.

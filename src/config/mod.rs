@@ -23,7 +23,7 @@ pub use flags::{Flags, Flavor};
 pub use resolve::{ConfigError, Resolved, resolve};
 pub use write::Effective;
 
-use crate::model::{Cidr, IpFamily, PerFamily};
+use crate::model::{Cidr, PerFamily};
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -169,26 +169,6 @@ pub enum NodePortAddresses {
     Primary,
     /// Those in one of these networks.
     Cidrs(Vec<Cidr>),
-}
-
-impl NodePortAddresses {
-    /// The networks of one family; `None` where every address answers.
-    ///
-    /// `node_ips` stand in for the word `primary`. Where no network of the family is left, or one
-    /// is everything, every address answers (kube-proxy).
-    #[must_use]
-    pub fn of_family(&self, family: IpFamily, node_ips: &[IpAddr]) -> Option<Vec<Cidr>> {
-        let cidrs: Vec<Cidr> = match self {
-            NodePortAddresses::All => return None,
-            NodePortAddresses::Primary => {
-                node_ips.iter().filter(|ip| !ip.is_loopback()).map(|ip| Cidr::from(*ip)).collect()
-            }
-            NodePortAddresses::Cidrs(cidrs) => cidrs.clone(),
-        };
-        let ours: Vec<Cidr> = cidrs.into_iter().filter(|cidr| IpFamily::of_cidr(cidr) == family).collect();
-        let everything = ours.is_empty() || ours.iter().any(|cidr| cidr.prefix_len() == 0);
-        if everything { None } else { Some(ours) }
-    }
 }
 
 /// What to log, and how.

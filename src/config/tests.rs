@@ -2,6 +2,7 @@
 
 use super::settings::Settings;
 use super::*;
+use crate::model::IpFamily;
 use rstest::rstest;
 
 fn line(args: &[&str]) -> CommandLine {
@@ -643,21 +644,4 @@ fn all_complaints_come_at_once() {
     let found =
         complaints(&["--oom-score-adj=2000", "--mode=x", "--conntrack-min=-1", "--hostname-override= "]);
     assert_eq!(found.len(), 4, "{found:?}");
-}
-
-#[rstest]
-#[case(NodePortAddresses::All, IpFamily::V4, None)]
-#[case(NodePortAddresses::Primary, IpFamily::V4, Some("192.0.2.1/32"))]
-#[case(NodePortAddresses::Primary, IpFamily::V6, None)]
-#[case(NodePortAddresses::Cidrs(vec!["10.0.0.0/8".parse().unwrap()]), IpFamily::V4, Some("10.0.0.0/8"))]
-#[case(NodePortAddresses::Cidrs(vec!["10.0.0.0/8".parse().unwrap()]), IpFamily::V6, None)]
-#[case(NodePortAddresses::Cidrs(vec!["10.0.0.0/8".parse().unwrap(), "0.0.0.0/0".parse().unwrap()]), IpFamily::V4, None)]
-fn node_port_networks_of_a_family(
-    #[case] addresses: NodePortAddresses,
-    #[case] family: IpFamily,
-    #[case] want: Option<&str>,
-) {
-    let node_ips = ["192.0.2.1".parse().unwrap(), "::1".parse().unwrap()];
-    let found = addresses.of_family(family, &node_ips);
-    assert_eq!(found, want.map(|cidr| vec![cidr.parse().unwrap()]));
 }

@@ -103,7 +103,8 @@ impl Worker {
         let ledger = self.ledgers.get(family);
         let mut deleted = 0;
         if suspects.len() > FEW {
-            let by_destination: HashMap<_, _> = suspects.iter().map(|suspect| (suspect.to, suspect)).collect();
+            let by_destination: HashMap<_, _> =
+                suspects.iter().map(|suspect| (suspect.to, suspect)).collect();
             let stale = |flow: &Flow| {
                 let [exact, port] = Destination::of(flow);
                 let found = by_destination.get(&exact).or_else(|| by_destination.get(&port));
@@ -120,7 +121,8 @@ impl Worker {
         for suspect in suspects {
             let stale = |flow: &Flow| ledger.is_stale(suspect, flow, &local);
             // Where nobody may answer any more, the kernel can do all of it in one request.
-            let whole = self.by_filter && suspect.serving.is_empty() && suspect.to.address.is_some();
+            let v4 = suspect.to.address.is_some_and(|address| address.is_ipv4());
+            let whole = self.by_filter && v4 && suspect.serving.is_empty();
             deleted += match whole {
                 true => clear(&mut self.conntrack, family, suspect, stale)?,
                 false => sweep(&mut self.conntrack, family, &suspect.to, stale)?,
@@ -169,7 +171,7 @@ fn clear(
         Part::Item(flow) => count += u64::from(is_stale(&flow)),
     })?;
     if count > 0 {
-        conntrack.delete_to(family, &suspect.to)?;
+        conntrack.delete_to(&suspect.to)?;
     }
     Ok(count)
 }

@@ -146,8 +146,7 @@ impl Ledger {
         if !suspect.to.covers(flow) {
             return false;
         }
-        if suspect.to.address.is_none()
-            && (!local.contains(&flow.destination.ip()) || self.has_address(flow))
+        if suspect.to.address.is_none() && (!local.contains(&flow.destination.ip()) || self.has_address(flow))
         {
             return false;
         }
@@ -204,8 +203,7 @@ mod tests {
     /// Whether anything that is suspected now makes the flow stale.
     fn stale(ledger: &mut Ledger, to: &str, answered_by: &str) -> bool {
         let suspects = ledger.take_suspects();
-        let verdict =
-            suspects.iter().any(|suspect| ledger.is_stale(suspect, &flow(to, answered_by), &LOCAL));
+        let verdict = suspects.iter().any(|suspect| ledger.is_stale(suspect, &flow(to, answered_by), &LOCAL));
         ledger.put_back(&suspects);
         verdict
     }

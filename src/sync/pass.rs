@@ -90,8 +90,8 @@ impl<B: Backend> FamilySync<B> {
         }
         self.addresses = self.read_addresses()?;
         // Not by `self.plan`: the baseline is borrowed next to it.
-        let plan = plan((&self.settings, &self.addresses), snapshot, changes, kind)
-            .with_endpoint_count(endpoints);
+        let plan =
+            plan((&self.settings, &self.addresses), snapshot, changes, kind).with_endpoint_count(endpoints);
         let desired = self.backend.render(&plan);
         let baseline = self.baseline.as_mut().context("the baseline was just observed")?;
         let operations = self.backend.diff(baseline, &desired);
