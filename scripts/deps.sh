@@ -14,6 +14,7 @@ needed=(
     curl:curl
     cc:build-essential
     readelf:binutils
+    openssl:openssl
     python3:python3
 )
 export PATH="$PATH:/usr/sbin:/sbin"

@@ -12,6 +12,7 @@
 use crate::model::UtcTime;
 use serde_json::{Map, Value};
 use std::fmt::{self, Write as _};
+use std::sync::OnceLock;
 use std::time::SystemTime;
 use tracing::field::{Field, Visit};
 use tracing::level_filters::LevelFilter;
@@ -22,6 +23,7 @@ use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields, MakeWriter}
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::{SubscriberInitExt, TryInitError};
+use tracing_subscriber::{Layer, Registry, reload};
 
 /// Form of the lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,18 +39,34 @@ pub enum LineFormat {
 /// # Errors
 /// When logging was started before.
 pub fn init(verbosity: u8, format: LineFormat) -> Result<(), TryInitError> {
-    subscriber(verbosity, format, std::io::stderr).try_init()
+    let (filter, handle) = reload::Layer::new(filter(verbosity));
+    let lines = lines(format, std::io::stderr);
+    tracing_subscriber::registry().with(filter).with(lines).try_init()?;
+    // A second time does not come this far.
+    let _ = FILTER.set(handle);
+    Ok(())
 }
 
-fn subscriber<W>(verbosity: u8, format: LineFormat, writer: W) -> impl Subscriber + Send + Sync
+/// The filter in force, to change it while we run.
+static FILTER: OnceLock<reload::Handle<Targets, Registry>> = OnceLock::new();
+
+/// Changes how much is logged; without effect before `init`.
+pub fn set_verbosity(verbosity: u8) {
+    if let Some(handle) = FILTER.get() {
+        // It fails only once the subscriber is gone, which the global one never is.
+        let _ = handle.reload(filter(verbosity));
+    }
+}
+
+fn lines<S, W>(format: LineFormat, writer: W) -> impl Layer<S> + Send + Sync
 where
+    S: Subscriber + for<'a> LookupSpan<'a>,
     W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
 {
-    let lines = tracing_subscriber::fmt::layer()
+    tracing_subscriber::fmt::layer()
         .with_ansi(false)
         .with_writer(writer)
-        .event_format(Lines { format, process: std::process::id() });
-    tracing_subscriber::registry().with(filter(verbosity)).with(lines)
+        .event_format(Lines { format, process: std::process::id() })
 }
 
 fn filter(verbosity: u8) -> Targets {
@@ -230,7 +248,12 @@ mod tests {
     fn logged(verbosity: u8, format: LineFormat, log: impl FnOnce()) -> Vec<String> {
         let sink = Sink::default();
         let writer = sink.clone();
-        tracing::subscriber::with_default(subscriber(verbosity, format, move || writer.clone()), log);
+        tracing::subscriber::with_default(
+            tracing_subscriber::registry()
+                .with(filter(verbosity))
+                .with(lines(format, move || writer.clone())),
+            log,
+        );
         let bytes = sink.0.lock().unwrap().clone();
         String::from_utf8(bytes).unwrap().lines().map(str::to_owned).collect()
     }

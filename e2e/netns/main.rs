@@ -6,6 +6,7 @@
 
 mod conntrack;
 mod dispatch;
+mod health;
 mod packets;
 mod refusal;
 mod resilience;

@@ -3,17 +3,22 @@
 
 mod conntrack;
 mod families;
+mod reload;
 mod render;
 mod run;
+mod servers;
 
 use crate::config::{self, Action, CommandLine, LogFormat, Resolved};
+use crate::kernel::memory;
 use crate::telemetry;
 use anyhow::{Context, Result};
+use std::path::Path;
 use std::process::ExitCode;
 
 /// Runs the program with these arguments , without the program's name.
 #[must_use]
 pub fn main(arguments: impl IntoIterator<Item = String>) -> ExitCode {
+    memory::keep_little();
     let line = match config::parse(arguments) {
         Ok(line) => line,
         Err(stop) if stop.exit_code == 0 => return print(&stop.text),
@@ -42,6 +47,9 @@ fn act(line: &CommandLine) -> Result<ExitCode> {
     if let Action::PrintVersion(text) = &line.action {
         return Ok(print(&format!("{text}\n")));
     }
+    if let Action::CheckConfig(file) = &line.action {
+        return check_config(line, file);
+    }
     let resolved = resolve(line)?;
     let logging = resolved.config.logging;
     let format = match logging.format {
@@ -52,16 +60,21 @@ fn act(line: &CommandLine) -> Result<ExitCode> {
     for notice in &resolved.notices {
         tracing::warn!("{notice}");
     }
+    if logging.verbosity > 0 {
+        for (name, value) in &line.values {
+            tracing::info!("FLAG: --{name}={value:?}");
+        }
+    }
     let Resolved { config, effective, .. } = resolved;
     match &line.action {
-        Action::PrintVersion(_) => Ok(ExitCode::SUCCESS),
+        Action::PrintVersion(_) | Action::CheckConfig(_) => Ok(ExitCode::SUCCESS),
         Action::Render(family) => render::render(&config, *family).map(|text| print(&text)),
         Action::WriteConfig(path) => {
             let text = effective.to_yaml().map_err(anyhow::Error::msg)?;
             std::fs::write(path, text).with_context(|| format!("writing {}", path.display()))?;
             Ok(ExitCode::SUCCESS)
         }
-        Action::Run => block_on(run::run(config, effective.to_configz().map_err(anyhow::Error::msg)?)),
+        Action::Run => block_on(run::run(config, line.clone(), effective)),
         Action::InitOnly => block_on(run::init_only(config)),
         Action::Cleanup => block_on(run::cleanup(config)),
     }
@@ -75,8 +88,27 @@ fn resolve(line: &CommandLine) -> Result<Resolved> {
         ),
         None => None,
     };
-    let hostname = nix::unistd::gethostname().context("reading the host's name")?;
-    Ok(config::resolve(line, file.as_deref(), &hostname.to_string_lossy())?)
+    resolve_text(line, file.as_deref())
+}
+
+fn resolve_text(line: &CommandLine, file: Option<&str>) -> Result<Resolved> {
+    Ok(config::resolve(line, file, &hostname()?)?)
+}
+
+fn hostname() -> Result<String> {
+    let name = nix::unistd::gethostname().context("reading the host's name")?;
+    Ok(name.to_string_lossy().into_owned())
+}
+
+/// `kube-proxy-rs config check FILE`.
+fn check_config(line: &CommandLine, file: &Path) -> Result<ExitCode> {
+    let text = std::fs::read_to_string(file)
+        .with_context(|| format!("failed to read the configuration file {}", file.display()))?;
+    let (settings, notices) = config::explain(line, &text, &hostname()?)?;
+    for notice in notices {
+        eprintln!("Warning: {notice}");
+    }
+    Ok(print(&settings))
 }
 
 /// One thread does everything: the work is waiting for the API server, the kernel and its tools.

@@ -1,14 +1,15 @@
 //! Being a service proxy: sources, loop and servers, and their end.
 
+use super::reload::Watched;
+use super::servers::{self, Facts};
 use super::{conntrack, families};
 use crate::backend::Backend;
-use crate::config::{Config, DetectLocal, Mode};
-use crate::health::{self, Clock, Now, Probe, ProxyHealth};
-use crate::http;
+use crate::config::{CommandLine, Config, DetectLocal, Effective, Mode};
+use crate::health::{Clock, Now, ProxyHealth, ServicePorts};
 use crate::kernel::nfacct::Nfacct;
 use crate::kernel::process;
 use crate::metrics::{BuildFacts, MetricSet, Metrics};
-use crate::model::{NodeFacts, ObjectKind, WatchEvent};
+use crate::model::{NodeFacts, ObjectKind, PerFamily, WatchEvent};
 use crate::state::Tracker;
 use crate::sync::{End, Periods, Records, Runner, Settlement, since_1970};
 use crate::watch::api::WatchOptions;
@@ -35,11 +36,11 @@ const COMPATIBLE_WITH: &str = "1.36.2";
 type Source = tokio::task::JoinHandle<Result<()>>;
 
 /// Runs until a signal or a reason to be restarted.
-pub(super) async fn run(config: Config, configz: String) -> Result<ExitCode> {
+pub(super) async fn run(config: Config, line: CommandLine, effective: Effective) -> Result<ExitCode> {
     let mut terminate = signal(SignalKind::terminate()).context("listening for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("listening for SIGINT")?;
     tokio::select! {
-        code = serve(config, configz) => code,
+        code = serve(config, line, effective) => code,
         _ = terminate.recv() => Ok(leave("SIGTERM")),
         _ = interrupt.recv() => Ok(leave("SIGINT")),
     }
@@ -55,7 +56,7 @@ fn clock() -> Clock {
     Arc::new(|| Now { steady: Instant::now(), wall: SystemTime::now() })
 }
 
-async fn serve(config: Config, configz: String) -> Result<ExitCode> {
+async fn serve(config: Config, line: CommandLine, effective: Effective) -> Result<ExitCode> {
     if config.mode == Mode::Ipvs {
         bail!("mode ipvs is not available yet; use --mode iptables");
     }
@@ -65,19 +66,19 @@ async fn serve(config: Config, configz: String) -> Result<ExitCode> {
         mode = config.mode.as_str(),
         "starting"
     );
+    set_oom_score(config.oom_score_adj);
     let clock = clock();
     let health = Arc::new(ProxyHealth::new(config.sync.period));
-    let build = BuildFacts { version: env!("CARGO_PKG_VERSION"), compatible_with: COMPATIBLE_WITH };
-    let metrics = Arc::new(Metrics::new(MetricSet::Iptables, build, Box::new(|| process::read().ok()))?);
-    if Nfacct::probe().is_ok() {
-        metrics.register_accounting(&(Arc::new(accounted) as _))?;
-    }
+    let metrics = Arc::new(metrics()?);
     conntrack::set_limits(&config.conntrack)?;
-    let settlement = match conntrack::reconciler(metrics.clone()) {
-        Some(reconciler) => Settlement::default().with_conntrack(reconciler),
-        None => Settlement::default(),
+    let settlement = settlement(&health, &metrics, &clock);
+    let facts = Facts {
+        configz: effective.to_configz().map_err(anyhow::Error::msg)?,
+        flags: line.values.clone(),
+        started: clock().wall,
     };
-    let servers = servers(&config, configz, (&health, &metrics), &clock);
+    let servers = servers::serve(&config, facts, (&health, &metrics), &clock);
+    let watched = Watched::new(line, effective);
     let (sender, mut events) = mpsc::channel(CHANNEL);
     let source = source(&config, sender).await?;
     let started = i64::try_from(since_1970(clock().wall).as_millis()).unwrap_or(i64::MAX);
@@ -96,6 +97,34 @@ async fn serve(config: Config, configz: String) -> Result<ExitCode> {
             }
         }
         failed = servers => failed.map(|()| ExitCode::FAILURE),
+        changed = watched.ask_for_restart() => {
+            bail!("the configuration file changed ({}); a restart puts it in force, the rules stay", changed.join(", "));
+        }
+    }
+}
+
+fn set_oom_score(score: i32) {
+    if let Err(error) = process::set_oom_score_adj(score) {
+        tracing::debug!(error = format!("{error:#}"), "the kernel may end us early when memory runs out");
+    }
+}
+
+fn metrics() -> Result<Metrics> {
+    let build = BuildFacts { version: env!("CARGO_PKG_VERSION"), compatible_with: COMPATIBLE_WITH };
+    let metrics = Metrics::new(MetricSet::Iptables, build, Box::new(|| process::read().ok()))?;
+    if Nfacct::probe().is_ok() {
+        metrics.register_accounting(&(Arc::new(accounted) as _))?;
+    }
+    Ok(metrics)
+}
+
+/// What follows from rules being in force.
+fn settlement(health: &Arc<ProxyHealth>, metrics: &Arc<Metrics>, clock: &Clock) -> Settlement {
+    let ports = PerFamily::build(|_| ServicePorts::new(health.clone(), clock.clone()));
+    let settlement = Settlement::default().with_service_ports(ports);
+    match conntrack::reconciler(metrics.clone()) {
+        Some(reconciler) => settlement.with_conntrack(reconciler),
+        None => settlement,
     }
 }
 
@@ -189,49 +218,6 @@ async fn source(config: &Config, sender: mpsc::Sender<WatchEvent>) -> Result<Sou
         api::run(connection, &node_name, sender, options).await;
         Ok(())
     }))
-}
-
-/// Serves health and metrics. Ends only with an error, and that only with
-/// `--bind-address-hard-fail`.
-fn servers(
-    config: &Config,
-    configz: String,
-    (health, metrics): (&Arc<ProxyHealth>, &Arc<Metrics>),
-    clock: &Clock,
-) -> impl Future<Output = Result<()>> + use<> {
-    let counted = metrics.clone();
-    let count = move |probe: Probe, code: u16| match probe {
-        Probe::Healthz => counted.healthz(code).inc(),
-        Probe::Livez => counted.livez(code).inc(),
-    };
-    let health_routes = health::routes(health.clone(), clock.clone(), Box::new(count));
-    let encoded = metrics.clone();
-    let encode = move || match encoded.encode() {
-        Ok(text) => Ok((crate::metrics::CONTENT_TYPE, text)),
-        Err(error) => Err(error.to_string()),
-    };
-    let metrics_routes = http::diagnostics(config.mode.as_str(), configz, Box::new(encode));
-    let hard = config.bind_address_hard_fail;
-    let (healthz, diagnostics) = (config.healthz, config.metrics);
-    async move {
-        tokio::select! {
-            failed = keep_serving("health", healthz, hard, health_routes) => failed,
-            failed = keep_serving("metrics", diagnostics, hard, metrics_routes) => failed,
-        }
-    }
-}
-
-async fn keep_serving(
-    what: &str,
-    address: Option<std::net::SocketAddr>,
-    hard_fail: bool,
-    routes: http::Routes,
-) -> Result<()> {
-    let Some(address) = address else { return std::future::pending().await };
-    match http::keep_serving(what, address, hard_fail, routes).await {
-        Ok(never) => match never {},
-        Err(error) => Err(error).with_context(|| format!("the {what} server cannot listen on {address}")),
-    }
 }
 
 fn accounted(counter: &str) -> Option<u64> {

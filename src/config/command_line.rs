@@ -58,6 +58,21 @@ enum Verb {
     /// Prints the rules for the given manifests and touches nothing
     #[command(args_override_self = true)]
     Render(RenderFlags),
+    /// Looks at configuration files
+    #[command(args_override_self = true, subcommand_required = true)]
+    Config {
+        #[command(subcommand)]
+        verb: ConfigVerb,
+    },
+}
+
+#[derive(Subcommand, Clone, Debug)]
+enum ConfigVerb {
+    /// Checks a file and prints every setting with where it comes from
+    Check {
+        /// The file
+        file: PathBuf,
+    },
 }
 
 #[derive(Args, Clone, Debug)]
@@ -86,6 +101,8 @@ pub enum Action {
     Cleanup,
     /// Do the privileged part of the start and exit.
     InitOnly,
+    /// Check this configuration file, print what is in effect with it, and exit.
+    CheckConfig(PathBuf),
     /// Print the rules of one family and exit.
     Render(crate::model::IpFamily),
 }
@@ -97,6 +114,8 @@ pub struct CommandLine {
     pub flags: Flags,
     /// What to do.
     pub action: Action,
+    /// Every flag with its value, for people.
+    pub values: Vec<(String, String)>,
     given: BTreeSet<String>,
 }
 
@@ -143,9 +162,18 @@ pub fn parse<S: Into<String>>(args: impl IntoIterator<Item = S>) -> Result<Comma
         .filter(|id| matches.value_source(id) == Some(ValueSource::CommandLine))
         .map(|id| id.replace('_', "-"))
         .collect();
+    let raw = |id: &str| {
+        let values = matches.get_raw(id).into_iter().flatten();
+        values.map(|value| value.to_string_lossy()).collect::<Vec<_>>().join(",")
+    };
+    let values = command
+        .get_arguments()
+        .filter_map(|arg| Some((arg.get_long()?.to_owned(), raw(arg.get_id().as_str()))))
+        .filter(|(name, _)| name != "help")
+        .collect();
     let cli = Cli::from_arg_matches(&matches).map_err(|error| stop(&error))?;
     let action = action_of(&cli);
-    Ok(CommandLine { flags: cli.flags, action, given })
+    Ok(CommandLine { flags: cli.flags, action, values, given })
 }
 
 /// One flag, for the documentation test and for tables.
@@ -234,6 +262,9 @@ fn action_of(cli: &Cli) -> Action {
             FamilyFlag::Ipv4 => crate::model::IpFamily::V4,
             FamilyFlag::Ipv6 => crate::model::IpFamily::V6,
         });
+    }
+    if let Some(Verb::Config { verb: ConfigVerb::Check { file } }) = &cli.command {
+        return Action::CheckConfig(file.clone());
     }
     if let Some(path) = values::non_empty(&general.write_config_to) {
         return Action::WriteConfig(PathBuf::from(path));

@@ -6,6 +6,7 @@
 
 mod command_line;
 mod duration;
+mod explain;
 mod file;
 mod flags;
 mod resolve;
@@ -19,6 +20,7 @@ mod tests;
 
 pub use command_line::{Action, CommandLine, FlagRow, FlagStop, flag_rows, parse};
 pub use duration::GoDuration;
+pub use explain::explain;
 pub use flags::{Flags, Flavor};
 pub use resolve::{ConfigError, Resolved, resolve};
 pub use write::Effective;

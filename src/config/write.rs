@@ -24,6 +24,10 @@ impl Effective {
         serde_saphyr::to_string(&self.0).map_err(|error| error.to_string())
     }
 
+    pub(super) fn to_json(&self) -> Option<serde_json::Value> {
+        serde_json::to_value(&self.0).ok()
+    }
+
     /// As the answer of `/configz`.
     ///
     /// # Errors

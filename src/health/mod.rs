@@ -1,8 +1,10 @@
 //! What load balancers and people may know about how we are doing.
 //!
-//! Pure bookkeeping: the loop tells when a sync was asked for and when one succeeded, and time
-//! is given with every call. Listening is the business of `http`.
+//! The loop tells when a sync was asked for, when one succeeded, and which Services have endpoints
+//! here; time is given with every call. Listening is the business of `http`.
 
 mod proxy;
+mod service_ports;
 
 pub use proxy::{Clock, CountReply, Now, Probe, ProxyHealth, routes};
+pub use service_ports::{PortTaken, ServicePorts};

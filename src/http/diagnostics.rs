@@ -6,12 +6,26 @@ use std::sync::Arc;
 /// Encodes all metrics: content type and text, or why that failed.
 pub type Encode = Box<dyn Fn() -> Result<(&'static str, Vec<u8>), String> + Send + Sync>;
 
-/// Serves `/metrics`, `/healthz`, `/proxyMode` and `/configz`.
+/// What the pages of the metrics server show.
+pub struct Pages {
+    /// The proxy mode as upstream spells it.
+    pub mode: &'static str,
+    /// The effective configuration as JSON.
+    pub configz: String,
+    /// Every flag, for people.
+    pub flagz: String,
+    /// How we are doing, for people.
+    pub statusz: Box<dyn Fn() -> String + Send + Sync>,
+    /// All metrics.
+    pub metrics: Encode,
+}
+
+/// Serves `/metrics`, `/healthz`, `/proxyMode`, `/configz`, `/flagz` and `/statusz`.
 ///
-/// `mode` is the proxy mode as upstream spells it, `configz` the effective configuration as JSON.
 /// `/healthz` here only says that the server answers; the proxy's health has its own server.
 #[must_use]
-pub fn diagnostics(mode: &'static str, configz: String, metrics: Encode) -> Routes {
+pub fn diagnostics(pages: Pages) -> Routes {
+    let Pages { mode, configz, flagz, statusz, metrics } = pages;
     Arc::new(move |request: Request<'_>| match request.path {
         "/metrics" => match metrics() {
             Ok((content_type, body)) => Reply { status: 200, content_type, headers: Vec::new(), body },
@@ -23,6 +37,8 @@ pub fn diagnostics(mode: &'static str, configz: String, metrics: Encode) -> Rout
         "/healthz" | "/healthz/ping" => Reply::text(200, "ok"),
         "/proxyMode" => Reply::text(200, mode),
         "/configz" => Reply::json(200, configz.clone()),
+        "/flagz" => Reply::text(200, flagz.clone()),
+        "/statusz" => Reply::text(200, statusz()),
         _ => Reply::not_found(),
     })
 }
@@ -35,8 +51,18 @@ fn asks_for(query: &str, name: &str) -> bool {
 mod tests {
     use super::*;
 
+    fn pages(metrics: Encode) -> Pages {
+        Pages {
+            mode: "ipvs",
+            configz: "{}".to_owned(),
+            flagz: "v=2".to_owned(),
+            statusz: Box::new(|| "fine".to_owned()),
+            metrics,
+        }
+    }
+
     fn get(path: &str, query: &str) -> Reply {
-        let routes = diagnostics("ipvs", "{}".to_owned(), Box::new(|| Ok(("text/x", b"m 1\n".to_vec()))));
+        let routes = diagnostics(pages(Box::new(|| Ok(("text/x", b"m 1\n".to_vec())))));
         routes(Request { method: "GET", path, query })
     }
 
@@ -51,12 +77,14 @@ mod tests {
         assert_eq!(get("/healthz", "verbose").body, b"[+]ping ok\nhealthz check passed\n");
         assert_eq!(get("/proxyMode", ""), Reply::text(200, "ipvs"));
         assert_eq!(get("/configz", ""), Reply::json(200, "{}"));
+        assert_eq!(get("/flagz", ""), Reply::text(200, "v=2"));
+        assert_eq!(get("/statusz", ""), Reply::text(200, "fine"));
         assert_eq!(get("/debug/pprof", "").status, 404);
     }
 
     #[test]
     fn metrics_that_cannot_be_encoded_are_an_error() {
-        let routes = diagnostics("ipvs", String::new(), Box::new(|| Err("broken".to_owned())));
+        let routes = diagnostics(pages(Box::new(|| Err("broken".to_owned()))));
         assert_eq!(routes(Request { method: "GET", path: "/metrics", query: "" }).status, 500);
     }
 }

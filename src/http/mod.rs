@@ -7,7 +7,7 @@
 mod diagnostics;
 mod listen;
 
-pub use diagnostics::{Encode, diagnostics};
+pub use diagnostics::{Encode, Pages, diagnostics};
 pub use listen::{bind, bind_exclusive};
 
 use http::{HeaderValue, Response, StatusCode, header};

@@ -13,6 +13,7 @@ pub mod cpus;
 #[cfg(any(test, feature = "testing"))]
 pub mod fake;
 pub mod iptables;
+pub mod memory;
 pub mod nfacct;
 pub mod nft;
 pub mod process;

@@ -33,6 +33,15 @@ pub fn read() -> Result<ProcessUse> {
     })
 }
 
+/// Says how readily the kernel may end us when memory runs out: -1000 never, 1000 first.
+///
+/// # Errors
+/// Without the permission to lower it.
+pub fn set_oom_score_adj(score: i32) -> Result<()> {
+    fs::write("/proc/self/oom_score_adj", score.to_string())
+        .with_context(|| format!("cannot set oom_score_adj to {score}"))
+}
+
 #[derive(Debug, PartialEq, Eq)]
 struct Stat {
     user_ticks: u64,

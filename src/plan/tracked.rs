@@ -42,6 +42,15 @@ impl Plan<'_> {
         tracked.collect()
     }
 
+    /// The port on which load balancers ask for a Service; none when the family has nothing of it.
+    #[must_use]
+    pub fn health_check_node_port(&self, name: &ServiceName) -> Option<u16> {
+        let service = self.snapshot.services.get(name)?.service.as_deref()?;
+        (*service.cluster_ips.get(self.family()))?;
+        let port = service.external.as_deref()?.health_check_node_port;
+        (port != 0).then_some(port)
+    }
+
     /// How many endpoints of a Service on this node are ready, by address: what a load balancer
     /// asks on the health-check node port. Terminating ones do not count (kube-proxy).
     #[must_use]

@@ -89,6 +89,12 @@ impl Recorder for Records {
         let gauge = |policy, count| self.metrics.no_local_endpoints(policy, family).set(self::gauge(count));
         gauge(PolicyKind::Internal, settled.no_local.internal);
         gauge(PolicyKind::External, settled.no_local.external);
+        for taken in &settled.taken {
+            tracing::error!(
+                service = %taken.service, port = taken.port, reason = taken.reason,
+                "health-check node port is taken, will try again"
+            );
+        }
     }
 
     fn drifted(&mut self, family: IpFamily, what: &str) {

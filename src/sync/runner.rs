@@ -171,7 +171,7 @@ impl<B: Backend, R: Recorder> Runner<B, R> {
             self.recorder.passed(&report);
             if matches!(report.outcome, Outcome::Done(_)) {
                 let plan = family.plan(self.tracker.snapshot(), &changes, report.kind);
-                let settled = self.settlement.settle(&plan);
+                let settled = self.settlement.settle(&plan).await;
                 self.recorder.settled(family.family(), &settled);
             }
         }
@@ -196,6 +196,7 @@ impl<B: Backend, R: Recorder> Runner<B, R> {
     /// Looks whether the kernel still has our rules, and the node its addresses; if not, there is
     /// a pass at once.
     async fn check(&mut self) {
+        self.settlement.retry();
         let mut drifted = false;
         for family in &mut self.families {
             match family.addresses_changed() {

@@ -2,14 +2,16 @@
 //! Services that have no endpoint where their policy wants one.
 
 use crate::conntrack::{Reconciler, Update};
+use crate::health::{PortTaken, ServicePorts};
 use crate::model::{PerFamily, ServiceName};
 use crate::plan::{Plan, Route, Scope, ServicePlan};
 use std::collections::BTreeMap;
 
 /// Told the plan of every pass that succeeded.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct Settlement {
     conntrack: Option<Reconciler>,
+    ports: Option<PerFamily<ServicePorts>>,
     no_local: PerFamily<BTreeMap<ServiceName, NoLocal>>,
 }
 
@@ -27,6 +29,8 @@ pub struct NoLocal {
 pub struct Settled {
     /// Over all Services of the family.
     pub no_local: NoLocal,
+    /// Health-check node ports that somebody else has.
+    pub taken: Vec<PortTaken>,
 }
 
 impl Settlement {
@@ -37,12 +41,30 @@ impl Settlement {
         self
     }
 
+    /// Serves health-check node ports.
+    #[must_use]
+    pub fn with_service_ports(mut self, ports: PerFamily<ServicePorts>) -> Self {
+        self.ports = Some(ports);
+        self
+    }
+
+    /// Tries once more what did not work; returns what still does not.
+    pub(super) fn retry(&mut self) -> Vec<PortTaken> {
+        let Some(ports) = &mut self.ports else { return Vec::new() };
+        let families = [&mut ports.v4, &mut ports.v6].into_iter();
+        families.filter(|ports| ports.is_incomplete()).flat_map(ServicePorts::retry).collect()
+    }
+
     /// Does what follows from a plan that is in force now.
-    pub(super) fn settle(&mut self, plan: &Plan<'_>) -> Settled {
+    pub(super) async fn settle(&mut self, plan: &Plan<'_>) -> Settled {
         if let Some(conntrack) = &self.conntrack {
             conntrack.update(Update::of(plan));
         }
-        Settled { no_local: self.count_no_local(plan) }
+        let taken = match &mut self.ports {
+            Some(ports) => ports.get_mut(plan.family()).settle(plan).await,
+            None => Vec::new(),
+        };
+        Settled { no_local: self.count_no_local(plan), taken }
     }
 
     fn count_no_local(&mut self, plan: &Plan<'_>) -> NoLocal {
