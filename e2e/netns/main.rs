@@ -7,6 +7,7 @@
 mod conntrack;
 mod dispatch;
 mod health;
+mod memory;
 mod packets;
 mod refusal;
 mod resilience;
