@@ -168,7 +168,8 @@ impl Measuring<'_> {
         let wanted = self.settings.services as usize * self.settings.endpoints as usize;
         let elapsed = loop {
             ensure!(start.elapsed() < PATIENCE, "no sync within {PATIENCE:?}");
-            thread::sleep(Duration::from_millis(10));
+            // Each look costs the program a page of metrics, so long syncs are looked at less often.
+            thread::sleep((start.elapsed() / 100).max(Duration::from_millis(10)));
             status_kb(self.pid, "VmRSS")?;
             if metric("kubeproxy_sync_proxy_rules_duration_seconds_count{ip_family=\"IPv4\"}") == 0.0 {
                 continue;
