@@ -4,7 +4,7 @@ use super::report::{Outcome, PassKind, Recorder, SyncReport};
 use super::settle::Settled;
 use crate::health::{Clock, ProxyHealth};
 use crate::metrics::{Metrics, PolicyKind, Table};
-use crate::model::{IpFamily, NodeFacts};
+use crate::model::{IpFamily, NodeFacts, PerFamily};
 use crate::state::NodePortConflict;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -16,13 +16,15 @@ pub struct Records {
     clock: Clock,
     /// Events counted so far, to turn totals into increments.
     counted: (u64, u64),
+    /// Families of which it has been said that their rules cannot be checked.
+    unverified: PerFamily<bool>,
 }
 
 impl Records {
     /// A recorder.
     #[must_use]
     pub fn new(metrics: Arc<Metrics>, health: Arc<ProxyHealth>, clock: Clock) -> Self {
-        Records { metrics, health, clock, counted: (0, 0) }
+        Records { metrics, health, clock, counted: (0, 0), unverified: PerFamily::default() }
     }
 
     fn seconds_now(&self) -> f64 {
@@ -80,7 +82,10 @@ impl Recorder for Records {
             PassKind::Partial => self.metrics.partial_sync_duration(report.family).observe(elapsed),
         }
         match &report.outcome {
-            Outcome::Done(applied) => self.record_success(report, applied),
+            Outcome::Done(applied) => {
+                *self.unverified.get_mut(report.family) = false;
+                self.record_success(report, applied);
+            }
             Outcome::Failed(error) => self.record_failure(report, error),
         }
     }
@@ -102,6 +107,9 @@ impl Recorder for Records {
     }
 
     fn unverified(&mut self, family: IpFamily, error: &anyhow::Error) {
+        if std::mem::replace(self.unverified.get_mut(family), true) {
+            return;
+        }
         tracing::warn!(%family, error = format!("{error:#}"), "cannot check the kernel's rules");
     }
 
