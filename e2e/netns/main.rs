@@ -4,6 +4,7 @@
 //! so. Each test has namespaces of its own, so they run side by side.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::disallowed_methods, reason = "these are tests")]
 
+mod cleanup;
 mod conntrack;
 mod health;
 mod packets;
@@ -11,6 +12,7 @@ mod refusal;
 mod resilience;
 mod saved;
 mod sequences;
+mod takeover;
 mod wiring;
 
 /// The program under test.

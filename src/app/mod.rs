@@ -1,6 +1,7 @@
 //! The composition root: builds every part from the configuration, starts the tasks and orders
 //! the shutdown. The only room that knows all others.
 
+mod cleanup;
 mod conntrack;
 mod families;
 mod reload;
@@ -74,7 +75,7 @@ fn act(line: &CommandLine) -> Result<ExitCode> {
         }
         Action::Run => block_on(run::run(config, line.clone(), effective)),
         Action::InitOnly => block_on(run::init_only(config)),
-        Action::Cleanup => block_on(run::cleanup(config)),
+        Action::Cleanup => block_on(cleanup::everything()),
     }
 }
 

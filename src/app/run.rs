@@ -2,10 +2,11 @@
 
 use super::reload::Watched;
 use super::servers::{self, Facts};
-use super::{conntrack, families};
+use super::{cleanup, conntrack, families};
 use crate::backend::Backend;
 use crate::config::{CommandLine, Config, DetectLocal, Effective, Mode};
 use crate::health::{Clock, Now, ProxyHealth, ServicePorts};
+use crate::kernel::iptables::Xtables as _;
 use crate::kernel::nfacct::Nfacct;
 use crate::kernel::process;
 use crate::metrics::{BuildFacts, MetricSet, Metrics};
@@ -133,7 +134,7 @@ async fn program(
     config: &Config,
     events: &mut mpsc::Receiver<WatchEvent>,
     mut tracker: Tracker,
-    (records, settlement): (Records, Settlement),
+    (records, mut settlement): (Records, Settlement),
 ) -> Result<End> {
     if !await_node(config, &mut tracker, events).await? {
         return Ok(End::SourceGone);
@@ -142,12 +143,17 @@ async fn program(
     for family in &mut families {
         family.backend().probe().await?;
     }
+    let flavors = families.iter_mut().map(|it| (it.family(), it.backend().tools().flavor())).collect();
+    let leftovers = cleanup::after_first_sync(config, flavors, settlement.standing());
     let periods = Periods { sync: config.sync.period, min: config.sync.min_period, full: FULL_SYNC_PERIOD };
     let mut runner = Runner::new(tracker, families, periods, records).settling(settlement);
     if config.detect_local == DetectLocal::NodeCidr {
         runner = runner.ending_with_pod_cidrs();
     }
-    Ok(runner.run(events).await)
+    tokio::select! {
+        end = runner.run(events) => Ok(end),
+        never = leftovers => match never {},
+    }
 }
 
 /// Folds events until what is needed of our Node is known, or will not be. `false` when the source
@@ -228,22 +234,5 @@ fn accounted(counter: &str) -> Option<u64> {
 pub(super) async fn init_only(config: Config) -> Result<ExitCode> {
     conntrack::set_limits(&config.conntrack)?;
     families::iptables(&config, &NodeFacts::default()).await?;
-    Ok(ExitCode::SUCCESS)
-}
-
-/// Removes our rules from both families, in the flavour in use.
-pub(super) async fn cleanup(config: Config) -> Result<ExitCode> {
-    let mut failed = false;
-    for family in crate::model::IpFamily::ALL {
-        let Ok(tools) = families::usable_tools(&config, family).await else { continue };
-        let mut backend = crate::backend::iptables::Iptables::new(tools, Default::default());
-        if let Err(error) = backend.cleanup().await {
-            tracing::error!(%family, error = format!("{error:#}"), "cleanup");
-            failed = true;
-        }
-    }
-    if failed {
-        bail!("encountered an error while tearing down rules");
-    }
     Ok(ExitCode::SUCCESS)
 }

@@ -170,6 +170,9 @@ pub(super) struct ModeFlags {
     /// Which iptables tools to run
     #[arg(long, value_name = "FLAVOR", default_value = "auto", value_enum)]
     pub(super) iptables_flavor: Flavor,
+    /// Once our rules stand, remove KUBE- rules from the tables of the other flavor of iptables
+    #[arg(long)]
+    pub(super) cleanup_other_flavor: bool,
     /// Bit of the packet mark that asks for masquerading (iptables and ipvs), 0 to 31
     #[arg(long, value_name = "BIT", default_value_t = 14)]
     pub(super) iptables_masquerade_bit: i32,

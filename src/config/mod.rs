@@ -112,6 +112,8 @@ pub struct IptablesConfig {
     pub localhost_node_ports: bool,
     /// Which tools to run.
     pub flavor: Flavor,
+    /// Rules in the tables of the other flavor are removed, not only reported.
+    pub cleanup_other_flavor: bool,
 }
 
 /// The IPVS dataplane.

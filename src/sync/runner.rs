@@ -175,6 +175,9 @@ impl<B: Backend, R: Recorder> Runner<B, R> {
                 self.recorder.settled(family.family(), &settled);
             }
         }
+        if !failed {
+            self.settlement.stands();
+        }
         self.schedule(failed);
         let seen = self.tracker.seen();
         self.recorder.seen(seen.services, seen.slices, self.tracker.pending());
