@@ -14,7 +14,7 @@ DENY_VERSION := 0.20.2
 .PHONY: help deps demo test fmt fmt-check lint deny unit golden api netns e2e bench bench-scale docs clean
 
 help: ## this list
-	@awk 'BEGIN {FS = ":.*## "} /^[a-z0-9-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z0-9-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: deps ## see it work: a throw-away node, real requests, a change, cleaned up after
 	@$(CARGO) build --quiet --locked --features testing --bin kube-proxy-rs --example demo
@@ -68,11 +68,11 @@ bench-scale: deps ## the real program and kernel at size: N=10000 E=5 FLAVOR=nft
 	@$(CARGO) build --quiet --locked --release --features testing --example scale
 	@target/release/examples/scale target/release/kube-proxy-rs $(foreach key,$(SCALE),"$(key)=$($(key))")
 
-include deploy.mk
-
 docs: ## API documentation, warnings as errors
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --workspace --no-deps --document-private-items
 
 clean: ## delete what was built
 	$(CARGO) clean
 	rm -rf .cache
+
+include deploy.mk

@@ -109,15 +109,13 @@ def unpack_packages(arch):
     for path in (fresh, root):
         shutil.rmtree(path, ignore_errors=True)
     fresh.mkdir(parents=True)
-    native = run("dpkg", "--print-architecture").strip() == arch
-    names = PACKAGES if native else [f"{name}:{arch}" for name in PACKAGES]
     try:
-        download(names, fresh)
+        download(arch, fresh)
         shutil.rmtree(debs, ignore_errors=True)
         fresh.rename(debs)
     except subprocess.CalledProcessError as error:
         if not debs.exists():
-            raise SystemExit(f"image: apt-get cannot download {', '.join(names)}:\n{error.stderr}") from error
+            raise SystemExit(f"image: apt-get cannot download the packages for {arch}:\n{error.stderr}") from error
         print("image: apt-get cannot download; taking the packages of last time", file=sys.stderr)
     versions = {}
     for deb in sorted(debs.glob("*.deb")):
@@ -127,14 +125,28 @@ def unpack_packages(arch):
     return root, versions
 
 
-def download(names, folder):
+def download(arch, folder):
     # As root apt would drop to a user of its own, which may not write here, and says so at length.
-    command = ["apt-get", "-o", "APT::Sandbox::User=root", "download", *names]
+    apt = ["apt-get", "-o", "APT::Sandbox::User=root"]
+    if run("dpkg", "--print-architecture").strip() != arch:
+        # Lists of its own, so that this machine need not be told of a second architecture.
+        state = CACHE / arch / "apt"
+        for inner in ("lists/partial", "cache/archives/partial"):
+            (state / inner).mkdir(parents=True, exist_ok=True)
+        (state / "status").touch()
+        own = {
+            "APT::Architecture": arch,
+            "APT::Architectures": arch,
+            "Dir::State::lists": state / "lists",
+            "Dir::State::status": state / "status",
+            "Dir::Cache": state / "cache",
+        }
+        apt += [part for key, value in own.items() for part in ("-o", f"{key}={value}")]
     try:
-        run(*command, cwd=folder)
+        run(*apt, "download", *PACKAGES, cwd=folder)
     except subprocess.CalledProcessError:
-        run("apt-get", "update")
-        run(*command, cwd=folder)
+        run(*apt, "update")
+        run(*apt, "download", *PACKAGES, cwd=folder)
 
 
 def needed(path):

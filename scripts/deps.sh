@@ -12,8 +12,9 @@ needed=(
     ip:iproute2
     ps:procps
     curl:curl
-    cc:gcc
+    cc:build-essential
     readelf:binutils
+    openssl:openssl
     python3:python3
 )
 export PATH="$PATH:/usr/sbin:/sbin"
@@ -21,6 +22,8 @@ missing=()
 for entry in "${needed[@]}"; do
     command -v "${entry%%:*}" >/dev/null || missing+=("${entry##*:}")
 done
+# Debian's python3 comes without what makes virtual environments; chart tests need one.
+python3 -c 'import ensurepip, venv' 2>/dev/null || missing+=(python3-venv)
 [ ${#missing[@]} -eq 0 ] && exit 0
 
 mapfile -t packages < <(printf '%s\n' "${missing[@]}" | sort -u)

@@ -94,8 +94,12 @@ class Node:
         self.holder.kill()
         self.holder.wait()
         # Everything mounted at or below the root, latest first, so that deleting the folder deletes nothing else.
-        while mounted := [line.split()[4] for line in open("/proc/self/mountinfo") if f" {self.root}" in line]:
+        while mounted := self.mounted():
             self.run("umount", "--lazy", mounted[-1])
+
+    def mounted(self):
+        points = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
+        return [point for point in points if Path(point).is_relative_to(self.root)]
 
 
 def check(result):

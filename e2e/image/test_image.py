@@ -89,6 +89,10 @@ class Running(unittest.TestCase):
                 node.wait_for(programmed, f"a rule for {address}", log)
             self.assertNotIn("ERROR", log())
 
+    def test_it_also_starts_by_kube_proxys_name(self):
+        code, text = self.node.output("/usr/local/bin/kube-proxy", "--version")
+        self.assertEqual(code, 0, text)
+
     def test_nft_needs_net_admin_only(self):
         self.programs_both_families("nft", {node.NET_ADMIN})
 

@@ -85,8 +85,10 @@ pub(super) async fn iptables(config: &Config, node: &NodeFacts) -> Result<Vec<Fa
             Ok(tools) => {
                 tracing::info!(%family, flavor = %tools.flavor(), version = %tools.version(), "using iptables");
                 let settings = settings(config, family, node, &ips);
-                let features =
-                    iptables::features(&settings, config.iptables.masquerade_bit, tools.version())?;
+                let features = iptables::Features {
+                    tree_threshold: usize::try_from(config.iptables.dispatch_tree_threshold)?,
+                    ..iptables::features(&settings, config.iptables.masquerade_bit, tools.version())?
+                };
                 families.push(FamilySync::new(Iptables::new(tools, features), settings));
             }
             Err(error) if family == ips.primary => {

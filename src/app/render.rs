@@ -35,8 +35,11 @@ pub(super) fn render(config: &Config, family: IpFamily) -> Result<String> {
     let plan = Plan::new(&settings, tracker.snapshot(), Scope::All)
         .with_endpoint_count(tracker.endpoints(family))
         .with_local_addresses(&addresses);
-    let features =
-        Features { masquerade_mark: 1 << u32::from(config.iptables.masquerade_bit), ..Features::default() };
+    let features = Features {
+        masquerade_mark: 1 << u32::from(config.iptables.masquerade_bit),
+        tree_threshold: usize::try_from(config.iptables.dispatch_tree_threshold)?,
+        ..Features::default()
+    };
     let flavor = match config.iptables.flavor {
         Flavor::Legacy => tools::Flavor::Legacy,
         Flavor::Auto | Flavor::Nft => tools::Flavor::Nft,

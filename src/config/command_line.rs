@@ -32,6 +32,7 @@ const EFFECTIVE_WITH_CONFIG: &[&str] = &[
     "iptables-flavor",
     "cleanup-other-flavor",
     "conntrack-strict",
+    "iptables-dispatch-tree-threshold",
     "service-node-port-range",
     "family",
 ];

@@ -173,6 +173,9 @@ pub(super) struct ModeFlags {
     /// Once our rules stand, remove KUBE- rules from the tables of the other flavor of iptables
     #[arg(long)]
     pub(super) cleanup_other_flavor: bool,
+    /// Above this many rules in `KUBE-SERVICES`, a tree of chains leads to the Services
+    #[arg(long, value_name = "RULES", default_value_t = super::DISPATCH_TREE_THRESHOLD)]
+    pub(super) iptables_dispatch_tree_threshold: u32,
     /// Bit of the packet mark that asks for masquerading (iptables and ipvs), 0 to 31
     #[arg(long, value_name = "BIT", default_value_t = 14)]
     pub(super) iptables_masquerade_bit: i32,

@@ -34,6 +34,9 @@ use std::time::Duration;
 pub const COMPATIBLE_WITH: &str = "1.36.2";
 /// The release before it, whose hidden metrics may be asked for.
 const PREVIOUS_MINOR: &str = "1.35";
+/// With fewer rules, a walk over all of them costs a new connection a few microseconds, and the
+/// form that people and their tools know is worth that.
+const DISPATCH_TREE_THRESHOLD: u32 = 500;
 
 /// Everything there is to decide before the first packet, decided.
 #[derive(Clone, Debug, PartialEq)]
@@ -114,6 +117,8 @@ pub struct IptablesConfig {
     pub flavor: Flavor,
     /// Rules in the tables of the other flavor are removed, not only reported.
     pub cleanup_other_flavor: bool,
+    /// Above this many rules in `KUBE-SERVICES`, a tree of chains leads to the Services.
+    pub dispatch_tree_threshold: u32,
 }
 
 /// The IPVS dataplane.

@@ -49,6 +49,7 @@ fn default_config() -> Config {
             localhost_node_ports: true,
             flavor: Flavor::Auto,
             cleanup_other_flavor: false,
+            dispatch_tree_threshold: 500,
         },
         ipvs: IpvsConfig {
             scheduler: "rr".to_owned(),
@@ -160,6 +161,7 @@ const OUR_FLAGS: &[(&str, &str, bool)] = &[
     ("iptables-flavor", "auto", true),
     ("conntrack-strict", "false", true),
     ("cleanup-other-flavor", "false", true),
+    ("iptables-dispatch-tree-threshold", "500", true),
     ("service-node-port-range", "30000-32767", true),
     ("family", "ipv4", true),
 ];
@@ -202,6 +204,7 @@ fn every_flag_has_a_row_in_the_documentation() {
 #[case(&["--kubeconfig", "/k"], |c: &mut Config| c.sources.kubeconfig = Some("/k".into()))]
 #[case(&["--master", "https://a"], |c: &mut Config| c.sources.master = Some("https://a".to_owned()))]
 #[case(&["--manifests", "a,b", "--manifests=c"], |c: &mut Config| c.sources.manifests = vec!["a".into(), "b".into(), "c".into()])]
+#[case(&["--iptables-dispatch-tree-threshold=0"], |c: &mut Config| c.iptables.dispatch_tree_threshold = 0)]
 #[case(&["--iptables-masquerade-bit=31"], |c: &mut Config| c.iptables.masquerade_bit = 31)]
 #[case(&["--masquerade-all"], |c: &mut Config| c.iptables.masquerade_all = true)]
 #[case(&["--masquerade_all=T"], |c: &mut Config| c.iptables.masquerade_all = true)]

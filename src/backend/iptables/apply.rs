@@ -105,6 +105,9 @@ impl<X: Xtables> Run<'_, '_, X> {
                 Ok(()) => Ok(()),
                 Err(error) => {
                     let error = self.explain(&step, &services, error);
+                    if self.changes.nets.is_some() {
+                        return Err(error);
+                    }
                     self.isolate(step, services, error).await
                 }
             },
@@ -114,9 +117,10 @@ impl<X: Xtables> Run<'_, '_, X> {
     /// A step that comes after the Services' chains also takes away what leads to refused ones:
     /// before that, their old chains cannot go.
     fn lead_away_from_refused(&self, step: &mut Step) {
-        let comes_late = step.filter_dispatch || step.nat_dispatch || !step.delete.is_empty();
+        let comes_late =
+            step.filter_dispatch || step.nat_dispatch || step.node_ports || !step.delete.is_empty();
         if comes_late && !self.outcome.refused.is_empty() {
-            (step.filter_dispatch, step.nat_dispatch) = (true, true);
+            (step.filter_dispatch, step.nat_dispatch, step.node_ports) = (true, true, true);
         }
     }
 
@@ -139,8 +143,15 @@ impl<X: Xtables> Run<'_, '_, X> {
         excluded: &BTreeSet<ServiceName>,
     ) -> Result<(), RestoreError> {
         let delete = self.deletions(step);
-        let input =
-            Input { desired: self.desired, changes: self.changes, step, services, delete: &delete, excluded };
+        let input = Input {
+            desired: self.desired,
+            changes: self.changes,
+            baseline: self.baseline,
+            step,
+            services,
+            delete: &delete,
+            excluded,
+        };
         let mut counted = Counted::new(input.pieces());
         self.outcome.calls += 1;
         let sent = self.tools.restore(&mut counted).await;
@@ -156,7 +167,7 @@ impl<X: Xtables> Run<'_, '_, X> {
         all.iter().filter(|id| !self.doomed.contains(id)).copied().collect()
     }
 
-    /// A step is refused: programs all of it that can be programmed, and finds the Services that
+    /// A step is refused where there is no tree: programs all of it that can be programmed, and finds the Services that
     /// cannot.
     async fn isolate(&mut self, step: Step, services: Vec<usize>, error: anyhow::Error) -> Result<()> {
         tracing::warn!(error = format!("{error:#}"), "input refused; looking for the Service at fault");
@@ -239,6 +250,7 @@ impl<X: Xtables> Run<'_, '_, X> {
         let input = Input {
             desired: self.desired,
             changes: self.changes,
+            baseline: self.baseline,
             step: &Step::default(),
             services: &[],
             delete: &delete,
@@ -255,8 +267,9 @@ impl<X: Xtables> Run<'_, '_, X> {
     fn explain(&self, step: &Step, services: &[usize], error: RestoreError) -> anyhow::Error {
         let RestoreError::Refused { line: Some(line), .. } = &error else { return error.into() };
         let delete = self.deletions(step);
-        let (desired, changes, excluded) = (self.desired, self.changes, &self.excluded);
-        let input = Input { desired, changes, step, services, delete: &delete, excluded };
+        let (desired, changes, baseline) = (self.desired, self.changes, self.baseline);
+        let excluded = &self.excluded;
+        let input = Input { desired, changes, baseline, step, services, delete: &delete, excluded };
         let shown = lines_around(input.pieces(), *line);
         anyhow::Error::new(error).context(format!("input: {shown}"))
     }

@@ -22,6 +22,8 @@ pub struct Features {
     pub counts_invalid: bool,
     /// The nfacct object that counts node-port packets on localhost is there.
     pub counts_localhost: bool,
+    /// With more rules than this in the nat table's `KUBE-SERVICES`, a tree of chains takes over.
+    pub tree_threshold: usize,
 }
 
 impl Default for Features {
@@ -32,6 +34,7 @@ impl Default for Features {
             be_liberal: false,
             counts_invalid: false,
             counts_localhost: false,
+            tree_threshold: usize::MAX,
         }
     }
 }

@@ -8,12 +8,14 @@ use super::diff::Changes;
 use super::names::{CANARY, ChainId};
 use super::render::{self, Chains, Dispatch, Style};
 use super::text::Text;
+use super::tree::Destinations;
 use crate::backend::Refusal;
 use crate::model::ServiceName;
 use crate::plan::{Plan, Scope, ServicePlan};
 use std::collections::hash_map::DefaultHasher;
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{Hash, Hasher};
+use std::net::IpAddr;
 
 /// How many rules there are.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -96,15 +98,19 @@ pub(super) struct ServicePrint {
     pub(super) chains: Box<[ChainPrint]>,
     /// The rules in them.
     pub(super) count: RuleCount,
-    /// Its rules in the shared chains of the nat table.
-    pub(super) nat: Print,
+    /// Its rules in the nat table's `KUBE-SERVICES`, or in the tree that stands for it.
+    pub(super) services: Print,
+    /// The destinations of these, with how many rules each has.
+    pub(super) destinations: Box<[(IpAddr, u16)]>,
+    /// Its rules in the nat table's `KUBE-NODEPORTS`.
+    pub(super) node_ports: Print,
     /// Its rules in the shared chains of the filter table.
     pub(super) filter: Print,
 }
 
 impl ServicePrint {
     pub(super) fn nat_count(&self) -> RuleCount {
-        self.count.plus(self.nat.count)
+        self.count.plus(self.services.count).plus(self.node_ports.count)
     }
 
     pub(super) fn ids(&self) -> impl Iterator<Item = ChainId> + '_ {
@@ -202,7 +208,9 @@ impl Scratch {
         ServicePrint {
             chains: chains.collect(),
             count,
-            nat: Print::of(self.dispatch.nat.as_str()),
+            services: Print::of(self.dispatch.services.as_str()),
+            destinations: self.dispatch.destinations(),
+            node_ports: Print::of(self.dispatch.node_ports.as_str()),
             filter: Print::of(self.dispatch.filter.as_str()),
         }
     }
@@ -215,6 +223,14 @@ pub struct Baseline {
     pub(super) set_up: bool,
     pub(super) fixed: Option<FixedPrint>,
     pub(super) services: BTreeMap<ServiceName, ServicePrint>,
+    /// The Services that have rules in the shared chains of the filter table, and those that have
+    /// some in `KUBE-NODEPORTS`: few, so these chains are written without asking every Service.
+    pub(super) in_filter: BTreeSet<ServiceName>,
+    pub(super) in_node_ports: BTreeSet<ServiceName>,
+    /// What `KUBE-SERVICES` leads to.
+    pub(super) destinations: Destinations,
+    /// How many chains the tree has; `None` where all rules stand in `KUBE-SERVICES` itself.
+    pub(super) nets: Option<usize>,
     /// Per-Service chains that were found and of which nothing else is known.
     pub(super) strays: BTreeSet<ChainId>,
     /// Services that the kernel refused, and its words.
@@ -237,8 +253,16 @@ impl Baseline {
         if let Some(old) = self.services.remove(&name) {
             self.nat = self.nat.minus(old.nat_count());
             self.filter = self.filter.minus(old.filter.count);
+            self.in_filter.remove(&name);
+            self.in_node_ports.remove(&name);
         }
         if let Some(print) = print {
+            if print.filter.count.rules > 0 {
+                self.in_filter.insert(name.clone());
+            }
+            if print.node_ports.count.rules > 0 {
+                self.in_node_ports.insert(name.clone());
+            }
             self.nat = self.nat.plus(print.nat_count());
             self.filter = self.filter.plus(print.filter.count);
             self.services.insert(name, print);
@@ -250,17 +274,26 @@ impl Baseline {
         self.set_up = true;
         self.fixed = Some(fixed);
         self.strays.clear();
+        self.nets = changes.nets;
+        let mut edits = changes.edits;
         for change in changes.services {
             self.refused.remove(&change.name);
             let refusal = refused.iter().find(|refusal| refusal.service == change.name);
             match refusal {
                 Some(refusal) => {
+                    let known = self.services.get(&change.name);
+                    for print in known.into_iter().chain(change.print.as_ref()) {
+                        for (address, _) in &print.destinations {
+                            edits.set(&self.destinations, &change.name, (*address, 0));
+                        }
+                    }
                     self.refused.insert(change.name.clone(), refusal.reason.clone());
                     self.note(change.name, None);
                 }
                 None => self.note(change.name, change.print),
             }
         }
+        self.destinations.commit(edits);
     }
 
     /// Compares how often our chains of a table are used with how often they should be. `Some`
@@ -282,9 +315,15 @@ impl Baseline {
     pub(super) fn count(&self, table: &str) -> RuleCount {
         let fixed = self.fixed.unwrap_or_default();
         match table {
-            "nat" => self.nat.plus(fixed.nat.count).plus(fixed.node_port_jump.count),
+            "nat" => self.nat.plus(fixed.nat.count).plus(fixed.node_port_jump.count).plus(self.tree_jumps()),
             _ => self.filter.plus(fixed.filter.count),
         }
+    }
+
+    /// The jumps within the tree: one leads to each of its chains.
+    fn tree_jumps(&self) -> RuleCount {
+        let jumps = small(self.nets.unwrap_or_default());
+        RuleCount { rules: jumps, uses: jumps.saturating_mul(2) }
     }
 
     /// How often the chains of a table are used if everything of ours is in place: by their own

@@ -2,6 +2,7 @@
 
 use super::desired::{Baseline, Desired, ServicePrint};
 use super::names::ChainId;
+use super::tree::{Edits, Net, NetChain, Tree};
 use crate::model::ServiceName;
 use crate::plan::Scope;
 use std::collections::BTreeSet;
@@ -16,8 +17,18 @@ pub struct Changes {
     pub(super) fixed: bool,
     /// Rewrite the shared chains of the filter table that hold Services' rules.
     pub(super) filter_dispatch: bool,
-    /// The same for the nat table.
+    /// Rewrite the nat table's `KUBE-SERVICES`.
     pub(super) nat_dispatch: bool,
+    /// Rewrite `KUBE-NODEPORTS`.
+    pub(super) node_ports: bool,
+    /// What changes of that to which `KUBE-SERVICES` leads.
+    pub(super) edits: Edits,
+    /// How many chains the tree has afterwards; `None` for no tree.
+    pub(super) nets: Option<usize>,
+    /// Chains of the tree to write.
+    pub(super) write_nets: Vec<NetChain>,
+    /// Where `KUBE-SERVICES` leads if there is a tree.
+    pub(super) root: Vec<Net>,
     /// Services of which something changed.
     pub(super) services: Vec<ServiceChange>,
     /// Chains that nothing will use any more.
@@ -42,6 +53,9 @@ pub(super) struct Step {
     pub(super) fixed: bool,
     pub(super) filter_dispatch: bool,
     pub(super) nat_dispatch: bool,
+    pub(super) node_ports: bool,
+    /// Which of `Changes::write_nets` to write.
+    pub(super) nets: Range<usize>,
     /// Which of `Changes::services` to write.
     pub(super) services: Range<usize>,
     /// Which of `Changes::delete` to delete.
@@ -52,8 +66,9 @@ impl Changes {
     /// Whether there is nothing to do.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        let Changes { set_up, fixed, filter_dispatch, nat_dispatch, services, delete } = self;
-        !(*set_up || *fixed || *filter_dispatch || *nat_dispatch) && services.is_empty() && delete.is_empty()
+        let shared = self.fixed || self.filter_dispatch || self.nat_dispatch || self.node_ports;
+        let written = !(self.services.is_empty() && self.write_nets.is_empty() && self.delete.is_empty());
+        !(self.set_up || shared || written)
     }
 
     pub(super) fn between(baseline: &Baseline, desired: &Desired<'_>) -> Self {
@@ -63,13 +78,19 @@ impl Changes {
             fixed: known.is_none_or(|it| (it.filter, it.nat) != (desired.fixed.filter, desired.fixed.nat)),
             filter_dispatch: known.is_none(),
             nat_dispatch: known.is_none_or(|it| it.node_port_jump != desired.fixed.node_port_jump),
+            node_ports: known.is_none(),
+            edits: Edits::of(&baseline.destinations),
             ..Changes::default()
         };
+        let mut moved = false;
         for (name, print) in &desired.services {
-            changes.compare(name, baseline.services.get(name), print.as_ref());
+            moved |= changes.compare(baseline, name, print.as_ref());
         }
         if matches!(desired.plan.scope(), Scope::All) {
-            changes.remove_missing(baseline, desired);
+            moved |= changes.remove_missing(baseline, desired);
+        }
+        changes.lead(baseline, desired, moved);
+        if matches!(desired.plan.scope(), Scope::All) {
             changes.delete_strays(baseline, desired);
         }
         // What jumps goes before what is jumped to.
@@ -77,30 +98,74 @@ impl Changes {
         changes
     }
 
-    fn compare(&mut self, name: &ServiceName, old: Option<&ServicePrint>, new: Option<&ServicePrint>) {
-        if old == new {
-            return;
+    /// Compares one Service; says whether its rules in `KUBE-SERVICES` change.
+    fn compare(&mut self, baseline: &Baseline, name: &ServiceName, new: Option<&ServicePrint>) -> bool {
+        let old = baseline.services.get(name);
+        // One that was refused and is gone now is no longer refused, which has to be noted.
+        if old == new && !baseline.refused.contains_key(name) {
+            return false;
         }
         let nothing = ServicePrint::default();
         let (before, after) = (old.unwrap_or(&nothing), new.unwrap_or(&nothing));
-        let (nat, filter) = (before.nat != after.nat, before.filter != after.filter);
-        self.nat_dispatch |= nat;
+        let moved = before.services != after.services;
+        let (node_ports, filter) = (before.node_ports != after.node_ports, before.filter != after.filter);
+        self.node_ports |= node_ports;
         self.filter_dispatch |= filter;
+        if moved {
+            let gone = before.destinations.iter().map(|(address, _)| (*address, 0));
+            let here = after.destinations.iter().map(|(address, rules)| (*address, usize::from(*rules)));
+            gone.chain(here).for_each(|it| self.edits.set(&baseline.destinations, name, it));
+        }
         let kept: BTreeSet<ChainId> = after.ids().collect();
         self.delete.extend(before.ids().filter(|id| !kept.contains(id)));
         self.services.push(ServiceChange {
             name: name.clone(),
             write: after.chains_beyond(before),
             print: new.cloned(),
-            dispatch: nat || filter,
+            dispatch: moved || node_ports || filter,
         });
+        moved
     }
 
-    fn remove_missing(&mut self, baseline: &Baseline, desired: &Desired<'_>) {
-        let wanted: BTreeSet<&ServiceName> = desired.services.iter().map(|(name, _)| name).collect();
-        for (name, print) in baseline.services.iter().filter(|(name, _)| !wanted.contains(name)) {
-            self.compare(name, Some(print), None);
+    /// Settles whether there is a tree, and what changes of it.
+    fn lead(&mut self, baseline: &Baseline, desired: &Desired<'_>, moved: bool) {
+        let family = desired.plan.family();
+        let tree = Tree::new(family, &baseline.destinations, Some(&self.edits));
+        let old = Tree::new(family, &baseline.destinations, None);
+        let forms = (baseline.nets, self.edits.rules > desired.features.tree_threshold);
+        let (write, delete) = match forms {
+            (None, false) => {
+                self.nat_dispatch |= moved;
+                return;
+            }
+            (Some(_), false) => (Vec::new(), old.all().into_iter().map(|chain| chain.net).rev().collect()),
+            (None, true) => {
+                let all = tree.all();
+                self.nets = Some(all.len().saturating_sub(1));
+                (all, Vec::new())
+            }
+            (Some(known), true) => {
+                let change = tree.change();
+                self.nets = Some(known.saturating_add_signed(change.grown_by));
+                (change.write, change.delete)
+            }
+        };
+        self.nat_dispatch |= forms.0.is_some() != forms.1 || write.iter().any(|chain| chain.net.is_root());
+        if forms.1 && self.nat_dispatch {
+            self.root = tree.root();
         }
+        self.delete.extend(delete.into_iter().filter(|net: &Net| !net.is_root()).map(Net::chain));
+        self.write_nets = write;
+        self.write_nets.retain(|chain| !chain.net.is_root());
+    }
+
+    fn remove_missing(&mut self, baseline: &Baseline, desired: &Desired<'_>) -> bool {
+        let wanted: BTreeSet<&ServiceName> = desired.services.iter().map(|(name, _)| name).collect();
+        let mut moved = false;
+        for name in baseline.services.keys().filter(|name| !wanted.contains(name)) {
+            moved |= self.compare(baseline, name, None);
+        }
+        moved
     }
 
     fn delete_strays(&mut self, baseline: &Baseline, desired: &Desired<'_>) {
@@ -109,29 +174,40 @@ impl Changes {
         for id in prints.flat_map(ServicePrint::ids) {
             strays.remove(&id);
         }
+        for chain in &self.write_nets {
+            strays.remove(&chain.net.chain());
+        }
         self.delete.extend(strays);
     }
 
     /// The inputs, in an order that is safe at every step: what marks and masquerades first,
-    /// then the Services' chains, then what leads into them, and only then what is left over
-    /// goes. `most_chains` is how many chains one input may hold; a Service is never split.
+    /// then the Services' chains, then what leads into them (of a tree the smallest networks
+    /// first, `KUBE-SERVICES` last), and only then what is left over goes. `most_chains` is how many chains one input may hold; a Service is never split.
     pub(super) fn steps(&self, most_chains: usize) -> Vec<Step> {
         let chains: usize = self.services.iter().map(|it| it.write.len()).sum();
         let all = Step {
             fixed: self.fixed,
             filter_dispatch: self.filter_dispatch,
             nat_dispatch: self.nat_dispatch,
+            node_ports: self.node_ports,
+            nets: 0..self.write_nets.len(),
             services: 0..self.services.len(),
             delete: 0..self.delete.len(),
         };
-        if chains + self.delete.len() <= most_chains {
+        if chains + self.write_nets.len() + self.delete.len() <= most_chains {
             return if all.is_empty(self) { Vec::new() } else { vec![all] };
         }
         let mut steps = vec![Step { fixed: self.fixed, ..Step::default() }];
         steps.extend(self.service_steps(most_chains));
+        let nets = (0..self.write_nets.len()).step_by(most_chains);
+        steps.extend(nets.map(|start| Step {
+            nets: start..(start + most_chains).min(self.write_nets.len()),
+            ..Step::default()
+        }));
         steps.push(Step {
             filter_dispatch: self.filter_dispatch,
             nat_dispatch: self.nat_dispatch,
+            node_ports: self.node_ports,
             ..Step::default()
         });
         let deletes = (0..self.delete.len()).step_by(most_chains);
@@ -165,6 +241,7 @@ impl Step {
 
     pub(super) fn is_empty(&self, changes: &Changes) -> bool {
         let writes = changes.services[self.services.clone()].iter().any(|it| !it.write.is_empty());
-        !(self.touches_filter() || self.nat_dispatch || writes) && self.delete.is_empty()
+        let shared = self.touches_filter() || self.nat_dispatch || self.node_ports;
+        !(shared || writes) && self.nets.is_empty() && self.delete.is_empty()
     }
 }

@@ -1,7 +1,7 @@
 //! The text of one input for iptables-restore, made piece by piece while it is sent.
 
 use super::base;
-use super::desired::Desired;
+use super::desired::{Baseline, Desired, ServicePrint};
 use super::diff::{Changes, Step};
 use super::names::{
     ChainId, EXTERNAL_SERVICES, FIREWALL, FORWARD, MARK_MASQ, NODE_PORTS, POSTROUTING, PROXY_FIREWALL,
@@ -9,6 +9,7 @@ use super::names::{
 };
 use super::render::{self, Chains, Dispatch};
 use super::text::{Text, line};
+use super::tree::{Content, Net, NetChain};
 use crate::model::ServiceName;
 use crate::plan::ServicePlan;
 use std::collections::BTreeSet;
@@ -20,6 +21,8 @@ const PIECE: usize = 64 * 1024;
 pub(super) struct Input<'a> {
     pub(super) desired: &'a Desired<'a>,
     pub(super) changes: &'a Changes,
+    /// What was there before.
+    pub(super) baseline: &'a Baseline,
     pub(super) step: &'a Step,
     /// Which of the step's Services to write, by index into `changes.services`.
     pub(super) services: &'a [usize],
@@ -34,6 +37,8 @@ enum Part<'a> {
     Text(String),
     FilterDispatch(ServicePlan<'a>),
     NatDispatch(ServicePlan<'a>),
+    NodePorts(ServicePlan<'a>),
+    Net(&'a NetChain),
     Declare(usize),
     Chains(usize),
     Declaration(ChainId),
@@ -77,7 +82,8 @@ impl<'a> Input<'a> {
         if fixed {
             base::write_filter(&mut head, plan.settings, &self.desired.features);
         }
-        let services = dispatch.then(|| self.dispatched().map(Part::FilterDispatch));
+        let listed = || self.listed(&self.baseline.in_filter, |print| print.filter.count.rules > 0);
+        let services = dispatch.then(|| listed().map(Part::FilterDispatch));
         Box::new(
             std::iter::once(Part::Text(head.into_string()))
                 .chain(services.into_iter().flatten())
@@ -87,15 +93,17 @@ impl<'a> Input<'a> {
 
     fn nat_parts(&self) -> Box<dyn Iterator<Item = Part<'a>> + '_> {
         let deletes = self.delete;
-        let (fixed, dispatch) = (self.step.fixed, self.step.nat_dispatch);
-        if !fixed && !dispatch && self.services.is_empty() && deletes.is_empty() {
+        let (fixed, dispatch, node_ports) = (self.step.fixed, self.step.nat_dispatch, self.step.node_ports);
+        let nets = &self.changes.write_nets[self.step.nets.clone()];
+        let chains = !(self.services.is_empty() && nets.is_empty() && deletes.is_empty());
+        if !(fixed || dispatch || node_ports || chains) {
             return Box::new(std::iter::empty());
         }
         let mut head = Text::default();
         line!(head, "*nat");
         declare_fixed(
             &mut head,
-            &[(SERVICES, dispatch), (NODE_PORTS, dispatch), (POSTROUTING, fixed), (MARK_MASQ, fixed)],
+            &[(SERVICES, dispatch), (NODE_PORTS, node_ports), (POSTROUTING, fixed), (MARK_MASQ, fixed)],
         );
         let mut rules = Text::default();
         if fixed {
@@ -103,15 +111,22 @@ impl<'a> Input<'a> {
         }
         let mut tail = Text::default();
         if dispatch {
+            write_jumps(&mut rules, SERVICES, &self.changes.root);
             base::write_node_port_jump(&mut tail, &self.desired.plan);
         }
-        let dispatched = dispatch.then(|| self.dispatched().map(Part::NatDispatch));
+        let linear = dispatch && self.changes.nets.is_none();
+        let dispatched = linear.then(|| self.dispatched().map(Part::NatDispatch));
+        let listed = || self.listed(&self.baseline.in_node_ports, |print| print.node_ports.count.rules > 0);
+        let node_ports = node_ports.then(|| listed().map(Part::NodePorts));
         Box::new(
             std::iter::once(Part::Text(head.into_string()))
                 .chain(self.services.iter().map(|index| Part::Declare(*index)))
+                .chain(nets.iter().map(|chain| Part::Declaration(chain.net.chain())))
                 .chain(deletes.iter().map(|id| Part::Declaration(*id)))
                 .chain(std::iter::once(Part::Text(rules.into_string())))
                 .chain(dispatched.into_iter().flatten())
+                .chain(node_ports.into_iter().flatten())
+                .chain(nets.iter().map(Part::Net))
                 .chain(self.services.iter().map(|index| Part::Chains(*index)))
                 .chain(deletes.iter().map(|id| Part::Deletion(*id)))
                 .chain(std::iter::once(Part::Text(tail.into_string())))
@@ -121,6 +136,27 @@ impl<'a> Input<'a> {
 
     fn dispatched(&self) -> impl Iterator<Item = ServicePlan<'a>> + '_ {
         self.desired.plan.services().filter(|service| !self.excluded.contains(service.name))
+    }
+
+    /// The Services with rules in a shared chain that only few have rules in: those known to, and
+    /// those that get some now.
+    fn listed(
+        &self,
+        known: &BTreeSet<ServiceName>,
+        has: fn(&ServicePrint) -> bool,
+    ) -> impl Iterator<Item = ServicePlan<'a>> + use<'a> {
+        let changed = self.changes.services.iter();
+        let new = changed.filter(|change| change.print.as_ref().is_some_and(has)).map(|change| &change.name);
+        let names: BTreeSet<&ServiceName> = known.iter().chain(new).collect();
+        let plan = self.desired.plan;
+        let wanted = names.into_iter().filter(|name| !self.excluded.contains(name)).cloned();
+        wanted.collect::<Vec<_>>().into_iter().filter_map(move |name| plan.service(&name))
+    }
+}
+
+fn write_jumps(text: &mut Text, chain: impl std::fmt::Display, nets: &[Net]) {
+    for net in nets {
+        line!(text, "-A {chain} -d {net} -j {}", net.chain());
     }
 }
 
@@ -150,8 +186,14 @@ impl<'a> PartWriter<'_, 'a> {
             Part::NatDispatch(service) => {
                 self.dispatch.clear();
                 render::dispatch(&service, style, &mut self.dispatch);
-                text.push_str(self.dispatch.nat.as_str());
+                text.push_str(self.dispatch.services.as_str());
             }
+            Part::NodePorts(service) => {
+                self.dispatch.clear();
+                render::dispatch(&service, style, &mut self.dispatch);
+                text.push_str(self.dispatch.node_ports.as_str());
+            }
+            Part::Net(chain) => self.write_net(chain, text),
             Part::Declare(index) => {
                 for id in &self.input.changes.services[index].write {
                     line!(text, ":{id} - [0:0]");
@@ -160,6 +202,22 @@ impl<'a> PartWriter<'_, 'a> {
             Part::Chains(index) => self.write_chains(index, text),
             Part::Declaration(id) => line!(text, ":{id} - [0:0]"),
             Part::Deletion(id) => line!(text, "-X {id}"),
+        }
+    }
+
+    fn write_net(&mut self, chain: &NetChain, text: &mut Text) {
+        let id = chain.net.chain();
+        match &chain.content {
+            Content::Jumps(nets) => write_jumps(text, id, nets),
+            Content::Rules(rules) => {
+                let style = self.input.desired.style();
+                for (address, name) in rules {
+                    let Some(service) = self.input.desired.plan.service(name) else { continue };
+                    self.dispatch.clear();
+                    render::dispatch(&service, style, &mut self.dispatch);
+                    self.dispatch.write_destination(*address, id, text);
+                }
+            }
         }
     }
 

@@ -15,6 +15,7 @@ mod names;
 mod render;
 mod setup;
 mod text;
+mod tree;
 
 pub use base::Features;
 pub use desired::{Baseline, Desired};
@@ -22,7 +23,7 @@ pub use diff::Changes;
 pub use setup::features;
 
 use super::{Applied, Backend, TableCount};
-use crate::kernel::iptables::{Flavor, Stamp, Xtables};
+use crate::kernel::iptables::{Flavor, RestoreError, Stamp, Xtables};
 use crate::kernel::nft::Part;
 use crate::plan::Plan;
 use anyhow::{Context, Result};
@@ -45,6 +46,10 @@ pub struct Iptables<X> {
     tools: X,
     features: Features,
     most_chains: usize,
+    /// The threshold of the tree as it was asked for; `features` has the one in force.
+    tree_threshold: usize,
+    /// The tree is off for as long as a Service is refused.
+    tree_waits: bool,
     /// The tables as we left them; `None` when they have to be looked at.
     stamp: Option<Stamp>,
 }
@@ -53,7 +58,8 @@ impl<X: Xtables> Iptables<X> {
     /// A backend on these tools.
     pub fn new(tools: X, features: Features) -> Self {
         let most_chains = most_chains(tools.flavor());
-        Iptables { tools, features, most_chains, stamp: None }
+        let tree_threshold = features.tree_threshold;
+        Iptables { tools, features, most_chains, tree_threshold, tree_waits: false, stamp: None }
     }
 
     /// Sets how many chains one input holds, whatever suits the flavour.
@@ -75,6 +81,16 @@ impl<X: Xtables> Iptables<X> {
             self.stamp = None;
         }
         Ok(())
+    }
+
+    /// Finding the Service that the kernel refuses is done without the tree: it is off while one
+    /// is refused, and for good if inputs are refused with it and none without.
+    fn settle_tree(&mut self, is_refused: bool) {
+        if is_refused {
+            (self.tree_waits, self.features.tree_threshold) = (true, usize::MAX);
+        } else if self.tree_waits {
+            (self.tree_waits, self.features.tree_threshold) = (false, self.tree_threshold);
+        }
     }
 
     /// What is wrong in one table, and how often our chains are used there.
@@ -106,13 +122,15 @@ pub async fn holds_rules(tools: &mut impl Xtables) -> Result<bool> {
 #[must_use]
 pub fn render_inputs(plan: &Plan<'_>, features: &Features, flavor: Flavor) -> Vec<String> {
     let desired = Desired::of(plan, features);
-    let changes = Changes::between(&Baseline::default(), &desired);
+    let baseline = Baseline::default();
+    let changes = Changes::between(&baseline, &desired);
     let steps = changes.steps(most_chains(flavor));
     let text = |step: &diff::Step| {
         let services: Vec<usize> = step.services.clone().collect();
         let input = input::Input {
             desired: &desired,
             changes: &changes,
+            baseline: &baseline,
             step,
             services: &services,
             delete: &changes.delete[step.delete.clone()],
@@ -161,10 +179,18 @@ impl<X: Xtables> Backend for Iptables<X> {
         let mut written = [0, 0];
         if !changes.is_empty() {
             self.distrust_foreign_changes()?;
-            let outcome =
-                apply::run(&mut self.tools, desired, (&changes, self.most_chains), baseline).await?;
+            let outcome = apply::run(&mut self.tools, desired, (&changes, self.most_chains), baseline).await;
+            if let Err(error) = &outcome
+                && changes.nets.is_some()
+                && matches!(error.downcast_ref(), Some(RestoreError::Refused { .. }))
+            {
+                tracing::warn!("input refused; the next sync does without the tree of networks");
+                self.features.tree_threshold = usize::MAX;
+            }
+            let outcome = outcome?;
             (applied.calls, applied.refused, written) = (outcome.calls, outcome.refused, outcome.written);
             baseline.commit(changes, desired.fixed, &applied.refused);
+            self.settle_tree(!baseline.refused.is_empty());
             if self.stamp.is_some() {
                 self.stamp = Some(self.tools.stamp()?);
             }

@@ -23,6 +23,8 @@ pub(super) const LOCALHOST_ACCEPTED: &str = "localhost_nps_accepted_pkts";
 /// order they can be deleted batch by batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) enum ChainKind {
+    /// Leads to the Services of one network (ours alone; see `tree`).
+    Net,
     /// Lets only the source ranges through.
     Fw,
     /// Where all external traffic enters.
@@ -36,11 +38,12 @@ pub(super) enum ChainKind {
 }
 
 impl ChainKind {
-    const ALL: [ChainKind; 5] =
-        [ChainKind::Fw, ChainKind::Ext, ChainKind::Svc, ChainKind::Svl, ChainKind::Sep];
+    const ALL: [ChainKind; 6] =
+        [ChainKind::Net, ChainKind::Fw, ChainKind::Ext, ChainKind::Svc, ChainKind::Svl, ChainKind::Sep];
 
     fn prefix(self) -> &'static str {
         match self {
+            ChainKind::Net => "KUBE-NET-",
             ChainKind::Svc => "KUBE-SVC-",
             ChainKind::Svl => "KUBE-SVL-",
             ChainKind::Ext => "KUBE-EXT-",
@@ -67,6 +70,14 @@ impl ChainId {
     pub(super) fn of_endpoint(port: &ServicePortName, endpoint: &str) -> Self {
         let text = format!("{port}{}{endpoint}", port.protocol);
         ChainId { kind: ChainKind::Sep, hash: digest(&text) }
+    }
+
+    /// The chain of a network. Its level goes first, so that in the order of names none jumps to
+    /// an earlier one.
+    pub(super) fn of_net(level: u8, net: &str) -> Self {
+        let mut hash = [level; 10];
+        hash[1..].copy_from_slice(&digest(net)[..9]);
+        ChainId { kind: ChainKind::Net, hash }
     }
 
     /// Reads a chain's name; `None` when it is not a per-Service chain.

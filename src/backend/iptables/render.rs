@@ -37,14 +37,42 @@ impl<'a> Style<'a> {
 /// A Service's rules in the shared chains of both tables.
 #[derive(Debug, Default)]
 pub(super) struct Dispatch {
-    pub(super) nat: Text,
+    /// Those of the nat table's `KUBE-SERVICES`.
+    pub(super) services: Text,
+    /// Where in `services` which destination's rules are.
+    destinations: Vec<(IpAddr, Range<usize>)>,
+    /// Those of the nat table's `KUBE-NODEPORTS`.
+    pub(super) node_ports: Text,
     pub(super) filter: Text,
 }
 
 impl Dispatch {
     pub(super) fn clear(&mut self) {
-        self.nat.clear();
+        self.services.clear();
+        self.destinations.clear();
+        self.node_ports.clear();
         self.filter.clear();
+    }
+
+    /// The destinations of `services`, each with how many rules it has.
+    pub(super) fn destinations(&self) -> Box<[(IpAddr, u16)]> {
+        let mut counts: Vec<(IpAddr, u16)> = Vec::new();
+        for (address, _) in &self.destinations {
+            match counts.iter_mut().find(|(known, _)| known == address) {
+                Some((_, rules)) => *rules = rules.saturating_add(1),
+                None => counts.push((*address, 1)),
+            }
+        }
+        counts.into()
+    }
+
+    /// The rules of one destination, as they stand in another chain than `KUBE-SERVICES`.
+    pub(super) fn write_destination(&self, address: IpAddr, chain: ChainId, text: &mut Text) {
+        for (_, range) in self.destinations.iter().filter(|(known, _)| *known == address) {
+            let rule = self.services.as_str()[range.clone()].trim_end();
+            let rule = rule.strip_prefix("-A ").and_then(|rule| rule.strip_prefix(SERVICES)).unwrap_or(rule);
+            line!(text, "-A {chain}{rule}");
+        }
     }
 }
 
@@ -132,31 +160,29 @@ impl<'a> Port<'a> {
         }
     }
 
+    /// The rule that leads from one of the Service's addresses to one of its chains.
+    fn lead(&self, out: &mut Dispatch, what: &str, destination: IpAddr, chain: ChainId) {
+        let (name, matching) = (&self.plan.name, self.matching(destination));
+        let start = out.services.len();
+        line!(out.services, "-A {SERVICES} -m comment --comment \"{name} {what}\" {matching} -j {chain}");
+        out.destinations.push((destination, start..out.services.len()));
+    }
+
     fn dispatch_cluster_ip(&self, out: &mut Dispatch) {
-        let name = &self.plan.name;
         let matching = self.matching(self.plan.frontends.cluster_ip);
         match self.plan.internal {
             Route::Balance(policy) => {
-                let chain = self.balancing(policy);
-                line!(
-                    out.nat,
-                    "-A {SERVICES} -m comment --comment \"{name} cluster IP\" {matching} -j {chain}"
-                );
+                self.lead(out, "cluster IP", self.plan.frontends.cluster_ip, self.balancing(policy));
             }
             refused => self.refuse(&mut out.filter, SERVICES, refused, &matching),
         }
     }
 
     fn dispatch_external_ips(&self, out: &mut Dispatch) {
-        let name = &self.plan.name;
         for ip in &self.plan.frontends.external_ips {
             let matching = self.matching(*ip);
             if self.plan.has_endpoints {
-                let chain = self.chain(ChainKind::Ext);
-                line!(
-                    out.nat,
-                    "-A {SERVICES} -m comment --comment \"{name} external IP\" {matching} -j {chain}"
-                );
+                self.lead(out, "external IP", *ip, self.chain(ChainKind::Ext));
             }
             self.refuse(&mut out.filter, EXTERNAL_SERVICES, self.plan.external, &matching);
         }
@@ -169,10 +195,7 @@ impl<'a> Port<'a> {
             let matching = self.matching(*ip);
             if self.plan.has_endpoints {
                 let chain = firewall.unwrap_or_else(|| self.chain(ChainKind::Ext));
-                line!(
-                    out.nat,
-                    "-A {SERVICES} -m comment --comment \"{name} loadbalancer IP\" {matching} -j {chain}"
-                );
+                self.lead(out, "loadbalancer IP", *ip, chain);
             }
             if let Some(firewall) = firewall {
                 line!(
@@ -194,13 +217,13 @@ impl<'a> Port<'a> {
             let chain = self.chain(ChainKind::Ext);
             if self.style.settings.localhost_node_ports && self.style.features.counts_localhost {
                 line!(
-                    out.nat,
+                    out.node_ports,
                     "-A {NODE_PORTS} -m comment --comment {name} {protocol} -d 127.0.0.0/8 --dport {port} \
                      -m nfacct --nfacct-name {LOCALHOST_ACCEPTED} -j {chain}"
                 );
             }
             line!(
-                out.nat,
+                out.node_ports,
                 "-A {NODE_PORTS} -m comment --comment {name} {protocol} --dport {port} -j {chain}"
             );
         }

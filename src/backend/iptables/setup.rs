@@ -30,6 +30,7 @@ pub fn features(settings: &FamilySettings, masquerade_bit: u8, tools: Version) -
         be_liberal: sysctls.read(BE_LIBERAL).is_ok_and(|value| value.trim() != "0"),
         counts_invalid,
         counts_localhost,
+        tree_threshold: usize::MAX,
     })
 }
 

@@ -27,9 +27,18 @@ impl Bench {
         Bench { tracker: Tracker::new(node, 0), settings, backend, baseline: None }
     }
 
+    /// With a tree as soon as `KUBE-SERVICES` has more rules than this.
+    fn with_tree_above(mut self, threshold: usize) -> Self {
+        let features = Features { tree_threshold: threshold, ..self.backend.features.clone() };
+        let tools = self.backend.tools.clone();
+        self.backend = Iptables::new(tools, features).with_most_chains(self.backend.most_chains);
+        self
+    }
+
     /// The same picture on an empty kernel.
     fn afresh(&self, flavor: Flavor) -> Bench {
-        let mut fresh = Bench::new(self.settings.family, flavor, usize::MAX);
+        let mut fresh = Bench::new(self.settings.family, flavor, usize::MAX)
+            .with_tree_above(self.backend.features.tree_threshold);
         for record in self.tracker.snapshot().services.values() {
             let service = record.service.iter().cloned().map(WatchEvent::Service);
             let slices = record.slices.iter().cloned().map(|slice| WatchEvent::Slice(Box::new(slice)));
@@ -98,12 +107,15 @@ impl Bench {
 
 #[tokio::test]
 async fn incremental_and_full_syncs_meet_in_the_same_kernel() {
+    let (mut crossings, mut had_tree) = (0, false);
     for seed in 0..150 {
         let family = IpFamily::ALL[usize::from(seed % 2 == 1)];
         let flavor = if seed % 3 == 0 { Flavor::Legacy } else { Flavor::Nft };
         let most_chains = [usize::MAX, 500, 7, 1][seed % 4];
         let mut generator = Generator::new(seed as u64);
-        let mut bench = Bench::new(family, flavor, most_chains);
+        // The pictures have up to forty rules, so the middle ones are crossed both ways.
+        let threshold = [usize::MAX, 18, 0, 12, 25][seed % 5];
+        let mut bench = Bench::new(family, flavor, most_chains).with_tree_above(threshold);
         for _ in 0..12 {
             for _ in 0..=generator.below(6) {
                 bench.tracker.fold(generator.event());
@@ -112,6 +124,8 @@ async fn incremental_and_full_syncs_meet_in_the_same_kernel() {
             let mut fresh = bench.afresh(flavor);
             fresh.sync().await.unwrap();
             assert_eq!(bench.tables(), fresh.tables(), "seed {seed}");
+            let has_tree = bench.tables()["nat"].keys().any(|chain| chain.starts_with("KUBE-NET-"));
+            crossings += usize::from(std::mem::replace(&mut had_tree, has_tree) != has_tree);
             bench.assert_every_chain_is_used();
             assert!(bench.changes().is_empty(), "seed {seed}: a second look finds nothing to do");
             let baseline = bench.baseline.as_mut().unwrap();
@@ -119,13 +133,49 @@ async fn incremental_and_full_syncs_meet_in_the_same_kernel() {
             assert_eq!(bench.backend.verify(baseline).await.unwrap(), None, "seed {seed}");
         }
     }
+    assert!(crossings > 40, "only {crossings} times from one form to the other");
+}
+
+#[tokio::test]
+async fn a_refused_service_is_found_without_the_tree_which_comes_back_with_its_repair() {
+    let mut generator = Generator::new(11);
+    let mut bench = Bench::new(IpFamily::V4, Flavor::Nft, 5).with_tree_above(0);
+    for _ in 0..80 {
+        bench.tracker.fold(generator.event());
+    }
+    bench.sync().await.unwrap();
+    assert!(bench.tables()["nat"].keys().any(|chain| chain.starts_with("KUBE-NET-")));
+    let rules = bench.tables()["nat"].values().flatten();
+    let number =
+        (0..12).find(|number| rules.clone().any(|rule| rule.contains(&format!("ns/svc-{number}:")))).unwrap();
+    let name = ServiceName::new("ns", &format!("svc-{number}"));
+    bench.backend.tools().refused = vec![format!("{name}:")];
+    bench.baseline = None;
+    assert!(bench.sync().await.is_err());
+    let applied = bench.sync().await.unwrap();
+    assert_eq!(applied.refused.len(), 1);
+    let mut fresh = bench.afresh(Flavor::Nft);
+    fresh.tracker.fold(WatchEvent::ServiceGone(name.clone()));
+    fresh.sync().await.unwrap();
+    assert_eq!(bench.tables(), fresh.tables());
+
+    bench.backend.tools().refused.clear();
+    bench.tracker.fold(WatchEvent::ServiceGone(name));
+    bench.sync().await.unwrap();
+    bench.tracker.fold(WatchEvent::ServiceGone(ServiceName::new("ns", "svc-11")));
+    bench.sync().await.unwrap();
+    let mut fresh = bench.afresh(Flavor::Nft).with_tree_above(0);
+    fresh.sync().await.unwrap();
+    assert_eq!(bench.tables(), fresh.tables());
+    assert!(bench.tables()["nat"].keys().any(|chain| chain.starts_with("KUBE-NET-")));
 }
 
 #[tokio::test]
 async fn a_failure_at_any_step_heals_at_the_next_sync() {
     for seed in 0..60 {
         let mut generator = Generator::new(seed);
-        let mut bench = Bench::new(IpFamily::V4, Flavor::Nft, 3);
+        let threshold = if seed % 2 == 0 { 15 } else { usize::MAX };
+        let mut bench = Bench::new(IpFamily::V4, Flavor::Nft, 3).with_tree_above(threshold);
         for round in 0..8 {
             for _ in 0..4 {
                 bench.tracker.fold(generator.event());
