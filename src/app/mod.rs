@@ -3,11 +3,13 @@
 
 mod cleanup;
 mod conntrack;
+mod events;
 mod families;
 mod reload;
 mod render;
 mod run;
 mod servers;
+mod source;
 
 use crate::config::{self, Action, CommandLine, LogFormat, Resolved};
 use crate::telemetry;

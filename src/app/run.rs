@@ -2,7 +2,7 @@
 
 use super::reload::Watched;
 use super::servers::{self, Facts};
-use super::{cleanup, conntrack, families};
+use super::{cleanup, conntrack, families, source};
 use crate::backend::Backend;
 use crate::config::{CommandLine, Config, DetectLocal, Effective, Mode};
 use crate::health::{Clock, Now, ProxyHealth, ServicePorts};
@@ -13,9 +13,6 @@ use crate::metrics::{BuildFacts, MetricSet, Metrics};
 use crate::model::{NodeFacts, ObjectKind, PerFamily, WatchEvent};
 use crate::state::Tracker;
 use crate::sync::{End, Periods, Records, Runner, Settlement, since_1970};
-use crate::watch::api::WatchOptions;
-use crate::watch::client::{ClientOptions, Connection};
-use crate::watch::{api, manifests};
 use anyhow::{Context, Result, bail};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -33,8 +30,6 @@ const POD_CIDR_WAIT: Duration = Duration::from_secs(330);
 const FULL_SYNC_PERIOD: Duration = Duration::from_secs(3600);
 /// The Kubernetes release whose kube-proxy we stand in for.
 const COMPATIBLE_WITH: &str = "1.36.2";
-
-type Source = tokio::task::JoinHandle<Result<()>>;
 
 /// Runs until a signal or a reason to be restarted.
 pub(super) async fn run(config: Config, line: CommandLine, effective: Effective) -> Result<ExitCode> {
@@ -81,12 +76,14 @@ async fn serve(config: Config, line: CommandLine, effective: Effective) -> Resul
     let servers = servers::serve(&config, facts, (&health, &metrics), &clock);
     let watched = Watched::new(line, effective);
     let (sender, mut events) = mpsc::channel(CHANNEL);
-    let source = source(&config, sender).await?;
+    let (source, notices) = source::start(&config, sender, &metrics, &clock).await?;
+    let records = Records::new(metrics, health.clone(), clock.clone())
+        .telling(Box::new(move |notice| notices.tell(notice)));
     let started = i64::try_from(since_1970(clock().wall).as_millis()).unwrap_or(i64::MAX);
     let node = NodeFacts { name: config.node_name.as_str().into(), ..NodeFacts::default() };
     let tracker = Tracker::new(node, started);
     tokio::select! {
-        ended = program(&config, &mut events, tracker, (Records::new(metrics, health.clone(), clock), settlement)) => {
+        ended = program(&config, &mut events, tracker, (records, settlement)) => {
             match ended? {
                 End::SourceGone => {
                     source.await.context("the source of objects ended")??;
@@ -202,28 +199,6 @@ fn node_is_missing(config: &Config, node: &NodeFacts, needs_pod_cidrs: bool) -> 
         tracing::warn!(node = %name, hint, "no Node object with an address");
     }
     Ok(true)
-}
-
-/// Starts the source of objects.
-async fn source(config: &Config, sender: mpsc::Sender<WatchEvent>) -> Result<Source> {
-    let node_port_range = config.node_ports.range.0..=config.node_ports.range.1;
-    if !config.sources.manifests.is_empty() {
-        let options = manifests::ManifestOptions { node_name: config.node_name.clone(), node_port_range };
-        let paths = config.sources.manifests.clone();
-        return Ok(tokio::spawn(manifests::run(paths, options, sender)));
-    }
-    let options = ClientOptions {
-        kubeconfig: config.sources.kubeconfig.clone(),
-        master: config.sources.master.clone(),
-    };
-    let connection = Connection::open(&options).await?;
-    tracing::info!(server = connection.url(), "watching the API server");
-    let node_name = config.node_name.clone();
-    Ok(tokio::spawn(async move {
-        let options = WatchOptions { node_port_range, ..WatchOptions::default() };
-        api::run(connection, &node_name, sender, options).await;
-        Ok(())
-    }))
 }
 
 fn accounted(counter: &str) -> Option<u64> {
