@@ -16,6 +16,7 @@ needed=(
     readelf:binutils
     openssl:openssl
     python3:python3
+    promtool:prometheus
 )
 export PATH="$PATH:/usr/sbin:/sbin"
 missing=()

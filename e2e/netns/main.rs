@@ -8,6 +8,7 @@ mod cleanup;
 mod conntrack;
 mod health;
 mod packets;
+mod prometheus;
 mod refusal;
 mod resilience;
 mod saved;
