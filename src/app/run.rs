@@ -4,14 +4,15 @@ use super::reload::Watched;
 use super::servers::{self, Facts};
 use super::{conntrack, families};
 use crate::backend::Backend;
+use crate::backend::iptables::Iptables;
 use crate::config::{CommandLine, Config, DetectLocal, Effective, Mode};
 use crate::health::{Clock, Now, ProxyHealth, ServicePorts};
 use crate::kernel::nfacct::Nfacct;
 use crate::kernel::process;
 use crate::metrics::{BuildFacts, MetricSet, Metrics};
-use crate::model::{NodeFacts, ObjectKind, PerFamily, WatchEvent};
+use crate::model::{IpFamily, NodeFacts, ObjectKind, PerFamily, WatchEvent};
 use crate::state::Tracker;
-use crate::sync::{End, Periods, Records, Runner, Settlement, since_1970};
+use crate::sync::{End, FamilySync, Periods, Records, Runner, Settlement, since_1970};
 use crate::watch::api::WatchOptions;
 use crate::watch::client::{ClientOptions, Connection};
 use crate::watch::{api, manifests};
@@ -57,9 +58,6 @@ fn clock() -> Clock {
 }
 
 async fn serve(config: Config, line: CommandLine, effective: Effective) -> Result<ExitCode> {
-    if config.mode == Mode::Ipvs {
-        bail!("mode ipvs is not available yet; use --mode iptables");
-    }
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
         node = config.node_name,
@@ -69,7 +67,7 @@ async fn serve(config: Config, line: CommandLine, effective: Effective) -> Resul
     set_oom_score(config.oom_score_adj);
     let clock = clock();
     let health = Arc::new(ProxyHealth::new(config.sync.period));
-    let metrics = Arc::new(metrics()?);
+    let metrics = Arc::new(metrics(config.mode)?);
     conntrack::set_limits(&config.conntrack)?;
     let settlement = settlement(&health, &metrics, &clock);
     let facts = Facts {
@@ -109,10 +107,14 @@ fn set_oom_score(score: i32) {
     }
 }
 
-fn metrics() -> Result<Metrics> {
+fn metrics(mode: Mode) -> Result<Metrics> {
     let build = BuildFacts { version: env!("CARGO_PKG_VERSION"), compatible_with: COMPATIBLE_WITH };
-    let metrics = Metrics::new(MetricSet::Iptables, build, Box::new(|| process::read().ok()))?;
-    if Nfacct::probe().is_ok() {
+    let shown = match mode {
+        Mode::Iptables => MetricSet::Iptables,
+        Mode::Ipvs => MetricSet::Ipvs,
+    };
+    let metrics = Metrics::new(shown, build, Box::new(|| process::read().ok()))?;
+    if mode == Mode::Iptables && Nfacct::probe().is_ok() {
         metrics.register_accounting(&(Arc::new(accounted) as _))?;
     }
     Ok(metrics)
@@ -133,12 +135,31 @@ async fn program(
     config: &Config,
     events: &mut mpsc::Receiver<WatchEvent>,
     mut tracker: Tracker,
-    (records, settlement): (Records, Settlement),
+    told: (Records, Settlement),
 ) -> Result<End> {
     if !await_node(config, &mut tracker, events).await? {
         return Ok(End::SourceGone);
     }
-    let mut families = families::iptables(config, &tracker.snapshot().node).await?;
+    let node = tracker.snapshot().node.clone();
+    match config.mode {
+        Mode::Iptables => {
+            let families = families::iptables(config, &node).await?;
+            drive(config, events, (tracker, families), told).await
+        }
+        Mode::Ipvs => {
+            let families = families::ipvs(config, &node).await?;
+            drive(config, events, (tracker, families), told).await
+        }
+    }
+}
+
+/// The loop, on whichever dataplane.
+async fn drive<B: Backend>(
+    config: &Config,
+    events: &mut mpsc::Receiver<WatchEvent>,
+    (tracker, mut families): (Tracker, Vec<FamilySync<B>>),
+    (records, settlement): (Records, Settlement),
+) -> Result<End> {
     for family in &mut families {
         family.backend().probe().await?;
     }
@@ -227,20 +248,29 @@ fn accounted(counter: &str) -> Option<u64> {
 /// The privileged part of the start: sysctls and counters.
 pub(super) async fn init_only(config: Config) -> Result<ExitCode> {
     conntrack::set_limits(&config.conntrack)?;
-    families::iptables(&config, &NodeFacts::default()).await?;
+    match config.mode {
+        Mode::Iptables => drop(families::iptables(&config, &NodeFacts::default()).await?),
+        Mode::Ipvs => drop(families::ipvs(&config, &NodeFacts::default()).await?),
+    }
     Ok(ExitCode::SUCCESS)
 }
 
-/// Removes our rules from both families, in the flavour in use.
+/// Removes what either mode left, from both families, in the flavour in use.
 pub(super) async fn cleanup(config: Config) -> Result<ExitCode> {
     let mut failed = false;
-    for family in crate::model::IpFamily::ALL {
-        let Ok(tools) = families::usable_tools(&config, family).await else { continue };
-        let mut backend = crate::backend::iptables::Iptables::new(tools, Default::default());
-        if let Err(error) = backend.cleanup().await {
+    let mut note = |family: IpFamily, result: Result<()>| {
+        if let Err(error) = result {
             tracing::error!(%family, error = format!("{error:#}"), "cleanup");
             failed = true;
         }
+    };
+    for family in IpFamily::ALL {
+        let Ok(tools) = families::usable_tools(&config, family).await else { continue };
+        // First, because its chains lead into sets, and some bear the names of the other mode's.
+        if let Some(mut ipvs) = families::ipvs_leftovers(&config, family, tools.clone()) {
+            note(family, ipvs.cleanup().await);
+        }
+        note(family, Iptables::new(tools, Default::default()).cleanup().await);
     }
     if failed {
         bail!("encountered an error while tearing down rules");
