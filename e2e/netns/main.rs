@@ -6,6 +6,7 @@
 
 mod conntrack;
 mod health;
+mod ipvs;
 mod packets;
 mod refusal;
 mod resilience;
