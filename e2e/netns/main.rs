@@ -7,6 +7,7 @@
 mod cleanup;
 mod conntrack;
 mod health;
+mod ipvs;
 mod packets;
 mod prometheus;
 mod refusal;

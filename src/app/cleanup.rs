@@ -1,5 +1,6 @@
 //! What other modes, other iptables flavours and earlier proxies left behind.
 
+use super::families;
 use crate::backend::Backend as _;
 use crate::backend::iptables::{Features, Iptables, holds_rules};
 use crate::config::Config;
@@ -13,11 +14,18 @@ use tokio::sync::oneshot;
 /// The table of kube-proxy's nftables mode.
 const NFT_TABLE: &str = "kube-proxy";
 
-/// Removes what any mode left: iptables rules of both families and flavours, and the nftables
-/// table. Goes on past errors; may be repeated.
-pub(super) async fn everything() -> Result<ExitCode> {
+/// Removes what any mode left: what belongs to IPVS, iptables rules of both families and flavours,
+/// and the nftables table. Goes on past errors; may be repeated.
+pub(super) async fn everything(config: &Config) -> Result<ExitCode> {
     let mut failures = Vec::new();
     for family in IpFamily::ALL {
+        // First, because its chains lead into sets, and some bear the names of the other mode's.
+        if let Ok(tools) = families::usable_tools(config, family).await
+            && let Some(mut ipvs) = families::ipvs_leftovers(config, family, tools)
+            && let Err(error) = ipvs.cleanup().await
+        {
+            failures.push(error.context(format!("removing what IPVS mode left of {family}")));
+        }
         for flavor in [Flavor::Nft, Flavor::Legacy] {
             if let Err(error) = remove_rules(family, flavor).await {
                 failures.push(error.context(format!("removing {flavor} iptables rules of {family}")));

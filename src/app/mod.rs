@@ -77,7 +77,7 @@ fn act(line: &CommandLine) -> Result<ExitCode> {
         }
         Action::Run => block_on(run::run(config, line.clone(), effective)),
         Action::InitOnly => block_on(run::init_only(config)),
-        Action::Cleanup => block_on(cleanup::everything()),
+        Action::Cleanup => block_on(async move { cleanup::everything(&config).await }),
     }
 }
 

@@ -12,7 +12,7 @@ use crate::kernel::process;
 use crate::metrics::{BuildFacts, MetricSet, Metrics};
 use crate::model::{NodeFacts, ObjectKind, PerFamily, WatchEvent};
 use crate::state::Tracker;
-use crate::sync::{End, Periods, Records, Runner, Settlement, since_1970};
+use crate::sync::{End, FamilySync, Periods, Records, Runner, Settlement, since_1970};
 use anyhow::{Context, Result, bail};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -53,9 +53,6 @@ fn clock() -> Clock {
 }
 
 async fn serve(config: Config, line: CommandLine, effective: Effective) -> Result<ExitCode> {
-    if config.mode == Mode::Ipvs {
-        bail!("mode ipvs is not available yet; use --mode iptables");
-    }
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
         node = config.node_name,
@@ -65,7 +62,7 @@ async fn serve(config: Config, line: CommandLine, effective: Effective) -> Resul
     set_oom_score(config.oom_score_adj);
     let clock = clock();
     let health = Arc::new(ProxyHealth::new(config.sync.period));
-    let metrics = Arc::new(metrics()?);
+    let metrics = Arc::new(metrics(config.mode)?);
     conntrack::set_limits(&config.conntrack)?;
     let settlement = settlement(&health, &metrics, &clock);
     let facts = Facts {
@@ -107,9 +104,13 @@ fn set_oom_score(score: i32) {
     }
 }
 
-fn metrics() -> Result<Metrics> {
+fn metrics(mode: Mode) -> Result<Metrics> {
     let build = BuildFacts { version: env!("CARGO_PKG_VERSION"), compatible_with: COMPATIBLE_WITH };
-    let metrics = Metrics::new(MetricSet::Iptables, build, Box::new(|| process::read().ok()))?;
+    let shown = match mode {
+        Mode::Iptables => MetricSet::Iptables,
+        Mode::Ipvs => MetricSet::Ipvs,
+    };
+    let metrics = Metrics::new(shown, build, Box::new(|| process::read().ok()))?;
     if Nfacct::probe().is_ok() {
         metrics.register_accounting(&(Arc::new(accounted) as _))?;
     }
@@ -136,21 +137,44 @@ async fn program(
     if !await_node(config, &mut tracker, events).await? {
         return Ok(End::SourceGone);
     }
-    let mut families = families::iptables(config, &tracker.snapshot().node).await?;
+    let node = tracker.snapshot().node.clone();
+    let standing = settlement.standing();
+    match config.mode {
+        Mode::Iptables => {
+            let mut families = families::iptables(config, &node).await?;
+            let flavors =
+                families.iter_mut().map(|it| (it.family(), it.backend().tools().flavor())).collect();
+            let leftovers = cleanup::after_first_sync(config, flavors, standing);
+            let driven = drive(config, events, (tracker, families), (records, settlement));
+            tokio::select! { end = driven => end, never = leftovers => match never {} }
+        }
+        Mode::Ipvs => {
+            let mut families = families::ipvs(config, &node).await?;
+            let flavors =
+                families.iter_mut().map(|it| (it.family(), it.backend().tools().flavor())).collect();
+            let leftovers = cleanup::after_first_sync(config, flavors, standing);
+            let driven = drive(config, events, (tracker, families), (records, settlement));
+            tokio::select! { end = driven => end, never = leftovers => match never {} }
+        }
+    }
+}
+
+/// The loop, on whichever dataplane.
+async fn drive<B: Backend>(
+    config: &Config,
+    events: &mut mpsc::Receiver<WatchEvent>,
+    (tracker, mut families): (Tracker, Vec<FamilySync<B>>),
+    (records, settlement): (Records, Settlement),
+) -> Result<End> {
     for family in &mut families {
         family.backend().probe().await?;
     }
-    let flavors = families.iter_mut().map(|it| (it.family(), it.backend().tools().flavor())).collect();
-    let leftovers = cleanup::after_first_sync(config, flavors, settlement.standing());
     let periods = Periods { sync: config.sync.period, min: config.sync.min_period, full: FULL_SYNC_PERIOD };
     let mut runner = Runner::new(tracker, families, periods, records).settling(settlement);
     if config.detect_local == DetectLocal::NodeCidr {
         runner = runner.ending_with_pod_cidrs();
     }
-    tokio::select! {
-        end = runner.run(events) => Ok(end),
-        never = leftovers => match never {},
-    }
+    Ok(runner.run(events).await)
 }
 
 /// Folds events until what is needed of our Node is known, or will not be. `false` when the source
@@ -208,6 +232,9 @@ fn accounted(counter: &str) -> Option<u64> {
 /// The privileged part of the start: sysctls and counters.
 pub(super) async fn init_only(config: Config) -> Result<ExitCode> {
     conntrack::set_limits(&config.conntrack)?;
-    families::iptables(&config, &NodeFacts::default()).await?;
+    match config.mode {
+        Mode::Iptables => drop(families::iptables(&config, &NodeFacts::default()).await?),
+        Mode::Ipvs => drop(families::ipvs(&config, &NodeFacts::default()).await?),
+    }
     Ok(ExitCode::SUCCESS)
 }

@@ -31,6 +31,7 @@ const EFFECTIVE_WITH_CONFIG: &[&str] = &[
     "manifests",
     "iptables-flavor",
     "cleanup-other-flavor",
+    "ipvs-upstream-compat",
     "conntrack-strict",
     "iptables-dispatch-tree-threshold",
     "service-node-port-range",

@@ -220,6 +220,9 @@ pub(super) struct IpvsFlags {
     /// Timeout of UDP flows; 0 leaves the kernel's
     #[arg(long, value_name = "DURATION", default_value = "0s")]
     pub(super) ipvs_udp_timeout: GoDuration,
+    /// Do as kube-proxy did where its IPVS mode differs from its other modes
+    #[arg(long)]
+    pub(super) ipvs_upstream_compat: bool,
 }
 
 #[derive(Args, Clone, Debug)]

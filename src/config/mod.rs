@@ -136,6 +136,8 @@ pub struct IpvsConfig {
     pub tcp_fin_timeout: Duration,
     /// Timeout of UDP flows; zero leaves the kernel's.
     pub udp_timeout: Duration,
+    /// Do as kube-proxy did where its IPVS mode differs from its other modes.
+    pub upstream_compat: bool,
 }
 
 /// When to sync.

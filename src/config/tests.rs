@@ -58,6 +58,7 @@ fn default_config() -> Config {
             tcp_timeout: Duration::ZERO,
             tcp_fin_timeout: Duration::ZERO,
             udp_timeout: Duration::ZERO,
+            upstream_compat: false,
         },
         sync: SyncConfig { period: secs(30), min_period: secs(1) },
         detect_local: DetectLocal::ClusterCidr(PerFamily::default()),
@@ -159,6 +160,7 @@ const UPSTREAM_FLAGS: &[(&str, &str, bool)] = &[
 const OUR_FLAGS: &[(&str, &str, bool)] = &[
     ("manifests", "", true),
     ("iptables-flavor", "auto", true),
+    ("ipvs-upstream-compat", "false", true),
     ("conntrack-strict", "false", true),
     ("cleanup-other-flavor", "false", true),
     ("iptables-dispatch-tree-threshold", "500", true),
@@ -223,6 +225,7 @@ fn every_flag_has_a_row_in_the_documentation() {
 #[case(&["--ipvs-exclude-cidrs=10.1.2.3/16,fd00::/8"], |c: &mut Config| {
     c.ipvs.exclude_cidrs = vec!["10.1.0.0/16".parse().unwrap(), "fd00::/8".parse().unwrap()];
 })]
+#[case(&["--ipvs-upstream-compat"], |c: &mut Config| c.ipvs.upstream_compat = true)]
 #[case(&["--ipvs-strict-arp"], |c: &mut Config| c.ipvs.strict_arp = true)]
 #[case(&["--ipvs-tcp-timeout=1s"], |c: &mut Config| c.ipvs.tcp_timeout = secs(1))]
 #[case(&["--ipvs-tcpfin-timeout=2s"], |c: &mut Config| c.ipvs.tcp_fin_timeout = secs(2))]
