@@ -127,6 +127,7 @@ impl<B: Backend> FamilySync<B> {
     /// When the kernel cannot be read.
     pub(super) async fn verify(&mut self) -> Result<Option<String>> {
         let Some(baseline) = &mut self.baseline else { return Ok(None) };
+        self.backend.tend(baseline).await?;
         let drift = self.backend.verify(baseline).await?;
         if drift.is_some() {
             self.forget();

@@ -184,6 +184,9 @@ impl<B: Backend, R: Recorder> Runner<B, R> {
                 self.recorder.settled(family.family(), &settled);
             }
         }
+        if !failed {
+            self.settlement.stands();
+        }
         self.schedule_refused(refused);
         self.schedule(failed);
         let seen = self.tracker.seen();

@@ -46,6 +46,26 @@ async fn existing_chains(tools: &mut impl Xtables) -> Result<BTreeSet<(String, S
     Ok(found)
 }
 
+/// Whether there is anything to remove.
+pub(super) async fn holds_rules(tools: &mut impl Xtables) -> Result<bool> {
+    for table in base::CANARY_TABLES {
+        let mut found = false;
+        tools
+            .survey(table, &mut |part| match part {
+                Part::Start => found = false,
+                Part::Item(chain) => {
+                    found |= base::fixed_chains(table).contains(&chain.name)
+                        || ChainId::parse(chain.name).is_some();
+                }
+            })
+            .await?;
+        if found {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
 async fn remove_chains(tools: &mut impl Xtables, table: &str, most_chains: usize) -> Result<()> {
     let mut fixed = BTreeSet::new();
     let mut services = BTreeSet::new();

@@ -115,6 +115,14 @@ impl<X: Xtables> Iptables<X> {
     }
 }
 
+/// Whether tables hold chains that we, or a kube-proxy, have made; kubelet's do not count.
+///
+/// # Errors
+/// When they cannot be read.
+pub async fn holds_rules(tools: &mut impl Xtables) -> Result<bool> {
+    cleanup::holds_rules(tools).await
+}
+
 /// The input of one iptables-restore call, as `kube-proxy-rs render` prints it.
 #[must_use]
 pub fn render_inputs(plan: &Plan<'_>, features: &Features, flavor: Flavor) -> Vec<String> {
