@@ -11,7 +11,7 @@ TOOLS := .cache/tools
 DENY := $(TOOLS)/bin/cargo-deny
 DENY_VERSION := 0.20.2
 
-.PHONY: help deps demo test fmt fmt-check lint deny unit golden api netns e2e bench bench-scale docs clean
+.PHONY: help deps demo test fmt fmt-check lint deny unit golden api netns test-ipvs e2e bench bench-scale docs clean
 
 help: ## this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z0-9-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -58,7 +58,12 @@ netns: deps ## real packets and the reference's fixtures, in network namespaces;
 	@[ "$$(id -u)" = 0 ] || { echo "make netns: needs root, for network namespaces and iptables" >&2; exit 1; }
 	$(CARGO) test --locked --test fixtures --test netns
 
-e2e: netns ## every tier that needs more than a compiler
+test-ipvs: ## IPVS mode on a real kernel: here, or in a virtual machine where this kernel has no ip_vs
+	@[ "$$(id -u)" = 0 ] || { echo "make test-ipvs: needs root" >&2; exit 1; }
+	@scripts/deps.sh vm
+	scripts/test-ipvs.sh
+
+e2e: netns test-ipvs ## every tier that needs more than a compiler
 
 # Settings of a run; empty ones keep the program's own defaults (benches/scale/settings.rs).
 SCALE = N E FLAVOR PEER LONE STORM RATE IDLE CONNECTIONS FLAGS

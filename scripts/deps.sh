@@ -7,6 +7,7 @@ needed=(
     iptables-nft:iptables
     iptables-legacy:iptables
     ipset:ipset
+    ipvsadm:ipvsadm
     conntrack:conntrack
     nft:nftables
     ip:iproute2
@@ -16,7 +17,10 @@ needed=(
     readelf:binutils
     openssl:openssl
     python3:python3
+    promtool:prometheus
 )
+# For the virtual machine of e2e/vm.
+[ "${1:-}" != vm ] || needed+=(qemu-system-x86_64:qemu-system-x86 busybox:busybox-static cpio:cpio depmod:kmod)
 export PATH="$PATH:/usr/sbin:/sbin"
 missing=()
 for entry in "${needed[@]}"; do

@@ -50,7 +50,7 @@ fn every_packet_goes_where_the_table_says(
 }
 
 /// Sends every packet of every case, several cases side by side, and says which went wrong.
-fn send_all(lab: &Lab, cases: &[PacketCase], family: IpFamily) -> Vec<String> {
+pub(crate) fn send_all(lab: &Lab, cases: &[PacketCase], family: IpFamily) -> Vec<String> {
     let queue = Mutex::new(cases.iter());
     let next = || queue.lock().unwrap().next();
     let work = || {

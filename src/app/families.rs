@@ -1,10 +1,12 @@
 //! What holds for each IP family of this node: settled once, before the first rule.
 
 use crate::backend::iptables::{self, Iptables};
+use crate::backend::ipvs::{self, Ipvs};
 use crate::config::{Config, DetectLocal, Flavor, NodePortAddresses as ConfiguredAddresses};
 use crate::kernel::iptables::{self as tools, Tools, Xtables};
+use crate::kernel::ipvs::Timeouts;
 use crate::kernel::sysctl::Sysctls;
-use crate::model::{Cidr, IpFamily, NodeFacts, PerFamily};
+use crate::model::{Cidr, IpFamily, IpvsScheduler, NodeFacts, PerFamily};
 use crate::plan::{FamilySettings, LocalDetector, NodePortAddresses};
 use crate::sync::FamilySync;
 use anyhow::{Context, Result, bail};
@@ -73,23 +75,93 @@ fn node_port_addresses(config: &Config, family: IpFamily, ips: &NodeIps) -> Node
     }
 }
 
-/// The dataplanes of all families that this node can run.
+/// The iptables dataplanes of all families that this node can run.
 ///
 /// # Errors
 /// If the primary family cannot run; says why.
 pub(super) async fn iptables(config: &Config, node: &NodeFacts) -> Result<Vec<FamilySync<Iptables<Tools>>>> {
     let ips = NodeIps::of(config, node);
     let mut families = Vec::new();
+    for (family, tools) in usable_families(config, &ips).await? {
+        let settings = settings(config, family, node, &ips);
+        let features = iptables::Features {
+            tree_threshold: usize::try_from(config.iptables.dispatch_tree_threshold)?,
+            ..iptables::features(&settings, config.iptables.masquerade_bit, tools.version())?
+        };
+        families.push(FamilySync::new(Iptables::new(tools, features), settings));
+    }
+    Ok(families)
+}
+
+/// The IPVS dataplanes of all families that this node can run.
+///
+/// # Errors
+/// If the kernel lacks IPVS or a setting of it, or if the primary family cannot run; says why.
+pub(super) async fn ipvs(config: &Config, node: &NodeFacts) -> Result<Vec<FamilySync<Ipvs<Tools>>>> {
+    let ips = NodeIps::of(config, node);
+    let timeouts = Timeouts {
+        tcp: config.ipvs.tcp_timeout,
+        tcp_fin: config.ipvs.tcp_fin_timeout,
+        udp: config.ipvs.udp_timeout,
+    };
+    let scheduler = scheduler(config)?;
+    ipvs::prepare(&mut ipvs::Kernel::open()?, config.ipvs.strict_arp, &timeouts)?;
+    let mut families = Vec::new();
+    for (family, tools) in usable_families(config, &ips).await? {
+        let mut settings = settings(config, family, node, &ips);
+        // IPVS does not take packets from 127.0.0.0/8.
+        settings.localhost_node_ports = false;
+        let features = ipvs_features(config, family, scheduler.clone(), tools.version());
+        let backend = Ipvs::new(tools, ipvs::Kernel::open()?, family, features);
+        families.push(FamilySync::new(backend, settings));
+    }
+    Ok(families)
+}
+
+/// The IPVS dataplane of a family, to be cleaned up; none where the kernel has no IPVS loaded.
+pub(super) fn ipvs_leftovers(config: &Config, family: IpFamily, tools: Tools) -> Option<Ipvs<Tools>> {
+    // Its settings are there as long as it is; asking over netlink would load it.
+    Sysctls::default().read("net/ipv4/vs/conntrack").ok()?;
+    let kernel = ipvs::Kernel::open().ok()?;
+    let features = ipvs_features(config, family, IpvsScheduler::as_upstream("rr"), tools.version());
+    Some(Ipvs::new(tools, kernel, family, features))
+}
+
+fn ipvs_features(
+    config: &Config,
+    family: IpFamily,
+    scheduler: IpvsScheduler,
+    tools: tools::Version,
+) -> ipvs::Features {
+    let exclude = config.ipvs.exclude_cidrs.iter().copied();
+    ipvs::Features {
+        masquerade_mark: 1 << u32::from(config.iptables.masquerade_bit),
+        random_fully: tools >= tools::Version::RANDOM_FULLY,
+        scheduler,
+        exclude: exclude.filter(|cidr| IpFamily::of_cidr(cidr) == family).collect(),
+        upstream_compat: config.ipvs.upstream_compat,
+        node_name: config.node_name.as_str().into(),
+    }
+}
+
+/// The scheduler of Services that ask for none.
+fn scheduler(config: &Config) -> Result<IpvsScheduler> {
+    let name = &config.ipvs.scheduler;
+    if config.ipvs.upstream_compat {
+        return Ok(IpvsScheduler::as_upstream(name));
+    }
+    let known = || format!("{}, sh-port, mh-port", IpvsScheduler::KNOWN.join(", "));
+    IpvsScheduler::parse(name).with_context(|| format!("--ipvs-scheduler {name} is none of {}", known()))
+}
+
+/// The families that this node can run, the primary one first, with their tools.
+async fn usable_families(config: &Config, ips: &NodeIps) -> Result<Vec<(IpFamily, Tools)>> {
+    let mut usable = Vec::new();
     for family in [ips.primary, ips.primary.other()] {
         match usable_tools(config, family).await {
             Ok(tools) => {
                 tracing::info!(%family, flavor = %tools.flavor(), version = %tools.version(), "using iptables");
-                let settings = settings(config, family, node, &ips);
-                let features = iptables::Features {
-                    tree_threshold: usize::try_from(config.iptables.dispatch_tree_threshold)?,
-                    ..iptables::features(&settings, config.iptables.masquerade_bit, tools.version())?
-                };
-                families.push(FamilySync::new(Iptables::new(tools, features), settings));
+                usable.push((family, tools));
             }
             Err(error) if family == ips.primary => {
                 return Err(error.context(format!("no support for primary IP family {family}")));
@@ -99,7 +171,7 @@ pub(super) async fn iptables(config: &Config, node: &NodeFacts) -> Result<Vec<Fa
             }
         }
     }
-    Ok(families)
+    Ok(usable)
 }
 
 /// Tools of the family that work here.

@@ -1,12 +1,15 @@
 //! The composition root: builds every part from the configuration, starts the tasks and orders
 //! the shutdown. The only room that knows all others.
 
+mod cleanup;
 mod conntrack;
+mod events;
 mod families;
 mod reload;
 mod render;
 mod run;
 mod servers;
+mod source;
 
 use crate::config::{self, Action, CommandLine, LogFormat, Resolved};
 use crate::kernel::memory;
@@ -76,7 +79,7 @@ fn act(line: &CommandLine) -> Result<ExitCode> {
         }
         Action::Run => block_on(run::run(config, line.clone(), effective)),
         Action::InitOnly => block_on(run::init_only(config)),
-        Action::Cleanup => block_on(run::cleanup(config)),
+        Action::Cleanup => block_on(async move { cleanup::everything(&config).await }),
     }
 }
 

@@ -2,19 +2,17 @@
 
 use super::reload::Watched;
 use super::servers::{self, Facts};
-use super::{conntrack, families};
+use super::{cleanup, conntrack, families, source};
 use crate::backend::Backend;
 use crate::config::{CommandLine, Config, DetectLocal, Effective, Mode};
 use crate::health::{Clock, Now, ProxyHealth, ServicePorts};
+use crate::kernel::iptables::Xtables as _;
 use crate::kernel::nfacct::Nfacct;
 use crate::kernel::process;
 use crate::metrics::{BuildFacts, MetricSet, Metrics};
 use crate::model::{NodeFacts, ObjectKind, PerFamily, WatchEvent};
 use crate::state::Tracker;
-use crate::sync::{End, Periods, Records, Runner, Settlement, since_1970};
-use crate::watch::api::WatchOptions;
-use crate::watch::client::{ClientOptions, Connection};
-use crate::watch::{api, manifests};
+use crate::sync::{End, FamilySync, Periods, Records, Runner, Settlement, since_1970};
 use anyhow::{Context, Result, bail};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -32,8 +30,6 @@ const POD_CIDR_WAIT: Duration = Duration::from_secs(330);
 const FULL_SYNC_PERIOD: Duration = Duration::from_secs(3600);
 /// The Kubernetes release whose kube-proxy we stand in for.
 const COMPATIBLE_WITH: &str = "1.36.2";
-
-type Source = tokio::task::JoinHandle<Result<()>>;
 
 /// Runs until a signal or a reason to be restarted.
 pub(super) async fn run(config: Config, line: CommandLine, effective: Effective) -> Result<ExitCode> {
@@ -57,9 +53,6 @@ fn clock() -> Clock {
 }
 
 async fn serve(config: Config, line: CommandLine, effective: Effective) -> Result<ExitCode> {
-    if config.mode == Mode::Ipvs {
-        bail!("mode ipvs is not available yet; use --mode iptables");
-    }
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
         node = config.node_name,
@@ -69,7 +62,7 @@ async fn serve(config: Config, line: CommandLine, effective: Effective) -> Resul
     set_oom_score(config.oom_score_adj);
     let clock = clock();
     let health = Arc::new(ProxyHealth::new(config.sync.period));
-    let metrics = Arc::new(metrics()?);
+    let metrics = Arc::new(metrics(config.mode)?);
     conntrack::set_limits(&config.conntrack)?;
     let settlement = settlement(&health, &metrics, &clock);
     let facts = Facts {
@@ -80,12 +73,14 @@ async fn serve(config: Config, line: CommandLine, effective: Effective) -> Resul
     let servers = servers::serve(&config, facts, (&health, &metrics), &clock);
     let watched = Watched::new(line, effective);
     let (sender, mut events) = mpsc::channel(CHANNEL);
-    let source = source(&config, sender).await?;
+    let (source, notices) = source::start(&config, sender, &metrics, &clock).await?;
+    let records = Records::new(metrics, health.clone(), clock.clone())
+        .telling(Box::new(move |notice| notices.tell(notice)));
     let started = i64::try_from(since_1970(clock().wall).as_millis()).unwrap_or(i64::MAX);
     let node = NodeFacts { name: config.node_name.as_str().into(), ..NodeFacts::default() };
     let tracker = Tracker::new(node, started);
     tokio::select! {
-        ended = program(&config, &mut events, tracker, (Records::new(metrics, health.clone(), clock), settlement)) => {
+        ended = program(&config, &mut events, tracker, (records, settlement)) => {
             match ended? {
                 End::SourceGone => {
                     source.await.context("the source of objects ended")??;
@@ -109,9 +104,13 @@ fn set_oom_score(score: i32) {
     }
 }
 
-fn metrics() -> Result<Metrics> {
+fn metrics(mode: Mode) -> Result<Metrics> {
     let build = BuildFacts { version: env!("CARGO_PKG_VERSION"), compatible_with: COMPATIBLE_WITH };
-    let metrics = Metrics::new(MetricSet::Iptables, build, Box::new(|| process::read().ok()))?;
+    let shown = match mode {
+        Mode::Iptables => MetricSet::Iptables,
+        Mode::Ipvs => MetricSet::Ipvs,
+    };
+    let metrics = Metrics::new(shown, build, Box::new(|| process::read().ok()))?;
     if Nfacct::probe().is_ok() {
         metrics.register_accounting(&(Arc::new(accounted) as _))?;
     }
@@ -133,12 +132,40 @@ async fn program(
     config: &Config,
     events: &mut mpsc::Receiver<WatchEvent>,
     mut tracker: Tracker,
-    (records, settlement): (Records, Settlement),
+    (records, mut settlement): (Records, Settlement),
 ) -> Result<End> {
     if !await_node(config, &mut tracker, events).await? {
         return Ok(End::SourceGone);
     }
-    let mut families = families::iptables(config, &tracker.snapshot().node).await?;
+    let node = tracker.snapshot().node.clone();
+    let standing = settlement.standing();
+    match config.mode {
+        Mode::Iptables => {
+            let mut families = families::iptables(config, &node).await?;
+            let flavors =
+                families.iter_mut().map(|it| (it.family(), it.backend().tools().flavor())).collect();
+            let leftovers = cleanup::after_first_sync(config, flavors, standing);
+            let driven = drive(config, events, (tracker, families), (records, settlement));
+            tokio::select! { end = driven => end, never = leftovers => match never {} }
+        }
+        Mode::Ipvs => {
+            let mut families = families::ipvs(config, &node).await?;
+            let flavors =
+                families.iter_mut().map(|it| (it.family(), it.backend().tools().flavor())).collect();
+            let leftovers = cleanup::after_first_sync(config, flavors, standing);
+            let driven = drive(config, events, (tracker, families), (records, settlement));
+            tokio::select! { end = driven => end, never = leftovers => match never {} }
+        }
+    }
+}
+
+/// The loop, on whichever dataplane.
+async fn drive<B: Backend>(
+    config: &Config,
+    events: &mut mpsc::Receiver<WatchEvent>,
+    (tracker, mut families): (Tracker, Vec<FamilySync<B>>),
+    (records, settlement): (Records, Settlement),
+) -> Result<End> {
     for family in &mut families {
         family.backend().probe().await?;
     }
@@ -198,28 +225,6 @@ fn node_is_missing(config: &Config, node: &NodeFacts, needs_pod_cidrs: bool) -> 
     Ok(true)
 }
 
-/// Starts the source of objects.
-async fn source(config: &Config, sender: mpsc::Sender<WatchEvent>) -> Result<Source> {
-    let node_port_range = config.node_ports.range.0..=config.node_ports.range.1;
-    if !config.sources.manifests.is_empty() {
-        let options = manifests::ManifestOptions { node_name: config.node_name.clone(), node_port_range };
-        let paths = config.sources.manifests.clone();
-        return Ok(tokio::spawn(manifests::run(paths, options, sender)));
-    }
-    let options = ClientOptions {
-        kubeconfig: config.sources.kubeconfig.clone(),
-        master: config.sources.master.clone(),
-    };
-    let connection = Connection::open(&options).await?;
-    tracing::info!(server = connection.url(), "watching the API server");
-    let node_name = config.node_name.clone();
-    Ok(tokio::spawn(async move {
-        let options = WatchOptions { node_port_range, ..WatchOptions::default() };
-        api::run(connection, &node_name, sender, options).await;
-        Ok(())
-    }))
-}
-
 fn accounted(counter: &str) -> Option<u64> {
     Nfacct::probe().ok()?.get(counter).ok()?.map(|counter| counter.packets)
 }
@@ -227,23 +232,9 @@ fn accounted(counter: &str) -> Option<u64> {
 /// The privileged part of the start: sysctls and counters.
 pub(super) async fn init_only(config: Config) -> Result<ExitCode> {
     conntrack::set_limits(&config.conntrack)?;
-    families::iptables(&config, &NodeFacts::default()).await?;
-    Ok(ExitCode::SUCCESS)
-}
-
-/// Removes our rules from both families, in the flavour in use.
-pub(super) async fn cleanup(config: Config) -> Result<ExitCode> {
-    let mut failed = false;
-    for family in crate::model::IpFamily::ALL {
-        let Ok(tools) = families::usable_tools(&config, family).await else { continue };
-        let mut backend = crate::backend::iptables::Iptables::new(tools, Default::default());
-        if let Err(error) = backend.cleanup().await {
-            tracing::error!(%family, error = format!("{error:#}"), "cleanup");
-            failed = true;
-        }
-    }
-    if failed {
-        bail!("encountered an error while tearing down rules");
+    match config.mode {
+        Mode::Iptables => drop(families::iptables(&config, &NodeFacts::default()).await?),
+        Mode::Ipvs => drop(families::ipvs(&config, &NodeFacts::default()).await?),
     }
     Ok(ExitCode::SUCCESS)
 }

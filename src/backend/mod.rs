@@ -4,6 +4,7 @@
 //! it. It decides nothing about traffic (that is `plan`) and nothing about when to act (`sync`).
 
 pub mod iptables;
+pub mod ipvs;
 
 use crate::model::ServiceName;
 use crate::plan::Plan;
@@ -59,6 +60,14 @@ pub trait Backend {
     /// # Errors
     /// When the kernel cannot be read, which says nothing about its state.
     async fn verify(&mut self, baseline: &mut Self::Baseline) -> anyhow::Result<Option<String>>;
+
+    /// Does what `apply` had to leave for later, if its time has come; called every few seconds.
+    ///
+    /// # Errors
+    /// When it could not be done now; it is tried again.
+    async fn tend(&mut self, _baseline: &mut Self::Baseline) -> anyhow::Result<()> {
+        Ok(())
+    }
 
     /// Removes what carries our names and nothing else. Goes on past errors; may be repeated.
     ///

@@ -155,9 +155,10 @@ fn config(line: &CommandLine, settings: &Settings, node_name: String) -> Config 
             masquerade_all: settings.masquerade_all,
             localhost_node_ports: settings.localhost_node_ports,
             flavor: line.flags.mode.iptables_flavor,
+            cleanup_other_flavor: line.flags.mode.cleanup_other_flavor,
             dispatch_tree_threshold: line.flags.mode.iptables_dispatch_tree_threshold,
         },
-        ipvs: ipvs(settings),
+        ipvs: ipvs(settings, line),
         sync: SyncConfig {
             period: settings.sync_period.to_duration(),
             min_period: settings.min_sync_period.to_duration(),
@@ -189,7 +190,7 @@ fn sources(line: &CommandLine, settings: &Settings) -> Sources {
     }
 }
 
-fn ipvs(settings: &Settings) -> IpvsConfig {
+fn ipvs(settings: &Settings, line: &CommandLine) -> IpvsConfig {
     let ipvs = &settings.ipvs;
     IpvsConfig {
         scheduler: values::non_empty(&ipvs.scheduler).unwrap_or("rr").to_owned(),
@@ -198,6 +199,7 @@ fn ipvs(settings: &Settings) -> IpvsConfig {
         tcp_timeout: ipvs.tcp_timeout.to_duration(),
         tcp_fin_timeout: ipvs.tcp_fin_timeout.to_duration(),
         udp_timeout: ipvs.udp_timeout.to_duration(),
+        upstream_compat: line.flags.ipvs.ipvs_upstream_compat,
     }
 }
 

@@ -242,6 +242,7 @@ mod tests {
             cluster_ips: PerFamily { v4: Some([10, 96, 0, 1].into()), v6: None },
             internal_traffic_policy: TrafficPolicy::Cluster,
             affinity_seconds: None,
+            ipvs_scheduler: None,
             ports: [ServicePort { name: "".into(), protocol: Protocol::Tcp, port: 80, node_port: 0 }].into(),
             external: Some(Box::new(external)),
         };

@@ -12,7 +12,10 @@ pub mod conntrack;
 pub mod cpus;
 #[cfg(any(test, feature = "testing"))]
 pub mod fake;
+pub mod ipset;
 pub mod iptables;
+pub mod ipvs;
+pub mod links;
 pub mod memory;
 pub mod nfacct;
 pub mod nft;

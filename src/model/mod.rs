@@ -6,6 +6,7 @@
 mod address;
 mod endpoint;
 mod flow;
+mod ipvs;
 mod node;
 mod process;
 mod service;
@@ -14,6 +15,7 @@ mod time;
 pub use address::{Cidr, IpFamily, PerFamily, Protocol};
 pub use endpoint::{EndpointFacts, EndpointSlice, Hints, SliceEndpoint, SliceName, SlicePort};
 pub use flow::{ObjectKind, ServiceRecord, Snapshot, WatchEvent};
+pub use ipvs::{Frontend, IpvsScheduler, RealServer, ServerOperation, SetEntry, SetType, VirtualServer};
 pub use node::NodeFacts;
 pub use process::ProcessUse;
 pub use service::{External, Service, ServiceName, ServicePort, ServicePortName, TrafficPolicy};

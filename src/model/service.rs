@@ -1,6 +1,6 @@
 //! Services and their ports, reduced to what a proxy acts on.
 
-use super::{Cidr, PerFamily, Protocol};
+use super::{Cidr, IpvsScheduler, PerFamily, Protocol};
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -119,6 +119,8 @@ pub struct Service {
     pub internal_traffic_policy: TrafficPolicy,
     /// The timeout of `ClientIP` session affinity in seconds; `None` without affinity.
     pub affinity_seconds: Option<u32>,
+    /// Annotation `kube-proxy-rs.io/ipvs-scheduler`, if present and valid.
+    pub ipvs_scheduler: Option<IpvsScheduler>,
     /// The ports, in the API's order.
     pub ports: Box<[ServicePort]>,
     /// External addresses and policies, if there are any.

@@ -16,10 +16,12 @@ pub use frontends::Frontends;
 pub use settings::{FamilySettings, LocalDetector, NodePortAddresses};
 pub use tracked::TrackedPort;
 
-use crate::model::{IpFamily, ServiceName, ServicePortName, ServiceRecord, Snapshot, TrafficPolicy};
+use crate::model::{
+    IpFamily, IpvsScheduler, ServiceName, ServicePortName, ServiceRecord, Snapshot, TrafficPolicy,
+};
 use endpoints::Choice;
 use std::collections::BTreeSet;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 /// Which Services a pass looks at.
 #[derive(Clone, Copy, Debug)]
@@ -81,6 +83,10 @@ pub struct PortPlan {
     pub has_endpoints: bool,
     /// Every endpoint that traffic from this node can reach, sorted by its text.
     pub targets: Vec<Target>,
+    /// Every endpoint on this node, in whatever condition.
+    pub local_endpoints: Vec<SocketAddr>,
+    /// The scheduler that the Service asks for, where there are schedulers (IPVS).
+    pub ipvs_scheduler: Option<IpvsScheduler>,
 }
 
 impl PortPlan {
@@ -168,7 +174,10 @@ impl<'a> Plan<'a> {
             let frontends = Frontends::of_port(self.settings, record, service, index, cluster_ip);
             let candidates = endpoints::candidates(self.family(), record, port, node);
             let choice = Choice::of(&candidates, service.internal_traffic_policy, &frontends);
+            let local = candidates.iter().filter(|it| it.facts.local()).map(|it| it.address);
             PortPlan {
+                local_endpoints: local.collect(),
+                ipvs_scheduler: service.ipvs_scheduler.clone(),
                 name: service.port_name(port),
                 affinity_seconds: service.affinity_seconds,
                 internal: choice.internal(),

@@ -76,6 +76,7 @@ impl Setup {
             cluster_ips: PerFamily { v4: Some([10, 96, 0, 1].into()), v6: None },
             internal_traffic_policy: self.internal,
             affinity_seconds: None,
+            ipvs_scheduler: None,
             ports: [ServicePort {
                 name: "http".into(),
                 protocol: Protocol::Tcp,

@@ -73,6 +73,7 @@ impl Generator {
             },
             internal_traffic_policy: self.policy(),
             affinity_seconds: self.chance(20).then_some(10800),
+            ipvs_scheduler: None,
             external: self.chance(50).then(|| Box::new(self.external(byte))),
         }
     }

@@ -228,6 +228,14 @@ impl Proxy {
         waited.with_context(|| format!("the program's log:\n{}", self.log_tail()))
     }
 
+    /// The addresses of the marker Services of the manifests' present content.
+    #[must_use]
+    pub fn marker_addresses(&self) -> Vec<String> {
+        let markers = marker_objects(self.generation);
+        let ips = markers.iter().filter_map(|marker| marker["spec"]["clusterIPs"].as_array()).flatten();
+        ips.filter_map(|ip| Some(ip.as_str()?.parse::<std::net::IpAddr>().ok()?.to_string())).collect()
+    }
+
     /// Whether it has not exited yet.
     pub fn is_running(&mut self) -> bool {
         matches!(self.child.try_wait(), Ok(None))

@@ -26,9 +26,18 @@ pub const ZONE_LABEL: &str = "topology.kubernetes.io/zone";
 /// The annotation with the time of the change that led to an EndpointSlice.
 pub const TRIGGER_TIME_ANNOTATION: &str = "endpoints.kubernetes.io/last-change-trigger-time";
 
+/// The annotation with which a Service asks for an IPVS scheduler.
+pub const IPVS_SCHEDULER_ANNOTATION: &str = "kube-proxy-rs.io/ipvs-scheduler";
+
 /// All labels and annotations that we read.
-const KNOWN_KEYS: [&str; 5] =
-    [PROXY_NAME_LABEL, HEADLESS_LABEL, SERVICE_NAME_LABEL, ZONE_LABEL, TRIGGER_TIME_ANNOTATION];
+const KNOWN_KEYS: [&str; 6] = [
+    PROXY_NAME_LABEL,
+    HEADLESS_LABEL,
+    SERVICE_NAME_LABEL,
+    ZONE_LABEL,
+    TRIGGER_TIME_ANNOTATION,
+    IPVS_SCHEDULER_ANNOTATION,
+];
 
 /// core/v1 Service.
 #[derive(Clone, Debug, Default, Deserialize)]

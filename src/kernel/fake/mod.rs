@@ -2,3 +2,4 @@
 //! and can be told to fail.
 
 pub mod iptables;
+pub mod ipvs;

@@ -8,6 +8,7 @@ fn service(name: &str, created: i64, node_port: u16) -> WatchEvent {
         cluster_ips: PerFamily { v4: Some([10, 96, 0, 1].into()), v6: None },
         internal_traffic_policy: Default::default(),
         affinity_seconds: None,
+        ipvs_scheduler: None,
         ports: [ServicePort { name: "http".into(), protocol: Protocol::Tcp, port: 80, node_port }].into(),
         external: None,
     }))

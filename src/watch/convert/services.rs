@@ -3,8 +3,12 @@
 use super::names::{check_label, check_namespace, check_service_name, quoted};
 use super::parse::{self, parse_cidr, parse_ip, port_number};
 use super::{Converted, Issues};
-use crate::model::{Cidr, External, IpFamily, PerFamily, Service, ServiceName, ServicePort, TrafficPolicy};
-use crate::watch::objects::{PROXY_NAME_LABEL, ServiceObject, ServicePortObject, ServiceSpec};
+use crate::model::{
+    Cidr, External, IpFamily, IpvsScheduler, PerFamily, Service, ServiceName, ServicePort, TrafficPolicy,
+};
+use crate::watch::objects::{
+    IPVS_SCHEDULER_ANNOTATION, PROXY_NAME_LABEL, ServiceObject, ServicePortObject, ServiceSpec,
+};
 use std::net::IpAddr;
 
 /// What the API server makes of `ClientIP` without a timeout: three hours.
@@ -41,11 +45,29 @@ pub fn service(object: &ServiceObject) -> Converted<Service> {
             &mut issues,
         ),
         affinity_seconds: affinity_seconds(spec, &mut issues),
+        ipvs_scheduler: ipvs_scheduler(object, &mut issues),
         ports,
         external: external(object, &cluster_ips, &mut issues),
         cluster_ips,
     };
     issues.converted(Some(service))
+}
+
+/// The scheduler that the Service's annotation asks for; a bad one is reported and not used.
+fn ipvs_scheduler(object: &ServiceObject, issues: &mut Issues) -> Option<IpvsScheduler> {
+    let text = object.metadata.annotations.as_ref()?.get(IPVS_SCHEDULER_ANNOTATION)?;
+    let scheduler = IpvsScheduler::parse(text);
+    if scheduler.is_none() {
+        issues.warning(
+            format_args!("metadata.annotations[{IPVS_SCHEDULER_ANNOTATION}]"),
+            format_args!(
+                "{} is none of {}, sh-port, mh-port; the default is used",
+                quoted(text),
+                IpvsScheduler::KNOWN.join(", ")
+            ),
+        );
+    }
+    scheduler
 }
 
 /// Whether the Service asks for nothing that this proxy does.

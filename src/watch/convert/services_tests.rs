@@ -65,6 +65,7 @@ fn a_plain_service_has_a_cluster_ip_and_ports_and_nothing_else() {
             cluster_ips: PerFamily { v4: Some("10.0.0.1".parse().unwrap()), v6: None },
             internal_traffic_policy: TrafficPolicy::Cluster,
             affinity_seconds: None,
+            ipvs_scheduler: None,
             ports: [ServicePort { name: "http".into(), protocol: Protocol::Tcp, port: 80, node_port: 0 }]
                 .into(),
             external: None,

@@ -1,0 +1,147 @@
+//! Telling the kernel.
+
+use super::Kernel;
+use super::diff::Changes;
+use super::input::{self, CHAINS};
+use super::names::{INTERFACE, SetId};
+use crate::kernel::ipset::SetSpec;
+use crate::kernel::iptables::{Place, RestoreError, Xtables};
+use crate::kernel::ipvs::Refused;
+use crate::model::{IpFamily, ServerOperation};
+use anyhow::{Context, Result, bail};
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+/// Operations per call; between two calls other tasks of the program get their turn.
+const MOST_OPERATIONS: usize = 2048;
+/// Refusals that an error tells about.
+const SHOWN_REFUSALS: usize = 3;
+
+/// A node's hands, and how they are to be used.
+pub(super) struct Apply<'a, X> {
+    pub(super) tools: &'a mut X,
+    pub(super) kernel: &'a mut Kernel,
+    pub(super) family: IpFamily,
+    pub(super) upstream_compat: bool,
+    /// Schedulers that turn out to be missing are added.
+    pub(super) missing_schedulers: &'a mut BTreeSet<Arc<str>>,
+    /// Requests to the kernel and calls of tools.
+    pub(super) calls: usize,
+}
+
+pub(super) fn set_spec(id: SetId, name: &str, family: IpFamily) -> SetSpec<'_> {
+    SetSpec { name, kind: id.kind(), family }
+}
+
+impl<X: Xtables> Apply<'_, X> {
+    /// Carries changes out, in the order of the fields of `Changes`.
+    pub(super) async fn run(&mut self, changes: &Changes) -> Result<()> {
+        if changes.set_up {
+            self.set_up().await?;
+        }
+        for (id, entries) in &changes.add_entries {
+            self.calls += 1;
+            self.kernel.sets.add(set_spec(*id, &id.name(self.family), self.family), entries)?;
+        }
+        if let Some(rules) = &changes.rules {
+            self.restore(rules).await?;
+        }
+        self.operate(&changes.servers).await?;
+        self.calls += usize::from(!changes.add_addresses.is_empty() || !changes.delete_addresses.is_empty());
+        self.kernel.links.change_addresses(INTERFACE, &changes.add_addresses, &changes.delete_addresses)?;
+        self.operate(&changes.removed).await?;
+        for (id, entries) in &changes.delete_entries {
+            self.calls += 1;
+            self.kernel.sets.delete(set_spec(*id, &id.name(self.family), self.family), entries)?;
+        }
+        Ok(())
+    }
+
+    /// Makes the sets, our chains, the jumps to them, and the interface.
+    async fn set_up(&mut self) -> Result<()> {
+        for id in SetId::in_use(self.upstream_compat) {
+            self.kernel.sets.ensure(set_spec(id, &id.name(self.family), self.family))?;
+        }
+        for (table, chains) in CHAINS.iter().filter(|(table, _)| !self.upstream_compat || *table != "mangle")
+        {
+            for chain in *chains {
+                self.tools.ensure_chain(Place { table, chain }).await?;
+            }
+        }
+        for jump in input::jumps(self.upstream_compat) {
+            let from = Place { table: jump.table, chain: jump.from };
+            if !self.tools.has_rule(from, &jump.arguments()).await? {
+                self.tools.insert_rule(from, &jump.arguments()).await?;
+            }
+        }
+        self.kernel.links.ensure_dummy(INTERFACE)?;
+        Ok(())
+    }
+
+    async fn restore(&mut self, rules: &str) -> Result<()> {
+        self.calls += 1;
+        let sent = self.tools.restore(&mut std::iter::once(rules.to_owned())).await;
+        let Err(error) = sent else { return Ok(()) };
+        tracing::debug!(%error, "trying once more");
+        self.calls += 1;
+        let sent = self.tools.restore(&mut std::iter::once(rules.to_owned())).await;
+        sent.map_err(|error| {
+            let line = match &error {
+                RestoreError::Refused { line: Some(line), .. } => rules.lines().nth(line.saturating_sub(1)),
+                _ => None,
+            };
+            match line.map(str::to_owned) {
+                Some(line) => anyhow::Error::new(error).context(format!("iptables rule: {line}")),
+                None => error.into(),
+            }
+        })
+    }
+
+    async fn operate(&mut self, operations: &[ServerOperation]) -> Result<()> {
+        let mut refused = Vec::new();
+        for chunk in operations.chunks(MOST_OPERATIONS) {
+            self.calls += 1;
+            let no = self.kernel.servers.run(chunk).context("programming virtual servers")?;
+            refused.extend(no.into_iter().filter(|no| !is_done_already(no, chunk)));
+            tokio::task::yield_now().await;
+        }
+        if refused.is_empty() {
+            return Ok(());
+        }
+        self.note_missing_schedulers(&refused, operations);
+        let shown: Vec<&str> = refused.iter().take(SHOWN_REFUSALS).map(|it| it.message.as_str()).collect();
+        bail!("{} of {} operations refused: {}", refused.len(), operations.len(), shown.join("; "))
+    }
+
+    /// Services that ask for a scheduler that the kernel lacks get the default next time.
+    fn note_missing_schedulers(&mut self, refused: &[Refused], operations: &[ServerOperation]) {
+        for refused in refused.iter().filter(|refused| refused.lacks_scheduler) {
+            let asked_for = operations.iter().find_map(|operation| match operation {
+                ServerOperation::Add(at, with) | ServerOperation::Update(at, with)
+                    if *at == refused.frontend =>
+                {
+                    Some(&with.scheduler.name)
+                }
+                _ => None,
+            });
+            if let Some(name) = asked_for
+                && self.missing_schedulers.insert(name.clone())
+            {
+                tracing::error!(scheduler = %name, "the kernel has no such scheduler; its Services get the default one");
+            }
+        }
+    }
+}
+
+/// What was to go is gone.
+fn is_done_already(refused: &Refused, operations: &[ServerOperation]) -> bool {
+    refused.is_missing
+        && operations.iter().any(|operation| match operation {
+            ServerOperation::Remove(at) | ServerOperation::RemoveReal(at, _) => *at == refused.frontend,
+            _ => false,
+        })
+        && !operations.iter().any(|operation| match operation {
+            ServerOperation::Add(at, _) | ServerOperation::AddReal(at, _) => *at == refused.frontend,
+            _ => false,
+        })
+}

@@ -1,0 +1,225 @@
+//! The IPVS dataplane: a virtual server per frontend, Service addresses on `kube-ipvs0`, ipsets,
+//! and the few iptables rules around them.
+//!
+//! `docs/dataplane-ipvs.md` says what is programmed and why. Here, `names`, `render`, `desired` and
+//! `input` say what is wanted, `diff` what to do about it and in which order, `apply` does it,
+//! `drain` lets connections end before their real server goes, and `observe` looks at the kernel.
+
+mod apply;
+mod cleanup;
+mod desired;
+mod diff;
+mod drain;
+mod input;
+mod names;
+mod observe;
+mod render;
+mod setup;
+
+pub use desired::{Baseline, Desired};
+pub use diff::Changes;
+pub use input::Features;
+pub use setup::prepare;
+
+use super::{Applied, Backend, TableCount};
+use crate::kernel::ipset::Ipsets;
+use crate::kernel::iptables::{Stamp, Xtables};
+use crate::kernel::ipvs::VirtualServers;
+use crate::kernel::links::Links;
+use crate::kernel::nft::Part;
+use crate::model::IpFamily;
+use crate::plan::Plan;
+use anyhow::{Context, Result};
+use input::CHAINS;
+use observe::{Addresses, Rounds};
+use render::Style;
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+/// What the backend needs of the kernel besides the iptables tools.
+pub struct Kernel {
+    /// IPVS itself.
+    pub servers: Box<dyn VirtualServers>,
+    /// The ipsets.
+    pub sets: Box<dyn Ipsets>,
+    /// The interfaces.
+    pub links: Box<dyn Links>,
+}
+
+/// The IPVS backend of one IP family.
+pub struct Ipvs<X> {
+    tools: X,
+    kernel: Kernel,
+    family: IpFamily,
+    features: Features,
+    /// The node's own addresses when we last looked.
+    node_addresses: BTreeSet<IpAddr>,
+    missing_schedulers: BTreeSet<Arc<str>>,
+    /// The tables as we left them, and how often our chains are used there; `None` when they have
+    /// to be looked at.
+    stamp: Option<Stamp>,
+    uses: Option<u32>,
+    rounds: Rounds,
+}
+
+impl<X: Xtables> Ipvs<X> {
+    /// A backend on these tools and handles.
+    pub fn new(tools: X, kernel: Kernel, family: IpFamily, features: Features) -> Self {
+        Ipvs {
+            tools,
+            kernel,
+            family,
+            features,
+            node_addresses: BTreeSet::new(),
+            missing_schedulers: BTreeSet::new(),
+            stamp: None,
+            uses: None,
+            rounds: Rounds::default(),
+        }
+    }
+
+    /// The tools it works with.
+    pub fn tools(&mut self) -> &mut X {
+        &mut self.tools
+    }
+
+    /// How often our chains are used: rules in them and jumps to them.
+    async fn count_uses(&mut self) -> Result<u32> {
+        let mut total = 0u32;
+        for (table, chains) in CHAINS {
+            let mut uses = 0u32;
+            let mut look = |part: Part<crate::kernel::nft::ChainUse<'_>>| match part {
+                Part::Start => uses = 0,
+                Part::Item(chain) if chains.contains(&chain.name) => uses = uses.saturating_add(chain.uses),
+                Part::Item(_) => {}
+            };
+            self.tools.survey(table, &mut look).await?;
+            total = total.saturating_add(uses);
+        }
+        Ok(total)
+    }
+
+    /// Whether our rules are still there; costs one small question unless somebody changed tables.
+    async fn check_rules(&mut self) -> Result<Option<String>> {
+        let stamp = self.tools.stamp()?;
+        if self.stamp == Some(stamp) {
+            return Ok(None);
+        }
+        let uses = self.count_uses().await?;
+        if let Some(known) = self.uses
+            && uses < known
+        {
+            return Ok(Some(format!("about {} iptables rules are missing", known - uses)));
+        }
+        (self.stamp, self.uses) = (Some(stamp), Some(uses));
+        Ok(None)
+    }
+}
+
+/// Rules of a table in an input.
+fn count_rules(rules: &str, table: &str) -> usize {
+    let section = rules.split('*').find(|section| section.starts_with(table));
+    section.map_or(0, |section| section.lines().filter(|line| line.starts_with("-A ")).count())
+}
+
+impl<X: Xtables> Backend for Ipvs<X> {
+    type Desired<'a> = Desired<'a>;
+    type Baseline = Baseline;
+    type Changes = Changes;
+
+    async fn probe(&mut self) -> Result<()> {
+        self.tools.check_nat_table().await?;
+        setup::check_scheduler(self.kernel.servers.as_mut(), &self.features.scheduler)
+    }
+
+    async fn observe(&mut self) -> Result<Baseline> {
+        let addresses = Addresses::read(&mut self.kernel, self.family)?;
+        let baseline = observe::all(&mut self.kernel, self.family, &self.features, &addresses)
+            .context("listing what IPVS mode left in the kernel")?;
+        self.node_addresses = addresses.node;
+        (self.stamp, self.uses) = (None, None);
+        Ok(baseline)
+    }
+
+    fn render<'a>(&self, plan: &Plan<'a>) -> Desired<'a> {
+        let style = Style {
+            upstream_compat: self.features.upstream_compat,
+            scheduler: &self.features.scheduler,
+            missing_schedulers: &self.missing_schedulers,
+            node_addresses: &self.node_addresses,
+            node_port_ips: render::node_port_ips(plan.settings, &self.node_addresses),
+        };
+        Desired::of(plan, &style)
+    }
+
+    fn diff(&self, baseline: &Baseline, desired: &Desired<'_>) -> Changes {
+        Changes::between(baseline, desired, &self.features)
+    }
+
+    async fn apply(
+        &mut self,
+        _desired: &Self::Desired<'_>,
+        changes: Changes,
+        baseline: &mut Baseline,
+    ) -> Result<Applied> {
+        let mut apply = apply::Apply {
+            tools: &mut self.tools,
+            kernel: &mut self.kernel,
+            family: self.family,
+            upstream_compat: self.features.upstream_compat,
+            missing_schedulers: &mut self.missing_schedulers,
+            calls: 0,
+        };
+        if !changes.is_empty() {
+            apply.run(&changes).await?;
+        }
+        let calls = apply.calls;
+        let (rewritten, drain) = (changes.rules.is_some(), changes.drain.clone());
+        if rewritten || changes.set_up {
+            (self.stamp, self.uses) = (None, None);
+        }
+        changes.commit(baseline);
+        drain::sweep(self.kernel.servers.as_mut(), drain, baseline)?;
+        let rules = baseline.rules.as_deref().unwrap_or_default();
+        let count = |table: &'static str| {
+            let total = count_rules(rules, table);
+            TableCount { table, total, written: if rewritten { total } else { 0 } }
+        };
+        Ok(Applied { tables: vec![count("filter"), count("nat")], calls, refused: Vec::new() })
+    }
+
+    async fn verify(&mut self, baseline: &mut Baseline) -> Result<Option<String>> {
+        let addresses = Addresses::read(&mut self.kernel, self.family)?;
+        if addresses.node != self.node_addresses {
+            return Ok(Some("the node's addresses changed".to_owned()));
+        }
+        let (found, wanted) = (addresses.ours.len(), baseline.addresses);
+        if found != wanted {
+            let interface = names::INTERFACE;
+            return Ok(Some(format!("{interface} has {found} addresses and not {wanted}")));
+        }
+        if let Some(lost) = self.check_rules().await? {
+            return Ok(Some(lost));
+        }
+        let compat = self.features.upstream_compat;
+        self.rounds.check(&mut self.kernel, self.family, compat, baseline)
+    }
+
+    async fn tend(&mut self, baseline: &mut Baseline) -> Result<()> {
+        let frontends = baseline.draining.clone();
+        let removed = drain::sweep(self.kernel.servers.as_mut(), frontends, baseline)?;
+        if removed > 0 {
+            tracing::debug!(family = %self.family, removed, "endpoints have finished their connections");
+        }
+        Ok(())
+    }
+
+    async fn cleanup(&mut self) -> Result<()> {
+        (self.stamp, self.uses) = (None, None);
+        cleanup::run(&mut self.tools, &mut self.kernel, self.family, &self.features).await
+    }
+}
+
+#[cfg(test)]
+mod tests;

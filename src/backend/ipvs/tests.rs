@@ -1,0 +1,462 @@
+//! The laws of the backend, on an in-memory node.
+
+use super::*;
+use crate::kernel::fake::iptables::FakeXtables;
+use crate::kernel::fake::ipvs::{FakeNode, FakeServer, State};
+use crate::kernel::iptables::Flavor;
+use crate::model::{
+    Cidr, EndpointFacts, EndpointSlice, Frontend, IpvsScheduler, NodeFacts, PerFamily, Protocol, RealServer,
+    ServerOperation, Service, ServiceName, ServicePort, SetEntry, SliceEndpoint, SlicePort, VirtualServer,
+    WatchEvent,
+};
+use crate::plan::{FamilySettings, LocalDetector, Scope};
+use crate::state::Tracker;
+use crate::testing::generate::Generator;
+use std::collections::BTreeMap;
+
+fn features(upstream_compat: bool) -> Features {
+    let scheduler =
+        if upstream_compat { IpvsScheduler::as_upstream("rr") } else { IpvsScheduler::parse("rr").unwrap() };
+    Features {
+        masquerade_mark: 1 << 14,
+        random_fully: true,
+        scheduler,
+        exclude: Vec::new(),
+        upstream_compat,
+        node_name: "node-0".into(),
+    }
+}
+
+/// A family's backend with what `sync` keeps for it.
+struct Bench {
+    tracker: Tracker,
+    settings: FamilySettings,
+    node: FakeNode,
+    backend: Ipvs<FakeXtables>,
+    baseline: Option<Baseline>,
+}
+
+impl Bench {
+    fn on(node: FakeNode, family: IpFamily, features: Features) -> Self {
+        let facts = NodeFacts { name: "node-0".into(), zone: Some("z0".into()), ..NodeFacts::default() };
+        let mut settings = FamilySettings::new(family);
+        let pods: Cidr =
+            if family == IpFamily::V4 { "10.128.0.0/16" } else { "fd00:128::/32" }.parse().unwrap();
+        settings.detector = Some(LocalDetector::Cidr(pods));
+        let hands = Kernel {
+            servers: Box::new(node.clone()),
+            sets: Box::new(node.clone()),
+            links: Box::new(node.clone()),
+        };
+        let backend = Ipvs::new(FakeXtables::new(Flavor::Nft), hands, family, features);
+        Bench { tracker: Tracker::new(facts, 0), settings, node, backend, baseline: None }
+    }
+
+    fn new(family: IpFamily) -> Self {
+        Bench::on(FakeNode::default(), family, features(false))
+    }
+
+    /// The same picture for another node.
+    fn picture_for(&self, mut other: Bench) -> Bench {
+        for record in self.tracker.snapshot().services.values() {
+            let service = record.service.iter().cloned().map(WatchEvent::Service);
+            let slices = record.slices.iter().cloned().map(|slice| WatchEvent::Slice(Box::new(slice)));
+            service.chain(slices).for_each(|event| other.tracker.fold(event));
+        }
+        other
+    }
+
+    fn afresh(&self) -> Bench {
+        self.picture_for(Bench::on(FakeNode::default(), self.settings.family, self.backend.features.clone()))
+    }
+
+    /// Another process on the same node.
+    fn restarted(&self) -> Bench {
+        let other = Bench::on(self.node.clone(), self.settings.family, self.backend.features.clone());
+        let mut other = self.picture_for(other);
+        other.backend.tools = self.backend.tools.clone();
+        other
+    }
+
+    async fn sync(&mut self) -> Result<Applied> {
+        let changes = self.tracker.take_changes();
+        let scope = if self.baseline.is_none() { Scope::All } else { Scope::Only(&changes.services) };
+        if self.baseline.is_none() {
+            self.baseline = Some(self.backend.observe().await?);
+        }
+        let plan = Plan::new(&self.settings, self.tracker.snapshot(), scope);
+        let desired = self.backend.render(&plan);
+        let baseline = self.baseline.as_mut().unwrap();
+        let operations = self.backend.diff(baseline, &desired);
+        let applied = self.backend.apply(&desired, operations, baseline).await;
+        if applied.is_err() {
+            self.baseline = None;
+        }
+        applied
+    }
+
+    fn is_settled(&mut self) -> bool {
+        let plan = Plan::new(&self.settings, self.tracker.snapshot(), Scope::All);
+        let desired = self.backend.render(&plan);
+        let changes = self.backend.diff(self.baseline.as_ref().unwrap(), &desired);
+        changes.is_empty()
+    }
+
+    async fn verify(&mut self) -> Option<String> {
+        self.backend.verify(self.baseline.as_mut().unwrap()).await.unwrap()
+    }
+
+    async fn tend(&mut self) {
+        self.backend.tend(self.baseline.as_mut().unwrap()).await.unwrap();
+    }
+
+    /// What is in the kernel, to compare.
+    fn kernel(&self) -> (Servers, Sets, BTreeMap<String, BTreeSet<IpAddr>>, Vec<String>) {
+        let state = self.node.state();
+        let input = self.backend.tools.inputs.last().cloned().unwrap_or_default();
+        let rules = input.lines().map(str::to_owned).collect();
+        (state.servers.clone(), state.sets.clone(), state.interfaces.clone(), rules)
+    }
+
+    fn reals(&self, at: &Frontend) -> Vec<(String, u32)> {
+        let state = self.node.state();
+        let reals = state.servers.get(at).map(|server| server.reals.clone()).unwrap_or_default();
+        reals.iter().map(|(address, weight)| (address.to_string(), *weight)).collect()
+    }
+}
+
+type Servers = BTreeMap<Frontend, FakeServer>;
+type Sets = BTreeMap<String, (crate::model::SetType, BTreeSet<SetEntry>)>;
+
+fn web(protocol: Protocol) -> (Frontend, Box<Service>) {
+    let address = IpAddr::from([10, 96, 0, 10]);
+    let service = Service {
+        name: ServiceName::new("shop", "web"),
+        created: None,
+        cluster_ips: PerFamily { v4: Some(address), v6: None },
+        internal_traffic_policy: Default::default(),
+        affinity_seconds: None,
+        ipvs_scheduler: None,
+        ports: [ServicePort { name: "p".into(), protocol, port: 80, node_port: 0 }].into(),
+        external: None,
+    };
+    (Frontend { address, port: 80, protocol }, Box::new(service))
+}
+
+fn slice(protocol: Protocol, endpoints: &[u8]) -> WatchEvent {
+    let endpoint = |last: &u8| SliceEndpoint {
+        address: [10, 128, 1, *last].into(),
+        facts: EndpointFacts::new(true, true, false, false),
+        hints: 0,
+    };
+    WatchEvent::Slice(Box::new(EndpointSlice {
+        name: "shop/web-1".into(),
+        service: ServiceName::new("shop", "web"),
+        family: IpFamily::V4,
+        ports: [SlicePort { name: "p".into(), protocol, port: 8080 }].into(),
+        endpoints: endpoints.iter().map(endpoint).collect(),
+        hints: [].into(),
+        triggered: None,
+    }))
+}
+
+async fn bench_with_web(protocol: Protocol, endpoints: &[u8]) -> (Bench, Frontend) {
+    let mut bench = Bench::new(IpFamily::V4);
+    let (at, service) = web(protocol);
+    bench.tracker.fold(WatchEvent::Service(service));
+    bench.tracker.fold(slice(protocol, endpoints));
+    bench.sync().await.unwrap();
+    (bench, at)
+}
+
+#[tokio::test]
+async fn incremental_and_full_syncs_meet_in_the_same_kernel() {
+    for seed in 0..100 {
+        let family = IpFamily::ALL[usize::from(seed % 2 == 1)];
+        let mut generator = Generator::new(seed);
+        let mut bench = Bench::on(FakeNode::default(), family, features(seed % 3 == 0));
+        for _ in 0..10 {
+            for _ in 0..=generator.below(6) {
+                bench.tracker.fold(generator.event());
+            }
+            bench.sync().await.unwrap();
+            let mut fresh = bench.afresh();
+            fresh.sync().await.unwrap();
+            assert_eq!(bench.kernel(), fresh.kernel(), "seed {seed}");
+            assert!(bench.is_settled(), "seed {seed}: a second look finds nothing to do");
+            assert_eq!(bench.verify().await, None, "seed {seed}");
+            let found = bench.backend.observe().await.unwrap();
+            assert!(
+                found.servers.values().all(|held| !held.is_foreign),
+                "seed {seed}: all are known as ours"
+            );
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_failure_at_any_step_heals_at_the_next_sync() {
+    for seed in 0..40 {
+        let mut generator = Generator::new(seed);
+        let mut bench = Bench::new(IpFamily::V4);
+        for round in 0..6 {
+            for _ in 0..4 {
+                bench.tracker.fold(generator.event());
+            }
+            if round % 2 == 1 {
+                let steps = usize::try_from(generator.below(8)).unwrap();
+                bench.node.state().fails_after = Some(steps);
+                bench.sync().await.ok();
+                bench.node.state().fails_after = None;
+            }
+            bench.sync().await.unwrap();
+            let mut fresh = bench.afresh();
+            fresh.sync().await.unwrap();
+            assert_eq!(bench.kernel(), fresh.kernel(), "seed {seed}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn removing_every_service_returns_to_the_empty_base() {
+    let mut empty = Bench::new(IpFamily::V4);
+    empty.sync().await.unwrap();
+    let mut bench = Bench::new(IpFamily::V4);
+    let mut generator = Generator::new(7);
+    for _ in 0..200 {
+        bench.tracker.fold(generator.event());
+    }
+    bench.sync().await.unwrap();
+    assert!(bench.node.state().servers.len() > 10);
+    for number in 0..12 {
+        bench.tracker.fold(WatchEvent::ServiceGone(ServiceName::new("ns", &format!("svc-{number}"))));
+    }
+    bench.sync().await.unwrap();
+    assert_eq!(bench.kernel(), empty.kernel());
+    let baseline = bench.baseline.as_ref().unwrap();
+    assert_eq!((baseline.ours, baseline.addresses), ((0, 0), 0));
+}
+
+#[tokio::test]
+async fn one_changed_endpoint_costs_a_handful_of_messages() {
+    let (mut bench, at) = bench_with_web(Protocol::Tcp, &[1, 2, 3]).await;
+    bench.tracker.fold(slice(Protocol::Tcp, &[1, 2, 4]));
+    bench.node.state().log.clear();
+    let applied = bench.sync().await.unwrap();
+    assert_eq!((applied.calls, applied.tables[0].written), (1, 0));
+    let real = |last| std::net::SocketAddr::from(([10, 128, 1, last], 8080));
+    let state = bench.node.state();
+    assert_eq!(
+        state.log,
+        [
+            ServerOperation::AddReal(at, RealServer { address: real(4), weight: 1 }),
+            ServerOperation::UpdateReal(at, RealServer { address: real(3), weight: 0 }),
+            ServerOperation::RemoveReal(at, real(3)),
+        ]
+    );
+}
+
+#[tokio::test]
+async fn an_endpoint_with_connections_is_drained_and_gets_its_weight_back() {
+    let (mut bench, at) = bench_with_web(Protocol::Tcp, &[1, 2]).await;
+    let second = std::net::SocketAddr::from(([10, 128, 1, 2], 8080));
+    bench.node.state().connections.insert((at, second), 3);
+    bench.tracker.fold(slice(Protocol::Tcp, &[1]));
+    bench.sync().await.unwrap();
+    bench.tend().await;
+    let drained = [("10.128.1.1:8080".to_owned(), 1), ("10.128.1.2:8080".to_owned(), 0)];
+    assert_eq!(bench.reals(&at), drained);
+    assert_eq!(bench.verify().await, None);
+    assert!(bench.is_settled());
+
+    // Our restart does not cut it off, nor does a change of something else.
+    let mut other = bench.restarted();
+    other.sync().await.unwrap();
+    other.tend().await;
+    assert_eq!(other.reals(&at), drained);
+
+    other.tracker.fold(slice(Protocol::Tcp, &[1, 2]));
+    other.sync().await.unwrap();
+    assert_eq!(other.reals(&at)[1], ("10.128.1.2:8080".to_owned(), 1));
+
+    other.tracker.fold(slice(Protocol::Tcp, &[1]));
+    other.sync().await.unwrap();
+    other.node.state().connections.clear();
+    other.tend().await;
+    assert_eq!(other.reals(&at), drained[..1]);
+    assert_eq!(other.verify().await, None);
+}
+
+#[tokio::test]
+async fn endpoints_of_udp_go_at_once() {
+    let (mut bench, at) = bench_with_web(Protocol::Udp, &[1, 2]).await;
+    let second = std::net::SocketAddr::from(([10, 128, 1, 2], 8080));
+    bench.node.state().connections.insert((at, second), 3);
+    bench.tracker.fold(slice(Protocol::Udp, &[1]));
+    bench.sync().await.unwrap();
+    assert_eq!(bench.reals(&at), [("10.128.1.1:8080".to_owned(), 1)]);
+}
+
+#[tokio::test]
+async fn a_changed_scheduler_or_affinity_is_applied_in_place() {
+    let (mut bench, at) = bench_with_web(Protocol::Tcp, &[1, 2]).await;
+    let (_, mut service) = web(Protocol::Tcp);
+    service.affinity_seconds = Some(60);
+    service.ipvs_scheduler = IpvsScheduler::parse("sh-port");
+    bench.tracker.fold(WatchEvent::Service(service));
+    bench.node.state().log.clear();
+    bench.sync().await.unwrap();
+    let with =
+        VirtualServer { scheduler: IpvsScheduler::parse("sh-port").unwrap(), affinity_seconds: Some(60) };
+    assert_eq!(bench.node.state().log, [ServerOperation::Update(at, with)]);
+}
+
+#[tokio::test]
+async fn a_scheduler_that_the_kernel_lacks_is_refused_at_start_and_replaced_for_a_service() {
+    let (mut bench, at) = bench_with_web(Protocol::Tcp, &[1, 2]).await;
+    let (_, mut service) = web(Protocol::Tcp);
+    service.ipvs_scheduler = IpvsScheduler::parse("sed");
+    bench.tracker.fold(WatchEvent::Service(service));
+    assert!(bench.sync().await.is_err());
+    bench.sync().await.unwrap();
+    let with = bench.node.state().servers[&at].with.clone().unwrap();
+    assert_eq!(&*with.scheduler.name, "rr");
+
+    bench.backend.features.scheduler = IpvsScheduler::parse("nq").unwrap();
+    let error = bench.backend.probe().await.unwrap_err();
+    let want = "the kernel has no IPVS scheduler nq (module ip_vs_nq); it has: rr, lc, sh, mh";
+    assert_eq!(error.to_string(), want);
+}
+
+#[tokio::test]
+async fn others_virtual_servers_are_left_alone_unless_a_service_wants_them() {
+    let foreign = Frontend { address: [192, 0, 2, 7].into(), port: 443, protocol: Protocol::Tcp };
+    let theirs = FakeServer { with: None, reals: BTreeMap::from([("10.9.9.9:1".parse().unwrap(), 5)]) };
+    let (mut bench, at) = bench_with_web(Protocol::Tcp, &[1]).await;
+    bench.node.state().servers.insert(foreign, theirs.clone());
+    bench.node.state().servers.insert(at, theirs.clone());
+    bench.baseline = None;
+    bench.sync().await.unwrap();
+    assert_eq!(bench.node.state().servers[&foreign], theirs);
+    assert_eq!(bench.reals(&at)[0], ("10.128.1.1:8080".to_owned(), 1), "the Service's own is set right");
+    bench.backend.cleanup().await.unwrap();
+    bench.backend.cleanup().await.unwrap();
+    let state = bench.node.state();
+    assert_eq!(state.servers, BTreeMap::from([(foreign, theirs)]));
+    assert!(state.sets.is_empty() && !state.interfaces.contains_key("kube-ipvs0"));
+    let tables = &bench.backend.tools.tables;
+    assert!(tables.values().all(|table| table.keys().all(|chain| !chain.starts_with("KUBE-"))));
+}
+
+#[tokio::test]
+async fn with_upstreams_ways_only_excluded_networks_protect_what_is_foreign() {
+    let at = |last| Frontend { address: [192, 0, 2, last].into(), port: 443, protocol: Protocol::Tcp };
+    let node = FakeNode::default();
+    for last in [7, 130] {
+        node.state().servers.insert(at(last), FakeServer { with: None, reals: BTreeMap::new() });
+    }
+    let mut upstream = features(true);
+    upstream.exclude = vec!["192.0.2.128/25".parse().unwrap()];
+    let mut bench = Bench::on(node, IpFamily::V4, upstream);
+    bench.sync().await.unwrap();
+    assert_eq!(bench.node.state().servers.keys().collect::<Vec<_>>(), [&at(130)]);
+}
+
+#[tokio::test]
+async fn what_an_earlier_run_left_goes_and_weights_are_set_right() {
+    let (bench, at) = bench_with_web(Protocol::Tcp, &[1, 2]).await;
+    bench.node.state().servers.get_mut(&at).unwrap().reals.values_mut().for_each(|weight| *weight = 0);
+    let mut other = bench.restarted();
+    other.sync().await.unwrap();
+    assert!(other.reals(&at).iter().all(|(_, weight)| *weight == 1));
+
+    let mut empty = Bench::on(bench.node.clone(), IpFamily::V4, features(false));
+    empty.sync().await.unwrap();
+    let state = empty.node.state();
+    assert!(state.servers.is_empty() && state.interfaces["kube-ipvs0"].is_empty());
+    assert!(state.sets.values().all(|(_, entries)| entries.is_empty()));
+}
+
+#[tokio::test]
+async fn every_harm_is_noticed_and_healed() {
+    type Harm = (&'static str, fn(&mut State));
+    let harms: [Harm; 6] = [
+        ("is gone", |state| drop(state.servers.pop_first())),
+        ("was changed", |state| state.servers.values_mut().next().unwrap().with = None),
+        ("were changed", |state| state.servers.values_mut().next().unwrap().reals.clear()),
+        ("kube-ipvs0 has 0 addresses", |state| drop(state.interfaces.remove("kube-ipvs0"))),
+        ("ipset KUBE-CLUSTER-IP is gone", |state| drop(state.sets.remove("KUBE-CLUSTER-IP"))),
+        ("has 0 entries", |state| state.sets.get_mut("KUBE-IPVS-IPS").unwrap().1.clear()),
+    ];
+    for (what, harm) in harms {
+        let (mut bench, _) = bench_with_web(Protocol::Tcp, &[1, 2]).await;
+        assert_eq!(bench.verify().await, None);
+        let good = bench.kernel();
+        harm(&mut bench.node.state());
+        let noticed = bench.verify().await.expect(what);
+        assert!(noticed.contains(what), "{noticed}");
+        bench.baseline = None;
+        bench.sync().await.unwrap();
+        assert_eq!(bench.kernel(), good, "{what}");
+    }
+    let (mut bench, _) = bench_with_web(Protocol::Tcp, &[1, 2]).await;
+    assert_eq!(bench.verify().await, None);
+    bench.backend.tools.flush("nat");
+    assert!(bench.verify().await.is_some_and(|what| what.contains("rules are missing")));
+}
+
+#[tokio::test]
+async fn node_ports_follow_the_nodes_addresses() {
+    let mut bench = Bench::new(IpFamily::V4);
+    let (_, mut service) = web(Protocol::Tcp);
+    service.ports[0].node_port = 30080;
+    bench.tracker.fold(WatchEvent::Service(service));
+    bench.tracker.fold(slice(Protocol::Tcp, &[1]));
+    bench.sync().await.unwrap();
+    let at = |last| Frontend { address: [10, 200, 0, last].into(), port: 30080, protocol: Protocol::Tcp };
+    assert_eq!(bench.reals(&at(11)).len(), 1);
+    bench.node.state().interfaces.get_mut("eth0").unwrap().insert([10, 200, 0, 12].into());
+    assert_eq!(bench.verify().await.unwrap(), "the node's addresses changed");
+    bench.baseline = None;
+    bench.sync().await.unwrap();
+    assert_eq!(bench.reals(&at(12)).len(), 1);
+    bench.node.state().interfaces.get_mut("eth0").unwrap().remove(&IpAddr::from([10, 200, 0, 11]));
+    bench.baseline = None;
+    bench.sync().await.unwrap();
+    assert!(!bench.node.state().servers.contains_key(&at(11)));
+    assert!(!bench.node.state().servers.keys().any(|at| at.address.is_loopback()));
+}
+
+#[tokio::test]
+async fn nodes_begin_with_different_endpoints() {
+    let mut first = BTreeSet::new();
+    for number in 0..20 {
+        let mut bench = Bench::new(IpFamily::V4);
+        bench.backend.features.node_name = format!("node-{number}").into();
+        let (at, service) = web(Protocol::Tcp);
+        bench.tracker.fold(WatchEvent::Service(service));
+        bench.tracker.fold(slice(Protocol::Tcp, &[1, 2, 3]));
+        bench.sync().await.unwrap();
+        let state = bench.node.state();
+        let added = state.log.iter().find_map(|operation| match operation {
+            ServerOperation::AddReal(to, real) if *to == at => Some(real.address),
+            _ => None,
+        });
+        first.insert(added.unwrap());
+    }
+    assert_eq!(first.len(), 3);
+}
+
+#[tokio::test]
+async fn rules_come_before_virtual_servers_and_these_before_addresses() {
+    let (bench, _) = bench_with_web(Protocol::Tcp, &[1]).await;
+    let input = &bench.backend.tools.inputs[0];
+    assert!(input.contains("KUBE-MARK-MASQ"));
+    // A sync that fails at the virtual servers leaves rules, and no address that leads nowhere.
+    let mut bench = bench.afresh();
+    let sets = names::SetId::ALL.len() + 1;
+    bench.node.state().fails_after = Some(sets + 2);
+    bench.sync().await.unwrap_err();
+    assert_eq!(bench.backend.tools.inputs.len(), 1);
+    assert!(bench.node.state().servers.is_empty() && bench.node.state().interfaces["kube-ipvs0"].is_empty());
+}

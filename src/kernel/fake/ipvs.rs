@@ -1,0 +1,252 @@
+//! A node's IPVS, ipsets and interfaces in memory, as strict as the kernel.
+
+use crate::kernel::addresses::InterfaceAddress;
+use crate::kernel::ipset::{Ipsets, SetSpec};
+use crate::kernel::ipvs::{Connections, Refused, Timeouts, VirtualServers};
+use crate::kernel::links::Links;
+use crate::model::{Frontend, IpFamily, RealServer, ServerOperation, SetEntry, SetType, VirtualServer};
+use anyhow::{Result, bail};
+use std::cell::{RefCell, RefMut};
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
+use std::rc::Rc;
+
+/// A virtual server with its real servers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FakeServer {
+    /// Its switches; `None` if they are none that we set.
+    pub with: Option<VirtualServer>,
+    /// Weight by address.
+    pub reals: BTreeMap<SocketAddr, u32>,
+}
+
+/// The state.
+#[derive(Debug)]
+pub struct State {
+    /// Virtual servers.
+    pub servers: BTreeMap<Frontend, FakeServer>,
+    /// Connections that real servers still have.
+    pub connections: BTreeMap<(Frontend, SocketAddr), u32>,
+    /// Sets by name.
+    pub sets: BTreeMap<String, (SetType, BTreeSet<SetEntry>)>,
+    /// Addresses by interface.
+    pub interfaces: BTreeMap<String, BTreeSet<IpAddr>>,
+    /// Schedulers that the kernel has.
+    pub schedulers: Vec<&'static str>,
+    /// So many writes succeed before one fails; `None` means that all do.
+    pub fails_after: Option<usize>,
+    /// Every change, in order.
+    pub log: Vec<ServerOperation>,
+    /// Writing calls.
+    pub writes: usize,
+    /// Timeouts as set.
+    pub timeouts: Timeouts,
+}
+
+/// A handle on a fake node; clones share it.
+#[derive(Clone, Debug)]
+pub struct FakeNode(Rc<RefCell<State>>);
+
+impl Default for FakeNode {
+    fn default() -> Self {
+        let eth0 = ["10.200.0.11", "fd00:200::11", "fe80::1"].map(|ip| ip.parse().ok());
+        let lo = ["127.0.0.1", "::1"].map(|ip| ip.parse().ok());
+        let interface =
+            |name: &str, ips: &[Option<IpAddr>]| (name.to_owned(), ips.iter().flatten().copied().collect());
+        FakeNode(Rc::new(RefCell::new(State {
+            servers: BTreeMap::new(),
+            connections: BTreeMap::new(),
+            sets: BTreeMap::new(),
+            interfaces: BTreeMap::from([interface("eth0", &eth0), interface("lo", &lo)]),
+            schedulers: vec!["rr", "lc", "sh", "mh"],
+            fails_after: None,
+            log: Vec::new(),
+            writes: 0,
+            timeouts: Timeouts::default(),
+        })))
+    }
+}
+
+impl FakeNode {
+    /// The state, to look at and to harm.
+    #[must_use]
+    pub fn state(&self) -> RefMut<'_, State> {
+        self.0.borrow_mut()
+    }
+
+    fn write(&self) -> Result<RefMut<'_, State>> {
+        let mut state = self.state();
+        state.writes += 1;
+        match &mut state.fails_after {
+            Some(0) => bail!("fake failure (ENOBUFS)"),
+            Some(left) => *left -= 1,
+            None => {}
+        }
+        Ok(state)
+    }
+}
+
+impl State {
+    fn carry_out(&mut self, operation: &ServerOperation) -> Result<(), Refused> {
+        let refuse = |at: &Frontend, is_missing: bool, lacks_scheduler: bool, message: &str| {
+            Err(Refused { frontend: *at, is_missing, lacks_scheduler, message: format!("{at}: {message}") })
+        };
+        match operation {
+            ServerOperation::Add(at, with) | ServerOperation::Update(at, with)
+                if !self.schedulers.contains(&&*with.scheduler.name) =>
+            {
+                refuse(at, false, true, "no such scheduler")
+            }
+            ServerOperation::Add(at, _) if self.servers.contains_key(at) => {
+                refuse(at, false, false, "it exists")
+            }
+            ServerOperation::Add(at, with) => {
+                let server = FakeServer { with: Some(with.clone()), reals: BTreeMap::new() };
+                self.servers.insert(*at, server);
+                Ok(())
+            }
+            ServerOperation::Remove(at) => match self.servers.remove(at) {
+                Some(_) => Ok(()),
+                None => refuse(at, true, false, "no such virtual server"),
+            },
+            ServerOperation::Update(at, _)
+            | ServerOperation::AddReal(at, _)
+            | ServerOperation::UpdateReal(at, _)
+            | ServerOperation::RemoveReal(at, _) => match self.servers.get_mut(at) {
+                None => refuse(at, true, false, "no such virtual server"),
+                Some(server) => change_server(server, operation)
+                    .or_else(|(is_missing, message)| refuse(at, is_missing, false, message)),
+            },
+        }
+    }
+}
+
+fn change_server(server: &mut FakeServer, operation: &ServerOperation) -> Result<(), (bool, &'static str)> {
+    match operation {
+        ServerOperation::Update(_, with) => server.with = Some(with.clone()),
+        ServerOperation::AddReal(_, real) => {
+            if server.reals.insert(real.address, real.weight).is_some() {
+                return Err((false, "real server exists"));
+            }
+        }
+        ServerOperation::UpdateReal(_, real) => match server.reals.get_mut(&real.address) {
+            Some(weight) => *weight = real.weight,
+            None => return Err((true, "no such real server")),
+        },
+        ServerOperation::RemoveReal(_, address) => {
+            if server.reals.remove(address).is_none() {
+                return Err((true, "no such real server"));
+            }
+        }
+        ServerOperation::Add(..) | ServerOperation::Remove(_) => {}
+    }
+    Ok(())
+}
+
+impl VirtualServers for FakeNode {
+    fn list(&mut self) -> Result<Vec<(Frontend, Option<VirtualServer>)>> {
+        Ok(self.state().servers.iter().map(|(at, server)| (*at, server.with.clone())).collect())
+    }
+
+    fn real_servers(&mut self, frontend: &Frontend) -> Result<Connections> {
+        let state = self.state();
+        let Some(server) = state.servers.get(frontend) else { return Ok(Vec::new()) };
+        let entry = |(address, weight): (&SocketAddr, &u32)| {
+            let connections = state.connections.get(&(*frontend, *address)).copied().unwrap_or_default();
+            (RealServer { address: *address, weight: *weight }, connections)
+        };
+        Ok(server.reals.iter().map(entry).collect())
+    }
+
+    fn run(&mut self, operations: &[ServerOperation]) -> Result<Vec<Refused>> {
+        let mut state = self.write()?;
+        state.log.extend(operations.iter().cloned());
+        Ok(operations.iter().filter_map(|operation| state.carry_out(operation).err()).collect())
+    }
+
+    fn set_timeouts(&mut self, timeouts: &Timeouts) -> Result<()> {
+        self.write()?.timeouts = *timeouts;
+        Ok(())
+    }
+}
+
+impl Ipsets for FakeNode {
+    fn ensure(&mut self, set: SetSpec<'_>) -> Result<()> {
+        if set.name.len() > 31 {
+            bail!("name {} is too long", set.name);
+        }
+        let mut state = self.write()?;
+        let (kind, _) = state.sets.entry(set.name.to_owned()).or_insert((set.kind, BTreeSet::new()));
+        if *kind != set.kind {
+            bail!("set {} has another type", set.name);
+        }
+        Ok(())
+    }
+
+    fn entries(&mut self, set: SetSpec<'_>) -> Result<Option<BTreeSet<SetEntry>>> {
+        Ok(self.state().sets.get(set.name).map(|(_, entries)| entries.clone()))
+    }
+
+    fn count(&mut self, set: SetSpec<'_>) -> Result<Option<usize>> {
+        Ok(self.state().sets.get(set.name).map(|(_, entries)| entries.len()))
+    }
+
+    fn add(&mut self, set: SetSpec<'_>, added: &[SetEntry]) -> Result<()> {
+        match self.write()?.sets.get_mut(set.name) {
+            Some((_, entries)) => entries.extend(added.iter().copied()),
+            None => bail!("no set {}", set.name),
+        }
+        Ok(())
+    }
+
+    fn delete(&mut self, set: SetSpec<'_>, deleted: &[SetEntry]) -> Result<()> {
+        match self.write()?.sets.get_mut(set.name) {
+            Some((_, entries)) => entries.retain(|entry| !deleted.contains(entry)),
+            None => bail!("no set {}", set.name),
+        }
+        Ok(())
+    }
+
+    fn swap(&mut self, one: &str, other: &str) -> Result<()> {
+        let mut state = self.write()?;
+        let (Some(a), Some(b)) = (state.sets.remove(one), state.sets.remove(other)) else {
+            bail!("no such set")
+        };
+        state.sets.insert(one.to_owned(), b);
+        state.sets.insert(other.to_owned(), a);
+        Ok(())
+    }
+
+    fn destroy(&mut self, name: &str) -> Result<bool> {
+        Ok(self.write()?.sets.remove(name).is_some())
+    }
+}
+
+impl Links for FakeNode {
+    fn ensure_dummy(&mut self, name: &str) -> Result<bool> {
+        let mut state = self.write()?;
+        let is_new = !state.interfaces.contains_key(name);
+        state.interfaces.entry(name.to_owned()).or_default();
+        Ok(is_new)
+    }
+
+    fn addresses(&mut self, family: IpFamily) -> Result<Vec<InterfaceAddress>> {
+        let state = self.state();
+        let all = state.interfaces.iter().flat_map(|(name, ips)| {
+            ips.iter().map(|address| InterfaceAddress { interface: name.clone(), address: *address })
+        });
+        Ok(all.filter(|it| IpFamily::of(it.address) == family).collect())
+    }
+
+    fn change_addresses(&mut self, interface: &str, add: &[IpAddr], remove: &[IpAddr]) -> Result<()> {
+        let mut state = self.write()?;
+        let Some(addresses) = state.interfaces.get_mut(interface) else { bail!("no interface {interface}") };
+        addresses.extend(add);
+        addresses.retain(|address| !remove.contains(address));
+        Ok(())
+    }
+
+    fn delete(&mut self, name: &str) -> Result<bool> {
+        Ok(self.write()?.interfaces.remove(name).is_some())
+    }
+}

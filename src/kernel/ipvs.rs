@@ -1,0 +1,233 @@
+//! IPVS: virtual servers and their real servers, through `ipvs-rs`.
+
+use crate::model::{Frontend, IpvsScheduler, Protocol, RealServer, ServerOperation, VirtualServer};
+use anyhow::{Context, Result};
+use ipvs_rs::{
+    Family, Forward, Ipvs, Key, Operation as Sent, Persistence, Reason, Scheduler, SchedulerFlags,
+    TimeoutChange,
+};
+use std::net::SocketAddr;
+use std::time::Duration;
+
+/// Real servers of one virtual server, with how many connections each still has.
+pub type Connections = Vec<(RealServer, u32)>;
+
+/// The kernel's "no" to one change.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refused {
+    /// The virtual server concerned.
+    pub frontend: Frontend,
+    /// The object to be removed or changed is not there.
+    pub is_missing: bool,
+    /// The kernel has no such scheduler.
+    pub lacks_scheduler: bool,
+    /// What was asked and why not.
+    pub message: String,
+}
+
+/// How long idle connections are remembered; zero leaves a value as it is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Timeouts {
+    /// Established TCP connections.
+    pub tcp: Duration,
+    /// TCP connections after a FIN.
+    pub tcp_fin: Duration,
+    /// UDP.
+    pub udp: Duration,
+}
+
+/// What a backend asks of the kernel's IPVS.
+pub trait VirtualServers {
+    /// All virtual servers with an address, in no particular order. `None` stands for switches that
+    /// are none of ours: another forwarding method, one-packet scheduling, a persistence engine.
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked.
+    fn list(&mut self) -> Result<Vec<(Frontend, Option<VirtualServer>)>>;
+
+    /// The real servers of one virtual server; none if there is no such virtual server.
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked.
+    fn real_servers(&mut self, frontend: &Frontend) -> Result<Connections>;
+
+    /// Carries changes out, in order and past refusals, which it returns.
+    ///
+    /// # Errors
+    /// When the exchange with the kernel failed; then it is unknown how far it came.
+    fn run(&mut self, operations: &[ServerOperation]) -> Result<Vec<Refused>>;
+
+    /// Sets timeouts.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    fn set_timeouts(&mut self, timeouts: &Timeouts) -> Result<()>;
+}
+
+/// The kernel's IPVS in the calling thread's network namespace.
+#[derive(Debug)]
+pub struct KernelIpvs {
+    ipvs: Ipvs,
+}
+
+impl KernelIpvs {
+    /// Opens a handle; the kernel loads `ip_vs` if it can.
+    ///
+    /// # Errors
+    /// When there is no IPVS, or on lack of permission.
+    pub fn open() -> Result<KernelIpvs> {
+        let ipvs = Ipvs::open().context("IPVS mode needs the kernel module ip_vs")?;
+        Ok(KernelIpvs { ipvs })
+    }
+}
+
+impl VirtualServers for KernelIpvs {
+    fn list(&mut self) -> Result<Vec<(Frontend, Option<VirtualServer>)>> {
+        let listed = self.ipvs.list_virtual_servers()?;
+        let known =
+            |it: ipvs_rs::ListedVirtualServer| Some((frontend(&it.server.key)?, switches(&it.server)));
+        Ok(listed.into_iter().filter_map(known).collect())
+    }
+
+    fn real_servers(&mut self, frontend: &Frontend) -> Result<Connections> {
+        let listed = self.ipvs.list_real_servers(&key(frontend))?;
+        let entry = |it: ipvs_rs::ListedRealServer| {
+            let real = RealServer { address: it.server.address, weight: it.server.weight };
+            (real, it.active_connections.saturating_add(it.inactive_connections))
+        };
+        Ok(listed.into_iter().map(entry).collect())
+    }
+
+    fn run(&mut self, operations: &[ServerOperation]) -> Result<Vec<Refused>> {
+        let mut batch = self.ipvs.batch();
+        for operation in operations {
+            match operation {
+                ServerOperation::Add(at, with) => batch.add_virtual_server(&virtual_server(at, with)),
+                ServerOperation::Update(at, with) => batch.update_virtual_server(&virtual_server(at, with)),
+                ServerOperation::Remove(at) => batch.remove_virtual_server(&key(at)),
+                ServerOperation::AddReal(at, real) => batch.add_real_server(&key(at), &real_server(real)),
+                ServerOperation::UpdateReal(at, real) => {
+                    batch.update_real_server(&key(at), &real_server(real))
+                }
+                ServerOperation::RemoveReal(at, address) => batch.remove_real_server(&key(at), *address),
+            }
+        }
+        let refused = self.ipvs.run(&mut batch).context("changing IPVS")?;
+        Ok(refused.iter().filter_map(describe).collect())
+    }
+
+    fn set_timeouts(&mut self, timeouts: &Timeouts) -> Result<()> {
+        let some = |duration: Duration| (!duration.is_zero()).then_some(duration);
+        let change = TimeoutChange {
+            tcp: some(timeouts.tcp),
+            tcp_fin: some(timeouts.tcp_fin),
+            udp: some(timeouts.udp),
+        };
+        Ok(self.ipvs.set_timeouts(&change)?)
+    }
+}
+
+fn describe(refused: &ipvs_rs::Refused) -> Option<Refused> {
+    let (Sent::AddVirtualServer(key)
+    | Sent::UpdateVirtualServer(key)
+    | Sent::RemoveVirtualServer(key)
+    | Sent::AddRealServer(key, _)
+    | Sent::UpdateRealServer(key, _)
+    | Sent::RemoveRealServer(key, _)) = &refused.operation
+    else {
+        return None;
+    };
+    let reason = refused.reason();
+    Some(Refused {
+        frontend: frontend(key)?,
+        is_missing: matches!(reason, Reason::NoSuchVirtualServer | Reason::NoSuchRealServer),
+        lacks_scheduler: reason == Reason::NoSuchScheduler,
+        message: refused.to_string(),
+    })
+}
+
+fn key(frontend: &Frontend) -> Key {
+    let protocol = match frontend.protocol {
+        Protocol::Tcp => ipvs_rs::Protocol::Tcp,
+        Protocol::Udp => ipvs_rs::Protocol::Udp,
+        Protocol::Sctp => ipvs_rs::Protocol::Sctp,
+    };
+    Key::address(protocol, SocketAddr::new(frontend.address, frontend.port))
+}
+
+/// The reverse of `key`; firewall marks and other protocols are none of ours.
+fn frontend(key: &Key) -> Option<Frontend> {
+    let Key::Address { protocol, address, port } = *key else { return None };
+    let protocol = match protocol {
+        ipvs_rs::Protocol::Tcp => Protocol::Tcp,
+        ipvs_rs::Protocol::Udp => Protocol::Udp,
+        ipvs_rs::Protocol::Sctp => Protocol::Sctp,
+        ipvs_rs::Protocol::Other(_) => return None,
+    };
+    Some(Frontend { address, port, protocol })
+}
+
+fn virtual_server(at: &Frontend, with: &VirtualServer) -> ipvs_rs::VirtualServer {
+    let scheduler = Scheduler::named(with.scheduler.name.to_string());
+    let mut server = ipvs_rs::VirtualServer::new(key(at), scheduler);
+    if with.scheduler.fallback {
+        server.scheduler_flags = server.scheduler_flags | SchedulerFlags::FIRST;
+    }
+    if with.scheduler.by_port {
+        server.scheduler_flags = server.scheduler_flags | SchedulerFlags::SECOND;
+    }
+    let timeout = with.affinity_seconds.map(|seconds| Duration::from_secs(seconds.into()));
+    server.persistence = timeout.map(|timeout| Persistence::new(Family::of(at.address), timeout));
+    server
+}
+
+/// The reverse of `virtual_server`.
+fn switches(server: &ipvs_rs::VirtualServer) -> Option<VirtualServer> {
+    let flags = server.scheduler_flags;
+    let scheduler = IpvsScheduler {
+        name: server.scheduler.as_str().into(),
+        fallback: flags.contains(SchedulerFlags::FIRST),
+        by_port: flags.contains(SchedulerFlags::SECOND),
+    };
+    let seconds = |it: &Persistence| u32::try_from(it.timeout.as_secs()).unwrap_or(u32::MAX);
+    let affinity_seconds = server.persistence.as_ref().map(seconds);
+    let ours = VirtualServer { scheduler, affinity_seconds };
+    (virtual_server(&frontend(&server.key)?, &ours) == *server).then_some(ours)
+}
+
+fn real_server(real: &RealServer) -> ipvs_rs::RealServer {
+    let mut server = ipvs_rs::RealServer::new(real.address);
+    (server.weight, server.forward) = (real.weight, Forward::Masquerade);
+    server
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_we_program_is_recognised_when_it_is_listed() {
+        for (text, affinity_seconds) in [("rr", None), ("sh-port", Some(10800)), ("mh", Some(5))] {
+            for address in ["10.96.0.1:80", "[fd00:96::1]:80"] {
+                let socket: SocketAddr = address.parse().unwrap();
+                let at = Frontend { address: socket.ip(), port: socket.port(), protocol: Protocol::Sctp };
+                let scheduler = IpvsScheduler::parse(text).unwrap();
+                let ours = VirtualServer { scheduler, affinity_seconds };
+                let sent = virtual_server(&at, &ours);
+                assert_eq!(frontend(&sent.key), Some(at));
+                assert_eq!(switches(&sent), Some(ours));
+            }
+        }
+    }
+
+    #[test]
+    fn switches_that_we_never_set_are_not_taken_for_ours() {
+        let at = Frontend { address: [10, 96, 0, 1].into(), port: 53, protocol: Protocol::Udp };
+        let scheduler = IpvsScheduler::parse("rr").unwrap();
+        let mut server = virtual_server(&at, &VirtualServer { scheduler, affinity_seconds: None });
+        server.one_packet = true;
+        assert_eq!(switches(&server), None);
+        server.key = Key::fwmark(Family::V4, 7);
+        assert_eq!(frontend(&server.key), None);
+    }
+}
