@@ -105,6 +105,7 @@ fn service(number: u32) -> WatchEvent {
         cluster_ips: PerFamily { v4: Some(IpAddr::V4(Ipv4Addr::from(0x0a60_0000 | low))), v6: None },
         internal_traffic_policy: TrafficPolicy::Cluster,
         affinity_seconds: None,
+        ipvs_scheduler: None,
         ports: [port].into(),
         external: None,
     }))
