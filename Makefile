@@ -45,7 +45,7 @@ $(DENY):
 # Without root, the kernel handles' tests against the live kernel are left out, and it says so.
 unit: ## unit, property, loop, golden, packet-table and API-stub tests
 	@[ "$$(id -u)" = 0 ] || echo "make unit: not root, so the tests of kernel/ are LEFT OUT"
-	$(CARGO) test --locked --workspace --lib --bins --test cli --test apiserver \
+	$(CARGO) test --locked --workspace --lib --bins --test cli --test apiserver --test limits \
 		$$([ "$$(id -u)" = 0 ] || echo -- --skip kernel::)
 
 golden: ## rewrite the golden files from what is rendered now; review the diff

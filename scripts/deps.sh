@@ -17,6 +17,7 @@ needed=(
     readelf:binutils
     openssl:openssl
     python3:python3
+    promtool:prometheus
 )
 # For the virtual machine of e2e/vm.
 [ "${1:-}" != vm ] || needed+=(qemu-system-x86_64:qemu-system-x86 busybox:busybox-static cpio:cpio depmod:kmod)

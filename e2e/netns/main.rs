@@ -4,14 +4,19 @@
 //! so. Each test has namespaces of its own, so they run side by side.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::disallowed_methods, reason = "these are tests")]
 
+mod cleanup;
 mod conntrack;
+mod dispatch;
 mod health;
 mod ipvs;
+mod memory;
 mod packets;
+mod prometheus;
 mod refusal;
 mod resilience;
 mod saved;
 mod sequences;
+mod takeover;
 mod wiring;
 
 /// The program under test.

@@ -1,14 +1,18 @@
 //! The composition root: builds every part from the configuration, starts the tasks and orders
 //! the shutdown. The only room that knows all others.
 
+mod cleanup;
 mod conntrack;
+mod events;
 mod families;
 mod reload;
 mod render;
 mod run;
 mod servers;
+mod source;
 
 use crate::config::{self, Action, CommandLine, LogFormat, Resolved};
+use crate::kernel::memory;
 use crate::telemetry;
 use anyhow::{Context, Result};
 use std::path::Path;
@@ -17,6 +21,7 @@ use std::process::ExitCode;
 /// Runs the program with these arguments , without the program's name.
 #[must_use]
 pub fn main(arguments: impl IntoIterator<Item = String>) -> ExitCode {
+    memory::keep_little();
     let line = match config::parse(arguments) {
         Ok(line) => line,
         Err(stop) if stop.exit_code == 0 => return print(&stop.text),
@@ -74,7 +79,7 @@ fn act(line: &CommandLine) -> Result<ExitCode> {
         }
         Action::Run => block_on(run::run(config, line.clone(), effective)),
         Action::InitOnly => block_on(run::init_only(config)),
-        Action::Cleanup => block_on(run::cleanup(config)),
+        Action::Cleanup => block_on(async move { cleanup::everything(&config).await }),
     }
 }
 

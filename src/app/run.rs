@@ -2,20 +2,17 @@
 
 use super::reload::Watched;
 use super::servers::{self, Facts};
-use super::{conntrack, families};
+use super::{cleanup, conntrack, families, source};
 use crate::backend::Backend;
-use crate::backend::iptables::Iptables;
 use crate::config::{CommandLine, Config, DetectLocal, Effective, Mode};
 use crate::health::{Clock, Now, ProxyHealth, ServicePorts};
+use crate::kernel::iptables::Xtables as _;
 use crate::kernel::nfacct::Nfacct;
 use crate::kernel::process;
 use crate::metrics::{BuildFacts, MetricSet, Metrics};
-use crate::model::{IpFamily, NodeFacts, ObjectKind, PerFamily, WatchEvent};
+use crate::model::{NodeFacts, ObjectKind, PerFamily, WatchEvent};
 use crate::state::Tracker;
 use crate::sync::{End, FamilySync, Periods, Records, Runner, Settlement, since_1970};
-use crate::watch::api::WatchOptions;
-use crate::watch::client::{ClientOptions, Connection};
-use crate::watch::{api, manifests};
 use anyhow::{Context, Result, bail};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -33,8 +30,6 @@ const POD_CIDR_WAIT: Duration = Duration::from_secs(330);
 const FULL_SYNC_PERIOD: Duration = Duration::from_secs(3600);
 /// The Kubernetes release whose kube-proxy we stand in for.
 const COMPATIBLE_WITH: &str = "1.36.2";
-
-type Source = tokio::task::JoinHandle<Result<()>>;
 
 /// Runs until a signal or a reason to be restarted.
 pub(super) async fn run(config: Config, line: CommandLine, effective: Effective) -> Result<ExitCode> {
@@ -78,12 +73,14 @@ async fn serve(config: Config, line: CommandLine, effective: Effective) -> Resul
     let servers = servers::serve(&config, facts, (&health, &metrics), &clock);
     let watched = Watched::new(line, effective);
     let (sender, mut events) = mpsc::channel(CHANNEL);
-    let source = source(&config, sender).await?;
+    let (source, notices) = source::start(&config, sender, &metrics, &clock).await?;
+    let records = Records::new(metrics, health.clone(), clock.clone())
+        .telling(Box::new(move |notice| notices.tell(notice)));
     let started = i64::try_from(since_1970(clock().wall).as_millis()).unwrap_or(i64::MAX);
     let node = NodeFacts { name: config.node_name.as_str().into(), ..NodeFacts::default() };
     let tracker = Tracker::new(node, started);
     tokio::select! {
-        ended = program(&config, &mut events, tracker, (Records::new(metrics, health.clone(), clock), settlement)) => {
+        ended = program(&config, &mut events, tracker, (records, settlement)) => {
             match ended? {
                 End::SourceGone => {
                     source.await.context("the source of objects ended")??;
@@ -114,7 +111,7 @@ fn metrics(mode: Mode) -> Result<Metrics> {
         Mode::Ipvs => MetricSet::Ipvs,
     };
     let metrics = Metrics::new(shown, build, Box::new(|| process::read().ok()))?;
-    if mode == Mode::Iptables && Nfacct::probe().is_ok() {
+    if Nfacct::probe().is_ok() {
         metrics.register_accounting(&(Arc::new(accounted) as _))?;
     }
     Ok(metrics)
@@ -135,20 +132,29 @@ async fn program(
     config: &Config,
     events: &mut mpsc::Receiver<WatchEvent>,
     mut tracker: Tracker,
-    told: (Records, Settlement),
+    (records, mut settlement): (Records, Settlement),
 ) -> Result<End> {
     if !await_node(config, &mut tracker, events).await? {
         return Ok(End::SourceGone);
     }
     let node = tracker.snapshot().node.clone();
+    let standing = settlement.standing();
     match config.mode {
         Mode::Iptables => {
-            let families = families::iptables(config, &node).await?;
-            drive(config, events, (tracker, families), told).await
+            let mut families = families::iptables(config, &node).await?;
+            let flavors =
+                families.iter_mut().map(|it| (it.family(), it.backend().tools().flavor())).collect();
+            let leftovers = cleanup::after_first_sync(config, flavors, standing);
+            let driven = drive(config, events, (tracker, families), (records, settlement));
+            tokio::select! { end = driven => end, never = leftovers => match never {} }
         }
         Mode::Ipvs => {
-            let families = families::ipvs(config, &node).await?;
-            drive(config, events, (tracker, families), told).await
+            let mut families = families::ipvs(config, &node).await?;
+            let flavors =
+                families.iter_mut().map(|it| (it.family(), it.backend().tools().flavor())).collect();
+            let leftovers = cleanup::after_first_sync(config, flavors, standing);
+            let driven = drive(config, events, (tracker, families), (records, settlement));
+            tokio::select! { end = driven => end, never = leftovers => match never {} }
         }
     }
 }
@@ -219,28 +225,6 @@ fn node_is_missing(config: &Config, node: &NodeFacts, needs_pod_cidrs: bool) -> 
     Ok(true)
 }
 
-/// Starts the source of objects.
-async fn source(config: &Config, sender: mpsc::Sender<WatchEvent>) -> Result<Source> {
-    let node_port_range = config.node_ports.range.0..=config.node_ports.range.1;
-    if !config.sources.manifests.is_empty() {
-        let options = manifests::ManifestOptions { node_name: config.node_name.clone(), node_port_range };
-        let paths = config.sources.manifests.clone();
-        return Ok(tokio::spawn(manifests::run(paths, options, sender)));
-    }
-    let options = ClientOptions {
-        kubeconfig: config.sources.kubeconfig.clone(),
-        master: config.sources.master.clone(),
-    };
-    let connection = Connection::open(&options).await?;
-    tracing::info!(server = connection.url(), "watching the API server");
-    let node_name = config.node_name.clone();
-    Ok(tokio::spawn(async move {
-        let options = WatchOptions { node_port_range, ..WatchOptions::default() };
-        api::run(connection, &node_name, sender, options).await;
-        Ok(())
-    }))
-}
-
 fn accounted(counter: &str) -> Option<u64> {
     Nfacct::probe().ok()?.get(counter).ok()?.map(|counter| counter.packets)
 }
@@ -251,29 +235,6 @@ pub(super) async fn init_only(config: Config) -> Result<ExitCode> {
     match config.mode {
         Mode::Iptables => drop(families::iptables(&config, &NodeFacts::default()).await?),
         Mode::Ipvs => drop(families::ipvs(&config, &NodeFacts::default()).await?),
-    }
-    Ok(ExitCode::SUCCESS)
-}
-
-/// Removes what either mode left, from both families, in the flavour in use.
-pub(super) async fn cleanup(config: Config) -> Result<ExitCode> {
-    let mut failed = false;
-    let mut note = |family: IpFamily, result: Result<()>| {
-        if let Err(error) = result {
-            tracing::error!(%family, error = format!("{error:#}"), "cleanup");
-            failed = true;
-        }
-    };
-    for family in IpFamily::ALL {
-        let Ok(tools) = families::usable_tools(&config, family).await else { continue };
-        // First, because its chains lead into sets, and some bear the names of the other mode's.
-        if let Some(mut ipvs) = families::ipvs_leftovers(&config, family, tools.clone()) {
-            note(family, ipvs.cleanup().await);
-        }
-        note(family, Iptables::new(tools, Default::default()).cleanup().await);
-    }
-    if failed {
-        bail!("encountered an error while tearing down rules");
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -30,6 +30,7 @@ const EFFECTIVE_WITH_CONFIG: &[&str] = &[
     "boot-id-file",
     "manifests",
     "iptables-flavor",
+    "cleanup-other-flavor",
     "ipvs-upstream-compat",
     "conntrack-strict",
     "iptables-dispatch-tree-threshold",

@@ -170,6 +170,9 @@ pub(super) struct ModeFlags {
     /// Which iptables tools to run
     #[arg(long, value_name = "FLAVOR", default_value = "auto", value_enum)]
     pub(super) iptables_flavor: Flavor,
+    /// Once our rules stand, remove KUBE- rules from the tables of the other flavor of iptables
+    #[arg(long)]
+    pub(super) cleanup_other_flavor: bool,
     /// Above this many rules in `KUBE-SERVICES`, a tree of chains leads to the Services
     #[arg(long, value_name = "RULES", default_value_t = super::DISPATCH_TREE_THRESHOLD)]
     pub(super) iptables_dispatch_tree_threshold: u32,

@@ -115,6 +115,8 @@ pub struct IptablesConfig {
     pub localhost_node_ports: bool,
     /// Which tools to run.
     pub flavor: Flavor,
+    /// Rules in the tables of the other flavor are removed, not only reported.
+    pub cleanup_other_flavor: bool,
     /// Above this many rules in `KUBE-SERVICES`, a tree of chains leads to the Services.
     pub dispatch_tree_threshold: u32,
 }

@@ -155,6 +155,7 @@ fn config(line: &CommandLine, settings: &Settings, node_name: String) -> Config 
             masquerade_all: settings.masquerade_all,
             localhost_node_ports: settings.localhost_node_ports,
             flavor: line.flags.mode.iptables_flavor,
+            cleanup_other_flavor: line.flags.mode.cleanup_other_flavor,
             dispatch_tree_threshold: line.flags.mode.iptables_dispatch_tree_threshold,
         },
         ipvs: ipvs(settings, line),

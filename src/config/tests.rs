@@ -48,6 +48,7 @@ fn default_config() -> Config {
             masquerade_all: false,
             localhost_node_ports: true,
             flavor: Flavor::Auto,
+            cleanup_other_flavor: false,
             dispatch_tree_threshold: 500,
         },
         ipvs: IpvsConfig {
@@ -161,6 +162,7 @@ const OUR_FLAGS: &[(&str, &str, bool)] = &[
     ("iptables-flavor", "auto", true),
     ("ipvs-upstream-compat", "false", true),
     ("conntrack-strict", "false", true),
+    ("cleanup-other-flavor", "false", true),
     ("iptables-dispatch-tree-threshold", "500", true),
     ("service-node-port-range", "30000-32767", true),
     ("family", "ipv4", true),
@@ -268,6 +270,7 @@ fn every_flag_has_a_row_in_the_documentation() {
 #[case(&["--conntrack-tcp-timeout-close-wait=1m"], |c: &mut Config| c.conntrack.tcp_close_wait_timeout = secs(60))]
 #[case(&["--conntrack-tcp-be-liberal"], |c: &mut Config| c.conntrack.tcp_be_liberal = true)]
 #[case(&["--conntrack-udp-timeout=1s"], |c: &mut Config| c.conntrack.udp_timeout = secs(1))]
+#[case(&["--cleanup-other-flavor"], |c: &mut Config| c.iptables.cleanup_other_flavor = true)]
 #[case(&["--conntrack-strict"], |c: &mut Config| c.conntrack.strict = true)]
 #[case(&["--conntrack-udp-timeout-stream=2s"], |c: &mut Config| c.conntrack.udp_stream_timeout = secs(2))]
 fn a_flag_changes_its_setting_and_nothing_else(#[case] args: &[&str], #[case] change: fn(&mut Config)) {

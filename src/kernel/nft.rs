@@ -8,6 +8,14 @@ use netlink::{Malformed, Message, MsgBuf, Protocol, Socket};
 pub use netlink::Part;
 
 const SUBSYSTEM: u16 = 10 << 8;
+const DELETE_TABLE: u16 = SUBSYSTEM | 2;
+const TABLE_NAME: u16 = 1;
+/// Around the requests of one nf_tables transaction.
+const BATCH_BEGIN: u16 = 0x10;
+const BATCH_END: u16 = 0x11;
+/// The subsystem a transaction is for, in network order.
+const BATCH_HEADER: [u8; HEADER_LEN] = [0, 0, 0, 10];
+const ACKNOWLEDGE: u16 = 4;
 const NEW_CHAIN: u16 = SUBSYSTEM | 3;
 const GET_CHAIN: u16 = SUBSYSTEM | 4;
 const NEW_GENERATION: u16 = SUBSYSTEM | 15;
@@ -73,6 +81,26 @@ impl Nft {
             })
             .context("cannot read the nf_tables generation")?;
         generation.context("the kernel sent no nf_tables generation")
+    }
+
+    /// Deletes a table with all that is in it; says whether there was one.
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    pub fn delete_table(&mut self, family: IpFamily, table: &str) -> Result<bool> {
+        self.request.clear();
+        self.request.begin(BATCH_BEGIN, 0);
+        self.request.header(&BATCH_HEADER);
+        self.request.begin(DELETE_TABLE, ACKNOWLEDGE);
+        self.request.header(&[protocol_family(family), 0, 0, 0]);
+        self.request.string(TABLE_NAME, table);
+        self.request.begin(BATCH_END, 0);
+        self.request.header(&BATCH_HEADER);
+        match self.socket.transaction(&mut self.request) {
+            Ok(()) => Ok(true),
+            Err(error) if error.errno() == Some(libc::ENOENT) => Ok(false),
+            Err(error) => Err(error).with_context(|| format!("cannot delete nf_tables table {table}")),
+        }
     }
 
     /// Streams the chains of one table through `visit`, in constant memory. A missing table has none.
@@ -190,6 +218,25 @@ mod tests {
             assert_eq!(list(&mut nft, IpFamily::V4, "nat"), BTreeMap::from(expected));
             let names: Vec<_> = list(&mut nft, IpFamily::V6, "nat").into_keys().collect();
             assert_eq!(names, ["IN-IPV6"]);
+        });
+    }
+
+    #[test]
+    fn a_table_is_deleted_with_all_in_it_and_others_stay() {
+        in_fresh_netns(|| {
+            run("nft add table ip doomed
+                 nft add chain ip doomed a
+                 nft add rule ip doomed a counter
+                 nft add table ip other
+                 nft add chain ip other b
+                 nft add table ip6 doomed
+                 nft add chain ip6 doomed c");
+            let mut nft = Nft::open().unwrap();
+            assert!(nft.delete_table(IpFamily::V4, "doomed").unwrap());
+            assert!(!nft.delete_table(IpFamily::V4, "doomed").unwrap(), "there is none any more");
+            assert!(list(&mut nft, IpFamily::V4, "doomed").is_empty());
+            assert_eq!(list(&mut nft, IpFamily::V4, "other").len(), 1);
+            assert_eq!(list(&mut nft, IpFamily::V6, "doomed").len(), 1);
         });
     }
 

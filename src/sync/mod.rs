@@ -12,7 +12,7 @@ mod settle;
 
 pub use pass::FamilySync;
 pub use record::{Records, since_1970};
-pub use report::{Outcome, PassKind, Recorder, SyncReport};
+pub use report::{Notice, Outcome, PassKind, Recorder, Severity, SyncReport};
 pub use runner::{End, Periods, Runner};
 pub use settle::{Settled, Settlement};
 

@@ -1,10 +1,10 @@
 //! Tells metrics, health and the log what the loop does.
 
-use super::report::{Outcome, PassKind, Recorder, SyncReport};
+use super::report::{Notice, Outcome, PassKind, Recorder, Severity, SyncReport};
 use super::settle::Settled;
 use crate::health::{Clock, ProxyHealth};
 use crate::metrics::{Metrics, PolicyKind, Table};
-use crate::model::{IpFamily, NodeFacts};
+use crate::model::{IpFamily, NodeFacts, PerFamily, ServiceName};
 use crate::state::NodePortConflict;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -14,15 +14,35 @@ pub struct Records {
     metrics: Arc<Metrics>,
     health: Arc<ProxyHealth>,
     clock: Clock,
+    tell: Box<dyn Fn(Notice)>,
     /// Events counted so far, to turn totals into increments.
     counted: (u64, u64),
+    /// Families of which it has been said that their rules cannot be checked.
+    unverified: PerFamily<bool>,
 }
 
 impl Records {
     /// A recorder.
     #[must_use]
     pub fn new(metrics: Arc<Metrics>, health: Arc<ProxyHealth>, clock: Clock) -> Self {
-        Records { metrics, health, clock, counted: (0, 0) }
+        let unverified = PerFamily::default();
+        Records { metrics, health, clock, tell: Box::new(|_| {}), counted: (0, 0), unverified }
+    }
+
+    /// The same recorder, which also tells the owners of Services and nodes.
+    #[must_use]
+    pub fn telling(mut self, tell: Box<dyn Fn(Notice)>) -> Self {
+        self.tell = tell;
+        self
+    }
+
+    fn warn(
+        &self,
+        service: Option<&ServiceName>,
+        (reason, action): (&'static str, &'static str),
+        note: String,
+    ) {
+        (self.tell)(Notice { service: service.cloned(), severity: Severity::Warning, reason, action, note });
     }
 
     fn seconds_now(&self) -> f64 {
@@ -53,6 +73,9 @@ impl Records {
         self.metrics.last_sync(family).set(now);
         for refusal in &applied.refused {
             tracing::error!(service = %refusal.service, %family, reason = refusal.reason, "Service refused and left out");
+            let note =
+                format!("{family} rules of this Service are refused by the kernel: {}", refusal.reason);
+            self.warn(Some(&refusal.service), ("FailedToProgramService", "Sync"), note);
         }
         let written: usize = applied.tables.iter().map(|count| count.written).sum();
         tracing::debug!(
@@ -71,6 +94,7 @@ impl Records {
         }
         self.metrics.ipvs_failures(family).inc();
         tracing::error!(%family, elapsed = ?report.elapsed, error = format!("{error:#}"), "sync failed, will try again");
+        self.warn(None, ("FailedToSync", "Sync"), format!("{family}: {error:#}"));
     }
 }
 
@@ -88,7 +112,10 @@ impl Recorder for Records {
             PassKind::Partial => self.metrics.partial_sync_duration(report.family).observe(elapsed),
         }
         match &report.outcome {
-            Outcome::Done(applied) => self.record_success(report, applied),
+            Outcome::Done(applied) => {
+                *self.unverified.get_mut(report.family) = false;
+                self.record_success(report, applied);
+            }
             Outcome::Failed(error) => self.record_failure(report, error),
         }
     }
@@ -102,6 +129,11 @@ impl Recorder for Records {
                 service = %taken.service, port = taken.port, reason = taken.reason,
                 "health-check node port is taken, will try again"
             );
+            let note = format!(
+                "failed to start the health check of {} on port {}: {}",
+                taken.service, taken.port, taken.reason
+            );
+            self.warn(Some(&taken.service), ("FailedToStartServiceHealthcheck", "Listen"), note);
         }
     }
 
@@ -110,6 +142,9 @@ impl Recorder for Records {
     }
 
     fn unverified(&mut self, family: IpFamily, error: &anyhow::Error) {
+        if std::mem::replace(self.unverified.get_mut(family), true) {
+            return;
+        }
         tracing::warn!(%family, error = format!("{error:#}"), "cannot check the kernel's rules");
     }
 
@@ -119,6 +154,7 @@ impl Recorder for Records {
                 service = %conflict.service, node_port = conflict.node_port, protocol = %conflict.protocol,
                 owner = %conflict.owner, "node port belongs to another Service; this one goes without"
             );
+            self.warn(Some(&conflict.service), ("NodePortConflict", "Sync"), conflict.to_string());
         }
     }
 

@@ -2,7 +2,7 @@
 
 use super::settle::Settled;
 use crate::backend::Applied;
-use crate::model::{IpFamily, NodeFacts};
+use crate::model::{IpFamily, NodeFacts, ServiceName};
 use crate::state::NodePortConflict;
 use std::time::Duration;
 
@@ -39,6 +39,30 @@ pub struct SyncReport {
     pub services: usize,
     /// Trigger times (milliseconds since 1970) of the endpoint changes that are now in force.
     pub triggered: Vec<i64>,
+}
+
+/// How bad it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Severity {
+    /// Part of the life cycle.
+    Normal,
+    /// Somebody should look.
+    Warning,
+}
+
+/// What the people who own a Service or the node should hear of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Notice {
+    /// The Service it is about; without one it is about our Node.
+    pub service: Option<ServiceName>,
+    /// How bad it is.
+    pub severity: Severity,
+    /// Why, in one word.
+    pub reason: &'static str,
+    /// During what, in one word.
+    pub action: &'static str,
+    /// In a sentence.
+    pub note: String,
 }
 
 /// Who is told what the loop does: metrics, health and the log.

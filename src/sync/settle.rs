@@ -6,12 +6,15 @@ use crate::health::{PortTaken, ServicePorts};
 use crate::model::{PerFamily, ServiceName};
 use crate::plan::{Plan, Route, Scope, ServicePlan};
 use std::collections::BTreeMap;
+use tokio::sync::oneshot;
 
 /// Told the plan of every pass that succeeded.
 #[derive(Default)]
 pub struct Settlement {
     conntrack: Option<Reconciler>,
     ports: Option<PerFamily<ServicePorts>>,
+    /// Who waits for our rules to stand.
+    waiting: Option<oneshot::Sender<()>>,
     no_local: PerFamily<BTreeMap<ServiceName, NoLocal>>,
 }
 
@@ -46,6 +49,22 @@ impl Settlement {
     pub fn with_service_ports(mut self, ports: PerFamily<ServicePorts>) -> Self {
         self.ports = Some(ports);
         self
+    }
+
+    /// Tells, once, that the rules of every family are in force.
+    #[must_use]
+    pub fn standing(&mut self) -> oneshot::Receiver<()> {
+        let (sender, receiver) = oneshot::channel();
+        self.waiting = Some(sender);
+        receiver
+    }
+
+    /// Every family has been synced.
+    pub(super) fn stands(&mut self) {
+        if let Some(waiting) = self.waiting.take() {
+            // Whoever waited may have gone.
+            let _ = waiting.send(());
+        }
     }
 
     /// Tries once more what did not work; returns what still does not.

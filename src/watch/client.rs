@@ -42,6 +42,22 @@ pub struct ClientOptions {
     pub master: Option<String>,
 }
 
+/// One request to the API server, from sending it to the head of its answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Exchange {
+    /// The method: `GET`, `POST`, …
+    pub method: http::Method,
+    /// Host and port of the server.
+    pub host: String,
+    /// The status; `None` when there was no answer.
+    pub status: Option<u16>,
+    /// How long the answer took.
+    pub elapsed: Duration,
+}
+
+/// Told of every exchange.
+pub type Observer = Arc<dyn Fn(&Exchange) + Send + Sync>;
+
 /// Connects to the API server; nothing is sent before the first request.
 ///
 /// # Errors
@@ -54,6 +70,7 @@ pub async fn client(options: &ClientOptions) -> anyhow::Result<kube::Client> {
 #[derive(Clone)]
 pub struct Connection {
     options: ClientOptions,
+    observer: Observer,
     client: kube::Client,
     url: Arc<str>,
     stamps: Vec<Stamp>,
@@ -65,13 +82,22 @@ impl Connection {
     /// # Errors
     /// Fails when the configuration cannot be read or makes no sense, naming the file.
     pub async fn open(options: &ClientOptions) -> anyhow::Result<Self> {
+        Connection::observed(options, Arc::new(|_| {})).await
+    }
+
+    /// The same, telling somebody of every exchange.
+    ///
+    /// # Errors
+    /// As [`open`](Connection::open).
+    pub async fn observed(options: &ClientOptions, observer: Observer) -> anyhow::Result<Self> {
         // Refused when a provider is installed already, which is what we want to be the case.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let (config, files) = load(options).await?;
         let url: Arc<str> = config.cluster_url.to_string().into();
         let stamps = files.into_iter().map(Stamp::take).collect();
-        let client = build(&config).with_context(|| format!("setting up the connection to {url}"))?;
-        Ok(Connection { options: options.clone(), client, url, stamps })
+        let client = build(&config, observer.clone())
+            .with_context(|| format!("setting up the connection to {url}"))?;
+        Ok(Connection { options: options.clone(), observer, client, url, stamps })
     }
 
     /// The client.
@@ -96,7 +122,7 @@ impl Connection {
         if self.stamps.iter().all(Stamp::holds) {
             return Ok(false);
         }
-        *self = Connection::open(&self.options).await?;
+        *self = Connection::observed(&self.options, self.observer.clone()).await?;
         Ok(true)
     }
 }
@@ -246,17 +272,22 @@ fn connector() -> HttpConnector {
 
 /// Puts the stack together. What kube's own has on top, retries and a span for each request, is
 /// left out on purpose: the first hides outages, the second is of no use to anybody.
-fn build(config: &kube::Config) -> anyhow::Result<kube::Client> {
+fn build(config: &kube::Config, observer: Observer) -> anyhow::Result<kube::Client> {
     let https = config.rustls_https_connector_with_connector(connector())?;
     let dialler = hyper_util::client::legacy::Client::builder(TokioExecutor::new()).build::<_, Body>(https);
     let pace = Arc::new(Pace::new(WATCH_PACE, WATCH_BURST));
     let send = tower::service_fn(move |request: Request<Body>| {
-        let (dialler, pace) = (dialler.clone(), pace.clone());
+        let (dialler, pace, observer) = (dialler.clone(), pace.clone(), observer.clone());
         async move {
             if is_watch(&request) {
                 pace.wait().await;
             }
-            answer(dialler.request(request)).await
+            let host = request.uri().authority().map_or_else(String::new, ToString::to_string);
+            let (method, start) = (request.method().clone(), Instant::now());
+            let answered = answer(dialler.request(request)).await;
+            let status = answered.as_ref().ok().map(|response| response.status().as_u16());
+            observer(&Exchange { method, host, status, elapsed: start.elapsed() });
+            answered
         }
     });
     let service = ServiceBuilder::new()

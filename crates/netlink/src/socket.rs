@@ -188,6 +188,34 @@ impl Socket {
         Ok(refused)
     }
 
+    /// Sends the requests of one transaction in one piece: the kernel carries out all or none. The
+    /// first and the last message mark its ends; of those between, the last must ask for an
+    /// acknowledgement, which comes once all are in force.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] with the first refusal; any failure of the exchange.
+    pub fn transaction(&mut self, requests: &mut MsgBuf) -> Result<(), Error> {
+        let count = requests.messages();
+        debug_assert!(count > 2);
+        let bytes = requests.sendable().ok_or(Error::TooLong)?;
+        let first = self.number(bytes, F_REQUEST, None);
+        self.transmit(bytes)?;
+        loop {
+            let len = self.receive()?;
+            for message in Messages::new(&self.receive[..len]) {
+                let message = message?;
+                let index = usize::try_from(message.seq.wrapping_sub(first)).unwrap_or(usize::MAX);
+                if message.kind != NLMSG_ERROR || index >= count {
+                    continue;
+                }
+                acknowledgement(&message)??;
+                if index + 2 == count {
+                    return Ok(());
+                }
+            }
+        }
+    }
+
     /// Reads the answers to `count` requests numbered from `first`, until the last one is answered.
     fn collect_refusals(
         &mut self,

@@ -1,7 +1,7 @@
 //! The tree that leads to the Services of a large cluster.
 //!
 //! One rule per Service in `KUBE-SERVICES` costs every new connection a walk over half of them.
-//! From a threshold on, the rules stand in `KUBE-NET-…` chains instead, each for one network, and
+//! From a threshold on, the rules stand in chains of their own instead, each for one network, and
 //! the chains above send a packet there by its destination. A network is cut at a multiple of four
 //! bits; one with few rules is not cut further, and a cut that separates nothing is left out.
 //!
@@ -251,9 +251,9 @@ impl<'a> Tree<'a> {
         let kept =
             || self.base.by_address.range(net.range()).map(|(address, _)| *address).filter(|it| !edited(it));
         let edits = self.edits.map(|edits| edits.by_address.range(net.range())).into_iter().flatten();
-        let new = edits.filter(|(_, entries)| !entries.is_empty()).map(|(address, _)| *address);
+        let mut new = edits.filter(|(_, entries)| !entries.is_empty()).map(|(address, _)| *address);
         let first = kept().next().into_iter().chain(new.clone().next()).min();
-        let last = kept().next_back().into_iter().chain(new.clone().next_back()).max();
+        let last = kept().next_back().into_iter().chain(new.next_back()).max();
         let (Some(first), Some(last)) = (first, last) else { return net };
         let equal = (first ^ last).leading_zeros() / CUT;
         let level = u8::try_from(equal).unwrap_or(u8::MAX).min(deepest(self.family));

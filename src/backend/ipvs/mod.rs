@@ -79,6 +79,11 @@ impl<X: Xtables> Ipvs<X> {
         }
     }
 
+    /// The tools it works with.
+    pub fn tools(&mut self) -> &mut X {
+        &mut self.tools
+    }
+
     /// How often our chains are used: rules in them and jumps to them.
     async fn count_uses(&mut self) -> Result<u32> {
         let mut total = 0u32;

@@ -1,0 +1,249 @@
+//! Events on our Node and on Services, for whoever asks kubectl what is wrong. Best effort: nothing
+//! waits for them, and a server that does not take them is only mentioned in the debug log.
+
+use crate::health::Clock;
+use crate::model::UtcTime;
+use crate::sync::{Notice, Severity};
+use anyhow::{Context, Result};
+use serde_json::{Value, json};
+use std::collections::HashMap;
+use std::time::Duration;
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+
+/// Notices that wait; what does not fit is lost.
+const WAITING: usize = 64;
+/// The same reason about the same object comes no more often.
+const REPEAT: Duration = Duration::from_secs(600);
+/// Objects and reasons that are remembered for it.
+const MOST_REMEMBERED: usize = 1024;
+/// Many at once are fine, but in the long run one in `PACE`.
+const BURST: u32 = 25;
+const PACE: Duration = Duration::from_secs(10);
+/// A note may not be longer (API).
+const NOTE_MAX: usize = 1024;
+
+/// Who speaks, and about which node.
+#[derive(Clone, Debug)]
+pub(super) struct Reporter {
+    pub(super) node: String,
+    /// The kernel's name for this host.
+    pub(super) host: String,
+}
+
+/// The end that notices are put into.
+#[derive(Clone, Debug)]
+pub(super) struct Events(Option<mpsc::Sender<Notice>>);
+
+impl Events {
+    /// Without an API server there is nobody to tell.
+    pub(super) fn nowhere() -> Self {
+        Events(None)
+    }
+
+    /// Starts the task that sends them.
+    pub(super) fn start(client: kube::Client, reporter: Reporter, clock: Clock) -> Self {
+        let (sender, mut notices) = mpsc::channel::<Notice>(WAITING);
+        tokio::spawn(async move {
+            let mut limit = Limit::new();
+            let mut number = 0_u32;
+            while let Some(notice) = notices.recv().await {
+                if !limit.allows(&notice, Instant::now()) {
+                    continue;
+                }
+                number = number.wrapping_add(1);
+                let event = body(&notice, &reporter, (UtcTime::of(clock().wall), number));
+                if let Err(error) = send(&client, &event).await {
+                    tracing::debug!(reason = notice.reason, error = format!("{error:#}"), "event not sent");
+                }
+            }
+        });
+        Events(Some(sender))
+    }
+
+    /// Puts a notice in; never waits.
+    pub(super) fn tell(&self, notice: Notice) {
+        if let Some(sender) = &self.0 {
+            // Full: the log has it anyway.
+            let _ = sender.try_send(notice);
+        }
+    }
+}
+
+/// Keeps a fault that repeats itself from flooding the cluster.
+struct Limit {
+    told: HashMap<(String, &'static str), Instant>,
+    allowance: u32,
+    refilled: Instant,
+}
+
+impl Limit {
+    fn new() -> Self {
+        Limit { told: HashMap::new(), allowance: BURST, refilled: Instant::now() }
+    }
+
+    fn allows(&mut self, notice: &Notice, now: Instant) -> bool {
+        while self.allowance < BURST && now.duration_since(self.refilled) >= PACE {
+            self.allowance += 1;
+            self.refilled += PACE;
+        }
+        if self.allowance == BURST {
+            self.refilled = now;
+        }
+        if self.told.len() >= MOST_REMEMBERED {
+            self.told.retain(|_, at| now.duration_since(*at) < REPEAT);
+        }
+        let about = notice.service.as_ref().map_or_else(String::new, ToString::to_string);
+        let key = (about, notice.reason);
+        let is_repeated = self.told.get(&key).is_some_and(|at| now.duration_since(*at) < REPEAT);
+        if is_repeated || self.allowance == 0 || self.told.len() >= MOST_REMEMBERED {
+            return false;
+        }
+        self.allowance -= 1;
+        self.told.insert(key, now);
+        true
+    }
+}
+
+/// An `events.k8s.io/v1` Event. About a Node it lies in the namespace `default` (kube-proxy).
+fn body(notice: &Notice, reporter: &Reporter, (now, number): (UtcTime, u32)) -> Value {
+    let (namespace, name, regarding) = match &notice.service {
+        Some(service) => (
+            service.namespace(),
+            service.name(),
+            json!({"apiVersion": "v1", "kind": "Service", "namespace": service.namespace(), "name": service.name()}),
+        ),
+        None => (
+            "default",
+            reporter.node.as_str(),
+            json!({"apiVersion": "v1", "kind": "Node", "name": reporter.node, "uid": reporter.node}),
+        ),
+    };
+    let time = micro_time(now);
+    let unique: String = time.chars().filter(char::is_ascii_digit).collect();
+    json!({
+        "apiVersion": "events.k8s.io/v1", "kind": "Event",
+        "metadata": {"namespace": namespace, "name": format!("{name}.{unique}.{number}")},
+        "eventTime": time,
+        "reportingController": "kube-proxy",
+        "reportingInstance": format!("kube-proxy-{}", reporter.host),
+        "type": match notice.severity { Severity::Normal => "Normal", Severity::Warning => "Warning" },
+        "reason": notice.reason, "action": notice.action, "regarding": regarding,
+        "note": notice.note.chars().take(NOTE_MAX / 4).collect::<String>(),
+    })
+}
+
+/// RFC 3339 with exactly six digits of a second, as the API wants it.
+fn micro_time(at: UtcTime) -> String {
+    let UtcTime { year, month, day, hour, minute, second, nanosecond } = at;
+    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{:06}Z", nanosecond / 1000)
+}
+
+async fn send(client: &kube::Client, event: &Value) -> Result<()> {
+    let namespace = event["metadata"]["namespace"].as_str().unwrap_or("default");
+    let request = http::Request::post(format!("/apis/events.k8s.io/v1/namespaces/{namespace}/events"))
+        .header(http::header::CONTENT_TYPE, "application/json")
+        .body(serde_json::to_vec(event)?)
+        .context("building the request")?;
+    client.request_text(request).await?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::health::Now;
+    use crate::http::{Reply, bind, serve};
+    use crate::model::ServiceName;
+    use std::sync::{Arc, Mutex};
+    use std::time::SystemTime;
+
+    fn notice(service: Option<&str>, reason: &'static str) -> Notice {
+        Notice {
+            service: service.map(|name| ServiceName::new("shop", name)),
+            severity: Severity::Warning,
+            reason,
+            action: "Sync",
+            note: "it failed".to_owned(),
+        }
+    }
+
+    fn reporter() -> Reporter {
+        Reporter { node: "node-0".to_owned(), host: "host-0".to_owned() }
+    }
+
+    #[test]
+    fn an_event_has_what_the_api_asks_for() {
+        let at = UtcTime { nanosecond: 5_000_999, ..UtcTime::of(SystemTime::UNIX_EPOCH) };
+        let event = body(&notice(Some("web"), "Refused"), &reporter(), (at, 7));
+        assert_eq!(event["metadata"]["namespace"], "shop");
+        assert_eq!(event["metadata"]["name"], "web.19700101000000005000.7");
+        assert_eq!(event["eventTime"], "1970-01-01T00:00:00.005000Z");
+        assert_eq!(event["regarding"]["kind"], "Service");
+        assert_eq!(event["reportingController"], "kube-proxy");
+        assert_eq!(event["reportingInstance"], "kube-proxy-host-0");
+        let event = body(&notice(None, "Starting"), &reporter(), (at, 8));
+        assert_eq!(event["metadata"]["namespace"], "default");
+        assert_eq!(event["regarding"]["name"], "node-0");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_fault_that_repeats_itself_is_told_every_ten_minutes() {
+        let mut limit = Limit::new();
+        let start = Instant::now();
+        let mut at = |seconds, notice: &Notice| limit.allows(notice, start + Duration::from_secs(seconds));
+        assert!(at(0, &notice(Some("web"), "Refused")));
+        assert!(!at(599, &notice(Some("web"), "Refused")));
+        assert!(at(599, &notice(Some("web"), "Other")));
+        assert!(at(599, &notice(None, "Refused")));
+        assert!(at(600, &notice(Some("web"), "Refused")));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn many_at_once_are_cut_to_the_pace() {
+        let mut limit = Limit::new();
+        let start = Instant::now();
+        let mut count = |from: u32, seconds| {
+            let names = (from..from + 100).map(|number| notice(Some(&number.to_string()), "Refused"));
+            names.filter(|it| limit.allows(it, start + Duration::from_secs(seconds))).count()
+        };
+        assert_eq!(count(0, 0), 25);
+        assert_eq!(count(100, 30), 3);
+        assert_eq!(count(200, 100_000), 25);
+    }
+
+    #[tokio::test]
+    async fn events_reach_the_api_server() {
+        let asked = Arc::new(Mutex::new(Vec::new()));
+        let seen = Arc::clone(&asked);
+        let listener = bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let address = listener.local_addr().unwrap();
+        tokio::spawn(serve(
+            listener,
+            Arc::new(move |request| {
+                seen.lock().unwrap().push(format!("{} {}", request.method, request.path));
+                Reply::json(201, "{}")
+            }),
+        ));
+        let options =
+            crate::watch::client::ClientOptions { master: Some(address.to_string()), kubeconfig: None };
+        let client = crate::watch::client::client(&options).await.unwrap();
+        let now = Now { steady: std::time::Instant::now(), wall: SystemTime::UNIX_EPOCH };
+        let events = Events::start(client, reporter(), Arc::new(move || now));
+        events.tell(notice(None, "Starting"));
+        events.tell(notice(Some("web"), "Refused"));
+        let both = async {
+            while asked.lock().unwrap().len() < 2 {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(10), both).await.unwrap();
+        assert_eq!(
+            *asked.lock().unwrap(),
+            [
+                "POST /apis/events.k8s.io/v1/namespaces/default/events",
+                "POST /apis/events.k8s.io/v1/namespaces/shop/events"
+            ]
+        );
+    }
+}
