@@ -16,6 +16,8 @@ use serde_json::{Value, json};
 use crate::BINARY;
 use crate::saved::rules;
 
+/// So many that even on a busy machine a kill lands while they are being programmed.
+const KILLED_AMONG: u16 = 4000;
 const SYNC: Duration = Duration::from_secs(30);
 /// Above a thousand endpoints stale chains are swept only once a sync period.
 const QUICK_SWEEP: &[&str] = &["--iptables-sync-period=10s"];
@@ -208,7 +210,7 @@ fn middle_of_sync(lab: &Lab, flavor: Flavor, before: usize) -> usize {
     }
 }
 
-/// Killed again and again while it programs a thousand Services, the program comes back to the
+/// Killed again and again while it programs thousands of Services, the program comes back to the
 /// same rules as one that was never disturbed, and a Service that was there throughout never
 /// misses a request.
 #[rstest]
@@ -223,7 +225,7 @@ fn a_kill_in_the_middle_of_a_large_sync_loses_nothing(#[values(Flavor::Nft, Flav
         let stop = StopOnDrop(&done);
         let done = &done;
         let loops = IpFamily::ALL.map(|family| scope.spawn(move || ask_until(lab, case, family, done)));
-        proxy.apply(&[case.objects(), thousand_services()].concat()).unwrap();
+        proxy.apply(&[case.objects(), bulk_services(KILLED_AMONG)].concat()).unwrap();
         let mut killed_at = Vec::new();
         for _ in 0..3 {
             let programmed = middle_of_sync(lab, flavor, killed_at.last().copied().unwrap_or(0));
@@ -232,7 +234,8 @@ fn a_kill_in_the_middle_of_a_large_sync_loses_nothing(#[values(Flavor::Nft, Flav
             launch(lab, flavor).start_again(&mut proxy).unwrap();
         }
         // The legacy tables change all at once, so there is no middle to be seen.
-        let in_the_middle = killed_at.iter().any(|programmed| (1..1000).contains(programmed));
+        let in_the_middle =
+            killed_at.iter().any(|programmed| (1..usize::from(KILLED_AMONG)).contains(programmed));
         assert!(flavor == Flavor::Legacy || in_the_middle, "killed with {killed_at:?} Services programmed");
         let synced = proxy.wait_for_sync(lab.node(), flavor, SYNC);
         drop(stop);
@@ -281,7 +284,12 @@ pub(crate) fn ask_until(
 
 /// A thousand Services of one IPv4 endpoint each.
 pub(crate) fn thousand_services() -> Vec<Value> {
-    (0..1000_u16)
+    bulk_services(1000)
+}
+
+/// So many Services of one endpoint each.
+fn bulk_services(count: u16) -> Vec<Value> {
+    (0..count)
         .flat_map(|number| {
             let (name, high, low) = (format!("bulk-{number}"), number / 250, number % 250 + 1);
             let meta = |name: &str| {
