@@ -91,6 +91,9 @@ pub(super) struct Stream<S> {
     /// Whether the watcher that runs lists in pages. Another watch may have found out meanwhile
     /// that it has to.
     paged: bool,
+    /// There has been a whole list. Later ones come in pages: kube begins a streaming list at
+    /// whatever age the server's cache has, and one that lags must not take us back in time.
+    listed: bool,
 }
 
 impl<S: Source> Stream<S> {
@@ -111,6 +114,7 @@ impl<S: Source> Stream<S> {
             told: Told::default(),
             listing: None,
             paged: false,
+            listed: false,
         }
     }
 
@@ -125,12 +129,13 @@ impl<S: Source> Stream<S> {
 
     /// Runs one watcher until another one is needed.
     async fn follow_once(&mut self) -> Result<(), Closed> {
-        self.paged = self.shared.paged.load(Ordering::Relaxed);
+        self.paged = self.listed || self.shared.paged.load(Ordering::Relaxed);
         let api = Api::<Decoded<S::Object>>::all(self.connection.client());
         let mut events = pin!(watcher(api, self.config()));
         self.listing = None;
         loop {
             match self.step(events.as_mut()).await {
+                Step::Event(Event::Init) if self.listed && !self.paged => return Ok(()),
                 Step::Event(event) => self.pass_on(event).await?,
                 Step::Failure(error) => {
                     if self.recover(&error).await == Remedy::StartOver {
@@ -221,8 +226,19 @@ impl<S: Source> Stream<S> {
         }
         match self.news(event) {
             None => Ok(()),
-            Some(news) => self.sender.send(news).await.map_err(|_| Closed),
+            Some(news) => self.send(news).await,
         }
+    }
+
+    /// Hands on. The time for which nobody takes it does not count against a list's limits.
+    async fn send(&mut self, news: WatchEvent) -> Result<(), Closed> {
+        let before = Instant::now();
+        self.sender.send(news).await.map_err(|_| Closed)?;
+        if let Some(listing) = &mut self.listing {
+            listing.started += before.elapsed();
+            listing.progress = Instant::now();
+        }
+        Ok(())
     }
 
     fn all_well(&mut self) {
@@ -243,6 +259,7 @@ impl<S: Source> Stream<S> {
             }
             Event::InitDone => {
                 self.log_list();
+                self.listed = true;
                 Some(WatchEvent::Listed(S::KIND))
             }
             Event::InitApply(object) => {
