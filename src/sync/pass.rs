@@ -9,6 +9,9 @@ use crate::state::Changes;
 use anyhow::{Context, Result};
 use std::net::IpAddr;
 
+/// So many trigger times are kept while a family cannot be programmed; they only measure.
+const MOST_TRIGGERED: usize = 10_000;
+
 /// One family's dataplane and what we believe of it. Nobody else holds its baseline.
 pub struct FamilySync<B: Backend> {
     backend: B,
@@ -52,6 +55,7 @@ impl<B: Backend> FamilySync<B> {
     ) -> (PassKind, Outcome) {
         let kind = self.next_kind(changes);
         self.triggered.extend(&changes.triggered);
+        self.triggered.truncate(MOST_TRIGGERED);
         match self.try_pass(snapshot, changes, endpoints).await {
             Ok(applied) => (kind, Outcome::Done(applied)),
             Err(error) => {

@@ -4,7 +4,7 @@ use super::report::{Notice, Outcome, PassKind, Recorder, Severity, SyncReport};
 use super::settle::Settled;
 use crate::health::{Clock, ProxyHealth};
 use crate::metrics::{Metrics, PolicyKind, Table};
-use crate::model::{IpFamily, NodeFacts, ServiceName};
+use crate::model::{IpFamily, NodeFacts, PerFamily, ServiceName};
 use crate::state::NodePortConflict;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -17,13 +17,22 @@ pub struct Records {
     tell: Box<dyn Fn(Notice)>,
     /// Events counted so far, to turn totals into increments.
     counted: (u64, u64),
+    /// Families of which it has been said that their rules cannot be checked.
+    unverified: PerFamily<bool>,
 }
 
 impl Records {
     /// A recorder.
     #[must_use]
     pub fn new(metrics: Arc<Metrics>, health: Arc<ProxyHealth>, clock: Clock) -> Self {
-        Records { metrics, health, clock, tell: Box::new(|_| {}), counted: (0, 0) }
+        Records {
+            metrics,
+            health,
+            clock,
+            tell: Box::new(|_| {}),
+            counted: (0, 0),
+            unverified: PerFamily::default(),
+        }
     }
 
     /// The same recorder, which also tells the owners of Services and nodes.
@@ -101,7 +110,10 @@ impl Recorder for Records {
             PassKind::Partial => self.metrics.partial_sync_duration(report.family).observe(elapsed),
         }
         match &report.outcome {
-            Outcome::Done(applied) => self.record_success(report, applied),
+            Outcome::Done(applied) => {
+                *self.unverified.get_mut(report.family) = false;
+                self.record_success(report, applied);
+            }
             Outcome::Failed(error) => self.record_failure(report, error),
         }
     }
@@ -128,6 +140,9 @@ impl Recorder for Records {
     }
 
     fn unverified(&mut self, family: IpFamily, error: &anyhow::Error) {
+        if std::mem::replace(self.unverified.get_mut(family), true) {
+            return;
+        }
         tracing::warn!(%family, error = format!("{error:#}"), "cannot check the kernel's rules");
     }
 

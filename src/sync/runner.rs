@@ -58,6 +58,10 @@ pub struct Runner<B: Backend, R> {
     /// Passes that failed in a row.
     failures: u32,
     last_full: Instant,
+    /// When Services that the kernel refused are tried again, all else being well.
+    retry_refused: Option<Instant>,
+    /// Full passes in a row in which a Service was refused.
+    refusals: u32,
     /// The node's pod networks, where rules depend on them.
     pod_cidrs: Option<Box<[Cidr]>>,
 }
@@ -77,6 +81,8 @@ impl<B: Backend, R: Recorder> Runner<B, R> {
             latest: None,
             failures: 0,
             last_full: now,
+            retry_refused: None,
+            refusals: 0,
             pod_cidrs: None,
         }
     }
@@ -160,14 +166,17 @@ impl<B: Backend, R: Recorder> Runner<B, R> {
         self.requested = false;
         let changes = self.tracker.take_changes();
         self.recorder.conflicts(&changes.conflicts);
-        if self.last_full.elapsed() >= self.periods.full {
+        let retry = self.retry_refused.is_some_and(|due| due <= Instant::now());
+        if retry || self.last_full.elapsed() >= self.periods.full {
             self.families.iter_mut().for_each(FamilySync::forget);
             self.last_full = Instant::now();
+            self.retry_refused = None;
         }
-        let mut failed = false;
+        let (mut failed, mut refused) = (false, false);
         for family in &mut self.families {
             let report = pass(family, &self.tracker, &changes).await;
             failed |= matches!(report.outcome, Outcome::Failed(_));
+            refused |= matches!(&report.outcome, Outcome::Done(applied) if !applied.refused.is_empty());
             self.recorder.passed(&report);
             if matches!(report.outcome, Outcome::Done(_)) {
                 let plan = family.plan(self.tracker.snapshot(), &changes, report.kind);
@@ -178,6 +187,7 @@ impl<B: Backend, R: Recorder> Runner<B, R> {
         if !failed {
             self.settlement.stands();
         }
+        self.schedule_refused(refused);
         self.schedule(failed);
         let seen = self.tracker.seen();
         self.recorder.seen(seen.services, seen.slices, self.tracker.pending());
@@ -192,7 +202,20 @@ impl<B: Backend, R: Recorder> Runner<B, R> {
             self.latest = Some(now + doubled.min(self.periods.sync));
         } else {
             self.failures = 0;
-            self.latest = Some(self.last_full + self.periods.full);
+            let full = self.last_full + self.periods.full;
+            self.latest = Some(self.retry_refused.map_or(full, |retry| retry.min(full)));
+        }
+    }
+
+    /// What made the kernel refuse a Service may go away without the Service changing: it is
+    /// tried again, ever more seldom.
+    fn schedule_refused(&mut self, refused: bool) {
+        if refused {
+            let doubled = self.periods.sync.saturating_mul(1 << self.refusals.min(16));
+            self.refusals += 1;
+            self.retry_refused = Some(Instant::now() + doubled.min(self.periods.full));
+        } else if self.retry_refused.is_none() {
+            self.refusals = 0;
         }
     }
 

@@ -161,13 +161,19 @@ async fn a_first_change_is_served_at_once_and_later_ones_together_after_the_mini
 
 #[tokio::test(start_paused = true)]
 async fn changes_of_services_are_partial_passes_and_identical_replays_are_none() {
+    let mut generator = Generator::new(4);
     let (diary, ..) = play(FakeXtables::default(), async |sender| {
         complete(&sender).await;
         sleep(Duration::from_secs(2)).await;
-        change_services(&sender, &mut Generator::new(4), 10).await;
+        let event = loop {
+            let event = generator.event();
+            if matches!(event, WatchEvent::Service(_)) {
+                break event;
+            }
+        };
+        send(&sender, event.clone()).await;
         sleep(Duration::from_secs(2)).await;
-        let replay = WatchEvent::Listing(ObjectKind::Node);
-        send(&sender, replay).await;
+        send(&sender, event).await;
         sleep(Duration::from_secs(60)).await;
     })
     .await;
@@ -209,6 +215,24 @@ async fn a_failed_partial_pass_is_followed_by_a_full_one() {
     }
     assert_eq!(diary.times("failed Partial").len(), 1);
     assert_eq!(diary.times("done Full").len(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refused_service_is_tried_again_ever_more_seldom_until_it_is_taken() {
+    let diary = Diary::new();
+    let mut tools = FakeXtables::default();
+    tools.refused = vec!["ns/svc-".to_owned()];
+    let mut runner = runner(tools, &diary);
+    let (sender, mut events) = mpsc::channel(1024);
+    complete(&sender).await;
+    change_services(&sender, &mut Generator::new(11), 80).await;
+    assert!(tokio::time::timeout(Duration::from_secs(215), runner.run(&mut events)).await.is_err());
+    assert_eq!(diary.times("done Full"), [0, 30_000, 90_000, 210_000], "30 s, 60 s, 120 s apart");
+    runner.tools().refused.clear();
+    assert!(tokio::time::timeout(Duration::from_secs(3000), runner.run(&mut events)).await.is_err());
+    assert_eq!(diary.times("done Full")[4..], [450_000]);
+    let rules = runner.tools().tables["nat"].values().flatten().filter(|rule| rule.contains("ns/svc-"));
+    assert!(rules.count() > 0);
 }
 
 #[tokio::test(start_paused = true)]

@@ -23,6 +23,10 @@ pub(super) struct Outcome {
     /// Rules written to the filter and the nat table.
     pub(super) written: [usize; 2],
     pub(super) refused: Vec<Refusal>,
+    /// Chains that could not be deleted: somebody else's rules jump to them.
+    pub(super) stuck: BTreeSet<ChainId>,
+    /// Tables that took effect.
+    pub(super) commits: u32,
 }
 
 /// Carries changes out.
@@ -92,6 +96,10 @@ struct Run<'r, 'd, X> {
 
 impl<X: Xtables> Run<'_, '_, X> {
     async fn step(&mut self, mut step: Step) -> Result<()> {
+        if step.only_deletes() {
+            let delete = self.deletions(&step);
+            return self.delete(delete).await;
+        }
         self.lead_away_from_refused(&mut step);
         let services = self.accepted(step.services.clone());
         match self.send(&step, &services).await {
@@ -105,9 +113,6 @@ impl<X: Xtables> Run<'_, '_, X> {
                 Ok(()) => Ok(()),
                 Err(error) => {
                     let error = self.explain(&step, &services, error);
-                    if self.changes.nets.is_some() {
-                        return Err(error);
-                    }
                     self.isolate(step, services, error).await
                 }
             },
@@ -122,6 +127,58 @@ impl<X: Xtables> Run<'_, '_, X> {
         if comes_late && !self.outcome.refused.is_empty() {
             (step.filter_dispatch, step.nat_dispatch, step.node_ports) = (true, true, true);
         }
+    }
+
+    /// Deletes chains that nothing of ours leads to. One that the kernel will not let go stays,
+    /// empty.
+    async fn delete(&mut self, chains: Vec<ChainId>) -> Result<()> {
+        let mut sets = vec![chains];
+        while let Some(set) = sets.pop() {
+            match self.send_deletions(&set).await {
+                Ok(()) => {}
+                Err(error @ RestoreError::Unable { .. }) => return Err(error.into()),
+                Err(error) if set.len() <= 1 => {
+                    tracing::warn!(chains = ?set, %error, "a chain cannot be deleted and stays");
+                    self.empty(&set).await?;
+                    self.outcome.stuck.extend(set);
+                }
+                Err(_) => {
+                    let (left, right) = set.split_at(set.len() / 2);
+                    sets.extend([right.to_vec(), left.to_vec()]);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Empties chains, so that they do not hold on to others. What makes a chain stay may stand
+    /// in the way of this, too.
+    async fn empty(&mut self, chains: &[ChainId]) -> Result<(), RestoreError> {
+        let declared: String = chains.iter().map(|id| format!(":{id} - [0:0]\n")).collect();
+        self.outcome.calls += 1;
+        match self.tools.restore(&mut std::iter::once(format!("*nat\n{declared}COMMIT\n"))).await {
+            Ok(()) => self.outcome.commits += 1,
+            Err(RestoreError::Refused { .. }) => {}
+            Err(error) => return Err(error),
+        }
+        Ok(())
+    }
+
+    async fn send_deletions(&mut self, delete: &[ChainId]) -> Result<(), RestoreError> {
+        let input = Input {
+            desired: self.desired,
+            changes: self.changes,
+            baseline: self.baseline,
+            step: &Step::default(),
+            services: &[],
+            delete,
+            excluded: &BTreeSet::new(),
+        };
+        self.outcome.calls += 1;
+        let mut counted = Counted::new(input.pieces());
+        self.tools.restore(&mut counted).await?;
+        self.outcome.commits += counted.commits;
+        Ok(())
     }
 
     /// Those Services of a range that were not refused before.
@@ -158,6 +215,7 @@ impl<X: Xtables> Run<'_, '_, X> {
         if sent.is_ok() {
             self.outcome.written[0] += counted.written[0];
             self.outcome.written[1] += counted.written[1];
+            self.outcome.commits += counted.commits;
         }
         sent
     }
@@ -167,9 +225,15 @@ impl<X: Xtables> Run<'_, '_, X> {
         all.iter().filter(|id| !self.doomed.contains(id)).copied().collect()
     }
 
-    /// A step is refused where there is no tree: programs all of it that can be programmed, and finds the Services that
+    /// A step is refused: programs all of it that can be programmed, and finds the Services that
     /// cannot.
+    ///
+    /// Only when everything is written, and without the tree. Before that the tables may have been
+    /// damaged by somebody else, which is no Service's fault and is mended by writing everything.
     async fn isolate(&mut self, step: Step, services: Vec<usize>, error: anyhow::Error) -> Result<()> {
+        if !self.changes.set_up || self.changes.nets.is_some() {
+            return Err(error);
+        }
         tracing::warn!(error = format!("{error:#}"), "input refused; looking for the Service at fault");
         if step.fixed {
             self.send(&Step { fixed: true, ..Step::default() }, &[]).await?;
@@ -239,28 +303,15 @@ impl<X: Xtables> Run<'_, '_, X> {
     }
 
     /// Deletes what is left of refused Services. Whatever made the kernel refuse them may stand
-    /// in the way of this, too; then their chains stay, and nothing leads to them.
+    /// in the way of this, too.
     async fn remove_refused(&mut self) -> Result<()> {
         if self.doomed.is_empty() {
             return Ok(());
         }
         let dispatch = Step { filter_dispatch: true, nat_dispatch: true, ..Step::default() };
         self.send(&dispatch, &[]).await.context("leading away from refused Services")?;
-        let delete: Vec<ChainId> = std::mem::take(&mut self.doomed).into_iter().collect();
-        let input = Input {
-            desired: self.desired,
-            changes: self.changes,
-            baseline: self.baseline,
-            step: &Step::default(),
-            services: &[],
-            delete: &delete,
-            excluded: &self.excluded,
-        };
-        self.outcome.calls += 1;
-        if let Err(error) = self.tools.restore(&mut input.pieces()).await {
-            tracing::warn!(%error, "chains of refused Services stay behind, unused");
-        }
-        Ok(())
+        let delete = std::mem::take(&mut self.doomed).into_iter().collect();
+        self.delete(delete).await
     }
 
     /// The error with the input lines at fault, which are rendered again for it.
@@ -295,11 +346,12 @@ struct Counted<I> {
     pieces: I,
     nat: bool,
     written: [usize; 2],
+    commits: u32,
 }
 
 impl<I> Counted<I> {
     fn new(pieces: I) -> Self {
-        Counted { pieces, nat: false, written: [0, 0] }
+        Counted { pieces, nat: false, written: [0, 0], commits: 0 }
     }
 }
 
@@ -313,6 +365,7 @@ impl<I: Iterator<Item = String>> Iterator for Counted<I> {
                 self.written[usize::from(self.nat)] += 1;
             } else if line.starts_with('*') {
                 self.nat = line == "*nat";
+                self.commits += 1;
             }
         }
         Some(piece)

@@ -5,7 +5,7 @@
 
 use super::base::{self, Features, JUMPS};
 use super::diff::Changes;
-use super::names::{CANARY, ChainId};
+use super::names::{CANARY, ChainId, MARK_MASQ};
 use super::render::{self, Chains, Dispatch, Style};
 use super::text::Text;
 use super::tree::Destinations;
@@ -25,8 +25,14 @@ pub(super) struct RuleCount {
     /// Rules, and among them once more those that jump to a chain of ours. The kernel counts the
     /// same per chain, which makes a lost rule show without reading any.
     pub(super) uses: u32,
+    /// Rules in `KUBE-MARK-MASQ` and jumps to it.
+    pub(super) marks: u32,
 }
 
+/// The chain that other programs may jump to. Its uses are counted apart, so that their rules
+/// do not stand in for lost ones of ours.
+const TO_MARK_MASQ: &str = " -j KUBE-MARK-MASQ";
+const IN_MARK_MASQ: &str = "-A KUBE-MARK-MASQ ";
 /// Rules of the chain that kubelet writes, too; its uses are not counted.
 const SHARED_WITH_KUBELET: &str = "-A KUBE-FIREWALL ";
 
@@ -35,8 +41,15 @@ impl RuleCount {
         let mut count = RuleCount::default();
         for line in text.lines() {
             count.rules += 1;
-            if !line.starts_with(SHARED_WITH_KUBELET) {
-                count.uses += 1 + u32::from(line.contains(" -j KUBE-"));
+            if line.ends_with(TO_MARK_MASQ) {
+                count.marks += 1;
+            } else if line.contains(" -j KUBE-") {
+                count.uses += 1;
+            }
+            if line.starts_with(IN_MARK_MASQ) {
+                count.marks += 1;
+            } else if !line.starts_with(SHARED_WITH_KUBELET) {
+                count.uses += 1;
             }
         }
         count
@@ -46,6 +59,7 @@ impl RuleCount {
         RuleCount {
             rules: self.rules.saturating_add(other.rules),
             uses: self.uses.saturating_add(other.uses),
+            marks: self.marks.saturating_add(other.marks),
         }
     }
 
@@ -53,6 +67,7 @@ impl RuleCount {
         RuleCount {
             rules: self.rules.saturating_sub(other.rules),
             uses: self.uses.saturating_sub(other.uses),
+            marks: self.marks.saturating_sub(other.marks),
         }
     }
 }
@@ -238,8 +253,6 @@ pub struct Baseline {
     /// The Services' rules in the nat and the filter table.
     pub(super) nat: RuleCount,
     pub(super) filter: RuleCount,
-    /// Uses of our chains by others' rules, in the nat and in the filter table.
-    foreign: [u32; 2],
 }
 
 impl Baseline {
@@ -270,10 +283,15 @@ impl Baseline {
     }
 
     /// Notes that changes took effect, except for Services that were refused.
-    pub(super) fn commit(&mut self, changes: Changes, fixed: FixedPrint, refused: &[Refusal]) {
+    pub(super) fn commit(
+        &mut self,
+        changes: Changes,
+        fixed: FixedPrint,
+        (refused, stuck): (&[Refusal], BTreeSet<ChainId>),
+    ) {
         self.set_up = true;
         self.fixed = Some(fixed);
-        self.strays.clear();
+        self.strays = stuck;
         self.nets = changes.nets;
         let mut edits = changes.edits;
         for change in changes.services {
@@ -297,18 +315,14 @@ impl Baseline {
     }
 
     /// Compares how often our chains of a table are used with how often they should be. `Some`
-    /// says that rules are missing; more uses than that are other programs' rules that jump to
-    /// our chains, and are remembered.
-    pub(super) fn judge(&mut self, table: &str, found: u32) -> Option<String> {
-        let known = self.foreign[usize::from(table == "filter")];
+    /// says that rules are missing; more uses are rules of others that jump to our chains.
+    pub(super) fn judge(&self, table: &str, found: RuleCount) -> Option<String> {
         let expected = self.expected_uses(table);
-        if found < expected.saturating_add(known) {
-            let missing = expected.saturating_add(known) - found;
-            self.foreign = [0, 0];
-            return Some(format!("about {missing} rules are missing from table {table}"));
+        let missing = |expected: u32, found: u32| expected.saturating_sub(found);
+        match missing(expected.uses, found.uses) + missing(expected.marks, found.marks) {
+            0 => None,
+            missing => Some(format!("about {missing} rules are missing from table {table}")),
         }
-        self.foreign[usize::from(table == "filter")] = found - expected;
-        None
     }
 
     /// All our rules of a table, fixed ones included.
@@ -323,19 +337,27 @@ impl Baseline {
     /// The jumps within the tree: one leads to each of its chains.
     fn tree_jumps(&self) -> RuleCount {
         let jumps = small(self.nets.unwrap_or_default());
-        RuleCount { rules: jumps, uses: jumps.saturating_mul(2) }
+        RuleCount { rules: jumps, uses: jumps.saturating_mul(2), marks: 0 }
     }
 
     /// How often the chains of a table are used if everything of ours is in place: by their own
     /// rules, and by jumps from ours and from the built-in chains.
-    pub(super) fn expected_uses(&self, table: &str) -> u32 {
+    fn expected_uses(&self, table: &str) -> RuleCount {
         let jumps = JUMPS.iter().filter(|jump| jump.table == table && !jump.is_shared_with_kubelet());
-        self.count(table).uses.saturating_add(small(jumps.count()))
+        let jumps = RuleCount { rules: 0, uses: small(jumps.count()), marks: 0 };
+        self.count(table).plus(jumps)
     }
 }
 
-/// Whether a chain's uses count: all of ours, except the one that kubelet shares.
-pub(super) fn counts(table: &str, chain: &str) -> bool {
-    chain != CANARY
-        && (base::fixed_chains(table).contains(&chain) || (table == "nat" && ChainId::parse(chain).is_some()))
+/// The uses that count of a chain with so many: all of our chains, except the canary, which is
+/// not used, and the one that kubelet shares.
+pub(super) fn counted(table: &str, chain: &str, uses: u32) -> RuleCount {
+    let ours =
+        base::fixed_chains(table).contains(&chain) || (table == "nat" && ChainId::parse(chain).is_some());
+    match chain {
+        MARK_MASQ => RuleCount { marks: uses, ..RuleCount::default() },
+        CANARY => RuleCount::default(),
+        _ if ours => RuleCount { uses, ..RuleCount::default() },
+        _ => RuleCount::default(),
+    }
 }

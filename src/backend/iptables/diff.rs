@@ -182,7 +182,8 @@ impl Changes {
 
     /// The inputs, in an order that is safe at every step: what marks and masquerades first,
     /// then the Services' chains, then what leads into them (of a tree the smallest networks
-    /// first, `KUBE-SERVICES` last), and only then what is left over goes. `most_chains` is how many chains one input may hold; a Service is never split.
+    /// first, `KUBE-SERVICES` last), and only then what is left over goes. `most_chains` is how
+    /// many chains one input may hold; a Service is never split.
     pub(super) fn steps(&self, most_chains: usize) -> Vec<Step> {
         let chains: usize = self.services.iter().map(|it| it.write.len()).sum();
         let all = Step {
@@ -194,8 +195,16 @@ impl Changes {
             services: 0..self.services.len(),
             delete: 0..self.delete.len(),
         };
-        if chains + self.write_nets.len() + self.delete.len() <= most_chains {
+        let fits = chains + self.write_nets.len() + self.delete.len() <= most_chains;
+        if fits && (!self.set_up || self.delete.is_empty()) {
             return if all.is_empty(self) { Vec::new() } else { vec![all] };
+        }
+        if fits {
+            // What is left of earlier runs may be held by others, which must not stop the rest.
+            let delete = Step { delete: all.delete.clone(), ..Step::default() };
+            let mut steps = vec![Step { delete: 0..0, ..all }, delete];
+            steps.retain(|step| !step.is_empty(self));
+            return steps;
         }
         let mut steps = vec![Step { fixed: self.fixed, ..Step::default() }];
         steps.extend(self.service_steps(most_chains));
@@ -235,6 +244,10 @@ impl Changes {
 }
 
 impl Step {
+    pub(super) fn only_deletes(&self) -> bool {
+        *self == Step { delete: self.delete.clone(), ..Step::default() } && !self.delete.is_empty()
+    }
+
     pub(super) fn touches_filter(&self) -> bool {
         self.fixed || self.filter_dispatch
     }

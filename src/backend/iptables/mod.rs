@@ -24,10 +24,11 @@ pub use setup::features;
 
 use super::{Applied, Backend, TableCount};
 use crate::kernel::iptables::{Flavor, RestoreError, Stamp, Xtables};
-use crate::kernel::nft::Part;
+use crate::kernel::nft::{ChainUse, Part};
 use crate::plan::Plan;
 use anyhow::{Context, Result};
-use names::{CANARY, ChainId};
+use desired::RuleCount;
+use names::{CANARY, ChainId, INVALID_DROPPED, LOCALHOST_ACCEPTED};
 use std::collections::BTreeSet;
 
 /// How many chains one input holds. The nft-backed tool searches its chains one by one, so large
@@ -74,17 +75,23 @@ impl<X: Xtables> Iptables<X> {
         &mut self.tools
     }
 
-    /// Notes whether somebody else changed the tables since we last left them: what they did
-    /// would otherwise hide behind our own next change.
-    fn distrust_foreign_changes(&mut self) -> Result<()> {
-        if self.stamp != Some(self.tools.stamp()?) {
-            self.stamp = None;
-        }
-        Ok(())
+    /// The stamp after our own changes, if nobody else changed the tables since `before`: what
+    /// they did would otherwise hide behind ours. `None` makes the next check look.
+    fn stamp_after(&mut self, before: Stamp, commits: u32) -> Result<Option<Stamp>> {
+        let after = self.tools.stamp()?;
+        let undisturbed = self.stamp == Some(before)
+            && match (before, after) {
+                (Stamp::Generation(before), Stamp::Generation(after)) => {
+                    after.wrapping_sub(before) == commits
+                }
+                // The legacy tools hold a lock, so little can happen in between.
+                _ => true,
+            };
+        Ok(undisturbed.then_some(after))
     }
 
-    /// Finding the Service that the kernel refuses is done without the tree: it is off while one
-    /// is refused, and for good if inputs are refused with it and none without.
+    /// Finding the Service that the kernel refuses is done without the tree: it is off from a
+    /// refusal on until a sync goes well.
     fn settle_tree(&mut self, is_refused: bool) {
         if is_refused {
             (self.tree_waits, self.features.tree_threshold) = (true, usize::MAX);
@@ -93,20 +100,18 @@ impl<X: Xtables> Iptables<X> {
         }
     }
 
-    /// What is wrong in one table, and how often our chains are used there.
-    async fn look_at(&mut self, table: &str) -> Result<(Option<String>, u32)> {
-        let (mut canary, mut uses) = (false, 0u32);
-        let mut look = |part: Part<crate::kernel::nft::ChainUse<'_>>| match part {
-            Part::Start => (canary, uses) = (false, 0),
+    /// Whether the canary of a table stands, and how often our chains are used there.
+    async fn look_at(&mut self, table: &str) -> Result<(bool, RuleCount)> {
+        let (mut canary, mut uses) = (false, RuleCount::default());
+        let mut look = |part: Part<ChainUse<'_>>| match part {
+            Part::Start => (canary, uses) = (false, RuleCount::default()),
             Part::Item(chain) => {
                 canary |= chain.name == CANARY;
-                if desired::counts(table, chain.name) {
-                    uses = uses.saturating_add(chain.uses);
-                }
+                uses = uses.plus(desired::counted(table, chain.name, chain.uses));
             }
         };
         self.tools.survey(table, &mut look).await?;
-        Ok(((!canary).then(|| format!("chain {CANARY} is gone from table {table}")), uses))
+        Ok((canary, uses))
     }
 }
 
@@ -152,11 +157,13 @@ impl<X: Xtables> Backend for Iptables<X> {
 
     async fn observe(&mut self) -> Result<Baseline> {
         let mut strays = BTreeSet::new();
-        let mut look = |part: Part<crate::kernel::nft::ChainUse<'_>>| match part {
+        let mut look = |part: Part<ChainUse<'_>>| match part {
             Part::Start => strays.clear(),
             Part::Item(chain) => strays.extend(ChainId::parse(chain.name)),
         };
         self.tools.survey("nat", &mut look).await.context("listing the chains of the nat table")?;
+        self.features.counts_invalid = self.tools.ensure_counter(INVALID_DROPPED);
+        self.features.counts_localhost = self.tools.ensure_counter(LOCALHOST_ACCEPTED);
         self.stamp = None;
         Ok(Baseline::observed(strays))
     }
@@ -178,22 +185,21 @@ impl<X: Xtables> Backend for Iptables<X> {
         let mut applied = Applied::default();
         let mut written = [0, 0];
         if !changes.is_empty() {
-            self.distrust_foreign_changes()?;
+            let before = self.tools.stamp()?;
             let outcome = apply::run(&mut self.tools, desired, (&changes, self.most_chains), baseline).await;
             if let Err(error) = &outcome
                 && changes.nets.is_some()
                 && matches!(error.downcast_ref(), Some(RestoreError::Refused { .. }))
             {
                 tracing::warn!("input refused; the next sync does without the tree of networks");
-                self.features.tree_threshold = usize::MAX;
+                self.settle_tree(true);
             }
             let outcome = outcome?;
             (applied.calls, applied.refused, written) = (outcome.calls, outcome.refused, outcome.written);
-            baseline.commit(changes, desired.fixed, &applied.refused);
+            let commits = outcome.commits;
+            baseline.commit(changes, desired.fixed, (&applied.refused, outcome.stuck));
             self.settle_tree(!baseline.refused.is_empty());
-            if self.stamp.is_some() {
-                self.stamp = Some(self.tools.stamp()?);
-            }
+            self.stamp = self.stamp_after(before, commits)?;
         }
         let count = |table: &'static str, written| {
             let total = usize::try_from(baseline.count(table).rules).unwrap_or(usize::MAX);
@@ -208,16 +214,14 @@ impl<X: Xtables> Backend for Iptables<X> {
         if self.stamp == Some(stamp) {
             return Ok(None);
         }
-        let (missing, _) = self.look_at("mangle").await?;
-        if missing.is_some() {
-            return Ok(missing);
-        }
-        for table in ["nat", "filter"] {
-            let (missing, found) = self.look_at(table).await?;
-            if missing.is_some() {
-                return Ok(missing);
+        for table in base::CANARY_TABLES {
+            let (canary, found) = self.look_at(table).await?;
+            if !canary {
+                return Ok(Some(format!("chain {CANARY} is gone from table {table}")));
             }
-            if let Some(lost) = baseline.judge(table, found) {
+            if table != "mangle"
+                && let Some(lost) = baseline.judge(table, found)
+            {
                 return Ok(Some(lost));
             }
         }

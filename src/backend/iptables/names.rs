@@ -3,6 +3,7 @@
 use crate::model::ServicePortName;
 use data_encoding::BASE32;
 use sha2::{Digest, Sha256};
+use std::cmp::Ordering;
 use std::fmt;
 
 pub(super) const SERVICES: &str = "KUBE-SERVICES";
@@ -19,12 +20,9 @@ pub(super) const CANARY: &str = "KUBE-PROXY-CANARY";
 pub(super) const INVALID_DROPPED: &str = "ct_state_invalid_dropped_pkts";
 pub(super) const LOCALHOST_ACCEPTED: &str = "localhost_nps_accepted_pkts";
 
-/// What a per-Service chain is for, in an order in which none jumps to an earlier one: in this
-/// order they can be deleted batch by batch.
+/// What a per-Service chain is for, in an order in which none jumps to an earlier one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) enum ChainKind {
-    /// Leads to the Services of one network (ours alone; see `tree`).
-    Net,
     /// Lets only the source ranges through.
     Fw,
     /// Where all external traffic enters.
@@ -38,12 +36,11 @@ pub(super) enum ChainKind {
 }
 
 impl ChainKind {
-    const ALL: [ChainKind; 6] =
-        [ChainKind::Net, ChainKind::Fw, ChainKind::Ext, ChainKind::Svc, ChainKind::Svl, ChainKind::Sep];
+    const ALL: [ChainKind; 5] =
+        [ChainKind::Fw, ChainKind::Ext, ChainKind::Svc, ChainKind::Svl, ChainKind::Sep];
 
     fn prefix(self) -> &'static str {
         match self {
-            ChainKind::Net => "KUBE-NET-",
             ChainKind::Svc => "KUBE-SVC-",
             ChainKind::Svl => "KUBE-SVL-",
             ChainKind::Ext => "KUBE-EXT-",
@@ -54,11 +51,30 @@ impl ChainKind {
 }
 
 /// A per-Service chain: its kind and the ten bytes that its name spells in base 32.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+///
+/// Ordered so that none jumps to an earlier one: in this order chains can be deleted batch by
+/// batch.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct ChainId {
     kind: ChainKind,
     hash: [u8; 10],
 }
+
+impl Ord for ChainId {
+    fn cmp(&self, other: &Self) -> Ordering {
+        let rank = |id: &ChainId| (!id.is_net(), id.kind, id.hash);
+        rank(self).cmp(&rank(other))
+    }
+}
+
+impl PartialOrd for ChainId {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+/// How the ten bytes of a network's chain begin; a Service's hash begins so once in 2^24.
+const NET: [u8; 3] = [0; 3];
 
 impl ChainId {
     /// A chain of a Service port.
@@ -72,12 +88,19 @@ impl ChainId {
         ChainId { kind: ChainKind::Sep, hash: digest(&text) }
     }
 
-    /// The chain of a network. Its level goes first, so that in the order of names none jumps to
-    /// an earlier one.
+    /// The chain of a network in the tree that leads to Services. It carries a prefix that
+    /// kube-proxy sweeps: after a roll-back to it no foreign-looking chain of ours may hold on to
+    /// chains that it wants to delete. The level goes first, for the order.
     pub(super) fn of_net(level: u8, net: &str) -> Self {
-        let mut hash = [level; 10];
-        hash[1..].copy_from_slice(&digest(net)[..9]);
-        ChainId { kind: ChainKind::Net, hash }
+        let mut hash = [0; 10];
+        hash[..3].copy_from_slice(&NET);
+        hash[3] = level;
+        hash[4..].copy_from_slice(&digest(net)[..6]);
+        ChainId { kind: ChainKind::Svc, hash }
+    }
+
+    fn is_net(&self) -> bool {
+        self.kind == ChainKind::Svc && self.hash[..3] == NET
     }
 
     /// Reads a chain's name; `None` when it is not a per-Service chain.

@@ -2,9 +2,7 @@
 //! ports on localhost need.
 
 use super::base::Features;
-use super::names::{INVALID_DROPPED, LOCALHOST_ACCEPTED};
 use crate::kernel::iptables::Version;
-use crate::kernel::nfacct::Nfacct;
 use crate::kernel::sysctl::Sysctls;
 use crate::plan::FamilySettings;
 use anyhow::{Context, Result};
@@ -23,32 +21,12 @@ pub fn features(settings: &FamilySettings, masquerade_bit: u8, tools: Version) -
             .ensure(ROUTE_LOCALNET, "1")
             .context("node ports on localhost need it; --iptables-localhost-nodeports=false does without")?;
     }
-    let (counts_invalid, counts_localhost) = counters();
     Ok(Features {
         masquerade_mark: 1 << u32::from(masquerade_bit.min(31)),
         random_fully: tools >= Version::RANDOM_FULLY,
         be_liberal: sysctls.read(BE_LIBERAL).is_ok_and(|value| value.trim() != "0"),
-        counts_invalid,
-        counts_localhost,
+        counts_invalid: false,
+        counts_localhost: false,
         tree_threshold: usize::MAX,
     })
-}
-
-/// Which of the packet counters are there. They only count; without them all else works.
-fn counters() -> (bool, bool) {
-    let mut counters = match Nfacct::probe() {
-        Ok(counters) => counters,
-        Err(error) => {
-            tracing::debug!(error = format!("{error:#}"), "packet counters (nfacct) are not available");
-            return (false, false);
-        }
-    };
-    let mut ensure = |name: &str| match counters.ensure(name) {
-        Ok(()) => true,
-        Err(error) => {
-            tracing::warn!(counter = name, error = format!("{error:#}"), "cannot make a packet counter");
-            false
-        }
-    };
-    (ensure(INVALID_DROPPED), ensure(LOCALHOST_ACCEPTED))
 }

@@ -1,7 +1,7 @@
 //! The tree that leads to the Services of a large cluster.
 //!
 //! One rule per Service in `KUBE-SERVICES` costs every new connection a walk over half of them.
-//! From a threshold on, the rules stand in `KUBE-NET-…` chains instead, each for one network, and
+//! From a threshold on, the rules stand in chains of their own instead, each for one network, and
 //! the chains above send a packet there by its destination. A network is cut at a multiple of four
 //! bits; one with few rules is not cut further, and a cut that separates nothing is left out.
 //!

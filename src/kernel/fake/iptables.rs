@@ -21,8 +21,12 @@ pub struct FakeXtables {
     pub tables: BTreeMap<String, Table>,
     /// Inputs with a line that contains one of these are refused.
     pub refused: Vec<String>,
-    /// So many restores fail for lack of the lock before one is tried.
+    /// After so many restores …
+    pub failures_after: usize,
+    /// … so many fail for lack of the lock.
     pub failures: usize,
+    /// Somebody flushes the nat table right after the next restore.
+    pub flushed_after_restore: bool,
     /// Restores that took effect.
     pub inputs: Vec<String>,
     generation: u32,
@@ -48,7 +52,9 @@ impl FakeXtables {
                 ("filter".to_owned(), table(&["INPUT", "FORWARD", "OUTPUT"])),
             ]),
             refused: Vec::new(),
+            failures_after: 0,
             failures: 0,
+            flushed_after_restore: false,
             inputs: Vec::new(),
             generation: 0,
         }
@@ -88,6 +94,7 @@ impl FakeXtables {
                 let (name, table) = open.take().ok_or_else(|| failed("no table is open".to_owned()))?;
                 check_jumps(&table).map_err(failed)?;
                 self.tables.insert(name, table);
+                self.generation += 1;
             } else if !line.starts_with('#') && !line.is_empty() {
                 let (_, table) = open.as_mut().ok_or_else(|| failed("no table is open".to_owned()))?;
                 edit(table, line).map_err(failed)?;
@@ -167,6 +174,10 @@ impl Xtables for FakeXtables {
         Ok(Stamp::Generation(self.generation))
     }
 
+    fn ensure_counter(&mut self, _: &str) -> bool {
+        true
+    }
+
     async fn survey(&mut self, table: &str, visit: &mut dyn FnMut(Part<ChainUse<'_>>)) -> Result<()> {
         visit(Part::Start);
         let Some(table) = self.tables.get(table) else { return Ok(()) };
@@ -179,7 +190,9 @@ impl Xtables for FakeXtables {
     }
 
     async fn restore(&mut self, pieces: &mut dyn Iterator<Item = String>) -> Result<(), RestoreError> {
-        if self.failures > 0 {
+        if self.failures_after > 0 {
+            self.failures_after -= 1;
+        } else if self.failures > 0 {
             self.failures -= 1;
             return Err(RestoreError::Unable { tool: TOOL, message: "the lock is taken".to_owned() });
         }
@@ -189,8 +202,10 @@ impl Xtables for FakeXtables {
             line: Some(line),
             message,
         })?;
-        self.generation += 1;
         self.inputs.push(input);
+        if std::mem::take(&mut self.flushed_after_restore) {
+            self.flush("nat");
+        }
         Ok(())
     }
 
@@ -214,6 +229,11 @@ impl Xtables for FakeXtables {
     }
 
     async fn delete_rule(&mut self, place: Place<'_>, arguments: &str) -> Result<bool> {
+        if let Some(target) = target(arguments)
+            && !self.tables.get(place.table).is_some_and(|table| table.contains_key(target))
+        {
+            bail!("Chain '{target}' does not exist");
+        }
         let chain = self.tables.get_mut(place.table).and_then(|table| table.get_mut(place.chain));
         let Some(rules) = chain else { return Ok(false) };
         let before = rules.len();

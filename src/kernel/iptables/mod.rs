@@ -101,6 +101,9 @@ pub trait Xtables {
     /// When the kernel cannot be asked.
     fn stamp(&mut self) -> anyhow::Result<Stamp>;
 
+    /// Makes a packet counter that rules can name (nfacct) unless it is there; whether it is.
+    fn ensure_counter(&mut self, name: &str) -> bool;
+
     /// Visits every chain of a table that is not built in, with how often it is used: rules in
     /// it plus rules that jump to it. A missing table has no chains. `Part::Start` comes first,
     /// and again whenever what came before is to be forgotten.

@@ -2,6 +2,7 @@
 
 use super::find::Programs;
 use super::{Flavor, Place, RestoreError, Stamp, Version, Xtables};
+use crate::kernel::nfacct::Nfacct;
 use crate::kernel::nft::{ChainUse, Nft, Part};
 use crate::kernel::xtables_info;
 use crate::model::IpFamily;
@@ -219,6 +220,16 @@ impl Xtables for Tools {
             Flavor::Legacy => {
                 let size = |table| xtables_info::num_entries(self.family, table);
                 Ok(Stamp::Sizes([size("mangle")?, size("nat")?, size("filter")?]))
+            }
+        }
+    }
+
+    fn ensure_counter(&mut self, name: &str) -> bool {
+        match Nfacct::probe().and_then(|mut counters| counters.ensure(name)) {
+            Ok(()) => true,
+            Err(error) => {
+                tracing::debug!(counter = name, error = format!("{error:#}"), "no packet counter");
+                false
             }
         }
     }
