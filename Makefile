@@ -16,9 +16,9 @@ DENY_VERSION := 0.20.2
 help: ## this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z0-9-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-demo: deps ## see it work: a throw-away node, real requests, a change, cleaned up after
+demo: deps ## see it work: a throw-away node, real requests, a change, cleaned up after [MODE=ipvs]
 	@$(CARGO) build --quiet --locked --features testing --bin kube-proxy-rs --example demo
-	@target/debug/examples/demo target/debug/kube-proxy-rs
+	@$(if $(filter ipvs,$(MODE)),scripts/with-ipvs.sh) target/debug/examples/demo target/debug/kube-proxy-rs $(MODE)
 
 test: deps fmt-check lint unit netns chart image-test ## everything CI runs: format, lints, unit to network-namespace tests
 
@@ -45,7 +45,7 @@ $(DENY):
 # Without root, the kernel handles' tests against the live kernel are left out, and it says so.
 unit: ## unit, property, loop, golden, packet-table and API-stub tests
 	@[ "$$(id -u)" = 0 ] || echo "make unit: not root, so the tests of kernel/ are LEFT OUT"
-	$(CARGO) test --locked --workspace --lib --bins --test cli --test apiserver \
+	$(CARGO) test --locked --workspace --lib --bins --test cli --test apiserver --test limits \
 		$$([ "$$(id -u)" = 0 ] || echo -- --skip kernel::)
 
 golden: ## rewrite the golden files from what is rendered now; review the diff
@@ -58,9 +58,8 @@ netns: deps ## real packets and the reference's fixtures, in network namespaces;
 	@[ "$$(id -u)" = 0 ] || { echo "make netns: needs root, for network namespaces and iptables" >&2; exit 1; }
 	$(CARGO) test --locked --test fixtures --test netns
 
-test-ipvs: ## IPVS mode on a real kernel: here, or in a virtual machine where this kernel has no ip_vs
+test-ipvs: deps ## IPVS mode on a real kernel: here, or in a virtual machine where this kernel has no ip_vs
 	@[ "$$(id -u)" = 0 ] || { echo "make test-ipvs: needs root" >&2; exit 1; }
-	@scripts/deps.sh vm
 	scripts/test-ipvs.sh
 
 e2e: netns test-ipvs ## every tier that needs more than a compiler

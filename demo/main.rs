@@ -25,14 +25,16 @@ use tokio::signal::unix::{SignalKind, signal};
 const MANIFEST: &str = "shop.yaml";
 /// Requests per picture.
 const REQUESTS: usize = 90;
-const PATIENCE: Duration = Duration::from_secs(20);
+/// Long, for machines that are emulated.
+const PATIENCE: Duration = Duration::from_secs(90);
 
 fn main() -> ExitCode {
     let Some(binary) = std::env::args().nth(1) else {
         eprintln!("usage: demo PATH-OF-KUBE-PROXY-RS (or simply: make demo)");
         return ExitCode::from(2);
     };
-    match show(binary) {
+    let ipvs = std::env::args().nth(2).is_some_and(|mode| mode == "ipvs");
+    match show(binary, ipvs) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("\nThe demo stopped: {error:#}");
@@ -43,11 +45,11 @@ fn main() -> ExitCode {
 
 /// Runs the demonstration on a thread of its own, so that signals are seen meanwhile: whatever
 /// ends it, its guards clean up.
-fn show(binary: String) -> Result<()> {
+fn show(binary: String, ipvs: bool) -> Result<()> {
     let interrupted = Arc::new(AtomicBool::new(false));
     let show = thread::spawn({
         let interrupted = Arc::clone(&interrupted);
-        move || Demo { paint: Paint::for_stdout(), interrupted }.run(&binary)
+        move || Demo { paint: Paint::for_stdout(), interrupted, ipvs }.run(&binary)
     });
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
@@ -72,6 +74,8 @@ fn show(binary: String) -> Result<()> {
 struct Demo {
     paint: Paint,
     interrupted: Arc<AtomicBool>,
+    /// It is mode ipvs that is shown.
+    ipvs: bool,
 }
 
 impl Demo {
@@ -85,7 +89,8 @@ impl Demo {
 
         self.paint.title("1. The shop opens: kube-proxy-rs --manifests examples/shop.yaml");
         let started = Instant::now();
-        let launch = Launch { binary, namespace: lab.node(), flavor: Flavor::Nft, flags: &[] };
+        let flags: &[&str] = if self.ipvs { &["--proxy-mode=ipvs"] } else { &[] };
+        let launch = Launch { binary, namespace: lab.node(), flavor: Flavor::Nft, flags };
         let mut proxy = launch.start_on(&[folder.path()])?;
         self.wait_for(&lab, &mut proxy, "local-1")?;
         self.paint.say(&format!(
@@ -104,17 +109,28 @@ impl Demo {
         self.pictures(&lab)?;
         self.checkout(&lab)?;
 
-        self.paint.title("3. What is in the kernel: iptables-save | grep shop/web:http");
-        let saved = save(Flavor::Nft, lab.node(), false)?;
-        for line in saved.lines().filter(|line| line.contains("shop/web:http")) {
-            self.paint.code(line);
-        }
+        self.kernel(&lab)?;
 
         self.paint.title("4. What it says of itself: /metrics");
         self.sync_times(&lab)?;
         drop(proxy);
         drop(lab);
         self.paint.title("Everything is cleaned up again.");
+        Ok(())
+    }
+
+    /// What is programmed.
+    fn kernel(&self, lab: &Lab) -> Result<()> {
+        if self.ipvs {
+            self.paint.title("3. What is in the kernel: ipvsadm -Ln");
+            lab.node().output("ipvsadm", &["-Ln"])?.lines().for_each(|line| self.paint.code(line));
+            return Ok(());
+        }
+        self.paint.title("3. What is in the kernel: iptables-save | grep shop/web:http");
+        let saved = save(Flavor::Nft, lab.node(), false)?;
+        for line in saved.lines().filter(|line| line.contains("shop/web:http")) {
+            self.paint.code(line);
+        }
         Ok(())
     }
 

@@ -6,8 +6,10 @@
 
 mod cleanup;
 mod conntrack;
+mod dispatch;
 mod health;
 mod ipvs;
+mod memory;
 mod packets;
 mod prometheus;
 mod refusal;

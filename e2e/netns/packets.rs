@@ -26,6 +26,7 @@ const PARALLEL: usize = 4;
 fn every_packet_goes_where_the_table_says(
     #[values(Flavor::Nft, Flavor::Legacy)] flavor: Flavor,
     #[values(IpFamily::V4, IpFamily::V6)] family: IpFamily,
+    #[values("--iptables-dispatch-tree-threshold=100000", "--iptables-dispatch-tree-threshold=0")] form: &str,
 ) {
     let lab = Lab::create().unwrap();
     let mut groups: BTreeMap<&[&str], Vec<PacketCase>> = BTreeMap::new();
@@ -37,7 +38,8 @@ fn every_packet_goes_where_the_table_says(
     // stale then must not get in the way of the next cases.
     for (flags, cases) in groups {
         let objects: Vec<_> = cases.iter().flat_map(PacketCase::objects).collect();
-        let launch = Launch { binary: BINARY, namespace: lab.node(), flavor, flags };
+        let flags = [flags, &[form]].concat();
+        let launch = Launch { binary: BINARY, namespace: lab.node(), flavor, flags: &flags };
         let mut proxy = launch.start(&objects).unwrap();
         proxy.wait_for_sync(lab.node(), flavor, Duration::from_secs(30)).unwrap();
         failures.extend(send_all(&lab, &cases, family));

@@ -21,7 +21,7 @@ const SYNC: Duration = Duration::from_secs(30);
 const QUICK_SWEEP: &[&str] = &["--iptables-sync-period=10s"];
 
 /// A Service of the packet table whose every destination is served by two endpoints.
-fn exposed_case() -> PacketCase {
+pub(crate) fn exposed_case() -> PacketCase {
     let name = "every_external_destination_reaches_all_endpoints_masqueraded";
     cases().into_iter().find(|case| case.name == name).unwrap()
 }
@@ -252,7 +252,7 @@ fn a_kill_in_the_middle_of_a_large_sync_loses_nothing(#[values(Flavor::Nft, Flav
     .unwrap();
 }
 
-struct StopOnDrop<'a>(&'a AtomicBool);
+pub(crate) struct StopOnDrop<'a>(pub(crate) &'a AtomicBool);
 
 impl Drop for StopOnDrop<'_> {
     fn drop(&mut self) {
@@ -261,7 +261,12 @@ impl Drop for StopOnDrop<'_> {
 }
 
 /// Asks one request after the other; returns how many, and what came instead of answers.
-fn ask_until(lab: &Lab, case: &PacketCase, family: IpFamily, done: &AtomicBool) -> (usize, Vec<Answer>) {
+pub(crate) fn ask_until(
+    lab: &Lab,
+    case: &PacketCase,
+    family: IpFamily,
+    done: &AtomicBool,
+) -> (usize, Vec<Answer>) {
     let client = lab.client(Place::LocalClient, family);
     let (mut asked, mut lost) = (0, Vec::new());
     while !done.load(Ordering::Relaxed) {

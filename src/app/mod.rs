@@ -12,6 +12,7 @@ mod servers;
 mod source;
 
 use crate::config::{self, Action, CommandLine, LogFormat, Resolved};
+use crate::kernel::memory;
 use crate::telemetry;
 use anyhow::{Context, Result};
 use std::path::Path;
@@ -20,6 +21,7 @@ use std::process::ExitCode;
 /// Runs the program with these arguments , without the program's name.
 #[must_use]
 pub fn main(arguments: impl IntoIterator<Item = String>) -> ExitCode {
+    memory::keep_little();
     let line = match config::parse(arguments) {
         Ok(line) => line,
         Err(stop) if stop.exit_code == 0 => return print(&stop.text),

@@ -2,7 +2,7 @@
 
 use super::families::{NodeIps, settings};
 use crate::backend::iptables::{Features, render_inputs};
-use crate::config::{Config, Flavor};
+use crate::config::{Config, Flavor, Mode};
 use crate::kernel::addresses::local_addresses;
 use crate::kernel::iptables as tools;
 use crate::model::{IpFamily, NodeFacts};
@@ -15,6 +15,9 @@ use anyhow::{Result, bail};
 /// by comment lines. The packet counters of nfacct are taken to be missing: whether they are
 /// there is the kernel's to say.
 pub(super) fn render(config: &Config, family: IpFamily) -> Result<String> {
+    if config.mode == Mode::Ipvs {
+        bail!("render prints the rules of mode iptables; those of mode ipvs depend on the kernel's state");
+    }
     let options = ManifestOptions {
         node_name: config.node_name.clone(),
         node_port_range: config.node_ports.range.0..=config.node_ports.range.1,

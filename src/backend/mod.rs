@@ -79,7 +79,7 @@ pub trait Backend {
 /// What `apply` did.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Applied {
-    /// Kernel objects by table: rules for iptables.
+    /// Kernel objects by table: rules for iptables, `virtual` and `real` servers for IPVS.
     pub tables: Vec<TableCount>,
     /// Requests to the kernel or calls of a tool.
     pub calls: usize,

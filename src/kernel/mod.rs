@@ -16,6 +16,7 @@ pub mod ipset;
 pub mod iptables;
 pub mod ipvs;
 pub mod links;
+pub mod memory;
 pub mod nfacct;
 pub mod nft;
 pub mod process;

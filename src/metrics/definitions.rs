@@ -32,6 +32,11 @@ pub(super) struct IptablesMetrics {
     pub(super) rules_last: IntGaugeVec,
 }
 
+pub(super) struct IpvsMetrics {
+    pub(super) servers: IntGaugeVec,
+    pub(super) failures: IntCounterVec,
+}
+
 pub(super) struct ConntrackMetrics {
     pub(super) duration: HistogramVec,
     pub(super) deleted: IntCounterVec,
@@ -124,6 +129,21 @@ impl IptablesMetrics {
             rules_last: IntGaugeVec::new(
                 opts("sync_proxy_rules_iptables_last", "Rules that the last sync wrote"),
                 TABLE,
+            )?,
+        })
+    }
+}
+
+impl IpvsMetrics {
+    pub(super) fn new() -> Result<Self> {
+        Ok(IpvsMetrics {
+            servers: IntGaugeVec::new(
+                opts("ipvs_servers", "Virtual and real servers of ours in the kernel, as of the last sync"),
+                &["kind", "ip_family"],
+            )?,
+            failures: IntCounterVec::new(
+                opts("ipvs_sync_failures_total", "Syncs that failed and were tried again"),
+                FAMILY,
             )?,
         })
     }

@@ -11,7 +11,7 @@ pub use process::ReadProcess;
 
 use crate::model::IpFamily;
 use definitions::{
-    ChangeMetrics, ConntrackMetrics, IptablesMetrics, RequestMetrics, SyncMetrics, build_info,
+    ChangeMetrics, ConntrackMetrics, IptablesMetrics, IpvsMetrics, RequestMetrics, SyncMetrics, build_info,
 };
 use process::{Pulled, process_metrics};
 use prometheus::core::Collector;
@@ -66,6 +66,7 @@ pub struct Metrics {
     sync: SyncMetrics,
     changes: ChangeMetrics,
     iptables: IptablesMetrics,
+    ipvs: IpvsMetrics,
     conntrack: ConntrackMetrics,
     requests: RequestMetrics,
 }
@@ -85,6 +86,7 @@ impl Metrics {
             sync: SyncMetrics::new()?,
             changes: ChangeMetrics::new()?,
             iptables: IptablesMetrics::new()?,
+            ipvs: IpvsMetrics::new()?,
             conntrack: ConntrackMetrics::new()?,
             requests: RequestMetrics::new()?,
         };
@@ -95,7 +97,7 @@ impl Metrics {
     }
 
     fn register_all(&self, set: MetricSet) -> Result<()> {
-        let Metrics { sync, changes, iptables, conntrack, requests, .. } = self;
+        let Metrics { sync, changes, iptables, ipvs, conntrack, requests, .. } = self;
         self.register([&sync.duration, &sync.network_programming, &conntrack.duration])?;
         self.register([&sync.last, &sync.last_queued])?;
         self.register([&sync.no_local_endpoints])?;
@@ -108,6 +110,10 @@ impl Metrics {
             self.register([&sync.full_duration, &sync.partial_duration])?;
             self.register([&iptables.partial_restore_failures])?;
             self.register([&iptables.rules_total, &iptables.rules_last])?;
+        }
+        if set == MetricSet::Ipvs {
+            self.register([&ipvs.servers])?;
+            self.register([&ipvs.failures])?;
         }
         Ok(())
     }
@@ -246,6 +252,18 @@ impl Metrics {
         self.iptables.rules_last.with_label_values(&[table.as_str(), family.as_str()])
     }
 
+    /// Our servers in the kernel; the kind is `virtual` or `real`.
+    #[must_use]
+    pub fn ipvs_servers(&self, kind: &str, family: IpFamily) -> IntGauge {
+        self.ipvs.servers.with_label_values(&[kind, family.as_str()])
+    }
+
+    /// Syncs of IPVS mode that failed.
+    #[must_use]
+    pub fn ipvs_failures(&self, family: IpFamily) -> IntCounter {
+        self.ipvs.failures.with_label_values(&[family.as_str()])
+    }
+
     /// Duration of one clean-up of stale flows.
     #[must_use]
     pub fn conntrack_duration(&self, family: IpFamily) -> Histogram {
@@ -341,12 +359,14 @@ mod tests {
             metrics.restore_failures(family),
             metrics.partial_restore_failures(family),
             metrics.conntrack_deleted(family),
+            metrics.ipvs_failures(family),
             metrics.healthz(200),
             metrics.livez(503),
             metrics.client_requests("200", "GET", "h"),
         ] {
             counter.inc();
         }
+        metrics.ipvs_servers("virtual", family).set(1);
         metrics.endpoint_changes_pending().set(1);
         metrics.service_changes_pending().set(1);
         metrics.endpoint_changes().inc();
@@ -399,6 +419,9 @@ mod tests {
         ("kubeproxy_sync_proxy_rules_iptables_last", "gauge"),
     ];
 
+    const IPVS_ONLY: &[(&str, &str)] =
+        &[("kubeproxy_ipvs_servers", "gauge"), ("kubeproxy_ipvs_sync_failures_total", "counter")];
+
     #[test]
     fn each_mode_shows_its_metrics_and_no_others() {
         let iptables = metrics(MetricSet::Iptables);
@@ -407,13 +430,14 @@ mod tests {
         assert_eq!(types(&text(&iptables)), want);
         let ipvs = metrics(MetricSet::Ipvs);
         touch(&ipvs);
-        assert_eq!(types(&text(&ipvs)), ALL_MODES.iter().copied().collect());
+        let want: BTreeMap<_, _> = ALL_MODES.iter().chain(IPVS_ONLY).copied().collect();
+        assert_eq!(types(&text(&ipvs)), want);
     }
 
     #[test]
     fn every_metric_has_a_row_in_the_documentation() {
         let document = include_str!("../../docs/metrics.md");
-        for (name, _) in ALL_MODES.iter().chain(IPTABLES_ONLY) {
+        for (name, _) in ALL_MODES.iter().chain(IPTABLES_ONLY).chain(IPVS_ONLY) {
             assert!(document.contains(&format!("`{name}`")), "docs/metrics.md lacks {name}");
         }
     }

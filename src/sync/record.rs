@@ -25,14 +25,8 @@ impl Records {
     /// A recorder.
     #[must_use]
     pub fn new(metrics: Arc<Metrics>, health: Arc<ProxyHealth>, clock: Clock) -> Self {
-        Records {
-            metrics,
-            health,
-            clock,
-            tell: Box::new(|_| {}),
-            counted: (0, 0),
-            unverified: PerFamily::default(),
-        }
+        let unverified = PerFamily::default();
+        Records { metrics, health, clock, tell: Box::new(|_| {}), counted: (0, 0), unverified }
     }
 
     /// The same recorder, which also tells the owners of Services and nodes.
@@ -64,7 +58,14 @@ impl Records {
             self.metrics.network_programming_duration(family).observe(latency);
         }
         for count in &applied.tables {
-            let table = if count.table == "nat" { Table::Nat } else { Table::Filter };
+            let table = match count.table {
+                "nat" => Table::Nat,
+                "filter" => Table::Filter,
+                servers => {
+                    self.metrics.ipvs_servers(servers, family).set(gauge(count.total));
+                    continue;
+                }
+            };
             self.metrics.iptables_rules(table, family).set(gauge(count.total));
             self.metrics.iptables_rules_last(table, family).set(gauge(count.written));
         }
@@ -91,6 +92,7 @@ impl Records {
         if report.kind == PassKind::Partial {
             self.metrics.partial_restore_failures(family).inc();
         }
+        self.metrics.ipvs_failures(family).inc();
         tracing::error!(%family, elapsed = ?report.elapsed, error = format!("{error:#}"), "sync failed, will try again");
         self.warn(None, ("FailedToSync", "Sync"), format!("{family}: {error:#}"));
     }

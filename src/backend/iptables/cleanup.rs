@@ -1,10 +1,10 @@
 //! Taking down what carries our names.
 
-use super::base::{self, JUMPS, Jump};
+use super::base::{self, JUMPS};
 use super::names::{ChainId, NODE_PORTS, SERVICES};
 use super::text::{Text, line};
 use crate::kernel::iptables::{Place, Xtables};
-use crate::kernel::nft::{ChainUse, Part};
+use crate::kernel::nft::Part;
 use anyhow::{Result, anyhow};
 use std::collections::BTreeSet;
 
@@ -12,10 +12,7 @@ use std::collections::BTreeSet;
 /// same.
 pub(super) async fn run(tools: &mut impl Xtables, most_chains: usize) -> Result<()> {
     let mut errors: Vec<String> = Vec::new();
-    let there = existing_chains(tools).await?;
-    // The tools refuse to look for a jump to a chain that does not exist.
-    let can_be = |jump: &&Jump| there.contains(&(jump.table.to_owned(), jump.to.to_owned()));
-    for jump in JUMPS.iter().filter(|jump| !jump.is_shared_with_kubelet()).filter(can_be) {
+    for jump in JUMPS.iter().filter(|jump| !jump.is_shared_with_kubelet()) {
         let place = Place { table: jump.table, chain: jump.from };
         if let Err(error) = tools.delete_rule(place, &jump.arguments()).await {
             errors.push(format!("{error:#}"));
@@ -47,23 +44,6 @@ pub(super) async fn holds_rules(tools: &mut impl Xtables) -> Result<bool> {
         }
     }
     Ok(false)
-}
-
-/// The fixed chains that there are, with their tables.
-async fn existing_chains(tools: &mut impl Xtables) -> Result<BTreeSet<(String, String)>> {
-    let mut found = BTreeSet::new();
-    for table in base::CANARY_TABLES {
-        let mut look = |part: Part<ChainUse<'_>>| match part {
-            Part::Start => found.retain(|(known, _)| known != table),
-            Part::Item(chain) => {
-                if base::fixed_chains(table).contains(&chain.name) {
-                    found.insert((table.to_owned(), chain.name.to_owned()));
-                }
-            }
-        };
-        tools.survey(table, &mut look).await?;
-    }
-    Ok(found)
 }
 
 async fn remove_chains(tools: &mut impl Xtables, table: &str, most_chains: usize) -> Result<()> {

@@ -16,6 +16,7 @@ use std::collections::hash_map::DefaultHasher;
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{Hash, Hasher};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 /// How many rules there are.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -155,7 +156,7 @@ pub struct Desired<'a> {
     pub(super) features: Features,
     pub(super) fixed: FixedPrint,
     /// In the order of names; `None` for a Service that this family has nothing of.
-    pub(super) services: Vec<(ServiceName, Option<ServicePrint>)>,
+    pub(super) services: Vec<(ServiceName, Option<Arc<ServicePrint>>)>,
 }
 
 impl<'a> Desired<'a> {
@@ -210,7 +211,7 @@ struct Scratch {
 }
 
 impl Scratch {
-    fn print(&mut self, service: &ServicePlan<'_>, style: Style<'_>) -> ServicePrint {
+    fn print(&mut self, service: &ServicePlan<'_>, style: Style<'_>) -> Arc<ServicePrint> {
         self.chains.clear();
         self.dispatch.clear();
         render::chains(service, style, &mut self.chains);
@@ -220,14 +221,14 @@ impl Scratch {
             count = count.plus(RuleCount::of(rules));
             ChainPrint { id, content: hash(rules).to_ne_bytes() }
         });
-        ServicePrint {
+        Arc::new(ServicePrint {
             chains: chains.collect(),
             count,
             services: Print::of(self.dispatch.services.as_str()),
             destinations: self.dispatch.destinations(),
             node_ports: Print::of(self.dispatch.node_ports.as_str()),
             filter: Print::of(self.dispatch.filter.as_str()),
-        }
+        })
     }
 }
 
@@ -237,7 +238,7 @@ pub struct Baseline {
     /// The jumps and the canaries stand.
     pub(super) set_up: bool,
     pub(super) fixed: Option<FixedPrint>,
-    pub(super) services: BTreeMap<ServiceName, ServicePrint>,
+    pub(super) services: BTreeMap<ServiceName, Arc<ServicePrint>>,
     /// The Services that have rules in the shared chains of the filter table, and those that have
     /// some in `KUBE-NODEPORTS`: few, so these chains are written without asking every Service.
     pub(super) in_filter: BTreeSet<ServiceName>,
@@ -262,7 +263,7 @@ impl Baseline {
     }
 
     /// Notes that a Service is now as printed, or gone.
-    pub(super) fn note(&mut self, name: ServiceName, print: Option<ServicePrint>) {
+    pub(super) fn note(&mut self, name: ServiceName, print: Option<Arc<ServicePrint>>) {
         if let Some(old) = self.services.remove(&name) {
             self.nat = self.nat.minus(old.nat_count());
             self.filter = self.filter.minus(old.filter.count);

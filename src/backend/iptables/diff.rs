@@ -7,6 +7,7 @@ use crate::model::ServiceName;
 use crate::plan::Scope;
 use std::collections::BTreeSet;
 use std::ops::Range;
+use std::sync::Arc;
 
 /// What has to be done.
 #[derive(Debug, Default)]
@@ -40,7 +41,7 @@ pub struct Changes {
 pub(super) struct ServiceChange {
     pub(super) name: ServiceName,
     /// What it is then; `None` when it is gone.
-    pub(super) print: Option<ServicePrint>,
+    pub(super) print: Option<Arc<ServicePrint>>,
     /// Chains to write anew.
     pub(super) write: Vec<ChainId>,
     /// Its rules in shared chains change.
@@ -99,14 +100,15 @@ impl Changes {
     }
 
     /// Compares one Service; says whether its rules in `KUBE-SERVICES` change.
-    fn compare(&mut self, baseline: &Baseline, name: &ServiceName, new: Option<&ServicePrint>) -> bool {
+    fn compare(&mut self, baseline: &Baseline, name: &ServiceName, new: Option<&Arc<ServicePrint>>) -> bool {
         let old = baseline.services.get(name);
         // One that was refused and is gone now is no longer refused, which has to be noted.
         if old == new && !baseline.refused.contains_key(name) {
             return false;
         }
         let nothing = ServicePrint::default();
-        let (before, after) = (old.unwrap_or(&nothing), new.unwrap_or(&nothing));
+        let before = old.map_or(&nothing, |old| &**old);
+        let after = new.map_or(&nothing, |new| &**new);
         let moved = before.services != after.services;
         let (node_ports, filter) = (before.node_ports != after.node_ports, before.filter != after.filter);
         self.node_ports |= node_ports;
@@ -171,7 +173,7 @@ impl Changes {
     fn delete_strays(&mut self, baseline: &Baseline, desired: &Desired<'_>) {
         let prints = desired.services.iter().filter_map(|(_, print)| print.as_ref());
         let mut strays = baseline.strays.clone();
-        for id in prints.flat_map(ServicePrint::ids) {
+        for id in prints.flat_map(|print| print.ids()) {
             strays.remove(&id);
         }
         for chain in &self.write_nets {

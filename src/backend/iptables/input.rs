@@ -146,7 +146,8 @@ impl<'a> Input<'a> {
         has: fn(&ServicePrint) -> bool,
     ) -> impl Iterator<Item = ServicePlan<'a>> + use<'a> {
         let changed = self.changes.services.iter();
-        let new = changed.filter(|change| change.print.as_ref().is_some_and(has)).map(|change| &change.name);
+        let new =
+            changed.filter(|change| change.print.as_deref().is_some_and(has)).map(|change| &change.name);
         let names: BTreeSet<&ServiceName> = known.iter().chain(new).collect();
         let plan = self.desired.plan;
         let wanted = names.into_iter().filter(|name| !self.excluded.contains(name)).cloned();

@@ -184,12 +184,12 @@ fn settings(case: &PacketCase, family: IpFamily) -> FamilySettings {
     settings
 }
 
-fn tables(case: &PacketCase, family: IpFamily, flavor: Flavor) -> Tables {
+fn tables(case: &PacketCase, family: IpFamily, flavor: Flavor, features: &Features) -> Tables {
     let (snapshot, settings) = (snapshot(case), settings(case, family));
     let addresses = [Place::Node.address(family), pod_side_address(family)];
     let plan = Plan::new(&settings, &snapshot, Scope::All).with_local_addresses(&addresses);
     let mut tables = Tables::default();
-    for input in render_inputs(&plan, &Features::default(), flavor) {
+    for input in render_inputs(&plan, features, flavor) {
         tables.load(&input);
     }
     for jump in base::JUMPS {
@@ -210,10 +210,12 @@ fn traveller(case: &PacketCase, packet: &Packet, family: IpFamily) -> Traveller 
 fn every_packet_of_the_table_ends_where_it_should(
     #[values(IpFamily::V4, IpFamily::V6)] family: IpFamily,
     #[values(Flavor::Nft, Flavor::Legacy)] flavor: Flavor,
+    #[values(usize::MAX, 0)] tree_threshold: usize,
 ) {
+    let features = Features { tree_threshold, ..Features::default() };
     let mut failures = Vec::new();
     for case in cases() {
-        let tables = tables(&case, family, flavor);
+        let tables = tables(&case, family, flavor, &features);
         for packet in case.packets.iter().filter(|packet| packet.families.contains(&family)) {
             let fate = tables.trace(traveller(&case, packet, family));
             if !fate.is(&packet.verdict) {

@@ -251,9 +251,9 @@ impl<'a> Tree<'a> {
         let kept =
             || self.base.by_address.range(net.range()).map(|(address, _)| *address).filter(|it| !edited(it));
         let edits = self.edits.map(|edits| edits.by_address.range(net.range())).into_iter().flatten();
-        let new = edits.filter(|(_, entries)| !entries.is_empty()).map(|(address, _)| *address);
+        let mut new = edits.filter(|(_, entries)| !entries.is_empty()).map(|(address, _)| *address);
         let first = kept().next().into_iter().chain(new.clone().next()).min();
-        let last = kept().next_back().into_iter().chain(new.clone().next_back()).max();
+        let last = kept().next_back().into_iter().chain(new.next_back()).max();
         let (Some(first), Some(last)) = (first, last) else { return net };
         let equal = (first ^ last).leading_zeros() / CUT;
         let level = u8::try_from(equal).unwrap_or(u8::MAX).min(deepest(self.family));

@@ -56,6 +56,11 @@ impl Changes {
             && self.removed.is_empty()
     }
 
+    /// How many operations on virtual and real servers there are.
+    pub(super) fn operations(&self) -> usize {
+        self.servers.len() + self.removed.len()
+    }
+
     /// Notes that all of it was done.
     pub(super) fn commit(self, baseline: &mut Baseline) {
         baseline.set_up = true;

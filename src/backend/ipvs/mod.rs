@@ -179,6 +179,7 @@ impl<X: Xtables> Backend for Ipvs<X> {
         if rewritten || changes.set_up {
             (self.stamp, self.uses) = (None, None);
         }
+        let programmed = changes.operations();
         changes.commit(baseline);
         drain::sweep(self.kernel.servers.as_mut(), drain, baseline)?;
         let rules = baseline.rules.as_deref().unwrap_or_default();
@@ -186,7 +187,13 @@ impl<X: Xtables> Backend for Ipvs<X> {
             let total = count_rules(rules, table);
             TableCount { table, total, written: if rewritten { total } else { 0 } }
         };
-        Ok(Applied { tables: vec![count("filter"), count("nat")], calls, refused: Vec::new() })
+        let (virtual_servers, real_servers) = baseline.ours;
+        let servers = [
+            TableCount { table: "virtual", total: virtual_servers, written: programmed },
+            TableCount { table: "real", total: real_servers, written: 0 },
+        ];
+        let tables = [count("filter"), count("nat")].into_iter().chain(servers).collect();
+        Ok(Applied { tables, calls, refused: Vec::new() })
     }
 
     async fn verify(&mut self, baseline: &mut Baseline) -> Result<Option<String>> {

@@ -28,11 +28,13 @@ impl Addresses {
     pub(super) fn read(kernel: &mut Kernel, family: IpFamily) -> Result<Self> {
         let mut addresses = Addresses::default();
         for found in kernel.links.addresses(family)? {
-            let of_kernel = matches!(found.address, IpAddr::V6(ip) if ip.is_unicast_link_local());
-            match (found.interface == INTERFACE, of_kernel) {
-                (true, true) => continue,
-                (true, false) => addresses.ours.insert(found.address),
-                (false, _) => addresses.node.insert(found.address),
+            // The kernel gives one to every interface; no Service has one, and new pods bring new ones.
+            if matches!(found.address, IpAddr::V6(ip) if ip.is_unicast_link_local()) {
+                continue;
+            }
+            match found.interface == INTERFACE {
+                true => addresses.ours.insert(found.address),
+                false => addresses.node.insert(found.address),
             };
         }
         Ok(addresses)

@@ -31,16 +31,7 @@ pub(super) fn node_port_ips(settings: &FamilySettings, node_addresses: &BTreeSet
         NodePortAddresses::All => true,
         NodePortAddresses::Within(cidrs) => cidrs.iter().any(|cidr| cidr.contains(*ip)),
     };
-    node_addresses
-        .iter()
-        .filter(|ip| !ip.is_loopback() && !is_link_local_v6(**ip))
-        .filter(wanted)
-        .copied()
-        .collect()
-}
-
-fn is_link_local_v6(ip: IpAddr) -> bool {
-    matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local())
+    node_addresses.iter().filter(|ip| !ip.is_loopback()).filter(wanted).copied().collect()
 }
 
 /// One Service's part.

@@ -428,6 +428,17 @@ async fn node_ports_follow_the_nodes_addresses() {
 }
 
 #[tokio::test]
+async fn link_local_addresses_of_new_interfaces_do_not_matter() {
+    let mut bench = Bench::new(IpFamily::V6);
+    bench.sync().await.unwrap();
+    let fresh = "fe80::7".parse().unwrap();
+    bench.node.state().interfaces.insert("veth7".to_owned(), BTreeSet::from([fresh]));
+    assert_eq!(bench.verify().await, None);
+    bench.node.state().interfaces.insert("eth1".to_owned(), BTreeSet::from(["fd00::7".parse().unwrap()]));
+    assert!(bench.verify().await.is_some());
+}
+
+#[tokio::test]
 async fn nodes_begin_with_different_endpoints() {
     let mut first = BTreeSet::new();
     for number in 0..20 {

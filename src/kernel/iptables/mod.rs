@@ -136,7 +136,7 @@ pub trait Xtables {
     /// The tool's words.
     async fn insert_rule(&mut self, place: Place<'_>, arguments: &str) -> anyhow::Result<()>;
 
-    /// Deletes a rule; says whether it was there.
+    /// Deletes a rule; says whether it was there. A jump to a chain that does not exist is not.
     ///
     /// # Errors
     /// The tool's words.

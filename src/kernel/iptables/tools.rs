@@ -278,7 +278,21 @@ impl Xtables for Tools {
     }
 
     async fn delete_rule(&mut self, place: Place<'_>, arguments: &str) -> Result<bool> {
-        self.ask(place, &format!("-D {} {arguments}", place.chain)).await
+        let output = self.rule(place.table, &format!("-D {} {arguments}", place.chain)).await?;
+        let said = words(&output);
+        // What the nft and the legacy flavour say of a target that is not there.
+        let no_target = said.contains("does not exist") || said.contains("Couldn't load target");
+        match output.status.code() {
+            Some(0) => Ok(true),
+            Some(EXIT_ABSENT) => Ok(false),
+            _ if no_target => Ok(false),
+            _ => bail!(
+                "{}: cannot delete from {} of {}: {said}",
+                self.programs.rules,
+                place.chain,
+                place.table
+            ),
+        }
     }
 }
 

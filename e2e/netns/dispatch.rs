@@ -1,0 +1,49 @@
+//! The two forms in which `KUBE-SERVICES` leads to the Services, and the way between them.
+
+use std::sync::atomic::AtomicBool;
+use std::thread;
+use std::time::Duration;
+
+use kube_proxy_rs::model::IpFamily;
+use kube_proxy_rs::testing::lab::Lab;
+use kube_proxy_rs::testing::packets::{PacketCase, cases};
+use kube_proxy_rs::testing::proxy::{Flavor, Launch, save};
+use rstest::rstest;
+
+use crate::BINARY;
+use crate::resilience::{StopOnDrop, ask_until, exposed_case};
+
+const SYNC: Duration = Duration::from_secs(30);
+/// More rules than one case has, fewer than all have.
+const FLAGS: &[&str] = &["--iptables-dispatch-tree-threshold=14", "--iptables-min-sync-period=0s"];
+
+#[rstest]
+fn no_request_is_lost_while_the_tree_comes_and_goes(
+    #[values(Flavor::Nft, Flavor::Legacy)] flavor: Flavor,
+    #[values(IpFamily::V4, IpFamily::V6)] family: IpFamily,
+) {
+    let lab = Lab::create().unwrap();
+    let few = exposed_case();
+    let base = few.objects();
+    let many: Vec<_> =
+        cases().iter().filter(|case| case.flags.is_empty()).flat_map(PacketCase::objects).collect();
+    let launch = Launch { binary: BINARY, namespace: lab.node(), flavor, flags: FLAGS };
+    let mut proxy = launch.start(&base).unwrap();
+    proxy.wait_for_sync(lab.node(), flavor, SYNC).unwrap();
+    let done = AtomicBool::new(false);
+    let (asked, lost) = thread::scope(|scope| {
+        let requests = scope.spawn(|| ask_until(&lab, &few, family, &done));
+        let stop = StopOnDrop(&done);
+        for round in 0..6 {
+            let grows = round % 2 == 0;
+            proxy.apply(if grows { &many } else { &base }).unwrap();
+            proxy.wait_for_sync(lab.node(), flavor, SYNC).unwrap();
+            let rules = save(flavor, lab.node(), family == IpFamily::V6).unwrap();
+            assert_eq!(rules.contains("-j KUBE-NET-"), grows, "{rules}");
+        }
+        drop(stop);
+        requests.join().unwrap()
+    });
+    assert!(asked > 50, "only {asked} requests");
+    assert!(lost.is_empty(), "{} of {asked} requests lost: {:?}", lost.len(), lost[0]);
+}
