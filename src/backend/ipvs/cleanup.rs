@@ -26,7 +26,9 @@ pub(super) async fn run(
             errors.push(format!("{what}: {error:#}"));
         }
     };
-    for jump in input::jumps(false) {
+    let there = existing_chains(tools).await?;
+    // The tools refuse to look for a jump to a chain that does not exist.
+    for jump in input::jumps(false).filter(|jump| there.contains(&(jump.table, jump.to))) {
         let place = Place { table: jump.table, chain: jump.from };
         note("jump", tools.delete_rule(place, &jump.arguments()).await.map(|_| ()));
     }
@@ -53,6 +55,22 @@ fn remove_servers(kernel: &mut Kernel, family: IpFamily, features: &Features) ->
         Some(refused) => bail!("{}", refused.message),
         None => Ok(()),
     }
+}
+
+/// Those of our chains that there are, with their tables.
+async fn existing_chains(tools: &mut impl Xtables) -> Result<BTreeSet<(&'static str, &'static str)>> {
+    let mut found = BTreeSet::new();
+    for (table, chains) in CHAINS {
+        let mut look = |part: Part<crate::kernel::nft::ChainUse<'_>>| match part {
+            Part::Start => found.retain(|(known, _)| *known != table),
+            Part::Item(chain) => {
+                let ours = chains.iter().copied().find(|ours| *ours == chain.name);
+                found.extend(ours.map(|ours| (table, ours)));
+            }
+        };
+        tools.survey(table, &mut look).await?;
+    }
+    Ok(found)
 }
 
 /// Empties and deletes those of our chains that are there.
