@@ -52,8 +52,4 @@ impl Xtables for Sink {
     async fn delete_rule(&mut self, _place: Place<'_>, _arguments: &str) -> Result<bool> {
         Ok(true)
     }
-
-    fn ensure_counter(&mut self, _name: &str) -> bool {
-        false
-    }
 }
