@@ -27,6 +27,10 @@ impl Xtables for Sink {
         Ok(Stamp::Generation(0))
     }
 
+    fn ensure_counter(&mut self, _name: &str) -> bool {
+        true
+    }
+
     async fn survey(&mut self, _table: &str, visit: &mut dyn FnMut(Part<ChainUse<'_>>)) -> Result<()> {
         visit(Part::Start);
         Ok(())

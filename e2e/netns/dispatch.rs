@@ -39,7 +39,7 @@ fn no_request_is_lost_while_the_tree_comes_and_goes(
             proxy.apply(if grows { &many } else { &base }).unwrap();
             proxy.wait_for_sync(lab.node(), flavor, SYNC).unwrap();
             let rules = save(flavor, lab.node(), family == IpFamily::V6).unwrap();
-            assert_eq!(rules.contains("-j KUBE-NET-"), grows, "{rules}");
+            assert_eq!(rules.contains("-j KUBE-SVC-AAAA"), grows, "{rules}");
         }
         drop(stop);
         requests.join().unwrap()
