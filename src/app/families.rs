@@ -41,6 +41,7 @@ pub(super) fn settings(config: &Config, family: IpFamily, node: &NodeFacts, ips:
     let mut settings = FamilySettings::new(family);
     settings.detector = detector(&config.detect_local, family, node);
     settings.masquerade_all = config.iptables.masquerade_all;
+    settings.external_ips = config.external_ips;
     if let Some(ip) = ips.ips.get(family) {
         settings.node_ip = *ip;
     }
@@ -237,6 +238,12 @@ mod tests {
         assert!(!settled(&[], IpFamily::V6).localhost_node_ports);
         assert!(!settled(&["--nodeport-addresses=10.0.0.0/8"], IpFamily::V4).localhost_node_ports);
         assert!(!settled(&["--iptables-localhost-nodeports=false"], IpFamily::V4).localhost_node_ports);
+    }
+
+    #[test]
+    fn external_ips_can_be_switched_off() {
+        assert!(settled(&[], IpFamily::V4).external_ips);
+        assert!(!settled(&["--feature-gates=AllowServiceExternalIPs=false"], IpFamily::V4).external_ips);
     }
 
     #[test]

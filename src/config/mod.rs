@@ -57,6 +57,8 @@ pub struct Config {
     pub detect_local: DetectLocal,
     /// Which addresses and ports are node ports.
     pub node_ports: NodePortConfig,
+    /// `spec.externalIPs` lead to their Services (feature gate `AllowServiceExternalIPs`).
+    pub external_ips: bool,
     /// A specific address decides our node IP and primary family; nothing listens on it.
     pub bind_address: IpAddr,
     /// Where the health server listens; `None` is off.

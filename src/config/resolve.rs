@@ -116,13 +116,16 @@ fn flag_notices(line: &CommandLine) -> Vec<String> {
     notices
 }
 
+/// The one feature gate that anything here depends on; on unless it is switched off (API).
+const EXTERNAL_IPS_GATE: &str = "AllowServiceExternalIPs";
+
 /// What is accepted for compatibility and does nothing.
 fn setting_notices(settings: &Settings) -> Vec<String> {
     let (client, logging, serving) = (&settings.client, &settings.logging, &settings.serving);
     let buffered = |size: &str| !matches!(size, "" | "0");
     let minutes = super::GoDuration::from_secs(15 * 60);
     [
-        ("featureGates", !settings.feature_gates.is_empty()),
+        ("featureGates", settings.feature_gates.keys().any(|gate| gate != EXTERNAL_IPS_GATE)),
         ("clientConnection.acceptContentTypes", !client.accept_content_types.is_empty()),
         ("clientConnection.contentType", client.content_type != file::CONTENT_TYPE),
         ("clientConnection.qps", (client.qps - 5.0).abs() > f32::EPSILON),
@@ -168,6 +171,7 @@ fn config(line: &CommandLine, settings: &Settings, node_name: String) -> Config 
             addresses: node_port_addresses(&settings.node_port_addresses),
             range: traffic.service_node_port_range,
         },
+        external_ips: settings.feature_gates.get(EXTERNAL_IPS_GATE).copied().unwrap_or(true),
         bind_address: serving.bind_address.parse().unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED)),
         healthz: address(&serving.healthz_bind_address),
         metrics: address(&serving.metrics_bind_address),

@@ -63,6 +63,7 @@ fn default_config() -> Config {
         sync: SyncConfig { period: secs(30), min_period: secs(1) },
         detect_local: DetectLocal::ClusterCidr(PerFamily::default()),
         node_ports: NodePortConfig { addresses: NodePortAddresses::All, range: (30000, 32767) },
+        external_ips: true,
         bind_address: "0.0.0.0".parse().unwrap(),
         healthz: Some("0.0.0.0:10256".parse().unwrap()),
         metrics: Some("127.0.0.1:10249".parse().unwrap()),
@@ -273,6 +274,7 @@ fn every_flag_has_a_row_in_the_documentation() {
 #[case(&["--cleanup-other-flavor"], |c: &mut Config| c.iptables.cleanup_other_flavor = true)]
 #[case(&["--conntrack-strict"], |c: &mut Config| c.conntrack.strict = true)]
 #[case(&["--conntrack-udp-timeout-stream=2s"], |c: &mut Config| c.conntrack.udp_stream_timeout = secs(2))]
+#[case(&["--feature-gates=AllowServiceExternalIPs=false"], |c: &mut Config| c.external_ips = false)]
 fn a_flag_changes_its_setting_and_nothing_else(#[case] args: &[&str], #[case] change: fn(&mut Config)) {
     let mut want = default_config();
     change(&mut want);

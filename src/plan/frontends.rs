@@ -11,8 +11,11 @@ pub struct Frontends {
     pub cluster_ip: IpAddr,
     /// The port on cluster IP, external IPs and load-balancer IPs.
     pub port: u16,
-    /// `spec.externalIPs` of the family.
+    /// `spec.externalIPs` of the family, unless they are switched off.
     pub external_ips: Vec<IpAddr>,
+    /// It has external IPs, switched off or not: that alone makes its external traffic policy
+    /// count (kube-proxy).
+    has_external_ips: bool,
     /// Load-balancer IPs of the family.
     pub load_balancer_ips: Vec<IpAddr>,
     /// Who may use the load-balancer IPs; empty means everyone.
@@ -41,6 +44,7 @@ impl Frontends {
             cluster_ip,
             port: port.port,
             external_ips: Vec::new(),
+            has_external_ips: false,
             load_balancer_ips: Vec::new(),
             source_ranges: Vec::new(),
             node_in_source_ranges: false,
@@ -53,7 +57,9 @@ impl Frontends {
             let ours = |addresses: &[IpAddr]| {
                 addresses.iter().copied().filter(|address| IpFamily::of(*address) == family).collect()
             };
-            frontends.external_ips = ours(&external.external_ips);
+            let external_ips: Vec<IpAddr> = ours(&external.external_ips);
+            frontends.has_external_ips = !external_ips.is_empty();
+            frontends.external_ips = if settings.external_ips { external_ips } else { Vec::new() };
             frontends.load_balancer_ips = ours(&external.load_balancer_ips);
             frontends.source_ranges = source_ranges(&external.source_ranges, family);
             frontends.node_in_source_ranges =
@@ -68,7 +74,7 @@ impl Frontends {
     /// Whether anything but the cluster IP leads here.
     #[must_use]
     pub fn externally_accessible(&self) -> bool {
-        self.node_port.is_some() || !self.external_ips.is_empty() || !self.load_balancer_ips.is_empty()
+        self.node_port.is_some() || self.has_external_ips || !self.load_balancer_ips.is_empty()
     }
 
     /// Whether load-balancer IPs are open to the source ranges only.

@@ -66,6 +66,8 @@ pub struct FamilySettings {
     pub node_port_addresses: NodePortAddresses,
     /// Node ports answer on 127.0.0.0/8, too; never for IPv6.
     pub localhost_node_ports: bool,
+    /// External IPs lead to their Services; an operator can switch that off.
+    pub external_ips: bool,
 }
 
 impl FamilySettings {
@@ -83,6 +85,7 @@ impl FamilySettings {
             node_ip,
             node_port_addresses: NodePortAddresses::All,
             localhost_node_ports: family == IpFamily::V4,
+            external_ips: true,
         }
     }
 }

@@ -226,3 +226,28 @@ fn node_port_addresses(
     assert_eq!(found == NodePortAddresses::All, all);
     assert_eq!(found.includes_v4_loopback(), loopback);
 }
+
+#[test]
+fn external_ips_that_are_switched_off_lead_nowhere_but_still_make_the_policy_count() {
+    let mut settings = FamilySettings::new(IpFamily::V4);
+    settings.external_ips = false;
+    let external = External {
+        external_ips: [[198, 51, 100, 1].into()].into(),
+        traffic_policy: Local,
+        ..External::default()
+    };
+    let service = Service {
+        name: ServiceName::new("shop", "web"),
+        created: None,
+        cluster_ips: PerFamily { v4: Some([10, 96, 0, 1].into()), v6: None },
+        internal_traffic_policy: Cluster,
+        affinity_seconds: None,
+        ipvs_scheduler: None,
+        ports: [ServicePort { name: "http".into(), protocol: Protocol::Tcp, port: 80, node_port: 0 }].into(),
+        external: Some(Box::new(external)),
+    };
+    let record = ServiceRecord { service: Some(Box::new(service)), ..ServiceRecord::default() };
+    let frontends =
+        Frontends::of_port(&settings, &record, record.service.as_ref().unwrap(), 0, [10, 96, 0, 1].into());
+    assert!(frontends.external_ips.is_empty() && frontends.externally_accessible());
+}
