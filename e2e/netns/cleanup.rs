@@ -9,7 +9,7 @@ use kube_proxy_rs::testing::proxy::{Flavor, Launch, Proxy, save, wait_until};
 
 use crate::BINARY;
 
-const SYNC: Duration = Duration::from_secs(30);
+const SYNC: Duration = Duration::from_secs(120);
 const BOTH: [Flavor; 2] = [Flavor::Nft, Flavor::Legacy];
 
 fn node() -> Namespace {

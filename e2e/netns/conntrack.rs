@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use crate::BINARY;
 
-const SYNC: Duration = Duration::from_secs(30);
+const SYNC: Duration = Duration::from_secs(120);
 const SOON: Duration = Duration::from_secs(10);
 const DELETED: &str = "kubeproxy_conntrack_reconciler_deleted_entries_total";
 const RUNS: &str = "kubeproxy_conntrack_reconciler_sync_duration_seconds_count";

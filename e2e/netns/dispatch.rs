@@ -1,6 +1,5 @@
 //! The two forms in which `KUBE-SERVICES` leads to the Services, and the way between them.
 
-use std::sync::atomic::AtomicBool;
 use std::thread;
 use std::time::Duration;
 
@@ -11,9 +10,10 @@ use kube_proxy_rs::testing::proxy::{Flavor, Launch, save};
 use rstest::rstest;
 
 use crate::BINARY;
-use crate::resilience::{StopOnDrop, ask_until, exposed_case};
+use crate::requests::{Requests, StopOnDrop};
+use crate::resilience::exposed_case;
 
-const SYNC: Duration = Duration::from_secs(30);
+const SYNC: Duration = Duration::from_secs(120);
 /// More rules than one case has, fewer than all have.
 const FLAGS: &[&str] = &["--iptables-dispatch-tree-threshold=14", "--iptables-min-sync-period=0s"];
 
@@ -30,20 +30,20 @@ fn no_request_is_lost_while_the_tree_comes_and_goes(
     let launch = Launch { binary: BINARY, namespace: lab.node(), flavor, flags: FLAGS };
     let mut proxy = launch.start(&base).unwrap();
     proxy.wait_for_sync(lab.node(), flavor, SYNC).unwrap();
-    let done = AtomicBool::new(false);
-    let (asked, lost) = thread::scope(|scope| {
-        let requests = scope.spawn(|| ask_until(&lab, &few, family, &done));
-        let stop = StopOnDrop(&done);
+    let requests = Requests::default();
+    let lost = thread::scope(|scope| {
+        let lost = scope.spawn(|| requests.ask_until_done(&lab, &few, family));
+        let stop = StopOnDrop(&requests);
         for round in 0..6 {
             let grows = round % 2 == 0;
             proxy.apply(if grows { &many } else { &base }).unwrap();
             proxy.wait_for_sync(lab.node(), flavor, SYNC).unwrap();
             let rules = save(flavor, lab.node(), family == IpFamily::V6).unwrap();
             assert_eq!(rules.contains("-j KUBE-SVC-AAAA"), grows, "{rules}");
+            requests.wait_for(10);
         }
         drop(stop);
-        requests.join().unwrap()
+        lost.join().unwrap()
     });
-    assert!(asked > 50, "only {asked} requests");
-    assert!(lost.is_empty(), "{} of {asked} requests lost: {:?}", lost.len(), lost[0]);
+    assert!(lost.is_empty(), "{} requests lost: {:?}", lost.len(), lost[0]);
 }

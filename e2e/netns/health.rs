@@ -10,7 +10,7 @@ use kube_proxy_rs::testing::proxy::{Flavor, Launch, http_get, metrics, wait_unti
 
 use crate::BINARY;
 
-const SYNC: Duration = Duration::from_secs(30);
+const SYNC: Duration = Duration::from_secs(120);
 const SOON: Duration = Duration::from_secs(5);
 
 /// A load-balancer Service with policy Local and these endpoints.

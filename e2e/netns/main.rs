@@ -13,6 +13,7 @@ mod memory;
 mod packets;
 mod prometheus;
 mod refusal;
+mod requests;
 mod resilience;
 mod saved;
 mod sequences;

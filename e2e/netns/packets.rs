@@ -41,7 +41,7 @@ fn every_packet_goes_where_the_table_says(
         let flags = [flags, &[form]].concat();
         let launch = Launch { binary: BINARY, namespace: lab.node(), flavor, flags: &flags };
         let mut proxy = launch.start(&objects).unwrap();
-        proxy.wait_for_sync(lab.node(), flavor, Duration::from_secs(30)).unwrap();
+        proxy.wait_for_sync(lab.node(), flavor, Duration::from_secs(120)).unwrap();
         failures.extend(send_all(&lab, &cases, family));
         proxy.terminate().unwrap();
     }

@@ -12,7 +12,7 @@ use kube_proxy_rs::testing::proxy::{Flavor, Folder, Launch, Proxy, http_get, met
 
 use crate::BINARY;
 
-const SYNC: Duration = Duration::from_secs(30);
+const SYNC: Duration = Duration::from_secs(120);
 const PROMETHEUS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9090);
 
 fn program(node: &Namespace) -> Proxy {

@@ -1,11 +1,10 @@
 //! What must survive: restarts, kills, flushes by hand, other people's rules.
 
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use kube_proxy_rs::model::{IpFamily, Protocol};
+use kube_proxy_rs::model::{IpFamily, PerFamily, Protocol};
 use kube_proxy_rs::testing::lab::{Lab, lone_node};
 use kube_proxy_rs::testing::packets::{PacketCase, Place, SERVICE_PORT, cases};
 use kube_proxy_rs::testing::proxy::{Flavor, Launch, Proxy, metric_sum, metrics, save, wait_until};
@@ -14,11 +13,12 @@ use rstest::rstest;
 use serde_json::{Value, json};
 
 use crate::BINARY;
+use crate::requests::{Requests, StopOnDrop};
 use crate::saved::rules;
 
 /// So many that even on a busy machine a kill lands while they are being programmed.
 const KILLED_AMONG: u16 = 4000;
-const SYNC: Duration = Duration::from_secs(30);
+const SYNC: Duration = Duration::from_secs(120);
 /// Above a thousand endpoints stale chains are swept only once a sync period.
 const QUICK_SWEEP: &[&str] = &["--iptables-sync-period=10s"];
 
@@ -218,13 +218,15 @@ fn a_kill_in_the_middle_of_a_large_sync_loses_nothing(#[values(Flavor::Nft, Flav
     let lab = Lab::create().unwrap();
     let case = exposed_case();
     let mut proxy = start(&lab, flavor, &case.objects());
-    let done = AtomicBool::new(false);
+    let requests = PerFamily { v4: Requests::default(), v6: Requests::default() };
     let lost = thread::scope(|scope| {
         let (lab, case) = (&lab, &case);
         // Even a failure in here must end the loops, or the scope would wait for them for ever.
-        let stop = StopOnDrop(&done);
-        let done = &done;
-        let loops = IpFamily::ALL.map(|family| scope.spawn(move || ask_until(lab, case, family, done)));
+        let stop = IpFamily::ALL.map(|family| StopOnDrop(requests.get(family)));
+        let loops = IpFamily::ALL.map(|family| {
+            let requests = requests.get(family);
+            scope.spawn(move || requests.ask_until_done(lab, case, family))
+        });
         proxy.apply(&[case.objects(), bulk_services(KILLED_AMONG)].concat()).unwrap();
         let mut killed_at = Vec::new();
         for _ in 0..3 {
@@ -237,14 +239,13 @@ fn a_kill_in_the_middle_of_a_large_sync_loses_nothing(#[values(Flavor::Nft, Flav
         let in_the_middle =
             killed_at.iter().any(|programmed| (1..usize::from(KILLED_AMONG)).contains(programmed));
         assert!(flavor == Flavor::Legacy || in_the_middle, "killed with {killed_at:?} Services programmed");
-        let synced = proxy.wait_for_sync(lab.node(), flavor, SYNC);
+        proxy.wait_for_sync(lab.node(), flavor, SYNC).unwrap();
+        IpFamily::ALL.into_iter().for_each(|family| requests.get(family).wait_for(10));
         drop(stop);
-        synced.unwrap();
         loops.map(|thread| thread.join().unwrap())
     });
-    for (asked, lost) in lost {
-        assert!(asked > 50, "only {asked} requests");
-        assert!(lost.is_empty(), "{} of {asked} requests lost: {:?}", lost.len(), lost[0]);
+    for lost in lost {
+        assert!(lost.is_empty(), "{} requests lost: {:?}", lost.len(), lost[0]);
     }
     let twin_node = lone_node().unwrap();
     let twin = Launch { namespace: &twin_node, ..launch(&lab, flavor) };
@@ -253,33 +254,6 @@ fn a_kill_in_the_middle_of_a_large_sync_loses_nothing(#[values(Flavor::Nft, Flav
         [false, true].into_iter().all(|v6| rules(lab.node(), flavor, v6) == rules(&twin_node, flavor, v6))
     })
     .unwrap();
-}
-
-pub(crate) struct StopOnDrop<'a>(pub(crate) &'a AtomicBool);
-
-impl Drop for StopOnDrop<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
-}
-
-/// Asks one request after the other; returns how many, and what came instead of answers.
-pub(crate) fn ask_until(
-    lab: &Lab,
-    case: &PacketCase,
-    family: IpFamily,
-    done: &AtomicBool,
-) -> (usize, Vec<Answer>) {
-    let client = lab.client(Place::LocalClient, family);
-    let (mut asked, mut lost) = (0, Vec::new());
-    while !done.load(Ordering::Relaxed) {
-        let answer = client.ask(Protocol::Tcp, cluster_ip(case, family));
-        asked += 1;
-        if !matches!(answer, Answer::Answered { .. }) {
-            lost.push(answer);
-        }
-    }
-    (asked, lost)
 }
 
 /// A thousand Services of one IPv4 endpoint each.

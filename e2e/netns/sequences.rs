@@ -14,7 +14,7 @@ use serde_json::Value;
 use crate::BINARY;
 use crate::saved::rules;
 
-const SYNC: Duration = Duration::from_secs(20);
+const SYNC: Duration = Duration::from_secs(120);
 /// Services that come and go.
 const SERVICES: u8 = 8;
 /// Changes of one sequence.

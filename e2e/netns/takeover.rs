@@ -13,7 +13,7 @@ use rstest::rstest;
 
 use crate::BINARY;
 
-const SYNC: Duration = Duration::from_secs(30);
+const SYNC: Duration = Duration::from_secs(120);
 /// TCP, on a node port and a cluster IP.
 const TCP: &str = "node-port-cluster-policy";
 /// UDP; its endpoints' port is made the one that the lab's servers have.
