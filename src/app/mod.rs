@@ -18,7 +18,7 @@ use anyhow::{Context, Result};
 use std::path::Path;
 use std::process::ExitCode;
 
-/// Runs the program with these arguments , without the program's name.
+/// Runs the program with these arguments, without the program's name.
 #[must_use]
 pub fn main(arguments: impl IntoIterator<Item = String>) -> ExitCode {
     memory::keep_little();

@@ -15,8 +15,6 @@ pub struct Target {
     pub address: SocketAddr,
     /// The same as `ip:port` or `[ip]:port`: what rules, comments and chain-name hashes hold.
     pub text: Box<str>,
-    /// It is on this node.
-    pub is_local: bool,
     /// It is in the list of the Cluster policy.
     pub in_cluster: bool,
     /// It is in the list of the Local policy.
@@ -153,7 +151,6 @@ impl Choice {
         used.map(|(candidate, (in_cluster, in_local))| Target {
             address: candidate.address,
             text: candidate.text,
-            is_local: candidate.facts.local(),
             in_cluster,
             in_local,
         })

@@ -36,7 +36,8 @@ pub(crate) struct NodePorts {
     claims: BTreeMap<NodePort, BTreeSet<Claim>>,
 }
 
-fn ports_of(service: &Service) -> impl Iterator<Item = NodePort> + '_ {
+/// The node ports a Service asks for, with their protocols.
+pub(super) fn ports_of(service: &Service) -> impl Iterator<Item = NodePort> + '_ {
     service.ports.iter().filter(|port| port.node_port != 0).map(|port| (port.protocol, port.node_port))
 }
 

@@ -1,6 +1,6 @@
 //! The tracker: owner of the snapshot, and of what changed in it since the last pass.
 
-use super::node_ports::{NodePortConflict, NodePorts};
+use super::node_ports::{NodePortConflict, NodePorts, ports_of};
 use crate::model::{
     EndpointSlice, IpFamily, NodeFacts, ObjectKind, PerFamily, Service, ServiceName, SliceName, Snapshot,
     WatchEvent,
@@ -208,9 +208,7 @@ impl Tracker {
     /// Re-decides the node ports of a Service that changed, and of those it contends with.
     fn settle_node_ports(&mut self, name: &ServiceName, old: Option<&Service>) {
         let new = self.snapshot.services.get(name).and_then(|record| record.service.as_deref());
-        let ports = [old, new].into_iter().flatten().flat_map(|service| &service.ports);
-        let ports = ports.map(|port| (port.protocol, port.node_port)).filter(|port| port.1 != 0);
-        let ports: BTreeSet<_> = ports.collect();
+        let ports: BTreeSet<_> = [old, new].into_iter().flatten().flat_map(ports_of).collect();
         if ports.is_empty() {
             return;
         }
