@@ -32,7 +32,11 @@ pub(super) struct Candidate {
 }
 
 impl Candidate {
-    fn is_fallback(&self) -> bool {
+    pub(super) fn is_hinted_elsewhere(&self) -> bool {
+        self.zone_hint == Hinted::Others
+    }
+
+    pub(super) fn is_fallback(&self) -> bool {
         self.facts.serving() && self.facts.terminating()
     }
 }
@@ -49,8 +53,7 @@ pub(super) fn candidates(
 ) -> Vec<Candidate> {
     let mut found: Vec<Candidate> = Vec::new();
     for slice in record.slices.iter().filter(|slice| slice.family == family) {
-        let same = slice.ports.iter().filter(|it| it.name == port.name && it.protocol == port.protocol);
-        for number in same.map(|port| port.port) {
+        for number in numbers(slice, port) {
             found.extend(slice.endpoints.iter().map(|endpoint| candidate(slice, endpoint, number, node)));
         }
     }
@@ -64,6 +67,15 @@ pub(super) fn candidates(
         same
     });
     found
+}
+
+/// The numbers on which a slice's endpoints serve a Service port; none when it does not have the port.
+pub(super) fn numbers<'a>(
+    slice: &'a EndpointSlice,
+    port: &'a ServicePort,
+) -> impl Iterator<Item = u16> + use<'a> {
+    let same = slice.ports.iter().filter(|it| it.name == port.name && it.protocol == port.protocol);
+    same.map(|port| port.port)
 }
 
 fn candidate(slice: &EndpointSlice, endpoint: &SliceEndpoint, port: u16, node: &NodeFacts) -> Candidate {
@@ -88,6 +100,8 @@ pub(super) struct Choice {
     cluster: Vec<bool>,
     /// Candidates, by index, in the Local policy's list.
     local: Vec<bool>,
+    /// Which hints count in the Cluster policy's list.
+    pub(super) preference: Preference,
     pub(super) has_any: bool,
     internal_policy: TrafficPolicy,
     external_policy: TrafficPolicy,
@@ -102,12 +116,14 @@ impl Choice {
         let mut choice = Choice {
             cluster: vec![false; candidates.len()],
             local: vec![false; candidates.len()],
+            preference: Preference::Any,
             has_any: false,
             internal_policy: internal,
             external_policy: external,
         };
         if uses_cluster {
             let preference = Preference::of(candidates);
+            choice.preference = preference;
             choice.cluster =
                 ready_or_fallback(candidates, |candidate| preference.allows(candidate), |_| true);
             choice.has_any = choice.cluster.contains(&true);
@@ -132,16 +148,20 @@ impl Choice {
     }
 
     fn route(&self, policy: TrafficPolicy) -> Route {
-        let list = match policy {
-            TrafficPolicy::Cluster => &self.cluster,
-            TrafficPolicy::Local => &self.local,
-        };
-        if list.contains(&true) {
+        if self.list(policy).contains(&true) {
             Route::Balance(policy)
         } else if self.has_any {
             Route::Drop
         } else {
             Route::Reject
+        }
+    }
+
+    /// The candidates, by index, in the list of a policy.
+    pub(super) fn list(&self, policy: TrafficPolicy) -> &[bool] {
+        match policy {
+            TrafficPolicy::Cluster => &self.cluster,
+            TrafficPolicy::Local => &self.local,
         }
     }
 

@@ -7,19 +7,22 @@
 
 mod endpoints;
 mod frontends;
+mod reasons;
 mod settings;
 mod topology;
 mod tracked;
 
 pub use endpoints::Target;
 pub use frontends::Frontends;
+pub use reasons::{EndpointUse, ReasonedPort, Unused};
 pub use settings::{FamilySettings, LocalDetector, NodePortAddresses};
 pub use tracked::TrackedPort;
 
 use crate::model::{
-    IpFamily, IpvsScheduler, ServiceName, ServicePortName, ServiceRecord, Snapshot, TrafficPolicy,
+    IpFamily, IpvsScheduler, Service, ServiceName, ServicePort, ServicePortName, ServiceRecord, Snapshot,
+    TrafficPolicy,
 };
-use endpoints::Choice;
+use endpoints::{Candidate, Choice};
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 
@@ -174,20 +177,30 @@ impl<'a> Plan<'a> {
             let frontends = Frontends::of_port(self.settings, record, service, index, cluster_ip);
             let candidates = endpoints::candidates(self.family(), record, port, node);
             let choice = Choice::of(&candidates, service.internal_traffic_policy, &frontends);
-            let local = candidates.iter().filter(|it| it.facts.local()).map(|it| it.address);
-            PortPlan {
-                local_endpoints: local.collect(),
-                ipvs_scheduler: service.ipvs_scheduler.clone(),
-                name: service.port_name(port),
-                affinity_seconds: service.affinity_seconds,
-                internal: choice.internal(),
-                external: choice.external(),
-                has_endpoints: choice.has_any,
-                targets: choice.into_targets(candidates),
-                frontends,
-            }
+            port_plan(service, port, frontends, (choice, candidates))
         });
         Some(ServicePlan { name, ports: ports.collect() })
+    }
+}
+
+/// A port's plan from what was settled about it.
+fn port_plan(
+    service: &Service,
+    port: &ServicePort,
+    frontends: Frontends,
+    (choice, candidates): (Choice, Vec<Candidate>),
+) -> PortPlan {
+    let local = candidates.iter().filter(|it| it.facts.local()).map(|it| it.address);
+    PortPlan {
+        local_endpoints: local.collect(),
+        ipvs_scheduler: service.ipvs_scheduler.clone(),
+        name: service.port_name(port),
+        affinity_seconds: service.affinity_seconds,
+        internal: choice.internal(),
+        external: choice.external(),
+        has_endpoints: choice.has_any,
+        targets: choice.into_targets(candidates),
+        frontends,
     }
 }
 

@@ -64,6 +64,16 @@ struct Setup {
 
 impl Setup {
     fn plan(&self, slices: Vec<EndpointSlice>) -> PortPlan {
+        self.with(slices, |plan| plan.services().next().unwrap().ports.pop().unwrap())
+    }
+
+    /// Last byte of each endpoint's address, and why it has no internal and no external traffic.
+    fn reasons(&self, slices: Vec<EndpointSlice>) -> Vec<(u8, Option<Unused>, Option<Unused>)> {
+        let ports = self.with(slices, |plan| plan.reasons(&ServiceName::new("shop", "web")).unwrap());
+        ports[0].endpoints.iter().map(|it| (last(it.ip), it.internal, it.external)).collect()
+    }
+
+    fn with<T>(&self, slices: Vec<EndpointSlice>, look: impl FnOnce(&Plan<'_>) -> T) -> T {
         let external = External {
             traffic_policy: self.external,
             load_balancer_ips: self.ranges.iter().map(|_| [192, 0, 2, 10].into()).take(1).collect(),
@@ -94,17 +104,19 @@ impl Setup {
             Snapshot { services: [(ServiceName::new("shop", "web"), record)].into(), node: Arc::new(node) };
         let mut settings = FamilySettings::new(IpFamily::V4);
         settings.node_ip = [192, 168, 50, 4].into();
-        let plan = Plan::new(&settings, &snapshot, Scope::All);
-        plan.services().next().unwrap().ports.pop().unwrap()
+        look(&Plan::new(&settings, &snapshot, Scope::All))
+    }
+}
+
+fn last(ip: IpAddr) -> u8 {
+    match ip {
+        IpAddr::V4(ip) => ip.octets()[3],
+        IpAddr::V6(ip) => ip.octets()[15],
     }
 }
 
 fn lasts(plan: &PortPlan, policy: TrafficPolicy) -> Vec<u8> {
-    let last = |target: &Target| match target.address.ip() {
-        std::net::IpAddr::V4(ip) => ip.octets()[3],
-        std::net::IpAddr::V6(_) => unreachable!("IPv4 only here"),
-    };
-    plan.list(policy).map(last).collect()
+    plan.list(policy).map(|target| last(target.address.ip())).collect()
 }
 
 use TrafficPolicy::{Cluster, Local};
@@ -250,4 +262,51 @@ fn external_ips_that_are_switched_off_lead_nowhere_but_still_make_the_policy_cou
     let frontends =
         Frontends::of_port(&settings, &record, record.service.as_ref().unwrap(), 0, [10, 96, 0, 1].into());
     assert!(frontends.external_ips.is_empty() && frontends.externally_accessible());
+}
+
+use Unused::*;
+
+#[rstest]
+#[case::unready(None, &[local(1, READY), remote(2, NOT_READY)], &[None, Some(NotReady)])]
+#[case::terminating(None, &[local(1, READY), remote(2, SERVING_TERMINATING), remote(3, TERMINATING)], &[None, Some(TerminatingWhileOthersReady), Some(Terminated)])]
+#[case::fallback_is_used(None, &[remote(2, SERVING_TERMINATING)], &[None])]
+#[case::other_zone(Some("z0"), &[hinted(1, READY, &["z0"], &[]), hinted(2, READY, &["z1"], &[])], &[None, Some(OtherZone)])]
+#[case::other_node(Some("z0"), &[hinted(1, READY, &["z1"], &["node-0"]), hinted(2, READY, &["z0"], &["node-1"])], &[None, Some(OtherNode)])]
+fn every_endpoint_has_its_reason(
+    #[case] zone: Option<&'static str>,
+    #[case] given: &[Given],
+    #[case] reasons: &[Option<Unused>],
+) {
+    let setup = Setup { zone, node_port: 30080, ..Setup::default() };
+    let found = setup.reasons(vec![slice("a", given)]);
+    let internal: Vec<_> = found.iter().map(|it| it.1).collect();
+    let external: Vec<_> = found.iter().map(|it| it.2).collect();
+    assert_eq!((internal.as_slice(), external.as_slice()), (reasons, reasons));
+}
+
+#[test]
+fn a_local_policy_leaves_endpoints_of_other_nodes_out_of_its_own_traffic_only() {
+    let given = [local(1, READY), remote(2, READY)];
+    let setup = Setup { external: Local, node_port: 30080, ..Setup::default() };
+    let found = setup.reasons(vec![slice("a", &given)]);
+    assert_eq!(found, [(1, None, None), (2, None, Some(NotLocal))]);
+    let found = Setup { internal: Local, ..Setup::default() }.reasons(vec![slice("a", &given)]);
+    assert_eq!(found, [(1, None, None), (2, Some(NotLocal), Some(NotLocal))]);
+}
+
+#[test]
+fn endpoints_that_are_no_candidates_are_named_too() {
+    let renamed = SlicePort { name: "other".into(), protocol: Protocol::Tcp, port: 80 };
+    let without_port = EndpointSlice { ports: [renamed].into(), ..slice("a", &[local(1, READY)]) };
+    let mut other_family = slice("b", &[]);
+    other_family.family = IpFamily::V6;
+    other_family.endpoints = [SliceEndpoint {
+        address: "fd00::2".parse().unwrap(),
+        facts: EndpointFacts::new(true, true, false, false),
+        hints: 0,
+    }]
+    .into();
+    let found = Setup::default().reasons(vec![without_port, other_family]);
+    let all = |last, why| (last, Some(why), Some(why));
+    assert_eq!(found, [all(1, PortMissingInSlice), all(2, WrongFamily)]);
 }
