@@ -8,6 +8,7 @@ use crate::kernel::ipvs::Timeouts;
 use crate::kernel::sysctl::Sysctls;
 use crate::model::{Cidr, IpFamily, IpvsScheduler, NodeFacts, PerFamily};
 use crate::plan::{FamilySettings, LocalDetector, NodePortAddresses};
+use crate::state::Reserved;
 use crate::sync::FamilySync;
 use anyhow::{Context, Result, bail};
 use std::net::IpAddr;
@@ -41,7 +42,7 @@ pub(super) fn settings(config: &Config, family: IpFamily, node: &NodeFacts, ips:
     let mut settings = FamilySettings::new(family);
     settings.detector = detector(&config.detect_local, family, node);
     settings.masquerade_all = config.iptables.masquerade_all;
-    settings.external_ips = config.external_ips;
+    settings.external_ips = config.external_ips.enabled;
     if let Some(ip) = ips.ips.get(family) {
         settings.node_ip = *ip;
     }
@@ -50,6 +51,17 @@ pub(super) fn settings(config: &Config, family: IpFamily, node: &NodeFacts, ips:
         && family == IpFamily::V4
         && settings.node_port_addresses.includes_v4_loopback();
     settings
+}
+
+/// The addresses that Services should not claim, as far as the configuration tells them.
+pub(super) fn reserved(config: &Config) -> Reserved {
+    let own = Some(config.bind_address).filter(|address| !address.is_unspecified());
+    Reserved {
+        node_addresses: own.into_iter().collect(),
+        pod_cidrs: config.external_ips.cluster_cidrs.clone(),
+        service_cidrs: config.external_ips.service_cidrs.clone(),
+        strict: config.external_ips.strict,
+    }
 }
 
 fn detector(detect: &DetectLocal, family: IpFamily, node: &NodeFacts) -> Option<LocalDetector> {

@@ -1,6 +1,6 @@
 //! `kube-proxy-rs render`: the restore input for some manifests, without touching the kernel.
 
-use super::families::{NodeIps, settings};
+use super::families::{self, NodeIps, settings};
 use crate::backend::iptables::{Features, render_inputs};
 use crate::config::{Config, Flavor, Mode};
 use crate::kernel::addresses::local_addresses;
@@ -27,10 +27,14 @@ pub(super) fn render(config: &Config, family: IpFamily) -> Result<String> {
         eprintln!("Error: {error}");
     }
     let node = NodeFacts { name: config.node_name.as_str().into(), ..NodeFacts::default() };
-    let mut tracker = Tracker::new(node, i64::MAX);
+    let mut tracker = Tracker::new(node, i64::MAX).reserving(families::reserved(config));
     events.into_iter().for_each(|event| tracker.fold(event));
-    for conflict in tracker.take_changes().conflicts {
+    let changes = tracker.take_changes();
+    for conflict in changes.conflicts {
         eprintln!("Error: {conflict}");
+    }
+    for claim in changes.claims {
+        eprintln!("Warning: {claim}");
     }
     let settings =
         settings(config, family, &tracker.snapshot().node, &NodeIps::of(config, &tracker.snapshot().node));

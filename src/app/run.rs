@@ -78,7 +78,7 @@ async fn serve(config: Config, line: CommandLine, effective: Effective) -> Resul
         .telling(Box::new(move |notice| notices.tell(notice)));
     let started = i64::try_from(since_1970(clock().wall).as_millis()).unwrap_or(i64::MAX);
     let node = NodeFacts { name: config.node_name.as_str().into(), ..NodeFacts::default() };
-    let tracker = Tracker::new(node, started);
+    let tracker = Tracker::new(node, started).reserving(families::reserved(&config));
     tokio::select! {
         ended = program(&config, &mut events, tracker, (records, settlement)) => {
             match ended? {

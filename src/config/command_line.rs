@@ -35,6 +35,8 @@ const EFFECTIVE_WITH_CONFIG: &[&str] = &[
     "conntrack-strict",
     "iptables-dispatch-tree-threshold",
     "service-node-port-range",
+    "service-cluster-ip-range",
+    "strict-external-ips",
     "family",
 ];
 

@@ -5,6 +5,7 @@
 
 use super::duration::GoDuration;
 use super::values::{self, Gate, VmoduleRule};
+use crate::model::Cidr;
 use clap::{Args, ValueEnum};
 use std::path::PathBuf;
 
@@ -247,6 +248,12 @@ pub(super) struct TrafficFlags {
     /// Ports that the cluster gives out as node ports
     #[arg(long, value_name = "FIRST-LAST", default_value = "30000-32767", value_parser = values::port_range)]
     pub(super) service_node_port_range: (u16, u16),
+    /// Networks that the cluster gives out cluster IPs from: no place for external IPs
+    #[arg(long, value_name = "CIDRS", value_delimiter = ',', value_parser = values::cidr)]
+    pub(super) service_cluster_ip_range: Vec<Cidr>,
+    /// Refuse external and load-balancer IPs that are the node's, a pod's or another Service's
+    #[arg(long)]
+    pub(super) strict_external_ips: bool,
 }
 
 #[derive(Args, Clone, Debug)]

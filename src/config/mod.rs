@@ -57,8 +57,8 @@ pub struct Config {
     pub detect_local: DetectLocal,
     /// Which addresses and ports are node ports.
     pub node_ports: NodePortConfig,
-    /// `spec.externalIPs` lead to their Services (feature gate `AllowServiceExternalIPs`).
-    pub external_ips: bool,
+    /// Which external addresses lead to Services.
+    pub external_ips: ExternalIpConfig,
     /// A specific address decides our node IP and primary family; nothing listens on it.
     pub bind_address: IpAddr,
     /// Where the health server listens; `None` is off.
@@ -171,6 +171,19 @@ pub struct NodePortConfig {
     pub addresses: NodePortAddresses,
     /// First and last port the cluster gives out.
     pub range: (u16, u16),
+}
+
+/// Which external addresses lead to Services.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ExternalIpConfig {
+    /// `spec.externalIPs` lead to their Services (feature gate `AllowServiceExternalIPs`).
+    pub enabled: bool,
+    /// Addresses of the node, of pods and of other Services are refused, not only reported.
+    pub strict: bool,
+    /// The cluster's pod network.
+    pub cluster_cidrs: Vec<Cidr>,
+    /// The networks that cluster IPs are given out from, as far as we are told.
+    pub service_cidrs: Vec<Cidr>,
 }
 
 /// The node's addresses that answer on node ports.

@@ -2,8 +2,9 @@
 
 use super::settings::Settings;
 use super::{
-    CommandLine, Config, ConntrackConfig, DetectLocal, Effective, IptablesConfig, IpvsConfig, LogFormat,
-    LoggingConfig, Mode, NodePortAddresses, NodePortConfig, Sources, SyncConfig, file, validate, values,
+    CommandLine, Config, ConntrackConfig, DetectLocal, Effective, ExternalIpConfig, IptablesConfig,
+    IpvsConfig, LogFormat, LoggingConfig, Mode, NodePortAddresses, NodePortConfig, Sources, SyncConfig, file,
+    validate, values,
 };
 use crate::model::{Cidr, IpFamily, PerFamily};
 use std::fmt;
@@ -171,7 +172,7 @@ fn config(line: &CommandLine, settings: &Settings, node_name: String) -> Config 
             addresses: node_port_addresses(&settings.node_port_addresses),
             range: traffic.service_node_port_range,
         },
-        external_ips: settings.feature_gates.get(EXTERNAL_IPS_GATE).copied().unwrap_or(true),
+        external_ips: external_ips(line, settings),
         bind_address: serving.bind_address.parse().unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED)),
         healthz: address(&serving.healthz_bind_address),
         metrics: address(&serving.metrics_bind_address),
@@ -227,6 +228,16 @@ fn node_port_addresses(addresses: &[String]) -> NodePortAddresses {
         [] => NodePortAddresses::All,
         [one] if one == "primary" => NodePortAddresses::Primary,
         several => NodePortAddresses::Cidrs(several.iter().filter_map(|cidr| masked(cidr)).collect()),
+    }
+}
+
+fn external_ips(line: &CommandLine, settings: &Settings) -> ExternalIpConfig {
+    let flags = &line.flags.traffic;
+    ExternalIpConfig {
+        enabled: settings.feature_gates.get(EXTERNAL_IPS_GATE).copied().unwrap_or(true),
+        strict: flags.strict_external_ips,
+        cluster_cidrs: settings.detect_local.cluster_cidrs.iter().filter_map(|cidr| masked(cidr)).collect(),
+        service_cidrs: flags.service_cluster_ip_range.clone(),
     }
 }
 

@@ -63,7 +63,12 @@ fn default_config() -> Config {
         sync: SyncConfig { period: secs(30), min_period: secs(1) },
         detect_local: DetectLocal::ClusterCidr(PerFamily::default()),
         node_ports: NodePortConfig { addresses: NodePortAddresses::All, range: (30000, 32767) },
-        external_ips: true,
+        external_ips: ExternalIpConfig {
+            enabled: true,
+            strict: false,
+            cluster_cidrs: Vec::new(),
+            service_cidrs: Vec::new(),
+        },
         bind_address: "0.0.0.0".parse().unwrap(),
         healthz: Some("0.0.0.0:10256".parse().unwrap()),
         metrics: Some("127.0.0.1:10249".parse().unwrap()),
@@ -166,6 +171,8 @@ const OUR_FLAGS: &[(&str, &str, bool)] = &[
     ("cleanup-other-flavor", "false", true),
     ("iptables-dispatch-tree-threshold", "500", true),
     ("service-node-port-range", "30000-32767", true),
+    ("service-cluster-ip-range", "", true),
+    ("strict-external-ips", "false", true),
     ("family", "ipv4", true),
 ];
 
@@ -243,6 +250,7 @@ fn every_flag_has_a_row_in_the_documentation() {
         v4: Some("10.128.0.0/16".parse().unwrap()),
         v6: Some("fd00:128::/32".parse().unwrap()),
     });
+    c.external_ips.cluster_cidrs = vec!["fd00:128::/32".parse().unwrap(), "10.128.0.0/16".parse().unwrap()];
 })]
 #[case(&["--nodeport-addresses=10.0.0.0/8", "--nodeport-addresses=192.168.1.1/24"], |c: &mut Config| {
     c.node_ports.addresses =
@@ -251,6 +259,10 @@ fn every_flag_has_a_row_in_the_documentation() {
 #[case(&["--nodeport-addresses=primary"], |c: &mut Config| c.node_ports.addresses = NodePortAddresses::Primary)]
 #[case(&["--nodeport-addresses="], |_: &mut Config| {})]
 #[case(&["--service-node-port-range=100-200"], |c: &mut Config| c.node_ports.range = (100, 200))]
+#[case(&["--strict-external-ips"], |c: &mut Config| c.external_ips.strict = true)]
+#[case(&["--service-cluster-ip-range=10.96.0.1/12,fd00:96::/108"], |c: &mut Config| {
+    c.external_ips.service_cidrs = vec!["10.96.0.0/12".parse().unwrap(), "fd00:96::/108".parse().unwrap()];
+})]
 #[case(&["--bind-address=::1"], |c: &mut Config| c.bind_address = "::1".parse().unwrap())]
 #[case(&["--bind-address="], |_: &mut Config| {})]
 #[case(&["--healthz-bind-address=1.2.3.4"], |c: &mut Config| c.healthz = Some("1.2.3.4:10256".parse().unwrap()))]
@@ -274,7 +286,7 @@ fn every_flag_has_a_row_in_the_documentation() {
 #[case(&["--cleanup-other-flavor"], |c: &mut Config| c.iptables.cleanup_other_flavor = true)]
 #[case(&["--conntrack-strict"], |c: &mut Config| c.conntrack.strict = true)]
 #[case(&["--conntrack-udp-timeout-stream=2s"], |c: &mut Config| c.conntrack.udp_stream_timeout = secs(2))]
-#[case(&["--feature-gates=AllowServiceExternalIPs=false"], |c: &mut Config| c.external_ips = false)]
+#[case(&["--feature-gates=AllowServiceExternalIPs=false"], |c: &mut Config| c.external_ips.enabled = false)]
 fn a_flag_changes_its_setting_and_nothing_else(#[case] args: &[&str], #[case] change: fn(&mut Config)) {
     let mut want = default_config();
     change(&mut want);
@@ -336,6 +348,7 @@ fn deprecated_ports_move_or_turn_off_their_servers() {
 #[case(&["--vmodule=A"], "expected PATTERN=N")]
 #[case(&["--iptables-flavor=old"], "[possible values: auto, nft, legacy]")]
 #[case(&["--service-node-port-range=9-1"], "must be FIRST-LAST")]
+#[case(&["--service-cluster-ip-range=10.96.0.1"], "must be a network in CIDR form")]
 #[case(&["--log-text-info-buffer-size=lots"], "must be a quantity")]
 #[case(&["--version=soon"], "must be true, false, raw or vX.Y.Z")]
 #[case(&["--kubeconfig"], "a value is required")]
@@ -415,6 +428,7 @@ fn render_takes_the_flags_on_either_side_of_it() {
         v4: Some("10.1.0.0/16".parse().unwrap()),
         v6: Some("fd00::/64".parse().unwrap()),
     });
+    c.external_ips.cluster_cidrs = vec!["10.1.0.0/16".parse().unwrap(), "fd00::/64".parse().unwrap()];
 })]
 #[case("detectLocalMode: NodeCIDR", |c: &mut Config| c.detect_local = DetectLocal::NodeCidr)]
 #[case("detectLocalMode: BridgeInterface\ndetectLocal: {bridgeInterface: b}", |c: &mut Config| {

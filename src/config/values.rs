@@ -1,5 +1,6 @@
 //! Parsers of single flag values and of the addresses that flags and files share.
 
+use crate::model::Cidr;
 use serde::{Deserialize, Serialize};
 use std::net::{IpAddr, SocketAddr};
 
@@ -102,6 +103,11 @@ pub(super) fn with_port(address: &str, port: i32) -> String {
         Ok(IpAddr::V6(ip)) => format!("[{ip}]:{port}"),
         Err(_) => address.to_owned(),
     }
+}
+
+pub(super) fn cidr(text: &str) -> Result<Cidr, String> {
+    let cidr = text.parse::<Cidr>().map_err(|_| "must be a network in CIDR form, as in 10.96.0.0/12")?;
+    Ok(cidr.trunc())
 }
 
 pub(super) fn port_range(text: &str) -> Result<(u16, u16), String> {

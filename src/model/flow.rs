@@ -2,6 +2,7 @@
 
 use super::{EndpointSlice, NodeFacts, Service, ServiceName, SliceName};
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 /// The kinds of object we watch.
@@ -48,6 +49,8 @@ pub struct ServiceRecord {
     pub slices: Vec<EndpointSlice>,
     /// Indexes of the Service's ports whose node port belongs to somebody else.
     pub refused_node_ports: Vec<usize>,
+    /// External and load-balancer IPs that are somebody else's, where those are refused.
+    pub refused_external_ips: Box<[IpAddr]>,
 }
 
 /// The whole picture: every Service with its slices, and our node.

@@ -54,9 +54,10 @@ impl Frontends {
         };
         if let Some(external) = &service.external {
             let family = settings.family;
-            let ours = |addresses: &[IpAddr]| {
-                addresses.iter().copied().filter(|address| IpFamily::of(*address) == family).collect()
+            let served = |address: &IpAddr| {
+                IpFamily::of(*address) == family && !record.refused_external_ips.contains(address)
             };
+            let ours = |addresses: &[IpAddr]| addresses.iter().copied().filter(served).collect();
             let external_ips: Vec<IpAddr> = ours(&external.external_ips);
             frontends.has_external_ips = !external_ips.is_empty();
             frontends.external_ips = if settings.external_ips { external_ips } else { Vec::new() };

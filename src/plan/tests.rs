@@ -96,8 +96,7 @@ impl Setup {
             .into(),
             external: Some(Box::new(external)),
         };
-        let record =
-            ServiceRecord { service: Some(Box::new(service)), slices, refused_node_ports: Vec::new() };
+        let record = ServiceRecord { service: Some(Box::new(service)), slices, ..ServiceRecord::default() };
         let node =
             NodeFacts { name: "node-0".into(), zone: self.zone.map(Arc::from), ..NodeFacts::default() };
         let snapshot =
@@ -237,6 +236,36 @@ fn node_port_addresses(
     let found = NodePortAddresses::of_family(&cidrs, family);
     assert_eq!(found == NodePortAddresses::All, all);
     assert_eq!(found.includes_v4_loopback(), loopback);
+}
+
+#[test]
+fn refused_external_addresses_lead_nowhere_and_do_not_make_a_service_external() {
+    let balancer = std::net::IpAddr::from([203, 0, 113, 9]);
+    let external = External {
+        external_ips: [[198, 51, 100, 1].into()].into(),
+        load_balancer_ips: [balancer].into(),
+        ..External::default()
+    };
+    let service = Service {
+        name: ServiceName::new("shop", "web"),
+        created: None,
+        cluster_ips: PerFamily { v4: Some([10, 96, 0, 1].into()), v6: None },
+        internal_traffic_policy: Cluster,
+        affinity_seconds: None,
+        ipvs_scheduler: None,
+        ports: [ServicePort { name: "http".into(), protocol: Protocol::Tcp, port: 80, node_port: 0 }].into(),
+        external: Some(Box::new(external)),
+    };
+    let mut record = ServiceRecord { service: Some(Box::new(service)), ..ServiceRecord::default() };
+    let frontends = |record: &ServiceRecord| {
+        let settings = FamilySettings::new(IpFamily::V4);
+        Frontends::of_port(&settings, record, record.service.as_ref().unwrap(), 0, [10, 96, 0, 1].into())
+    };
+    record.refused_external_ips = [[198, 51, 100, 1].into()].into();
+    let one = frontends(&record);
+    assert_eq!((one.external_ips, one.load_balancer_ips), (vec![], vec![balancer]));
+    record.refused_external_ips = [[198, 51, 100, 1].into(), balancer].into();
+    assert!(!frontends(&record).externally_accessible());
 }
 
 #[test]

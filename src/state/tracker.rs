@@ -1,5 +1,6 @@
 //! The tracker: owner of the snapshot, and of what changed in it since the last pass.
 
+use super::external_ips::{ExternalIpClaim, ExternalIps, Reserved};
 use super::node_ports::{NodePortConflict, NodePorts, ports_of};
 use crate::model::{
     EndpointSlice, IpFamily, NodeFacts, ObjectKind, PerFamily, Service, ServiceName, SliceName, Snapshot,
@@ -19,6 +20,8 @@ pub struct Changes {
     pub triggered: Vec<i64>,
     /// Node ports newly found to be claimed twice.
     pub conflicts: Vec<NodePortConflict>,
+    /// External addresses newly found to be somebody else's.
+    pub claims: Vec<ExternalIpClaim>,
 }
 
 impl Changes {
@@ -45,6 +48,7 @@ pub struct Tracker {
     /// Where a slice is filed: its Service can change, and a removal names only the slice.
     slice_services: HashMap<SliceName, ServiceName>,
     node_ports: NodePorts,
+    external_ips: ExternalIps,
     endpoints: PerFamily<usize>,
     unlisted: Unlisted,
     complete: BTreeSet<ObjectKind>,
@@ -68,6 +72,13 @@ impl Tracker {
     pub fn new(node: NodeFacts, started: i64) -> Self {
         let snapshot = Snapshot { node: Arc::new(node), ..Snapshot::default() };
         Tracker { snapshot, started, ..Tracker::default() }
+    }
+
+    /// The same picture, knowing which addresses are not for Services to claim.
+    #[must_use]
+    pub fn reserving(mut self, reserved: Reserved) -> Self {
+        self.external_ips.reserved = reserved;
+        self
     }
 
     /// The picture as it is now.
@@ -177,11 +188,12 @@ impl Tracker {
             return;
         }
         let old = record.service.take();
-        self.move_claims(old.as_deref(), Some(&service));
+        let askers = self.move_claims(old.as_deref(), Some(&service));
         if let Some(record) = self.snapshot.services.get_mut(&name) {
             record.service = Some(service);
         }
         self.settle_node_ports(&name, old.as_deref());
+        self.settle_external_ips(askers);
         self.changes.services.insert(name);
     }
 
@@ -190,18 +202,35 @@ impl Tracker {
         let Some(record) = self.snapshot.services.get_mut(name) else { return };
         let Some(old) = record.service.take() else { return };
         record.refused_node_ports = Vec::new();
-        self.move_claims(Some(&old), None);
+        let askers = self.move_claims(Some(&old), None);
         self.settle_node_ports(name, Some(&old));
+        self.settle_external_ips(askers);
         self.changes.services.insert(name.clone());
         self.drop_empty(name);
     }
 
-    fn move_claims(&mut self, old: Option<&Service>, new: Option<&Service>) {
+    /// Returns the Services whose external addresses are to be judged again.
+    fn move_claims(&mut self, old: Option<&Service>, new: Option<&Service>) -> BTreeSet<ServiceName> {
         if let Some(old) = old {
             self.node_ports.release(old);
         }
         if let Some(new) = new {
             self.node_ports.claim(new);
+        }
+        self.external_ips.replace(old, new)
+    }
+
+    fn settle_external_ips(&mut self, askers: BTreeSet<ServiceName>) {
+        for name in askers {
+            let Some(record) = self.snapshot.services.get_mut(&name) else { continue };
+            let judged = self.external_ips.judge(&name, record.service.as_deref(), &self.snapshot.node);
+            let Some(claims) = judged else { continue };
+            let refused = claims.iter().filter(|claim| claim.refused).map(|claim| claim.address).collect();
+            if record.refused_external_ips != refused {
+                record.refused_external_ips = refused;
+                self.changes.services.insert(name);
+            }
+            self.changes.claims.extend(claims);
         }
     }
 
@@ -289,8 +318,13 @@ impl Tracker {
     }
 
     fn fold_node(&mut self, node: Arc<NodeFacts>) {
-        self.changes.topology |= node.zone != self.snapshot.node.zone;
-        self.snapshot.node = node;
+        let known = std::mem::replace(&mut self.snapshot.node, node);
+        let node = &self.snapshot.node;
+        self.changes.topology |= known.zone != node.zone;
+        let moved = (&known.addresses, &known.pod_cidrs) != (&node.addresses, &node.pod_cidrs);
+        if moved {
+            self.settle_external_ips(self.external_ips.all_askers());
+        }
     }
 }
 

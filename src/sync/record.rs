@@ -5,7 +5,7 @@ use super::settle::Settled;
 use crate::health::{Clock, ProxyHealth};
 use crate::metrics::{Metrics, PolicyKind, Table};
 use crate::model::{IpFamily, NodeFacts, PerFamily, ServiceName};
-use crate::state::NodePortConflict;
+use crate::state::{ExternalIpClaim, NodePortConflict};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -155,6 +155,17 @@ impl Recorder for Records {
                 owner = %conflict.owner, "node port belongs to another Service; this one goes without"
             );
             self.warn(Some(&conflict.service), ("NodePortConflict", "Sync"), conflict.to_string());
+        }
+    }
+
+    fn claims(&mut self, claims: &[ExternalIpClaim]) {
+        for claim in claims {
+            if !claim.refused {
+                tracing::warn!("{claim}; --strict-external-ips would refuse it");
+                continue;
+            }
+            tracing::error!("{claim}");
+            self.warn(Some(&claim.service), ("ExternalIPRefused", "Sync"), claim.to_string());
         }
     }
 

@@ -3,7 +3,7 @@
 use super::settle::Settled;
 use crate::backend::Applied;
 use crate::model::{IpFamily, NodeFacts, ServiceName};
-use crate::state::NodePortConflict;
+use crate::state::{ExternalIpClaim, NodePortConflict};
 use std::time::Duration;
 
 /// How much a pass looked at.
@@ -84,6 +84,9 @@ pub trait Recorder {
 
     /// Service ports go without their node port.
     fn conflicts(&mut self, conflicts: &[NodePortConflict]);
+
+    /// Services ask for traffic to addresses that are somebody else's.
+    fn claims(&mut self, claims: &[ExternalIpClaim]);
 
     /// What is known of our node.
     fn node(&mut self, node: &NodeFacts);

@@ -5,7 +5,7 @@ use crate::backend::iptables::{Features, Iptables};
 use crate::kernel::fake::iptables::FakeXtables;
 use crate::model::{Cidr, IpFamily, NodeFacts, ObjectKind, WatchEvent};
 use crate::plan::FamilySettings;
-use crate::state::{NodePortConflict, Tracker};
+use crate::state::{ExternalIpClaim, NodePortConflict, Tracker};
 use crate::testing::generate::Generator;
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -67,6 +67,10 @@ impl Recorder for Diary {
 
     fn conflicts(&mut self, conflicts: &[NodePortConflict]) {
         conflicts.iter().for_each(|conflict| self.note(format!("conflict: {conflict}")));
+    }
+
+    fn claims(&mut self, claims: &[ExternalIpClaim]) {
+        claims.iter().for_each(|claim| self.note(format!("claim: {claim}")));
     }
 
     fn node(&mut self, _: &NodeFacts) {}

@@ -15,7 +15,7 @@ pub use services::service;
 pub use slices::endpoint_slice;
 
 pub(super) use names::{check_name, check_namespace, quoted};
-pub(super) use parse::parse_ip;
+pub(super) use parse::{parse_ip, special};
 
 use std::fmt;
 

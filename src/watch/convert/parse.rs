@@ -12,6 +12,22 @@ pub(in crate::watch) fn parse_ip(text: &str) -> Option<IpAddr> {
     raw_ip(text).map(|ip| ip.to_canonical())
 }
 
+/// What makes an address one that neither endpoints nor external IPs can have (API): it would lead
+/// to whoever asks, or to whoever is on the same link.
+pub(in crate::watch) fn special(ip: IpAddr) -> Option<&'static str> {
+    let link_local = match ip {
+        IpAddr::V4(v4) => v4.is_link_local() || v4.octets()[..3] == [224, 0, 0],
+        IpAddr::V6(v6) => v6.is_unicast_link_local() || v6.segments()[0] & 0xff0f == 0xff02,
+    };
+    if ip.is_unspecified() {
+        Some("the unspecified address")
+    } else if ip.is_loopback() {
+        Some("a loopback address")
+    } else {
+        link_local.then_some("a link-local address")
+    }
+}
+
 /// A network in masked form; leading zeros as in [`parse_ip`], in the prefix length too.
 pub(super) fn parse_cidr(text: &str) -> Option<Cidr> {
     let (address, prefix) = text.split_once('/')?;

@@ -1,7 +1,7 @@
 //! EndpointSlices.
 
 use super::names::{check_label, check_name, check_namespace, quoted};
-use super::parse::{self, parse_ip, port_number};
+use super::parse::{self, parse_ip, port_number, special};
 use super::services::not_a_port;
 use super::{Converted, Issues};
 use crate::model::{EndpointFacts, EndpointSlice, Hints, IpFamily, ServiceName, SliceEndpoint, SlicePort};
@@ -137,6 +137,8 @@ fn number(object: &SlicePortObject, index: usize, issues: &mut Issues) -> Option
     port
 }
 
+/// The endpoint's address. Who may write slices may not thereby reach what only the node itself, or
+/// its neighbours on the link, can reach: such addresses are refused, whoever checked them before.
 fn address(
     endpoint: &EndpointObject,
     index: usize,
@@ -153,7 +155,14 @@ fn address(
         Some(ip) if IpFamily::of(ip) != family => {
             issues.error(field, format_args!("{ip} is not an {family} address"));
         }
-        Some(ip) => return Some(ip),
+        Some(ip) => match special(ip) {
+            Some(what) => issues.error(field, format_args!("{ip} is {what}; the endpoint is not used")),
+            // The API server refuses only those of the link.
+            None if ip.is_multicast() => {
+                issues.warning(field, format_args!("{ip} is a multicast address; the endpoint is not used"));
+            }
+            None => return Some(ip),
+        },
     }
     None
 }

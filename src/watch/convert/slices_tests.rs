@@ -130,6 +130,31 @@ fn endpoints_without_a_good_address_are_skipped_by_name() {
 }
 
 #[rstest]
+#[case("IPv4", "127.0.0.1", "a loopback address")]
+#[case("IPv4", "127.8.9.10", "a loopback address")]
+#[case("IPv4", "169.254.169.254", "a link-local address")]
+#[case("IPv4", "0.0.0.0", "the unspecified address")]
+#[case("IPv4", "224.0.0.1", "a link-local address")]
+#[case("IPv4", "239.1.2.3", "a multicast address")]
+#[case("IPv6", "::1", "a loopback address")]
+#[case("IPv6", "fe80::1", "a link-local address")]
+#[case("IPv6", "::", "the unspecified address")]
+#[case("IPv6", "ff02::1", "a link-local address")]
+#[case("IPv6", "ff0e::1", "a multicast address")]
+fn endpoints_that_lead_back_to_the_node_or_its_link_are_refused_and_the_others_stay(
+    #[case] family: &str,
+    #[case] refused: &str,
+    #[case] what: &str,
+) {
+    let good = if family == "IPv4" { "10.1.0.1" } else { "2001:db8::1" };
+    let converted = with(json!({"addressType": family, "endpoints": [
+        {"addresses": [refused]}, {"addresses": [good]}]}));
+    let text = format!("endpoints[0].addresses[0]: {refused} is {what}; the endpoint is not used");
+    assert_eq!(texts(&converted), [text]);
+    assert_eq!(addresses(&converted.value.unwrap()), [good]);
+}
+
+#[rstest]
 #[case(json!(null), (true, true, false))]
 #[case(json!({}), (true, true, false))]
 #[case(json!({"ready": null, "serving": null, "terminating": null}), (true, true, false))]

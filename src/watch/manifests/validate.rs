@@ -6,12 +6,11 @@
 
 use super::ManifestOptions;
 use crate::model::IpFamily;
-use crate::watch::convert::{Issues, check_name, check_namespace, parse_ip, quoted};
+use crate::watch::convert::{Issues, check_name, check_namespace, parse_ip, quoted, special};
 use crate::watch::objects::{
     EndpointObject, EndpointSliceObject, ServiceObject, ServicePortObject, ServiceSpec,
 };
 use std::collections::BTreeSet;
-use std::net::IpAddr;
 
 /// The API's limit of addresses of an endpoint.
 const MAX_ADDRESSES: usize = 100;
@@ -124,21 +123,6 @@ fn external_ips(spec: &ServiceSpec, issues: &mut Issues) {
         } else if !spec.ip_families.is_empty() && !spec.ip_families.iter().any(|own| own == family.as_str()) {
             issues.error(field, format_args!("{ip} is an {family} address; the Service has none"));
         }
-    }
-}
-
-/// Addresses that neither endpoints nor external IPs can have.
-fn special(ip: IpAddr) -> Option<&'static str> {
-    let link_local = match ip {
-        IpAddr::V4(v4) => v4.is_link_local() || v4.octets()[..3] == [224, 0, 0],
-        IpAddr::V6(v6) => v6.is_unicast_link_local() || v6.segments()[0] & 0xff0f == 0xff02,
-    };
-    if ip.is_unspecified() {
-        Some("the unspecified address")
-    } else if ip.is_loopback() {
-        Some("a loopback address")
-    } else {
-        link_local.then_some("a link-local address")
     }
 }
 
