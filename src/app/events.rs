@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use serde_json::{Value, json};
 use std::collections::HashMap;
 use std::time::Duration;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
 /// Notices that wait; what does not fit is lost.
@@ -20,6 +20,8 @@ const MOST_REMEMBERED: usize = 1024;
 /// Many at once are fine, but in the long run one in `PACE`.
 const BURST: u32 = 25;
 const PACE: Duration = Duration::from_secs(10);
+/// How long the program waits with its end until its last words are out.
+const LAST_WORDS: Duration = Duration::from_secs(3);
 /// A note may not be longer (API).
 const NOTE_MAX: usize = 1024;
 
@@ -33,7 +35,14 @@ pub(super) struct Reporter {
 
 /// The end that notices are put into.
 #[derive(Clone, Debug)]
-pub(super) struct Events(Option<mpsc::Sender<Notice>>);
+pub(super) struct Events(Option<mpsc::Sender<Told>>);
+
+/// A notice, and who waits until it has been dealt with: they see this end go.
+#[derive(Debug)]
+struct Told {
+    notice: Notice,
+    _waiting: Option<oneshot::Sender<()>>,
+}
 
 impl Events {
     /// Without an API server there is nobody to tell.
@@ -43,11 +52,11 @@ impl Events {
 
     /// Starts the task that sends them.
     pub(super) fn start(client: kube::Client, reporter: Reporter, clock: Clock) -> Self {
-        let (sender, mut notices) = mpsc::channel::<Notice>(WAITING);
+        let (sender, mut notices) = mpsc::channel::<Told>(WAITING);
         tokio::spawn(async move {
             let mut limit = Limit::new();
             let mut number = 0_u32;
-            while let Some(notice) = notices.recv().await {
+            while let Some(Told { notice, _waiting }) = notices.recv().await {
                 if !limit.allows(&notice, Instant::now()) {
                     continue;
                 }
@@ -65,8 +74,21 @@ impl Events {
     pub(super) fn tell(&self, notice: Notice) {
         if let Some(sender) = &self.0 {
             // Full: the log has it anyway.
-            let _ = sender.try_send(notice);
+            let _ = sender.try_send(Told { notice, _waiting: None });
         }
+    }
+
+    /// Puts in the last notice before the program ends, and gives it a moment to get out.
+    pub(super) async fn tell_last(&self, notice: Notice) {
+        let Some(sender) = &self.0 else { return };
+        let (waiting, dealt_with) = oneshot::channel();
+        let told = async {
+            if sender.send(Told { notice, _waiting: Some(waiting) }).await.is_ok() {
+                let _ = dealt_with.await;
+            }
+        };
+        // No server takes it: the log has it anyway.
+        let _ = tokio::time::timeout(LAST_WORDS, told).await;
     }
 }
 

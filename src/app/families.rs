@@ -1,5 +1,6 @@
 //! What holds for each IP family of this node: settled once, before the first rule.
 
+use super::consistency;
 use crate::backend::iptables::{self, Iptables};
 use crate::backend::ipvs::{self, Ipvs};
 use crate::config::{Config, DetectLocal, Flavor, NodePortAddresses as ConfiguredAddresses};
@@ -34,6 +35,12 @@ impl NodeIps {
             *found.ips.get_mut(found.primary) = Some(config.bind_address);
         }
         found
+    }
+
+    /// What `--nodeport-addresses=primary` stands for.
+    pub(super) fn own_networks(&self) -> Vec<Cidr> {
+        let known = IpFamily::ALL.into_iter().filter_map(|family| *self.ips.get(family));
+        known.filter(|ip| !ip.is_loopback()).map(Cidr::from).collect()
     }
 }
 
@@ -80,11 +87,7 @@ fn node_port_addresses(config: &Config, family: IpFamily, ips: &NodeIps) -> Node
     match &config.node_ports.addresses {
         ConfiguredAddresses::All => NodePortAddresses::All,
         ConfiguredAddresses::Cidrs(cidrs) => NodePortAddresses::of_family(cidrs, family),
-        ConfiguredAddresses::Primary => {
-            let known = IpFamily::ALL.into_iter().filter_map(|family| *ips.ips.get(family));
-            let cidrs: Vec<Cidr> = known.filter(|ip| !ip.is_loopback()).map(Cidr::from).collect();
-            NodePortAddresses::of_family(&cidrs, family)
-        }
+        ConfiguredAddresses::Primary => NodePortAddresses::of_family(&ips.own_networks(), family),
     }
 }
 
@@ -95,7 +98,7 @@ fn node_port_addresses(config: &Config, family: IpFamily, ips: &NodeIps) -> Node
 pub(super) async fn iptables(config: &Config, node: &NodeFacts) -> Result<Vec<FamilySync<Iptables<Tools>>>> {
     let ips = NodeIps::of(config, node);
     let mut families = Vec::new();
-    for (family, tools) in usable_families(config, &ips).await? {
+    for (family, tools) in usable_families(config, node, &ips).await? {
         let settings = settings(config, family, node, &ips);
         let features = iptables::Features {
             tree_threshold: usize::try_from(config.iptables.dispatch_tree_threshold)?,
@@ -120,7 +123,7 @@ pub(super) async fn ipvs(config: &Config, node: &NodeFacts) -> Result<Vec<Family
     let scheduler = scheduler(config)?;
     ipvs::prepare(&mut ipvs::Kernel::open()?, config.ipvs.strict_arp, &timeouts)?;
     let mut families = Vec::new();
-    for (family, tools) in usable_families(config, &ips).await? {
+    for (family, tools) in usable_families(config, node, &ips).await? {
         let mut settings = settings(config, family, node, &ips);
         // IPVS does not take packets from 127.0.0.0/8.
         settings.localhost_node_ports = false;
@@ -168,7 +171,7 @@ fn scheduler(config: &Config) -> Result<IpvsScheduler> {
 }
 
 /// The families that this node can run, the primary one first, with their tools.
-async fn usable_families(config: &Config, ips: &NodeIps) -> Result<Vec<(IpFamily, Tools)>> {
+async fn usable_families(config: &Config, node: &NodeFacts, ips: &NodeIps) -> Result<Vec<(IpFamily, Tools)>> {
     let mut usable = Vec::new();
     for family in [ips.primary, ips.primary.other()] {
         match usable_tools(config, family).await {
@@ -184,6 +187,7 @@ async fn usable_families(config: &Config, ips: &NodeIps) -> Result<Vec<(IpFamily
             }
         }
     }
+    consistency::check(config, node, ips, usable.len() > 1)?;
     Ok(usable)
 }
 

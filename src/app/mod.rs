@@ -3,6 +3,7 @@
 
 mod cleanup;
 mod conntrack;
+mod consistency;
 mod events;
 mod families;
 mod reload;

@@ -70,10 +70,10 @@ async fn serve(config: Config, line: CommandLine, effective: Effective) -> Resul
         flags: line.values.clone(),
         started: clock().wall,
     };
-    let servers = servers::serve(&config, facts, (&health, &metrics), &clock);
     let watched = Watched::new(line, effective);
     let (sender, mut events) = mpsc::channel(CHANNEL);
     let (source, notices) = source::start(&config, sender, &metrics, &clock).await?;
+    let servers = servers::serve(&config, facts, (&health, &metrics), &clock, notices.clone());
     let records = Records::new(metrics, health.clone(), clock.clone())
         .telling(Box::new(move |notice| notices.tell(notice)));
     let started = i64::try_from(since_1970(clock().wall).as_millis()).unwrap_or(i64::MAX);

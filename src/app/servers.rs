@@ -1,12 +1,15 @@
 //! The health server and the metrics server, and what their pages show.
 
+use super::events::Events;
 use crate::config::Config;
 use crate::health::{self, Clock, Probe, ProxyHealth};
 use crate::http;
 use crate::metrics::Metrics;
 use crate::model::UtcTime;
-use anyhow::{Context, Result};
+use crate::sync::{Notice, Severity};
+use anyhow::{Error, Result};
 use std::fmt::Write as _;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -23,53 +26,86 @@ pub(super) struct Facts {
 /// Pages for people begin so: nobody shall build a parser on them.
 const FOR_PEOPLE: &str = "Warning: This page is for people. Its form may change with any release.\n\n";
 
+/// A server that is to be kept up.
+struct Server {
+    what: &'static str,
+    /// The reason of the event that tells of its failure (kube-proxy).
+    reason: &'static str,
+    /// Without one there is no such server.
+    address: Option<SocketAddr>,
+    routes: http::Routes,
+}
+
 /// Serves health and metrics. Ends only with an error, and that only with
-/// `--bind-address-hard-fail`.
+/// `--bind-address-hard-fail`, after an event about it.
 pub(super) fn serve(
     config: &Config,
     facts: Facts,
     (health, metrics): (&Arc<ProxyHealth>, &Arc<Metrics>),
     clock: &Clock,
+    events: Events,
 ) -> impl Future<Output = Result<()>> + use<> {
     let counted = metrics.clone();
     let count = move |probe: Probe, code: u16| match probe {
         Probe::Healthz => counted.healthz(code).inc(),
         Probe::Livez => counted.livez(code).inc(),
     };
-    let health_routes = health::routes(health.clone(), clock.clone(), Box::new(count));
-    let encoded = metrics.clone();
-    let encode = move || match encoded.encode() {
-        Ok(text) => Ok((crate::metrics::CONTENT_TYPE, text)),
-        Err(error) => Err(error.to_string()),
+    let health_server = Server {
+        what: "health",
+        reason: "FailedToStartProxierHealthcheck",
+        address: config.healthz,
+        routes: health::routes(health.clone(), clock.clone(), Box::new(count)),
     };
-    let pages = http::Pages {
-        mode: config.mode.as_str(),
-        flagz: flagz(&facts.flags),
-        statusz: statusz(config, facts.started, health.clone(), clock.clone()),
-        configz: facts.configz,
-        metrics: Box::new(encode),
+    let metrics_server = Server {
+        what: "metrics",
+        reason: "FailedToStartMetricServer",
+        address: config.metrics,
+        routes: http::diagnostics(pages(config, facts, (health, metrics), clock)),
     };
-    let metrics_routes = http::diagnostics(pages);
-    let hard = config.bind_address_hard_fail;
-    let (healthz, diagnostics) = (config.healthz, config.metrics);
+    let hard_fail = config.bind_address_hard_fail;
     async move {
         tokio::select! {
-            failed = keep_serving("health", healthz, hard, health_routes) => failed,
-            failed = keep_serving("metrics", diagnostics, hard, metrics_routes) => failed,
+            failed = keep_serving(health_server, hard_fail, &events) => failed,
+            failed = keep_serving(metrics_server, hard_fail, &events) => failed,
         }
     }
 }
 
-async fn keep_serving(
-    what: &str,
-    address: Option<std::net::SocketAddr>,
-    hard_fail: bool,
-    routes: http::Routes,
-) -> Result<()> {
+fn pages(
+    config: &Config,
+    facts: Facts,
+    (health, metrics): (&Arc<ProxyHealth>, &Arc<Metrics>),
+    clock: &Clock,
+) -> http::Pages {
+    let (encoded, slis, pinged, reset) = (metrics.clone(), metrics.clone(), metrics.clone(), metrics.clone());
+    http::Pages {
+        mode: config.mode.as_str(),
+        flagz: flagz(&facts.flags),
+        statusz: statusz(config, facts.started, health.clone(), clock.clone()),
+        configz: facts.configz,
+        metrics: Box::new(move || shown(encoded.encode())),
+        slis: Box::new(move || shown(slis.slis().encode())),
+        reset_slis: Box::new(move || reset.slis().reset()),
+        pinged: Box::new(move || pinged.slis().observe_ping()),
+    }
+}
+
+fn shown(encoded: Result<Vec<u8>, impl std::fmt::Display>) -> Result<(&'static str, Vec<u8>), String> {
+    encoded.map(|text| (crate::metrics::CONTENT_TYPE, text)).map_err(|error| error.to_string())
+}
+
+async fn keep_serving(server: Server, hard_fail: bool, events: &Events) -> Result<()> {
+    let Server { what, reason, address, routes } = server;
     let Some(address) = address else { return std::future::pending().await };
     match http::keep_serving(what, address, hard_fail, routes).await {
         Ok(never) => match never {},
-        Err(error) => Err(error).with_context(|| format!("the {what} server cannot listen on {address}")),
+        Err(error) => {
+            let error = Error::new(error).context(format!("the {what} server cannot listen on {address}"));
+            let note = format!("{error:#}");
+            let (service, severity, action) = (None, Severity::Warning, "StartKubeProxy");
+            events.tell_last(Notice { service, severity, reason, action, note }).await;
+            Err(error)
+        }
     }
 }
 
@@ -97,7 +133,7 @@ fn statusz(
         config.node_name,
         UtcTime::of(started),
     );
-    let paths = "/configz /flagz /healthz /metrics /proxyMode /statusz";
+    let paths = "/configz /flagz /healthz /metrics /metrics/slis /proxyMode /statusz";
     Box::new(move || {
         let now = clock();
         let up = now.wall.duration_since(started).unwrap_or_default().as_secs();
@@ -105,4 +141,52 @@ fn statusz(
         let state = String::from_utf8_lossy(&reply.body).into_owned();
         format!("{head}Up: {up}s\nPaths: {paths}\n\nHealth ({}): {state}\n", reply.status)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::events::Reporter;
+    use super::*;
+    use crate::http::{Reply, bind};
+    use crate::watch::client::{ClientOptions, client};
+    use std::sync::Mutex;
+
+    /// An API server that notes what it is asked.
+    async fn api_server() -> (Events, Arc<Mutex<Vec<String>>>) {
+        let asked = Arc::new(Mutex::new(Vec::new()));
+        let seen = Arc::clone(&asked);
+        let listener = bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let master = listener.local_addr().unwrap().to_string();
+        tokio::spawn(http::serve(
+            listener,
+            Arc::new(move |request| {
+                seen.lock().unwrap().push(format!("{} {}", request.method, request.path));
+                Reply::json(201, "{}")
+            }),
+        ));
+        let client = client(&ClientOptions { master: Some(master), kubeconfig: None }).await.unwrap();
+        let reporter = Reporter { node: "node-0".to_owned(), host: "host-0".to_owned() };
+        let now =
+            health::Now { steady: tokio::time::Instant::now().into_std(), wall: SystemTime::UNIX_EPOCH };
+        (Events::start(client, reporter, Arc::new(move || now)), asked)
+    }
+
+    fn on(address: SocketAddr) -> Server {
+        let routes: http::Routes = Arc::new(|_| Reply::text(200, ""));
+        Server { what: "health", reason: "FailedToStartProxierHealthcheck", address: Some(address), routes }
+    }
+
+    #[tokio::test]
+    async fn a_server_that_may_not_fail_ends_the_program_after_an_event_on_our_node() {
+        let (events, asked) = api_server().await;
+        let taken = bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let address = taken.local_addr().unwrap();
+        let error = keep_serving(on(address), true, &events).await.unwrap_err();
+        assert!(error.to_string().contains(&format!("health server cannot listen on {address}")), "{error}");
+        assert_eq!(
+            *asked.lock().unwrap(),
+            ["POST /apis/events.k8s.io/v1/namespaces/default/events"],
+            "it was sent before the end"
+        );
+    }
 }

@@ -6,7 +6,7 @@ use crate::http::{self, Reply, Routes};
 use crate::model::{IpFamily, ServiceName};
 use crate::plan::{Plan, Scope};
 use serde::Serialize;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -21,6 +21,8 @@ pub struct ServicePorts {
     /// Where the servers listen.
     addresses: Vec<IpAddr>,
     open: BTreeMap<ServiceName, Server>,
+    /// Ports that could not be opened the last time.
+    taken: BTreeSet<PortTaken>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,7 +38,7 @@ struct Server {
 }
 
 /// A port that could not be listened on.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct PortTaken {
     /// Whose port.
     pub service: ServiceName,
@@ -64,11 +66,18 @@ impl ServicePorts {
     /// No servers yet.
     #[must_use]
     pub fn new(health: Arc<ProxyHealth>, clock: Clock) -> Self {
-        ServicePorts { health, clock, wanted: BTreeMap::new(), addresses: Vec::new(), open: BTreeMap::new() }
+        ServicePorts {
+            health,
+            clock,
+            wanted: BTreeMap::new(),
+            addresses: Vec::new(),
+            open: BTreeMap::new(),
+            taken: BTreeSet::new(),
+        }
     }
 
     /// Takes over what a plan says that is in force now: opens and closes ports, and sets counts.
-    /// Returns the ports that are taken by somebody else.
+    /// Returns the ports that turned out to be taken by somebody else.
     pub async fn settle(&mut self, plan: &Plan<'_>) -> Vec<PortTaken> {
         self.fold(plan);
         let addresses = addresses(plan);
@@ -86,9 +95,10 @@ impl ServicePorts {
         self.open.len() < self.wanted.len()
     }
 
-    /// Tries once more to open the ports that are not.
+    /// Tries once more to open the ports that are not. Returns those that could not be opened, if
+    /// it was not the same the last time: every cause is told once.
     pub fn retry(&mut self) -> Vec<PortTaken> {
-        let mut taken = Vec::new();
+        let mut taken = BTreeSet::new();
         for (service, wanted) in &self.wanted {
             if let Some(server) = self.open.get(service) {
                 server.local_endpoints.store(wanted.local_endpoints, Ordering::Relaxed);
@@ -99,10 +109,14 @@ impl ServicePorts {
                     tracing::info!(%service, port = wanted.port, "health-check node port open");
                     self.open.insert(service.clone(), server);
                 }
-                Err(reason) => taken.push(PortTaken { service: service.clone(), port: wanted.port, reason }),
+                Err(reason) => {
+                    taken.insert(PortTaken { service: service.clone(), port: wanted.port, reason });
+                }
             }
         }
-        taken
+        let new = taken.difference(&self.taken).cloned().collect();
+        self.taken = taken;
+        new
     }
 
     fn fold(&mut self, plan: &Plan<'_>) {
@@ -358,9 +372,27 @@ mod tests {
         assert_eq!((&taken[0].service, taken[0].port), (&name("web"), port));
         assert!(taken[0].reason.contains("in use"), "{}", taken[0].reason);
         assert!(setup.ports.is_incomplete());
+        assert_eq!(setup.ports.retry(), [], "nothing new to tell");
         drop(squatter);
         assert_eq!(setup.ports.retry(), []);
         assert!(!setup.ports.is_incomplete());
         assert!(ask(port).await.unwrap().starts_with("HTTP/1.1 200 "));
+    }
+
+    #[tokio::test]
+    async fn a_taken_port_is_told_again_when_the_cause_changes_or_comes_back() {
+        let mut setup = Setup::new();
+        let squatters = [
+            TcpListener::bind("127.0.0.1:0").await.unwrap(),
+            TcpListener::bind("127.0.0.1:0").await.unwrap(),
+        ];
+        let [first, second] = squatters.each_ref().map(|it| it.local_addr().unwrap().port());
+        let ports = |taken: Vec<PortTaken>| taken.iter().map(|it| it.port).collect::<Vec<u16>>();
+        let nothing: Vec<u16> = Vec::new();
+        assert_eq!(ports(setup.settle(&[record("web", first, &[])]).await), [first]);
+        assert_eq!(ports(setup.settle(&[record("web", second, &[])]).await), [second]);
+        assert_eq!(ports(setup.settle(&[record("web", second, &[])]).await), nothing);
+        assert_eq!(ports(setup.settle(&[]).await), nothing);
+        assert_eq!(ports(setup.settle(&[record("web", second, &[])]).await), [second]);
     }
 }

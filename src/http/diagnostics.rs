@@ -18,29 +18,51 @@ pub struct Pages {
     pub statusz: Box<dyn Fn() -> String + Send + Sync>,
     /// All metrics.
     pub metrics: Encode,
+    /// What became of the checks of `/healthz`, as metrics.
+    pub slis: Encode,
+    /// Forgets them.
+    pub reset_slis: Box<dyn Fn() + Send + Sync>,
+    /// Told that `/healthz` was asked for.
+    pub pinged: Box<dyn Fn() + Send + Sync>,
 }
 
-/// Serves `/metrics`, `/healthz`, `/proxyMode`, `/configz`, `/flagz` and `/statusz`.
+/// Serves `/metrics`, `/metrics/slis`, `/healthz`, `/proxyMode`, `/configz`, `/flagz` and `/statusz`.
 ///
 /// `/healthz` here only says that the server answers; the proxy's health has its own server.
 #[must_use]
 pub fn diagnostics(pages: Pages) -> Routes {
-    let Pages { mode, configz, flagz, statusz, metrics } = pages;
     Arc::new(move |request: Request<'_>| match request.path {
-        "/metrics" => match metrics() {
-            Ok((content_type, body)) => Reply { status: 200, content_type, headers: Vec::new(), body },
-            Err(error) => Reply::text(500, format!("cannot encode the metrics: {error}\n")),
-        },
-        "/healthz" | "/healthz/ping" if asks_for(request.query, "verbose") => {
-            Reply::text(200, "[+]ping ok\nhealthz check passed\n")
+        "/metrics" => measured(&pages.metrics),
+        "/metrics/slis" if request.method == "DELETE" => {
+            (pages.reset_slis)();
+            Reply::text(200, "metrics reset\n")
         }
-        "/healthz" | "/healthz/ping" => Reply::text(200, "ok"),
-        "/proxyMode" => Reply::text(200, mode),
-        "/configz" => Reply::json(200, configz.clone()),
-        "/flagz" => Reply::text(200, flagz.clone()),
-        "/statusz" => Reply::text(200, statusz()),
+        "/metrics/slis" => measured(&pages.slis),
+        "/healthz" => {
+            (pages.pinged)();
+            healthz(request.query)
+        }
+        "/healthz/ping" => healthz(request.query),
+        "/proxyMode" => Reply::text(200, pages.mode),
+        "/configz" => Reply::json(200, pages.configz.clone()),
+        "/flagz" => Reply::text(200, pages.flagz.clone()),
+        "/statusz" => Reply::text(200, (pages.statusz)()),
         _ => Reply::not_found(),
     })
+}
+
+fn measured(encode: &Encode) -> Reply {
+    match encode() {
+        Ok((content_type, body)) => Reply { status: 200, content_type, headers: Vec::new(), body },
+        Err(error) => Reply::text(500, format!("cannot encode the metrics: {error}\n")),
+    }
+}
+
+fn healthz(query: &str) -> Reply {
+    if asks_for(query, "verbose") {
+        return Reply::text(200, "[+]ping ok\nhealthz check passed\n");
+    }
+    Reply::text(200, "ok")
 }
 
 fn asks_for(query: &str, name: &str) -> bool {
@@ -58,6 +80,9 @@ mod tests {
             flagz: "v=2".to_owned(),
             statusz: Box::new(|| "fine".to_owned()),
             metrics,
+            slis: Box::new(|| Ok(("text/x", b"s 1\n".to_vec()))),
+            reset_slis: Box::new(|| {}),
+            pinged: Box::new(|| {}),
         }
     }
 
@@ -72,6 +97,7 @@ mod tests {
             (get("/metrics", "").content_type, get("/metrics", "").body),
             ("text/x", b"m 1\n".to_vec())
         );
+        assert_eq!(get("/metrics/slis", "").body, b"s 1\n");
         assert_eq!(get("/healthz", ""), Reply::text(200, "ok"));
         assert_eq!(get("/healthz/ping", "x=1"), Reply::text(200, "ok"));
         assert_eq!(get("/healthz", "verbose").body, b"[+]ping ok\nhealthz check passed\n");

@@ -6,8 +6,10 @@
 
 mod definitions;
 mod process;
+mod slis;
 
 pub use process::ReadProcess;
+pub use slis::Slis;
 
 use crate::model::IpFamily;
 use definitions::{
@@ -69,6 +71,7 @@ pub struct Metrics {
     ipvs: IpvsMetrics,
     conntrack: ConntrackMetrics,
     requests: RequestMetrics,
+    slis: Slis,
 }
 
 /// Names of the netfilter accounting counters behind the two packet counters.
@@ -89,6 +92,7 @@ impl Metrics {
             ipvs: IpvsMetrics::new()?,
             conntrack: ConntrackMetrics::new()?,
             requests: RequestMetrics::new()?,
+            slis: Slis::new()?,
         };
         metrics.register_all(set)?;
         metrics.registry.register(Box::new(process_metrics(process)?))?;
@@ -156,6 +160,12 @@ impl Metrics {
         let mut text = Vec::new();
         TextEncoder::new().encode(&self.registry.gather(), &mut text)?;
         Ok(text)
+    }
+
+    /// What `/metrics/slis` shows.
+    #[must_use]
+    pub fn slis(&self) -> &Slis {
+        &self.slis
     }
 
     /// Duration of every sync, whether it succeeded or not.

@@ -2,7 +2,7 @@
 
 use super::report::{Notice, Outcome, PassKind, Recorder, Severity, SyncReport};
 use super::settle::Settled;
-use crate::health::{Clock, ProxyHealth};
+use crate::health::{Clock, PortTaken, ProxyHealth};
 use crate::metrics::{Metrics, PolicyKind, Table};
 use crate::model::{IpFamily, NodeFacts, PerFamily, ServiceName};
 use crate::state::{ExternalIpClaim, NodePortConflict};
@@ -124,7 +124,11 @@ impl Recorder for Records {
         let gauge = |policy, count| self.metrics.no_local_endpoints(policy, family).set(self::gauge(count));
         gauge(PolicyKind::Internal, settled.no_local.internal);
         gauge(PolicyKind::External, settled.no_local.external);
-        for taken in &settled.taken {
+        self.taken(&settled.taken);
+    }
+
+    fn taken(&mut self, taken: &[PortTaken]) {
+        for taken in taken {
             tracing::error!(
                 service = %taken.service, port = taken.port, reason = taken.reason,
                 "health-check node port is taken, will try again"

@@ -2,6 +2,7 @@
 
 use super::settle::Settled;
 use crate::backend::Applied;
+use crate::health::PortTaken;
 use crate::model::{IpFamily, NodeFacts, ServiceName};
 use crate::state::{ExternalIpClaim, NodePortConflict};
 use std::time::Duration;
@@ -75,6 +76,9 @@ pub trait Recorder {
 
     /// What followed from a pass that succeeded.
     fn settled(&mut self, family: IpFamily, settled: &Settled);
+
+    /// Health-check node ports turned out to belong to somebody else.
+    fn taken(&mut self, taken: &[PortTaken]);
 
     /// The kernel did not have what was programmed; it will be written anew.
     fn drifted(&mut self, family: IpFamily, what: &str);

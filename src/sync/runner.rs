@@ -223,7 +223,8 @@ impl<B: Backend, R: Recorder> Runner<B, R> {
     /// Looks whether the kernel still has our rules, and the node its addresses; if not, there is
     /// a pass at once.
     async fn check(&mut self) {
-        self.settlement.retry();
+        let taken = self.settlement.retry();
+        self.recorder.taken(&taken);
         let mut drifted = false;
         for family in &mut self.families {
             match family.addresses_changed() {

@@ -32,7 +32,7 @@ pub struct NoLocal {
 pub struct Settled {
     /// Over all Services of the family.
     pub no_local: NoLocal,
-    /// Health-check node ports that somebody else has.
+    /// Health-check node ports that turned out to belong to somebody else.
     pub taken: Vec<PortTaken>,
 }
 
@@ -67,7 +67,7 @@ impl Settlement {
         }
     }
 
-    /// Tries once more what did not work; returns what still does not.
+    /// Tries once more what did not work; returns the ports that fail for a new reason.
     pub(super) fn retry(&mut self) -> Vec<PortTaken> {
         let Some(ports) = &mut self.ports else { return Vec::new() };
         let families = [&mut ports.v4, &mut ports.v6].into_iter();

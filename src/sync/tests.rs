@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::backend::iptables::{Features, Iptables};
+use crate::health::PortTaken;
 use crate::kernel::fake::iptables::FakeXtables;
 use crate::model::{Cidr, IpFamily, NodeFacts, ObjectKind, WatchEvent};
 use crate::plan::FamilySettings;
@@ -54,6 +55,12 @@ impl Recorder for Diary {
     fn settled(&mut self, _: IpFamily, settled: &Settled) {
         if *settled != Settled::default() {
             self.note(format!("settled: {settled:?}"));
+        }
+    }
+
+    fn taken(&mut self, taken: &[PortTaken]) {
+        if !taken.is_empty() {
+            self.note(format!("taken: {taken:?}"));
         }
     }
 
