@@ -17,6 +17,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("state", &["model"]),
     ("plan", &["model"]),
     ("watch", &["model", "config"]),
+    ("check", &["model", "config", "kernel"]),
     ("backend", &["model", "kernel", "plan"]),
     ("conntrack", &["model", "config", "kernel", "plan"]),
     ("health", &["model", "http", "plan"]),

@@ -12,6 +12,7 @@
 
 pub mod app;
 pub mod backend;
+pub mod check;
 pub mod config;
 pub mod conntrack;
 pub mod health;

@@ -2,6 +2,7 @@
 //! status for whatever is wrong. Needs no root, except for the tests that take root away.
 #![expect(clippy::unwrap_used, clippy::disallowed_methods, reason = "tests start programs")]
 
+mod check;
 mod golden;
 mod mistakes;
 

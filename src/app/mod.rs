@@ -1,6 +1,7 @@
 //! The composition root: builds every part from the configuration, starts the tasks and orders
 //! the shutdown. The only room that knows all others.
 
+mod check;
 mod cleanup;
 mod conntrack;
 mod consistency;
@@ -80,6 +81,7 @@ fn act(line: &CommandLine) -> Result<ExitCode> {
         }
         Action::Run => block_on(run::run(config, line.clone(), effective)),
         Action::InitOnly => block_on(run::init_only(config)),
+        Action::CheckNode(form) => block_on(async move { check::check(&config, *form).await }),
         Action::Cleanup => block_on(async move { cleanup::everything(&config).await }),
     }
 }

@@ -38,6 +38,7 @@ const EFFECTIVE_WITH_CONFIG: &[&str] = &[
     "service-cluster-ip-range",
     "strict-external-ips",
     "family",
+    "output",
 ];
 
 #[derive(Parser, Clone, Debug)]
@@ -62,6 +63,9 @@ enum Verb {
     /// Prints the rules for the given manifests and touches nothing
     #[command(args_override_self = true)]
     Render(RenderFlags),
+    /// Looks whether this node is fit for the configuration, and touches nothing
+    #[command(args_override_self = true)]
+    Check(OutputFlags),
     /// Looks at configuration files
     #[command(args_override_self = true, subcommand_required = true)]
     Config {
@@ -86,6 +90,22 @@ struct RenderFlags {
     family: FamilyFlag,
 }
 
+#[derive(Args, Clone, Debug)]
+struct OutputFlags {
+    /// Form of what is printed
+    #[arg(long, short, value_name = "FORM", default_value = "text", value_enum)]
+    output: OutputForm,
+}
+
+/// Form of what a command prints.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum OutputForm {
+    /// For people.
+    Text,
+    /// For programs.
+    Json,
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum FamilyFlag {
     Ipv4,
@@ -107,6 +127,8 @@ pub enum Action {
     InitOnly,
     /// Check this configuration file, print what is in effect with it, and exit.
     CheckConfig(PathBuf),
+    /// Print whether this node is fit and exit.
+    CheckNode(OutputForm),
     /// Print the rules of one family and exit.
     Render(crate::model::IpFamily),
 }
@@ -266,6 +288,9 @@ fn action_of(cli: &Cli) -> Action {
             FamilyFlag::Ipv4 => crate::model::IpFamily::V4,
             FamilyFlag::Ipv6 => crate::model::IpFamily::V6,
         });
+    }
+    if let Some(Verb::Check(flags)) = &cli.command {
+        return Action::CheckNode(flags.output);
     }
     if let Some(Verb::Config { verb: ConfigVerb::Check { file } }) = &cli.command {
         return Action::CheckConfig(file.clone());

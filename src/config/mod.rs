@@ -18,7 +18,7 @@ mod write;
 #[cfg(test)]
 mod tests;
 
-pub use command_line::{Action, CommandLine, FlagRow, FlagStop, flag_rows, parse};
+pub use command_line::{Action, CommandLine, FlagRow, FlagStop, OutputForm, flag_rows, parse};
 pub use duration::GoDuration;
 pub use explain::explain;
 pub use flags::{Flags, Flavor};

@@ -174,6 +174,7 @@ const OUR_FLAGS: &[(&str, &str, bool)] = &[
     ("service-cluster-ip-range", "", true),
     ("strict-external-ips", "false", true),
     ("family", "ipv4", true),
+    ("output", "text", true),
 ];
 
 #[test]

@@ -6,6 +6,7 @@ use anyhow::{Context, Result, bail};
 use netlink::{MsgBuf, Protocol, Socket};
 use nix::net::if_::if_nametoindex;
 use std::net::IpAddr;
+use std::path::Path;
 
 const NEW_LINK: u16 = 16;
 const DELETE_LINK: u16 = 17;
@@ -134,6 +135,19 @@ impl Links for KernelLinks {
             Err(error) => Err(error).with_context(|| format!("cannot delete interface {name}")),
         }
     }
+}
+
+/// Whether the kernel has this driver ready: built in or loaded.
+#[must_use]
+pub fn has_driver(name: &str) -> bool {
+    Path::new("/sys/module").join(name).exists()
+}
+
+/// Whether an interface is a bridge.
+#[must_use]
+pub fn has_bridge() -> bool {
+    let interfaces = std::fs::read_dir("/sys/class/net").into_iter().flatten().flatten();
+    interfaces.into_iter().any(|interface| interface.path().join("bridge").exists())
 }
 
 /// `struct ifaddrmsg` of a host address.

@@ -20,6 +20,7 @@ pub mod memory;
 pub mod nfacct;
 pub mod nft;
 pub mod process;
+pub mod sockets;
 pub mod sysctl;
 pub mod xtables_info;
 

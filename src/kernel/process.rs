@@ -4,6 +4,7 @@ use crate::model::ProcessUse;
 use anyhow::{Context, Result};
 use nix::sys::resource::{Resource, getrlimit};
 use std::fs;
+use std::os::unix::fs::MetadataExt as _;
 
 /// Ticks per second in /proc. The kernel's ABI fixes it to 100 on every platform we build for,
 /// whatever its own timer does.
@@ -40,6 +41,62 @@ pub fn read() -> Result<ProcessUse> {
 pub fn set_oom_score_adj(score: i32) -> Result<()> {
     fs::write("/proc/self/oom_score_adj", score.to_string())
         .with_context(|| format!("cannot set oom_score_adj to {score}"))
+}
+
+/// Whether we run as root.
+#[must_use]
+pub fn is_root() -> bool {
+    nix::unistd::geteuid().is_root()
+}
+
+/// What we may do: a bit for each capability that is in effect.
+///
+/// # Errors
+/// When /proc cannot be read or does not look as expected.
+pub fn capabilities() -> Result<u64> {
+    let status = fs::read_to_string("/proc/self/status").context("cannot read /proc/self/status")?;
+    parse_capabilities(&status).context("no CapEff in /proc/self/status")
+}
+
+fn parse_capabilities(status: &str) -> Option<u64> {
+    let value = status.lines().find_map(|line| line.strip_prefix("CapEff:"))?;
+    u64::from_str_radix(value.trim(), 16).ok()
+}
+
+/// Another process in our network namespace.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Neighbour {
+    /// Its number.
+    pub pid: u32,
+    /// Its name, as the kernel has it: at most 15 bytes.
+    pub name: String,
+    /// It runs the same program as we do.
+    pub is_ours: bool,
+}
+
+/// The processes with one of these names that share our network namespace, but for ourselves, as
+/// far as we may look.
+#[must_use]
+pub fn neighbours(names: &[&str]) -> Vec<Neighbour> {
+    let own_space = fs::read_link("/proc/thread-self/ns/net").ok();
+    let own_program = fs::metadata("/proc/self/exe").ok().map(|it| (it.dev(), it.ino()));
+    let mut found = Vec::new();
+    for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
+        let Ok(name) = fs::read_to_string(entry.path().join("comm")) else { continue };
+        let name = name.trim_end();
+        if pid == std::process::id() || !names.contains(&name) {
+            continue;
+        }
+        if own_space.is_none() || fs::read_link(entry.path().join("ns/net")).ok() != own_space {
+            continue;
+        }
+        let program = fs::metadata(entry.path().join("exe")).ok().map(|it| (it.dev(), it.ino()));
+        let is_ours = program.is_some() && program == own_program;
+        found.push(Neighbour { pid, name: name.to_owned(), is_ours });
+    }
+    found.sort_by_key(|it| it.pid);
+    found
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -90,6 +147,33 @@ mod tests {
     fn memory_is_in_kibibytes() {
         assert_eq!(parse_resident("Name:\tx\nVmRSS:\t    2048 kB\n"), Some(2048 * 1024));
         assert_eq!(parse_resident("Name:\tx\n"), None);
+    }
+
+    #[test]
+    fn capabilities_are_bits() {
+        assert_eq!(parse_capabilities("Name:\tx\nCapEff:\t0000000000003000\n"), Some(0b11 << 12));
+        assert_eq!(parse_capabilities("Name:\tx\n"), None);
+        assert!(capabilities().is_ok());
+    }
+
+    #[test]
+    fn a_neighbour_is_found_by_its_name_and_told_from_our_own_kind() {
+        let mut sleeper = std::process::Command::new("sleep").arg("600").spawn().unwrap();
+        // Between fork and exec the child still bears our name.
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
+        let found = loop {
+            let found = neighbours(&["sleep"]);
+            if let Some(it) = found.into_iter().find(|it| it.pid == sleeper.id()) {
+                break it;
+            }
+            assert!(std::time::Instant::now() < deadline, "the child never showed up");
+            std::thread::yield_now();
+        };
+        sleeper.kill().unwrap();
+        sleeper.wait().unwrap();
+        assert!(!found.is_ours);
+        let own = fs::read_to_string("/proc/self/comm").unwrap();
+        assert!(neighbours(&[own.trim_end()]).iter().all(|it| it.pid != std::process::id()));
     }
 
     #[test]

@@ -33,6 +33,12 @@ impl Sysctls {
         Ok(value.trim_end().to_owned())
     }
 
+    /// Whether a setting could be written; it is not.
+    #[must_use]
+    pub fn is_writable(&self, name: &str) -> bool {
+        std::fs::OpenOptions::new().write(true).open(self.root.join(name)).is_ok()
+    }
+
     /// Writes a setting.
     ///
     /// # Errors

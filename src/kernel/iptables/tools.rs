@@ -64,6 +64,24 @@ impl Tools {
         }
     }
 
+    /// Has iptables-restore read an input and build its rules, and change nothing.
+    ///
+    /// # Errors
+    /// The tool's words, if it or the kernel does not know a kind of rule.
+    pub async fn try_input(&self, input: &str) -> Result<()> {
+        let mut command = self.restore_command();
+        let child =
+            command.arg("--test").spawn().with_context(|| format!("cannot run {}", self.programs.restore))?;
+        let mut pieces = std::iter::once(input.to_owned());
+        let fed = timeout(RULE_LIMIT, self.feed(child, &mut pieces)).await;
+        let (status, message) = fed.context("it did not come back")??;
+        // A kernel that lacks a match makes the nft flavour warn and go on.
+        if !status.success() || message.contains("missing kernel module") {
+            bail!("{}", message.lines().next().unwrap_or("no reason given"));
+        }
+        Ok(())
+    }
+
     async fn survey_legacy(&self, table: &str, visit: &mut dyn FnMut(Part<ChainUse<'_>>)) -> Result<()> {
         if xtables_info::num_entries(self.family, table)?.is_none() {
             return Ok(());
@@ -97,7 +115,7 @@ impl Tools {
         RestoreError::Unable { tool: self.programs.restore, message: message.to_string() }
     }
 
-    fn spawn_restore(&self) -> io::Result<Child> {
+    fn restore_command(&self) -> Command {
         let mut command = Command::new(self.programs.restore);
         if self.version >= Version::RANDOM_FULLY {
             command.args(LOCK_WAIT.split(' '));
@@ -107,8 +125,8 @@ impl Tools {
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
-            .kill_on_drop(true)
-            .spawn()
+            .kill_on_drop(true);
+        command
     }
 
     async fn feed(
@@ -245,7 +263,7 @@ impl Xtables for Tools {
     }
 
     async fn restore(&mut self, pieces: &mut dyn Iterator<Item = String>) -> Result<(), RestoreError> {
-        let child = self.spawn_restore().map_err(|error| self.unable(error))?;
+        let child = self.restore_command().spawn().map_err(|error| self.unable(error))?;
         let fed = timeout(RESTORE_LIMIT, self.feed(child, pieces)).await;
         let (status, message) = fed
             .map_err(|_| self.unable(format!("no end after {RESTORE_LIMIT:?}")))?

@@ -1,0 +1,102 @@
+//! `kube-proxy-rs check`: is this node fit for this configuration?
+
+use super::print;
+use crate::check::{self, Purpose, Request, ServicePortUse};
+use crate::config::{Config, Flavor, OutputForm};
+use crate::kernel::iptables as tools;
+use crate::model::{NodeFacts, ObjectKind, Protocol, Snapshot};
+use crate::state::Tracker;
+use crate::watch::api::{self, WatchOptions};
+use crate::watch::client::{ClientOptions, Connection};
+use crate::watch::manifests::{self, ManifestOptions};
+use anyhow::{Context, Result, bail};
+use std::process::ExitCode;
+use std::time::Duration;
+use tokio::sync::mpsc;
+
+/// How long the API server may take to list the Services.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Prints one finding a line; fails if one of them did.
+pub(super) async fn check(config: &Config, form: OutputForm) -> Result<ExitCode> {
+    let request = request(config).await?;
+    let findings = check::judge(&check::gather(&request).await, &request);
+    print(&match form {
+        OutputForm::Text => check::text(&findings),
+        OutputForm::Json => check::json(&findings, config.mode),
+    });
+    Ok(if check::is_fit(&findings) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+async fn request(config: &Config) -> Result<Request> {
+    let servers = [("healthz", config.healthz), ("metrics", config.metrics)];
+    Ok(Request {
+        mode: config.mode,
+        flavor: match config.iptables.flavor {
+            Flavor::Auto => None,
+            Flavor::Nft => Some(tools::Flavor::Nft),
+            Flavor::Legacy => Some(tools::Flavor::Legacy),
+        },
+        localhost_node_ports: config.iptables.localhost_node_ports,
+        node_port_range: config.node_ports.range,
+        servers: servers.into_iter().filter_map(|(name, address)| Some((name, address?))).collect(),
+        service_ports: services(config).await?.map(|tracker| service_ports(tracker.snapshot())),
+    })
+}
+
+/// The Services, if we are told where they are.
+async fn services(config: &Config) -> Result<Option<Tracker>> {
+    let node = NodeFacts { name: config.node_name.as_str().into(), ..NodeFacts::default() };
+    let mut tracker = Tracker::new(node, i64::MAX);
+    let sources = &config.sources;
+    let node_port_range = config.node_ports.range.0..=config.node_ports.range.1;
+    if !sources.manifests.is_empty() {
+        let options = ManifestOptions { node_name: config.node_name.clone(), node_port_range };
+        let (events, errors) = manifests::load(&sources.manifests, &options)?;
+        errors.iter().for_each(|error| eprintln!("Error: {error}"));
+        events.into_iter().for_each(|event| tracker.fold(event));
+        return Ok(Some(tracker));
+    }
+    if sources.kubeconfig.is_none() && sources.master.is_none() {
+        return Ok(None);
+    }
+    let options = ClientOptions { kubeconfig: sources.kubeconfig.clone(), master: sources.master.clone() };
+    let connection = Connection::open(&options).await?;
+    let url = connection.url().to_owned();
+    let (sender, mut events) = mpsc::channel(64);
+    let watching = api::run(
+        connection,
+        &config.node_name,
+        sender,
+        WatchOptions { node_port_range, ..WatchOptions::default() },
+    );
+    let listing = async {
+        while !tracker.has_listed(ObjectKind::Service) {
+            tracker.fold(events.recv().await.context("the watch ended")?);
+        }
+        Ok(Some(tracker))
+    };
+    tokio::select! {
+        listed = listing => listed,
+        () = watching => bail!("the watch ended"),
+        () = tokio::time::sleep(PATIENCE) => bail!("{url} did not list the Services within {PATIENCE:?}"),
+    }
+}
+
+fn service_ports(snapshot: &Snapshot) -> Vec<ServicePortUse> {
+    let services = snapshot.services.values().filter_map(|record| record.service.as_ref());
+    let ports = services.flat_map(|service| {
+        let of = |protocol, port, purpose| ServicePortUse {
+            service: service.name.to_string(),
+            protocol,
+            port,
+            purpose,
+        };
+        let health_check = service.external.iter().map(|external| external.health_check_node_port);
+        let health_check = health_check.map(|port| of(Protocol::Tcp, port, Purpose::HealthCheck));
+        let node_ports =
+            service.ports.iter().map(|port| of(port.protocol, port.node_port, Purpose::NodePort));
+        node_ports.chain(health_check).collect::<Vec<_>>()
+    });
+    ports.filter(|it| it.port != 0).collect()
+}

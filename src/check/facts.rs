@@ -1,0 +1,125 @@
+//! What is asked, and what was found out about the node: plain data.
+
+use crate::config::Mode;
+use crate::kernel::iptables::{Flavor, Version};
+use crate::kernel::process::Neighbour;
+use crate::kernel::sockets::Listener;
+use crate::model::{PerFamily, Protocol};
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+
+/// What the node is to be fit for.
+#[derive(Clone, Debug)]
+pub struct Request {
+    /// The dataplane.
+    pub mode: Mode,
+    /// The flavour of iptables to use; `None` is the one in use.
+    pub flavor: Option<Flavor>,
+    /// Node ports are to answer on 127.0.0.1, too.
+    pub localhost_node_ports: bool,
+    /// First and last port that the cluster gives out as node ports.
+    pub node_port_range: (u16, u16),
+    /// Where our own servers are to listen.
+    pub servers: Vec<(&'static str, SocketAddr)>,
+    /// The ports that Services claim on this node; `None` if no Services were named.
+    pub service_ports: Option<Vec<ServicePortUse>>,
+}
+
+/// A port that a Service claims on this node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServicePortUse {
+    /// The Service.
+    pub service: String,
+    /// The protocol.
+    pub protocol: Protocol,
+    /// The port.
+    pub port: u16,
+    /// What for.
+    pub purpose: Purpose,
+}
+
+/// What a Service's port on the node is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// Rules redirect it; nobody needs to listen.
+    NodePort,
+    /// We listen on it.
+    HealthCheck,
+}
+
+/// What was found out. An error is a sentence that says why not.
+#[derive(Clone, Debug)]
+pub struct Facts {
+    /// The check runs as root, so what it may not do the proxy may not do either.
+    pub is_root: bool,
+    /// Effective capabilities, one bit each.
+    pub capabilities: u64,
+    /// The iptables tools of each family.
+    pub tools: PerFamily<Result<ToolFacts, String>>,
+    /// Whether the tables of the flavour that is not used hold rules for Services.
+    pub other_flavor: PerFamily<Result<bool, String>>,
+    /// Whether nftables mode of kube-proxy has its table here.
+    pub nft_table: PerFamily<Result<bool, String>>,
+    /// How many IPVS virtual servers there are; without IPVS, none.
+    pub virtual_servers: Result<usize, String>,
+    /// Why IPVS cannot be used; asked in its mode only.
+    pub ipvs: Result<(), String>,
+    /// Why ipsets cannot be used; asked in IPVS mode only.
+    pub ipset: Result<(), String>,
+    /// The driver for dummy interfaces is there, or the interface it is wanted for.
+    pub has_dummy: bool,
+    /// An interface is a bridge.
+    pub has_bridge: bool,
+    /// An interface has an IPv6 address that is neither loopback nor link-local.
+    pub has_ipv6_address: bool,
+    /// Kernel settings by name; those that do not exist are absent.
+    pub settings: BTreeMap<&'static str, Setting>,
+    /// Sockets that wait for others.
+    pub listeners: Result<Vec<Listener>, String>,
+    /// Service proxies at work in this network namespace, but for this process.
+    pub proxies: Vec<Neighbour>,
+}
+
+/// A kernel setting.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Setting {
+    /// Its value.
+    pub value: String,
+    /// This process could change it.
+    pub writable: bool,
+}
+
+/// The iptables tools of a family.
+#[derive(Clone, Debug)]
+pub struct ToolFacts {
+    /// Which tables they write.
+    pub flavor: Flavor,
+    /// Their version.
+    pub version: Version,
+    /// Why the nat table cannot be used.
+    pub nat_table: Result<(), String>,
+    /// Kinds of rule that tools or kernel do not know, with their words.
+    pub missing: Vec<(&'static str, String)>,
+}
+
+impl Facts {
+    /// The bit of `CAP_NET_ADMIN`.
+    pub const NET_ADMIN: u64 = 1 << 12;
+    /// The bit of `CAP_NET_RAW`.
+    pub const NET_RAW: u64 = 1 << 13;
+    /// The bit of `CAP_SYS_MODULE`.
+    pub const SYS_MODULE: u64 = 1 << 16;
+
+    pub(super) fn may(&self, capability: u64) -> bool {
+        self.capabilities & capability != 0
+    }
+
+    /// The value of a setting, if it exists.
+    pub(super) fn value(&self, name: &str) -> Option<&str> {
+        self.settings.get(name).map(|setting| setting.value.as_str())
+    }
+
+    pub(super) fn writable(&self, name: &str) -> bool {
+        self.settings.get(name).is_some_and(|setting| setting.writable)
+    }
+}

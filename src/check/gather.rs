@@ -1,0 +1,142 @@
+//! Asks the kernel. Decides nothing; what it cannot find out it says.
+
+use super::facts::{Facts, Request, Setting, ToolFacts};
+use super::settings;
+use crate::config::Mode;
+use crate::kernel::addresses::interface_addresses;
+use crate::kernel::ipset::{Ipsets as _, KernelIpsets, SetSpec};
+use crate::kernel::iptables::{self, Flavor, Xtables as _};
+use crate::kernel::ipvs::{KernelIpvs, VirtualServers as _};
+use crate::kernel::nft::{ChainUse, Nft, Part};
+use crate::kernel::sysctl::Sysctls;
+use crate::kernel::{links, process, sockets};
+use crate::model::{IpFamily, PerFamily, SetType};
+use anyhow::Result;
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+/// The table of kube-proxy's nftables mode.
+const NFT_TABLE: &str = "kube-proxy";
+/// The chain of either mode that only a proxy makes; kubelet has chains of its own.
+const PROXY_CHAIN: &str = "KUBE-SERVICES";
+/// The interface of IPVS mode.
+const IPVS_INTERFACE: &str = "kube-ipvs0";
+
+/// One rule of every kind that the proxy writes, by what it needs.
+const KINDS: [(&str, &str); 9] = [
+    ("comment", "-m comment --comment check -j RETURN"),
+    ("addrtype", "-m addrtype --dst-type LOCAL -j RETURN"),
+    ("statistic", "-m statistic --mode random --probability 0.5 -j RETURN"),
+    ("recent", "-m recent --name KUBE-CHECK --rcheck --seconds 10 --reap -j RETURN"),
+    ("conntrack", "-m conntrack --ctstate INVALID -j RETURN"),
+    ("mark", "-m mark ! --mark 0x4000/0x4000 -j RETURN"),
+    ("MARK", "-j MARK --or-mark 0x4000"),
+    ("MASQUERADE", "-j MASQUERADE"),
+    ("DNAT", "-p tcp -m tcp -j DNAT --to-destination "),
+];
+
+/// Finds out what is to be judged.
+pub async fn gather(request: &Request) -> Facts {
+    let (v4, v6) = (tools(IpFamily::V4, request.flavor).await, tools(IpFamily::V6, request.flavor).await);
+    let other = [other_flavor(IpFamily::V4, &v4).await, other_flavor(IpFamily::V6, &v6).await];
+    let [other_v4, other_v6] = other.map(words);
+    let addresses = IpFamily::ALL.map(|family| interface_addresses(family).unwrap_or_default());
+    let is_own =
+        |ip: IpAddr| !ip.is_loopback() && !matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local());
+    let wants_ipvs = request.mode == Mode::Ipvs;
+    Facts {
+        is_root: process::is_root(),
+        capabilities: process::capabilities().unwrap_or_default(),
+        tools: PerFamily { v4: words(v4), v6: words(v6) },
+        other_flavor: PerFamily { v4: other_v4, v6: other_v6 },
+        nft_table: PerFamily::build(|family| words(has_nft_table(family))),
+        ipvs: if wants_ipvs { words(KernelIpvs::open().map(drop)) } else { Ok(()) },
+        virtual_servers: words(virtual_servers()),
+        ipset: if wants_ipvs { words(ipset()) } else { Ok(()) },
+        has_dummy: links::has_driver("dummy")
+            || addresses.iter().flatten().any(|it| it.interface == IPVS_INTERFACE),
+        has_bridge: links::has_bridge(),
+        has_ipv6_address: addresses[1].iter().any(|it| is_own(it.address)),
+        settings: read_settings(),
+        listeners: words(sockets::listeners()),
+        proxies: process::neighbours(&["kube-proxy", "kube-proxy-rs"]),
+    }
+}
+
+fn words<T>(result: Result<T>) -> Result<T, String> {
+    result.map_err(|error| format!("{error:#}"))
+}
+
+fn read_settings() -> BTreeMap<&'static str, Setting> {
+    let sysctls = Sysctls::default();
+    let read = |name| {
+        let value = sysctls.read(name).ok()?;
+        Some((name, Setting { value, writable: sysctls.is_writable(name) }))
+    };
+    settings::NAMES.into_iter().filter_map(read).collect()
+}
+
+async fn tools(family: IpFamily, flavor: Option<Flavor>) -> Result<ToolFacts> {
+    let tools = iptables::find(family, flavor).await?;
+    let nat_table = words(tools.check_nat_table().await);
+    let mut missing = Vec::new();
+    if nat_table.is_ok() {
+        for (what, rule) in KINDS {
+            if let Err(error) = tools.try_input(&trial(family, what, rule)).await {
+                missing.push((what, format!("{error:#}")));
+            }
+        }
+    }
+    Ok(ToolFacts { flavor: tools.flavor(), version: tools.version(), nat_table, missing })
+}
+
+/// A restore input of one rule in a chain of its own.
+fn trial(family: IpFamily, what: &str, rule: &str) -> String {
+    let address = match (what, family) {
+        ("DNAT", IpFamily::V4) => "192.0.2.1:80",
+        ("DNAT", IpFamily::V6) => "[2001:db8::1]:80",
+        _ => "",
+    };
+    format!("*nat\n:KUBE-CHECK - [0:0]\n-A KUBE-CHECK {rule}{address}\nCOMMIT\n")
+}
+
+/// Whether the flavour that is not used has rules of a proxy. Tables that nobody made are not made
+/// by looking.
+async fn other_flavor(family: IpFamily, used: &Result<ToolFacts>) -> Result<bool> {
+    let Ok(used) = used else { return Ok(false) };
+    let other = match used.flavor {
+        Flavor::Nft => Flavor::Legacy,
+        Flavor::Legacy => Flavor::Nft,
+    };
+    let Ok(mut tools) = iptables::find(family, Some(other)).await else { return Ok(false) };
+    let mut found = false;
+    let mut look = |part: Part<ChainUse<'_>>| match part {
+        Part::Start => found = false,
+        Part::Item(chain) => found |= chain.name == PROXY_CHAIN,
+    };
+    tools.survey("nat", &mut look).await?;
+    Ok(found)
+}
+
+fn has_nft_table(family: IpFamily) -> Result<bool> {
+    // Without nf_tables in the kernel there is no table in it.
+    let Ok(mut nft) = Nft::open() else { return Ok(false) };
+    let mut found = false;
+    // It has chains as long as it is in use.
+    nft.chains(family, NFT_TABLE, &mut |part| found = matches!(part, Part::Item(_)))?;
+    Ok(found)
+}
+
+fn virtual_servers() -> Result<usize> {
+    // Asking over netlink would load IPVS; its settings are there as long as it is.
+    if Sysctls::default().read(settings::IPVS_CONNTRACK).is_err() {
+        return Ok(0);
+    }
+    Ok(KernelIpvs::open()?.list()?.len())
+}
+
+/// Asks about a set that nobody has: an answer, whatever it is, proves support.
+fn ipset() -> Result<()> {
+    let spec = SetSpec { name: "KUBE-CHECK", kind: SetType::Ip, family: IpFamily::V4 };
+    KernelIpsets::open()?.count(spec).map(drop)
+}

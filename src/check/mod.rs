@@ -1,0 +1,84 @@
+//! Is this node fit for this mode? Facts are gathered first (`gather`, through the kernel's
+//! handles), then judged by pure functions (`kernel`, `settings`, `ports`, `others`); what comes out
+//! is one finding per question, with what to do about it.
+//!
+//! No rule and no setting is changed. The kernel may load modules when it is asked about what they
+//! do, and the legacy tools make an empty nat table, as they would at the proxy's start.
+
+mod facts;
+mod gather;
+mod kernel;
+mod others;
+mod ports;
+mod print;
+mod settings;
+#[cfg(test)]
+mod tests;
+
+pub use facts::{Facts, Purpose, Request, ServicePortUse};
+pub use gather::gather;
+pub use print::{json, text};
+
+use serde::Serialize;
+
+/// How a question was answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Level {
+    /// As it should be.
+    Ok,
+    /// Traffic flows, but somebody should look; or it could not be found out.
+    Warning,
+    /// The proxy, or traffic, will not work.
+    Failed,
+}
+
+/// The answer to one question.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Finding {
+    /// The question, in a word or two.
+    pub check: String,
+    /// How it was answered.
+    pub level: Level,
+    /// What was found.
+    pub message: String,
+    /// What to do about it; `None` where nothing is to be done.
+    pub remedy: Option<String>,
+}
+
+impl Finding {
+    fn ok(check: impl Into<String>, message: impl Into<String>) -> Self {
+        Finding { check: check.into(), level: Level::Ok, message: message.into(), remedy: None }
+    }
+
+    fn warning(check: impl Into<String>, message: impl Into<String>, remedy: impl Into<String>) -> Self {
+        let remedy = Some(remedy.into());
+        Finding { check: check.into(), level: Level::Warning, message: message.into(), remedy }
+    }
+
+    fn failed(check: impl Into<String>, message: impl Into<String>, remedy: impl Into<String>) -> Self {
+        Finding { level: Level::Failed, ..Finding::warning(check, message, remedy) }
+    }
+
+    /// What could not be looked at, and why.
+    fn unknown(check: impl Into<String>, reason: &str, facts: &Facts) -> Self {
+        let remedy = if facts.is_root { "see the reason" } else { "run this check as root" };
+        Finding::warning(check, format!("could not be looked at: {reason}"), remedy)
+    }
+}
+
+/// Answers every question, in a fixed order.
+#[must_use]
+pub fn judge(facts: &Facts, request: &Request) -> Vec<Finding> {
+    let mut findings = kernel::judge(facts, request);
+    findings.extend(settings::judge(facts, request));
+    findings.extend(ports::judge(facts, request));
+    findings.extend(others::judge(facts, request));
+    findings
+}
+
+/// Whether nothing failed.
+#[must_use]
+pub fn is_fit(findings: &[Finding]) -> bool {
+    findings.iter().all(|finding| finding.level < Level::Failed)
+}
