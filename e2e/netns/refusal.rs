@@ -1,9 +1,10 @@
 //! One Service that the kernel will not take, among a thousand.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use kube_proxy_rs::testing::lab::lone_node;
-use kube_proxy_rs::testing::proxy::{Flavor, Launch, save, wait_until};
+use kube_proxy_rs::testing::proxy::{Flavor, Launch, http_get, metrics, save, wait_until};
 
 use crate::BINARY;
 use crate::resilience::thousand_services;
@@ -33,6 +34,17 @@ fn a_service_that_the_kernel_refuses_is_named_and_left_out_and_all_others_work()
         log.lines().any(|line| line.contains("refused and left out") && line.contains(service))
     };
     wait_until("the refused Service is named", Duration::from_secs(60), named).unwrap();
+    let gauge = "kubeproxy_rs_refused_services{ip_family=\"IPv4\"} 1";
+    wait_until("the metric counts it", Duration::from_secs(60), || {
+        metrics(&node).is_ok_and(|text| text.contains(gauge))
+    })
+    .unwrap();
+    let health = SocketAddr::from(([127, 0, 0, 1], 10256));
+    let detail = http_get(&node, health, "/readyz").unwrap();
+    assert!(detail.contains(&format!("\"service\": \"{service}\"")), "{detail}");
+    assert!(http_get(&node, health, "/healthz").unwrap().contains("\"healthy\":true"));
+    let status = http_get(&node, SocketAddr::from(([127, 0, 0, 1], 10249)), "/statusz").unwrap();
+    assert!(status.contains(service), "{status}");
     let after = save(Flavor::Nft, &node, false).unwrap();
     let frontends = |rules: &str| rules.lines().filter(|line| line.contains("cluster IP\"")).count();
     assert_eq!(frontends(&only(&after, service)), 0);

@@ -139,7 +139,8 @@ fn statusz(
         let up = now.wall.duration_since(started).unwrap_or_default().as_secs();
         let reply = health.answer(Probe::Healthz, now);
         let state = String::from_utf8_lossy(&reply.body).into_owned();
-        format!("{head}Up: {up}s\nPaths: {paths}\n\nHealth ({}): {state}\n", reply.status)
+        let ready = String::from_utf8_lossy(&health.readiness(now).reply().body).into_owned();
+        format!("{head}Up: {up}s\nPaths: {paths}\n\nHealth ({}): {state}\n\n{ready}\n", reply.status)
     })
 }
 

@@ -6,8 +6,10 @@
 pub mod iptables;
 pub mod ipvs;
 
+use crate::kernel::iptables::RestoreError;
 use crate::model::ServiceName;
 use crate::plan::Plan;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// One family's dataplane: what `sync` drives, the same for every mode.
 ///
@@ -79,20 +81,40 @@ pub trait Backend {
 /// What `apply` did.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Applied {
-    /// Kernel objects by table: rules for iptables, `virtual` and `real` servers for IPVS.
-    pub tables: Vec<TableCount>,
+    /// Kernel objects of ours.
+    pub objects: Vec<ObjectCount>,
     /// Requests to the kernel or calls of a tool.
     pub calls: usize,
-    /// Services the kernel refuses, and why.
+    /// Services that are left out now because the kernel refuses them.
     pub refused: Vec<Refusal>,
 }
 
-/// How many kernel objects a table holds, and how many of them were written.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct TableCount {
-    /// The table's name.
-    pub table: &'static str,
-    /// Objects of ours in it.
+impl Applied {
+    /// Services that this pass tried and the kernel refused.
+    pub fn newly_refused(&self) -> impl Iterator<Item = &Refusal> {
+        self.refused.iter().filter(|refusal| refusal.is_new)
+    }
+}
+
+/// What kernel objects are counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ObjectKind {
+    /// iptables rules in the nat table.
+    NatRules,
+    /// iptables rules in the filter table.
+    FilterRules,
+    /// IPVS virtual servers.
+    VirtualServers,
+    /// IPVS real servers.
+    RealServers,
+}
+
+/// How many kernel objects of a kind there are, and how many of them were written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ObjectCount {
+    /// Their kind.
+    pub kind: ObjectKind,
+    /// Objects of ours.
     pub total: usize,
     /// Objects written by this pass.
     pub written: usize,
@@ -105,4 +127,25 @@ pub struct Refusal {
     pub service: ServiceName,
     /// The kernel's or the tool's words.
     pub reason: String,
+    /// Found by this pass; others were refused before and have not been tried again.
+    pub is_new: bool,
+}
+
+impl Refusal {
+    /// What stands after a pass that found some of them.
+    fn standing(all: &BTreeMap<ServiceName, String>, found: &[Refusal]) -> Vec<Refusal> {
+        let found: BTreeSet<&ServiceName> = found.iter().map(|refusal| &refusal.service).collect();
+        let refusal = |(service, reason): (&ServiceName, &String)| Refusal {
+            service: service.clone(),
+            reason: reason.clone(),
+            is_new: found.contains(service),
+        };
+        all.iter().map(refusal).collect()
+    }
+}
+
+/// Whether a pass failed because a tool did, rather than the kernel's own interfaces.
+#[must_use]
+pub fn is_tool_failure(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<RestoreError>().is_some()
 }

@@ -1,11 +1,15 @@
-//! Health of the proxy itself: `/healthz` and `/livez`.
+//! Health of the proxy itself: `/healthz`, `/livez` and `/readyz`.
 
+use super::readiness::{FamilyReadiness, Readiness, RefusedObject};
 use crate::http::{Reply, Request, Routes};
 use crate::model::{IpFamily, NodeFacts, PerFamily, UtcTime};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
+
+/// So many characters of an error are shown.
+const LONGEST_REASON: usize = 500;
 
 /// One moment on both clocks: the steady one for timeouts, the other one for people.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,10 +48,15 @@ struct State {
     node_eligible: bool,
 }
 
-#[derive(Clone, Copy, Debug, Default)]
-struct Family {
-    oldest_queued: Option<Instant>,
-    last_updated: Option<SystemTime>,
+#[derive(Clone, Debug, Default)]
+pub(super) struct Family {
+    pub(super) oldest_queued: Option<Instant>,
+    pub(super) last_updated: Option<SystemTime>,
+    /// Why the last sync failed, if it did.
+    pub(super) failure: Option<String>,
+    pub(super) refused: Vec<RefusedObject>,
+    pub(super) drift_total: u64,
+    pub(super) last_drift: Option<(SystemTime, String)>,
 }
 
 #[derive(Serialize)]
@@ -59,6 +68,9 @@ struct Body {
     node_eligible: Option<bool>,
     healthy: bool,
     status: BTreeMap<&'static str, FamilyBody>,
+    /// Ours, and only when something is wrong: why.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    reasons: Vec<String>,
 }
 
 #[derive(Serialize)]
@@ -82,7 +94,51 @@ impl ProxyHealth {
 
     /// A sync of this family succeeded.
     pub fn updated(&self, family: IpFamily, now: Now) {
-        *self.state().families.get_mut(family) = Family { oldest_queued: None, last_updated: Some(now.wall) };
+        let mut state = self.state();
+        let family = state.families.get_mut(family);
+        (family.oldest_queued, family.last_updated, family.failure) = (None, Some(now.wall), None);
+    }
+
+    /// A sync of this family failed; what made it run waits since now, if not longer.
+    pub fn failed(&self, family: IpFamily, reason: String, now: Now) {
+        let mut state = self.state();
+        let family = state.families.get_mut(family);
+        family.oldest_queued.get_or_insert(now.steady);
+        family.failure = Some(reason.chars().take(LONGEST_REASON).collect());
+    }
+
+    /// The Services of this family that the kernel refuses now.
+    pub fn refused(&self, family: IpFamily, refused: Vec<RefusedObject>) {
+        self.state().families.get_mut(family).refused = refused;
+    }
+
+    /// Kernel objects of this family were not as we left them; `last` names one.
+    pub fn drifted(&self, family: IpFamily, count: u64, last: String, now: Now) {
+        let mut state = self.state();
+        let family = state.families.get_mut(family);
+        family.drift_total = family.drift_total.saturating_add(count);
+        family.last_drift = Some((now.wall, last));
+    }
+
+    /// All that is known.
+    #[must_use]
+    pub fn readiness(&self, now: Now) -> Readiness {
+        let state = self.state();
+        let known: Vec<_> = IpFamily::ALL
+            .into_iter()
+            .map(|family| (family, state.families.get(family)))
+            .filter(|(_, it)| it.is_known())
+            .collect();
+        let mut reasons = state.reasons(self.timeout, now);
+        let unsynced = known.iter().filter(|(_, it)| it.last_updated.is_none());
+        reasons.extend(unsynced.map(|(family, _)| format!("{family}: the first sync is not done")));
+        if known.is_empty() {
+            reasons.push("the first list of Services and EndpointSlices is not complete".to_owned());
+        }
+        let mut readiness = Readiness::new(reasons, now);
+        let families = known.into_iter().map(|(family, it)| (family.as_str(), FamilyReadiness::of(it, now)));
+        readiness.families = families.collect();
+        readiness
     }
 
     /// Our Node appeared or changed, or is not there.
@@ -114,6 +170,10 @@ impl ProxyHealth {
         let healthy = status.values().all(|family| family.healthy);
         let node_eligible = (probe == Probe::Healthz).then_some(state.node_eligible);
         let fine = healthy && node_eligible != Some(false);
+        let mut reasons = state.reasons(self.timeout, now);
+        if node_eligible == Some(false) {
+            reasons.push("the Node is unknown, being deleted or about to be taken away".to_owned());
+        }
         // "Last updated" is what outsiders judge staleness by, so a healthy idle proxy says now.
         let newest =
             IpFamily::ALL.into_iter().filter_map(|family| state.families.get(family).last_updated).max();
@@ -124,6 +184,7 @@ impl ProxyHealth {
             node_eligible,
             healthy,
             status,
+            reasons,
         };
         let code = if fine { 200 } else { 503 };
         match serde_json::to_vec(&body) {
@@ -138,16 +199,50 @@ impl ProxyHealth {
     }
 }
 
+impl State {
+    /// Why families are unhealthy, in sentences.
+    fn reasons(&self, timeout: Duration, now: Now) -> Vec<String> {
+        let families = IpFamily::ALL.into_iter().map(|family| (family, self.families.get(family)));
+        let unhealthy = families.filter(|(_, it)| !it.is_healthy(timeout, now));
+        unhealthy.map(|(family, it)| format!("{family}: {}", it.complaint(now))).collect()
+    }
+}
+
 impl Family {
-    /// A family that never synced is not judged: it may not exist on this node (kube-proxy).
+    /// A family that never tried to sync is not judged: it may not exist on this node
+    /// (kube-proxy). Nor is one whose first sync still runs, which takes long in large clusters.
     fn is_healthy(&self, timeout: Duration, now: Now) -> bool {
+        let is_judged = self.last_updated.is_some() || self.failure.is_some();
         let waited = |since| now.steady.saturating_duration_since(since);
-        self.last_updated.is_none() || self.oldest_queued.is_none_or(|since| waited(since) < timeout)
+        !is_judged || self.oldest_queued.is_none_or(|since| waited(since) < timeout)
     }
 
+    /// This node serves it.
+    fn is_known(&self) -> bool {
+        self.oldest_queued.is_some() || self.last_updated.is_some()
+    }
+
+    fn complaint(&self, now: Now) -> String {
+        let since = self.oldest_queued.unwrap_or(now.steady);
+        let waits = now.steady.saturating_duration_since(since).as_secs();
+        match &self.failure {
+            Some(failure) => {
+                format!("changes have waited for {waits} s, and the last sync failed: {failure}")
+            }
+            None => format!("changes have waited for {waits} s, and no sync has ended since"),
+        }
+    }
+
+    /// One that never synced is only shown when it is known to fail.
     fn body(&self, timeout: Duration, now: Now) -> Option<FamilyBody> {
-        let last_updated = UtcTime::of(self.last_updated?).to_string();
-        Some(FamilyBody { last_updated, healthy: self.is_healthy(timeout, now) })
+        let healthy = self.is_healthy(timeout, now);
+        if self.last_updated.is_none() && healthy {
+            return None;
+        }
+        Some(FamilyBody {
+            last_updated: self.last_updated.map_or(UtcTime::NEVER, UtcTime::of).to_string(),
+            healthy,
+        })
     }
 }
 
@@ -158,6 +253,7 @@ pub fn routes(health: Arc<ProxyHealth>, clock: Clock, count: CountReply) -> Rout
         let probe = match request.path {
             "/healthz" => Probe::Healthz,
             "/livez" => Probe::Livez,
+            "/readyz" => return health.readiness(clock()).reply(),
             _ => return Reply::not_found(),
         };
         let reply = health.answer(probe, clock());
@@ -228,8 +324,62 @@ mod tests {
             body(&reply),
             "{\"lastUpdated\":\"2023-11-14T22:15:00Z\",\"currentTime\":\"2023-11-14T22:15:00Z\",\"healthy\":false,\
              \"status\":{\"IPv4\":{\"lastUpdated\":\"2023-11-14T22:15:00Z\",\"healthy\":true},\
-             \"IPv6\":{\"lastUpdated\":\"2023-11-14T22:13:20Z\",\"healthy\":false}}}"
+             \"IPv6\":{\"lastUpdated\":\"2023-11-14T22:13:20Z\",\"healthy\":false}},\
+             \"reasons\":[\"IPv6: changes have waited for 100 s, and no sync has ended since\"]}"
         );
+    }
+
+    #[test]
+    fn a_family_that_fails_from_the_start_is_unhealthy_and_says_why() {
+        let (health, times) = start();
+        health.updated(IpFamily::V4, times.at(0));
+        health.queued(IpFamily::V6, times.at(0));
+        health.failed(IpFamily::V6, "no memory".to_owned(), times.at(1));
+        assert!(health.is_healthy(times.at(59)));
+        let reply = health.answer(Probe::Healthz, times.at(60));
+        assert_eq!(reply.status, 503);
+        let reason = "IPv6: changes have waited for 60 s, and the last sync failed: no memory";
+        assert!(body(&reply).ends_with(&format!("\"reasons\":[\"{reason}\"]}}")), "{}", body(&reply));
+        assert!(
+            body(&reply).contains("\"IPv6\":{\"lastUpdated\":\"0001-01-01T00:00:00Z\",\"healthy\":false}")
+        );
+        health.updated(IpFamily::V6, times.at(61));
+        assert_eq!(health.answer(Probe::Healthz, times.at(61)).status, 200);
+    }
+
+    #[test]
+    fn a_sync_that_nobody_asked_for_and_that_fails_is_not_overlooked() {
+        let (health, times) = start();
+        health.updated(IpFamily::V4, times.at(0));
+        health.failed(IpFamily::V4, "the lock is taken".to_owned(), times.at(3600));
+        assert!(health.is_healthy(times.at(3659)));
+        assert!(!health.is_healthy(times.at(3660)));
+    }
+
+    #[test]
+    fn readiness_begins_with_the_first_sync_and_tells_all_there_is() {
+        let (health, times) = start();
+        let nothing = health.readiness(times.at(0));
+        assert_eq!(nothing.reasons, ["the first list of Services and EndpointSlices is not complete"]);
+        health.queued(IpFamily::V4, times.at(0));
+        let first = health.readiness(times.at(4));
+        assert_eq!(first.reasons, ["IPv4: the first sync is not done"]);
+        assert_eq!(first.families["IPv4"].oldest_pending_seconds, Some(4.0));
+        assert_eq!(first.reply().status, 503);
+
+        health.updated(IpFamily::V4, times.at(5));
+        let refused = RefusedObject { service: "shop/web".to_owned(), reason: "no memory".to_owned() };
+        health.refused(IpFamily::V4, vec![refused.clone()]);
+        health.drifted(IpFamily::V4, 3, "chain KUBE-SERVICES of table nat is gone".to_owned(), times.at(6));
+        let then = health.readiness(times.at(7));
+        assert!(then.ready, "{:?}", then.reasons);
+        assert_eq!(then.reply().status, 200);
+        let family = &then.families["IPv4"];
+        assert!(family.synced && family.oldest_pending_seconds.is_none());
+        assert_eq!((family.refused_total, &family.refused[..]), (1, &[refused][..]));
+        assert_eq!(family.drift_total, 3);
+        assert_eq!(family.last_drift.as_deref(), Some("chain KUBE-SERVICES of table nat is gone"));
+        assert_eq!(family.last_drift_time.as_deref(), Some("2023-11-14T22:13:26Z"));
     }
 
     #[test]
@@ -282,6 +432,7 @@ mod tests {
         let routes = routes(Arc::new(health), Arc::new(move || now), count);
         let status = |path| routes(Request { method: "GET", path, query: "" }).status;
         assert_eq!((status("/healthz"), status("/livez"), status("/")), (200, 200, 404));
+        assert_eq!(status("/readyz"), 503, "nothing has been synced yet");
         assert_eq!(*counted.lock().unwrap(), [(Probe::Healthz, 200), (Probe::Livez, 200)]);
     }
 }

@@ -77,9 +77,10 @@ impl ServicePorts {
     }
 
     /// Takes over what a plan says that is in force now: opens and closes ports, and sets counts.
-    /// Returns the ports that turned out to be taken by somebody else.
-    pub async fn settle(&mut self, plan: &Plan<'_>) -> Vec<PortTaken> {
-        self.fold(plan);
+    /// A Service that the kernel refuses has no endpoints here, whatever the plan says. Returns
+    /// the ports that turned out to be taken by somebody else.
+    pub async fn settle(&mut self, plan: &Plan<'_>, refused: &BTreeSet<ServiceName>) -> Vec<PortTaken> {
+        self.fold(plan, refused);
         let addresses = addresses(plan);
         if addresses != self.addresses {
             self.close_all().await;
@@ -119,14 +120,15 @@ impl ServicePorts {
         new
     }
 
-    fn fold(&mut self, plan: &Plan<'_>) {
+    fn fold(&mut self, plan: &Plan<'_>, refused: &BTreeSet<ServiceName>) {
         if matches!(plan.scope(), Scope::All) {
             self.wanted.clear();
         }
         for name in plan.names_in_scope() {
             match plan.health_check_node_port(name) {
                 Some(port) => {
-                    let wanted = Wanted { port, local_endpoints: plan.local_endpoints(name) };
+                    let reached = if refused.contains(name) { 0 } else { plan.local_endpoints(name) };
+                    let wanted = Wanted { port, local_endpoints: reached };
                     self.wanted.insert(name.clone(), wanted);
                 }
                 None => {
@@ -276,6 +278,7 @@ mod tests {
         health: Arc<ProxyHealth>,
         settings: FamilySettings,
         start: Instant,
+        refused: BTreeSet<ServiceName>,
     }
 
     impl Setup {
@@ -286,7 +289,7 @@ mod tests {
             let ports = ServicePorts::new(Arc::clone(&health), Arc::new(move || now));
             let mut settings = FamilySettings::new(IpFamily::V4);
             settings.node_port_addresses = NodePortAddresses::Within(vec!["127.0.0.0/8".parse().unwrap()]);
-            Setup { ports, health, settings, start }
+            Setup { ports, health, settings, start, refused: BTreeSet::new() }
         }
 
         async fn settle(&mut self, records: &[ServiceRecord]) -> Vec<PortTaken> {
@@ -294,7 +297,7 @@ mod tests {
             let snapshot = Snapshot { services: named.collect(), ..Snapshot::default() };
             let here = [IpAddr::from([127, 0, 0, 1])];
             let plan = Plan::new(&self.settings, &snapshot, Scope::All).with_local_addresses(&here);
-            self.ports.settle(&plan).await
+            self.ports.settle(&plan, &self.refused).await
         }
     }
 
@@ -335,6 +338,19 @@ mod tests {
         let text = ask(port).await.unwrap();
         assert!(text.starts_with("HTTP/1.1 503 "), "{text}");
         assert!(text.contains("x-load-balancing-endpoint-weight: 0\r\n"), "{text}");
+    }
+
+    #[tokio::test]
+    async fn a_service_that_the_kernel_refuses_has_no_endpoints_here() {
+        let (mut setup, port) = (Setup::new(), free_port().await);
+        setup.refused.insert(name("web"));
+        setup.settle(&[record("web", port, &[(1, local())])]).await;
+        let text = ask(port).await.unwrap();
+        assert!(text.starts_with("HTTP/1.1 503 "), "{text}");
+        assert!(text.contains("\"localEndpoints\": 0"), "{text}");
+        setup.refused.clear();
+        setup.settle(&[record("web", port, &[(1, local())])]).await;
+        assert!(ask(port).await.unwrap().starts_with("HTTP/1.1 200 "));
     }
 
     #[tokio::test]

@@ -1,7 +1,7 @@
 //! ipsets, over netlink: no tool is started, a thousand entries go in one message.
 
 use crate::model::{Cidr, Frontend, IpFamily, Protocol, SetEntry, SetType};
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use netlink::{Attribute, Attributes, Malformed, MsgBuf, Part, Protocol as Bus, Socket};
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -52,6 +52,8 @@ const PROTOCOL_VERSION: u8 = 6;
 const LIST_HEADER: u32 = 1 << 2;
 /// Entries per message: the list of entries is an attribute, and those end at 64 KiB.
 const MOST_ENTRIES: usize = 500;
+/// More refused entries than this mean that something else is wrong.
+const MOST_REFUSALS: usize = 100;
 /// The tool's defaults, so that its users see what they know.
 const DEFAULT_HASH_SIZE: u32 = 1024;
 const DEFAULT_MAX_ELEMENTS: u32 = 65536;
@@ -87,11 +89,12 @@ pub trait Ipsets {
     /// When the kernel cannot be asked.
     fn count(&mut self, set: SetSpec<'_>) -> Result<Option<usize>>;
 
-    /// Adds entries; those that are there are no error.
+    /// Adds entries; those that are there are no error. Returns those that the kernel refuses,
+    /// for example because the set is full, with its words.
     ///
     /// # Errors
-    /// When the kernel refuses, for example because the set is full.
-    fn add(&mut self, set: SetSpec<'_>, entries: &[SetEntry]) -> Result<()>;
+    /// When the exchange with the kernel failed, or there is no such set.
+    fn add(&mut self, set: SetSpec<'_>, entries: &[SetEntry]) -> Result<Vec<(SetEntry, String)>>;
 
     /// Deletes entries; those that are not there are no error.
     ///
@@ -182,25 +185,25 @@ impl KernelIpsets {
         }
     }
 
-    fn change(&mut self, kind: u16, set: SetSpec<'_>, entries: &[SetEntry]) -> Result<()> {
-        for chunk in entries.chunks(MOST_ENTRIES) {
-            self.begin(kind, 0);
-            self.request.string(SET_NAME, set.name);
-            self.request.u32(MESSAGE_LINE, 0);
-            self.request.nest(ENTRIES, |buf| {
-                for (line, entry) in chunk.iter().enumerate() {
-                    buf.nest(DATA, |buf| {
-                        write_entry(buf, entry);
-                        buf.be32(ENTRY_LINE | BIG_ENDIAN, u32::try_from(line).unwrap_or_default());
-                    });
-                }
-            });
-            let doing = if kind == ADD { "add entries to" } else { "delete entries from" };
-            self.socket
-                .request(&mut self.request, &mut |_| Ok(()))
-                .with_context(|| format!("cannot {doing} ipset {}", set.name))?;
-        }
-        Ok(())
+    /// One message; no more than `MOST_ENTRIES`.
+    fn change(
+        &mut self,
+        kind: u16,
+        set: SetSpec<'_>,
+        entries: &[SetEntry],
+    ) -> std::result::Result<(), netlink::Error> {
+        self.begin(kind, 0);
+        self.request.string(SET_NAME, set.name);
+        self.request.u32(MESSAGE_LINE, 0);
+        self.request.nest(ENTRIES, |buf| {
+            for (line, entry) in entries.iter().enumerate() {
+                buf.nest(DATA, |buf| {
+                    write_entry(buf, entry);
+                    buf.be32(ENTRY_LINE | BIG_ENDIAN, u32::try_from(line).unwrap_or_default());
+                });
+            }
+        });
+        self.socket.request(&mut self.request, &mut |_| Ok(()))
     }
 }
 
@@ -265,12 +268,36 @@ impl Ipsets for KernelIpsets {
         Ok(found.then_some(count))
     }
 
-    fn add(&mut self, set: SetSpec<'_>, entries: &[SetEntry]) -> Result<()> {
-        self.change(ADD, set, entries)
+    fn add(&mut self, set: SetSpec<'_>, entries: &[SetEntry]) -> Result<Vec<(SetEntry, String)>> {
+        let mut refused = Vec::new();
+        let mut parts: Vec<&[SetEntry]> = entries.chunks(MOST_ENTRIES).rev().collect();
+        while let Some(part) = parts.pop() {
+            match self.change(ADD, set, part) {
+                Ok(()) => {}
+                // The kernel does not say which one of a message it does not take.
+                Err(error) if error.errno().is_some_and(|errno| errno != libc::ENOENT) => match part {
+                    [entry] => refused.push((*entry, format!("ipset {}: {error}", set.name))),
+                    _ => {
+                        let (left, right) = part.split_at(part.len() / 2);
+                        parts.extend([right, left]);
+                    }
+                },
+                Err(error) => {
+                    return Err(error).with_context(|| format!("cannot add entries to ipset {}", set.name));
+                }
+            }
+            if refused.len() > MOST_REFUSALS {
+                bail!("ipset {} takes none of {MOST_REFUSALS} entries: {}", set.name, refused[0].1);
+            }
+        }
+        Ok(refused)
     }
 
     fn delete(&mut self, set: SetSpec<'_>, entries: &[SetEntry]) -> Result<()> {
-        self.change(DELETE, set, entries)
+        entries
+            .chunks(MOST_ENTRIES)
+            .try_for_each(|part| self.change(DELETE, set, part))
+            .with_context(|| format!("cannot delete entries from ipset {}", set.name))
     }
 
     fn swap(&mut self, one: &str, other: &str) -> Result<()> {

@@ -37,11 +37,17 @@ pub trait Links {
     fn addresses(&mut self, family: IpFamily) -> Result<Vec<InterfaceAddress>>;
 
     /// Gives an interface addresses of full prefix length and takes others away, in few messages.
-    /// Those that are there, or gone, already are no error.
+    /// Those that are there, or gone, already are no error. Returns those that the kernel does not
+    /// add, with its words.
     ///
     /// # Errors
-    /// When there is no such interface or the kernel refuses an address.
-    fn change_addresses(&mut self, interface: &str, add: &[IpAddr], remove: &[IpAddr]) -> Result<()>;
+    /// When there is no such interface or the kernel does not take an address away.
+    fn change_addresses(
+        &mut self,
+        interface: &str,
+        add: &[IpAddr],
+        remove: &[IpAddr],
+    ) -> Result<Vec<(IpAddr, String)>>;
 
     /// Removes an interface; says whether it was there.
     ///
@@ -89,9 +95,14 @@ impl Links for KernelLinks {
         interface_addresses(family)
     }
 
-    fn change_addresses(&mut self, interface: &str, add: &[IpAddr], remove: &[IpAddr]) -> Result<()> {
+    fn change_addresses(
+        &mut self,
+        interface: &str,
+        add: &[IpAddr],
+        remove: &[IpAddr],
+    ) -> Result<Vec<(IpAddr, String)>> {
         if add.is_empty() && remove.is_empty() {
-            return Ok(());
+            return Ok(Vec::new());
         }
         let index =
             if_nametoindex(interface).with_context(|| format!("there is no interface {interface}"))?;
@@ -110,18 +121,20 @@ impl Links for KernelLinks {
                 }
             }
         }
-        let refused = self.socket.batch(&mut self.request).context("changing addresses")?;
-        for refused in refused {
-            if ![libc::EEXIST, libc::EADDRNOTAVAIL].contains(&refused.refusal.errno) {
-                let (doing, address) = match add.get(refused.index) {
-                    Some(address) => ("add", Some(address)),
-                    None => ("remove", remove.get(refused.index - add.len())),
-                };
-                let address = address.map(ToString::to_string).unwrap_or_default();
-                bail!("cannot {doing} address {address} of {interface}: {}", refused.refusal);
+        let answers = self.socket.batch(&mut self.request).context("changing addresses")?;
+        let mut refused = Vec::new();
+        for answer in answers {
+            if [libc::EEXIST, libc::EADDRNOTAVAIL].contains(&answer.refusal.errno) {
+                continue;
             }
+            let Some(address) = add.get(answer.index) else {
+                let address = remove.get(answer.index - add.len()).map(ToString::to_string);
+                let address = address.unwrap_or_default();
+                bail!("cannot remove address {address} of {interface}: {}", answer.refusal);
+            };
+            refused.push((*address, format!("address {address} of {interface}: {}", answer.refusal)));
         }
-        Ok(())
+        Ok(refused)
     }
 
     fn delete(&mut self, name: &str) -> Result<bool> {

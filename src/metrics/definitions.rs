@@ -16,6 +16,7 @@ pub(super) struct SyncMetrics {
     pub(super) last_queued: GaugeVec,
     pub(super) network_programming: HistogramVec,
     pub(super) no_local_endpoints: IntGaugeVec,
+    pub(super) refused_services: IntGaugeVec,
 }
 
 pub(super) struct ChangeMetrics {
@@ -83,6 +84,10 @@ impl SyncMetrics {
                     "Service ports with a Local traffic policy, endpoints elsewhere and none on this node",
                 ),
                 &["traffic_policy", "ip_family"],
+            )?,
+            refused_services: IntGaugeVec::new(
+                opts("rs_refused_services", "Services left out because the kernel refuses them"),
+                FAMILY,
             )?,
         })
     }

@@ -104,7 +104,7 @@ impl Metrics {
         let Metrics { sync, changes, iptables, ipvs, conntrack, requests, .. } = self;
         self.register([&sync.duration, &sync.network_programming, &conntrack.duration])?;
         self.register([&sync.last, &sync.last_queued])?;
-        self.register([&sync.no_local_endpoints])?;
+        self.register([&sync.no_local_endpoints, &sync.refused_services])?;
         self.register([&changes.endpoints_pending, &changes.services_pending])?;
         self.register([&changes.endpoints_total, &changes.services_total])?;
         self.register([&conntrack.deleted, &iptables.restore_failures])?;
@@ -212,6 +212,12 @@ impl Metrics {
             PolicyKind::External => "external",
         };
         self.sync.no_local_endpoints.with_label_values(&[policy, family.as_str()])
+    }
+
+    /// Services that are left out because the kernel refuses them.
+    #[must_use]
+    pub fn refused_services(&self, family: IpFamily) -> IntGauge {
+        self.sync.refused_services.with_label_values(&[family.as_str()])
     }
 
     /// EndpointSlice changes that wait for a sync.
@@ -361,6 +367,7 @@ mod tests {
         }
         metrics.last_sync(family).set(1.5);
         metrics.last_queued(family).set(2.5);
+        metrics.refused_services(family).set(1);
         metrics.no_local_endpoints(PolicyKind::Internal, family).set(1);
         metrics.no_local_endpoints(PolicyKind::External, family).set(2);
         metrics.iptables_rules(Table::Filter, family).set(4);
@@ -403,6 +410,7 @@ mod tests {
         ("kubeproxy_sync_proxy_rules_service_changes_total", "counter"),
         ("kubeproxy_sync_proxy_rules_iptables_restore_failures_total", "counter"),
         ("kubeproxy_sync_proxy_rules_no_local_endpoints_total", "gauge"),
+        ("kubeproxy_rs_refused_services", "gauge"),
         ("kubeproxy_proxy_healthz_total", "counter"),
         ("kubeproxy_proxy_livez_total", "counter"),
         ("kubeproxy_conntrack_reconciler_sync_duration_seconds", "histogram"),

@@ -2,7 +2,8 @@
 
 use super::report::{Notice, Outcome, PassKind, Recorder, Severity, SyncReport};
 use super::settle::Settled;
-use crate::health::{Clock, PortTaken, ProxyHealth};
+use crate::backend::{Applied, ObjectCount, ObjectKind, Refusal, is_tool_failure};
+use crate::health::{Clock, PortTaken, ProxyHealth, RefusedObject};
 use crate::metrics::{Metrics, PolicyKind, Table};
 use crate::model::{IpFamily, NodeFacts, PerFamily, ServiceName};
 use crate::state::{ExternalIpClaim, NodePortConflict};
@@ -36,12 +37,7 @@ impl Records {
         self
     }
 
-    fn warn(
-        &self,
-        service: Option<&ServiceName>,
-        (reason, action): (&'static str, &'static str),
-        note: String,
-    ) {
+    fn warn(&self, service: Option<&ServiceName>, reason: &'static str, action: &'static str, note: String) {
         (self.tell)(Notice { service: service.cloned(), severity: Severity::Warning, reason, action, note });
     }
 
@@ -49,7 +45,7 @@ impl Records {
         since_1970((self.clock)().wall).as_secs_f64()
     }
 
-    fn record_success(&mut self, report: &SyncReport, applied: &crate::backend::Applied) {
+    fn record_success(&mut self, report: &SyncReport, applied: &Applied) {
         let family = report.family;
         let now = self.seconds_now();
         for triggered in &report.triggered {
@@ -57,44 +53,62 @@ impl Records {
             let latency = (now - triggered.as_secs_f64()).max(0.0);
             self.metrics.network_programming_duration(family).observe(latency);
         }
-        for count in &applied.tables {
-            let table = match count.table {
-                "nat" => Table::Nat,
-                "filter" => Table::Filter,
-                servers => {
-                    self.metrics.ipvs_servers(servers, family).set(gauge(count.total));
-                    continue;
-                }
-            };
-            self.metrics.iptables_rules(table, family).set(gauge(count.total));
-            self.metrics.iptables_rules_last(table, family).set(gauge(count.written));
-        }
+        applied.objects.iter().for_each(|count| self.record_count(family, *count));
         self.health.updated(family, (self.clock)());
         self.metrics.last_sync(family).set(now);
-        for refusal in &applied.refused {
-            tracing::error!(service = %refusal.service, %family, reason = refusal.reason, "Service refused and left out");
-            let note =
-                format!("{family} rules of this Service are refused by the kernel: {}", refusal.reason);
-            self.warn(Some(&refusal.service), ("FailedToProgramService", "Sync"), note);
-        }
-        let written: usize = applied.tables.iter().map(|count| count.written).sum();
+        self.record_refusals(family, applied);
+        let written: usize = applied.objects.iter().map(|count| count.written).sum();
         tracing::debug!(
             %family, kind = ?report.kind, services = report.services, written, calls = applied.calls,
             elapsed = ?report.elapsed, "synced"
         );
     }
 
+    fn record_count(&self, family: IpFamily, count: ObjectCount) {
+        let rules = |table| {
+            self.metrics.iptables_rules(table, family).set(gauge(count.total));
+            self.metrics.iptables_rules_last(table, family).set(gauge(count.written));
+        };
+        match count.kind {
+            ObjectKind::NatRules => rules(Table::Nat),
+            ObjectKind::FilterRules => rules(Table::Filter),
+            ObjectKind::VirtualServers => {
+                self.metrics.ipvs_servers("virtual", family).set(gauge(count.total))
+            }
+            ObjectKind::RealServers => self.metrics.ipvs_servers("real", family).set(gauge(count.total)),
+        }
+    }
+
+    fn record_refusals(&self, family: IpFamily, applied: &Applied) {
+        for refusal in applied.newly_refused() {
+            tracing::error!(service = %refusal.service, %family, reason = refusal.reason, "Service refused and left out");
+            let note = format!("the kernel refuses the {family} part of this Service: {}", refusal.reason);
+            self.warn(Some(&refusal.service), "FailedToProgramService", "Sync", note);
+            let note = format!(
+                "the kernel refuses the {family} part of Service {}: {}",
+                refusal.service, refusal.reason
+            );
+            self.warn(None, "FailedToProgramService", "Sync", note);
+        }
+        self.metrics.refused_services(family).set(gauge(applied.refused.len()));
+        let refused = applied.refused.iter();
+        let object =
+            |it: &Refusal| RefusedObject { service: it.service.to_string(), reason: it.reason.clone() };
+        self.health.refused(family, refused.map(object).collect());
+    }
+
     fn record_failure(&mut self, report: &SyncReport, error: &anyhow::Error) {
         let family = report.family;
-        if error.downcast_ref::<crate::kernel::iptables::RestoreError>().is_some() {
+        if is_tool_failure(error) {
             self.metrics.restore_failures(family).inc();
         }
         if report.kind == PassKind::Partial {
             self.metrics.partial_restore_failures(family).inc();
         }
         self.metrics.ipvs_failures(family).inc();
+        self.health.failed(family, format!("{error:#}"), (self.clock)());
         tracing::error!(%family, elapsed = ?report.elapsed, error = format!("{error:#}"), "sync failed, will try again");
-        self.warn(None, ("FailedToSync", "Sync"), format!("{family}: {error:#}"));
+        self.warn(None, "FailedToSync", "Sync", format!("{family}: {error:#}"));
     }
 }
 
@@ -137,7 +151,7 @@ impl Recorder for Records {
                 "failed to start the health check of {} on port {}: {}",
                 taken.service, taken.port, taken.reason
             );
-            self.warn(Some(&taken.service), ("FailedToStartServiceHealthcheck", "Listen"), note);
+            self.warn(Some(&taken.service), "FailedToStartServiceHealthcheck", "Listen", note);
         }
     }
 
@@ -158,7 +172,7 @@ impl Recorder for Records {
                 service = %conflict.service, node_port = conflict.node_port, protocol = %conflict.protocol,
                 owner = %conflict.owner, "node port belongs to another Service; this one goes without"
             );
-            self.warn(Some(&conflict.service), ("NodePortConflict", "Sync"), conflict.to_string());
+            self.warn(Some(&conflict.service), "NodePortConflict", "Sync", conflict.to_string());
         }
     }
 
@@ -169,7 +183,7 @@ impl Recorder for Records {
                 continue;
             }
             tracing::error!("{claim}");
-            self.warn(Some(&claim.service), ("ExternalIPRefused", "Sync"), claim.to_string());
+            self.warn(Some(&claim.service), "ExternalIPRefused", "Sync", claim.to_string());
         }
     }
 
@@ -196,3 +210,6 @@ fn gauge(count: usize) -> i64 {
 pub fn since_1970(time: SystemTime) -> Duration {
     time.duration_since(UNIX_EPOCH).unwrap_or_default()
 }
+
+#[cfg(test)]
+mod tests;

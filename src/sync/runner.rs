@@ -177,11 +177,12 @@ impl<B: Backend, R: Recorder> Runner<B, R> {
         for family in &mut self.families {
             let report = pass(family, &self.tracker, &changes).await;
             failed |= matches!(report.outcome, Outcome::Failed(_));
-            refused |= matches!(&report.outcome, Outcome::Done(applied) if !applied.refused.is_empty());
             self.recorder.passed(&report);
-            if matches!(report.outcome, Outcome::Done(_)) {
+            if let Outcome::Done(applied) = &report.outcome {
+                refused |= applied.newly_refused().next().is_some();
+                let left_out = applied.refused.iter().map(|refusal| refusal.service.clone()).collect();
                 let plan = family.plan(self.tracker.snapshot(), &changes, report.kind);
-                let settled = self.settlement.settle(&plan).await;
+                let settled = self.settlement.settle(&plan, &left_out).await;
                 self.recorder.settled(family.family(), &settled);
             }
         }

@@ -5,7 +5,7 @@ use crate::conntrack::{Reconciler, Update};
 use crate::health::{PortTaken, ServicePorts};
 use crate::model::{PerFamily, ServiceName};
 use crate::plan::{Plan, Route, Scope, ServicePlan};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use tokio::sync::oneshot;
 
 /// Told the plan of every pass that succeeded.
@@ -74,13 +74,13 @@ impl Settlement {
         families.filter(|ports| ports.is_incomplete()).flat_map(ServicePorts::retry).collect()
     }
 
-    /// Does what follows from a plan that is in force now.
-    pub(super) async fn settle(&mut self, plan: &Plan<'_>) -> Settled {
+    /// Does what follows from a plan that is in force now, but for the Services that are refused.
+    pub(super) async fn settle(&mut self, plan: &Plan<'_>, refused: &BTreeSet<ServiceName>) -> Settled {
         if let Some(conntrack) = &self.conntrack {
             conntrack.update(Update::of(plan));
         }
         let taken = match &mut self.ports {
-            Some(ports) => ports.get_mut(plan.family()).settle(plan).await,
+            Some(ports) => ports.get_mut(plan.family()).settle(plan, refused).await,
             None => Vec::new(),
         };
         Settled { no_local: self.count_no_local(plan), taken }

@@ -295,7 +295,11 @@ impl<X: Xtables> Run<'_, '_, X> {
             self.doomed.extend(print.ids());
         }
         self.excluded.insert(change.name.clone());
-        self.outcome.refused.push(Refusal { service: change.name.clone(), reason: error.to_string() });
+        self.outcome.refused.push(Refusal {
+            service: change.name.clone(),
+            reason: error.to_string(),
+            is_new: true,
+        });
         if self.outcome.refused.len() > MOST_REFUSALS {
             bail!("more than {MOST_REFUSALS} Services refused, the last with: {error}");
         }

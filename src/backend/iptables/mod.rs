@@ -22,7 +22,7 @@ pub use desired::{Baseline, Desired};
 pub use diff::Changes;
 pub use setup::features;
 
-use super::{Applied, Backend, TableCount};
+use super::{Applied, Backend, ObjectCount, ObjectKind, Refusal};
 use crate::kernel::iptables::{Flavor, RestoreError, Stamp, Xtables};
 use crate::kernel::nft::{ChainUse, Part};
 use crate::plan::Plan;
@@ -183,7 +183,7 @@ impl<X: Xtables> Backend for Iptables<X> {
         baseline: &mut Baseline,
     ) -> Result<Applied> {
         let mut applied = Applied::default();
-        let mut written = [0, 0];
+        let (mut written, mut found) = ([0, 0], Vec::new());
         if !changes.is_empty() {
             let before = self.tools.stamp()?;
             let outcome = apply::run(&mut self.tools, desired, (&changes, self.most_chains), baseline).await;
@@ -195,17 +195,21 @@ impl<X: Xtables> Backend for Iptables<X> {
                 self.settle_tree(true);
             }
             let outcome = outcome?;
-            (applied.calls, applied.refused, written) = (outcome.calls, outcome.refused, outcome.written);
-            let commits = outcome.commits;
-            baseline.commit(changes, desired.fixed, (&applied.refused, outcome.stuck));
+            (applied.calls, written) = (outcome.calls, outcome.written);
+            found = outcome.refused;
+            baseline.commit(changes, desired.fixed, (&found, outcome.stuck));
             self.settle_tree(!baseline.refused.is_empty());
-            self.stamp = self.stamp_after(before, commits)?;
+            self.stamp = self.stamp_after(before, outcome.commits)?;
         }
-        let count = |table: &'static str, written| {
+        applied.refused = Refusal::standing(&baseline.refused, &found);
+        let count = |kind, table, written| {
             let total = usize::try_from(baseline.count(table).rules).unwrap_or(usize::MAX);
-            TableCount { table, total, written }
+            ObjectCount { kind, total, written }
         };
-        applied.tables = vec![count("filter", written[0]), count("nat", written[1])];
+        applied.objects = vec![
+            count(ObjectKind::FilterRules, "filter", written[0]),
+            count(ObjectKind::NatRules, "nat", written[1]),
+        ];
         Ok(applied)
     }
 

@@ -241,7 +241,7 @@ async fn refuse(most_chains: usize, service: &str, poison: &str) -> usize {
 
     // It stays out while others change, and comes back when all is written anew.
     bench.tracker.fold(WatchEvent::ServiceGone(ServiceName::new("ns", "svc-5")));
-    assert!(bench.sync().await.unwrap().refused.is_empty());
+    assert_eq!(bench.sync().await.unwrap().newly_refused().count(), 0);
     bench.backend.tools().refused.clear();
     bench.baseline = None;
     bench.sync().await.unwrap();

@@ -1,21 +1,28 @@
 //! Telling the kernel.
 
 use super::Kernel;
-use super::diff::Changes;
+use super::desired::Fact;
+use super::diff::{Changes, Object};
 use super::input::{self, CHAINS};
 use super::names::{INTERFACE, SetId};
 use crate::kernel::ipset::SetSpec;
 use crate::kernel::iptables::{Place, RestoreError, Xtables};
-use crate::kernel::ipvs::Refused;
+use crate::kernel::ipvs::Refused as RefusedServer;
 use crate::model::{IpFamily, ServerOperation};
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
 /// Operations per call; between two calls other tasks of the program get their turn.
 const MOST_OPERATIONS: usize = 2048;
-/// Refusals that an error tells about.
-const SHOWN_REFUSALS: usize = 3;
+
+/// Something the kernel does not take.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Refused {
+    pub(super) object: Object,
+    /// What was asked and why not, in the kernel's words.
+    pub(super) reason: String,
+}
 
 /// A node's hands, and how they are to be used.
 pub(super) struct Apply<'a, X> {
@@ -34,27 +41,34 @@ pub(super) fn set_spec(id: SetId, name: &str, family: IpFamily) -> SetSpec<'_> {
 }
 
 impl<X: Xtables> Apply<'_, X> {
-    /// Carries changes out, in the order of the fields of `Changes`.
-    pub(super) async fn run(&mut self, changes: &Changes) -> Result<()> {
+    /// Carries changes out, in the order of the fields of `Changes` and past refusals, which it
+    /// returns.
+    pub(super) async fn run(&mut self, changes: &Changes) -> Result<Vec<Refused>> {
+        let mut refused = Vec::new();
         if changes.set_up {
             self.set_up().await?;
         }
         for (id, entries) in &changes.add_entries {
             self.calls += 1;
-            self.kernel.sets.add(set_spec(*id, &id.name(self.family), self.family), entries)?;
+            let no = self.kernel.sets.add(set_spec(*id, &id.name(self.family), self.family), entries)?;
+            let entry = |(entry, reason)| Refused { object: Object::Fact(Fact::Entry(*id, entry)), reason };
+            refused.extend(no.into_iter().map(entry));
         }
         if let Some(rules) = &changes.rules {
             self.restore(rules).await?;
         }
-        self.operate(&changes.servers).await?;
+        refused.extend(self.operate(&changes.servers).await?);
         self.calls += usize::from(!changes.add_addresses.is_empty() || !changes.delete_addresses.is_empty());
-        self.kernel.links.change_addresses(INTERFACE, &changes.add_addresses, &changes.delete_addresses)?;
-        self.operate(&changes.removed).await?;
+        let links = &mut self.kernel.links;
+        let no = links.change_addresses(INTERFACE, &changes.add_addresses, &changes.delete_addresses)?;
+        let address = |(address, reason)| Refused { object: Object::Fact(Fact::Address(address)), reason };
+        refused.extend(no.into_iter().map(address));
+        refused.extend(self.operate(&changes.removed).await?);
         for (id, entries) in &changes.delete_entries {
             self.calls += 1;
             self.kernel.sets.delete(set_spec(*id, &id.name(self.family), self.family), entries)?;
         }
-        Ok(())
+        Ok(refused)
     }
 
     /// Makes the sets, our chains, the jumps to them, and the interface.
@@ -97,7 +111,7 @@ impl<X: Xtables> Apply<'_, X> {
         })
     }
 
-    async fn operate(&mut self, operations: &[ServerOperation]) -> Result<()> {
+    async fn operate(&mut self, operations: &[ServerOperation]) -> Result<Vec<Refused>> {
         let mut refused = Vec::new();
         for chunk in operations.chunks(MOST_OPERATIONS) {
             self.calls += 1;
@@ -105,16 +119,13 @@ impl<X: Xtables> Apply<'_, X> {
             refused.extend(no.into_iter().filter(|no| !is_done_already(no, chunk)));
             tokio::task::yield_now().await;
         }
-        if refused.is_empty() {
-            return Ok(());
-        }
         self.note_missing_schedulers(&refused, operations);
-        let shown: Vec<&str> = refused.iter().take(SHOWN_REFUSALS).map(|it| it.message.as_str()).collect();
-        bail!("{} of {} operations refused: {}", refused.len(), operations.len(), shown.join("; "))
+        let refusal = |it: RefusedServer| Refused { object: Object::Server(it.frontend), reason: it.message };
+        Ok(refused.into_iter().map(refusal).collect())
     }
 
     /// Services that ask for a scheduler that the kernel lacks get the default next time.
-    fn note_missing_schedulers(&mut self, refused: &[Refused], operations: &[ServerOperation]) {
+    fn note_missing_schedulers(&mut self, refused: &[RefusedServer], operations: &[ServerOperation]) {
         for refused in refused.iter().filter(|refused| refused.lacks_scheduler) {
             let asked_for = operations.iter().find_map(|operation| match operation {
                 ServerOperation::Add(at, with) | ServerOperation::Update(at, with)
@@ -134,7 +145,7 @@ impl<X: Xtables> Apply<'_, X> {
 }
 
 /// What was to go is gone.
-fn is_done_already(refused: &Refused, operations: &[ServerOperation]) -> bool {
+fn is_done_already(refused: &RefusedServer, operations: &[ServerOperation]) -> bool {
     refused.is_missing
         && operations.iter().any(|operation| match operation {
             ServerOperation::Remove(at) | ServerOperation::RemoveReal(at, _) => *at == refused.frontend,

@@ -49,6 +49,8 @@ pub struct Desired<'a> {
     pub(super) plan: Plan<'a>,
     /// In the order of names; `None` for a Service that this family has nothing of.
     pub(super) services: Vec<(ServiceName, Option<ServicePart>)>,
+    /// What is not named is not wanted.
+    pub(super) covers_all: bool,
 }
 
 impl<'a> Desired<'a> {
@@ -60,11 +62,13 @@ impl<'a> Desired<'a> {
                 names.iter().map(|name| (name.clone(), plan.service(name).as_ref().map(part))).collect()
             }
         };
-        Desired { plan: *plan, services }
+        Desired { plan: *plan, services, covers_all: matches!(plan.scope(), Scope::All) }
     }
 
-    pub(super) fn covers_all(&self) -> bool {
-        matches!(self.plan.scope(), Scope::All)
+    /// The same plan without these Services, and about nothing else.
+    pub(super) fn without<'n>(&self, names: impl Iterator<Item = &'n ServiceName>) -> Self {
+        let services = names.map(|name| (name.clone(), None)).collect();
+        Desired { plan: self.plan, services, covers_all: false }
     }
 }
 
@@ -97,6 +101,8 @@ pub struct Baseline {
     pub(super) rules: Option<String>,
     /// Each Service's part, as last carried out.
     pub(super) services: BTreeMap<ServiceName, ServicePart>,
+    /// Services that the kernel refused, and its words.
+    pub(super) refused: BTreeMap<ServiceName, String>,
     /// How many Services want what is there; nobody wants some of what was found at the start.
     pub(super) facts: BTreeMap<Fact, u32>,
     /// Virtual servers, ours and others'.

@@ -10,6 +10,15 @@ use std::hash::{Hash, Hasher};
 use std::net::IpAddr;
 use std::sync::Arc;
 
+/// A kernel object that some Service wants.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Object {
+    /// A virtual server, with its real servers.
+    Server(Frontend),
+    /// Anything else.
+    Fact(Fact),
+}
+
 /// What has to be done. The fields are carried out in this order: what traffic needs before it
 /// comes, then what brings it, then what it needs no more.
 #[derive(Debug, Default)]
@@ -38,9 +47,9 @@ impl Changes {
     pub(super) fn between(baseline: &Baseline, desired: &Desired<'_>, features: &Features) -> Self {
         let mut changes = Changes { set_up: !baseline.set_up, ..Changes::default() };
         changes.services = changed_services(baseline, desired);
-        changes.count_facts(baseline, desired.covers_all());
+        changes.count_facts(baseline, desired.covers_all);
         changes.sort_facts(baseline);
-        changes.compare_servers(baseline, desired.covers_all(), features);
+        changes.compare_servers(baseline, desired.covers_all, features);
         changes.write_rules(baseline, desired, features);
         changes
     }
@@ -59,6 +68,15 @@ impl Changes {
     /// How many operations on virtual and real servers there are.
     pub(super) fn operations(&self) -> usize {
         self.servers.len() + self.removed.len()
+    }
+
+    /// The Services among those that changed that want an object.
+    pub(super) fn wanting(&self, object: Object) -> impl Iterator<Item = &ServiceName> {
+        let wants = move |part: &ServicePart| match object {
+            Object::Server(at) => part.server(&at).is_some(),
+            Object::Fact(fact) => part.facts.binary_search(&fact).is_ok(),
+        };
+        self.services.iter().filter(move |(_, part)| part.as_ref().is_some_and(wants)).map(|(name, _)| name)
     }
 
     /// Notes that all of it was done.
@@ -188,7 +206,7 @@ fn changed_services(baseline: &Baseline, desired: &Desired<'_>) -> Vec<(ServiceN
     let differs =
         |(name, part): &&(ServiceName, Option<ServicePart>)| baseline.services.get(name) != part.as_ref();
     let mut changed: Vec<_> = desired.services.iter().filter(differs).cloned().collect();
-    if desired.covers_all() {
+    if desired.covers_all {
         let wanted: BTreeSet<&ServiceName> = desired.services.iter().map(|(name, _)| name).collect();
         let gone = baseline.services.keys().filter(|name| !wanted.contains(name));
         changed.extend(gone.map(|name| (name.clone(), None)));

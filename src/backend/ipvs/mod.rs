@@ -21,21 +21,27 @@ pub use diff::Changes;
 pub use input::Features;
 pub use setup::prepare;
 
-use super::{Applied, Backend, TableCount};
+use super::{Applied, Backend, ObjectCount, ObjectKind, Refusal};
 use crate::kernel::ipset::Ipsets;
 use crate::kernel::iptables::{Stamp, Xtables};
 use crate::kernel::ipvs::VirtualServers;
 use crate::kernel::links::Links;
 use crate::kernel::nft::Part;
-use crate::model::IpFamily;
+use crate::model::{IpFamily, ServiceName};
 use crate::plan::Plan;
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
+use apply::Refused;
 use input::CHAINS;
 use observe::{Addresses, Rounds};
 use render::Style;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
+
+/// More refusals than this in one pass mean that something else is wrong.
+const MOST_REFUSALS: usize = 100;
+/// Refusals that an error tells about.
+const SHOWN_REFUSALS: usize = 3;
 
 /// What the backend needs of the kernel besides the iptables tools.
 pub struct Kernel {
@@ -84,6 +90,49 @@ impl<X: Xtables> Ipvs<X> {
         &mut self.tools
     }
 
+    /// Tells the kernel. Of a Service with an object that it refuses, all is taken back.
+    ///
+    /// Only when everything was compared with what is there: before that it may be somebody
+    /// else's doing, which is no Service's fault and is mended by looking anew.
+    async fn carry_out(
+        &mut self,
+        desired: &Desired<'_>,
+        changes: Changes,
+        baseline: &mut Baseline,
+    ) -> Result<(usize, Vec<Refusal>)> {
+        let mut apply = apply::Apply {
+            tools: &mut self.tools,
+            kernel: &mut self.kernel,
+            family: self.family,
+            upstream_compat: self.features.upstream_compat,
+            missing_schedulers: &mut self.missing_schedulers,
+            calls: 0,
+        };
+        if changes.is_empty() {
+            changes.commit(baseline);
+            return Ok((apply.calls, Vec::new()));
+        }
+        let schedulers = apply.missing_schedulers.len();
+        let refused = apply.run(&changes).await?;
+        if !refused.is_empty() && (!changes.set_up || apply.missing_schedulers.len() > schedulers) {
+            bail!("{} operations refused: {}", refused.len(), shown(&refused));
+        }
+        let found = blame(&changes, &refused)?;
+        changes.commit(baseline);
+        if !found.is_empty() {
+            let without = desired.without(found.iter().map(|refusal| &refusal.service));
+            let back = Changes::between(baseline, &without, &self.features);
+            let refused = apply.run(&back).await?;
+            if !refused.is_empty() {
+                bail!("taking back what was refused: {}", shown(&refused));
+            }
+            back.commit(baseline);
+        }
+        let named = found.iter().map(|refusal| (refusal.service.clone(), refusal.reason.clone()));
+        baseline.refused.extend(named);
+        Ok((apply.calls, found))
+    }
+
     /// How often our chains are used: rules in them and jumps to them.
     async fn count_uses(&mut self) -> Result<u32> {
         let mut total = 0u32;
@@ -115,6 +164,34 @@ impl<X: Xtables> Ipvs<X> {
         (self.stamp, self.uses) = (Some(stamp), Some(uses));
         Ok(None)
     }
+}
+
+/// The first few refusals, for an error.
+fn shown(refused: &[Refused]) -> String {
+    let reasons = refused.iter().take(SHOWN_REFUSALS).map(|refused| refused.reason.as_str());
+    reasons.collect::<Vec<_>>().join("; ")
+}
+
+/// The Services that want what the kernel refuses.
+///
+/// # Errors
+/// When no Service wants it, or when they are so many that something else is wrong.
+fn blame(changes: &Changes, refused: &[Refused]) -> Result<Vec<Refusal>> {
+    let mut found: BTreeMap<ServiceName, String> = BTreeMap::new();
+    for refused in refused {
+        let mut wanting = changes.wanting(refused.object).peekable();
+        if wanting.peek().is_none() {
+            bail!("refused, and no Service wants it: {}", refused.reason);
+        }
+        for service in wanting {
+            found.entry(service.clone()).or_insert_with(|| refused.reason.clone());
+        }
+    }
+    if found.len() > MOST_REFUSALS {
+        bail!("more than {MOST_REFUSALS} Services refused: {}", shown(refused));
+    }
+    let refusal = |(service, reason)| Refusal { service, reason, is_new: true };
+    Ok(found.into_iter().map(refusal).collect())
 }
 
 /// Rules of a table in an input.
@@ -159,41 +236,34 @@ impl<X: Xtables> Backend for Ipvs<X> {
 
     async fn apply(
         &mut self,
-        _desired: &Self::Desired<'_>,
+        desired: &Self::Desired<'_>,
         changes: Changes,
         baseline: &mut Baseline,
     ) -> Result<Applied> {
-        let mut apply = apply::Apply {
-            tools: &mut self.tools,
-            kernel: &mut self.kernel,
-            family: self.family,
-            upstream_compat: self.features.upstream_compat,
-            missing_schedulers: &mut self.missing_schedulers,
-            calls: 0,
-        };
-        if !changes.is_empty() {
-            apply.run(&changes).await?;
-        }
-        let calls = apply.calls;
         let (rewritten, drain) = (changes.rules.is_some(), changes.drain.clone());
         if rewritten || changes.set_up {
             (self.stamp, self.uses) = (None, None);
         }
         let programmed = changes.operations();
-        changes.commit(baseline);
+        if desired.covers_all {
+            baseline.refused.clear();
+        }
+        desired.services.iter().for_each(|(name, _)| drop(baseline.refused.remove(name)));
+        let (calls, found) = self.carry_out(desired, changes, baseline).await?;
         drain::sweep(self.kernel.servers.as_mut(), drain, baseline)?;
         let rules = baseline.rules.as_deref().unwrap_or_default();
-        let count = |table: &'static str| {
+        let count = |kind, table: &str| {
             let total = count_rules(rules, table);
-            TableCount { table, total, written: if rewritten { total } else { 0 } }
+            ObjectCount { kind, total, written: if rewritten { total } else { 0 } }
         };
         let (virtual_servers, real_servers) = baseline.ours;
-        let servers = [
-            TableCount { table: "virtual", total: virtual_servers, written: programmed },
-            TableCount { table: "real", total: real_servers, written: 0 },
+        let objects = vec![
+            count(ObjectKind::FilterRules, "filter"),
+            count(ObjectKind::NatRules, "nat"),
+            ObjectCount { kind: ObjectKind::VirtualServers, total: virtual_servers, written: programmed },
+            ObjectCount { kind: ObjectKind::RealServers, total: real_servers, written: 0 },
         ];
-        let tables = [count("filter"), count("nat")].into_iter().chain(servers).collect();
-        Ok(Applied { tables, calls, refused: Vec::new() })
+        Ok(Applied { objects, calls, refused: Refusal::standing(&baseline.refused, &found) })
     }
 
     async fn verify(&mut self, baseline: &mut Baseline) -> Result<Option<String>> {

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::kernel::fake::iptables::FakeXtables;
-use crate::kernel::fake::ipvs::{FakeNode, FakeServer, State};
+use crate::kernel::fake::ipvs::{FakeNode, FakeObject, FakeServer, State};
 use crate::kernel::iptables::Flavor;
 use crate::model::{
     Cidr, EndpointFacts, EndpointSlice, Frontend, IpvsScheduler, NodeFacts, PerFamily, Protocol, RealServer,
@@ -243,7 +243,7 @@ async fn one_changed_endpoint_costs_a_handful_of_messages() {
     bench.tracker.fold(slice(Protocol::Tcp, &[1, 2, 4]));
     bench.node.state().log.clear();
     let applied = bench.sync().await.unwrap();
-    assert_eq!((applied.calls, applied.tables[0].written), (1, 0));
+    assert_eq!((applied.calls, applied.objects[0].written), (1, 0));
     let real = |last| std::net::SocketAddr::from(([10, 128, 1, last], 8080));
     let state = bench.node.state();
     assert_eq!(
@@ -470,4 +470,69 @@ async fn rules_come_before_virtual_servers_and_these_before_addresses() {
     bench.sync().await.unwrap_err();
     assert_eq!(bench.backend.tools.inputs.len(), 1);
     assert!(bench.node.state().servers.is_empty() && bench.node.state().interfaces["kube-ipvs0"].is_empty());
+}
+
+/// A Service of many, at the address that belongs to the number, with one endpoint.
+fn numbered(number: u16) -> [WatchEvent; 2] {
+    let [high, low] = number.to_be_bytes();
+    let (_, mut service) = web(Protocol::Tcp);
+    service.name = ServiceName::new("bulk", &format!("bulk-{number}"));
+    service.cluster_ips.v4 = Some([10, 97, high, low].into());
+    let WatchEvent::Slice(mut slice) = slice(Protocol::Tcp, &[1]) else { unreachable!() };
+    slice.name = format!("bulk/bulk-{number}-1").into();
+    slice.service = service.name.clone();
+    slice.endpoints[0].address = [10, 129, high, low].into();
+    [WatchEvent::Service(service), WatchEvent::Slice(slice)]
+}
+
+#[tokio::test]
+async fn of_a_thousand_services_the_one_that_is_refused_is_named_and_left_out() {
+    let address = |network, number: u16| {
+        let [high, low] = number.to_be_bytes();
+        IpAddr::from([10, network, high, low])
+    };
+    for (object, refused) in [
+        (FakeObject::VirtualServer, address(97, 500)),
+        (FakeObject::RealServer, address(129, 500)),
+        (FakeObject::Entry, address(97, 500)),
+        (FakeObject::Address, address(97, 500)),
+    ] {
+        let mut bench = Bench::new(IpFamily::V4);
+        (0..1000).flat_map(numbered).for_each(|event| bench.tracker.fold(event));
+        bench.node.state().refused.insert((object, refused));
+        let applied = bench.sync().await.unwrap();
+        let name = ServiceName::new("bulk", "bulk-500");
+        let named: Vec<_> = applied.newly_refused().map(|refusal| refusal.service.clone()).collect();
+        assert_eq!(named, std::slice::from_ref(&name), "{object:?}");
+        let mut without = bench.afresh();
+        without.tracker.fold(WatchEvent::ServiceGone(name.clone()));
+        without.sync().await.unwrap();
+        assert_eq!(bench.kernel().0, without.kernel().0, "{object:?}: all others, and nothing of it");
+        assert_eq!(bench.kernel().1, without.kernel().1, "{object:?}");
+        assert_eq!(bench.kernel().2, without.kernel().2, "{object:?}");
+        assert_eq!(bench.verify().await, None, "{object:?}");
+
+        // It stays named while others change, and comes back when it changes and the kernel takes it.
+        bench.tracker.fold(WatchEvent::ServiceGone(ServiceName::new("bulk", "bulk-1")));
+        let applied = bench.sync().await.unwrap();
+        assert_eq!((applied.refused.len(), applied.newly_refused().count()), (1, 0), "{object:?}");
+        bench.node.state().refused.clear();
+        bench.tracker.fold(WatchEvent::ServiceGone(name));
+        numbered(500).into_iter().for_each(|event| bench.tracker.fold(event));
+        assert_eq!(bench.sync().await.unwrap().refused, [], "{object:?}");
+        let mut fresh = bench.afresh();
+        fresh.sync().await.unwrap();
+        assert_eq!(bench.kernel(), fresh.kernel(), "{object:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_refusal_of_what_changed_is_only_believed_after_looking_anew() {
+    let (mut bench, at) = bench_with_web(Protocol::Tcp, &[1]).await;
+    bench.node.state().refused.insert((FakeObject::RealServer, [10, 128, 1, 2].into()));
+    bench.tracker.fold(slice(Protocol::Tcp, &[1, 2]));
+    assert!(bench.sync().await.is_err());
+    let applied = bench.sync().await.unwrap();
+    assert_eq!(applied.newly_refused().count(), 1);
+    assert!(!bench.node.state().servers.contains_key(&at));
 }

@@ -20,6 +20,19 @@ pub struct FakeServer {
     pub reals: BTreeMap<SocketAddr, u32>,
 }
 
+/// What the kernel can refuse.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum FakeObject {
+    /// A virtual server at an address.
+    VirtualServer,
+    /// A real server at an address.
+    RealServer,
+    /// An entry of a set that begins with an address.
+    Entry,
+    /// An address of an interface.
+    Address,
+}
+
 /// The state.
 #[derive(Debug)]
 pub struct State {
@@ -33,6 +46,8 @@ pub struct State {
     pub interfaces: BTreeMap<String, BTreeSet<IpAddr>>,
     /// Schedulers that the kernel has.
     pub schedulers: Vec<&'static str>,
+    /// The kernel takes no virtual server, set entry or address of a Service with one of these.
+    pub refused: BTreeSet<(FakeObject, IpAddr)>,
     /// So many writes succeed before one fails; `None` means that all do.
     pub fails_after: Option<usize>,
     /// Every change, in order.
@@ -59,6 +74,7 @@ impl Default for FakeNode {
             sets: BTreeMap::new(),
             interfaces: BTreeMap::from([interface("eth0", &eth0), interface("lo", &lo)]),
             schedulers: vec!["rr", "lc", "sh", "mh"],
+            refused: BTreeSet::new(),
             fails_after: None,
             log: Vec::new(),
             writes: 0,
@@ -91,7 +107,14 @@ impl State {
         let refuse = |at: &Frontend, is_missing: bool, lacks_scheduler: bool, message: &str| {
             Err(Refused { frontend: *at, is_missing, lacks_scheduler, message: format!("{at}: {message}") })
         };
+        let refused = |object, address| self.refused.contains(&(object, address));
         match operation {
+            ServerOperation::Add(at, _) if refused(FakeObject::VirtualServer, at.address) => {
+                refuse(at, false, false, "no memory for this virtual server")
+            }
+            ServerOperation::AddReal(at, real) if refused(FakeObject::RealServer, real.address.ip()) => {
+                refuse(at, false, false, "no memory for this real server")
+            }
             ServerOperation::Add(at, with) | ServerOperation::Update(at, with)
                 if !self.schedulers.contains(&&*with.scheduler.name) =>
             {
@@ -143,6 +166,14 @@ fn change_server(server: &mut FakeServer, operation: &ServerOperation) -> Result
     Ok(())
 }
 
+fn address(entry: &SetEntry) -> Option<IpAddr> {
+    match entry {
+        SetEntry::Port(_) => None,
+        SetEntry::Ip(address) => Some(*address),
+        SetEntry::IpPort(at) | SetEntry::IpPortIp(at, _) | SetEntry::IpPortNet(at, _) => Some(at.address),
+    }
+}
+
 impl VirtualServers for FakeNode {
     fn list(&mut self) -> Result<Vec<(Frontend, Option<VirtualServer>)>> {
         Ok(self.state().servers.iter().map(|(at, server)| (*at, server.with.clone())).collect())
@@ -191,12 +222,16 @@ impl Ipsets for FakeNode {
         Ok(self.state().sets.get(set.name).map(|(_, entries)| entries.len()))
     }
 
-    fn add(&mut self, set: SetSpec<'_>, added: &[SetEntry]) -> Result<()> {
-        match self.write()?.sets.get_mut(set.name) {
-            Some((_, entries)) => entries.extend(added.iter().copied()),
-            None => bail!("no set {}", set.name),
-        }
-        Ok(())
+    fn add(&mut self, set: SetSpec<'_>, added: &[SetEntry]) -> Result<Vec<(SetEntry, String)>> {
+        let mut state = self.write()?;
+        let State { sets, refused, .. } = &mut *state;
+        let Some((_, entries)) = sets.get_mut(set.name) else { bail!("no set {}", set.name) };
+        let is_refused = |entry: &&SetEntry| {
+            address(entry).is_some_and(|address| refused.contains(&(FakeObject::Entry, address)))
+        };
+        let (no, yes): (Vec<&SetEntry>, Vec<&SetEntry>) = added.iter().partition(is_refused);
+        entries.extend(yes);
+        Ok(no.into_iter().map(|entry| (*entry, format!("ipset {} is full", set.name))).collect())
     }
 
     fn delete(&mut self, set: SetSpec<'_>, deleted: &[SetEntry]) -> Result<()> {
@@ -238,12 +273,20 @@ impl Links for FakeNode {
         Ok(all.filter(|it| IpFamily::of(it.address) == family).collect())
     }
 
-    fn change_addresses(&mut self, interface: &str, add: &[IpAddr], remove: &[IpAddr]) -> Result<()> {
+    fn change_addresses(
+        &mut self,
+        interface: &str,
+        add: &[IpAddr],
+        remove: &[IpAddr],
+    ) -> Result<Vec<(IpAddr, String)>> {
         let mut state = self.write()?;
-        let Some(addresses) = state.interfaces.get_mut(interface) else { bail!("no interface {interface}") };
-        addresses.extend(add);
+        let State { interfaces, refused, .. } = &mut *state;
+        let Some(addresses) = interfaces.get_mut(interface) else { bail!("no interface {interface}") };
+        let is_refused = |address: &&IpAddr| refused.contains(&(FakeObject::Address, **address));
+        let (no, yes): (Vec<&IpAddr>, Vec<&IpAddr>) = add.iter().partition(is_refused);
+        addresses.extend(yes);
         addresses.retain(|address| !remove.contains(address));
-        Ok(())
+        Ok(no.into_iter().map(|address| (*address, format!("address {address} refused"))).collect())
     }
 
     fn delete(&mut self, name: &str) -> Result<bool> {

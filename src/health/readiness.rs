@@ -1,0 +1,93 @@
+//! All that is known about how well the kernel follows the picture: `/readyz`, and what the status
+//! pages show.
+
+use super::proxy::{Family, Now};
+use crate::http::Reply;
+use crate::model::UtcTime;
+use serde::Serialize;
+use std::collections::BTreeMap;
+
+/// So many refused Services are named; the rest is counted.
+const MOST_NAMED: usize = 100;
+
+/// The answer of `/readyz`.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Readiness {
+    /// Every family has been synced once, and none fails or is stuck.
+    pub ready: bool,
+    /// Why not, in sentences.
+    pub reasons: Vec<String>,
+    /// When it was asked, in UTC.
+    pub current_time: String,
+    /// By `IPv4` and `IPv6`; a family that this node does not serve is not there.
+    pub families: BTreeMap<&'static str, FamilyReadiness>,
+}
+
+/// How one IP family is doing.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct FamilyReadiness {
+    /// The first sync has been made.
+    pub synced: bool,
+    /// When the last sync that succeeded ended, in UTC.
+    pub last_sync: Option<String>,
+    /// Age of the oldest change that is not in the kernel yet, in seconds.
+    pub oldest_pending_seconds: Option<f64>,
+    /// Why the last sync failed, if it did.
+    pub failure: Option<String>,
+    /// How many Services are left out because the kernel refuses them.
+    pub refused_total: usize,
+    /// The first of them.
+    pub refused: Vec<RefusedObject>,
+    /// Kernel objects that somebody else removed or changed and that were written anew.
+    pub drift_total: u64,
+    /// The last of them, in a sentence.
+    pub last_drift: Option<String>,
+    /// When it was found, in UTC.
+    pub last_drift_time: Option<String>,
+}
+
+/// A Service that the kernel does not take.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct RefusedObject {
+    /// `namespace/name`.
+    pub service: String,
+    /// The kernel's words.
+    pub reason: String,
+}
+
+impl Readiness {
+    pub(super) fn new(reasons: Vec<String>, now: Now) -> Self {
+        let current_time = UtcTime::of(now.wall).to_string();
+        Readiness { ready: reasons.is_empty(), reasons, current_time, families: BTreeMap::new() }
+    }
+
+    /// As `/readyz` sends it.
+    #[must_use]
+    pub fn reply(&self) -> Reply {
+        let code = if self.ready { 200 } else { 503 };
+        match serde_json::to_vec_pretty(self) {
+            Ok(body) => Reply::json(code, body),
+            Err(error) => Reply::text(500, error.to_string()),
+        }
+    }
+}
+
+impl FamilyReadiness {
+    pub(super) fn of(family: &Family, now: Now) -> Self {
+        let time = |time| UtcTime::of(time).to_string();
+        let age = |since| now.steady.saturating_duration_since(since).as_secs_f64();
+        FamilyReadiness {
+            synced: family.last_updated.is_some(),
+            last_sync: family.last_updated.map(time),
+            oldest_pending_seconds: family.oldest_queued.map(age),
+            failure: family.failure.clone(),
+            refused_total: family.refused.len(),
+            refused: family.refused.iter().take(MOST_NAMED).cloned().collect(),
+            drift_total: family.drift_total,
+            last_drift: family.last_drift.as_ref().map(|(_, what)| what.clone()),
+            last_drift_time: family.last_drift.as_ref().map(|(at, _)| time(*at)),
+        }
+    }
+}

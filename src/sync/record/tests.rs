@@ -1,0 +1,130 @@
+//! What outsiders get to know of the loop, on paused time and an in-memory iptables.
+
+use super::*;
+use crate::backend::iptables::{Features, Iptables};
+use crate::health::{Now, routes};
+use crate::http::Request;
+use crate::kernel::fake::iptables::FakeXtables;
+use crate::metrics::{BuildFacts, MetricSet};
+use crate::model::{NodeFacts, ObjectKind, WatchEvent};
+use crate::plan::FamilySettings;
+use crate::state::Tracker;
+use crate::sync::{FamilySync, Periods, Runner};
+use crate::testing::generate::Generator;
+use std::cell::RefCell;
+use std::rc::Rc;
+use tokio::sync::mpsc;
+use tokio::time::{Instant, timeout};
+
+/// The loop with all that tells of it.
+struct Told {
+    runner: Runner<Iptables<FakeXtables>, Records>,
+    events: mpsc::Sender<WatchEvent>,
+    inbox: mpsc::Receiver<WatchEvent>,
+    metrics: Arc<Metrics>,
+    health: Arc<ProxyHealth>,
+    notices: Rc<RefCell<Vec<Notice>>>,
+}
+
+fn now() -> Now {
+    Now { steady: Instant::now().into_std(), wall: UNIX_EPOCH + Duration::from_secs(1_700_000_000) }
+}
+
+impl Told {
+    /// A loop on these tools, with this many random events before the first pass.
+    async fn new(tools: FakeXtables, events: usize) -> Told {
+        let build = BuildFacts { version: "0.1.0", compatible_with: "1.36.2" };
+        let metrics = Arc::new(Metrics::new(MetricSet::Iptables, build, Box::new(|| None)).unwrap());
+        let health = Arc::new(ProxyHealth::new(Duration::from_secs(30)));
+        let notices = Rc::new(RefCell::new(Vec::new()));
+        let sink = Rc::clone(&notices);
+        let records = Records::new(metrics.clone(), health.clone(), Arc::new(now))
+            .telling(Box::new(move |notice| sink.borrow_mut().push(notice)));
+        let periods = Periods {
+            sync: Duration::from_secs(30),
+            min: Duration::from_secs(1),
+            full: Duration::from_secs(3600),
+        };
+        let family =
+            FamilySync::new(Iptables::new(tools, Features::default()), FamilySettings::new(IpFamily::V4));
+        let runner = Runner::new(Tracker::default(), vec![family], periods, records);
+        let (sender, inbox) = mpsc::channel(1024);
+        let mut generator = Generator::new(11);
+        for _ in 0..events {
+            sender.send(generator.event()).await.unwrap();
+        }
+        sender.send(WatchEvent::Node(Arc::new(NodeFacts::default()))).await.unwrap();
+        for kind in [ObjectKind::Service, ObjectKind::EndpointSlice] {
+            sender.send(WatchEvent::Listed(kind)).await.unwrap();
+        }
+        Told { runner, events: sender, inbox, metrics, health, notices }
+    }
+
+    async fn run_for(&mut self, seconds: u64) {
+        let run = timeout(Duration::from_secs(seconds), self.runner.run(&mut self.inbox));
+        assert!(run.await.is_err(), "the loop goes on");
+    }
+
+    fn get(&self, path: &str) -> (u16, serde_json::Value) {
+        let routes = routes(self.health.clone(), Arc::new(now), Box::new(|_, _| {}));
+        let reply = routes(Request { method: "GET", path, query: "" });
+        (reply.status, serde_json::from_slice(&reply.body).unwrap())
+    }
+
+    fn metrics(&self) -> String {
+        String::from_utf8(self.metrics.encode().unwrap()).unwrap()
+    }
+
+    fn notices(&self, reason: &str) -> Vec<Notice> {
+        self.notices.borrow().iter().filter(|notice| notice.reason == reason).cloned().collect()
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refused_service_is_named_on_the_service_on_the_node_in_the_metrics_and_in_the_status() {
+    let mut tools = FakeXtables::default();
+    tools.refused = vec!["ns/svc-0:".to_owned()];
+    let mut told = Told::new(tools, 80).await;
+    told.run_for(1).await;
+    let name = ServiceName::new("ns", "svc-0");
+    let notices = told.notices("FailedToProgramService");
+    let about: Vec<_> = notices.iter().map(|notice| notice.service.clone()).collect();
+    assert_eq!(about, [Some(name.clone()), None], "an Event on the Service, one on the Node");
+    assert!(notices.iter().all(|notice| notice.note.contains("refused on request")));
+    assert!(notices[1].note.contains("ns/svc-0"));
+    assert!(told.metrics().contains("kubeproxy_rs_refused_services{ip_family=\"IPv4\"} 1\n"));
+    let (status, body) = told.get("/readyz");
+    assert_eq!(status, 200, "the others work: {body}");
+    assert_eq!(body["families"]["IPv4"]["refused"][0]["service"], "ns/svc-0");
+    assert_eq!(told.get("/healthz").0, 200);
+
+    // It goes, and with it all talk of it.
+    told.events.send(WatchEvent::ServiceGone(name)).await.unwrap();
+    told.run_for(2).await;
+    assert!(told.metrics().contains("kubeproxy_rs_refused_services{ip_family=\"IPv4\"} 0\n"));
+    assert_eq!(told.get("/readyz").1["families"]["IPv4"]["refusedTotal"], 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_kernel_that_fails_makes_us_unhealthy_with_its_words_until_it_works_again() {
+    let mut tools = FakeXtables::default();
+    tools.failures = usize::MAX;
+    let mut told = Told::new(tools, 20).await;
+    told.run_for(50).await;
+    assert_eq!(told.get("/healthz").0, 200, "two periods have not passed");
+    let (status, body) = told.get("/readyz");
+    assert_eq!((status, &body["ready"]), (503, &false.into()));
+    assert!(body["families"]["IPv4"]["oldestPendingSeconds"].as_f64().unwrap() >= 49.0, "{body}");
+    told.run_for(15).await;
+    for path in ["/healthz", "/livez", "/readyz"] {
+        let (status, body) = told.get(path);
+        assert_eq!(status, 503, "{path}");
+        let reason = body["reasons"][0].as_str().unwrap();
+        assert!(reason.starts_with("IPv4: ") && reason.contains("the lock is taken"), "{path}: {reason}");
+    }
+    told.runner.tools().failures = 0;
+    told.run_for(35).await;
+    for path in ["/healthz", "/livez", "/readyz"] {
+        assert_eq!(told.get(path).0, 200, "{path}");
+    }
+}
