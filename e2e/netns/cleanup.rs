@@ -1,16 +1,21 @@
 //! What is removed, and what must not be touched.
 
+use std::fs;
+use std::path::Path;
 use std::time::Duration;
 
 use kube_proxy_rs::testing::lab::{give_idle_uplink, lone_node};
 use kube_proxy_rs::testing::netns::Namespace;
 use kube_proxy_rs::testing::packets::cases;
-use kube_proxy_rs::testing::proxy::{Flavor, Launch, Proxy, save, wait_until};
+use kube_proxy_rs::testing::proxy::{Flavor, Folder, Launch, Proxy, save, wait_until};
 
 use crate::BINARY;
 
 const SYNC: Duration = Duration::from_secs(120);
 const BOTH: [Flavor; 2] = [Flavor::Nft, Flavor::Legacy];
+
+/// The interface of IPVS mode.
+const INTERFACE: &str = "kube-ipvs0";
 
 fn node() -> Namespace {
     let node = lone_node().unwrap();
@@ -44,25 +49,61 @@ fn add_foreign_rules(node: &Namespace) {
     for family in ["ip", "ip6"] {
         node.output("nft", &["add", "table", family, "someone-else"]).unwrap();
     }
+    // The second name is like those of another service proxy.
+    for set in ["someone-else", "KUBE-SRC-AAAAAAAAAAAAAAAA"] {
+        node.output("ipset", &["create", set, "hash:ip"]).unwrap();
+        node.output("ipset", &["add", set, "192.0.2.7"]).unwrap();
+    }
+    let uses_set = ["-A", "FORWARD", "-m", "set", "--match-set", "someone-else", "src", "-j", "DROP"];
+    node.output("iptables-nft", &uses_set).unwrap();
+    node.ip("link add someone-else type bridge").unwrap();
 }
 
-/// All rules and chains in both flavours and families.
+/// What kube-proxy's IPVS mode leaves where the kernel has no virtual servers: sets, rules that use
+/// them, and the interface, for which any kind serves.
+fn leave_ipvs_mode(node: &Namespace, flavors: &[Flavor]) {
+    let folder = Folder::create().unwrap();
+    let fixture = |what: &str| {
+        let name = format!("e2e/fixtures/expected/ipvs/node-port-cluster-policy.{what}");
+        fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(name)).unwrap()
+    };
+    let restore = |tool: &str, text: &str, flags: &[&str]| {
+        folder.write("input", text).unwrap();
+        let input = folder.path().join("input");
+        node.output("sh", &["-ec", &format!("{tool} {} < {}", flags.join(" "), input.display())]).unwrap();
+    };
+    let sets = fixture("ipset");
+    let (create, add): (Vec<&str>, Vec<&str>) = sets.lines().partition(|line| line.starts_with("create"));
+    restore("ipset", &format!("{}\n{}\n", create.join("\n"), add.join("\n")), &["restore"]);
+    for flavor in flavors {
+        for (six, family) in [("", "v4.rules"), ("6", "v6.rules")] {
+            restore(&format!("ip{six}tables-{}-restore", flavor.as_str()), &fixture(family), &["--noflush"]);
+        }
+    }
+    node.ip(&format!("link add {INTERFACE} type bridge")).unwrap();
+    node.ip(&format!("address add 10.96.1.6/32 dev {INTERFACE}")).unwrap();
+}
+
+/// All rules and chains in both flavours and families, tables, sets and interfaces.
 fn everything(node: &Namespace) -> String {
     let saved = BOTH.iter().flat_map(|flavor| [false, true].map(|v6| save(*flavor, node, v6).unwrap()));
     let mut text = saved.collect::<Vec<_>>().concat();
     text.push_str(&node.output("nft", &["list", "tables"]).unwrap());
+    text.push_str(&node.output("ipset", &["save"]).unwrap());
+    text.push_str(&node.output("ip", &["-o", "link", "show"]).unwrap());
     text
 }
 
 /// The lines that are nobody's of ours: what must be the same before and after.
 fn foreign(text: &str) -> Vec<String> {
-    let marks = ["SOMEONE-ELSE", "KUBE-KUBELET-CANARY", "--dport 99", "someone-else", "KUBE-FIREWALL"];
+    let marks =
+        ["SOMEONE-ELSE", "KUBE-KUBELET-CANARY", "--dport 99", "someone-else", "KUBE-SRC-", "KUBE-FIREWALL"];
     let line = |line: &str| marks.iter().any(|mark| line.contains(mark)).then(|| line.to_owned());
     text.lines().filter_map(line).collect()
 }
 
 #[test]
-fn cleanup_removes_both_flavours_and_the_nftables_table_and_nothing_of_others() {
+fn cleanup_removes_what_any_mode_left_in_either_flavour_and_nothing_of_others() {
     let node = node();
     add_foreign_rules(&node);
     for flavor in BOTH {
@@ -72,14 +113,20 @@ fn cleanup_removes_both_flavours_and_the_nftables_table_and_nothing_of_others() 
         node.output("nft", &["add", "table", family, "kube-proxy"]).unwrap();
         node.output("nft", &["add", "chain", family, "kube-proxy", "services"]).unwrap();
     }
+    leave_ipvs_mode(&node, &BOTH);
     let before = everything(&node);
-    assert!(before.contains("KUBE-SVC-") && before.contains("table ip6 kube-proxy"), "{before}");
+    for held in
+        ["KUBE-SVC-", "table ip6 kube-proxy", "create KUBE-6-CLUSTER-IP", "KUBE-IPVS-FILTER", INTERFACE]
+    {
+        assert!(before.contains(held), "{held} in {before}");
+    }
     for _ in 0..2 {
         node.output(BINARY, &["--cleanup"]).expect("cleanup may be repeated");
         let after = everything(&node);
         assert_eq!(foreign(&after), foreign(&before));
         let ours = after.lines().filter(|line| {
-            line.contains("kube-proxy") || (line.contains("KUBE-") && foreign(line).is_empty())
+            let ours = ["kube-proxy", "KUBE-", INTERFACE].iter().any(|name| line.contains(name));
+            ours && foreign(line).is_empty()
         });
         assert_eq!(ours.collect::<Vec<_>>(), Vec::<&str>::new());
     }
@@ -100,6 +147,52 @@ fn rules_in_the_other_flavour_are_reported_and_removed_when_told_to() {
     let _told = program(&node, Flavor::Nft, &["--cleanup-other-flavor"]);
     wait_until("the other flavour is clean", SYNC, || !has_legacy()).unwrap();
     assert!(save(Flavor::Nft, &node, false).unwrap().contains("KUBE-SERVICES"));
+}
+
+#[test]
+fn cleanup_names_what_it_cannot_remove_goes_on_and_may_be_repeated() {
+    let node = node();
+    leave_ipvs_mode(&node, &[Flavor::Nft]);
+    let rule = ["FORWARD", "-m", "set", "--match-set", "KUBE-CLUSTER-IP", "dst,dst", "-j", "ACCEPT"];
+    node.output("iptables-nft", &[&["-A"], &rule[..]].concat()).unwrap();
+    let error = node.output(BINARY, &["--cleanup"]).unwrap_err().to_string();
+    assert!(error.contains("KUBE-CLUSTER-IP"), "somebody's rule holds it: {error}");
+    let sets = node.output("ipset", &["list", "-n"]).unwrap();
+    assert_eq!(sets.trim(), "KUBE-CLUSTER-IP", "all others are gone");
+    assert!(!everything(&node).contains(INTERFACE));
+    node.output("iptables-nft", &[&["-D"], &rule[..]].concat()).unwrap();
+    node.output(BINARY, &["--cleanup"]).unwrap();
+    assert_eq!(node.output("ipset", &["list", "-n"]).unwrap().trim(), "");
+}
+
+#[test]
+fn what_ipvs_mode_left_goes_once_the_rules_of_iptables_mode_stand() {
+    let node = node();
+    add_foreign_rules(&node);
+    leave_ipvs_mode(&node, &[Flavor::Nft]);
+    let before = everything(&node);
+    let mut proxy = program(&node, Flavor::Nft, &[]);
+    let left = [
+        "KUBE-IPVS-",
+        "KUBE-NODE-PORT ",
+        "KUBE-LOAD-BALANCER",
+        "KUBE-6-",
+        "kube-proxy firewall rules",
+        INTERFACE,
+    ];
+    wait_until("nothing of IPVS mode is left", SYNC, || {
+        let now = everything(&node);
+        left.iter().all(|name| !now.contains(name))
+    })
+    .unwrap_or_else(|error| panic!("{error}: {}\n{}", everything(&node), proxy.log_tail()));
+    let after = everything(&node);
+    assert!(after.contains("KUBE-SVC-") && after.contains("-j KUBE-PROXY-FIREWALL"), "{after}");
+    let others = |text: &str| -> Vec<String> {
+        foreign(text).into_iter().filter(|line| !line.contains("KUBE-FIREWALL")).collect()
+    };
+    assert_eq!(others(&after), others(&before));
+    assert!(!proxy.log_tail().contains("lost rules"), "{}", proxy.log_tail());
+    proxy.terminate().unwrap();
 }
 
 #[test]

@@ -134,13 +134,11 @@ pub(super) async fn ipvs(config: &Config, node: &NodeFacts) -> Result<Vec<Family
     Ok(families)
 }
 
-/// The IPVS dataplane of a family, to be cleaned up; none where the kernel has no IPVS loaded.
-pub(super) fn ipvs_leftovers(config: &Config, family: IpFamily, tools: Tools) -> Option<Ipvs<Tools>> {
-    // Its settings are there as long as it is; asking over netlink would load it.
-    Sysctls::default().read("net/ipv4/vs/conntrack").ok()?;
-    let kernel = ipvs::Kernel::open().ok()?;
-    let features = ipvs_features(config, family, IpvsScheduler::as_upstream("rr"), tools.version());
-    Some(Ipvs::new(tools, kernel, family, features))
+/// By what the virtual servers that IPVS mode left are told from others: by the sets that name them, in
+/// either of its ways.
+pub(super) fn leftover_features(config: &Config, family: IpFamily) -> ipvs::Features {
+    let (scheduler, version) = (IpvsScheduler::as_upstream("rr"), tools::Version::RANDOM_FULLY);
+    ipvs::Features { upstream_compat: false, ..ipvs_features(config, family, scheduler, version) }
 }
 
 fn ipvs_features(
@@ -192,7 +190,7 @@ async fn usable_families(config: &Config, node: &NodeFacts, ips: &NodeIps) -> Re
 }
 
 /// Tools of the family that work here.
-pub(super) async fn usable_tools(config: &Config, family: IpFamily) -> Result<Tools> {
+async fn usable_tools(config: &Config, family: IpFamily) -> Result<Tools> {
     let flavor = match config.iptables.flavor {
         Flavor::Auto => None,
         Flavor::Nft => Some(tools::Flavor::Nft),

@@ -13,8 +13,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 /// One family's dataplane: what `sync` drives, the same for every mode.
 ///
-/// `render` and `diff` are pure; `probe` and `observe` and `verify` read the kernel; `apply` and
-/// `cleanup` write it. There is one diff: a partial sync is a diff against the baseline of the
+/// `render` and `diff` are pure; `probe` and `observe` and `verify` read the kernel; `apply` writes
+/// it. There is one diff: a partial sync is a diff against the baseline of the
 /// last pass, a full sync one against what `observe` found.
 #[expect(async_fn_in_trait, reason = "used by generic code on one thread only")]
 pub trait Backend {
@@ -70,12 +70,32 @@ pub trait Backend {
     async fn tend(&mut self, _baseline: &mut Self::Baseline) -> anyhow::Result<()> {
         Ok(())
     }
+}
 
-    /// Removes what carries our names and nothing else. Goes on past errors; may be repeated.
-    ///
-    /// # Errors
-    /// All that went wrong, in one.
-    async fn cleanup(&mut self) -> anyhow::Result<()>;
+/// Rules that a mode has put in force under names that another mode uses, too. They stay when what
+/// the other mode left is removed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Standing {
+    /// Tables and chains.
+    pub chains: Vec<(&'static str, &'static str)>,
+    /// Tables, built-in chains and the arguments of jumps from them.
+    pub jumps: Vec<(&'static str, &'static str, String)>,
+}
+
+impl Standing {
+    /// Whether a chain has to stay.
+    #[must_use]
+    pub fn has_chain(&self, table: &str, chain: &str) -> bool {
+        self.chains.contains(&(table, chain))
+    }
+
+    /// Whether a jump has to stay.
+    #[must_use]
+    pub fn has_jump(&self, table: &str, from: &str, arguments: &str) -> bool {
+        self.jumps.iter().any(|(in_table, in_chain, with)| {
+            (*in_table, *in_chain, with.as_str()) == (table, from, arguments)
+        })
+    }
 }
 
 /// What `apply` did.

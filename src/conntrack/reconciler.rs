@@ -41,10 +41,9 @@ impl Reconciler {
     /// # Errors
     /// If connection tracking cannot be reached, or no thread be started.
     pub fn start(report: Report) -> Result<Reconciler> {
-        let mut conntrack = Conntrack::open()?;
-        let by_filter = conntrack.deletes_by_filter();
+        let conntrack = Conntrack::open()?;
         let (updates, incoming) = mpsc::channel();
-        let worker = Worker { conntrack, by_filter, ledgers: PerFamily::default(), report };
+        let worker = Worker { conntrack, by_filter: false, ledgers: PerFamily::default(), report };
         std::thread::Builder::new()
             .name("conntrack".to_owned())
             .spawn(move || worker.run(&incoming))
@@ -68,6 +67,8 @@ struct Worker {
 
 impl Worker {
     fn run(mut self, incoming: &mpsc::Receiver<Update>) {
+        // Here and not at the start: the kernel looks through the whole table for the answer.
+        self.by_filter = self.conntrack.deletes_by_filter();
         while let Ok(update) = incoming.recv() {
             self.fold(update);
             // What waits behind it is newer: no flow is judged by what is out of date already.

@@ -122,6 +122,12 @@ pub struct KernelIpsets {
     request: MsgBuf,
 }
 
+/// Whether the kernel has ipsets now; asking it over netlink would load them.
+#[must_use]
+pub fn is_loaded() -> bool {
+    std::path::Path::new("/sys/module/ip_set").exists()
+}
+
 impl KernelIpsets {
     /// Opens a handle.
     ///

@@ -70,6 +70,12 @@ pub struct KernelIpvs {
     ipvs: Ipvs,
 }
 
+/// Whether the kernel has IPVS now; asking it over netlink would load it.
+#[must_use]
+pub fn is_loaded() -> bool {
+    std::path::Path::new("/proc/sys/net/ipv4/vs").exists()
+}
+
 impl KernelIpvs {
     /// Opens a handle; the kernel loads `ip_vs` if it can.
     ///

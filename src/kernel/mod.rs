@@ -19,6 +19,7 @@ pub mod links;
 pub mod memory;
 pub mod nfacct;
 pub mod nft;
+pub mod not_loaded;
 pub mod process;
 pub mod sockets;
 pub mod sysctl;

@@ -1,41 +1,53 @@
 //! Taking down what carries our names.
 
-use super::base::{self, JUMPS};
+use super::base::{self, JUMPS, Jump};
 use super::names::{ChainId, NODE_PORTS, SERVICES};
 use super::text::{Text, line};
+use crate::backend::Standing;
 use crate::kernel::iptables::{Place, Xtables};
 use crate::kernel::nft::Part;
 use anyhow::{Result, anyhow};
 use std::collections::BTreeSet;
 
-/// Removes the jumps, then empties and deletes the chains. `KUBE-FIREWALL` stays: kubelet has the
-/// same.
-pub(super) async fn run(tools: &mut impl Xtables, most_chains: usize) -> Result<()> {
+/// Removes the jumps, then empties and deletes the chains, but for those that another mode of ours
+/// has put in force under the same names. `KUBE-FIREWALL` stays: kubelet has the same.
+pub(super) async fn run(tools: &mut impl Xtables, most_chains: usize, standing: &Standing) -> Result<()> {
     let mut errors: Vec<String> = Vec::new();
-    for jump in JUMPS.iter().filter(|jump| !jump.is_shared_with_kubelet()) {
+    let stays = |jump: &Jump| {
+        jump.is_shared_with_kubelet() || standing.has_jump(jump.table, jump.from, &jump.arguments())
+    };
+    for jump in JUMPS.iter().filter(|jump| !stays(jump)) {
         let place = Place { table: jump.table, chain: jump.from };
-        if let Err(error) = tools.delete_rule(place, &jump.arguments()).await {
+        if let Err(error) = tools.delete_rule_throughout(place, &jump.arguments()).await {
             errors.push(format!("{error:#}"));
         }
     }
     for table in base::CANARY_TABLES {
-        if let Err(error) = remove_chains(tools, table, most_chains).await {
+        if let Err(error) = remove_chains(tools, table, most_chains, standing).await {
             errors.push(format!("table {table}: {error:#}"));
         }
     }
     if errors.is_empty() { Ok(()) } else { Err(anyhow!("{}", errors.join("; "))) }
 }
 
+/// The rules of this mode whose names another mode uses, too.
+pub(super) fn standing() -> Standing {
+    let of_table = |table: &'static str| base::fixed_chains(table).iter().map(move |chain| (table, *chain));
+    let jumps = JUMPS.iter().map(|jump| (jump.table, jump.from, jump.arguments()));
+    Standing { chains: base::CANARY_TABLES.into_iter().flat_map(of_table).collect(), jumps: jumps.collect() }
+}
+
 /// Whether there is anything to remove.
-pub(super) async fn holds_rules(tools: &mut impl Xtables) -> Result<bool> {
+pub(super) async fn holds_rules(tools: &mut impl Xtables, standing: &Standing) -> Result<bool> {
     for table in base::CANARY_TABLES {
         let mut found = false;
         tools
             .survey(table, &mut |part| match part {
                 Part::Start => found = false,
                 Part::Item(chain) => {
-                    found |= base::fixed_chains(table).contains(&chain.name)
-                        || ChainId::parse(chain.name).is_some();
+                    let fixed = base::fixed_chains(table).contains(&chain.name);
+                    found |= fixed && !standing.has_chain(table, chain.name);
+                    found |= ChainId::parse(chain.name).is_some();
                 }
             })
             .await?;
@@ -46,7 +58,12 @@ pub(super) async fn holds_rules(tools: &mut impl Xtables) -> Result<bool> {
     Ok(false)
 }
 
-async fn remove_chains(tools: &mut impl Xtables, table: &str, most_chains: usize) -> Result<()> {
+async fn remove_chains(
+    tools: &mut impl Xtables,
+    table: &str,
+    most_chains: usize,
+    standing: &Standing,
+) -> Result<()> {
     let mut fixed = BTreeSet::new();
     let mut services = BTreeSet::new();
     tools
@@ -56,7 +73,9 @@ async fn remove_chains(tools: &mut impl Xtables, table: &str, most_chains: usize
                 services.clear();
             }
             Part::Item(chain) if base::fixed_chains(table).contains(&chain.name) => {
-                fixed.insert(chain.name.to_owned());
+                if !standing.has_chain(table, chain.name) {
+                    fixed.insert(chain.name.to_owned());
+                }
             }
             Part::Item(chain) if table == "nat" => {
                 services.extend(ChainId::parse(chain.name));

@@ -22,7 +22,7 @@ pub use desired::{Baseline, Desired};
 pub use diff::Changes;
 pub use setup::features;
 
-use super::{Applied, Backend, ObjectCount, ObjectKind, Refusal};
+use super::{Applied, Backend, ObjectCount, ObjectKind, Refusal, Standing};
 use crate::kernel::iptables::{Flavor, RestoreError, Stamp, Xtables};
 use crate::kernel::nft::{ChainUse, Part};
 use crate::plan::Plan;
@@ -115,12 +115,31 @@ impl<X: Xtables> Iptables<X> {
     }
 }
 
-/// Whether tables hold chains that we, or a kube-proxy, have made; kubelet's do not count.
+/// Whether tables hold chains that this mode, or kube-proxy's, has made, other than those that stand
+/// for another mode; kubelet's do not count.
 ///
 /// # Errors
 /// When they cannot be read.
-pub async fn holds_rules(tools: &mut impl Xtables) -> Result<bool> {
-    cleanup::holds_rules(tools).await
+pub async fn holds_rules(tools: &mut impl Xtables, standing: &Standing) -> Result<bool> {
+    cleanup::holds_rules(tools, standing).await
+}
+
+/// Removes the rules of this mode, but for those that another mode of ours has put in force under
+/// the same names. Says whether there were any.
+///
+/// # Errors
+/// All that went wrong, in one.
+pub async fn remove_rules(tools: &mut impl Xtables, standing: &Standing) -> Result<bool> {
+    if !cleanup::holds_rules(tools, standing).await? {
+        return Ok(false);
+    }
+    cleanup::run(tools, most_chains(tools.flavor()), standing).await.map(|()| true)
+}
+
+/// The rules of this mode whose names another mode uses, too.
+#[must_use]
+pub fn standing() -> Standing {
+    cleanup::standing()
 }
 
 /// The input of one iptables-restore call, as `kube-proxy-rs render` prints it.
@@ -231,11 +250,6 @@ impl<X: Xtables> Backend for Iptables<X> {
         }
         self.stamp = Some(stamp);
         Ok(None)
-    }
-
-    async fn cleanup(&mut self) -> Result<()> {
-        self.stamp = None;
-        cleanup::run(&mut self.tools, self.most_chains).await
     }
 }
 

@@ -358,8 +358,11 @@ async fn cleanup_takes_what_is_ours_and_nothing_else() {
     };
     foreign(bench.backend.tools());
     bench.sync().await.unwrap();
-    bench.backend.cleanup().await.unwrap();
-    bench.backend.cleanup().await.unwrap();
+    for holds in [true, false] {
+        let tools = bench.backend.tools();
+        assert_eq!(holds_rules(tools, &Standing::default()).await.unwrap(), holds);
+        cleanup::run(tools, 3, &Standing::default()).await.unwrap();
+    }
     let mut untouched = FakeXtables::new(Flavor::Nft);
     foreign(&mut untouched);
     let nat = &bench.tables()["nat"];

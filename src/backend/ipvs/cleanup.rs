@@ -1,50 +1,117 @@
 //! Taking down what carries our names, and no one else's virtual servers.
 
 use super::Kernel;
-use super::apply::set_spec;
-use super::input::{self, CHAINS};
+use super::input::{self, CHAINS, Features};
 use super::names::{INTERFACE, SetId};
 use super::observe::{self, Addresses};
-use crate::backend::ipvs::input::Features;
+use crate::backend::Standing;
 use crate::kernel::iptables::{Place, Xtables};
 use crate::kernel::nft::Part;
 use crate::model::{IpFamily, ServerOperation};
 use anyhow::{Result, anyhow, bail};
 use std::collections::BTreeSet;
 
-/// Removes the jumps and chains, our virtual servers, the interface and the sets. What holds a
-/// thing goes before it.
-pub(super) async fn run(
-    tools: &mut impl Xtables,
-    kernel: &mut Kernel,
-    family: IpFamily,
-    features: &Features,
-) -> Result<()> {
-    let mut errors: Vec<String> = Vec::new();
-    let mut note = |what: &str, result: Result<()>| {
-        if let Err(error) = result {
-            errors.push(format!("{what}: {error:#}"));
-        }
-    };
-    let there = existing_chains(tools).await?;
-    // The tools refuse to look for a jump to a chain that does not exist.
-    for jump in input::jumps(false).filter(|jump| there.contains(&(jump.table, jump.to))) {
-        let place = Place { table: jump.table, chain: jump.from };
-        note("jump", tools.delete_rule(place, &jump.arguments()).await.map(|_| ()));
-    }
-    for (table, chains) in CHAINS {
-        note(table, remove_chains(tools, table, chains).await);
-    }
-    note("virtual servers", remove_servers(kernel, family, features));
-    note(INTERFACE, kernel.links.delete(INTERFACE).map(|_| ()));
-    for id in SetId::ALL {
-        let name = id.name(family);
-        note("set", kernel.sets.destroy(set_spec(id, &name, family).name).map(|_| ()));
-    }
+/// All that went wrong, in one.
+fn in_one(outcomes: impl IntoIterator<Item = (&'static str, Result<()>)>) -> Result<()> {
+    let failed = outcomes.into_iter().filter_map(|(what, outcome)| Some((what, outcome.err()?)));
+    let errors: Vec<String> = failed.map(|(what, error)| format!("{what}: {error:#}")).collect();
     if errors.is_empty() { Ok(()) } else { Err(anyhow!("{}", errors.join("; "))) }
 }
 
-fn remove_servers(kernel: &mut Kernel, family: IpFamily, features: &Features) -> Result<()> {
+/// Removes the jumps and chains of this mode, but for those that another mode of ours has put in
+/// force under the same names. Says whether there were any.
+///
+/// # Errors
+/// All that went wrong, in one.
+pub async fn remove_rules(tools: &mut impl Xtables, standing: &Standing) -> Result<bool> {
+    let there = existing_chains(tools).await?;
+    let leftover = |table, chain| there.contains(&(table, chain)) && !standing.has_chain(table, chain);
+    if !CHAINS.iter().any(|(table, chains)| chains.iter().any(|chain| leftover(table, chain))) {
+        return Ok(false);
+    }
+    let mut outcomes = Vec::new();
+    // The tools refuse to look for a jump to a chain that does not exist.
+    for jump in input::jumps(false).filter(|jump| there.contains(&(jump.table, jump.to))) {
+        if !standing.has_jump(jump.table, jump.from, &jump.arguments()) {
+            let place = Place { table: jump.table, chain: jump.from };
+            outcomes.push(("jump", tools.delete_rule_throughout(place, &jump.arguments()).await));
+        }
+    }
+    for (table, chains) in CHAINS {
+        let chains: Vec<&str> = chains.iter().copied().filter(|chain| leftover(table, chain)).collect();
+        outcomes.push((table, rewrite(tools, table, &chains, true).await));
+    }
+    in_one(outcomes).map(|()| true)
+}
+
+/// Empties all chains that this mode has, also under names that another mode uses, so that none of
+/// them leads to another.
+///
+/// # Errors
+/// All that went wrong, in one.
+pub async fn empty_chains(tools: &mut impl Xtables) -> Result<()> {
+    let there = existing_chains(tools).await?;
+    let mut outcomes = Vec::new();
+    for (table, _) in CHAINS {
+        let chains: Vec<&str> =
+            there.iter().filter(|(of, _)| *of == table).map(|(_, chain)| *chain).collect();
+        outcomes.push((table, rewrite(tools, table, &chains, false).await));
+    }
+    in_one(outcomes)
+}
+
+/// Whether there are chains that only this mode has.
+///
+/// # Errors
+/// When the tables cannot be read.
+pub async fn holds_rules(tools: &mut impl Xtables) -> Result<bool> {
+    Ok(!existing_chains(tools).await?.is_empty())
+}
+
+/// The rules of this mode whose names another mode uses, too.
+#[must_use]
+pub fn standing() -> Standing {
+    let chains = CHAINS.iter().flat_map(|(table, chains)| chains.iter().map(|chain| (*table, *chain)));
+    let jumps = input::jumps(false).map(|jump| (jump.table, jump.from, jump.arguments()));
+    Standing { chains: chains.collect(), jumps: jumps.collect() }
+}
+
+/// How many things of a family were removed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Removed {
+    /// Virtual servers.
+    pub servers: usize,
+    /// ipsets.
+    pub sets: usize,
+}
+
+impl Kernel {
+    /// Removes our virtual servers, and then the sets by which they are known for ours.
+    ///
+    /// # Errors
+    /// All that went wrong, in one. As long as virtual servers are left, so are the sets.
+    pub fn remove_leftovers(&mut self, family: IpFamily, features: &Features) -> Result<Removed> {
+        let servers = remove_servers(self, family, features)?;
+        let (mut sets, mut outcomes) = (0, Vec::new());
+        for id in SetId::ALL {
+            match self.sets.destroy(&id.name(family)) {
+                Ok(was_there) => sets += usize::from(was_there),
+                Err(error) => outcomes.push(("set", Err(error))),
+            }
+        }
+        in_one(outcomes).map(|()| Removed { servers, sets })
+    }
+
+    /// Removes the interface that holds the Services' addresses; says whether it was there.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn remove_interface(&mut self) -> Result<bool> {
+        self.links.delete(INTERFACE)
+    }
+}
+
+fn remove_servers(kernel: &mut Kernel, family: IpFamily, features: &Features) -> Result<usize> {
     let addresses = Addresses::read(kernel, family)?;
     let found = observe::all(kernel, family, features, &addresses)?;
     let excluded = |it: &std::net::IpAddr| features.exclude.iter().any(|cidr| cidr.contains(it));
@@ -52,8 +119,8 @@ fn remove_servers(kernel: &mut Kernel, family: IpFamily, features: &Features) ->
     let removals: Vec<_> = ours.map(|(at, _)| ServerOperation::Remove(*at)).collect();
     let refused = kernel.servers.run(&removals)?;
     match refused.iter().find(|refused| !refused.is_missing) {
-        Some(refused) => bail!("{}", refused.message),
-        None => Ok(()),
+        Some(refused) => bail!("virtual server: {}", refused.message),
+        None => Ok(removals.len()),
     }
 }
 
@@ -73,20 +140,14 @@ async fn existing_chains(tools: &mut impl Xtables) -> Result<BTreeSet<(&'static 
     Ok(found)
 }
 
-/// Empties and deletes those of our chains that are there.
-async fn remove_chains(tools: &mut impl Xtables, table: &str, chains: &[&str]) -> Result<()> {
-    let mut found: BTreeSet<&str> = BTreeSet::new();
-    let mut look = |part: Part<crate::kernel::nft::ChainUse<'_>>| match part {
-        Part::Start => found.clear(),
-        Part::Item(chain) => found.extend(chains.iter().copied().find(|ours| *ours == chain.name)),
-    };
-    tools.survey(table, &mut look).await?;
-    if found.is_empty() {
+/// Empties chains that are there, and deletes them if asked to.
+async fn rewrite(tools: &mut impl Xtables, table: &str, chains: &[&str], delete: bool) -> Result<()> {
+    if chains.is_empty() {
         return Ok(());
     }
     let mut text = format!("*{table}\n");
-    found.iter().for_each(|chain| text.push_str(&format!(":{chain} - [0:0]\n")));
-    found.iter().for_each(|chain| text.push_str(&format!("-X {chain}\n")));
+    chains.iter().for_each(|chain| text.push_str(&format!(":{chain} - [0:0]\n")));
+    chains.iter().filter(|_| delete).for_each(|chain| text.push_str(&format!("-X {chain}\n")));
     text.push_str("COMMIT\n");
     Ok(tools.restore(&mut std::iter::once(text)).await?)
 }

@@ -16,6 +16,7 @@ mod observe;
 mod render;
 mod setup;
 
+pub use cleanup::{Removed, empty_chains, holds_rules, remove_rules, standing};
 pub use desired::{Baseline, Desired};
 pub use diff::Changes;
 pub use input::Features;
@@ -290,11 +291,6 @@ impl<X: Xtables> Backend for Ipvs<X> {
             tracing::debug!(family = %self.family, removed, "endpoints have finished their connections");
         }
         Ok(())
-    }
-
-    async fn cleanup(&mut self) -> Result<()> {
-        (self.stamp, self.uses) = (None, None);
-        cleanup::run(&mut self.tools, &mut self.kernel, self.family, &self.features).await
     }
 }
 

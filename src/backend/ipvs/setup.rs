@@ -2,9 +2,10 @@
 //! the scheduler.
 
 use super::Kernel;
-use crate::kernel::ipset::KernelIpsets;
-use crate::kernel::ipvs::{KernelIpvs, Timeouts, VirtualServers};
+use crate::kernel::ipset::{self, Ipsets, KernelIpsets};
+use crate::kernel::ipvs::{self, KernelIpvs, Timeouts, VirtualServers};
 use crate::kernel::links::KernelLinks;
+use crate::kernel::not_loaded::NotLoaded;
 use crate::kernel::sysctl::Sysctls;
 use crate::model::{Frontend, IpvsScheduler, Protocol, ServerOperation, VirtualServer};
 use anyhow::{Context, Result, bail};
@@ -27,6 +28,18 @@ impl Kernel {
             sets: Box::new(KernelIpsets::open()?),
             links: Box::new(KernelLinks::open()?),
         })
+    }
+
+    /// Handles for removing what was left. Nothing is loaded for it: what is not loaded holds nothing.
+    ///
+    /// # Errors
+    /// On lack of permission.
+    pub fn of_leftovers() -> Result<Kernel> {
+        let servers: Box<dyn VirtualServers> =
+            if ipvs::is_loaded() { Box::new(KernelIpvs::open()?) } else { Box::new(NotLoaded) };
+        let sets: Box<dyn Ipsets> =
+            if ipset::is_loaded() { Box::new(KernelIpsets::open()?) } else { Box::new(NotLoaded) };
+        Ok(Kernel { servers, sets, links: Box::new(KernelLinks::open()?) })
     }
 }
 

@@ -1,6 +1,7 @@
 //! The laws of the backend, on an in-memory node.
 
 use super::*;
+use crate::backend::Standing;
 use crate::kernel::fake::iptables::FakeXtables;
 use crate::kernel::fake::ipvs::{FakeNode, FakeObject, FakeServer, State};
 use crate::kernel::iptables::Flavor;
@@ -339,8 +340,12 @@ async fn others_virtual_servers_are_left_alone_unless_a_service_wants_them() {
     bench.sync().await.unwrap();
     assert_eq!(bench.node.state().servers[&foreign], theirs);
     assert_eq!(bench.reals(&at)[0], ("10.128.1.1:8080".to_owned(), 1), "the Service's own is set right");
-    bench.backend.cleanup().await.unwrap();
-    bench.backend.cleanup().await.unwrap();
+    for _ in 0..2 {
+        let Ipvs { tools, kernel, family, features, .. } = &mut bench.backend;
+        remove_rules(tools, &Standing::default()).await.unwrap();
+        kernel.remove_leftovers(*family, features).unwrap();
+        kernel.remove_interface().unwrap();
+    }
     let state = bench.node.state();
     assert_eq!(state.servers, BTreeMap::from([(foreign, theirs)]));
     assert!(state.sets.is_empty() && !state.interfaces.contains_key("kube-ipvs0"));

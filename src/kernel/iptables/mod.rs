@@ -141,4 +141,13 @@ pub trait Xtables {
     /// # Errors
     /// The tool's words.
     async fn delete_rule(&mut self, place: Place<'_>, arguments: &str) -> anyhow::Result<bool>;
+
+    /// Deletes a rule as often as it is there: tables that were restored from a file may have it twice.
+    ///
+    /// # Errors
+    /// The tool's words.
+    async fn delete_rule_throughout(&mut self, place: Place<'_>, arguments: &str) -> anyhow::Result<()> {
+        while self.delete_rule(place, arguments).await? {}
+        Ok(())
+    }
 }
