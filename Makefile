@@ -11,7 +11,7 @@ TOOLS := .cache/tools
 DENY := $(TOOLS)/bin/cargo-deny
 DENY_VERSION := 0.20.2
 
-.PHONY: help deps demo test fmt fmt-check lint deny unit golden api netns test-ipvs e2e bench bench-scale docs clean
+.PHONY: help deps demo test fmt fmt-check lint deny unit fuzz golden api netns test-ipvs e2e bench bench-scale docs clean
 
 help: ## this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z0-9-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -20,7 +20,7 @@ demo: deps ## see it work: a throw-away node, real requests, a change, cleaned u
 	@$(CARGO) build --quiet --locked --features testing --bin kube-proxy-rs --example demo
 	@$(if $(filter ipvs,$(MODE)),scripts/with-ipvs.sh) target/debug/examples/demo target/debug/kube-proxy-rs $(MODE)
 
-test: deps fmt-check lint unit netns chart image-test ## everything CI runs: format, lints, unit to network-namespace tests
+test: deps fmt-check lint unit fuzz netns chart image-test ## everything CI runs: format, lints, unit to network-namespace tests
 
 deps: ## install the tools that tests and demo need (apt, as root), if any is missing
 	@scripts/deps.sh
@@ -47,6 +47,10 @@ unit: ## unit, property, loop, golden, packet-table and API-stub tests
 	@[ "$$(id -u)" = 0 ] || echo "make unit: not root, so the tests of kernel/ are LEFT OUT"
 	$(CARGO) test --locked --workspace --lib --bins --test cli --test apiserver --test limits \
 		$$([ "$$(id -u)" = 0 ] || echo -- --skip kernel::)
+
+SECONDS ?= 60
+fuzz: deps ## every parser of what others write, driven by coverage: SECONDS=60 each, two at a time [TARGET=api]
+	@scripts/fuzz.sh $(SECONDS) $(TARGET)
 
 golden: ## rewrite the golden files from what is rendered now; review the diff
 	UPDATE_GOLDEN=1 $(CARGO) test --locked --test cli golden

@@ -340,6 +340,12 @@ fn parse_ports(part: &Attribute<'_>, direction: &mut Direction) -> Result<(), Ma
     Ok(())
 }
 
+/// Reads whatever it is, for fuzzing.
+#[cfg(any(test, feature = "testing"))]
+pub(super) fn read_anything(message: &Message<'_>) {
+    let _ = parse_flow(message);
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

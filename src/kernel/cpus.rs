@@ -23,6 +23,12 @@ fn count(list: &str) -> Option<u32> {
     (total > 0).then_some(total)
 }
 
+/// Reads whatever it is, for fuzzing.
+#[cfg(any(test, feature = "testing"))]
+pub(super) fn read_anything(text: &str) {
+    let _ = count(text.trim());
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -432,6 +432,18 @@ fn read_ip(attribute: &Attribute<'_>) -> Result<IpAddr, netlink::Error> {
     Err(Malformed("ipset address of no known family").into())
 }
 
+/// Reads whatever it is, for fuzzing.
+#[cfg(any(test, feature = "testing"))]
+pub(super) fn read_anything(message: &netlink::Message<'_>) {
+    let lists = message.attributes(HEADER_LEN).into_iter().flatten().map_while(Result::ok);
+    for list in lists.filter(|list| list.kind == ENTRIES) {
+        for entry in list.nested().map_while(Result::ok) {
+            let kinds = [SetType::Port, SetType::Ip, SetType::IpPort, SetType::IpPortIp, SetType::IpPortNet];
+            let _ = kinds.map(|kind| read_entry(kind, entry.nested()).is_ok());
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

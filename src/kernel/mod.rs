@@ -12,6 +12,8 @@ pub mod conntrack;
 pub mod cpus;
 #[cfg(any(test, feature = "testing"))]
 pub mod fake;
+#[cfg(any(test, feature = "testing"))]
+pub mod fuzzing;
 pub mod ipset;
 pub mod iptables;
 pub mod ipvs;

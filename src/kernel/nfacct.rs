@@ -104,6 +104,12 @@ fn parse_counter(message: &Message<'_>) -> Result<Counter, Malformed> {
     Ok(counter)
 }
 
+/// Reads whatever it is, for fuzzing.
+#[cfg(any(test, feature = "testing"))]
+pub(super) fn read_anything(message: &Message<'_>) {
+    let _ = parse_counter(message);
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

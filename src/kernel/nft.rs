@@ -175,6 +175,13 @@ fn parse_chain<'a>(
     if chain.name.is_empty() { Err(Malformed("chain without a name")) } else { Ok(Some(chain)) }
 }
 
+/// Reads whatever it is, for fuzzing.
+#[cfg(any(test, feature = "testing"))]
+pub(super) fn read_anything(message: &Message<'_>) {
+    let _ = parse_generation(message);
+    let _ = IpFamily::ALL.map(|family| parse_chain(message, family, "nat").is_ok());
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

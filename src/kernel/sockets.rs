@@ -99,6 +99,14 @@ fn programs(inodes: &HashSet<u64>) -> HashMap<u64, String> {
     found
 }
 
+/// Reads whatever it is, for fuzzing.
+#[cfg(any(test, feature = "testing"))]
+pub(super) fn read_anything(text: &str) {
+    for line in text.lines() {
+        let _ = (parse(line, TCP_LISTEN), parse(line, UDP_UNCONNECTED));
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

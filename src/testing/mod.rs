@@ -8,6 +8,7 @@ pub mod generate;
 pub mod lab;
 pub mod netns;
 pub mod packets;
+pub mod parsers;
 pub mod proxy;
 pub mod stub_api;
 pub mod traffic;

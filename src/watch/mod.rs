@@ -11,6 +11,8 @@ pub mod convert;
 mod decoded;
 mod endpoint_slices;
 mod failure;
+#[cfg(any(test, feature = "testing"))]
+pub mod fuzzing;
 pub mod manifests;
 mod node;
 pub mod objects;

@@ -18,7 +18,7 @@ impl Version {
     pub const RANDOM_FULLY: Version = Version(1, 6, 2);
 
     /// Reads the output of `iptables --version`: `iptables v1.8.9 (nf_tables)`.
-    fn parse(output: &str) -> Option<(Version, Flavor)> {
+    pub(super) fn parse(output: &str) -> Option<(Version, Flavor)> {
         let (_, rest) = output.split_once(" v")?;
         let digits = rest.split(|c: char| !c.is_ascii_digit() && c != '.').next()?;
         let mut numbers = digits.split('.').map(|part| part.parse().ok());

@@ -151,3 +151,10 @@ pub trait Xtables {
         Ok(())
     }
 }
+
+/// Reads what a tool says, whatever it is, for fuzzing.
+#[cfg(any(test, feature = "testing"))]
+pub(super) fn read_tool_output(text: &str) {
+    let _ = Version::parse(text);
+    tools::read_anything(text);
+}

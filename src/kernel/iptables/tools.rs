@@ -314,6 +314,15 @@ impl Xtables for Tools {
     }
 }
 
+/// Reads whatever it is, for fuzzing.
+#[cfg(any(test, feature = "testing"))]
+pub(in crate::kernel) fn read_anything(text: &str) {
+    let _ = line_at_fault(text);
+    // There is nothing to wait for: all of it is in memory.
+    let mut waiting = std::task::Context::from_waker(std::task::Waker::noop());
+    let _ = std::pin::pin!(count_uses(text.as_bytes())).poll(&mut waiting);
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

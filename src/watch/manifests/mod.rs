@@ -139,6 +139,14 @@ pub fn load(paths: &[PathBuf], options: &ManifestOptions) -> Result<(Vec<WatchEv
     Ok((as_lists(update.events), update.errors))
 }
 
+/// What a file of this name and text holds, as complete lists.
+#[cfg(any(test, feature = "testing"))]
+#[must_use]
+pub fn of_text(name: &str, text: &str, options: &ManifestOptions) -> Vec<WatchEvent> {
+    let content = file::parse(&Path::new(name).into(), text, options);
+    as_lists(content.objects.into_iter().map(|object| object.event).collect())
+}
+
 /// Reads all files, sends what they hold as complete lists, and then sends every change. Returns
 /// when the receiver is gone.
 ///

@@ -1,0 +1,60 @@
+//! Everything that reads what others wrote, as one function each: what the fuzz targets drive.
+
+pub use crate::kernel::fuzzing::{reply as kernel_reply, tool_output};
+pub use crate::watch::fuzzing::watch_line;
+
+use crate::backend::iptables::{Features, render_inputs};
+use crate::config::{self, CommandLine};
+use crate::kernel::iptables::Flavor;
+use crate::model::{IpFamily, NodeFacts, WatchEvent};
+use crate::plan::{FamilySettings, Plan, Scope};
+use crate::state::Tracker;
+use crate::watch::manifests::{self, ManifestOptions};
+use std::sync::LazyLock;
+
+/// The node that the fixtures call ours.
+const NODE: &str = "node-1";
+
+/// Takes text for a manifest, in JSON if it looks like that.
+pub fn manifest(text: &str) -> Vec<WatchEvent> {
+    let name = if text.trim_start().starts_with('{') { "fuzzed.json" } else { "fuzzed.yaml" };
+    manifests::of_text(
+        name,
+        text,
+        &ManifestOptions { node_name: NODE.to_owned(), node_port_range: 1..=u16::MAX },
+    )
+}
+
+/// What is sent to iptables-restore for a manifest, for both families, with and without the tree of
+/// chains.
+pub fn rules(text: &str) -> Vec<String> {
+    let node = NodeFacts { name: NODE.into(), ..NodeFacts::default() };
+    let mut tracker = Tracker::new(node, 0);
+    manifest(text).into_iter().for_each(|event| tracker.fold(event));
+    let mut inputs = Vec::new();
+    for family in IpFamily::ALL {
+        let settings = FamilySettings::new(family);
+        let plan = Plan::new(&settings, tracker.snapshot(), Scope::All);
+        for tree_threshold in [0, 500] {
+            let features = Features { tree_threshold, ..Features::default() };
+            inputs.extend(render_inputs(&plan, &features, Flavor::Nft));
+        }
+    }
+    inputs
+}
+
+/// Takes text for a configuration file.
+pub fn configuration(text: &str) {
+    static LINE: LazyLock<Option<CommandLine>> = LazyLock::new(|| config::parse(["--config=fuzzed"]).ok());
+    let Some(line) = &*LINE else { return };
+    if config::resolve(line, Some(text), "host").is_ok() {
+        drop(config::explain(line, text, "host"));
+    }
+}
+
+/// Takes texts for the arguments of the program.
+pub fn command_line<'a>(arguments: impl Iterator<Item = &'a str>) {
+    if let Ok(line) = config::parse(arguments) {
+        drop(config::resolve(&line, None, "host"));
+    }
+}
