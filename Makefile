@@ -20,7 +20,7 @@ demo: deps ## see it work: a throw-away node, real requests, a change, cleaned u
 	@$(CARGO) build --quiet --locked --features testing --bin kube-proxy-rs --example demo
 	@$(if $(filter ipvs,$(MODE)),scripts/with-ipvs.sh) target/debug/examples/demo target/debug/kube-proxy-rs $(MODE)
 
-test: deps fmt-check lint unit fuzz netns chart image-test ## everything CI runs: format, lints, unit to network-namespace tests
+test: deps fmt-check lint unit fuzz netns chart image-test test-ipvs ## everything CI runs: format, lints, unit to network-namespace tests
 
 deps: ## install the tools that tests and demo need (apt, as root), if any is missing
 	@scripts/deps.sh

@@ -90,13 +90,20 @@ fn send(lab: &Lab, case: &PacketCase, packet: &Packet, family: IpFamily) -> Resu
             probe.check(*share, case.shape.affinity_seconds)
         }
         Verdict::Rejected | Verdict::Untouched => {
-            let started = Instant::now();
-            let answers = client.ask_many(flow.protocol, flow.destination, 2);
-            let elapsed = started.elapsed();
-            if answers.iter().any(|answer| *answer != Answer::Refused) {
-                return Err(format!("not refused: {answers:?}"));
+            let mut elapsed = Duration::MAX;
+            // A refusal that comes late by rule comes late each time; on a busy machine, now and then.
+            for _ in 0..3 {
+                let started = Instant::now();
+                let answers = client.ask_many(flow.protocol, flow.destination, 2);
+                elapsed = elapsed.min(started.elapsed());
+                if answers.iter().any(|answer| *answer != Answer::Refused) {
+                    return Err(format!("not refused: {answers:?}"));
+                }
+                if elapsed <= quick(family) {
+                    return Ok(());
+                }
             }
-            if elapsed > quick(family) { Err(format!("refused only after {elapsed:?}")) } else { Ok(()) }
+            Err(format!("refused only after {elapsed:?}"))
         }
         Verdict::Dropped => {
             let answers = client.patience(DROPPED).ask_many(flow.protocol, flow.destination, 2);

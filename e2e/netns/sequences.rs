@@ -30,9 +30,9 @@ fn changes_add_up_to_what_a_full_sync_makes(#[case] flavor: Flavor, #[case] seed
     let node = fresh_node();
     let launch = Launch { binary: BINARY, namespace: &node, flavor, flags: FLAGS };
     let mut proxy = launch.start(&[]).unwrap();
-    let mut world = World { random: Random(seeds.start), services: vec![None; usize::from(SERVICES)] };
+    let mut world = World::new(seeds.start);
     for seed in seeds {
-        world.random = Random(seed);
+        world.seed(seed);
         for _ in 0..CHANGES {
             world.change();
             proxy.apply(&world.objects()).unwrap();
@@ -73,18 +73,28 @@ fn equals_full_sync(node: &Namespace, flavor: Flavor, proxy: &Proxy) -> Result<(
 }
 
 /// The Services there are at the moment.
-struct World {
+pub(crate) struct World {
     random: Random,
     services: Vec<Option<PacketCase>>,
 }
 
 impl World {
-    fn objects(&self) -> Vec<Value> {
+    /// None yet.
+    pub(crate) fn new(seed: u64) -> World {
+        World { random: Random(seed), services: vec![None; usize::from(SERVICES)] }
+    }
+
+    /// Begins another row of changes.
+    pub(crate) fn seed(&mut self, seed: u64) {
+        self.random = Random(seed);
+    }
+
+    pub(crate) fn objects(&self) -> Vec<Value> {
         self.services.iter().flatten().flat_map(PacketCase::objects).collect()
     }
 
     /// Adds, removes or changes one Service.
-    fn change(&mut self) {
+    pub(crate) fn change(&mut self) {
         let index = self.random.below(SERVICES);
         let random = &mut self.random;
         let slot = &mut self.services[usize::from(index)];

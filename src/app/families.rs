@@ -1,18 +1,21 @@
 //! What holds for each IP family of this node: settled once, before the first rule.
 
 use super::consistency;
+use super::ipvs_metrics::{self, Counted};
 use crate::backend::iptables::{self, Iptables};
 use crate::backend::ipvs::{self, Ipvs};
 use crate::config::{Config, DetectLocal, Flavor, NodePortAddresses as ConfiguredAddresses};
 use crate::kernel::iptables::{self as tools, Tools, Xtables};
 use crate::kernel::ipvs::Timeouts;
 use crate::kernel::sysctl::Sysctls;
+use crate::metrics::Metrics;
 use crate::model::{Cidr, IpFamily, IpvsScheduler, NodeFacts, PerFamily};
 use crate::plan::{FamilySettings, LocalDetector, NodePortAddresses};
 use crate::state::Reserved;
 use crate::sync::FamilySync;
 use anyhow::{Context, Result, bail};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 /// The node's own IPs, and which family counts as the first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -113,7 +116,11 @@ pub(super) async fn iptables(config: &Config, node: &NodeFacts) -> Result<Vec<Fa
 ///
 /// # Errors
 /// If the kernel lacks IPVS or a setting of it, or if the primary family cannot run; says why.
-pub(super) async fn ipvs(config: &Config, node: &NodeFacts) -> Result<Vec<FamilySync<Ipvs<Tools>>>> {
+pub(super) async fn ipvs(
+    config: &Config,
+    node: &NodeFacts,
+    metrics: &Arc<Metrics>,
+) -> Result<Vec<FamilySync<Ipvs<Tools>>>> {
     let ips = NodeIps::of(config, node);
     let timeouts = Timeouts {
         tcp: config.ipvs.tcp_timeout,
@@ -128,7 +135,11 @@ pub(super) async fn ipvs(config: &Config, node: &NodeFacts) -> Result<Vec<Family
         // IPVS does not take packets from 127.0.0.0/8.
         settings.localhost_node_ports = false;
         let features = ipvs_features(config, family, scheduler.clone(), tools.version());
-        let backend = Ipvs::new(tools, ipvs::Kernel::open()?, family, features);
+        let mut kernel = ipvs::Kernel::open()?;
+        kernel.servers = Box::new(Counted::new(kernel.servers, metrics.clone()));
+        let services = usize::try_from(config.ipvs.connection_metrics)?;
+        let backend = Ipvs::new(tools, kernel, family, features)
+            .counting(ipvs_metrics::show(metrics.clone()), services);
         families.push(FamilySync::new(backend, settings));
     }
     Ok(families)

@@ -7,6 +7,7 @@ mod conntrack;
 mod consistency;
 mod events;
 mod families;
+mod ipvs_metrics;
 mod reload;
 mod render;
 mod run;

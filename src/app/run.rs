@@ -74,13 +74,13 @@ async fn serve(config: Config, line: CommandLine, effective: Effective) -> Resul
     let (sender, mut events) = mpsc::channel(CHANNEL);
     let (source, notices) = source::start(&config, sender, &metrics, &clock).await?;
     let servers = servers::serve(&config, facts, (&health, &metrics), &clock, notices.clone());
-    let records = Records::new(metrics, health.clone(), clock.clone())
+    let records = Records::new(metrics.clone(), health.clone(), clock.clone())
         .telling(Box::new(move |notice| notices.tell(notice)));
     let started = i64::try_from(since_1970(clock().wall).as_millis()).unwrap_or(i64::MAX);
     let node = NodeFacts { name: config.node_name.as_str().into(), ..NodeFacts::default() };
     let tracker = Tracker::new(node, started).reserving(families::reserved(&config));
     tokio::select! {
-        ended = program(&config, &mut events, tracker, (records, settlement)) => {
+        ended = program(&config, &mut events, tracker, (records, settlement), &metrics) => {
             match ended? {
                 End::SourceGone => {
                     source.await.context("the source of objects ended")??;
@@ -133,6 +133,7 @@ async fn program(
     events: &mut mpsc::Receiver<WatchEvent>,
     mut tracker: Tracker,
     (records, mut settlement): (Records, Settlement),
+    metrics: &Arc<Metrics>,
 ) -> Result<End> {
     if !await_node(config, &mut tracker, events).await? {
         return Ok(End::SourceGone);
@@ -149,7 +150,7 @@ async fn program(
             tokio::select! { end = driven => end, never = leftovers => match never {} }
         }
         Mode::Ipvs => {
-            let mut families = families::ipvs(config, &node).await?;
+            let mut families = families::ipvs(config, &node, metrics).await?;
             let flavors =
                 families.iter_mut().map(|it| (it.family(), it.backend().tools().flavor())).collect();
             let leftovers = cleanup::after_first_sync(config, flavors, standing);
@@ -234,7 +235,9 @@ pub(super) async fn init_only(config: Config) -> Result<ExitCode> {
     conntrack::set_limits(&config.conntrack)?;
     match config.mode {
         Mode::Iptables => drop(families::iptables(&config, &NodeFacts::default()).await?),
-        Mode::Ipvs => drop(families::ipvs(&config, &NodeFacts::default()).await?),
+        Mode::Ipvs => {
+            drop(families::ipvs(&config, &NodeFacts::default(), &Arc::new(metrics(config.mode)?)).await?);
+        }
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -32,6 +32,7 @@ const EFFECTIVE_WITH_CONFIG: &[&str] = &[
     "iptables-flavor",
     "cleanup-other-flavor",
     "ipvs-upstream-compat",
+    "ipvs-connection-metrics",
     "conntrack-strict",
     "iptables-dispatch-tree-threshold",
     "service-node-port-range",

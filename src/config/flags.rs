@@ -224,6 +224,9 @@ pub(super) struct IpvsFlags {
     /// Do as kube-proxy did where its IPVS mode differs from its other modes
     #[arg(long)]
     pub(super) ipvs_upstream_compat: bool,
+    /// Count connections for so many Services at most, the first ones by name; 0 counts none
+    #[arg(long, value_name = "NUMBER", default_value_t = 0)]
+    pub(super) ipvs_connection_metrics: u32,
 }
 
 #[derive(Args, Clone, Debug)]

@@ -140,6 +140,8 @@ pub struct IpvsConfig {
     pub udp_timeout: Duration,
     /// Do as kube-proxy did where its IPVS mode differs from its other modes.
     pub upstream_compat: bool,
+    /// Connections are counted for so many Services at most.
+    pub connection_metrics: u32,
 }
 
 /// When to sync.

@@ -205,6 +205,7 @@ fn ipvs(settings: &Settings, line: &CommandLine) -> IpvsConfig {
         tcp_fin_timeout: ipvs.tcp_fin_timeout.to_duration(),
         udp_timeout: ipvs.udp_timeout.to_duration(),
         upstream_compat: line.flags.ipvs.ipvs_upstream_compat,
+        connection_metrics: line.flags.ipvs.ipvs_connection_metrics,
     }
 }
 

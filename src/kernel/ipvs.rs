@@ -17,6 +17,8 @@ pub type Connections = Vec<(RealServer, u32)>;
 pub struct Refused {
     /// The virtual server concerned.
     pub frontend: Frontend,
+    /// What was to be done: a [`ServerOperation::kind`].
+    pub operation: &'static str,
     /// The object to be removed or changed is not there.
     pub is_missing: bool,
     /// The kernel has no such scheduler.
@@ -134,18 +136,19 @@ impl VirtualServers for KernelIpvs {
 }
 
 fn describe(refused: &ipvs_rs::Refused) -> Option<Refused> {
-    let (Sent::AddVirtualServer(key)
-    | Sent::UpdateVirtualServer(key)
-    | Sent::RemoveVirtualServer(key)
-    | Sent::AddRealServer(key, _)
-    | Sent::UpdateRealServer(key, _)
-    | Sent::RemoveRealServer(key, _)) = &refused.operation
-    else {
-        return None;
+    let (key, operation) = match &refused.operation {
+        Sent::AddVirtualServer(key) => (key, "add_virtual"),
+        Sent::UpdateVirtualServer(key) => (key, "update_virtual"),
+        Sent::RemoveVirtualServer(key) => (key, "remove_virtual"),
+        Sent::AddRealServer(key, _) => (key, "add_real"),
+        Sent::UpdateRealServer(key, _) => (key, "update_real"),
+        Sent::RemoveRealServer(key, _) => (key, "remove_real"),
+        _ => return None,
     };
     let reason = refused.reason();
     Some(Refused {
         frontend: frontend(key)?,
+        operation,
         is_missing: matches!(reason, Reason::NoSuchVirtualServer | Reason::NoSuchRealServer),
         lacks_scheduler: reason == Reason::NoSuchScheduler,
         message: refused.to_string(),

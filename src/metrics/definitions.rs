@@ -36,6 +36,9 @@ pub(super) struct IptablesMetrics {
 pub(super) struct IpvsMetrics {
     pub(super) servers: IntGaugeVec,
     pub(super) failures: IntCounterVec,
+    pub(super) operations: IntCounterVec,
+    pub(super) operation_failures: IntCounterVec,
+    pub(super) connections: IntGaugeVec,
 }
 
 pub(super) struct ConntrackMetrics {
@@ -143,12 +146,24 @@ impl IpvsMetrics {
     pub(super) fn new() -> Result<Self> {
         Ok(IpvsMetrics {
             servers: IntGaugeVec::new(
-                opts("ipvs_servers", "Virtual and real servers of ours in the kernel, as of the last sync"),
+                opts("ipvs_servers", "Virtual and real servers of ours in the kernel"),
                 &["kind", "ip_family"],
             )?,
             failures: IntCounterVec::new(
                 opts("ipvs_sync_failures_total", "Syncs that failed and were tried again"),
                 FAMILY,
+            )?,
+            operations: IntCounterVec::new(
+                opts("ipvs_operations_total", "Changes of virtual and real servers asked of the kernel"),
+                &["operation", "ip_family"],
+            )?,
+            operation_failures: IntCounterVec::new(
+                opts("ipvs_operation_failures_total", "Those that the kernel refused"),
+                &["operation", "ip_family", "reason"],
+            )?,
+            connections: IntGaugeVec::new(
+                opts("ipvs_connections", "Connections that IPVS remembers, by Service"),
+                &["namespace", "service", "ip_family"],
             )?,
         })
     }

@@ -116,8 +116,8 @@ impl Metrics {
             self.register([&iptables.rules_total, &iptables.rules_last])?;
         }
         if set == MetricSet::Ipvs {
-            self.register([&ipvs.servers])?;
-            self.register([&ipvs.failures])?;
+            self.register([&ipvs.servers, &ipvs.connections])?;
+            self.register([&ipvs.failures, &ipvs.operations, &ipvs.operation_failures])?;
         }
         Ok(())
     }
@@ -268,7 +268,32 @@ impl Metrics {
         self.iptables.rules_last.with_label_values(&[table.as_str(), family.as_str()])
     }
 
-    /// Our servers in the kernel; the kind is `virtual` or `real`.
+    /// Changes of virtual and real servers that the kernel was asked for.
+    #[must_use]
+    pub fn ipvs_operations(&self, operation: &str, family: IpFamily) -> IntCounter {
+        self.ipvs.operations.with_label_values(&[operation, family.as_str()])
+    }
+
+    /// Those of them that the kernel refused.
+    #[must_use]
+    pub fn ipvs_operation_failures(&self, operation: &str, family: IpFamily, reason: &str) -> IntCounter {
+        self.ipvs.operation_failures.with_label_values(&[operation, family.as_str(), reason])
+    }
+
+    /// Sets how many connections IPVS remembers for a Service; `None` takes the series away.
+    pub fn set_ipvs_connections(&self, namespace: &str, service: &str, family: IpFamily, count: Option<u64>) {
+        let labels = [namespace, service, family.as_str()];
+        match count {
+            Some(count) => {
+                let count = i64::try_from(count).unwrap_or(i64::MAX);
+                self.ipvs.connections.with_label_values(&labels).set(count);
+            }
+            // It fails only when there is no such series.
+            None => drop(self.ipvs.connections.remove_label_values(&labels)),
+        }
+    }
+
+    /// Our servers in the kernel; the kind is `virtual`, `real` or `draining`.
     #[must_use]
     pub fn ipvs_servers(&self, kind: &str, family: IpFamily) -> IntGauge {
         self.ipvs.servers.with_label_values(&[kind, family.as_str()])
@@ -384,6 +409,9 @@ mod tests {
             counter.inc();
         }
         metrics.ipvs_servers("virtual", family).set(1);
+        metrics.ipvs_operations("add_real", family).inc();
+        metrics.ipvs_operation_failures("add_real", family, "missing").inc();
+        metrics.set_ipvs_connections("shop", "web", family, Some(7));
         metrics.endpoint_changes_pending().set(1);
         metrics.service_changes_pending().set(1);
         metrics.endpoint_changes().inc();
@@ -437,8 +465,13 @@ mod tests {
         ("kubeproxy_sync_proxy_rules_iptables_last", "gauge"),
     ];
 
-    const IPVS_ONLY: &[(&str, &str)] =
-        &[("kubeproxy_ipvs_servers", "gauge"), ("kubeproxy_ipvs_sync_failures_total", "counter")];
+    const IPVS_ONLY: &[(&str, &str)] = &[
+        ("kubeproxy_ipvs_connections", "gauge"),
+        ("kubeproxy_ipvs_operation_failures_total", "counter"),
+        ("kubeproxy_ipvs_operations_total", "counter"),
+        ("kubeproxy_ipvs_servers", "gauge"),
+        ("kubeproxy_ipvs_sync_failures_total", "counter"),
+    ];
 
     #[test]
     fn each_mode_shows_its_metrics_and_no_others() {

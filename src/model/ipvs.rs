@@ -101,6 +101,34 @@ pub enum ServerOperation {
     RemoveReal(Frontend, SocketAddr),
 }
 
+impl ServerOperation {
+    /// What is done to what, as metrics name it.
+    #[must_use]
+    pub fn kind(&self) -> &'static str {
+        match self {
+            ServerOperation::Add(..) => "add_virtual",
+            ServerOperation::Update(..) => "update_virtual",
+            ServerOperation::Remove(_) => "remove_virtual",
+            ServerOperation::AddReal(..) => "add_real",
+            ServerOperation::UpdateReal(..) => "update_real",
+            ServerOperation::RemoveReal(..) => "remove_real",
+        }
+    }
+
+    /// The virtual server concerned.
+    #[must_use]
+    pub fn frontend(&self) -> &Frontend {
+        match self {
+            ServerOperation::Add(at, _)
+            | ServerOperation::Update(at, _)
+            | ServerOperation::Remove(at)
+            | ServerOperation::AddReal(at, _)
+            | ServerOperation::UpdateReal(at, _)
+            | ServerOperation::RemoveReal(at, _) => at,
+        }
+    }
+}
+
 /// An entry of an ipset.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum SetEntry {

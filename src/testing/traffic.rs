@@ -7,11 +7,13 @@
 
 use std::io::{self, Read as _, Write as _};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use futures::stream::{self, StreamExt as _};
+use nix::sys::socket::{self, AddressFamily, Backlog, SockFlag, SockProtocol, SockType, SockaddrStorage};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpSocket;
 use tokio::sync::oneshot;
@@ -19,8 +21,8 @@ use tokio::sync::oneshot;
 use super::netns::Namespace;
 use crate::model::Protocol;
 
-/// Long enough for a busy machine to answer.
-const PATIENCE: Duration = Duration::from_secs(4);
+/// Long enough for a busy or an emulated machine to answer.
+const PATIENCE: Duration = Duration::from_secs(20);
 /// How many requests of one batch are in flight together.
 const IN_FLIGHT: usize = 16;
 
@@ -100,12 +102,38 @@ impl<'a> Client<'a> {
         Ok(connection)
     }
 
+    /// Opens a TCP connection from a port of one's choice, which can be used again as soon as the
+    /// connection is dropped: it ends with a reset.
+    ///
+    /// # Errors
+    ///
+    /// When the connection fails.
+    pub fn open_from(&self, port: u16, destination: SocketAddr) -> Result<HeldConnection> {
+        let any = if destination.is_ipv4() { IpAddr::from([0; 4]) } else { IpAddr::from([0_u16; 8]) };
+        let local = SocketAddr::new(self.source.unwrap_or(any), port);
+        let connect = async || -> io::Result<TcpStream> {
+            let socket = stream_socket(Protocol::Tcp, destination)?;
+            socket.set_zero_linger()?;
+            socket.bind(local)?;
+            socket.connect(destination).await?.into_std()
+        };
+        let open = || -> Result<TcpStream> {
+            let connected = async { tokio::time::timeout(self.patience, connect()).await };
+            Ok(runtime()?.block_on(connected).context("no connection in time")??)
+        };
+        let stream = self.namespace.run(open)??;
+        stream.set_nonblocking(false)?;
+        stream.set_read_timeout(Some(self.patience))?;
+        let mut connection = HeldConnection { stream };
+        connection.read_line().context("no greeting")?;
+        Ok(connection)
+    }
+
     async fn request(&self, protocol: Protocol, destination: SocketAddr) -> Answer {
         let exchange = async {
             match protocol {
-                Protocol::Tcp => self.ask_tcp(destination).await,
+                Protocol::Tcp | Protocol::Sctp => self.ask_stream(protocol, destination).await,
                 Protocol::Udp => self.ask_udp(destination).await,
-                Protocol::Sctp => Err(io::Error::from(io::ErrorKind::Unsupported)),
             }
         };
         match tokio::time::timeout(self.patience, exchange).await {
@@ -115,8 +143,8 @@ impl<'a> Client<'a> {
         }
     }
 
-    async fn ask_tcp(&self, destination: SocketAddr) -> io::Result<String> {
-        let socket = if destination.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    async fn ask_stream(&self, protocol: Protocol, destination: SocketAddr) -> io::Result<String> {
+        let socket = stream_socket(protocol, destination)?;
         if let Some(source) = self.source {
             socket.bind(SocketAddr::new(source, 0))?;
         }
@@ -139,6 +167,22 @@ impl<'a> Client<'a> {
         let length = socket.recv(&mut line).await?;
         Ok(String::from_utf8_lossy(&line[..length]).into_owned())
     }
+}
+
+/// A socket for TCP or, in its one-to-one style, which works the same, for SCTP.
+fn stream_socket(protocol: Protocol, peer: SocketAddr) -> io::Result<TcpSocket> {
+    match (protocol, peer) {
+        (Protocol::Sctp, _) => Ok(TcpSocket::from_std_stream(sctp_socket(peer)?.into())),
+        (_, SocketAddr::V4(_)) => TcpSocket::new_v4(),
+        (_, SocketAddr::V6(_)) => TcpSocket::new_v6(),
+    }
+}
+
+/// A non-blocking SCTP socket of an address's family.
+fn sctp_socket(of: SocketAddr) -> io::Result<OwnedFd> {
+    let family = if of.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    Ok(socket::socket(family, SockType::Stream, flags, SockProtocol::Sctp)?)
 }
 
 fn classify(error: &io::Error) -> Answer {
@@ -205,6 +249,24 @@ impl PodServersBuilder {
         udp.set_nonblocking(true)?;
         self.tcp.push((name.to_owned(), tcp));
         self.udp.push((name.to_owned(), udp));
+        Ok(())
+    }
+
+    /// Opens an SCTP socket besides; many kernels lack the protocol.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel has no SCTP, the address is not there or the port taken.
+    pub fn listen_sctp(&mut self, name: &str, namespace: &Namespace, address: SocketAddr) -> Result<()> {
+        let open = || -> io::Result<TcpListener> {
+            let socket = sctp_socket(address)?;
+            socket::bind(socket.as_raw_fd(), &SockaddrStorage::from(address))?;
+            socket::listen(&socket, Backlog::MAXCONN)?;
+            Ok(socket.into())
+        };
+        let listener =
+            namespace.run(open)?.with_context(|| format!("{name} cannot listen on {address} by SCTP"))?;
+        self.tcp.push((name.to_owned(), listener));
         Ok(())
     }
 

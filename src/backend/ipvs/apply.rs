@@ -3,7 +3,7 @@
 use super::Kernel;
 use super::desired::Fact;
 use super::diff::{Changes, Object};
-use super::input::{self, CHAINS};
+use super::input;
 use super::names::{INTERFACE, SetId};
 use crate::kernel::ipset::SetSpec;
 use crate::kernel::iptables::{Place, RestoreError, Xtables};
@@ -46,7 +46,7 @@ impl<X: Xtables> Apply<'_, X> {
     pub(super) async fn run(&mut self, changes: &Changes) -> Result<Vec<Refused>> {
         let mut refused = Vec::new();
         if changes.set_up {
-            self.set_up().await?;
+            self.set_up()?;
         }
         for (id, entries) in &changes.add_entries {
             self.calls += 1;
@@ -56,6 +56,9 @@ impl<X: Xtables> Apply<'_, X> {
         }
         if let Some(rules) = &changes.rules {
             self.restore(rules).await?;
+        }
+        if changes.set_up {
+            self.jump().await?;
         }
         refused.extend(self.operate(&changes.servers).await?);
         self.calls += usize::from(!changes.add_addresses.is_empty() || !changes.delete_addresses.is_empty());
@@ -71,24 +74,23 @@ impl<X: Xtables> Apply<'_, X> {
         Ok(refused)
     }
 
-    /// Makes the sets, our chains, the jumps to them, and the interface.
-    async fn set_up(&mut self) -> Result<()> {
+    /// Makes the sets, which rules name, and the interface.
+    fn set_up(&mut self) -> Result<()> {
         for id in SetId::in_use(self.upstream_compat) {
             self.kernel.sets.ensure(set_spec(id, &id.name(self.family), self.family))?;
         }
-        for (table, chains) in CHAINS.iter().filter(|(table, _)| !self.upstream_compat || *table != "mangle")
-        {
-            for chain in *chains {
-                self.tools.ensure_chain(Place { table, chain }).await?;
-            }
-        }
+        self.kernel.links.ensure_dummy(INTERFACE)?;
+        Ok(())
+    }
+
+    /// Leads packets into our chains, which restoring the rules has made.
+    async fn jump(&mut self) -> Result<()> {
         for jump in input::jumps(self.upstream_compat) {
             let from = Place { table: jump.table, chain: jump.from };
             if !self.tools.has_rule(from, &jump.arguments()).await? {
                 self.tools.insert_rule(from, &jump.arguments()).await?;
             }
         }
-        self.kernel.links.ensure_dummy(INTERFACE)?;
         Ok(())
     }
 

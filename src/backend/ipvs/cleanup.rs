@@ -1,6 +1,7 @@
 //! Taking down what carries our names, and no one else's virtual servers.
 
 use super::Kernel;
+use super::desired::{Baseline, Fact};
 use super::input::{self, CHAINS, Features};
 use super::names::{INTERFACE, SetId};
 use super::observe::{self, Addresses};
@@ -86,12 +87,15 @@ pub struct Removed {
 }
 
 impl Kernel {
-    /// Removes our virtual servers, and then the sets by which they are known for ours.
+    /// Removes our virtual servers and addresses, and then the sets by which they are known for ours.
     ///
     /// # Errors
     /// All that went wrong, in one. As long as virtual servers are left, so are the sets.
     pub fn remove_leftovers(&mut self, family: IpFamily, features: &Features) -> Result<Removed> {
-        let servers = remove_servers(self, family, features)?;
+        let addresses = Addresses::read(self, family)?;
+        let found = observe::all(self, family, features, &addresses)?;
+        let servers = remove_servers(self, features, &found)?;
+        remove_addresses(self, &found)?;
         let (mut sets, mut outcomes) = (0, Vec::new());
         for id in SetId::ALL {
             match self.sets.destroy(&id.name(family)) {
@@ -102,18 +106,30 @@ impl Kernel {
         in_one(outcomes).map(|()| Removed { servers, sets })
     }
 
-    /// Removes the interface that holds the Services' addresses; says whether it was there.
+    /// Removes the interface that holds the Services' addresses, unless it has somebody else's; says
+    /// whether it was removed.
     ///
     /// # Errors
     /// When the kernel refuses.
     pub fn remove_interface(&mut self) -> Result<bool> {
+        for family in IpFamily::ALL {
+            if !Addresses::read(self, family)?.on_interface.is_empty() {
+                return Ok(false);
+            }
+        }
         self.links.delete(INTERFACE)
     }
 }
 
-fn remove_servers(kernel: &mut Kernel, family: IpFamily, features: &Features) -> Result<usize> {
-    let addresses = Addresses::read(kernel, family)?;
-    let found = observe::all(kernel, family, features, &addresses)?;
+fn remove_addresses(kernel: &mut Kernel, found: &Baseline) -> Result<()> {
+    let ours = found.facts.keys().filter_map(|fact| match fact {
+        Fact::Address(address) => Some(*address),
+        _ => None,
+    });
+    kernel.links.change_addresses(INTERFACE, &[], &ours.collect::<Vec<_>>()).map(|_| ())
+}
+
+fn remove_servers(kernel: &mut Kernel, features: &Features, found: &Baseline) -> Result<usize> {
     let excluded = |it: &std::net::IpAddr| features.exclude.iter().any(|cidr| cidr.contains(it));
     let ours = found.servers.iter().filter(|(at, held)| !held.is_foreign && !excluded(&at.address));
     let removals: Vec<_> = ours.map(|(at, _)| ServerOperation::Remove(*at)).collect();

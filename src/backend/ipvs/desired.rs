@@ -143,6 +143,12 @@ impl Baseline {
         self.facts.insert(fact, 0);
     }
 
+    /// How many real servers of ours are being drained.
+    pub(super) fn draining_reals(&self) -> usize {
+        let held = self.draining.iter().filter_map(|at| self.servers.get(at));
+        held.flat_map(|held| &held.server.reals).filter(|real| real.weight == 0).count()
+    }
+
     pub(super) fn note_server(&mut self, at: Frontend, held: Option<Held>) {
         let size = |held: &Held| if held.is_foreign { (0, 0) } else { (1, held.server.reals.len()) };
         if held.as_ref().is_some_and(|held| !held.is_foreign && held.drains()) {

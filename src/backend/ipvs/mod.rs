@@ -6,6 +6,7 @@
 //! `drain` lets connections end before their real server goes, and `observe` looks at the kernel.
 
 mod apply;
+mod census;
 mod cleanup;
 mod desired;
 mod diff;
@@ -16,6 +17,7 @@ mod observe;
 mod render;
 mod setup;
 
+pub use census::Census;
 pub use cleanup::{Removed, empty_chains, holds_rules, remove_rules, standing};
 pub use desired::{Baseline, Desired};
 pub use diff::Changes;
@@ -32,6 +34,7 @@ use crate::model::{IpFamily, ServiceName};
 use crate::plan::Plan;
 use anyhow::{Context, Result, bail};
 use apply::Refused;
+use census::Counting;
 use input::CHAINS;
 use observe::{Addresses, Rounds};
 use render::Style;
@@ -68,6 +71,7 @@ pub struct Ipvs<X> {
     stamp: Option<Stamp>,
     uses: Option<u32>,
     rounds: Rounds,
+    counting: Option<Counting>,
 }
 
 impl<X: Xtables> Ipvs<X> {
@@ -83,7 +87,16 @@ impl<X: Xtables> Ipvs<X> {
             stamp: None,
             uses: None,
             rounds: Rounds::default(),
+            counting: None,
         }
+    }
+
+    /// Makes it tell every two seconds what is being drained, and every ten the connections of so
+    /// many Services at most.
+    #[must_use]
+    pub fn counting(mut self, tell: Box<dyn Fn(Census)>, services: usize) -> Self {
+        self.counting = Some(Counting::new(tell, services));
+        self
     }
 
     /// The tools it works with.
@@ -272,7 +285,7 @@ impl<X: Xtables> Backend for Ipvs<X> {
         if addresses.node != self.node_addresses {
             return Ok(Some("the node's addresses changed".to_owned()));
         }
-        let (found, wanted) = (addresses.ours.len(), baseline.addresses);
+        let (found, wanted) = (addresses.count_ours(baseline), baseline.addresses);
         if found != wanted {
             let interface = names::INTERFACE;
             return Ok(Some(format!("{interface} has {found} addresses and not {wanted}")));
@@ -290,7 +303,10 @@ impl<X: Xtables> Backend for Ipvs<X> {
         if removed > 0 {
             tracing::debug!(family = %self.family, removed, "endpoints have finished their connections");
         }
-        Ok(())
+        match &mut self.counting {
+            Some(counting) => counting.take(self.kernel.servers.as_mut(), self.family, baseline),
+            None => Ok(()),
+        }
     }
 }
 

@@ -20,7 +20,7 @@ const LISTED_AT_EVERY_CHECK: usize = 500;
 /// The node's addresses of a family: those on our interface, and all others.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Addresses {
-    pub(super) ours: BTreeSet<IpAddr>,
+    pub(super) on_interface: BTreeSet<IpAddr>,
     pub(super) node: BTreeSet<IpAddr>,
 }
 
@@ -33,11 +33,17 @@ impl Addresses {
                 continue;
             }
             match found.interface == INTERFACE {
-                true => addresses.ours.insert(found.address),
+                true => addresses.on_interface.insert(found.address),
                 false => addresses.node.insert(found.address),
             };
         }
         Ok(addresses)
+    }
+
+    /// How many of those that we gave our interface it still has.
+    pub(super) fn count_ours(&self, baseline: &Baseline) -> usize {
+        let is_ours = |address: &&IpAddr| baseline.facts.contains_key(&Fact::Address(**address));
+        self.on_interface.iter().filter(is_ours).count()
     }
 }
 
@@ -53,7 +59,13 @@ pub(super) fn all(
         let entries = kernel.sets.entries(set_spec(id, &id.name(family), family))?;
         entries.into_iter().flatten().for_each(|entry| baseline.note_found(Fact::Entry(id, entry)));
     }
-    addresses.ours.iter().for_each(|address| baseline.note_found(Fact::Address(*address)));
+    // Entries come before addresses and go after them: an address without an entry is not ours.
+    for address in &addresses.on_interface {
+        let entry = Fact::Entry(SetId::IpvsIps, SetEntry::Ip(*address));
+        if features.upstream_compat || baseline.facts.contains_key(&entry) {
+            baseline.note_found(Fact::Address(*address));
+        }
+    }
     for (at, with) in kernel.servers.list()? {
         if at.family() != family {
             continue;

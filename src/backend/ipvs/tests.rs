@@ -13,7 +13,9 @@ use crate::model::{
 use crate::plan::{FamilySettings, LocalDetector, Scope};
 use crate::state::Tracker;
 use crate::testing::generate::Generator;
+use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::rc::Rc;
 
 fn features(upstream_compat: bool) -> Features {
     let scheduler =
@@ -351,6 +353,47 @@ async fn others_virtual_servers_are_left_alone_unless_a_service_wants_them() {
     assert!(state.sets.is_empty() && !state.interfaces.contains_key("kube-ipvs0"));
     let tables = &bench.backend.tools.tables;
     assert!(tables.values().all(|table| table.keys().all(|chain| !chain.starts_with("KUBE-"))));
+}
+
+#[tokio::test]
+async fn others_addresses_on_our_interface_and_others_sets_are_left_alone() {
+    let theirs: IpAddr = [192, 0, 2, 7].into();
+    let (mut bench, at) = bench_with_web(Protocol::Tcp, &[1]).await;
+    bench.node.state().interfaces.get_mut("kube-ipvs0").unwrap().insert(theirs);
+    bench.node.state().sets.insert("THEIRS".to_owned(), (crate::model::SetType::Ip, BTreeSet::new()));
+    assert_eq!(bench.verify().await, None);
+    let mut other = bench.restarted();
+    other.sync().await.unwrap();
+    assert_eq!(other.node.state().interfaces["kube-ipvs0"], BTreeSet::from([at.address, theirs]));
+    let Ipvs { tools, kernel, family, features, .. } = &mut other.backend;
+    remove_rules(tools, &Standing::default()).await.unwrap();
+    kernel.remove_leftovers(*family, features).unwrap();
+    assert!(!kernel.remove_interface().unwrap());
+    let state = other.node.state();
+    assert_eq!(state.interfaces["kube-ipvs0"], BTreeSet::from([theirs]));
+    assert_eq!(state.sets.keys().collect::<Vec<_>>(), ["THEIRS"]);
+}
+
+#[tokio::test]
+async fn what_is_drained_and_the_connections_of_the_first_services_are_told() {
+    let (mut bench, at) = bench_with_web(Protocol::Tcp, &[1, 2]).await;
+    let told = Rc::new(RefCell::new(Vec::new()));
+    let tell = {
+        let told = told.clone();
+        Box::new(move |census| told.borrow_mut().push(census))
+    };
+    bench.backend.counting = Some(Counting::new(tell, 1));
+    for (last, connections) in [(1, 4), (2, 3)] {
+        let real = std::net::SocketAddr::from(([10, 128, 1, last], 8080));
+        bench.node.state().connections.insert((at, real), connections);
+    }
+    bench.tracker.fold(slice(Protocol::Tcp, &[1]));
+    bench.sync().await.unwrap();
+    bench.tend().await;
+    bench.tend().await;
+    let counted = Some(vec![(ServiceName::new("shop", "web"), 7)]);
+    let census = |connections| Census { family: IpFamily::V4, draining: 1, connections };
+    assert_eq!(*told.borrow(), [census(counted), census(None)]);
 }
 
 #[tokio::test]

@@ -105,7 +105,8 @@ impl FakeNode {
 impl State {
     fn carry_out(&mut self, operation: &ServerOperation) -> Result<(), Refused> {
         let refuse = |at: &Frontend, is_missing: bool, lacks_scheduler: bool, message: &str| {
-            Err(Refused { frontend: *at, is_missing, lacks_scheduler, message: format!("{at}: {message}") })
+            let (operation, message) = (operation.kind(), format!("{at}: {message}"));
+            Err(Refused { frontend: *at, operation, is_missing, lacks_scheduler, message })
         };
         let refused = |object, address| self.refused.contains(&(object, address));
         match operation {
@@ -279,6 +280,9 @@ impl Links for FakeNode {
         add: &[IpAddr],
         remove: &[IpAddr],
     ) -> Result<Vec<(IpAddr, String)>> {
+        if add.is_empty() && remove.is_empty() {
+            return Ok(Vec::new());
+        }
         let mut state = self.write()?;
         let State { interfaces, refused, .. } = &mut *state;
         let Some(addresses) = interfaces.get_mut(interface) else { bail!("no interface {interface}") };
