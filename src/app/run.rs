@@ -62,6 +62,10 @@ async fn serve(config: Config, line: CommandLine, effective: Effective) -> Resul
     set_oom_score(config.oom_score_adj);
     let clock = clock();
     let health = Arc::new(ProxyHealth::new(config.sync.period));
+    if !config.sources.manifests.is_empty() {
+        // There may be no Node among them, and nobody to take it away.
+        health.set_node(Some(&NodeFacts::default()));
+    }
     let metrics = Arc::new(metrics(config.mode)?);
     conntrack::set_limits(&config.conntrack)?;
     let settlement = settlement(&health, &metrics, &clock);
@@ -111,7 +115,7 @@ fn metrics(mode: Mode) -> Result<Metrics> {
         Mode::Ipvs => MetricSet::Ipvs,
     };
     let metrics = Metrics::new(shown, build, Box::new(|| process::read().ok()))?;
-    if Nfacct::probe().is_ok() {
+    if mode == Mode::Iptables && Nfacct::probe().is_ok() {
         metrics.register_accounting(&(Arc::new(accounted) as _))?;
     }
     Ok(metrics)

@@ -137,7 +137,9 @@ impl<B: Backend, R: Recorder> Runner<B, R> {
         }
         let seen = self.tracker.seen();
         self.recorder.seen(seen.services, seen.slices, self.tracker.pending());
-        self.recorder.node(&self.tracker.snapshot().node);
+        if let Some(node) = self.tracker.known_node() {
+            self.recorder.node(node);
+        }
     }
 
     fn pod_cidrs_changed(&self) -> Option<End> {
