@@ -224,7 +224,8 @@ fn a_change_between_iptables_and_ipvs_mode_leaves_nothing_of_the_mode_before() {
     let flags = ["--proxy-mode=ipvs"];
     let launch = Launch { binary: BINARY, namespace: &node, flavor: Flavor::Nft, flags: &flags };
     let mut ipvs = launch.start(&cases()[0].objects()).unwrap();
-    let of_iptables = ["KUBE-SVC-", "KUBE-SEP-", "KUBE-NODEPORTS", "KUBE-EXTERNAL", "load balancer firewall"];
+    let of_iptables =
+        ["KUBE-SVC-", "KUBE-SEP-", "KUBE-NODEPORTS", "KUBE-EXTERNAL-SERVICES", "load balancer firewall"];
     wait_until("only the rules of IPVS mode are there", EMULATED, || {
         let now = rules();
         now.contains("KUBE-LOAD-BALANCER") && of_iptables.iter().all(|name| !now.contains(name))
