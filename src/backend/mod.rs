@@ -9,6 +9,7 @@ pub mod ipvs;
 use crate::kernel::iptables::RestoreError;
 use crate::model::ServiceName;
 use crate::plan::Plan;
+use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// One family's dataplane: what `sync` drives, the same for every mode.
@@ -43,6 +44,9 @@ pub trait Backend {
 
     /// What separates the two; empty when nothing does.
     fn diff(&self, baseline: &Self::Baseline, desired: &Self::Desired<'_>) -> Self::Changes;
+
+    /// What a plan of few Services needs of the kernel, spelled out for people.
+    fn wanted(&self, plan: &Plan<'_>) -> Vec<KernelObject>;
 
     /// Carries the changes out and notes them in the baseline. A Service that the kernel refuses
     /// is left out and named; all others are programmed.
@@ -96,6 +100,18 @@ impl Standing {
             (*in_table, *in_chain, with.as_str()) == (table, from, arguments)
         })
     }
+}
+
+/// A kernel object, spelled out: a chain with its rules, a virtual server with its real servers, a set
+/// with its entries.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KernelObject {
+    /// `nat KUBE-SERVICES`, `virtual server 10.96.0.1:80/tcp`, `set KUBE-CLUSTER-IP`.
+    pub name: String,
+    /// Its rules, real servers or entries.
+    pub lines: Vec<String>,
+    /// Others may have something in it, too.
+    pub is_shared: bool,
 }
 
 /// What `apply` did.

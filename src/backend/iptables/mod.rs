@@ -11,18 +11,23 @@ mod cleanup;
 mod desired;
 mod diff;
 mod input;
+mod inspect;
 mod names;
 mod render;
+mod rule;
 mod setup;
 mod text;
 mod tree;
+mod walk;
 
 pub use base::Features;
 pub use desired::{Baseline, Desired};
 pub use diff::Changes;
+pub use inspect::{differences, foreign_obstacles, trace as trace_packet};
 pub use setup::features;
+pub use walk::{Outcome, Packet, Verdict};
 
-use super::{Applied, Backend, ObjectCount, ObjectKind, Refusal, Standing};
+use super::{Applied, Backend, KernelObject, ObjectCount, ObjectKind, Refusal, Standing};
 use crate::kernel::iptables::{Flavor, RestoreError, Stamp, Xtables};
 use crate::kernel::nft::{ChainUse, Part};
 use crate::plan::Plan;
@@ -193,6 +198,12 @@ impl<X: Xtables> Backend for Iptables<X> {
 
     fn diff(&self, baseline: &Baseline, desired: &Desired<'_>) -> Changes {
         Changes::between(baseline, desired)
+    }
+
+    fn wanted(&self, plan: &Plan<'_>) -> Vec<KernelObject> {
+        // One Service makes no tree; where it stands in one is for the reader to find.
+        let features = Features { tree_threshold: usize::MAX, ..self.features.clone() };
+        inspect::wanted(plan, &features)
     }
 
     async fn apply(

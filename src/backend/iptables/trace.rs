@@ -1,11 +1,10 @@
 //! The packet table against the rendered rules: each packet is walked through them, with every
 //! branch a random choice can take, and must end where the table says.
 
-mod rules;
-
 use std::collections::BTreeMap;
 
-use crate::backend::iptables::{Features, base, render_inputs};
+use super::walk::{Outcome, Packet as Sent, Tables, Verdict as Found, Walk};
+use crate::backend::iptables::{Features, base, inspect, render_inputs};
 use crate::kernel::iptables::Flavor;
 use crate::model::{Cidr, IpFamily, NodeFacts, Protocol, Snapshot, WatchEvent};
 use crate::plan::{FamilySettings, LocalDetector, NodePortAddresses, Plan, Scope};
@@ -15,7 +14,7 @@ use crate::testing::packets::{
 };
 use crate::watch::convert;
 use rstest::rstest;
-use rules::{Tables, Target, Traveller, is_local};
+use std::net::IpAddr;
 
 /// Where a packet can end up, and with which chance.
 #[derive(Debug, Default)]
@@ -29,107 +28,57 @@ struct Fate {
     remembered_in: Vec<String>,
 }
 
-impl Tables {
-    fn trace(&self, packet: Traveller) -> Fate {
-        let outgoing = packet.flow.interface.is_none();
+impl Fate {
+    fn of(outcomes: Vec<Outcome>) -> Fate {
         let mut fate = Fate::default();
-        for packet in self.walk("nat", if outgoing { "OUTPUT" } else { "PREROUTING" }, packet) {
-            // What the node sends to itself comes in again, through lo.
-            let hooks: &[&str] = match (outgoing, is_local(packet.flow.destination.ip())) {
-                (true, false) => &["OUTPUT"],
-                (true, true) => &["OUTPUT", "INPUT"],
-                (false, true) => &["INPUT"],
-                (false, false) => &["FORWARD"],
-            };
-            for packet in self.filter(hooks, packet) {
-                match packet.end {
-                    Some(Target::Reject) => fate.rejected += packet.chance,
-                    Some(Target::Drop) => fate.dropped += packet.chance,
-                    _ if !packet.translated => fate.untouched += packet.chance,
-                    _ => self.leave(packet, &mut fate),
+        for outcome in outcomes {
+            match outcome.verdict {
+                Found::Rejected => fate.rejected += outcome.chance,
+                Found::Dropped => fate.dropped += outcome.chance,
+                Found::Untouched => fate.untouched += outcome.chance,
+                Found::Served { endpoint, masqueraded } => {
+                    let family = IpFamily::of(endpoint.ip());
+                    let at = |place: &Place| place.address(family) == endpoint.ip();
+                    let place = Place::SERVERS.into_iter().find(at).unwrap();
+                    fate.remembered_in.extend(outcome.remembered);
+                    let (share, sources) = fate.served.entry(place).or_default();
+                    *share += outcome.chance;
+                    sources.push(masqueraded);
                 }
             }
         }
         fate
     }
+}
 
-    /// One filter hook after the other, until one says no.
-    fn filter(&self, hooks: &[&str], packet: Traveller) -> Vec<Traveller> {
-        let refused = |packet: &Traveller| matches!(packet.end, Some(Target::Reject | Target::Drop));
-        let mut packets = vec![packet];
-        for hook in hooks {
-            let (mut out, rest) = packets.into_iter().partition::<Vec<_>, _>(refused);
-            let rest = rest.into_iter().map(|packet| Traveller { end: None, ..packet });
-            out.extend(rest.flat_map(|packet| self.walk("filter", hook, packet)));
-            packets = out;
-        }
-        packets
-    }
+/// Whether an address is one of our node's.
+fn is_local(address: IpAddr) -> bool {
+    let family = IpFamily::of(address);
+    address.is_loopback() || [Place::Node.address(family), pod_side_address(family)].contains(&address)
+}
 
-    fn leave(&self, packet: Traveller, fate: &mut Fate) {
-        let family = IpFamily::of(packet.flow.source);
-        let endpoint = packet.flow.destination.ip();
-        let place = Place::SERVERS.into_iter().find(|place| place.address(family) == endpoint).unwrap();
-        fate.remembered_in.extend(packet.remembered.clone());
-        for packet in self.walk("nat", "POSTROUTING", Traveller { end: None, ..packet }) {
-            let (share, masqueraded) = fate.served.entry(place).or_default();
-            *share += packet.chance;
-            masqueraded.push(packet.end == Some(Target::Masquerade));
+fn trace(tables: &Tables, packet: &Sent, remembered: Option<&str>) -> Fate {
+    Fate::of(Walk { tables, is_local: &is_local }.trace(packet, remembered))
+}
+
+/// Restore inputs and the jumps to our chains, as the tables that they make.
+fn load(inputs: &[String], settings: &FamilySettings) -> Tables {
+    let mut tables = Tables::default();
+    let mut table = "";
+    for line in inputs.iter().flat_map(|input| input.lines()) {
+        if let Some(name) = line.strip_prefix('*') {
+            table = name;
+        } else if let Some((chain, rule)) = line.strip_prefix("-A ").and_then(|rule| rule.split_once(' ')) {
+            tables.add(table, chain, std::iter::once(rule));
         }
     }
-
-    /// All that can become of a packet in a chain; whoever has no end was returned.
-    fn walk(&self, table: &str, chain: &str, packet: Traveller) -> Vec<Traveller> {
-        let (mut inside, mut out) = (vec![packet], Vec::new());
-        for rule in self.rules(table, chain) {
-            let mut next = Vec::new();
-            for packet in inside {
-                let chance = packet.chance_of(rule);
-                if chance < 1.0 {
-                    next.push(Traveller { chance: packet.chance * (1.0 - chance), ..packet.clone() });
-                }
-                if chance > 0.0 {
-                    let mut hit = Traveller { chance: packet.chance * chance, ..packet };
-                    hit.remembered = rule.remember.clone().or(hit.remembered);
-                    self.send(table, rule.target.as_ref(), hit, (&mut next, &mut out));
-                }
-            }
-            inside = next;
-        }
-        out.extend(inside);
-        out
-    }
-
-    /// Carries a target out: the packet stays in the chain or leaves it.
-    fn send(
-        &self,
-        table: &str,
-        target: Option<&Target>,
-        mut packet: Traveller,
-        (inside, out): (&mut Vec<Traveller>, &mut Vec<Traveller>),
-    ) {
-        match target {
-            None => inside.push(packet),
-            Some(Target::OrMark(bits)) => inside.push(Traveller { mark: packet.mark | bits, ..packet }),
-            Some(Target::XorMark(bits)) => inside.push(Traveller { mark: packet.mark ^ bits, ..packet }),
-            Some(Target::Return) => out.push(packet),
-            Some(Target::Chain(chain)) => {
-                let (ended, returned) = self
-                    .walk(table, chain, packet)
-                    .into_iter()
-                    .partition::<Vec<_>, _>(|packet| packet.end.is_some());
-                out.extend(ended);
-                inside.extend(returned);
-            }
-            Some(end) => {
-                if let Target::Dnat(destination) = end {
-                    packet.flow.destination = *destination;
-                    packet.translated = true;
-                }
-                out.push(Traveller { end: Some(end.clone()), ..packet });
-            }
+    for jump in base::JUMPS.iter().rev() {
+        // Without node ports on localhost, KUBE-FIREWALL is kubelet's and may be empty.
+        if !jump.is_shared_with_kubelet() || base::keeps_firewall(settings) {
+            tables.add(jump.table, jump.from, std::iter::once(jump.arguments().as_str()));
         }
     }
+    tables
 }
 
 /// The picture that a case's objects make.
@@ -188,22 +137,17 @@ fn tables(case: &PacketCase, family: IpFamily, flavor: Flavor, features: &Featur
     let (snapshot, settings) = (snapshot(case), settings(case, family));
     let addresses = [Place::Node.address(family), pod_side_address(family)];
     let plan = Plan::new(&settings, &snapshot, Scope::All).with_local_addresses(&addresses);
-    let mut tables = Tables::default();
-    for input in render_inputs(&plan, features, flavor) {
-        tables.load(&input);
-    }
-    for jump in base::JUMPS {
-        // Without node ports on localhost, KUBE-FIREWALL is kubelet's and may be empty.
-        if jump.to != "KUBE-FIREWALL" || base::keeps_firewall(&settings) {
-            tables.insert(jump.table, jump.from, &jump.arguments());
-        }
-    }
-    tables
+    load(&render_inputs(&plan, features, flavor), &settings)
 }
 
-fn traveller(case: &PacketCase, packet: &Packet, family: IpFamily) -> Traveller {
+fn sent(case: &PacketCase, packet: &Packet, family: IpFamily) -> Sent {
     let flow = case.flow(packet, family);
-    Traveller { chance: 1.0, flow, mark: 0, translated: false, remembered: None, end: None }
+    Sent {
+        interface: flow.interface.map(str::to_owned),
+        source: flow.source,
+        destination: flow.destination,
+        protocol: flow.protocol,
+    }
 }
 
 #[rstest]
@@ -217,25 +161,26 @@ fn every_packet_of_the_table_ends_where_it_should(
     for case in cases() {
         let tables = tables(&case, family, flavor, &features);
         for packet in case.packets.iter().filter(|packet| packet.families.contains(&family)) {
-            let fate = tables.trace(traveller(&case, packet, family));
+            let sent = sent(&case, packet, family);
+            let fate = trace(&tables, &sent, None);
             if !fate.is(&packet.verdict) {
                 let route = format!("{} -> {:?}", packet.from.name(), packet.to);
                 failures.push(format!("{}: {route}: wanted {:?}, found {fate:?}", case.name, packet.verdict));
             }
-            failures.extend(forgetful(&tables, &traveller(&case, packet, family), &packet.verdict, &fate));
+            failures.extend(forgetful(&tables, &sent, &packet.verdict, &fate));
         }
     }
     assert!(failures.is_empty(), "{}", failures.join("\n"));
 }
 
 /// With session affinity, a client that an endpoint's list remembers must get that endpoint.
-fn forgetful(tables: &Tables, packet: &Traveller, verdict: &Verdict, first: &Fate) -> Option<String> {
+fn forgetful(tables: &Tables, packet: &Sent, verdict: &Verdict, first: &Fate) -> Option<String> {
     let Verdict::Served { by, share: Share::Sticky | Share::StickyUntilTimeout, .. } = verdict else {
         return None;
     };
     let mut reached = Vec::new();
     for list in &first.remembered_in {
-        let fate = tables.trace(Traveller { remembered: Some(list.clone()), ..packet.clone() });
+        let fate = trace(tables, packet, Some(list));
         reached.extend(fate.served.into_keys());
     }
     reached.sort();
@@ -273,12 +218,24 @@ fn a_missing_masquerade_mark_is_noticed() {
     let (snapshot, mut settings) = (snapshot(&case), settings(&case, IpFamily::V4));
     settings.detector = None;
     let plan = Plan::new(&settings, &snapshot, Scope::All);
-    let mut tables = Tables::default();
-    for input in render_inputs(&plan, &Features::default(), Flavor::Nft) {
-        tables.load(&input);
+    let tables = load(&render_inputs(&plan, &Features::default(), Flavor::Nft), &settings);
+    assert!(!trace(&tables, &sent(&case, packet, IpFamily::V4), None).is(&packet.verdict));
+}
+
+/// What `explain` shows an operator goes the same way as the packets.
+#[rstest]
+fn every_packet_is_explained_as_it_goes(#[values(IpFamily::V4, IpFamily::V6)] family: IpFamily) {
+    for case in cases() {
+        let (snapshot, settings) = (snapshot(&case), settings(&case, family));
+        let addresses = [Place::Node.address(family), pod_side_address(family)];
+        let plan = Plan::new(&settings, &snapshot, Scope::All).with_local_addresses(&addresses);
+        let objects = inspect::wanted(&plan, &Features::default());
+        for packet in case.packets.iter().filter(|packet| packet.families.contains(&family)) {
+            let outcomes = inspect::trace(&objects, &sent(&case, packet, family), &addresses);
+            let decided = outcomes.iter().all(|it| it.verdict == Found::Untouched || !it.rules.is_empty());
+            assert!(decided, "{}: a verdict without a rule", case.name);
+            let fate = Fate::of(outcomes);
+            assert!(fate.is(&packet.verdict), "{}: wanted {:?}, found {fate:?}", case.name, packet.verdict);
+        }
     }
-    for jump in base::JUMPS {
-        tables.insert(jump.table, jump.from, &jump.arguments());
-    }
-    assert!(!tables.trace(traveller(&case, packet, IpFamily::V4)).is(&packet.verdict));
 }

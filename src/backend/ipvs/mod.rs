@@ -12,6 +12,7 @@ mod desired;
 mod diff;
 mod drain;
 mod input;
+mod inspect;
 mod names;
 mod observe;
 mod render;
@@ -22,9 +23,10 @@ pub use cleanup::{Removed, empty_chains, holds_rules, remove_rules, standing};
 pub use desired::{Baseline, Desired};
 pub use diff::Changes;
 pub use input::Features;
+pub use inspect::look;
 pub use setup::prepare;
 
-use super::{Applied, Backend, ObjectCount, ObjectKind, Refusal};
+use super::{Applied, Backend, KernelObject, ObjectCount, ObjectKind, Refusal};
 use crate::kernel::ipset::Ipsets;
 use crate::kernel::iptables::{Stamp, Xtables};
 use crate::kernel::ipvs::VirtualServers;
@@ -246,6 +248,10 @@ impl<X: Xtables> Backend for Ipvs<X> {
 
     fn diff(&self, baseline: &Baseline, desired: &Desired<'_>) -> Changes {
         Changes::between(baseline, desired, &self.features)
+    }
+
+    fn wanted(&self, plan: &Plan<'_>) -> Vec<KernelObject> {
+        inspect::wanted(&self.render(plan))
     }
 
     async fn apply(

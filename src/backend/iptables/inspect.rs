@@ -1,0 +1,148 @@
+//! What a plan wants, chain by chain, for people: to be compared with what the kernel has, and to walk
+//! a packet through. The text is the one that is sent.
+
+use super::base::{self, Features, JUMPS};
+use super::names::ChainId;
+use super::render_inputs;
+use super::rule::Rule;
+use super::walk::{Outcome, Packet, Tables, Walk};
+use crate::backend::KernelObject;
+use crate::kernel::iptables::Flavor;
+use crate::model::IpFamily;
+use crate::plan::Plan;
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+/// Every chain that a plan needs, with its rules; built-in ones with the jumps that lead to ours.
+pub(super) fn wanted(plan: &Plan<'_>, features: &Features) -> Vec<KernelObject> {
+    let mut chains: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    let mut table = String::new();
+    let inputs = render_inputs(plan, features, Flavor::Legacy);
+    for line in inputs.iter().flat_map(|input| input.lines()) {
+        if let Some(name) = line.strip_prefix('*') {
+            name.clone_into(&mut table);
+        } else if let Some(declared) = line.strip_prefix(':') {
+            let chain = declared.split(' ').next().unwrap_or_default();
+            chains.entry(format!("{table} {chain}")).or_default();
+        } else if let Some((chain, rule)) = line.strip_prefix("-A ").and_then(|rule| rule.split_once(' ')) {
+            chains.entry(format!("{table} {chain}")).or_default().push(rule.to_owned());
+        }
+    }
+    for jump in
+        JUMPS.iter().filter(|jump| !jump.is_shared_with_kubelet() || base::keeps_firewall(plan.settings))
+    {
+        // Each was inserted at the top, so the last one stands first.
+        chains.entry(format!("{} {}", jump.table, jump.from)).or_default().insert(0, jump.arguments());
+    }
+    let object = |(name, lines): (String, Vec<String>)| {
+        let chain = name.split(' ').nth(1).unwrap_or_default();
+        KernelObject { is_shared: ChainId::parse(chain).is_none(), name, lines }
+    };
+    chains.into_iter().map(object).collect()
+}
+
+/// The lines of `wanted` that are not among `found`, and those of `found` that nobody wants. What
+/// stands in a chain that others share with us is never unwanted.
+#[must_use]
+pub fn differences(wanted: &KernelObject, found: &[String]) -> (Vec<String>, Vec<String>) {
+    let parse = |lines: &[String]| lines.iter().map(|line| Rule::parse(line)).collect::<Vec<_>>();
+    let (ours, theirs) = (parse(&wanted.lines), parse(found));
+    let beyond = |all: &[Rule], other: &[Rule]| {
+        let mut left: Vec<&Rule> = other.iter().collect();
+        let lacking = all.iter().filter(|rule| match left.iter().position(|it| it.is_like(rule)) {
+            Some(index) => {
+                left.swap_remove(index);
+                false
+            }
+            None => true,
+        });
+        lacking.map(|rule| rule.text.clone()).collect::<Vec<_>>()
+    };
+    let missing = beyond(&ours, &theirs);
+    let surplus = if wanted.is_shared { Vec::new() } else { beyond(&theirs, &ours) };
+    (missing, surplus)
+}
+
+/// What becomes of a packet on its way through these chains (names as [`wanted`] has them).
+#[must_use]
+pub fn trace(objects: &[KernelObject], packet: &Packet, node_addresses: &[IpAddr]) -> Vec<Outcome> {
+    let mut tables = Tables::default();
+    for object in objects {
+        let Some((table, chain)) = object.name.split_once(' ') else { continue };
+        tables.add(table, chain, object.lines.iter().map(String::as_str));
+    }
+    let is_local = |address: IpAddr| address.is_loopback() || node_addresses.contains(&address);
+    Walk { tables: &tables, is_local: &is_local }.trace(packet, None)
+}
+
+/// Rules of a filter chain that are not ours and may stop what goes to an address: whether they do
+/// may hang on more than is known here. A chain's policy counts as its last rule.
+#[must_use]
+pub fn foreign_obstacles(found: &[String], to: IpAddr) -> Vec<String> {
+    use super::rule::{Match, Target};
+    let mut obstacles = Vec::new();
+    for rule in found.iter().map(|line| Rule::parse(line)) {
+        let concerns = rule.matches.iter().all(|wanted| match wanted {
+            Match::Destination(negated, net) => {
+                IpFamily::of_cidr(net) == IpFamily::of(to) && net.contains(&to) != *negated
+            }
+            // Established or broken connections only: not why a new one fails.
+            Match::State(negated, states) => states.iter().any(|state| state == "NEW") != *negated,
+            _ => true,
+        });
+        let stops = matches!(rule.target, Some(Target::Drop | Target::Reject));
+        if concerns && stops {
+            obstacles.push(rule.text);
+        } else if concerns && rule.matches.is_empty() && rule.target == Some(Target::Accept) {
+            // Whatever stands behind a rule that lets everything through does not matter.
+            break;
+        }
+    }
+    obstacles
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn object(lines: &[&str], is_shared: bool) -> KernelObject {
+        let lines = lines.iter().map(|line| (*line).to_owned()).collect();
+        KernelObject { name: "nat X".to_owned(), lines, is_shared }
+    }
+
+    fn strings(lines: &[&str]) -> Vec<String> {
+        lines.iter().map(|line| (*line).to_owned()).collect()
+    }
+
+    #[test]
+    fn a_missing_and_a_surplus_rule_show() {
+        let wanted = object(&["-j A", "-j B"], false);
+        assert_eq!(differences(&wanted, &strings(&["-j A", "-j B"])), (vec![], vec![]));
+        assert_eq!(
+            differences(&wanted, &strings(&["-j A", "-j C"])),
+            (strings(&["-j B"]), strings(&["-j C"]))
+        );
+        assert_eq!(differences(&wanted, &strings(&["-j A", "-j A", "-j B"])), (vec![], strings(&["-j A"])));
+    }
+
+    #[test]
+    fn rules_of_others_in_a_shared_chain_are_nothing_to_us() {
+        let wanted = object(&["-j A"], true);
+        assert_eq!(differences(&wanted, &strings(&["-j Z", "-j A"])), (vec![], vec![]));
+        assert_eq!(differences(&wanted, &strings(&["-j Z"])), (strings(&["-j A"]), vec![]));
+    }
+
+    #[test]
+    fn only_rules_that_can_stop_a_new_connection_to_the_endpoint_are_obstacles() {
+        let found = strings(&[
+            "-m conntrack --ctstate INVALID -j DROP",
+            "-d 192.0.2.0/24 -j DROP",
+            "-p tcp -d 10.128.0.0/16 -j DROP",
+            "-j REJECT",
+            "-j ACCEPT",
+            "-j DROP",
+        ]);
+        let obstacles = foreign_obstacles(&found, [10, 128, 0, 5].into());
+        assert_eq!(obstacles, ["-p tcp -d 10.128.0.0/16 -j DROP", "-j REJECT"]);
+    }
+}
