@@ -19,9 +19,10 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("watch", &["model", "config"]),
     ("check", &["model", "config", "kernel"]),
     ("backend", &["model", "kernel", "plan"]),
+    ("explain", &["model", "plan", "backend"]),
     ("conntrack", &["model", "config", "kernel", "plan"]),
     ("health", &["model", "http", "plan"]),
-    ("sync", &["model", "metrics", "kernel", "state", "plan", "backend", "conntrack", "health"]),
+    ("sync", &["model", "metrics", "kernel", "state", "plan", "backend", "explain", "conntrack", "health"]),
 ];
 
 /// What only some rooms may name: the words, and who may.

@@ -15,6 +15,7 @@ pub mod backend;
 pub mod check;
 pub mod config;
 pub mod conntrack;
+pub mod explain;
 pub mod health;
 pub mod http;
 pub mod kernel;

@@ -112,6 +112,19 @@ pub(super) async fn iptables(config: &Config, node: &NodeFacts) -> Result<Vec<Fa
     Ok(families)
 }
 
+/// The same, only to be looked at: nothing is set on the node.
+pub(super) async fn iptables_to_look_at(
+    config: &Config,
+    node: &NodeFacts,
+) -> Result<Vec<FamilySync<Iptables<Tools>>>> {
+    let ips = NodeIps::of(config, node);
+    let family = |(family, tools): (IpFamily, Tools)| {
+        let features = iptables::features_as_found(config.iptables.masquerade_bit, tools.version());
+        FamilySync::new(Iptables::new(tools, features), settings(config, family, node, &ips))
+    };
+    Ok(usable_families(config, node, &ips).await?.into_iter().map(family).collect())
+}
+
 /// The IPVS dataplanes of all families that this node can run.
 ///
 /// # Errors
@@ -121,28 +134,55 @@ pub(super) async fn ipvs(
     node: &NodeFacts,
     metrics: &Arc<Metrics>,
 ) -> Result<Vec<FamilySync<Ipvs<Tools>>>> {
-    let ips = NodeIps::of(config, node);
     let timeouts = Timeouts {
         tcp: config.ipvs.tcp_timeout,
         tcp_fin: config.ipvs.tcp_fin_timeout,
         udp: config.ipvs.udp_timeout,
     };
-    let scheduler = scheduler(config)?;
     ipvs::prepare(&mut ipvs::Kernel::open()?, config.ipvs.strict_arp, &timeouts)?;
     let mut families = Vec::new();
-    for (family, tools) in usable_families(config, node, &ips).await? {
-        let mut settings = settings(config, family, node, &ips);
-        // IPVS does not take packets from 127.0.0.0/8.
-        settings.localhost_node_ports = false;
-        let features = ipvs_features(config, family, scheduler.clone(), tools.version());
+    for IpvsFamily { settings, tools, features } in ipvs_families(config, node).await? {
         let mut kernel = ipvs::Kernel::open()?;
         kernel.servers = Box::new(Counted::new(kernel.servers, metrics.clone()));
         let services = usize::try_from(config.ipvs.connection_metrics)?;
-        let backend = Ipvs::new(tools, kernel, family, features)
+        let backend = Ipvs::new(tools, kernel, settings.family, features)
             .counting(ipvs_metrics::show(metrics.clone()), services);
         families.push(FamilySync::new(backend, settings));
     }
     Ok(families)
+}
+
+/// The same, only to be looked at: nothing is set on the node.
+pub(super) async fn ipvs_to_look_at(
+    config: &Config,
+    node: &NodeFacts,
+) -> Result<Vec<FamilySync<Ipvs<Tools>>>> {
+    let mut families = Vec::new();
+    for IpvsFamily { settings, tools, features } in ipvs_families(config, node).await? {
+        let backend = Ipvs::new(tools, ipvs::Kernel::open()?, settings.family, features);
+        families.push(FamilySync::new(backend, settings));
+    }
+    Ok(families)
+}
+
+/// What an IPVS dataplane of one family is made of.
+struct IpvsFamily {
+    settings: FamilySettings,
+    tools: Tools,
+    features: ipvs::Features,
+}
+
+async fn ipvs_families(config: &Config, node: &NodeFacts) -> Result<Vec<IpvsFamily>> {
+    let ips = NodeIps::of(config, node);
+    let scheduler = scheduler(config)?;
+    let of_family = |(family, tools): (IpFamily, Tools)| {
+        let mut settings = settings(config, family, node, &ips);
+        // IPVS does not take packets from 127.0.0.0/8.
+        settings.localhost_node_ports = false;
+        let features = ipvs_features(config, family, scheduler.clone(), tools.version());
+        IpvsFamily { settings, tools, features }
+    };
+    Ok(usable_families(config, node, &ips).await?.into_iter().map(of_family).collect())
 }
 
 /// By what the virtual servers that IPVS mode left are told from others: by the sets that name them, in
@@ -201,7 +241,7 @@ async fn usable_families(config: &Config, node: &NodeFacts, ips: &NodeIps) -> Re
 }
 
 /// Tools of the family that work here.
-async fn usable_tools(config: &Config, family: IpFamily) -> Result<Tools> {
+pub(super) async fn usable_tools(config: &Config, family: IpFamily) -> Result<Tools> {
     let flavor = match config.iptables.flavor {
         Flavor::Auto => None,
         Flavor::Nft => Some(tools::Flavor::Nft),

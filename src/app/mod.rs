@@ -1,13 +1,17 @@
 //! The composition root: builds every part from the configuration, starts the tasks and orders
 //! the shutdown. The only room that knows all others.
 
+mod ask;
 mod check;
 mod cleanup;
 mod conntrack;
 mod consistency;
+mod control;
 mod events;
 mod families;
 mod ipvs_metrics;
+mod look;
+mod offline;
 mod reload;
 mod render;
 mod run;
@@ -62,8 +66,18 @@ fn act(line: &CommandLine) -> Result<ExitCode> {
         LogFormat::Text => telemetry::LineFormat::Text,
         LogFormat::Json => telemetry::LineFormat::Json,
     };
+    let Resolved { config, effective, notices } = resolved;
+    // People who ask want the answer only.
+    match &line.action {
+        Action::Explain(asked) => return block_on(ask::explain(&config, asked)),
+        Action::Services(namespace, format) => {
+            return block_on(ask::services(&config, namespace.as_deref(), *format));
+        }
+        Action::Status(format) => return block_on(ask::status(&config, *format)),
+        _ => {}
+    }
     telemetry::init(logging.verbosity, format)?;
-    for notice in &resolved.notices {
+    for notice in &notices {
         tracing::warn!("{notice}");
     }
     if logging.verbosity > 0 {
@@ -71,9 +85,12 @@ fn act(line: &CommandLine) -> Result<ExitCode> {
             tracing::info!("FLAG: --{name}={value:?}");
         }
     }
-    let Resolved { config, effective, .. } = resolved;
     match &line.action {
-        Action::PrintVersion(_) | Action::CheckConfig(_) => Ok(ExitCode::SUCCESS),
+        Action::PrintVersion(_)
+        | Action::CheckConfig(_)
+        | Action::Explain(_)
+        | Action::Services(..)
+        | Action::Status(_) => Ok(ExitCode::SUCCESS),
         Action::Render(family) => render::render(&config, *family).map(|text| print(&text)),
         Action::WriteConfig(path) => {
             let text = effective.to_yaml().map_err(anyhow::Error::msg)?;

@@ -2,17 +2,17 @@
 
 use super::reload::Watched;
 use super::servers::{self, Facts};
-use super::{cleanup, conntrack, families, source};
+use super::{cleanup, conntrack, control, families, source};
 use crate::backend::Backend;
 use crate::config::{CommandLine, Config, DetectLocal, Effective, Mode};
 use crate::health::{Clock, Now, ProxyHealth, ServicePorts};
-use crate::kernel::iptables::Xtables as _;
+use crate::kernel::iptables::{Flavor, Xtables as _};
 use crate::kernel::nfacct::Nfacct;
 use crate::kernel::process;
 use crate::metrics::{BuildFacts, MetricSet, Metrics};
-use crate::model::{NodeFacts, ObjectKind, PerFamily, WatchEvent};
+use crate::model::{IpFamily, NodeFacts, ObjectKind, PerFamily, WatchEvent};
 use crate::state::Tracker;
-use crate::sync::{End, FamilySync, Periods, Records, Runner, Settlement, since_1970};
+use crate::sync::{End, FamilySync, Identity, Periods, Question, Records, Runner, Settlement, since_1970};
 use anyhow::{Context, Result, bail};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -75,7 +75,7 @@ async fn serve(config: Config, line: CommandLine, effective: Effective) -> Resul
         started: clock().wall,
     };
     let watched = Watched::new(line, effective);
-    let (sender, mut events) = mpsc::channel(CHANNEL);
+    let (sender, events) = mpsc::channel(CHANNEL);
     let (source, notices) = source::start(&config, sender, &metrics, &clock).await?;
     let servers = servers::serve(&config, facts, (&health, &metrics), &clock, notices.clone());
     let records = Records::new(metrics.clone(), health.clone(), clock.clone())
@@ -83,8 +83,10 @@ async fn serve(config: Config, line: CommandLine, effective: Effective) -> Resul
     let started = i64::try_from(since_1970(clock().wall).as_millis()).unwrap_or(i64::MAX);
     let node = NodeFacts { name: config.node_name.as_str().into(), ..NodeFacts::default() };
     let tracker = Tracker::new(node, started).reserving(families::reserved(&config));
+    let (asker, questions) = mpsc::channel(control::QUESTIONS);
+    let control = control::serve(&config, asker);
     tokio::select! {
-        ended = program(&config, &mut events, tracker, (records, settlement), &metrics) => {
+        ended = program(&config, Inbox { events, questions }, tracker, (records, settlement), &metrics) => {
             match ended? {
                 End::SourceGone => {
                     source.await.context("the source of objects ended")??;
@@ -95,6 +97,7 @@ async fn serve(config: Config, line: CommandLine, effective: Effective) -> Resul
                 }
             }
         }
+        never = control => match never {},
         failed = servers => failed.map(|()| ExitCode::FAILURE),
         changed = watched.ask_for_restart() => {
             bail!("the configuration file changed ({}); a restart puts it in force, the rules stay", changed.join(", "));
@@ -131,15 +134,21 @@ fn settlement(health: &Arc<ProxyHealth>, metrics: &Arc<Metrics>, clock: &Clock) 
     }
 }
 
+/// What comes in for the loop.
+struct Inbox {
+    events: mpsc::Receiver<WatchEvent>,
+    questions: mpsc::Receiver<Question>,
+}
+
 /// Programs the kernel until there is a reason to end.
 async fn program(
     config: &Config,
-    events: &mut mpsc::Receiver<WatchEvent>,
+    mut inbox: Inbox,
     mut tracker: Tracker,
     (records, mut settlement): (Records, Settlement),
     metrics: &Arc<Metrics>,
 ) -> Result<End> {
-    if !await_node(config, &mut tracker, events).await? {
+    if !await_node(config, &mut tracker, &mut inbox.events).await? {
         return Ok(End::SourceGone);
     }
     let node = tracker.snapshot().node.clone();
@@ -147,27 +156,34 @@ async fn program(
     match config.mode {
         Mode::Iptables => {
             let mut families = families::iptables(config, &node).await?;
-            let flavors =
+            let flavors: Vec<_> =
                 families.iter_mut().map(|it| (it.family(), it.backend().tools().flavor())).collect();
+            let identity = identity(config, &flavors);
             let leftovers = cleanup::after_first_sync(config, flavors, standing);
-            let driven = drive(config, events, (tracker, families), (records, settlement));
+            let driven = drive(config, (identity, inbox), (tracker, families), (records, settlement));
             tokio::select! { end = driven => end, never = leftovers => match never {} }
         }
         Mode::Ipvs => {
             let mut families = families::ipvs(config, &node, metrics).await?;
-            let flavors =
+            let flavors: Vec<_> =
                 families.iter_mut().map(|it| (it.family(), it.backend().tools().flavor())).collect();
+            let identity = identity(config, &flavors);
             let leftovers = cleanup::after_first_sync(config, flavors, standing);
-            let driven = drive(config, events, (tracker, families), (records, settlement));
+            let driven = drive(config, (identity, inbox), (tracker, families), (records, settlement));
             tokio::select! { end = driven => end, never = leftovers => match never {} }
         }
     }
 }
 
+fn identity(config: &Config, flavors: &[(IpFamily, Flavor)]) -> Identity {
+    let flavor = flavors.first().map(|(_, flavor)| flavor.to_string());
+    Identity { mode: config.mode.as_str().to_owned(), flavor: flavor.unwrap_or_default() }
+}
+
 /// The loop, on whichever dataplane.
 async fn drive<B: Backend>(
     config: &Config,
-    events: &mut mpsc::Receiver<WatchEvent>,
+    (identity, mut inbox): (Identity, Inbox),
     (tracker, mut families): (Tracker, Vec<FamilySync<B>>),
     (records, settlement): (Records, Settlement),
 ) -> Result<End> {
@@ -175,11 +191,13 @@ async fn drive<B: Backend>(
         family.backend().probe().await?;
     }
     let periods = Periods { sync: config.sync.period, min: config.sync.min_period, full: FULL_SYNC_PERIOD };
-    let mut runner = Runner::new(tracker, families, periods, records).settling(settlement);
+    let mut runner = Runner::new(tracker, families, periods, records)
+        .settling(settlement)
+        .answering(identity, inbox.questions);
     if config.detect_local == DetectLocal::NodeCidr {
         runner = runner.ending_with_pod_cidrs();
     }
-    Ok(runner.run(events).await)
+    Ok(runner.run(&mut inbox.events).await)
 }
 
 /// Folds events until what is needed of our Node is known, or will not be. `false` when the source

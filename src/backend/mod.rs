@@ -45,6 +45,14 @@ pub trait Backend {
     /// What separates the two; empty when nothing does.
     fn diff(&self, baseline: &Self::Baseline, desired: &Self::Desired<'_>) -> Self::Changes;
 
+    /// Learns of the node what `wanted` depends on, without changing anything.
+    ///
+    /// # Errors
+    /// When the kernel cannot be read.
+    async fn learn(&mut self) -> anyhow::Result<()> {
+        Ok(())
+    }
+
     /// What a plan of few Services needs of the kernel, spelled out for people.
     fn wanted(&self, plan: &Plan<'_>) -> Vec<KernelObject>;
 

@@ -39,6 +39,11 @@ const EFFECTIVE_WITH_CONFIG: &[&str] = &[
     "service-cluster-ip-range",
     "strict-external-ips",
     "family",
+    "control-socket",
+    "client",
+    "to",
+    "interface",
+    "namespace",
     "output",
 ];
 
@@ -67,6 +72,16 @@ enum Verb {
     /// Looks whether this node is fit for the configuration, and touches nothing
     #[command(args_override_self = true)]
     Check(OutputFlags),
+    /// Says why a Service works here or does not; exits with 1 if the kernel is not as it should
+    /// be, and with 2 if there is no such Service
+    #[command(args_override_self = true)]
+    Explain(ExplainFlags),
+    /// Lists Services with their addresses and endpoints
+    #[command(args_override_self = true)]
+    Services(ServicesFlags),
+    /// Says how the proxy on this node is doing
+    #[command(args_override_self = true)]
+    Status(OutputFlags),
     /// Looks at configuration files
     #[command(args_override_self = true, subcommand_required = true)]
     Config {
@@ -92,6 +107,44 @@ struct RenderFlags {
 }
 
 #[derive(Args, Clone, Debug)]
+struct ExplainFlags {
+    /// The Service, as NAMESPACE/NAME or NAMESPACE/NAME:PORT
+    service: String,
+    /// Trace a packet of this client
+    #[arg(long, value_name = "IP")]
+    client: Option<std::net::IpAddr>,
+    /// Trace a packet sent there; without it, one to the first cluster IP
+    #[arg(long, value_name = "IP:PORT")]
+    to: Option<std::net::SocketAddr>,
+    /// The interface that the traced packet comes in on, where rules depend on that
+    #[arg(long, value_name = "NAME", default_value = "", hide_default_value = true)]
+    interface: String,
+    #[command(flatten)]
+    output: OutputFlags,
+}
+
+#[derive(Args, Clone, Debug)]
+struct ServicesFlags {
+    /// Only Services of this namespace
+    #[arg(long, short, value_name = "NAMESPACE", default_value = "", hide_default_value = true)]
+    namespace: String,
+    /// Form of what is printed
+    #[arg(long, short, value_name = "FORM", default_value = "text", value_enum)]
+    output: TableForm,
+}
+
+/// Form of a printed table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum TableForm {
+    /// For people.
+    Text,
+    /// For people with wide screens.
+    Wide,
+    /// For programs.
+    Json,
+}
+
+#[derive(Args, Clone, Debug)]
 struct OutputFlags {
     /// Form of what is printed
     #[arg(long, short, value_name = "FORM", default_value = "text", value_enum)]
@@ -105,6 +158,21 @@ pub enum OutputForm {
     Text,
     /// For programs.
     Json,
+}
+
+/// What is asked about a Service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Explain {
+    /// `namespace/name` or `namespace/name:port`.
+    pub service: String,
+    /// Trace a packet of this client.
+    pub client: Option<std::net::IpAddr>,
+    /// Trace a packet sent there.
+    pub to: Option<std::net::SocketAddr>,
+    /// The interface that the traced packet comes in on.
+    pub interface: Option<String>,
+    /// How to print the answer.
+    pub form: OutputForm,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -132,6 +200,12 @@ pub enum Action {
     CheckNode(OutputForm),
     /// Print the rules of one family and exit.
     Render(crate::model::IpFamily),
+    /// Say why a Service works or does not.
+    Explain(Explain),
+    /// List the Services of a namespace, or all.
+    Services(Option<String>, TableForm),
+    /// Say how the proxy on this node is doing.
+    Status(OutputForm),
 }
 
 /// A parsed command line.
@@ -293,6 +367,15 @@ fn action_of(cli: &Cli) -> Action {
     if let Some(Verb::Check(flags)) = &cli.command {
         return Action::CheckNode(flags.output);
     }
+    match &cli.command {
+        Some(Verb::Explain(flags)) => return Action::Explain(flags.ask()),
+        Some(Verb::Services(flags)) => {
+            let namespace = values::non_empty(&flags.namespace).map(str::to_owned);
+            return Action::Services(namespace, flags.output);
+        }
+        Some(Verb::Status(flags)) => return Action::Status(flags.output),
+        _ => {}
+    }
     if let Some(Verb::Config { verb: ConfigVerb::Check { file } }) = &cli.command {
         return Action::CheckConfig(file.clone());
     }
@@ -303,6 +386,18 @@ fn action_of(cli: &Cli) -> Action {
         (true, _) => Action::Cleanup,
         (false, true) => Action::InitOnly,
         (false, false) => Action::Run,
+    }
+}
+
+impl ExplainFlags {
+    fn ask(&self) -> Explain {
+        Explain {
+            service: self.service.clone(),
+            client: self.client,
+            to: self.to,
+            interface: values::non_empty(&self.interface).map(str::to_owned),
+            form: self.output.output,
+        }
     }
 }
 

@@ -113,6 +113,9 @@ pub(super) struct ServingFlags {
     /// Where /healthz and /livez are served
     #[arg(long, value_name = "IP[:PORT]", default_value = "0.0.0.0:10256", value_parser = values::ip_port)]
     pub(super) healthz_bind_address: String,
+    /// Socket on which `explain`, `services` and `status` ask the running proxy; only root may
+    #[arg(long, value_name = "PATH", default_value = "/run/kube-proxy-rs/control.sock")]
+    pub(super) control_socket: String,
     /// Where /metrics is served
     #[arg(long, value_name = "IP[:PORT]", default_value = "127.0.0.1:10249", value_parser = values::ip_port)]
     pub(super) metrics_bind_address: String,

@@ -18,7 +18,9 @@ mod write;
 #[cfg(test)]
 mod tests;
 
-pub use command_line::{Action, CommandLine, FlagRow, FlagStop, OutputForm, flag_rows, parse};
+pub use command_line::{
+    Action, CommandLine, Explain, FlagRow, FlagStop, OutputForm, TableForm, flag_rows, parse,
+};
 pub use duration::GoDuration;
 pub use explain::explain;
 pub use flags::{Flags, Flavor};
@@ -65,6 +67,8 @@ pub struct Config {
     pub healthz: Option<SocketAddr>,
     /// Where the metrics server listens; `None` is off.
     pub metrics: Option<SocketAddr>,
+    /// Where `explain`, `services` and `status` ask us; `None` for nowhere.
+    pub control_socket: Option<PathBuf>,
     /// Exit instead of retrying when one of them cannot listen.
     pub bind_address_hard_fail: bool,
     /// What to log.

@@ -176,6 +176,7 @@ fn config(line: &CommandLine, settings: &Settings, node_name: String) -> Config 
         bind_address: serving.bind_address.parse().unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED)),
         healthz: address(&serving.healthz_bind_address),
         metrics: address(&serving.metrics_bind_address),
+        control_socket: values::non_empty(&line.flags.serving.control_socket).map(PathBuf::from),
         bind_address_hard_fail: serving.bind_address_hard_fail,
         logging: LoggingConfig {
             verbosity: u8::try_from(settings.logging.verbosity).unwrap_or(u8::MAX),

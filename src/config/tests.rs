@@ -72,6 +72,7 @@ fn default_config() -> Config {
         },
         bind_address: "0.0.0.0".parse().unwrap(),
         healthz: Some("0.0.0.0:10256".parse().unwrap()),
+        control_socket: Some("/run/kube-proxy-rs/control.sock".into()),
         metrics: Some("127.0.0.1:10249".parse().unwrap()),
         bind_address_hard_fail: false,
         logging: LoggingConfig { verbosity: 0, format: LogFormat::Text },
@@ -176,6 +177,11 @@ const OUR_FLAGS: &[(&str, &str, bool)] = &[
     ("service-cluster-ip-range", "", true),
     ("strict-external-ips", "false", true),
     ("family", "ipv4", true),
+    ("control-socket", "/run/kube-proxy-rs/control.sock", true),
+    ("client", "", true),
+    ("to", "", true),
+    ("interface", "", true),
+    ("namespace", "", true),
     ("output", "text", true),
 ];
 
@@ -211,6 +217,7 @@ fn every_flag_has_a_row_in_the_documentation() {
 /// One change to the default configuration per flag.
 #[rstest]
 #[case(&["--proxy-mode", "ipvs"], |c: &mut Config| c.mode = Mode::Ipvs)]
+#[case(&["--control-socket="], |c: &mut Config| c.control_socket = None)]
 #[case(&["--mode=ipvs"], |c: &mut Config| c.mode = Mode::Ipvs)]
 #[case(&["--mode", "iptables"], |_: &mut Config| {})]
 #[case(&["--hostname-override= Node-A "], |c: &mut Config| c.node_name = "node-a".to_owned())]

@@ -6,9 +6,11 @@
 
 mod diagnostics;
 mod listen;
+mod local;
 
 pub use diagnostics::{Encode, Pages, diagnostics};
 pub use listen::{bind, bind_exclusive};
+pub use local::{Answering, LocalRoutes, ask_local, bind_local, serve_local};
 
 use http::{HeaderValue, Response, StatusCode, header};
 use http_body_util::Full;
@@ -22,6 +24,7 @@ use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::time::{sleep, timeout};
@@ -144,13 +147,25 @@ pub async fn serve(listener: TcpListener, routes: Routes) -> Infallible {
 
 /// One connection, from its first request to its end.
 async fn converse(stream: TcpStream, routes: Routes) {
-    let service = service_fn(move |request: http::Request<Incoming>| {
+    let answer = move |request: http::Request<Incoming>| {
         let reply = routes(Request {
             method: request.method().as_str(),
             path: request.uri().path(),
             query: request.uri().query().unwrap_or(""),
         });
-        async move { Ok::<_, Infallible>(response(reply)) }
+        async move { reply }
+    };
+    converse_by(stream, answer).await;
+}
+
+/// One connection over whatever stream, with a function from request to reply.
+async fn converse_by<A: Future<Output = Reply>>(
+    stream: impl AsyncRead + AsyncWrite + Unpin,
+    answer: impl Fn(http::Request<Incoming>) -> A,
+) {
+    let service = service_fn(move |request: http::Request<Incoming>| {
+        let reply = answer(request);
+        async move { Ok::<_, Infallible>(response(reply.await)) }
     });
     let mut builder = http1::Builder::new();
     builder.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);

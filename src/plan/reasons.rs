@@ -4,10 +4,11 @@ use super::endpoints::{self, Candidate, Choice};
 use super::topology::Preference;
 use super::{Frontends, Plan, PortPlan, port_plan};
 use crate::model::{EndpointFacts, IpFamily, ServiceName, ServicePort, ServiceRecord, TrafficPolicy};
+use serde::{Deserialize, Serialize};
 use std::net::{IpAddr, SocketAddr};
 
 /// Why an endpoint gets no traffic.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Unused {
     /// It is not ready.
     NotReady,

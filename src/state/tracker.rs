@@ -3,8 +3,8 @@
 use super::external_ips::{ExternalIpClaim, ExternalIps, Reserved};
 use super::node_ports::{NodePortConflict, NodePorts, ports_of};
 use crate::model::{
-    EndpointSlice, IpFamily, NodeFacts, ObjectKind, PerFamily, Service, ServiceName, SliceName, Snapshot,
-    WatchEvent,
+    EndpointSlice, IpFamily, NodeFacts, ObjectKind, PerFamily, Protocol, Service, ServiceName, SliceName,
+    Snapshot, WatchEvent,
 };
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -111,6 +111,12 @@ impl Tracker {
     #[must_use]
     pub fn endpoints(&self, family: IpFamily) -> usize {
         *self.endpoints.get(family)
+    }
+
+    /// The Service that has a node port, of those that claim it.
+    #[must_use]
+    pub fn node_port_owner(&self, protocol: Protocol, port: u16) -> Option<&ServiceName> {
+        self.node_ports.owner((protocol, port))
     }
 
     /// Events seen so far.

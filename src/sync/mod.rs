@@ -4,12 +4,14 @@
 //! Generic over `Backend`; nothing here knows a mode. What a pass did leaves as a `SyncReport`,
 //! and `report` turns that into metrics, health and one log line.
 
+mod ask;
 mod pass;
 mod record;
 mod report;
 mod runner;
 mod settle;
 
+pub use ask::{Identity, Picture, Question, Told};
 pub use pass::FamilySync;
 pub use record::{Records, since_1970};
 pub use report::{Notice, Outcome, PassKind, Recorder, Severity, SyncReport};

@@ -1,9 +1,10 @@
 //! One pass over one family: plan, render, diff, apply.
 
 use super::report::{Outcome, PassKind};
-use crate::backend::{Applied, Backend};
+use crate::backend::{Applied, Backend, Refusal};
+use crate::explain::FamilyView;
 use crate::kernel::addresses::local_addresses;
-use crate::model::{IpFamily, Snapshot};
+use crate::model::{IpFamily, Protocol, ServiceName, Snapshot};
 use crate::plan::{FamilySettings, NodePortAddresses, Plan, Scope};
 use crate::state::Changes;
 use anyhow::{Context, Result};
@@ -22,12 +23,21 @@ pub struct FamilySync<B: Backend> {
     addresses: Vec<IpAddr>,
     /// Trigger times of endpoint changes that no successful pass has covered yet.
     pub(super) triggered: Vec<i64>,
+    /// Services that the kernel refused at the last pass.
+    refused: Vec<Refusal>,
 }
 
 impl<B: Backend> FamilySync<B> {
     /// A family that nothing has been programmed for by this process.
     pub fn new(backend: B, settings: FamilySettings) -> Self {
-        FamilySync { backend, settings, baseline: None, addresses: Vec::new(), triggered: Vec::new() }
+        FamilySync {
+            backend,
+            settings,
+            baseline: None,
+            addresses: Vec::new(),
+            triggered: Vec::new(),
+            refused: Vec::new(),
+        }
     }
 
     /// The family.
@@ -57,7 +67,10 @@ impl<B: Backend> FamilySync<B> {
         self.triggered.extend(&changes.triggered);
         self.triggered.truncate(MOST_TRIGGERED);
         match self.try_pass(snapshot, changes, endpoints).await {
-            Ok(applied) => (kind, Outcome::Done(applied)),
+            Ok(applied) => {
+                self.refused.clone_from(&applied.refused);
+                (kind, Outcome::Done(applied))
+            }
             Err(error) => {
                 self.forget();
                 (kind, Outcome::Failed(error))
@@ -70,6 +83,37 @@ impl<B: Backend> FamilySync<B> {
             (None, _) | (_, true) => PassKind::Full,
             _ => PassKind::Partial,
         }
+    }
+
+    /// What becomes of one Service, of a snapshot that holds nothing else; `None` when the family
+    /// has nothing of it.
+    pub(super) fn view<'t>(
+        &self,
+        (one, name): (&Snapshot, &ServiceName),
+        endpoints: usize,
+        owner: &dyn Fn(Protocol, u16) -> Option<&'t ServiceName>,
+        with_kernel: bool,
+    ) -> Option<FamilyView> {
+        let plan = Plan::new(&self.settings, one, Scope::All)
+            .with_local_addresses(&self.addresses)
+            .with_endpoint_count(endpoints);
+        let mut view = FamilyView::of(&plan, name, owner)?;
+        if with_kernel {
+            view.wanted = self.backend.wanted(&plan);
+        }
+        let refusal = self.refused.iter().find(|refusal| refusal.service == *name);
+        view.refused = refusal.map(|refusal| refusal.reason.clone());
+        Some(view)
+    }
+
+    /// Learns what the backend knows of the node once it has looked, and changes nothing.
+    ///
+    /// # Errors
+    /// When the kernel cannot be read.
+    pub async fn look(&mut self) -> Result<()> {
+        self.backend.learn().await?;
+        self.addresses = self.read_addresses()?;
+        Ok(())
     }
 
     /// The plan of a pass of this kind.

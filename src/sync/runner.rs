@@ -1,6 +1,7 @@
 //! When to sync: the first change at once, then no more often than the minimum period; at once
 //! after the kernel lost something; again, ever more slowly, after a failure.
 
+use super::ask::{self, Identity, Question, Told};
 use super::pass::FamilySync;
 use super::report::{Outcome, Recorder, SyncReport};
 use super::settle::Settlement;
@@ -64,6 +65,9 @@ pub struct Runner<B: Backend, R> {
     refusals: u32,
     /// The node's pod networks, where rules depend on them.
     pod_cidrs: Option<Box<[Cidr]>>,
+    /// Mode and tools, for those who ask.
+    identity: Identity,
+    questions: Option<mpsc::Receiver<Question>>,
 }
 
 impl<B: Backend, R: Recorder> Runner<B, R> {
@@ -84,6 +88,8 @@ impl<B: Backend, R: Recorder> Runner<B, R> {
             retry_refused: None,
             refusals: 0,
             pod_cidrs: None,
+            identity: Identity::default(),
+            questions: None,
         }
     }
 
@@ -92,6 +98,13 @@ impl<B: Backend, R: Recorder> Runner<B, R> {
     #[must_use]
     pub fn ending_with_pod_cidrs(mut self) -> Self {
         self.pod_cidrs = Some(self.tracker.snapshot().node.pod_cidrs.clone());
+        self
+    }
+
+    /// Answers questions between passes.
+    #[must_use]
+    pub fn answering(mut self, identity: Identity, questions: mpsc::Receiver<Question>) -> Self {
+        (self.identity, self.questions) = (identity, Some(questions));
         self
     }
 
@@ -109,6 +122,7 @@ impl<B: Backend, R: Recorder> Runner<B, R> {
         }
         let mut check = tokio::time::interval(CHECK_PERIOD);
         check.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut questions = self.questions.take();
         loop {
             let next = self.next_pass();
             tokio::select! {
@@ -118,6 +132,7 @@ impl<B: Backend, R: Recorder> Runner<B, R> {
                 },
                 () = sleep_until(next) => self.sync().await,
                 _ = check.tick() => self.check().await,
+                question = ask::next(&mut questions) => self.answer(question),
             }
             if let Some(end) = self.pod_cidrs_changed() {
                 return end;
@@ -140,6 +155,11 @@ impl<B: Backend, R: Recorder> Runner<B, R> {
         if let Some(node) = self.tracker.known_node() {
             self.recorder.node(node);
         }
+    }
+
+    fn answer(&self, question: Question) {
+        let told = Told { identity: &self.identity, tracker: &self.tracker, families: &self.families };
+        told.answer(question);
     }
 
     fn pod_cidrs_changed(&self) -> Option<End> {

@@ -24,6 +24,8 @@ const METRICS: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCAL
 const OBJECTS: &str = "objects.yaml";
 /// Its log, beside it.
 const LOG: &str = "log";
+/// Where people ask it, beside it: the file system is shared, unlike the network.
+const CONTROL: &str = "control.sock";
 /// How often a condition is looked at while waiting for it.
 const POLL: Duration = Duration::from_millis(50);
 
@@ -167,6 +169,8 @@ impl Launch<'_> {
         command
             .args(["--hostname-override", NODE_NAME, "--iptables-flavor", self.flavor.as_str()])
             .args(["--metrics-bind-address", "127.0.0.1:10249"])
+            .arg("--control-socket")
+            .arg(folder.join(CONTROL))
             .args(["--healthz-bind-address", "127.0.0.1:10256", "-v", "2"]);
         if !self.flags.iter().any(|flag| flag.starts_with("--cluster-cidr")) {
             command.args(["--cluster-cidr", CLUSTER_CIDR]);
@@ -234,6 +238,12 @@ impl Proxy {
         let markers = marker_objects(self.generation);
         let ips = markers.iter().filter_map(|marker| marker["spec"]["clusterIPs"].as_array()).flatten();
         ips.filter_map(|ip| Some(ip.as_str()?.parse::<std::net::IpAddr>().ok()?.to_string())).collect()
+    }
+
+    /// Where people ask it.
+    #[must_use]
+    pub fn control_socket(&self) -> PathBuf {
+        self.folder.path().join(CONTROL)
     }
 
     /// Whether it has not exited yet.

@@ -13,6 +13,7 @@ mod endpoint_slices;
 mod failure;
 #[cfg(any(test, feature = "testing"))]
 pub mod fuzzing;
+pub mod lookup;
 pub mod manifests;
 mod node;
 pub mod objects;

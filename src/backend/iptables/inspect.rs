@@ -4,7 +4,7 @@
 use super::base::{self, Features, JUMPS};
 use super::names::ChainId;
 use super::render_inputs;
-use super::rule::Rule;
+use super::rule::{Match, Rule, Target};
 use super::walk::{Outcome, Packet, Tables, Walk};
 use crate::backend::KernelObject;
 use crate::kernel::iptables::Flavor;
@@ -63,6 +63,22 @@ pub fn differences(wanted: &KernelObject, found: &[String]) -> (Vec<String>, Vec
     (missing, surplus)
 }
 
+/// Where a dispatch rule may be instead: the chain that leads on to the rule's destination, in the tree
+/// that stands for a long `KUBE-SERVICES`. `None` when no rule among `found` leads there.
+#[must_use]
+pub fn branch(rule: &str, found: &[String]) -> Option<String> {
+    let destination = Rule::parse(rule).matches.into_iter().find_map(|it| match it {
+        Match::Destination(false, net) => Some(net.addr()),
+        _ => None,
+    })?;
+    found.iter().map(|line| Rule::parse(line)).find_map(|rule| match (&rule.matches[..], rule.target) {
+        ([Match::Destination(false, net)], Some(Target::Chain(chain))) if net.contains(&destination) => {
+            Some(chain)
+        }
+        _ => None,
+    })
+}
+
 /// What becomes of a packet on its way through these chains (names as [`wanted`] has them).
 #[must_use]
 pub fn trace(objects: &[KernelObject], packet: &Packet, node_addresses: &[IpAddr]) -> Vec<Outcome> {
@@ -75,11 +91,10 @@ pub fn trace(objects: &[KernelObject], packet: &Packet, node_addresses: &[IpAddr
     Walk { tables: &tables, is_local: &is_local }.trace(packet, None)
 }
 
-/// Rules of a filter chain that are not ours and may stop what goes to an address: whether they do
-/// may hang on more than is known here. A chain's policy counts as its last rule.
+/// Rules of a filter chain that are not ours and may stop what goes to an address, each with whether it
+/// stops all of it: others hang on more than is known here. A chain's policy counts as its last rule.
 #[must_use]
-pub fn foreign_obstacles(found: &[String], to: IpAddr) -> Vec<String> {
-    use super::rule::{Match, Target};
+pub fn foreign_obstacles(found: &[String], to: IpAddr) -> Vec<(String, bool)> {
     let mut obstacles = Vec::new();
     for rule in found.iter().map(|line| Rule::parse(line)) {
         let concerns = rule.matches.iter().all(|wanted| match wanted {
@@ -92,7 +107,8 @@ pub fn foreign_obstacles(found: &[String], to: IpAddr) -> Vec<String> {
         });
         let stops = matches!(rule.target, Some(Target::Drop | Target::Reject));
         if concerns && stops {
-            obstacles.push(rule.text);
+            let known = |it: &Match| matches!(it, Match::Destination(..) | Match::State(..));
+            obstacles.push((rule.text, rule.matches.iter().all(known)));
         } else if concerns && rule.matches.is_empty() && rule.target == Some(Target::Accept) {
             // Whatever stands behind a rule that lets everything through does not matter.
             break;
@@ -137,12 +153,13 @@ mod tests {
         let found = strings(&[
             "-m conntrack --ctstate INVALID -j DROP",
             "-d 192.0.2.0/24 -j DROP",
-            "-p tcp -d 10.128.0.0/16 -j DROP",
+            "-s 192.0.2.0/24 -d 10.128.0.0/16 -j DROP",
             "-j REJECT",
             "-j ACCEPT",
             "-j DROP",
         ]);
         let obstacles = foreign_obstacles(&found, [10, 128, 0, 5].into());
-        assert_eq!(obstacles, ["-p tcp -d 10.128.0.0/16 -j DROP", "-j REJECT"]);
+        let some = ("-s 192.0.2.0/24 -d 10.128.0.0/16 -j DROP".to_owned(), false);
+        assert_eq!(obstacles, [some, ("-j REJECT".to_owned(), true)]);
     }
 }

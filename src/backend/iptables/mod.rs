@@ -23,8 +23,8 @@ mod walk;
 pub use base::Features;
 pub use desired::{Baseline, Desired};
 pub use diff::Changes;
-pub use inspect::{differences, foreign_obstacles, trace as trace_packet};
-pub use setup::features;
+pub use inspect::{branch, differences, foreign_obstacles, trace as trace_packet};
+pub use setup::{features, features_as_found};
 pub use walk::{Outcome, Packet, Verdict};
 
 use super::{Applied, Backend, KernelObject, ObjectCount, ObjectKind, Refusal, Standing};

@@ -21,12 +21,19 @@ pub fn features(settings: &FamilySettings, masquerade_bit: u8, tools: Version) -
             .ensure(ROUTE_LOCALNET, "1")
             .context("node ports on localhost need it; --iptables-localhost-nodeports=false does without")?;
     }
-    Ok(Features {
+    Ok(features_as_found(masquerade_bit, tools))
+}
+
+/// What the node can do, as it is now.
+#[must_use]
+pub fn features_as_found(masquerade_bit: u8, tools: Version) -> Features {
+    let sysctls = Sysctls::default();
+    Features {
         masquerade_mark: 1 << u32::from(masquerade_bit.min(31)),
         random_fully: tools >= Version::RANDOM_FULLY,
         be_liberal: sysctls.read(BE_LIBERAL).is_ok_and(|value| value.trim() != "0"),
         counts_invalid: false,
         counts_localhost: false,
         tree_threshold: usize::MAX,
-    })
+    }
 }

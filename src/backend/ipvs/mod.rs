@@ -250,6 +250,11 @@ impl<X: Xtables> Backend for Ipvs<X> {
         Changes::between(baseline, desired, &self.features)
     }
 
+    async fn learn(&mut self) -> Result<()> {
+        self.node_addresses = Addresses::read(&mut self.kernel, self.family)?.node;
+        Ok(())
+    }
+
     fn wanted(&self, plan: &Plan<'_>) -> Vec<KernelObject> {
         inspect::wanted(&self.render(plan))
     }

@@ -54,6 +54,37 @@ impl Tools {
         output?.with_context(|| format!("cannot run {program}"))
     }
 
+    /// The rules of one chain, without `-A CHAIN`; a policy other than ACCEPT is the last of them.
+    /// `None` if there is no such chain. For people who look: it may be slow where tables are large.
+    ///
+    /// # Errors
+    /// The tool's words.
+    pub async fn rules(&self, place: Place<'_>) -> Result<Option<Vec<String>>> {
+        let output = self.rule(place.table, &format!("-S {}", place.chain)).await?;
+        match output.status.code() {
+            Some(0) => {}
+            Some(EXIT_ABSENT) => return Ok(None),
+            _ => {
+                bail!(
+                    "{}: {} in table {}: {}",
+                    self.programs.rules,
+                    place.chain,
+                    place.table,
+                    words(&output)
+                );
+            }
+        }
+        let text = String::from_utf8_lossy(&output.stdout);
+        let append = format!("-A {} ", place.chain);
+        let mut rules: Vec<String> =
+            text.lines().filter_map(|line| line.strip_prefix(&append)).map(str::to_owned).collect();
+        let policy = text.lines().find_map(|line| line.strip_prefix("-P ")?.split(' ').nth(1));
+        if let Some(policy) = policy.filter(|policy| *policy != "ACCEPT") {
+            rules.push(format!("-m comment --comment \"the chain's policy\" -j {policy}"));
+        }
+        Ok(Some(rules))
+    }
+
     /// Runs the rule tool for a question or an idempotent act: whether it says yes.
     async fn ask(&self, place: Place<'_>, command: &str) -> Result<bool> {
         let output = self.rule(place.table, command).await?;

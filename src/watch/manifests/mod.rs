@@ -12,7 +12,10 @@ mod document;
 mod file;
 mod folder;
 mod notify;
+mod raw;
 mod validate;
+
+pub use self::raw::raw;
 
 use self::catalog::{Catalog, Update};
 use self::notify::Notifier;

@@ -1,0 +1,110 @@
+//! The same answers without a running proxy: the source is read once, and nothing is programmed.
+
+use super::families;
+use crate::backend::iptables::Iptables;
+use crate::backend::ipvs::Ipvs;
+use crate::config::{Config, Mode};
+use crate::kernel::iptables::{Tools, Xtables as _};
+use crate::model::{NodeFacts, ObjectKind};
+use crate::state::Tracker;
+use crate::sync::{FamilySync, Identity, Question, Told};
+use crate::watch::api::{self, WatchOptions};
+use crate::watch::client::{ClientOptions, Connection};
+use crate::watch::manifests::{self, ManifestOptions};
+use anyhow::{Context, Result};
+use std::time::Duration;
+use tokio::sync::mpsc;
+
+/// For the first lists.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A picture, and the families that it would be programmed for.
+pub(super) struct Offline {
+    tracker: Tracker,
+    identity: Identity,
+    families: Families,
+}
+
+enum Families {
+    Iptables(Vec<FamilySync<Iptables<Tools>>>),
+    Ipvs(Vec<FamilySync<Ipvs<Tools>>>),
+}
+
+impl Offline {
+    /// Reads the source and looks at the node.
+    pub(super) async fn read(config: &Config) -> Result<Offline> {
+        let tracker = picture(config).await?;
+        let node = tracker.snapshot().node.clone();
+        let (families, flavor) = match config.mode {
+            Mode::Iptables => {
+                let mut families = families::iptables_to_look_at(config, &node).await?;
+                let flavor = families.first_mut().map(|it| it.backend().tools().flavor());
+                look(&mut families).await?;
+                (Families::Iptables(families), flavor)
+            }
+            Mode::Ipvs => {
+                let mut families = families::ipvs_to_look_at(config, &node).await?;
+                let flavor = families.first_mut().map(|it| it.backend().tools().flavor());
+                look(&mut families).await?;
+                (Families::Ipvs(families), flavor)
+            }
+        };
+        let flavor = flavor.map(|flavor| flavor.to_string()).unwrap_or_default();
+        Ok(Offline {
+            tracker,
+            identity: Identity { mode: config.mode.as_str().to_owned(), flavor },
+            families,
+        })
+    }
+
+    /// Answers as the loop would.
+    pub(super) fn answer(&self, question: Question) {
+        let (identity, tracker) = (&self.identity, &self.tracker);
+        match &self.families {
+            Families::Iptables(families) => Told { identity, tracker, families }.answer(question),
+            Families::Ipvs(families) => Told { identity, tracker, families }.answer(question),
+        }
+    }
+}
+
+async fn look<B: crate::backend::Backend>(families: &mut [FamilySync<B>]) -> Result<()> {
+    for family in families {
+        family.look().await?;
+    }
+    Ok(())
+}
+
+async fn picture(config: &Config) -> Result<Tracker> {
+    let node = NodeFacts { name: config.node_name.as_str().into(), ..NodeFacts::default() };
+    let mut tracker = Tracker::new(node, i64::MAX).reserving(families::reserved(config));
+    let node_port_range = config.node_ports.range.0..=config.node_ports.range.1;
+    if !config.sources.manifests.is_empty() {
+        let options = ManifestOptions { node_name: config.node_name.clone(), node_port_range };
+        let (events, errors) = manifests::load(&config.sources.manifests, &options)?;
+        for error in errors {
+            eprintln!("Warning: {error}");
+        }
+        events.into_iter().for_each(|event| tracker.fold(event));
+        return Ok(tracker);
+    }
+    let options = ClientOptions {
+        kubeconfig: config.sources.kubeconfig.clone(),
+        master: config.sources.master.clone(),
+    };
+    let connection = Connection::open(&options).await?;
+    let (sender, mut events) = mpsc::channel(64);
+    let options = WatchOptions { node_port_range, ..WatchOptions::default() };
+    let lists = async {
+        while !(tracker.is_complete() && tracker.has_listed(ObjectKind::Node)) {
+            let Some(event) = events.recv().await else { break };
+            tracker.fold(event);
+        }
+    };
+    tokio::select! {
+        read = tokio::time::timeout(PATIENCE, lists) => {
+            read.with_context(|| format!("the API server did not list everything within {PATIENCE:?}"))?;
+        }
+        () = api::run(connection, &config.node_name, sender, options) => {}
+    }
+    Ok(tracker)
+}

@@ -1,0 +1,407 @@
+//! What is wrong with a Service, and what to do about it.
+
+use super::facts::{Difference, FamilyFacts, Kind, NodeState};
+use super::view::{Answer, EndpointView, FamilyView, PortView, ServiceView};
+use crate::plan::Unused;
+use serde::Serialize;
+
+/// The cause of a problem. The names are part of the output: they stay as they are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Code {
+    /// No slice has an endpoint for the port.
+    NoEndpoints,
+    /// There are endpoints, and none is ready.
+    NoneReady,
+    /// All endpoints in use are hinted for other zones.
+    AllInOtherZones,
+    /// `internalTrafficPolicy: Local` and no endpoint on this node.
+    NoLocalEndpointsInternal,
+    /// `externalTrafficPolicy: Local` and no endpoint on this node.
+    NoLocalEndpointsExternal,
+    /// Slices have no port of the Service port's name.
+    PortMissingInSlice,
+    /// An endpoint refuses connections to the port.
+    NothingListens,
+    /// Slices of a family that the Service does not have.
+    WrongFamily,
+    /// The client of `--client` is outside the source ranges.
+    ClientOutsideSourceRanges,
+    /// The node port belongs to another Service.
+    NodePortTaken,
+    /// The node port is outside the range of the cluster.
+    NodePortOutsideRange,
+    /// Rules or servers that should be in the kernel are not.
+    KernelObjectMissing,
+    /// The kernel has more than it should.
+    KernelStateStale,
+    /// The kernel refuses the Service.
+    RefusedByKernel,
+    /// The kernel could not be read.
+    KernelUnreadable,
+    /// A rule of somebody else may drop forwarded packets.
+    ForeignDropRule,
+    /// The node does not forward packets.
+    ForwardingOff,
+    /// Connection tracking has no room.
+    ConntrackFull,
+    /// A headless Service: no proxy is involved.
+    Headless,
+    /// An `ExternalName` Service: a matter of DNS.
+    ExternalName,
+    /// A label makes it another proxy's.
+    OtherProxy,
+    /// It has no cluster IP yet.
+    NoClusterIp,
+    /// A slice lacks the label that names its Service.
+    SliceWithoutLabel,
+    /// There is no such Service.
+    UnknownService,
+    /// The API has it and the proxy has not heard of it.
+    NotSeenYet,
+}
+
+/// How bad a finding is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Severity {
+    /// The node's kernel is not as it should be.
+    Broken,
+    /// The Service cannot work like this.
+    Problem,
+    /// Worth knowing.
+    Note,
+}
+
+/// One thing that was found.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Finding {
+    /// Its cause.
+    pub code: Code,
+    /// How bad it is.
+    pub severity: Severity,
+    /// What is wrong.
+    pub message: String,
+    /// What to do about it.
+    pub advice: String,
+}
+
+pub(super) fn finding(
+    (code, severity): (Code, Severity),
+    message: impl Into<String>,
+    advice: impl Into<String>,
+) -> Finding {
+    Finding { code, severity, message: message.into(), advice: advice.into() }
+}
+
+/// Everything that is wrong, the worst first.
+pub(super) fn all(view: Option<&ServiceView>, node: &NodeState) -> Vec<Finding> {
+    let mut found = api(view, node);
+    for family in view.iter().flat_map(|view| &view.families) {
+        for port in &family.ports {
+            found.extend(port_findings(family, port, node));
+        }
+        if let Some(reason) = &family.refused {
+            found.push(finding(
+                (Code::RefusedByKernel, Severity::Broken),
+                format!("the kernel refuses the {} rules of this Service: {reason}", family.family),
+                "Change the field that the message names; the other Services are not affected.",
+            ));
+        }
+        if let Some(facts) = node.families.iter().find(|facts| facts.family == family.family) {
+            found.extend(kernel(facts, family));
+        }
+    }
+    if view.is_some() {
+        found.extend(whole_node(node));
+    }
+    found.extend(client(node));
+    found.sort_by_key(|finding| finding.severity);
+    found.dedup();
+    found
+}
+
+/// What the API says of the object itself.
+fn api(view: Option<&ServiceView>, node: &NodeState) -> Vec<Finding> {
+    let Some(api) = &node.api else {
+        let unknown = finding(
+            (Code::UnknownService, Severity::Problem),
+            "the proxy does not know this Service",
+            "Check namespace and name. Headless and ExternalName Services, and those of other proxies, are \
+             not watched: with --kubeconfig or --manifests the object itself is looked at.",
+        );
+        return if view.is_none() { vec![unknown] } else { Vec::new() };
+    };
+    let mut found = Vec::new();
+    found.extend(api.unlabelled_slices.iter().map(|slice| {
+        finding(
+            (Code::SliceWithoutLabel, Severity::Problem),
+            format!(
+                "EndpointSlice {slice} has no label kubernetes.io/service-name: it belongs to no Service"
+            ),
+            "Whoever writes the slice has to set the label to the Service's name.",
+        )
+    }));
+    found
+        .extend(api.kind.as_ref().map_or_else(|| Some(unknown()), |kind| kind_finding(kind, view.is_some())));
+    found
+}
+
+fn unknown() -> Finding {
+    finding(
+        (Code::UnknownService, Severity::Problem),
+        "there is no such Service",
+        "Check namespace and name.",
+    )
+}
+
+/// What follows from what the Service is.
+fn kind_finding(kind: &Kind, is_served: bool) -> Option<Finding> {
+    let note = |code, message: String, advice: &str| Some(finding((code, Severity::Note), message, advice));
+    match kind {
+        Kind::Headless => note(
+            Code::Headless,
+            "the Service is headless (clusterIP: None): DNS gives out the pods' own addresses".to_owned(),
+            "Nothing is programmed for it. If clients should get one address, give it a cluster IP.",
+        ),
+        Kind::ExternalName => note(
+            Code::ExternalName,
+            "the Service is an ExternalName: DNS answers with another name".to_owned(),
+            "Nothing is programmed for it. Look at DNS, and at whether that other name answers.",
+        ),
+        Kind::OtherProxy(name) => note(
+            Code::OtherProxy,
+            format!("the label service.kubernetes.io/service-proxy-name makes it the business of {name:?}"),
+            "Remove the label, or look at that other proxy.",
+        ),
+        Kind::NoClusterIp => Some(finding(
+            (Code::NoClusterIp, Severity::Problem),
+            "the Service has no cluster IP yet",
+            "The API server gives it one; kubectl describe shows why it has not.",
+        )),
+        Kind::Ordinary if !is_served => Some(finding(
+            (Code::NotSeenYet, Severity::Broken),
+            "the API server has this Service, and the proxy has not heard of it",
+            "See kube-proxy-rs status: is the watch alive? Which kubeconfig does the proxy use?",
+        )),
+        Kind::Ordinary => None,
+    }
+}
+
+fn port_findings(family: &FamilyView, port: &PortView, node: &NodeState) -> Vec<Finding> {
+    let mut found: Vec<Finding> = endpoints(family, port).into_iter().collect();
+    found.extend(policies(family, port));
+    found.extend(node_port(port, node));
+    let refusing: Vec<String> = port
+        .endpoints
+        .iter()
+        .filter_map(EndpointView::address)
+        .filter(|address| node.refusing.contains(address))
+        .map(|address| address.to_string())
+        .collect();
+    if !refusing.is_empty() {
+        found.push(finding(
+            (Code::NothingListens, Severity::Problem),
+            format!("port {}: nothing listens on {}", port.label(), refusing.join(", ")),
+            "The targetPort of the Service is not the port that the program in the pod listens on, or it \
+             listens on 127.0.0.1 only.",
+        ));
+    }
+    found
+}
+
+/// Whether there are endpoints that can be used at all.
+fn endpoints(family: &FamilyView, port: &PortView) -> Option<Finding> {
+    let (label, family) = (port.label(), &family.family);
+    let because = |why: Unused| port.endpoints.iter().filter(|it| it.internal == Some(why)).count();
+    let (missing, strange) = (because(Unused::PortMissingInSlice), because(Unused::WrongFamily));
+    let candidates = port.endpoints.len() - missing - strange;
+    if candidates == 0 && missing > 0 {
+        return Some(finding(
+            (Code::PortMissingInSlice, Severity::Problem),
+            format!(
+                "port {label}: {missing} {family} endpoints are in slices without a port of this name and protocol"
+            ),
+            "A targetPort that is a name must be the name of a port of the pods; slices written by hand must \
+             name their ports as the Service does.",
+        ));
+    }
+    if candidates == 0 && strange > 0 {
+        return Some(finding(
+            (Code::WrongFamily, Severity::Problem),
+            format!(
+                "port {label}: the Service has {family} addresses and its {strange} endpoints are of the other family"
+            ),
+            "Give the Service the pods' family (spec.ipFamilies), or run the pods with both.",
+        ));
+    }
+    if candidates == 0 {
+        return Some(finding(
+            (Code::NoEndpoints, Severity::Problem),
+            format!("port {label}: no {family} endpoints; connections are refused"),
+            "No pod matches the Service's selector, or none has an address yet: compare spec.selector with the \
+             pods' labels.",
+        ));
+    }
+    let usable = |it: &EndpointView| it.ready || (it.serving && it.terminating);
+    if !port.endpoints.iter().any(usable) {
+        return Some(finding(
+            (Code::NoneReady, Severity::Problem),
+            format!(
+                "port {label}: {candidates} {family} endpoints, none of them ready; connections are refused"
+            ),
+            "Look at the pods' readiness probes: kubectl describe pod says why they fail.",
+        ));
+    }
+    let mut used = port.endpoints.iter().filter(|it| it.is_used()).peekable();
+    if used.peek().is_some() && used.all(|it| it.hinted_elsewhere) {
+        return Some(finding(
+            (Code::AllInOtherZones, Severity::Note),
+            format!(
+                "port {label}: all {family} endpoints are meant for other zones; traffic leaves this one"
+            ),
+            "No ready endpoint has a hint for this node's zone. Run pods in every zone if that costs too much.",
+        ));
+    }
+    None
+}
+
+/// Local policies without local endpoints.
+fn policies(family: &FamilyView, port: &PortView) -> Vec<Finding> {
+    let (label, family) = (port.label(), &family.family);
+    let mut found = Vec::new();
+    if port.internal == Answer::Dropped {
+        found.push(finding(
+            (Code::NoLocalEndpointsInternal, Severity::Problem),
+            format!(
+                "port {label}: internalTrafficPolicy is Local and no {family} endpoint is on this node; \
+                 packets to the cluster IP are dropped"
+            ),
+            "Run an endpoint on every node (DaemonSet), or set internalTrafficPolicy to Cluster.",
+        ));
+    }
+    if port.external == Some(Answer::Dropped) {
+        found.push(finding(
+            (Code::NoLocalEndpointsExternal, Severity::Problem),
+            format!(
+                "port {label}: externalTrafficPolicy is Local and no {family} endpoint is on this node; \
+                 packets from outside are dropped here"
+            ),
+            "A load balancer that asks the health-check node port leaves this node out. Otherwise ask a node \
+             with an endpoint, or set externalTrafficPolicy to Cluster.",
+        ));
+    }
+    found
+}
+
+fn node_port(port: &PortView, node: &NodeState) -> Vec<Finding> {
+    let (label, number) = (port.label(), port.node_port);
+    let mut found = Vec::new();
+    if let Some(owner) = &port.node_port_owner {
+        found.push(finding(
+            (Code::NodePortTaken, Severity::Problem),
+            format!(
+                "port {label}: node port {number} belongs to the older Service {owner}; this one goes without"
+            ),
+            "Give one of the two another nodePort.",
+        ));
+    }
+    if let Some((first, last)) = node.node_port_range
+        && number != 0
+        && !(first..=last).contains(&number)
+    {
+        found.push(finding(
+            (Code::NodePortOutsideRange, Severity::Note),
+            format!("port {label}: node port {number} is outside {first}-{last}"),
+            "It is programmed all the same. Firewalls that open the range only will stop it.",
+        ));
+    }
+    found
+}
+
+/// What the kernel has of a family.
+fn kernel(facts: &FamilyFacts, view: &FamilyView) -> Vec<Finding> {
+    let mut found = Vec::new();
+    let family = &facts.family;
+    if let Some(error) = &facts.unreadable {
+        found.push(finding(
+            (Code::KernelUnreadable, Severity::Broken),
+            format!("the kernel's {family} state cannot be read: {error}"),
+            "Run this as root on the node, with the same iptables tools as the proxy.",
+        ));
+    }
+    // Of a Service that is left out, nothing is expected to be there.
+    let expected = view.refused.is_none();
+    let lacking = facts.differences.iter().filter(|it| expected && (it.is_gone || !it.missing.is_empty()));
+    if let Some(what) = summary(lacking, "is not there or lacks entries") {
+        found.push(finding(
+            (Code::KernelObjectMissing, Severity::Broken),
+            what,
+            "Somebody deleted it, or it could not be written yet. The proxy mends it within seconds; if it is \
+             still so, see kube-proxy-rs status for what keeps it from doing so.",
+        ));
+    }
+    let stale = facts.differences.iter().filter(|it| expected && !it.surplus.is_empty());
+    if let Some(what) = summary(stale, "has entries that nobody wants") {
+        found.push(finding(
+            (Code::KernelStateStale, Severity::Broken),
+            what,
+            "The kernel is behind the API, or somebody added it by hand: see kube-proxy-rs status for the last \
+             sync.",
+        ));
+    }
+    for obstacle in &facts.obstacles {
+        let (severity, may) = match obstacle.stops_all {
+            true => (Severity::Broken, "stops"),
+            false => (Severity::Note, "may stop"),
+        };
+        found.push(finding(
+            (Code::ForeignDropRule, severity),
+            format!("a rule of somebody else in FORWARD {may} {family} packets to the endpoints: {}", obstacle.rule),
+            "Find out who writes it (a firewall, Docker, the network plugin) and have it let pod traffic through.",
+        ));
+    }
+    if facts.forwards == Some(false) {
+        found.push(finding(
+            (Code::ForwardingOff, Severity::Broken),
+            format!("the node does not forward {family} packets: endpoints of other nodes and pods get none"),
+            match family.as_str() {
+                "IPv6" => "sysctl -w net.ipv6.conf.all.forwarding=1",
+                _ => "sysctl -w net.ipv4.ip_forward=1",
+            },
+        ));
+    }
+    found
+}
+
+/// One sentence about all objects that differ in one way.
+fn summary<'d>(mut differences: impl Iterator<Item = &'d Difference>, how: &str) -> Option<String> {
+    let first = &differences.next()?.object;
+    Some(match differences.count() {
+        0 => format!("{first} {how}"),
+        1 => format!("{first} {how}, and so does another object"),
+        more => format!("{first} {how}, and so do {more} other objects"),
+    })
+}
+
+fn whole_node(node: &NodeState) -> Option<Finding> {
+    let tracking = node.tracking.filter(|it| it.max > 0 && it.count.saturating_mul(100) >= it.max * 95)?;
+    Some(finding(
+        (Code::ConntrackFull, Severity::Broken),
+        format!(
+            "connection tracking holds {} of {} flows: new connections are dropped",
+            tracking.count, tracking.max
+        ),
+        "Raise --conntrack-max-per-core (or --conntrack-min), and see who opens so many connections.",
+    ))
+}
+
+fn client(node: &NodeState) -> Option<Finding> {
+    let (client, ranges) = node.excluded_client.as_ref()?;
+    Some(finding(
+        (Code::ClientOutsideSourceRanges, Severity::Problem),
+        format!("client {client} is outside loadBalancerSourceRanges ({})", ranges.join(", ")),
+        "Add the client's network to spec.loadBalancerSourceRanges. The address that counts is the one that \
+         the node sees.",
+    ))
+}

@@ -1,0 +1,23 @@
+//! Why a Service works or does not, in words for the people who ask.
+//!
+//! Pure: `view` says what the plan makes of a Service, the caller adds what it found on the node
+//! (`facts`), `findings` says what is wrong and what to do about it, and `text` prints it. Nothing
+//! here reads the kernel, and nothing decides about traffic.
+
+mod facts;
+mod findings;
+mod report;
+mod table;
+mod text;
+mod view;
+
+pub use facts::{
+    ApiFacts, Decision, Difference, FamilyFacts, Fate, Flows, Kind, NodeState, Obstacle, Tracking,
+};
+pub use findings::{Code, Finding, Severity};
+pub use report::Report;
+pub use table::{Row, Services, table};
+pub use view::{Answer, EndpointView, FamilyView, FrontendView, PortView, ServiceView};
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,254 @@
+//! Broken set-ups, each with the cause that must be named.
+
+use super::*;
+use crate::model::{IpFamily, NodeFacts, ServiceName, WatchEvent};
+use crate::plan::{FamilySettings, Plan, Scope};
+use crate::state::Tracker;
+use crate::watch::convert;
+use rstest::rstest;
+use serde_json::{Value, json};
+
+const NODE: &str = "node-0";
+
+/// A Service with one port, as the API has it.
+fn service(spec: &Value) -> Value {
+    let mut object = json!({
+        "apiVersion": "v1", "kind": "Service",
+        "metadata": {"namespace": "shop", "name": "web"},
+        "spec": {
+            "type": "ClusterIP", "clusterIP": "10.96.0.10", "clusterIPs": ["10.96.0.10"],
+            "ipFamilies": ["IPv4"], "ports": [{"name": "http", "port": 80, "protocol": "TCP"}],
+        },
+    });
+    for (key, value) in spec.as_object().into_iter().flatten() {
+        object["spec"][key] = value.clone();
+    }
+    object
+}
+
+fn slice(endpoints: &[Value]) -> Value {
+    json!({
+        "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
+        "metadata": {
+            "namespace": "shop", "name": "web-1", "labels": {"kubernetes.io/service-name": "web"},
+        },
+        "addressType": "IPv4", "ports": [{"name": "http", "port": 8080, "protocol": "TCP"}],
+        "endpoints": endpoints,
+    })
+}
+
+fn endpoint(last: u8, node: &str) -> Value {
+    json!({"addresses": [format!("10.128.0.{last}")], "nodeName": node, "conditions": {"ready": true}})
+}
+
+fn unready(last: u8) -> Value {
+    json!({"addresses": [format!("10.128.0.{last}")], "conditions": {"ready": false, "serving": false}})
+}
+
+fn hinted(last: u8, zone: &str) -> Value {
+    let mut endpoint = endpoint(last, "node-9");
+    endpoint["hints"] = json!({"forZones": [{"name": zone}]});
+    endpoint
+}
+
+/// What the plan makes of `shop/web` among these objects.
+fn view(objects: &[Value]) -> Option<ServiceView> {
+    let node = NodeFacts { name: NODE.into(), zone: Some("zone-a".into()), ..NodeFacts::default() };
+    let mut tracker = Tracker::new(node, 0);
+    for object in objects.iter().cloned() {
+        let event = if object["kind"] == "Service" {
+            let converted = convert::service(&serde_json::from_value(object).unwrap());
+            converted.value.map(|service| WatchEvent::Service(Box::new(service)))
+        } else {
+            let converted = convert::endpoint_slice(&serde_json::from_value(object).unwrap(), NODE);
+            converted.value.map(|slice| WatchEvent::Slice(Box::new(slice)))
+        };
+        event.into_iter().for_each(|event| tracker.fold(event));
+    }
+    let settings = FamilySettings::new(IpFamily::V4);
+    let plan = Plan::new(&settings, tracker.snapshot(), Scope::All);
+    let owner = |protocol, port| tracker.node_port_owner(protocol, port);
+    let family = FamilyView::of(&plan, &ServiceName::new("shop", "web"), &owner)?;
+    Some(ServiceView {
+        service: "shop/web".to_owned(),
+        node: NODE.to_owned(),
+        families: vec![family],
+        ..ServiceView::default()
+    })
+}
+
+fn report(objects: &[Value], node: NodeState) -> Report {
+    Report::new("shop/web".to_owned(), view(objects), node)
+}
+
+fn codes(report: &Report) -> Vec<Code> {
+    report.findings.iter().map(|finding| finding.code).collect()
+}
+
+/// A Service that works.
+fn sound() -> Vec<Value> {
+    vec![service(&json!({})), slice(&[endpoint(5, NODE), endpoint(6, "node-1")])]
+}
+
+#[test]
+fn nothing_is_said_of_a_service_that_works() {
+    let report = report(&sound(), NodeState::default());
+    assert_eq!((codes(&report), report.exit_status()), (vec![], 0));
+    assert!(report.to_string().contains("Nothing is wrong"), "{report}");
+}
+
+#[rstest]
+#[case::no_endpoints(&[service(&json!({}))], Code::NoEndpoints)]
+#[case::none_ready(&[service(&json!({})), slice(&[unready(5), unready(6)])], Code::NoneReady)]
+#[case::all_in_another_zone(&[service(&json!({})), slice(&[hinted(5, "zone-b"), hinted(6, "zone-b")])], Code::AllInOtherZones)]
+#[case::internal_local_policy(&[service(&json!({"internalTrafficPolicy": "Local"})), slice(&[endpoint(6, "node-1")])], Code::NoLocalEndpointsInternal)]
+#[case::external_local_policy(&[service(&json!({
+    "type": "NodePort", "externalTrafficPolicy": "Local",
+    "ports": [{"name": "http", "port": 80, "protocol": "TCP", "nodePort": 30080}],
+})), slice(&[endpoint(6, "node-1")])], Code::NoLocalEndpointsExternal)]
+#[case::port_of_another_name(&[service(&json!({"ports": [{"name": "https", "port": 443, "protocol": "TCP"}]})), slice(&[endpoint(5, NODE)])], Code::PortMissingInSlice)]
+#[case::port_of_another_protocol(&[service(&json!({"ports": [{"name": "http", "port": 80, "protocol": "UDP"}]})), slice(&[endpoint(5, NODE)])], Code::PortMissingInSlice)]
+fn what_is_wrong_with_the_objects_is_named(#[case] objects: &[Value], #[case] cause: Code) {
+    let report = report(objects, NodeState::default());
+    assert_eq!(codes(&report), [cause]);
+    assert_eq!(report.exit_status(), 0, "the kernel is as it should be");
+}
+
+#[test]
+fn endpoints_of_a_family_that_the_service_lacks_are_named() {
+    let mut other = slice(&[json!({"addresses": ["fd00:128::5"], "conditions": {"ready": true}})]);
+    other["addressType"] = json!("IPv6");
+    assert_eq!(codes(&report(&[service(&json!({})), other], NodeState::default())), [Code::WrongFamily]);
+}
+
+#[test]
+fn a_node_port_that_an_older_service_has_is_named() {
+    let exposed = json!({
+        "type": "NodePort", "ports": [{"name": "http", "port": 80, "protocol": "TCP", "nodePort": 30080}],
+    });
+    let mut older = service(&exposed);
+    older["metadata"] =
+        json!({"namespace": "shop", "name": "older", "creationTimestamp": "2020-01-01T00:00:00Z"});
+    older["spec"]["clusterIP"] = json!("10.96.0.11");
+    older["spec"]["clusterIPs"] = json!(["10.96.0.11"]);
+    let mut younger = service(&exposed);
+    younger["metadata"]["creationTimestamp"] = json!("2024-01-01T00:00:00Z");
+    let report = report(&[older, younger, slice(&[endpoint(5, NODE)])], NodeState::default());
+    assert_eq!(codes(&report), [Code::NodePortTaken]);
+    assert!(report.findings[0].message.contains("shop/older"), "{report}");
+}
+
+#[test]
+fn a_node_port_outside_the_range_is_named() {
+    let spec = json!({
+        "type": "NodePort", "ports": [{"name": "http", "port": 80, "protocol": "TCP", "nodePort": 8080}],
+    });
+    let node = NodeState { node_port_range: Some((30000, 32767)), ..NodeState::default() };
+    assert_eq!(
+        codes(&report(&[service(&spec), slice(&[endpoint(5, NODE)])], node)),
+        [Code::NodePortOutsideRange]
+    );
+}
+
+fn api(kind: Option<Kind>, unlabelled: &[&str]) -> NodeState {
+    let unlabelled_slices = unlabelled.iter().map(|name| (*name).to_owned()).collect();
+    NodeState { api: Some(ApiFacts { kind, unlabelled_slices }), ..NodeState::default() }
+}
+
+#[rstest]
+#[case::headless(api(Some(Kind::Headless), &[]), Code::Headless, 0)]
+#[case::external_name(api(Some(Kind::ExternalName), &[]), Code::ExternalName, 0)]
+#[case::other_proxy(api(Some(Kind::OtherProxy("mesh".into())), &[]), Code::OtherProxy, 0)]
+#[case::no_cluster_ip(api(Some(Kind::NoClusterIp), &[]), Code::NoClusterIp, 0)]
+#[case::not_seen_yet(api(Some(Kind::Ordinary), &[]), Code::NotSeenYet, 1)]
+#[case::unknown_to_the_api(api(None, &[]), Code::UnknownService, 2)]
+#[case::unknown_to_the_proxy(NodeState::default(), Code::UnknownService, 2)]
+fn why_a_service_is_not_served_is_named(#[case] node: NodeState, #[case] cause: Code, #[case] status: u8) {
+    let report = report(&[], node);
+    assert_eq!((codes(&report), report.exit_status()), (vec![cause], status));
+}
+
+#[test]
+fn a_slice_without_the_service_label_is_named_beside_its_effect() {
+    let report = report(&[service(&json!({}))], api(Some(Kind::Ordinary), &["shop/web-1"]));
+    assert_eq!(codes(&report), [Code::SliceWithoutLabel, Code::NoEndpoints]);
+}
+
+fn kernel(change: impl FnOnce(&mut FamilyFacts)) -> NodeState {
+    let mut facts = FamilyFacts { family: "IPv4".to_owned(), ..FamilyFacts::default() };
+    change(&mut facts);
+    NodeState { families: vec![facts], ..NodeState::default() }
+}
+
+fn difference(is_gone: bool, missing: &[&str], surplus: &[&str]) -> Difference {
+    let lines = |all: &[&str]| all.iter().map(|line| (*line).to_owned()).collect();
+    Difference {
+        object: "nat KUBE-SVC-X".to_owned(),
+        is_gone,
+        missing: lines(missing),
+        surplus: lines(surplus),
+    }
+}
+
+#[rstest]
+#[case::rule_deleted(kernel(|it| it.differences.push(difference(false, &["-j A"], &[]))), Code::KernelObjectMissing)]
+#[case::chain_deleted(kernel(|it| it.differences.push(difference(true, &[], &[]))), Code::KernelObjectMissing)]
+#[case::stale(kernel(|it| it.differences.push(difference(false, &[], &["-j OLD"]))), Code::KernelStateStale)]
+#[case::unreadable(kernel(|it| it.unreadable = Some("no permission".to_owned())), Code::KernelUnreadable)]
+#[case::foreign_drop(kernel(|it| it.obstacles.push(Obstacle { rule: "-j DROP".to_owned(), stops_all: true })), Code::ForeignDropRule)]
+#[case::forwarding_off(kernel(|it| it.forwards = Some(false)), Code::ForwardingOff)]
+#[case::conntrack_full(NodeState { tracking: Some(Tracking { count: 99, max: 100 }), ..NodeState::default() }, Code::ConntrackFull)]
+fn a_kernel_that_is_not_as_it_should_be_is_named(#[case] node: NodeState, #[case] cause: Code) {
+    let report = report(&sound(), node);
+    assert_eq!((codes(&report), report.exit_status()), (vec![cause], 1));
+}
+
+#[test]
+fn a_table_with_room_and_a_forwarding_node_are_nothing_to_report() {
+    let mut node = kernel(|it| it.forwards = Some(true));
+    node.tracking = Some(Tracking { count: 10, max: 100 });
+    assert_eq!(codes(&report(&sound(), node)), []);
+}
+
+#[test]
+fn a_refused_service_is_named_and_its_missing_rules_are_not_held_against_the_kernel_twice() {
+    let mut view = view(&sound()).unwrap();
+    view.families[0].refused = Some("line 7: bad argument".to_owned());
+    let node = kernel(|it| it.differences.push(difference(true, &[], &[])));
+    let report = Report::new("shop/web".to_owned(), Some(view), node);
+    assert_eq!((codes(&report), report.exit_status()), (vec![Code::RefusedByKernel], 1));
+}
+
+#[test]
+fn a_wrong_target_port_is_named_by_who_refuses() {
+    let refusing = vec!["10.128.0.5:8080".parse().unwrap()];
+    let report = report(&sound(), NodeState { refusing, ..NodeState::default() });
+    assert_eq!(codes(&report), [Code::NothingListens]);
+}
+
+#[test]
+fn a_client_outside_the_source_ranges_is_named() {
+    let excluded_client = Some(("192.0.2.7".to_owned(), vec!["198.51.100.0/24".to_owned()]));
+    let report = report(&sound(), NodeState { excluded_client, ..NodeState::default() });
+    assert_eq!(codes(&report), [Code::ClientOutsideSourceRanges]);
+}
+
+#[test]
+fn a_row_counts_endpoints_in_use_and_says_why_others_are_not() {
+    let objects = [service(&json!({})), slice(&[endpoint(5, NODE), unready(6), unready(7)])];
+    let row = Row::of(&view(&objects).unwrap());
+    assert_eq!((row.used, row.unused, row.state.as_str()), (1, 2, "serving"));
+    assert_eq!(row.reasons, [("not ready".to_owned(), 2)].into());
+    assert_eq!(
+        table(&[row], true),
+        "NAMESPACE   NAME   FRONTENDS           USED   STATE     NOT USED\n\
+         shop        web    10.96.0.10:80/tcp   1/3    serving   2 not ready\n"
+    );
+}
+
+#[test]
+fn what_is_sent_to_the_asker_reads_back() {
+    let sent = view(&sound()).unwrap();
+    let text = serde_json::to_string(&sent).unwrap();
+    assert_eq!(serde_json::from_str::<ServiceView>(&text).unwrap(), sent);
+}

@@ -1,0 +1,186 @@
+//! A report, for people.
+
+use super::facts::{Decision, Fate, Flows};
+use super::findings::Severity;
+use super::report::Report;
+use super::view::{Answer, EndpointView, FamilyView, PortView};
+use crate::plan::Unused;
+use std::fmt;
+
+/// So many of a kind are shown; JSON has them all.
+const MOST_OUTCOMES: usize = 20;
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "Service {}", self.service)?;
+        if let Some(view) = &self.plan {
+            let zone = view.zone.as_deref().map(|zone| format!(", zone {zone}")).unwrap_or_default();
+            writeln!(f, "Node    {}{zone}, mode {}", view.node, view.mode)?;
+            for family in &view.families {
+                write_family(f, family, self.flows.as_ref())?;
+            }
+            let verdict = match self.kernel_is_right {
+                true => "as it should be",
+                false => "NOT as it should be",
+            };
+            writeln!(f, "\nKernel  {verdict}")?;
+            self.write_differences(f)?;
+        }
+        self.write_trace(f)?;
+        self.write_findings(f)
+    }
+}
+
+impl Report {
+    /// What is missing with a minus sign, what nobody wants with a plus sign.
+    fn write_differences(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for difference in self.differences.iter().take(MOST_OUTCOMES) {
+            writeln!(f, "  {}{}", difference.object, if difference.is_gone { " (not there)" } else { "" })?;
+            let missing = difference.missing.iter().map(|line| ('-', line));
+            let surplus = difference.surplus.iter().map(|line| ('+', line));
+            for (sign, line) in missing.chain(surplus).take(MOST_OUTCOMES) {
+                writeln!(f, "    {sign} {line}")?;
+            }
+        }
+        Ok(())
+    }
+
+    fn write_trace(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if !self.trace.is_empty() {
+            writeln!(f, "\nTrace")?;
+        }
+        for decision in self.trace.iter().take(MOST_OUTCOMES) {
+            writeln!(f, "  {:>5.1}%  {}", decision.percent, fate_words(decision))?;
+            for rule in &decision.rules {
+                let mark = if decision.decided_by.as_ref() == Some(rule) { "=>" } else { "  " };
+                writeln!(f, "        {mark} {rule}")?;
+            }
+        }
+        if self.trace.len() > MOST_OUTCOMES {
+            writeln!(f, "  and {} more outcomes (-o json shows them)", self.trace.len() - MOST_OUTCOMES)?;
+        }
+        Ok(())
+    }
+
+    fn write_findings(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.findings.is_empty() {
+            return writeln!(f, "\nNothing is wrong that can be seen from this node.");
+        }
+        writeln!(f, "\nFindings")?;
+        for finding in &self.findings {
+            let severity = match finding.severity {
+                Severity::Broken => "BROKEN ",
+                Severity::Problem => "PROBLEM",
+                Severity::Note => "note   ",
+            };
+            // The code is the same word in every output.
+            let code = serde_json::to_value(finding.code).unwrap_or_default();
+            writeln!(f, "  {severity} {}: {}", code.as_str().unwrap_or_default(), finding.message)?;
+            writeln!(f, "          {}", finding.advice)?;
+        }
+        Ok(())
+    }
+}
+
+fn write_family(f: &mut fmt::Formatter<'_>, family: &FamilyView, flows: Option<&Flows>) -> fmt::Result {
+    for port in &family.ports {
+        writeln!(f, "\n{} port {}", family.family, port.label())?;
+        for frontend in &port.frontends {
+            let answer = if frontend.kind == "cluster IP" {
+                port.internal
+            } else {
+                port.external.unwrap_or(port.internal)
+            };
+            writeln!(f, "  {:<17} {:<28} {}", frontend.kind, frontend.address, answer_words(answer))?;
+        }
+        write_policies(f, port)?;
+        writeln!(f, "  endpoints")?;
+        for endpoint in &port.endpoints {
+            write_endpoint(f, endpoint, port, flows)?;
+        }
+        if port.endpoints.is_empty() {
+            writeln!(f, "    none")?;
+        }
+    }
+    Ok(())
+}
+
+fn write_policies(f: &mut fmt::Formatter<'_>, port: &PortView) -> fmt::Result {
+    let mut policies = Vec::new();
+    if port.internal_local {
+        policies.push("internalTrafficPolicy Local".to_owned());
+    }
+    if port.external_local {
+        policies.push("externalTrafficPolicy Local".to_owned());
+    }
+    if !port.source_ranges.is_empty() {
+        policies.push(format!("load-balancer IPs only from {}", port.source_ranges.join(", ")));
+    }
+    if policies.is_empty() { Ok(()) } else { writeln!(f, "  {}", policies.join("; ")) }
+}
+
+fn write_endpoint(
+    f: &mut fmt::Formatter<'_>,
+    endpoint: &EndpointView,
+    port: &PortView,
+    flows: Option<&Flows>,
+) -> fmt::Result {
+    let address = endpoint.address().map_or_else(|| endpoint.ip.to_string(), |address| address.to_string());
+    let place = if endpoint.local { "this node" } else { "elsewhere" };
+    let flows = flows.zip(endpoint.address()).map(|(flows, address)| {
+        let count = flows.by_endpoint.get(&address).copied().unwrap_or_default();
+        format!("  {count}{} flows", if flows.is_cut { "+" } else { "" })
+    });
+    writeln!(
+        f,
+        "    {address:<28} {place}  {}{}",
+        use_words(endpoint, port.external.is_some()),
+        flows.unwrap_or_default()
+    )
+}
+
+fn use_words(endpoint: &EndpointView, has_outside: bool) -> String {
+    match (endpoint.internal, endpoint.external) {
+        (None, None) => "used".to_owned(),
+        (Some(why), _) if !has_outside => format!("not used: {}", unused_words(why)),
+        (Some(why), Some(other)) if why == other => format!("not used: {}", unused_words(why)),
+        (None, Some(why)) => format!("used inside, not from outside: {}", unused_words(why)),
+        (Some(why), None) => format!("used from outside, not inside: {}", unused_words(why)),
+        (Some(inside), Some(outside)) => {
+            format!("not used: inside {}, from outside {}", unused_words(inside), unused_words(outside))
+        }
+    }
+}
+
+/// A reason, in words.
+pub(super) fn unused_words(why: Unused) -> &'static str {
+    match why {
+        Unused::NotReady => "not ready",
+        Unused::TerminatingWhileOthersReady => "terminating while others are ready",
+        Unused::Terminated => "terminating and no longer serving",
+        Unused::OtherZone => "its hints name another zone",
+        Unused::OtherNode => "its hints name another node",
+        Unused::NotLocal => "on another node, and the policy is Local",
+        Unused::WrongFamily => "of a family that the Service does not have",
+        Unused::PortMissingInSlice => "its slice does not have this port",
+    }
+}
+
+fn fate_words(decision: &Decision) -> String {
+    let sees = if decision.masqueraded { "one of the node's addresses" } else { "the client's address" };
+    match (decision.fate, decision.endpoint) {
+        (Fate::Served, Some(endpoint)) => format!("goes to endpoint {endpoint}, which sees {sees}"),
+        (Fate::Served, None) => "goes to an endpoint".to_owned(),
+        (Fate::Refused, _) => "is refused at once".to_owned(),
+        (Fate::Dropped, _) => "is dropped silently".to_owned(),
+        (Fate::Untouched, _) => "is none of the Service's: it goes where its address says".to_owned(),
+    }
+}
+
+fn answer_words(answer: Answer) -> &'static str {
+    match answer {
+        Answer::Served => "served",
+        Answer::Refused => "refused: no endpoints",
+        Answer::Dropped => "dropped: no local endpoints",
+    }
+}

@@ -1,0 +1,223 @@
+//! What the plan makes of one Service, in a form that can be sent.
+
+use crate::backend::KernelObject;
+use crate::model::{IpFamily, Protocol, ServiceName, TrafficPolicy};
+use crate::plan::{EndpointUse, Plan, ReasonedPort, Route, Unused};
+use serde::{Deserialize, Serialize};
+use std::net::{IpAddr, SocketAddr};
+
+/// One Service.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ServiceView {
+    /// `namespace/name`.
+    pub service: String,
+    /// The node that this is about.
+    pub node: String,
+    /// Its zone, where it is known.
+    pub zone: Option<String>,
+    /// `iptables` or `ipvs`.
+    pub mode: String,
+    /// The iptables tools: `nft` or `legacy`.
+    pub flavor: String,
+    /// One part for each IP family that the Service has.
+    pub families: Vec<FamilyView>,
+}
+
+/// One family of a Service.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct FamilyView {
+    /// `IPv4` or `IPv6`.
+    pub family: String,
+    /// Its ports.
+    pub ports: Vec<PortView>,
+    /// What it needs of the kernel.
+    pub wanted: Vec<KernelObject>,
+    /// The kernel's words, if it refuses the Service.
+    pub refused: Option<String>,
+}
+
+/// What becomes of traffic.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Answer {
+    /// Endpoints get it.
+    Served,
+    /// It is refused at once: there are no endpoints.
+    Refused,
+    /// It is dropped: there are endpoints, but none that a Local policy allows here.
+    Dropped,
+}
+
+/// An address that a Service port answers on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FrontendView {
+    /// `cluster IP`, `external IP`, `load-balancer IP` or `node port`.
+    pub kind: String,
+    /// `10.96.0.1:80`; `*:30080` for a node port.
+    pub address: String,
+}
+
+/// One port of a Service in one family.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PortView {
+    /// Its name; empty when it has none.
+    pub name: String,
+    /// `tcp`, `udp` or `sctp`.
+    pub protocol: String,
+    /// Where it answers.
+    pub frontends: Vec<FrontendView>,
+    /// `internalTrafficPolicy` is Local.
+    pub internal_local: bool,
+    /// `externalTrafficPolicy` is Local.
+    pub external_local: bool,
+    /// What becomes of traffic to the cluster IP.
+    pub internal: Answer,
+    /// What becomes of traffic from outside; `None` when nothing leads here from outside.
+    pub external: Option<Answer>,
+    /// Who may use the load-balancer IPs; empty means everyone.
+    pub source_ranges: Vec<String>,
+    /// The node port that the Service asks for; 0 for none.
+    pub node_port: u16,
+    /// The Service that has it, if it is another one, or another port of the same one.
+    pub node_port_owner: Option<String>,
+    /// Every endpoint.
+    pub endpoints: Vec<EndpointView>,
+}
+
+/// One endpoint of a Service port.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct EndpointView {
+    /// Its IP.
+    pub ip: IpAddr,
+    /// Its port; `None` when its slice does not have the Service port.
+    pub port: Option<u16>,
+    /// Condition `ready`.
+    pub ready: bool,
+    /// Condition `serving`.
+    pub serving: bool,
+    /// Condition `terminating`.
+    pub terminating: bool,
+    /// It is on this node.
+    pub local: bool,
+    /// It has zone hints, and they name other zones only.
+    pub hinted_elsewhere: bool,
+    /// Why it gets no traffic of the cluster IP; `None` when it gets some.
+    pub internal: Option<Unused>,
+    /// Why it gets no traffic from outside; `None` when it gets some.
+    pub external: Option<Unused>,
+}
+
+impl FamilyView {
+    /// A plan's part of a Service; `None` when the family has nothing of it. `owner` says which
+    /// Service has a node port.
+    #[must_use]
+    pub fn of<'t>(
+        plan: &Plan<'_>,
+        name: &ServiceName,
+        owner: &dyn Fn(Protocol, u16) -> Option<&'t ServiceName>,
+    ) -> Option<FamilyView> {
+        let ports = plan.reasons(name)?;
+        Some(FamilyView {
+            family: plan.family().to_string(),
+            ports: ports.iter().map(|port| PortView::of(port, owner)).collect(),
+            wanted: Vec::new(),
+            refused: None,
+        })
+    }
+
+    /// The family.
+    #[must_use]
+    pub fn ip_family(&self) -> Option<IpFamily> {
+        IpFamily::ALL.into_iter().find(|family| family.as_str() == self.family)
+    }
+}
+
+impl PortView {
+    fn of<'t>(port: &ReasonedPort, owner: &dyn Fn(Protocol, u16) -> Option<&'t ServiceName>) -> PortView {
+        let (plan, frontends) = (&port.plan, &port.plan.frontends);
+        let is_refused = port.node_port != 0 && frontends.node_port.is_none();
+        let owner = owner(plan.name.protocol, port.node_port).filter(|_| is_refused);
+        PortView {
+            name: plan.name.port.to_string(),
+            protocol: plan.name.protocol.to_string(),
+            frontends: frontend_views(port),
+            internal_local: port.internal_policy == TrafficPolicy::Local,
+            external_local: frontends.external_policy == TrafficPolicy::Local,
+            internal: Answer::of(plan.internal),
+            external: frontends.externally_accessible().then(|| Answer::of(plan.external)),
+            source_ranges: frontends.source_ranges.iter().map(ToString::to_string).collect(),
+            node_port: port.node_port,
+            node_port_owner: owner.map(ToString::to_string),
+            endpoints: port.endpoints.iter().map(EndpointView::of).collect(),
+        }
+    }
+
+    /// Its name as messages have it: `http (tcp)`.
+    #[must_use]
+    pub fn label(&self) -> String {
+        match self.name.as_str() {
+            "" => self.protocol.clone(),
+            name => format!("{name} ({})", self.protocol),
+        }
+    }
+}
+
+fn frontend_views(port: &ReasonedPort) -> Vec<FrontendView> {
+    let frontends = &port.plan.frontends;
+    let view = |kind: &str, ip: IpAddr| FrontendView {
+        kind: kind.to_owned(),
+        address: SocketAddr::new(ip, frontends.port).to_string(),
+    };
+    let mut views = vec![view("cluster IP", frontends.cluster_ip)];
+    views.extend(frontends.external_ips.iter().map(|ip| view("external IP", *ip)));
+    views.extend(frontends.load_balancer_ips.iter().map(|ip| view("load-balancer IP", *ip)));
+    views.extend(
+        frontends
+            .node_port
+            .map(|port| FrontendView { kind: "node port".to_owned(), address: format!("*:{port}") }),
+    );
+    views
+}
+
+impl EndpointView {
+    fn of(endpoint: &EndpointUse) -> EndpointView {
+        let facts = endpoint.facts;
+        EndpointView {
+            ip: endpoint.ip,
+            port: endpoint.port,
+            ready: facts.ready(),
+            serving: facts.serving(),
+            terminating: facts.terminating(),
+            local: facts.local(),
+            hinted_elsewhere: endpoint.hinted_elsewhere,
+            internal: endpoint.internal,
+            external: endpoint.external,
+        }
+    }
+
+    /// It gets some traffic.
+    #[must_use]
+    pub fn is_used(&self) -> bool {
+        self.internal.is_none() || self.external.is_none()
+    }
+
+    /// Address and port, where the port is known.
+    #[must_use]
+    pub fn address(&self) -> Option<SocketAddr> {
+        self.port.map(|port| SocketAddr::new(self.ip, port))
+    }
+}
+
+impl Answer {
+    fn of(route: Route) -> Answer {
+        match route {
+            Route::Balance(_) => Answer::Served,
+            Route::Reject => Answer::Refused,
+            Route::Drop => Answer::Dropped,
+        }
+    }
+}

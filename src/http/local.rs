@@ -1,0 +1,167 @@
+//! The same over a Unix socket that only root can open: for questions of people on the node.
+
+use super::{ACCEPT_RETRY, Reply, converse_by};
+use http_body_util::{BodyExt, Empty, Limited};
+use hyper::body::Bytes;
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
+use std::convert::Infallible;
+use std::fs::{self, DirBuilder, Permissions};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, PermissionsExt};
+use std::path::Path;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::{sleep, timeout};
+use tracing::{debug, warn};
+
+/// Conversations at a time; more have to wait.
+const MAX_CONNECTIONS: usize = 8;
+/// An answer is not waited for longer.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// Nor is one read that is larger.
+const LARGEST_ANSWER: usize = 64 * 1024 * 1024;
+/// The root user.
+const ROOT: u32 = 0;
+
+/// An answer that takes a while.
+pub type Answering = Pin<Box<dyn Future<Output = Reply> + Send>>;
+/// Answers to paths and queries.
+pub type LocalRoutes = Arc<dyn Fn(&str, &str) -> Answering + Send + Sync>;
+
+/// Makes the socket, in a folder that only its owner may enter. What an earlier process left of it
+/// is removed; a socket that somebody answers on stays.
+///
+/// # Errors
+/// If the folder cannot be written to, or another process listens there.
+pub async fn bind_local(path: &Path) -> io::Result<UnixListener> {
+    if let Some(folder) = path.parent().filter(|folder| !folder.exists()) {
+        DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
+    }
+    match fs::symlink_metadata(path) {
+        Ok(found) if !found.file_type().is_socket() => {
+            return Err(io::Error::new(io::ErrorKind::AlreadyExists, "there is something that is no socket"));
+        }
+        Ok(_) if UnixStream::connect(path).await.is_ok() => {
+            return Err(io::Error::new(io::ErrorKind::AddrInUse, "another process answers there"));
+        }
+        Ok(_) => fs::remove_file(path)?,
+        Err(_) => {}
+    }
+    let listener = UnixListener::bind(path)?;
+    fs::set_permissions(path, Permissions::from_mode(0o600))?;
+    Ok(listener)
+}
+
+/// Serves the socket until dropped. Who is neither root nor our own user gets no answer.
+pub async fn serve_local(listener: UnixListener, routes: LocalRoutes) -> Infallible {
+    let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let mut connections = tokio::task::JoinSet::new();
+    loop {
+        // The semaphore is never closed, so an error cannot come up; waiting again is harmless.
+        let Ok(permit) = Arc::clone(&permits).acquire_owned().await else { continue };
+        while connections.try_join_next().is_some() {}
+        if let Some(stream) = accept(&listener).await {
+            connections.spawn(converse(stream, Arc::clone(&routes), permit));
+        }
+    }
+}
+
+/// The next one who may ask; `None` for one who may not, and after an error.
+async fn accept(listener: &UnixListener) -> Option<UnixStream> {
+    match listener.accept().await {
+        Ok((stream, _)) if is_allowed(&stream) => return Some(stream),
+        Ok(_) => warn!("somebody who is not root opened the control socket; no answer was given"),
+        Err(error) => {
+            debug!(%error, "cannot accept a connection");
+            sleep(ACCEPT_RETRY).await;
+        }
+    }
+    None
+}
+
+async fn converse(stream: UnixStream, routes: LocalRoutes, _permit: OwnedSemaphorePermit) {
+    let answer = |request: hyper::Request<hyper::body::Incoming>| {
+        routes(request.uri().path(), request.uri().query().unwrap_or(""))
+    };
+    converse_by(stream, answer).await;
+}
+
+fn is_allowed(stream: &UnixStream) -> bool {
+    let ours = nix::unistd::geteuid().as_raw();
+    stream.peer_cred().is_ok_and(|peer| [ROOT, ours].contains(&peer.uid()))
+}
+
+/// Asks a socket for a path; returns status and body.
+///
+/// # Errors
+/// When nobody answers there, or not in time.
+pub async fn ask_local(socket: &Path, path: &str) -> io::Result<(u16, Vec<u8>)> {
+    let stream = UnixStream::connect(socket).await?;
+    let exchange = async {
+        let (mut sender, connection) =
+            http1::handshake(TokioIo::new(stream)).await.map_err(io::Error::other)?;
+        let request = hyper::Request::get(path).header("host", "control").body(Empty::<Bytes>::new());
+        let ask = async {
+            let response = sender.send_request(request.map_err(io::Error::other)?);
+            let response = response.await.map_err(io::Error::other)?;
+            let status = response.status().as_u16();
+            let body = Limited::new(response.into_body(), LARGEST_ANSWER).collect().await;
+            Ok((status, body.map_err(io::Error::other)?.to_bytes().to_vec()))
+        };
+        let mut ask = std::pin::pin!(ask);
+        tokio::select! {
+            answer = ask.as_mut() => answer,
+            ended = connection => {
+                ended.map_err(io::Error::other)?;
+                // What came before the end still counts.
+                ask.await
+            }
+        }
+    };
+    timeout(PATIENCE, exchange).await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn echo() -> LocalRoutes {
+        Arc::new(|path, query| {
+            let text = format!("{path} {query}");
+            Box::pin(async move { Reply::text(200, text) })
+        })
+    }
+
+    #[tokio::test]
+    async fn a_question_gets_its_answer_and_nobody_else_may_open_the_socket() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("run/control.sock");
+        let listener = bind_local(&path).await.unwrap();
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        assert_eq!((mode(&path), mode(path.parent().unwrap())), (0o600, 0o700));
+        let _server = tokio::spawn(serve_local(listener, echo()));
+        assert_eq!(ask_local(&path, "/a?b=c").await.unwrap(), (200, b"/a b=c".to_vec()));
+    }
+
+    #[tokio::test]
+    async fn a_socket_that_was_left_behind_is_replaced_and_a_live_one_is_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("control.sock");
+        drop(bind_local(&path).await.unwrap());
+        let _live = bind_local(&path).await.unwrap();
+        assert_eq!(bind_local(&path).await.unwrap_err().kind(), io::ErrorKind::AddrInUse);
+    }
+
+    #[tokio::test]
+    async fn what_is_no_socket_is_left_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("control.sock");
+        fs::write(&path, "precious").unwrap();
+        assert!(bind_local(&path).await.is_err());
+        assert_eq!(fs::read_to_string(&path).unwrap(), "precious");
+    }
+}
