@@ -11,7 +11,7 @@ TOOLS := .cache/tools
 DENY := $(TOOLS)/bin/cargo-deny
 DENY_VERSION := 0.20.2
 
-.PHONY: help deps demo test fmt fmt-check lint deny unit fuzz golden api netns test-ipvs e2e bench bench-scale docs clean
+.PHONY: help deps demo test fmt fmt-check lint deny unit fuzz golden api netns page-test test-ipvs e2e bench bench-scale docs clean
 
 help: ## this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z0-9-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -20,7 +20,7 @@ demo: deps ## see it work: a throw-away node, real requests, a change, cleaned u
 	@$(CARGO) build --quiet --locked --features testing --bin kube-proxy-rs --example demo
 	@$(if $(filter ipvs,$(MODE)),scripts/with-ipvs.sh) target/debug/examples/demo target/debug/kube-proxy-rs $(MODE)
 
-test: deps fmt-check lint unit fuzz netns chart image-test test-ipvs ## everything CI runs: format, lints, unit to network-namespace tests
+test: deps fmt-check lint unit fuzz netns page-test chart image-test test-ipvs ## everything CI runs: format, lints, unit to network-namespace tests
 
 deps: ## install the tools that tests and demo need (apt, as root), if any is missing
 	@scripts/deps.sh
@@ -61,6 +61,12 @@ api: ## the watch tests; with KUBEBUILDER_ASSETS set, also against a real API se
 netns: deps ## real packets and the reference's fixtures, in network namespaces; needs root
 	@[ "$$(id -u)" = 0 ] || { echo "make netns: needs root, for network namespaces and iptables" >&2; exit 1; }
 	$(CARGO) test --locked --test fixtures --test netns
+
+# SHOTS=FOLDER keeps what the browser showed.
+page-test: ## the status page in headless Chromium: two widths, light and dark, healthy and degraded; needs root
+	@scripts/deps.sh page
+	$(CARGO) build --quiet --locked --bin kube-proxy-rs
+	e2e/page/run target/debug/kube-proxy-rs $(SHOTS)
 
 test-ipvs: deps ## IPVS mode on a real kernel: here, or in a virtual machine where this kernel has no ip_vs
 	@[ "$$(id -u)" = 0 ] || { echo "make test-ipvs: needs root" >&2; exit 1; }

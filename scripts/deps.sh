@@ -21,6 +21,8 @@ needed=(
 )
 # For the virtual machine of e2e/vm.
 [ "${1:-}" != vm ] || needed+=(qemu-system-x86_64:qemu-system-x86 busybox:busybox-static cpio:cpio depmod:kmod)
+# For the status page's test.
+[ "${1:-}" != page ] || needed+=(chromium:chromium unshare:util-linux)
 export PATH="$PATH:/usr/sbin:/sbin"
 missing=()
 for entry in "${needed[@]}"; do

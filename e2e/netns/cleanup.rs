@@ -12,8 +12,6 @@ use kube_proxy_rs::testing::proxy::{Flavor, Folder, Launch, Proxy, save, wait_un
 use crate::BINARY;
 
 const SYNC: Duration = Duration::from_secs(120);
-/// For tests that run in a virtual machine without hardware help.
-const EMULATED: Duration = Duration::from_secs(600);
 const BOTH: [Flavor; 2] = [Flavor::Nft, Flavor::Legacy];
 
 /// The interface of IPVS mode.
@@ -27,13 +25,9 @@ fn node() -> Namespace {
 
 /// Runs the program until it has synced.
 fn program(node: &Namespace, flavor: Flavor, flags: &[&str]) -> Proxy {
-    program_within(node, flavor, flags, SYNC)
-}
-
-fn program_within(node: &Namespace, flavor: Flavor, flags: &[&str], limit: Duration) -> Proxy {
     let mut proxy =
         Launch { binary: BINARY, namespace: node, flavor, flags }.start(&cases()[0].objects()).unwrap();
-    proxy.wait_for_sync(node, flavor, limit).unwrap();
+    proxy.wait_for_sync(node, flavor, SYNC).unwrap();
     proxy
 }
 
@@ -210,43 +204,4 @@ fn the_table_of_nftables_mode_goes_once_our_rules_stand() {
         !node.output("nft", &["list", "tables"]).unwrap().contains("kube-proxy")
     })
     .unwrap();
-}
-
-/// What `make test-ipvs` runs.
-mod ipvs {
-    use super::*;
-
-    #[test]
-    #[ignore = "needs ip_vs; make test-ipvs"]
-    fn a_change_between_iptables_and_ipvs_mode_leaves_nothing_of_the_mode_before() {
-        let node = node();
-        let foreign = ["-A", "-t", "192.0.2.77:443", "-s", "wrr"];
-        node.output("ipvsadm", &foreign).unwrap();
-        program_within(&node, Flavor::Nft, &[], EMULATED).terminate().unwrap();
-        let rules = || everything(&node);
-
-        let flags = ["--proxy-mode=ipvs"];
-        let launch = Launch { binary: BINARY, namespace: &node, flavor: Flavor::Nft, flags: &flags };
-        let mut ipvs = launch.start(&cases()[0].objects()).unwrap();
-        let of_iptables =
-            ["KUBE-SVC-", "KUBE-SEP-", "KUBE-NODEPORTS", "KUBE-EXTERNAL-SERVICES", "load balancer firewall"];
-        wait_until("only the rules of IPVS mode are there", EMULATED, || {
-            let now = rules();
-            now.contains("KUBE-LOAD-BALANCER") && of_iptables.iter().all(|name| !now.contains(name))
-        })
-        .unwrap_or_else(|error| panic!("{error}: {}\n{}", rules(), ipvs.log_tail()));
-        let servers = || node.output("ipvsadm", &["-Sn"]).unwrap();
-        assert!(servers().lines().count() > 1, "{}", servers());
-        ipvs.terminate().unwrap();
-
-        let _iptables = program_within(&node, Flavor::Nft, &[], EMULATED);
-        let of_ipvs =
-            ["KUBE-LOAD-BALANCER", "KUBE-IPVS", "KUBE-CLUSTER-IP", "kube-proxy firewall rules", INTERFACE];
-        wait_until("only the rules of iptables mode are there", EMULATED, || {
-            let now = rules();
-            now.contains("KUBE-SVC-") && of_ipvs.iter().all(|name| !now.contains(name))
-        })
-        .unwrap_or_else(|error| panic!("{error}: {}\n{}", rules(), servers()));
-        assert_eq!(servers().trim(), foreign.join(" "));
-    }
 }

@@ -11,7 +11,7 @@ use kube_proxy_rs::testing::proxy::{Flavor, Launch, http_get, metrics, wait_unti
 use crate::BINARY;
 
 const SYNC: Duration = Duration::from_secs(120);
-const SOON: Duration = Duration::from_secs(60);
+const SOON: Duration = Duration::from_secs(5);
 
 /// A load-balancer Service with policy Local and these endpoints.
 fn service(endpoints: &[Place]) -> PacketCase {

@@ -7,6 +7,7 @@
 mod cleanup;
 mod conntrack;
 mod dispatch;
+mod explain;
 mod health;
 mod ipvs;
 mod memory;

@@ -49,20 +49,18 @@ fn is_served(lab: &Lab, case: &PacketCase, family: IpFamily) -> bool {
 }
 
 #[rstest]
-fn a_flush_by_hand_is_healed_without_waiting_for_the_sync_period(
-    #[values(Flavor::Nft, Flavor::Legacy)] flavor: Flavor,
-) {
+fn a_flush_by_hand_is_healed_within_ten_seconds(#[values(Flavor::Nft, Flavor::Legacy)] flavor: Flavor) {
     let lab = Lab::create().unwrap();
     let case = exposed_case();
-    // With a long period, so that it is not the periodic sync that heals.
-    let patient = Launch { flags: &["--iptables-sync-period=30m"], ..launch(&lab, flavor) };
-    let mut proxy = patient.start(&case.objects()).unwrap();
+    // With the default period, so that it is not the periodic sync that heals.
+    let usual = Launch { flags: &[], ..launch(&lab, flavor) };
+    let mut proxy = usual.start(&case.objects()).unwrap();
     proxy.wait_for_sync(lab.node(), flavor, SYNC).unwrap();
     for (family, tool) in [(IpFamily::V4, "iptables"), (IpFamily::V6, "ip6tables")] {
         assert!(is_served(&lab, &case, family));
         lab.node().output(&format!("{tool}-{}", flavor.as_str()), &["-t", "nat", "-F"]).unwrap();
         assert!(!is_served(&lab, &case, family));
-        wait_until("the flush is healed", Duration::from_secs(60), || is_served(&lab, &case, family))
+        wait_until("the flush is healed", Duration::from_secs(10), || is_served(&lab, &case, family))
             .unwrap_or_else(|error| panic!("{error}; its log:\n{}", proxy.log_tail()));
     }
 }
@@ -110,7 +108,7 @@ fn what_went_away_while_the_program_was_down_is_removed_at_its_return(
     proxy.apply(&stays.objects()).unwrap();
     launch(&lab, flavor).start_again(&mut proxy).unwrap();
     proxy.wait_for_sync(lab.node(), flavor, SYNC).unwrap();
-    wait_until("the stale chains are gone", SYNC, || {
+    wait_until("the stale chains are gone", Duration::from_secs(10), || {
         [false, true].into_iter().all(|v6| !save(flavor, lab.node(), v6).unwrap().contains(&text_of_gone))
     })
     .unwrap();

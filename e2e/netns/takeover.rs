@@ -83,7 +83,7 @@ fn open_connections_outlive_the_change_from_kube_proxy_and_back(
     let client: IpAddr = Place::LocalClient.address(IpFamily::V4);
     let stream = lab.namespace(Place::LocalClient).run(|| UdpSocket::bind((client, 0)).unwrap()).unwrap();
     stream.connect(dns).unwrap();
-    stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
     let ask = || -> String {
         stream.send(b"?").unwrap();
         let mut line = [0; 128];

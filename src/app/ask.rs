@@ -5,8 +5,8 @@ use super::{look, print};
 use crate::config::{Config, Explain, OutputForm, TableForm};
 use crate::explain::{ApiFacts, Kind, Report, Row, ServiceView, Services, table};
 use crate::http;
-use crate::model::ServiceName;
-use crate::sync::{Picture, Question};
+use crate::model::{IpFamily, ServiceName};
+use crate::sync::Question;
 use crate::watch::client::{ClientOptions, Connection};
 use crate::watch::lookup::{self, Raw};
 use crate::watch::manifests;
@@ -58,6 +58,11 @@ fn names_source(config: &Config) -> bool {
 }
 
 async fn ask_daemon<T: DeserializeOwned>(socket: &Path, path: &str) -> Result<T> {
+    let body = answer_of(socket, path).await?;
+    serde_json::from_slice(&body).context("the proxy's answer is not understood; is it another version?")
+}
+
+async fn answer_of(socket: &Path, path: &str) -> Result<Vec<u8>> {
     let hint = "is kube-proxy-rs running on this node? --kubeconfig or --manifests do without it";
     let (status, body) = http::ask_local(socket, path)
         .await
@@ -65,7 +70,7 @@ async fn ask_daemon<T: DeserializeOwned>(socket: &Path, path: &str) -> Result<T>
     if status != 200 {
         bail!("{}", String::from_utf8_lossy(&body).trim());
     }
-    serde_json::from_slice(&body).context("the proxy's answer is not understood; is it another version?")
+    Ok(body)
 }
 
 /// `explain`.
@@ -87,6 +92,9 @@ pub(super) async fn explain(config: &Config, asked: &Explain) -> Result<ExitCode
     if let (Some(view), Some(port)) = (&mut view, port) {
         keep_port(view, port)?;
     }
+    if let Some(view) = &mut view {
+        keep_family(view, asked);
+    }
     let mut node = match &view {
         Some(view) => look::around(config, view, asked).await,
         None => crate::explain::NodeState::default(),
@@ -99,6 +107,12 @@ pub(super) async fn explain(config: &Config, asked: &Explain) -> Result<ExitCode
     };
     print(&text);
     Ok(ExitCode::from(report.exit_status()))
+}
+
+/// A traced packet is of one family, so the other one is left out.
+fn keep_family(view: &mut ServiceView, asked: &Explain) {
+    let Some(address) = asked.client.or(asked.to.map(|to| to.ip())) else { return };
+    view.families.retain(|family| family.ip_family() == Some(IpFamily::of(address)));
 }
 
 fn keep_port(view: &mut ServiceView, port: &str) -> Result<()> {
@@ -178,12 +192,18 @@ pub(super) async fn status(config: &Config, form: OutputForm) -> Result<ExitCode
     let Some(socket) = &config.control_socket else {
         bail!("--control-socket has to say who is to be asked")
     };
-    let picture: Picture = ask_daemon(socket, "/v1/picture").await?;
-    let text = match form {
-        OutputForm::Json => json(&picture)?,
-        OutputForm::Text => picture.to_string(),
+    let path = match form {
+        OutputForm::Json => "/v1/status",
+        OutputForm::Text => "/v1/status.txt",
     };
-    Ok(print(&text))
+    let body = answer_of(socket, path).await?;
+    match form {
+        OutputForm::Json => {
+            let value: serde_json::Value = serde_json::from_slice(&body).context("reading the answer")?;
+            Ok(print(&json(&value)?))
+        }
+        OutputForm::Text => Ok(print(&String::from_utf8_lossy(&body))),
+    }
 }
 
 fn json(value: &impl serde::Serialize) -> Result<String> {

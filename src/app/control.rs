@@ -1,25 +1,78 @@
-//! The control socket: questions of people on the node, handed on to the loop.
+//! Questions of people on the node, handed on to the loop: the control socket and the status page.
 
+use super::status::Status;
 use crate::config::Config;
-use crate::http::{self, Answering, LocalRoutes, Reply};
+use crate::health::{Clock, ProxyHealth};
+use crate::http::{self, Answering, LocalRoutes, Reply, SlowPage};
 use crate::model::ServiceName;
 use crate::sync::Question;
 use serde::Serialize;
 use std::convert::Infallible;
 use std::sync::Arc;
-use std::time::Duration;
-use tokio::sync::{mpsc, oneshot};
+use std::time::{Duration, SystemTime};
+use tokio::sync::{Mutex, mpsc, oneshot};
+use tokio::time::Instant;
 
 /// Questions that wait for the loop.
 pub(super) const QUESTIONS: usize = 16;
 /// A pass over a large cluster can take this long; then the asker should try again.
 const PATIENCE: Duration = Duration::from_secs(50);
 
+/// A status page does not wait for the end of a sync.
+const PAGE_PATIENCE: Duration = Duration::from_secs(2);
+/// Everybody can ask for the page, so it is made once for all who ask within this time.
+const PAGE_LIFE: Duration = Duration::from_secs(2);
+
+/// Those who can be asked how things are.
+#[derive(Clone)]
+pub(super) struct Asked {
+    /// The loop.
+    pub(super) questions: mpsc::Sender<Question>,
+    /// What is known without it.
+    pub(super) health: Arc<ProxyHealth>,
+    pub(super) clock: Clock,
+    /// When we started.
+    pub(super) started: SystemTime,
+}
+
+impl Asked {
+    async fn status(&self) -> Status {
+        let (reply, answer) = oneshot::channel();
+        let asked = async {
+            self.questions.send(Question::Picture(reply)).await.ok()?;
+            answer.await.ok()
+        };
+        let picture = tokio::time::timeout(PAGE_PATIENCE, asked).await.ok().flatten();
+        Status::new(self.started, picture, self.health.readiness((self.clock)()))
+    }
+
+    /// `/status` of the health port.
+    pub(super) fn page(self) -> SlowPage {
+        let last: Arc<Mutex<Option<(Instant, Reply)>>> = Arc::default();
+        let answer = move || -> Answering {
+            let (asked, last) = (self.clone(), last.clone());
+            Box::pin(async move {
+                // Held while the page is made: whoever asks meanwhile gets the same one.
+                let mut last = last.lock().await;
+                if let Some((made, reply)) = &*last
+                    && made.elapsed() < PAGE_LIFE
+                {
+                    return reply.clone();
+                }
+                let reply = Reply::page(asked.status().await.html());
+                *last = Some((Instant::now(), reply.clone()));
+                reply
+            })
+        };
+        SlowPage { path: "/status", answer: Arc::new(answer) }
+    }
+}
+
 /// Serves the control socket. That it cannot be made keeps nobody from serving Services.
-pub(super) async fn serve(config: &Config, questions: mpsc::Sender<Question>) -> Infallible {
+pub(super) async fn serve(config: &Config, asked: Asked) -> Infallible {
     let Some(path) = &config.control_socket else { return std::future::pending().await };
     match http::bind_local(path).await {
-        Ok(listener) => http::serve_local(listener, routes(questions)).await,
+        Ok(listener) => http::serve_local(listener, routes(asked)).await,
         Err(error) => {
             tracing::warn!(socket = %path.display(), %error, "no control socket: explain, services and status cannot ask this proxy");
             std::future::pending().await
@@ -27,13 +80,20 @@ pub(super) async fn serve(config: &Config, questions: mpsc::Sender<Question>) ->
     }
 }
 
-fn routes(questions: mpsc::Sender<Question>) -> LocalRoutes {
+fn routes(asked: Asked) -> LocalRoutes {
     Arc::new(move |path, query| {
-        let questions = questions.clone();
+        let questions = asked.questions.clone();
         match path {
             "/v1/service" => service(questions, query),
             "/v1/services" => services(questions, query),
-            "/v1/picture" => Box::pin(ask(questions, Question::Picture)),
+            "/v1/status" => {
+                let asked = asked.clone();
+                Box::pin(async move { json(&asked.status().await) })
+            }
+            "/v1/status.txt" => {
+                let asked = asked.clone();
+                Box::pin(async move { Reply::text(200, asked.status().await.to_string()) })
+            }
             _ => Box::pin(async { Reply::not_found() }),
         }
     })
@@ -70,11 +130,15 @@ async fn ask<T: Serialize>(
         answer.await.ok()
     };
     match tokio::time::timeout(PATIENCE, asked).await {
-        Ok(Some(answer)) => match serde_json::to_vec(&answer) {
-            Ok(body) => Reply::json(200, body),
-            Err(error) => Reply::text(500, format!("cannot encode the answer: {error}\n")),
-        },
+        Ok(Some(answer)) => json(&answer),
         Ok(None) => Reply::text(503, "the proxy is about to end\n"),
         Err(_) => Reply::text(503, "the proxy is busy with a long sync, or still starting; try again\n"),
+    }
+}
+
+fn json(answer: &impl Serialize) -> Reply {
+    match serde_json::to_vec(answer) {
+        Ok(body) => Reply::json(200, body),
+        Err(error) => Reply::text(500, format!("cannot encode the answer: {error}\n")),
     }
 }

@@ -17,6 +17,7 @@ mod render;
 mod run;
 mod servers;
 mod source;
+mod status;
 
 use crate::config::{self, Action, CommandLine, LogFormat, Resolved};
 use crate::kernel::memory;

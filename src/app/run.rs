@@ -1,5 +1,6 @@
 //! Being a service proxy: sources, loop and servers, and their end.
 
+use super::control::Asked;
 use super::reload::Watched;
 use super::servers::{self, Facts};
 use super::{cleanup, conntrack, control, families, source};
@@ -62,17 +63,18 @@ async fn serve(config: Config, line: CommandLine, effective: Effective) -> Resul
     set_oom_score(config.oom_score_adj);
     let clock = clock();
     let health = Arc::new(ProxyHealth::new(config.sync.period));
-    if !config.sources.manifests.is_empty() {
-        // There may be no Node among them, and nobody to take it away.
-        health.set_node(Some(&NodeFacts::default()));
-    }
     let metrics = Arc::new(metrics(config.mode)?);
     conntrack::set_limits(&config.conntrack)?;
     let settlement = settlement(&health, &metrics, &clock);
+    let (asker, questions) = mpsc::channel(control::QUESTIONS);
+    let started = clock().wall;
+    let asked = Asked { questions: asker, health: health.clone(), clock: clock.clone(), started };
+    let control = control::serve(&config, asked.clone());
     let facts = Facts {
+        status: asked.page(),
         configz: effective.to_configz().map_err(anyhow::Error::msg)?,
         flags: line.values.clone(),
-        started: clock().wall,
+        started,
     };
     let watched = Watched::new(line, effective);
     let (sender, events) = mpsc::channel(CHANNEL);
@@ -83,8 +85,6 @@ async fn serve(config: Config, line: CommandLine, effective: Effective) -> Resul
     let started = i64::try_from(since_1970(clock().wall).as_millis()).unwrap_or(i64::MAX);
     let node = NodeFacts { name: config.node_name.as_str().into(), ..NodeFacts::default() };
     let tracker = Tracker::new(node, started).reserving(families::reserved(&config));
-    let (asker, questions) = mpsc::channel(control::QUESTIONS);
-    let control = control::serve(&config, asker);
     tokio::select! {
         ended = program(&config, Inbox { events, questions }, tracker, (records, settlement), &metrics) => {
             match ended? {
@@ -118,7 +118,7 @@ fn metrics(mode: Mode) -> Result<Metrics> {
         Mode::Ipvs => MetricSet::Ipvs,
     };
     let metrics = Metrics::new(shown, build, Box::new(|| process::read().ok()))?;
-    if mode == Mode::Iptables && Nfacct::probe().is_ok() {
+    if Nfacct::probe().is_ok() {
         metrics.register_accounting(&(Arc::new(accounted) as _))?;
     }
     Ok(metrics)

@@ -21,6 +21,8 @@ pub(super) struct Facts {
     pub(super) flags: Vec<(String, String)>,
     /// When we started.
     pub(super) started: SystemTime,
+    /// The status page of the health server.
+    pub(super) status: http::SlowPage,
 }
 
 /// Pages for people begin so: nobody shall build a parser on them.
@@ -33,7 +35,7 @@ struct Server {
     reason: &'static str,
     /// Without one there is no such server.
     address: Option<SocketAddr>,
-    routes: http::Routes,
+    site: http::Site,
 }
 
 /// Serves health and metrics. Ends only with an error, and that only with
@@ -54,13 +56,16 @@ pub(super) fn serve(
         what: "health",
         reason: "FailedToStartProxierHealthcheck",
         address: config.healthz,
-        routes: health::routes(health.clone(), clock.clone(), Box::new(count)),
+        site: http::Site {
+            routes: health::routes(health.clone(), clock.clone(), Box::new(count)),
+            slow: Some(facts.status.clone()),
+        },
     };
     let metrics_server = Server {
         what: "metrics",
         reason: "FailedToStartMetricServer",
         address: config.metrics,
-        routes: http::diagnostics(pages(config, facts, (health, metrics), clock)),
+        site: http::diagnostics(pages(config, facts, (health, metrics), clock)).into(),
     };
     let hard_fail = config.bind_address_hard_fail;
     async move {
@@ -95,9 +100,9 @@ fn shown(encoded: Result<Vec<u8>, impl std::fmt::Display>) -> Result<(&'static s
 }
 
 async fn keep_serving(server: Server, hard_fail: bool, events: &Events) -> Result<()> {
-    let Server { what, reason, address, routes } = server;
+    let Server { what, reason, address, site } = server;
     let Some(address) = address else { return std::future::pending().await };
-    match http::keep_serving(what, address, hard_fail, routes).await {
+    match http::keep_serving(what, address, hard_fail, site).await {
         Ok(never) => match never {},
         Err(error) => {
             let error = Error::new(error).context(format!("the {what} server cannot listen on {address}"));
@@ -174,7 +179,12 @@ mod tests {
 
     fn on(address: SocketAddr) -> Server {
         let routes: http::Routes = Arc::new(|_| Reply::text(200, ""));
-        Server { what: "health", reason: "FailedToStartProxierHealthcheck", address: Some(address), routes }
+        Server {
+            what: "health",
+            reason: "FailedToStartProxierHealthcheck",
+            address: Some(address),
+            site: routes.into(),
+        }
     }
 
     #[tokio::test]

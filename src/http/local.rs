@@ -1,6 +1,6 @@
 //! The same over a Unix socket that only root can open: for questions of people on the node.
 
-use super::{ACCEPT_RETRY, Reply, converse_by};
+use super::{ACCEPT_RETRY, Answering, converse_by};
 use http_body_util::{BodyExt, Empty, Limited};
 use hyper::body::Bytes;
 use hyper::client::conn::http1;
@@ -10,7 +10,6 @@ use std::fs::{self, DirBuilder, Permissions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, PermissionsExt};
 use std::path::Path;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::{UnixListener, UnixStream};
@@ -27,8 +26,6 @@ const LARGEST_ANSWER: usize = 64 * 1024 * 1024;
 /// The root user.
 const ROOT: u32 = 0;
 
-/// An answer that takes a while.
-pub type Answering = Pin<Box<dyn Future<Output = Reply> + Send>>;
 /// Answers to paths and queries.
 pub type LocalRoutes = Arc<dyn Fn(&str, &str) -> Answering + Send + Sync>;
 
@@ -128,6 +125,7 @@ pub async fn ask_local(socket: &Path, path: &str) -> io::Result<(u16, Vec<u8>)> 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::http::Reply;
 
     fn echo() -> LocalRoutes {
         Arc::new(|path, query| {

@@ -10,7 +10,7 @@ mod local;
 
 pub use diagnostics::{Encode, Pages, diagnostics};
 pub use listen::{bind, bind_exclusive};
-pub use local::{Answering, LocalRoutes, ask_local, bind_local, serve_local};
+pub use local::{LocalRoutes, ask_local, bind_local, serve_local};
 
 use http::{HeaderValue, Response, StatusCode, header};
 use http_body_util::Full;
@@ -21,7 +21,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -85,6 +85,18 @@ impl Reply {
         Reply { status, content_type: "application/json", headers, body: body.into() }
     }
 
+    /// A page that may load nothing and run nothing.
+    #[must_use]
+    pub fn page(body: impl Into<Vec<u8>>) -> Self {
+        let policy = "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'";
+        let headers = vec![
+            ("X-Content-Type-Options", "nosniff".to_owned()),
+            ("Content-Security-Policy", policy.to_owned()),
+            ("Cache-Control", "no-store".to_owned()),
+        ];
+        Reply { status: 200, content_type: "text/html; charset=utf-8", headers, body: body.into() }
+    }
+
     /// There is nothing under this path.
     #[must_use]
     pub fn not_found() -> Self {
@@ -94,6 +106,33 @@ impl Reply {
 
 /// Answers requests. Called on the server's task, so it must not block.
 pub type Routes = Arc<dyn Fn(Request<'_>) -> Reply + Send + Sync>;
+
+/// An answer that takes a while, such as one that has to be asked for.
+pub type Answering = Pin<Box<dyn Future<Output = Reply> + Send>>;
+
+/// One path whose answer takes a while.
+#[derive(Clone)]
+pub struct SlowPage {
+    /// The path.
+    pub path: &'static str,
+    /// Makes the answer.
+    pub answer: Arc<dyn Fn() -> Answering + Send + Sync>,
+}
+
+/// What a server serves: routes, and perhaps one page whose answer takes a while.
+#[derive(Clone)]
+pub struct Site {
+    /// All paths but the slow one.
+    pub routes: Routes,
+    /// The slow one.
+    pub slow: Option<SlowPage>,
+}
+
+impl From<Routes> for Site {
+    fn from(routes: Routes) -> Self {
+        Site { routes, slow: None }
+    }
+}
 
 /// Listens on an address and serves there until dropped.
 ///
@@ -106,13 +145,13 @@ pub async fn keep_serving(
     what: &str,
     address: SocketAddr,
     hard_fail: bool,
-    routes: Routes,
+    site: Site,
 ) -> io::Result<Infallible> {
     loop {
         match bind(address) {
             Ok(listener) => {
                 debug!(server = what, %address, "listening");
-                match serve(listener, routes).await {}
+                match serve_site(listener, site).await {}
             }
             Err(error) if hard_fail => return Err(error),
             Err(error) => warn!(server = what, %address, %error, "cannot listen, will try again"),
@@ -123,6 +162,11 @@ pub async fn keep_serving(
 
 /// Serves a listener until dropped. Dropping ends its connections too.
 pub async fn serve(listener: TcpListener, routes: Routes) -> Infallible {
+    serve_site(listener, routes.into()).await
+}
+
+/// The same for a whole site.
+async fn serve_site(listener: TcpListener, site: Site) -> Infallible {
     let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let mut connections = tokio::task::JoinSet::new();
     loop {
@@ -131,9 +175,9 @@ pub async fn serve(listener: TcpListener, routes: Routes) -> Infallible {
         while connections.try_join_next().is_some() {}
         match listener.accept().await {
             Ok((stream, _)) => {
-                let routes = Arc::clone(&routes);
+                let site = site.clone();
                 connections.spawn(async move {
-                    converse(stream, routes).await;
+                    converse(stream, site).await;
                     drop(permit);
                 });
             }
@@ -146,14 +190,19 @@ pub async fn serve(listener: TcpListener, routes: Routes) -> Infallible {
 }
 
 /// One connection, from its first request to its end.
-async fn converse(stream: TcpStream, routes: Routes) {
-    let answer = move |request: http::Request<Incoming>| {
-        let reply = routes(Request {
-            method: request.method().as_str(),
-            path: request.uri().path(),
-            query: request.uri().query().unwrap_or(""),
-        });
-        async move { reply }
+async fn converse(stream: TcpStream, site: Site) {
+    let answer = move |request: http::Request<Incoming>| -> Answering {
+        match site.slow.as_ref().filter(|slow| slow.path == request.uri().path()) {
+            Some(slow) => (slow.answer)(),
+            None => {
+                let reply = (site.routes)(Request {
+                    method: request.method().as_str(),
+                    path: request.uri().path(),
+                    query: request.uri().query().unwrap_or(""),
+                });
+                Box::pin(async { reply })
+            }
+        }
     };
     converse_by(stream, answer).await;
 }
@@ -288,7 +337,7 @@ mod tests {
     async fn a_taken_address_is_an_error_with_hard_fail() {
         let taken = bind((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
         let address = taken.local_addr().unwrap();
-        let error = keep_serving("test", address, true, echo()).await.unwrap_err();
+        let error = keep_serving("test", address, true, echo().into()).await.unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
     }
 
@@ -297,7 +346,7 @@ mod tests {
         let taken = bind((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
         let address = taken.local_addr().unwrap();
         tokio::time::pause();
-        let _server = tokio::spawn(keep_serving("test", address, false, echo()));
+        let _server = tokio::spawn(keep_serving("test", address, false, echo().into()));
         sleep(BIND_RETRY / 2).await;
         drop(taken);
         sleep(BIND_RETRY).await;

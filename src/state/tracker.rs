@@ -56,7 +56,6 @@ pub struct Tracker {
     triggers: BTreeMap<ServiceName, Vec<i64>>,
     started: i64,
     seen: Seen,
-    knows_node: bool,
 }
 
 /// While a list runs: the objects of that kind it has not named yet.
@@ -86,12 +85,6 @@ impl Tracker {
     #[must_use]
     pub fn snapshot(&self) -> &Snapshot {
         &self.snapshot
-    }
-
-    /// Our Node, once it has been seen. Gone from the API, it stays known as it was last (kube-proxy).
-    #[must_use]
-    pub fn known_node(&self) -> Option<&NodeFacts> {
-        self.knows_node.then_some(&*self.snapshot.node)
     }
 
     /// Whether Services and EndpointSlices have been listed once: before that, nothing may be
@@ -331,7 +324,6 @@ impl Tracker {
     }
 
     fn fold_node(&mut self, node: Arc<NodeFacts>) {
-        self.knows_node = true;
         let known = std::mem::replace(&mut self.snapshot.node, node);
         let node = &self.snapshot.node;
         self.changes.topology |= known.zone != node.zone;

@@ -152,9 +152,7 @@ impl<B: Backend, R: Recorder> Runner<B, R> {
         }
         let seen = self.tracker.seen();
         self.recorder.seen(seen.services, seen.slices, self.tracker.pending());
-        if let Some(node) = self.tracker.known_node() {
-            self.recorder.node(node);
-        }
+        self.recorder.node(&self.tracker.snapshot().node);
     }
 
     fn answer(&self, question: Question) {

@@ -261,10 +261,10 @@ impl Proxy {
     ///
     /// # Errors
     ///
-    /// When it is still there after a minute.
+    /// When it is still there after ten seconds.
     pub fn terminate(&mut self) -> Result<()> {
         kill(Pid::from_raw(self.child.id().cast_signed()), Signal::SIGTERM).context("cannot signal it")?;
-        wait_until("the program has stopped", Duration::from_secs(60), || !self.is_running())
+        wait_until("the program has stopped", Duration::from_secs(10), || !self.is_running())
     }
 
     /// Kills it on the spot.
@@ -322,7 +322,7 @@ pub fn metric_sum(text: &str, name: &str) -> f64 {
 ///
 /// When the connection fails.
 pub fn http_get(namespace: &Namespace, address: SocketAddr, path: &str) -> Result<String> {
-    let limit = Duration::from_secs(30);
+    let limit = Duration::from_secs(3);
     let mut stream = namespace.run(|| TcpStream::connect_timeout(&address, limit))??;
     stream.set_read_timeout(Some(limit))?;
     write!(stream, "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n")?;

@@ -82,4 +82,6 @@ volumeMounts:
   readOnly: true
 - name: xtables-lock
   mountPath: /run/xtables.lock
+- name: run
+  mountPath: /run/kube-proxy-rs
 {{- end -}}

@@ -135,16 +135,6 @@ fn only_a_new_zone_counts_as_a_topology_change() {
 }
 
 #[test]
-fn our_node_is_known_from_its_first_sight_on() {
-    let mut tracker = Tracker::new(NodeFacts { name: "node-0".into(), ..NodeFacts::default() }, 0);
-    assert_eq!(tracker.known_node(), None, "its name alone is configuration");
-    let seen = NodeFacts { name: "node-0".into(), to_be_deleted: true, ..NodeFacts::default() };
-    tracker.fold(WatchEvent::Node(Arc::new(seen.clone())));
-    tracker.fold(WatchEvent::NodeGone);
-    assert_eq!(tracker.known_node(), Some(&seen));
-}
-
-#[test]
 fn add_and_delete_leave_no_residue() {
     let mut tracker = Tracker::default();
     tracker.fold(service("web", 1, 30080));

@@ -1,0 +1,292 @@
+//! How the proxy on this node is doing: for `kube-proxy-rs status`, and as a page for people.
+
+use crate::health::{FamilyReadiness, Readiness};
+use crate::model::UtcTime;
+use crate::sync::{Identity, Picture};
+use serde::Serialize;
+use std::fmt;
+use std::time::SystemTime;
+
+/// The page's style; nothing is loaded from anywhere.
+const STYLE: &str = include_str!("status.css");
+
+/// All that is shown.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Status {
+    version: &'static str,
+    stands_in_for: &'static str,
+    started: String,
+    /// What the loop has; missing while it is busy with a long sync.
+    #[serde(flatten)]
+    picture: Option<Picture>,
+    #[serde(flatten)]
+    readiness: Readiness,
+}
+
+impl Status {
+    pub(super) fn new(started: SystemTime, picture: Option<Picture>, readiness: Readiness) -> Status {
+        Status {
+            version: env!("CARGO_PKG_VERSION"),
+            stands_in_for: crate::config::COMPATIBLE_WITH,
+            started: UtcTime { nanosecond: 0, ..UtcTime::of(started) }.to_string(),
+            picture,
+            readiness,
+        }
+    }
+
+    /// All Services are served as they should be: a proxy that leaves one out keeps its health, which
+    /// is about the node, but people want to know.
+    fn is_fine(&self) -> bool {
+        self.readiness.ready && self.readiness.families.values().all(|family| family.refused_total == 0)
+    }
+
+    /// The page, whole: no scripts, no links to elsewhere.
+    pub(super) fn html(&self) -> String {
+        let (class, word) = match self.is_fine() {
+            true => ("good", "Healthy"),
+            false => ("bad", "Degraded"),
+        };
+        let reasons = list(&self.readiness.reasons);
+        let node = self.picture.as_ref().map_or("this node", |picture| picture.node.as_str());
+        format!(
+            "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">\
+             <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\
+             <meta http-equiv=\"refresh\" content=\"15\"><meta name=\"color-scheme\" content=\"light dark\">\
+             <title>{word}: kube-proxy-rs on {node}</title><style>{STYLE}</style></head><body><main>\
+             <header><h1>kube-proxy-rs</h1><p class=\"state {class}\">{word}</p></header>\
+             <p class=\"where\">{node}</p>{reasons}{facts}{families}{refused}\
+             <footer>kube-proxy-rs {version}, in place of kube-proxy v{upstream}. Running since {started}, \
+             seen at {now}.</footer></main></body></html>\n",
+            node = escaped(node),
+            facts = self.facts(),
+            families = self.family_table(),
+            refused = self.refused_table(),
+            version = self.version,
+            upstream = self.stands_in_for,
+            started = self.started,
+            now = escaped(&seconds(&self.readiness.current_time)),
+        )
+    }
+
+    fn facts(&self) -> String {
+        let Some(picture) = &self.picture else {
+            return "<p class=\"note\">The loop is in the middle of a sync; counts follow when it is done.</p>".to_owned();
+        };
+        let Identity { mode, flavor } = &picture.identity;
+        let fact = |name: &str, value: &str| {
+            format!("<div><dt>{}</dt><dd>{}</dd></div>", escaped(name), escaped(value))
+        };
+        let mut facts = fact("Mode", mode) + &fact("iptables tools", flavor);
+        facts += &fact("Zone", picture.zone.as_deref().unwrap_or("none"));
+        facts += &fact("Services", &picture.services.to_string());
+        for (family, count) in &picture.endpoints {
+            facts += &fact(&format!("{family} endpoints"), &count.to_string());
+        }
+        facts += &fact("Draining endpoints", &picture.draining.to_string());
+        facts += &fact("Services waiting", &picture.pending.to_string());
+        let waiting = if picture.is_complete {
+            ""
+        } else {
+            "<p class=\"note\">Waiting for the first list of Services and EndpointSlices: nothing is programmed yet.</p>"
+        };
+        format!("<dl>{facts}</dl>{waiting}")
+    }
+
+    fn family_table(&self) -> String {
+        let row = |(family, it): (&&str, &FamilyReadiness)| {
+            let cells = [
+                ("Family", (*family).to_owned()),
+                ("Last sync", it.last_sync.as_deref().map_or_else(|| "never".to_owned(), seconds)),
+                ("Lag", lag(it)),
+                ("Refused", it.refused_total.to_string()),
+                ("Drift healed", it.drift_total.to_string()),
+                ("Last drift", drift(it)),
+            ];
+            let cells = cells.map(|(name, value)| cell(name, &value)).concat();
+            let failure = it.failure.as_ref().map(|why| {
+                format!(
+                    "<tr class=\"failure\"><td colspan=\"6\">Last sync failed: {}</td></tr>",
+                    escaped(why)
+                )
+            });
+            format!("<tr>{cells}</tr>{}", failure.unwrap_or_default())
+        };
+        let rows: String = self.readiness.families.iter().map(row).collect();
+        if rows.is_empty() {
+            return String::new();
+        }
+        let head = ["Family", "Last sync", "Lag", "Refused", "Drift healed", "Last drift"];
+        table("The kernel", &head, &rows)
+    }
+
+    fn refused_table(&self) -> String {
+        let mut rows = String::new();
+        for (family, it) in &self.readiness.families {
+            for refused in &it.refused {
+                let cells =
+                    [("Service", refused.service.as_str()), ("Family", family), ("Reason", &refused.reason)];
+                let cells: String = cells.iter().map(|(name, value)| cell(name, value)).collect();
+                rows += &format!("<tr>{cells}</tr>");
+            }
+            let more = it.refused_total - it.refused.len().min(it.refused_total);
+            if more > 0 {
+                rows += &format!("<tr><td colspan=\"3\">and {more} more of {family}</td></tr>");
+            }
+        }
+        if rows.is_empty() {
+            rows
+        } else {
+            table("Left out: refused by the kernel", &["Service", "Family", "Reason"], &rows)
+        }
+    }
+}
+
+impl fmt::Display for Status {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "State      {}", if self.is_fine() { "healthy" } else { "DEGRADED" })?;
+        for reason in &self.readiness.reasons {
+            writeln!(f, "           {reason}")?;
+        }
+        match &self.picture {
+            Some(picture) => write!(f, "{picture}")?,
+            None => writeln!(f, "The loop is in the middle of a sync; counts follow when it is done.")?,
+        }
+        writeln!(
+            f,
+            "Version    {}, in place of kube-proxy v{}, since {}",
+            self.version, self.stands_in_for, self.started
+        )?;
+        for (family, it) in &self.readiness.families {
+            let last = it.last_sync.as_deref().map_or_else(|| "never".to_owned(), seconds);
+            writeln!(f, "\n{family}       last sync {last}, lag {}", lag(it))?;
+            writeln!(
+                f,
+                "           {} Services refused, {} kernel objects healed",
+                it.refused_total, it.drift_total
+            )?;
+            if it.last_drift.is_some() {
+                writeln!(f, "           last drift: {}", drift(it))?;
+            }
+            if let Some(failure) = &it.failure {
+                writeln!(f, "           last sync FAILED: {failure}")?;
+            }
+            for refused in &it.refused {
+                writeln!(f, "           refused: {}: {}", refused.service, refused.reason)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A time without the parts of a second that nobody reads.
+fn seconds(time: &str) -> String {
+    time.split_once('.').map_or_else(|| time.to_owned(), |(seconds, _)| format!("{seconds}Z"))
+}
+
+/// Age of the oldest change that is not in the kernel yet.
+fn lag(family: &FamilyReadiness) -> String {
+    family.oldest_pending_seconds.map_or_else(|| "none".to_owned(), |seconds| format!("{seconds:.1} s"))
+}
+
+fn drift(family: &FamilyReadiness) -> String {
+    match (&family.last_drift, &family.last_drift_time) {
+        (Some(what), Some(time)) => format!("{what} ({})", seconds(time)),
+        (Some(what), None) => what.clone(),
+        (None, _) => "none".to_owned(),
+    }
+}
+
+fn list(reasons: &[String]) -> String {
+    if reasons.is_empty() {
+        return String::new();
+    }
+    let items: String = reasons.iter().map(|reason| format!("<li>{}</li>", escaped(reason))).collect();
+    format!("<ul class=\"reasons\">{items}</ul>")
+}
+
+fn table(title: &str, head: &[&str], rows: &str) -> String {
+    let head: String = head.iter().map(|name| format!("<th scope=\"col\">{name}</th>")).collect();
+    format!("<h2>{title}</h2><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>")
+}
+
+/// On narrow screens the column's name stands beside the value.
+fn cell(name: &str, value: &str) -> String {
+    format!("<td data-label=\"{name}\">{}</td>", escaped(value))
+}
+
+/// Names and messages come from outside: none of them may be markup.
+fn escaped(text: &str) -> String {
+    let mut escaped = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            '&' => escaped.push_str("&amp;"),
+            '<' => escaped.push_str("&lt;"),
+            '>' => escaped.push_str("&gt;"),
+            '"' => escaped.push_str("&quot;"),
+            '\'' => escaped.push_str("&#39;"),
+            c => escaped.push(c),
+        }
+    }
+    escaped
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::health::{Now, ProxyHealth, RefusedObject};
+    use crate::model::IpFamily;
+    use std::time::{Duration, Instant, UNIX_EPOCH};
+
+    fn status(change: impl FnOnce(&ProxyHealth, Now)) -> Status {
+        let health = ProxyHealth::new(Duration::from_secs(30));
+        let now = Now { steady: Instant::now(), wall: UNIX_EPOCH + Duration::from_secs(1_700_000_000) };
+        health.queued(IpFamily::V4, now);
+        health.updated(IpFamily::V4, now);
+        change(&health, now);
+        let identity = Identity { mode: "iptables".to_owned(), flavor: "nft".to_owned() };
+        let picture = Picture {
+            identity,
+            node: "node-0".to_owned(),
+            is_complete: true,
+            services: 7,
+            ..Picture::default()
+        };
+        Status::new(now.wall, Some(picture), health.readiness(now))
+    }
+
+    #[test]
+    fn a_healthy_node_says_so_in_every_form() {
+        let status = status(|_, _| {});
+        assert!(status.html().contains("class=\"state good\">Healthy"), "{}", status.html());
+        assert!(status.to_string().starts_with("State      healthy\n"), "{status}");
+        let json = serde_json::to_value(&status).unwrap();
+        assert_eq!(
+            (&json["services"], &json["ready"], &json["mode"]),
+            (&7.into(), &true.into(), &"iptables".into())
+        );
+    }
+
+    #[test]
+    fn what_is_wrong_is_shown_and_is_never_markup() {
+        let status = status(|health, now| {
+            let reason = "line 7: <script>alert(1)</script>".to_owned();
+            health.refused(IpFamily::V4, vec![RefusedObject { service: "shop/web".to_owned(), reason }]);
+            health.queued(IpFamily::V4, now);
+            health.failed(IpFamily::V4, "the lock is \"taken\"".to_owned(), now);
+        });
+        let html = status.html();
+        assert!(html.contains("class=\"state bad\">Degraded"), "{html}");
+        assert!(html.contains("shop/web") && html.contains("the lock is &quot;taken&quot;"), "{html}");
+        assert!(!html.contains("<script"), "{html}");
+        assert!(status.to_string().contains("refused: shop/web: line 7"), "{status}");
+    }
+
+    #[test]
+    fn the_page_loads_nothing_from_anywhere() {
+        let html = status(|_, _| {}).html();
+        for word in ["http://", "https://", "src=", "href=", "@import", "url("] {
+            assert!(!html.contains(word), "{word}");
+        }
+    }
+}
