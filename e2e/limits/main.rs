@@ -3,20 +3,11 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "these are tests")]
 #![allow(unsafe_code, reason = "a global allocator is an unsafe trait; this one only counts")]
 
-mod sink;
-
-use kube_proxy_rs::backend::Backend;
-use kube_proxy_rs::backend::iptables::{Baseline, Features, Iptables};
-use kube_proxy_rs::model::{
-    EndpointFacts, EndpointSlice, IpFamily, NodeFacts, PerFamily, Protocol, Service, ServiceName,
-    ServicePort, SliceEndpoint, SlicePort, TrafficPolicy, WatchEvent,
-};
-use kube_proxy_rs::plan::{FamilySettings, Plan, Scope};
-use kube_proxy_rs::state::Tracker;
-use sink::Sink;
+use kube_proxy_rs::backend::Backend as _;
+use kube_proxy_rs::model::WatchEvent;
+use kube_proxy_rs::testing::cluster::{Cluster, name, service, slice};
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
-use std::net::{IpAddr, Ipv4Addr};
 
 struct Counting;
 
@@ -46,96 +37,23 @@ struct Cost {
     lines: usize,
 }
 
-/// A cluster and the backend that follows it.
-struct Cluster {
-    tracker: Tracker,
-    settings: FamilySettings,
-    backend: Iptables<Sink>,
-    baseline: Baseline,
-}
-
-impl Cluster {
-    async fn of(services: u32) -> Cluster {
-        let mut tracker = Tracker::new(NodeFacts::default(), 0);
-        for number in 0..services {
-            tracker.fold(service(number));
-            // Every hundredth Service has nobody to serve it, which takes rules in other chains.
-            tracker.fold(slice(number, if number % 100 == 7 { 0 } else { 5 }));
-        }
-        let features = Features { tree_threshold: 100, ..Features::default() };
-        let mut backend = Iptables::new(Sink::default(), features);
-        let baseline = backend.observe().await.unwrap();
-        let settings = FamilySettings::new(IpFamily::V4);
-        let mut cluster = Cluster { tracker, settings, backend, baseline };
-        cluster.sync(true).await;
-        cluster
-    }
-
-    /// One pass and its cost.
-    async fn sync(&mut self, all: bool) -> Cost {
-        let changes = self.tracker.take_changes();
-        let scope = if all { Scope::All } else { Scope::Only(&changes.services) };
-        let endpoints = self.tracker.endpoints(IpFamily::V4);
-        self.backend.tools().lines = 0;
-        let before = REQUESTS.get();
-        let plan = Plan::new(&self.settings, self.tracker.snapshot(), scope).with_endpoint_count(endpoints);
-        let desired = self.backend.render(&plan);
-        let operations = self.backend.diff(&self.baseline, &desired);
-        self.backend.apply(&desired, operations, &mut self.baseline).await.unwrap();
-        Cost { requests: REQUESTS.get() - before, lines: self.backend.tools().lines }
-    }
-
-    async fn change(&mut self, event: WatchEvent) -> Cost {
-        self.tracker.fold(event);
-        self.sync(false).await
-    }
-}
-
-fn name(number: u32) -> ServiceName {
-    ServiceName::new("load", &format!("s-{number:06}"))
-}
-
-fn service(number: u32) -> WatchEvent {
-    let port = ServicePort { name: "http".into(), protocol: Protocol::Tcp, port: 80, node_port: 0 };
-    // Spread as the API server spreads them: in no order.
-    let low = number.wrapping_mul(2_654_435_761) >> 12;
-    WatchEvent::Service(Box::new(Service {
-        name: name(number),
-        created: None,
-        cluster_ips: PerFamily { v4: Some(IpAddr::V4(Ipv4Addr::from(0x0a60_0000 | low))), v6: None },
-        internal_traffic_policy: TrafficPolicy::Cluster,
-        affinity_seconds: None,
-        ipvs_scheduler: None,
-        ports: [port].into(),
-        external: None,
-    }))
-}
-
-fn slice(number: u32, endpoints: u32) -> WatchEvent {
-    let endpoint = |index| SliceEndpoint {
-        address: IpAddr::V4(Ipv4Addr::from(0x0af4_0000 + number * 8 + index)),
-        facts: EndpointFacts::new(true, true, false, false),
-        hints: 0,
-    };
-    WatchEvent::Slice(Box::new(EndpointSlice {
-        name: format!("load/s-{number:06}-x").into(),
-        service: name(number),
-        family: IpFamily::V4,
-        ports: [SlicePort { name: "http".into(), protocol: Protocol::Tcp, port: 8080 }].into(),
-        endpoints: (0..endpoints).map(endpoint).collect(),
-        hints: [].into(),
-        triggered: None,
-    }))
+/// One change and its cost, from the plan to the rules.
+async fn change(cluster: &mut Cluster, event: WatchEvent) -> Cost {
+    let changes = cluster.fold(event);
+    cluster.backend.tools().lines = 0;
+    let before = REQUESTS.get();
+    cluster.sync(Some(&changes)).await.unwrap();
+    Cost { requests: REQUESTS.get() - before, lines: cluster.backend.tools().lines }
 }
 
 /// The costs of the same change in a small cluster and in one ten times as large.
 async fn costs(events: impl Fn(u32) -> Vec<WatchEvent>) -> [Cost; 2] {
     let mut costs = Vec::new();
     for services in [400, 4000] {
-        let mut cluster = Cluster::of(services).await;
+        let mut cluster = Cluster::of(services).await.unwrap();
         let mut worst = Cost { requests: 0, lines: 0 };
         for event in events(services) {
-            let cost = cluster.change(event).await;
+            let cost = change(&mut cluster, event).await;
             worst.requests = worst.requests.max(cost.requests);
             worst.lines = worst.lines.max(cost.lines);
         }
@@ -164,4 +82,26 @@ async fn a_service_that_comes_or_goes_touches_one_path_of_the_tree() {
     for cost in costs(come_and_go).await {
         assert!(cost.lines < 130 && cost.requests < 1700, "{cost:?}");
     }
+}
+
+#[tokio::test]
+async fn a_check_of_untouched_tables_asks_one_question_however_many_chains_there_are() {
+    let mut costs = Vec::new();
+    for services in [400, 4000] {
+        let mut cluster = Cluster::of(services).await.unwrap();
+        assert_eq!(cluster.backend.verify(&mut cluster.baseline).await.unwrap(), None);
+        cluster.backend.tools().surveys = 0;
+        let before = REQUESTS.get();
+        assert_eq!(cluster.backend.verify(&mut cluster.baseline).await.unwrap(), None);
+        costs.push((cluster.backend.tools().surveys, REQUESTS.get() - before));
+    }
+    assert_eq!(costs, [(0, 0), (0, 0)]);
+}
+
+/// The nft-backed tool holds an input's rules in memory, some 2.5 kB each, and is part of our pod.
+#[tokio::test]
+async fn no_input_of_a_first_sync_is_long() {
+    let mut cluster = Cluster::of(4000).await.unwrap();
+    let longest = cluster.backend.tools().longest;
+    assert!(longest < 3000, "{longest} lines in one input");
 }

@@ -4,11 +4,13 @@
 
 #![expect(clippy::disallowed_methods, reason = "tests start programs and measure time")]
 
+pub mod cluster;
 pub mod generate;
 pub mod lab;
 pub mod netns;
 pub mod packets;
 pub mod parsers;
 pub mod proxy;
+pub mod sink;
 pub mod stub_api;
 pub mod traffic;

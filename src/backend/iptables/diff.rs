@@ -2,12 +2,19 @@
 
 use super::desired::{Baseline, Desired, ServicePrint};
 use super::names::ChainId;
-use super::tree::{Edits, Net, NetChain, Tree};
+use super::tree::{Content, Edits, Net, NetChain, Tree};
 use crate::model::ServiceName;
 use crate::plan::Scope;
 use std::collections::BTreeSet;
 use std::ops::Range;
 use std::sync::Arc;
+
+/// How many rules a chain of a Service has, more or less. The tool's memory goes by the rules of an
+/// input, so a chain with more of them, of the tree of networks, counts for several.
+const RULES_OF_A_CHAIN: usize = 4;
+/// So much larger than those of a first sync are the inputs of a change: nothing leads to what a
+/// first sync writes, but behind the jumps of a change the kernel walks all chains for each input.
+const LARGER_CHANGE: usize = 4;
 
 /// What has to be done.
 #[derive(Debug, Default)]
@@ -46,6 +53,14 @@ pub(super) struct ServiceChange {
     pub(super) write: Vec<ChainId>,
     /// Its rules in shared chains change.
     pub(super) dispatch: bool,
+}
+
+impl ServiceChange {
+    /// How many chains its rules name, written or jumped to, at most: the tool looks each of them up.
+    fn names(&self) -> usize {
+        let print = self.print.as_ref().filter(|_| !self.write.is_empty());
+        print.map_or(0, |print| print.chains.len())
+    }
 }
 
 /// One input for iptables-restore; each table of it takes effect as a whole.
@@ -185,9 +200,10 @@ impl Changes {
     /// The inputs, in an order that is safe at every step: what marks and masquerades first,
     /// then the Services' chains, then what leads into them (of a tree the smallest networks
     /// first, `KUBE-SERVICES` last), and only then what is left over goes. `most_chains` is how
-    /// many chains one input may hold; a Service is never split.
+    /// many chains one input of a first sync may name; a Service is never split.
     pub(super) fn steps(&self, most_chains: usize) -> Vec<Step> {
-        let chains: usize = self.services.iter().map(|it| it.write.len()).sum();
+        let most_chains = most_chains.saturating_mul(if self.set_up { 1 } else { LARGER_CHANGE });
+        let chains: usize = self.services.iter().map(ServiceChange::names).sum();
         let all = Step {
             fixed: self.fixed,
             filter_dispatch: self.filter_dispatch,
@@ -197,7 +213,8 @@ impl Changes {
             services: 0..self.services.len(),
             delete: 0..self.delete.len(),
         };
-        let fits = chains + self.write_nets.len() + self.delete.len() <= most_chains;
+        let nets: usize = self.write_nets.iter().map(weight).sum();
+        let fits = chains.saturating_add(nets).saturating_add(self.delete.len()) <= most_chains;
         if fits && (!self.set_up || self.delete.is_empty()) {
             return if all.is_empty(self) { Vec::new() } else { vec![all] };
         }
@@ -209,12 +226,10 @@ impl Changes {
             return steps;
         }
         let mut steps = vec![Step { fixed: self.fixed, ..Step::default() }];
-        steps.extend(self.service_steps(most_chains));
-        let nets = (0..self.write_nets.len()).step_by(most_chains);
-        steps.extend(nets.map(|start| Step {
-            nets: start..(start + most_chains).min(self.write_nets.len()),
-            ..Step::default()
-        }));
+        let services = batches(self.services.iter().map(ServiceChange::names), most_chains);
+        steps.extend(services.into_iter().map(|services| Step { services, ..Step::default() }));
+        let nets = batches(self.write_nets.iter().map(weight), most_chains);
+        steps.extend(nets.into_iter().map(|nets| Step { nets, ..Step::default() }));
         steps.push(Step {
             filter_dispatch: self.filter_dispatch,
             nat_dispatch: self.nat_dispatch,
@@ -229,20 +244,32 @@ impl Changes {
         steps.retain(|step| !step.is_empty(self));
         steps
     }
+}
 
-    fn service_steps(&self, most_chains: usize) -> Vec<Step> {
-        let mut steps = Vec::new();
-        let (mut start, mut chains) = (0, 0);
-        for (index, service) in self.services.iter().enumerate() {
-            if chains > 0 && chains + service.write.len() > most_chains {
-                steps.push(Step { services: start..index, ..Step::default() });
-                (start, chains) = (index, 0);
+/// How many chains one of the tree counts for.
+fn weight(chain: &NetChain) -> usize {
+    let rules = match &chain.content {
+        Content::Jumps(nets) => nets.len(),
+        Content::Rules(rules) => rules.len(),
+    };
+    rules.div_ceil(RULES_OF_A_CHAIN).max(1)
+}
+
+/// Cuts a row of things into batches that weigh no more than so much; one that weighs more is a
+/// batch of its own.
+fn batches(weights: impl Iterator<Item = usize>, most: usize) -> Vec<Range<usize>> {
+    let mut batches: Vec<Range<usize>> = Vec::new();
+    let mut sum = 0;
+    for (index, weight) in weights.enumerate() {
+        match batches.last_mut() {
+            Some(batch) if sum + weight <= most => (batch.end, sum) = (index + 1, sum + weight),
+            _ => {
+                batches.push(index..index + 1);
+                sum = weight;
             }
-            chains += service.write.len();
         }
-        steps.push(Step { services: start..self.services.len(), ..Step::default() });
-        steps
     }
+    batches
 }
 
 impl Step {
@@ -258,5 +285,19 @@ impl Step {
         let writes = changes.services[self.services.clone()].iter().any(|it| !it.write.is_empty());
         let shared = self.touches_filter() || self.nat_dispatch || self.node_ports;
         !(shared || writes) && self.nets.is_empty() && self.delete.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn batches_are_full_but_not_overfull() {
+        let cut = |weights: &[usize]| batches(weights.iter().copied(), 10);
+        assert!(cut(&[]).is_empty());
+        assert_eq!(cut(&[4, 4, 2, 1]), [0..3, 3..4]);
+        assert_eq!(cut(&[3, 50, 3, 7]), [0..1, 1..2, 2..4], "one that weighs too much stands alone");
+        assert_eq!(batches([4, 5000].into_iter(), usize::MAX).len(), 1);
     }
 }

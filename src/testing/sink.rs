@@ -1,13 +1,18 @@
 //! iptables tools that take everything and only count.
 
+use crate::kernel::iptables::{Flavor, Place, RestoreError, Stamp, Version, Xtables};
+use crate::kernel::nft::{ChainUse, Part};
 use anyhow::Result;
-use kube_proxy_rs::kernel::iptables::{Flavor, Place, RestoreError, Stamp, Version, Xtables};
-use kube_proxy_rs::kernel::nft::{ChainUse, Part};
 
-/// Counts what is sent.
+/// Counts what is sent and what is asked.
 #[derive(Debug, Default)]
-pub(crate) struct Sink {
-    pub(crate) lines: usize,
+pub struct Sink {
+    /// Lines of input.
+    pub lines: usize,
+    /// Lines of the longest input.
+    pub longest: usize,
+    /// Looks at all chains of a table.
+    pub surveys: usize,
 }
 
 impl Xtables for Sink {
@@ -32,12 +37,19 @@ impl Xtables for Sink {
     }
 
     async fn survey(&mut self, _table: &str, visit: &mut dyn FnMut(Part<ChainUse<'_>>)) -> Result<()> {
+        self.surveys += 1;
         visit(Part::Start);
+        // Whatever is looked for is there.
+        for name in ["KUBE-PROXY-CANARY", "KUBE-SERVICES", "KUBE-MARK-MASQ"] {
+            visit(Part::Item(ChainUse { name, is_base: false, uses: u32::MAX / 2 }));
+        }
         Ok(())
     }
 
     async fn restore(&mut self, pieces: &mut dyn Iterator<Item = String>) -> Result<(), RestoreError> {
-        self.lines += pieces.map(|piece| piece.lines().count()).sum::<usize>();
+        let lines = pieces.map(|piece| piece.lines().count()).sum();
+        self.lines += lines;
+        self.longest = self.longest.max(lines);
         Ok(())
     }
 

@@ -1,0 +1,134 @@
+//! A cluster in memory and the iptables backend that follows it, for what counts or times the
+//! program's own work: nothing runs but that.
+
+use super::sink::Sink;
+use crate::backend::iptables::{Baseline, Features, Iptables};
+use crate::backend::{Applied, Backend as _};
+use crate::model::{
+    EndpointFacts, EndpointSlice, IpFamily, NodeFacts, PerFamily, Protocol, Service, ServiceName,
+    ServicePort, SliceEndpoint, SlicePort, TrafficPolicy, WatchEvent,
+};
+use crate::plan::{FamilySettings, Plan, Scope};
+use crate::state::{Changes, Tracker};
+use anyhow::Result;
+use std::net::{IpAddr, Ipv4Addr};
+
+/// Endpoints of a Service that is served.
+pub const ENDPOINTS: u32 = 5;
+
+/// A cluster and the backend that follows it.
+#[derive(Debug)]
+pub struct Cluster {
+    tracker: Tracker,
+    settings: FamilySettings,
+    /// The backend; its tools count.
+    pub backend: Iptables<Sink>,
+    /// What the backend believes to be in the kernel.
+    pub baseline: Baseline,
+}
+
+impl Cluster {
+    /// So many Services, synced. Every hundredth has nobody to serve it, which takes rules in other
+    /// chains.
+    ///
+    /// # Errors
+    /// As the backend's.
+    pub async fn of(services: u32) -> Result<Cluster> {
+        let mut tracker = Tracker::new(NodeFacts::default(), 0);
+        for number in 0..services {
+            tracker.fold(service(number));
+            tracker.fold(slice(number, if number % 100 == 7 { 0 } else { ENDPOINTS }));
+        }
+        tracker.take_changes();
+        let features = Features { tree_threshold: 100, ..Features::default() };
+        let mut cluster = Cluster {
+            tracker,
+            settings: FamilySettings::new(IpFamily::V4),
+            backend: Iptables::new(Sink::default(), features),
+            baseline: Baseline::default(),
+        };
+        cluster.forget().await?;
+        cluster.sync(None).await?;
+        Ok(cluster)
+    }
+
+    /// Makes the next pass write everything, as the first one of a process does.
+    ///
+    /// # Errors
+    /// As the backend's.
+    pub async fn forget(&mut self) -> Result<()> {
+        self.baseline = self.backend.observe().await?;
+        Ok(())
+    }
+
+    /// Takes an event in; what the next pass is told of it.
+    pub fn fold(&mut self, event: WatchEvent) -> Changes {
+        self.tracker.fold(event);
+        self.tracker.take_changes()
+    }
+
+    /// The plan of what changed, or of everything.
+    #[must_use]
+    pub fn plan<'a>(&'a self, changes: Option<&'a Changes>) -> Plan<'a> {
+        plan(&self.settings, &self.tracker, changes)
+    }
+
+    /// One pass over what changed, or over everything.
+    ///
+    /// # Errors
+    /// As the backend's.
+    pub async fn sync(&mut self, changes: Option<&Changes>) -> Result<Applied> {
+        let plan = plan(&self.settings, &self.tracker, changes);
+        let desired = self.backend.render(&plan);
+        let operations = self.backend.diff(&self.baseline, &desired);
+        self.backend.apply(&desired, operations, &mut self.baseline).await
+    }
+}
+
+fn plan<'a>(settings: &'a FamilySettings, tracker: &'a Tracker, changes: Option<&'a Changes>) -> Plan<'a> {
+    let scope = changes.map_or(Scope::All, |changes| Scope::Only(&changes.services));
+    Plan::new(settings, tracker.snapshot(), scope).with_endpoint_count(tracker.endpoints(IpFamily::V4))
+}
+
+/// The name of a Service, by number.
+#[must_use]
+pub fn name(number: u32) -> ServiceName {
+    ServiceName::new("load", &format!("s-{number:06}"))
+}
+
+/// The event of a Service, by number.
+#[must_use]
+pub fn service(number: u32) -> WatchEvent {
+    let port = ServicePort { name: "http".into(), protocol: Protocol::Tcp, port: 80, node_port: 0 };
+    // Spread as the API server spreads them: in no order.
+    let low = number.wrapping_mul(2_654_435_761) >> 12;
+    WatchEvent::Service(Box::new(Service {
+        name: name(number),
+        created: None,
+        cluster_ips: PerFamily { v4: Some(IpAddr::V4(Ipv4Addr::from(0x0a60_0000 | low))), v6: None },
+        internal_traffic_policy: TrafficPolicy::Cluster,
+        affinity_seconds: None,
+        ipvs_scheduler: None,
+        ports: [port].into(),
+        external: None,
+    }))
+}
+
+/// The event of a Service's slice with so many endpoints.
+#[must_use]
+pub fn slice(number: u32, endpoints: u32) -> WatchEvent {
+    let endpoint = |index| SliceEndpoint {
+        address: IpAddr::V4(Ipv4Addr::from(0x0af4_0000 + number * 8 + index)),
+        facts: EndpointFacts::new(true, true, false, false),
+        hints: 0,
+    };
+    WatchEvent::Slice(Box::new(EndpointSlice {
+        name: format!("load/s-{number:06}-x").into(),
+        service: name(number),
+        family: IpFamily::V4,
+        ports: [SlicePort { name: "http".into(), protocol: Protocol::Tcp, port: 8080 }].into(),
+        endpoints: (0..endpoints).map(endpoint).collect(),
+        hints: [].into(),
+        triggered: None,
+    }))
+}
