@@ -11,7 +11,7 @@ TOOLS := .cache/tools
 DENY := $(TOOLS)/bin/cargo-deny
 DENY_VERSION := 0.20.2
 
-.PHONY: help deps demo test fmt fmt-check lint deny unit fuzz golden api netns page-test test-ipvs e2e bench bench-scale docs clean
+.PHONY: help deps demo test fmt fmt-check lint deny unit fuzz golden api netns page-test test-ipvs e2e bench bench-scale bench-curve docs clean
 
 help: ## this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z0-9-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -74,13 +74,23 @@ test-ipvs: deps ## IPVS mode on a real kernel: here, or in a virtual machine whe
 
 e2e: netns test-ipvs ## every tier that needs more than a compiler
 
+# Instruction counts come from valgrind; they are the part that says the same on every machine.
+bench: ## the program's own steps: times (criterion) and instruction counts; a few minutes
+	@scripts/deps.sh bench
+	$(CARGO) bench --locked --bench time --bench instructions
+
 # Settings of a run; empty ones keep the program's own defaults (benches/scale/settings.rs).
 SCALE = N E FLAVOR PEER LONE STORM RATE IDLE CONNECTIONS FLAGS
 
 bench-scale: deps ## the real program and kernel at size: N=10000 E=5 FLAVOR=nft|legacy [PEER=/path/to/kube-proxy]; needs root
 	@$(CARGO) build --quiet --locked --release --bin kube-proxy-rs
 	@$(CARGO) build --quiet --locked --release --features testing --example scale
-	@target/release/examples/scale target/release/kube-proxy-rs $(foreach key,$(SCALE),"$(key)=$($(key))")
+	@$${CARGO_TARGET_DIR:-target}/release/examples/scale $${CARGO_TARGET_DIR:-target}/release/kube-proxy-rs $(foreach key,$(SCALE),"$(key)=$($(key))")
+
+bench-curve: deps ## bench-scale from 100 to 30,000 Services in both flavours, and the plots; about ten minutes
+	@$(CARGO) build --quiet --locked --release --bin kube-proxy-rs
+	@$(CARGO) build --quiet --locked --release --features testing --example scale
+	@scripts/bench-curve.sh $(or $(OUT),target/curve)
 
 docs: ## API documentation, warnings as errors
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --workspace --no-deps --document-private-items

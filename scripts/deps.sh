@@ -23,6 +23,8 @@ needed=(
 [ "${1:-}" != vm ] || needed+=(qemu-system-x86_64:qemu-system-x86 busybox:busybox-static cpio:cpio depmod:kmod)
 # For the status page's test.
 [ "${1:-}" != page ] || needed+=(chromium:chromium unshare:util-linux)
+# For instruction counts.
+[ "${1:-}" != bench ] || needed+=(valgrind:valgrind)
 export PATH="$PATH:/usr/sbin:/sbin"
 missing=()
 for entry in "${needed[@]}"; do
