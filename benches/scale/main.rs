@@ -2,6 +2,7 @@
 //! namespace of its own. Prints a table, and the same as one line of JSON.
 #![allow(clippy::disallowed_methods, reason = "a measurement runs programs and looks at the clock")]
 
+mod goals;
 mod kernel;
 mod process;
 mod run;
@@ -43,7 +44,9 @@ fn measure(settings: &Settings) -> Result<()> {
     let setup = json!({
         "services": settings.services, "endpoints": settings.endpoints, "flavor": settings.flavor.as_str(),
     });
-    println!("{}", json!({"setup": setup, "figures": figures}));
+    let goals: serde_json::Map<_, _> =
+        goals::of(settings).map(|(name, value)| (name.to_owned(), value.into())).collect();
+    println!("{}", json!({"setup": setup, "goals": goals, "figures": figures}));
     Ok(())
 }
 
@@ -52,7 +55,6 @@ fn figures(settings: &Settings, program: &Program) -> Result<Figures> {
     let namespace = Namespace::create("scale")?;
     namespace.run(|| {
         kernel::route_everything_here()?;
-        kernel::listen()?;
         let server = serve(settings)?;
         run::run(settings, program, &server)
     })?
@@ -85,10 +87,11 @@ fn print_table(settings: &Settings, columns: &[(&str, Figures)]) {
     let Settings { services, endpoints, .. } = settings;
     print!("{:<58}", format!("{services} Services x {endpoints} endpoints, {}", settings.flavor.as_str()));
     columns.iter().for_each(|(name, _)| print!("{name:>16}"));
-    println!();
+    println!("{:>16}", "goal, at most");
     for (row, what) in Figures::ROWS.iter().enumerate() {
         print!("{what:<58}");
         columns.iter().for_each(|(_, figures)| print!("{:>16}", figures.cell(row)));
-        println!();
+        let goal = goals::of(settings).find(|(name, _)| name == what);
+        println!("{:>16}", goal.map_or(String::new(), |(_, value)| value.to_string()));
     }
 }

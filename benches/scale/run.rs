@@ -137,6 +137,7 @@ pub(crate) fn run(settings: &Settings, program: &Program, server: &StubApi) -> R
         children: ChildWatch::start(running.child.id()),
         values: Vec::new(),
         random: Generator::new(1),
+        fewer: BTreeSet::new(),
     };
     let measured = measuring.all(start);
     let log = std::fs::read_to_string(folder.path().join("log")).unwrap_or_default();
@@ -153,6 +154,8 @@ struct Measuring<'a> {
     children: ChildWatch,
     values: Vec<f64>,
     random: Generator,
+    /// Services that the storm left an endpoint short.
+    fewer: BTreeSet<u32>,
 }
 
 impl Measuring<'_> {
@@ -235,18 +238,17 @@ impl Measuring<'_> {
         let syncs = "kubeproxy_sync_proxy_rules_duration_seconds_count{ip_family=\"IPv4\"}";
         let (before, syncs_before) = (cpu_time(self.pid)?, metric(syncs));
         let start = Instant::now();
-        let mut fewer = BTreeSet::new();
         for number in 0..self.settings.storm {
             let service = self.pick();
-            if !fewer.remove(&service) {
-                fewer.insert(service);
+            if !self.fewer.remove(&service) {
+                self.fewer.insert(service);
             }
-            self.change(service, fewer.contains(&service));
+            self.change(service, self.fewer.contains(&service));
             let due = start + Duration::from_secs_f64(f64::from(number) / f64::from(self.settings.rate));
             thread::sleep(due.saturating_duration_since(Instant::now()));
         }
         let end = Instant::now();
-        let wanted = self.settings.services as usize * self.settings.endpoints as usize - fewer.len();
+        let wanted = self.settings.services as usize * self.settings.endpoints as usize - self.fewer.len();
         let lag = loop {
             let last = self.settle()?;
             let found = kernel::count_rules(self.settings.flavor)?.1;
@@ -292,10 +294,13 @@ impl Measuring<'_> {
     }
 
     fn connections(&mut self) -> Result<()> {
-        let addresses: Vec<Ipv4Addr> =
-            (0..self.settings.connections).map(|_| Ipv4Addr::from(0x0a60_0001 + self.pick())).collect();
-        kernel::connect_times(addresses.iter().copied().take(200))?;
-        let times = kernel::connect_times(addresses.into_iter())?;
+        let picks: Vec<u32> = (0..self.settings.connections).map(|_| self.pick()).collect();
+        let empty = |number: &u32| self.settings.endpoints == 1 && self.fewer.contains(number);
+        let served = picks.into_iter().filter(|number| !empty(number));
+        let addresses: Vec<Ipv4Addr> = served.map(|number| Ipv4Addr::from(0x0a60_0001 + number)).collect();
+        let listener = kernel::listen()?;
+        kernel::connect_times(&listener, addresses.iter().copied().take(200))?;
+        let times = kernel::connect_times(&listener, addresses.into_iter())?;
         let times: Vec<f64> = times.iter().map(|time| time.as_secs_f64() * 1e6).collect();
         self.values.extend([percentile(&times, 50), percentile(&times, 99)]);
         Ok(())
