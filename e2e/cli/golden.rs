@@ -31,3 +31,32 @@ fn rendered_input(
     }
     assert_eq!(stdout(&output), fs::read_to_string(&golden).unwrap(), "{}", golden.display());
 }
+
+/// Node ports are left out: they depend on the addresses of the machine that renders.
+#[rstest]
+fn rendered_in_mode_ipvs(
+    #[values(
+        "cluster-ip-three-endpoints",
+        "dual-stack",
+        "external-ips-local-policy",
+        "internal-policy-local-no-local-endpoints",
+        "load-balancer-local-policy",
+        "session-affinity-default"
+    )]
+    name: &str,
+    #[values("ipv4", "ipv6")] family: &str,
+) {
+    let mut command = program(&["render", "--mode", "ipvs", "--family", family]);
+    command.args(["--hostname-override", "node-0", "--cluster-cidr", "10.128.0.0/16,fd00:128::/32"]);
+    command.args(["--nodeport-addresses", "240.0.0.0/32,100::/128", "--ipvs-scheduler", "sh-port"]);
+    for manifest in [name, "nodes"] {
+        command.arg("--manifests").arg(repository().join(format!("e2e/fixtures/{manifest}.yaml")));
+    }
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{}", stderr(&output));
+    let golden = repository().join(format!("src/backend/ipvs/golden/{name}.{family}.txt"));
+    if std::env::var_os("UPDATE_GOLDEN").is_some() {
+        fs::write(&golden, stdout(&output)).unwrap();
+    }
+    assert_eq!(stdout(&output), fs::read_to_string(&golden).unwrap(), "{}", golden.display());
+}

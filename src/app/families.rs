@@ -192,7 +192,8 @@ pub(super) fn leftover_features(config: &Config, family: IpFamily) -> ipvs::Feat
     ipvs::Features { upstream_compat: false, ..ipvs_features(config, family, scheduler, version) }
 }
 
-fn ipvs_features(
+/// What IPVS mode does on this node, as configured.
+pub(super) fn ipvs_features(
     config: &Config,
     family: IpFamily,
     scheduler: IpvsScheduler,
@@ -210,7 +211,7 @@ fn ipvs_features(
 }
 
 /// The scheduler of Services that ask for none.
-fn scheduler(config: &Config) -> Result<IpvsScheduler> {
+pub(super) fn scheduler(config: &Config) -> Result<IpvsScheduler> {
     let name = &config.ipvs.scheduler;
     if config.ipvs.upstream_compat {
         return Ok(IpvsScheduler::as_upstream(name));

@@ -1,23 +1,23 @@
-//! `kube-proxy-rs render`: the restore input for some manifests, without touching the kernel.
+//! `kube-proxy-rs render`: what would be programmed for some manifests, without touching the kernel.
 
 use super::families::{self, NodeIps, settings};
 use crate::backend::iptables::{Features, render_inputs};
+use crate::backend::ipvs::{INTERFACE, render_text};
 use crate::config::{Config, Flavor, Mode};
-use crate::kernel::addresses::local_addresses;
+use crate::kernel::addresses::{InterfaceAddress, interface_addresses, local_addresses};
 use crate::kernel::iptables as tools;
 use crate::model::{IpFamily, NodeFacts};
 use crate::plan::{Plan, Scope};
 use crate::state::Tracker;
 use crate::watch::manifests::{self, ManifestOptions};
 use anyhow::{Result, bail};
+use std::net::IpAddr;
 
-/// What would be sent to iptables-restore on a node without rules; several inputs are set apart
-/// by comment lines. The packet counters of nfacct are taken to be missing: whether they are
+/// In mode iptables, what would be sent to iptables-restore on a node without rules; several inputs are
+/// set apart by comment lines. In mode ipvs, the same and what `ipset`, `ipvsadm` and `ip` would take.
+/// The packet counters of nfacct are taken to be missing: whether they are
 /// there is the kernel's to say.
 pub(super) fn render(config: &Config, family: IpFamily) -> Result<String> {
-    if config.mode == Mode::Ipvs {
-        bail!("render prints the rules of mode iptables; those of mode ipvs depend on the kernel's state");
-    }
     let options = ManifestOptions {
         node_name: config.node_name.clone(),
         node_port_range: config.node_ports.range.0..=config.node_ports.range.1,
@@ -36,12 +36,25 @@ pub(super) fn render(config: &Config, family: IpFamily) -> Result<String> {
     for claim in changes.claims {
         eprintln!("Warning: {claim}");
     }
-    let settings =
+    let mut settings =
         settings(config, family, &tracker.snapshot().node, &NodeIps::of(config, &tracker.snapshot().node));
-    let addresses = local_addresses(family)?;
-    let plan = Plan::new(&settings, tracker.snapshot(), Scope::All)
-        .with_endpoint_count(tracker.endpoints(family))
-        .with_local_addresses(&addresses);
+    // IPVS does not take packets from 127.0.0.0/8.
+    settings.localhost_node_ports &= config.mode == Mode::Iptables;
+    let plan =
+        Plan::new(&settings, tracker.snapshot(), Scope::All).with_endpoint_count(tracker.endpoints(family));
+    let text = match config.mode {
+        Mode::Iptables => iptables(config, plan)?,
+        Mode::Ipvs => ipvs(config, &plan)?,
+    };
+    if errors.is_empty() {
+        return Ok(text);
+    }
+    print!("{text}");
+    bail!("{} problems in the manifests; the rules are those of the rest", errors.len())
+}
+
+fn iptables(config: &Config, plan: Plan<'_>) -> Result<String> {
+    let addresses = local_addresses(plan.settings.family)?;
     let features = Features {
         masquerade_mark: 1 << u32::from(config.iptables.masquerade_bit),
         tree_threshold: usize::try_from(config.iptables.dispatch_tree_threshold)?,
@@ -51,12 +64,19 @@ pub(super) fn render(config: &Config, family: IpFamily) -> Result<String> {
         Flavor::Legacy => tools::Flavor::Legacy,
         Flavor::Auto | Flavor::Nft => tools::Flavor::Nft,
     };
-    let inputs = render_inputs(&plan, &features, flavor);
-    if errors.is_empty() {
-        return Ok(join(&inputs));
-    }
-    print!("{}", join(&inputs));
-    bail!("{} problems in the manifests; the rules are those of the rest", errors.len())
+    Ok(join(&render_inputs(&plan.with_local_addresses(&addresses), &features, flavor)))
+}
+
+/// Node ports are those of the machine where this runs.
+fn ipvs(config: &Config, plan: &Plan<'_>) -> Result<String> {
+    let family = plan.settings.family;
+    let is_node = |entry: &InterfaceAddress| {
+        entry.interface != INTERFACE && !matches!(entry.address, IpAddr::V6(ip) if ip.is_unicast_link_local())
+    };
+    let addresses = interface_addresses(family)?.into_iter().filter(is_node).map(|entry| entry.address);
+    let scheduler = families::scheduler(config)?;
+    let features = families::ipvs_features(config, family, scheduler, tools::Version::RANDOM_FULLY);
+    Ok(render_text(plan, &features, &addresses.collect()))
 }
 
 fn join(inputs: &[String]) -> String {

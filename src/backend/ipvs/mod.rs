@@ -17,6 +17,7 @@ mod names;
 mod observe;
 mod render;
 mod setup;
+mod text;
 
 pub use census::Census;
 pub use cleanup::{Removed, empty_chains, holds_rules, remove_rules, standing};
@@ -24,7 +25,9 @@ pub use desired::{Baseline, Desired};
 pub use diff::Changes;
 pub use input::Features;
 pub use inspect::look;
+pub use names::INTERFACE;
 pub use setup::prepare;
+pub use text::render_text;
 
 use super::{Applied, Backend, KernelObject, ObjectCount, ObjectKind, Refusal};
 use crate::kernel::ipset::Ipsets;

@@ -3,7 +3,7 @@
 use crate::model::{IpFamily, SetType};
 
 /// The interface that holds the Services' addresses, so that the kernel takes their packets in.
-pub(super) const INTERFACE: &str = "kube-ipvs0";
+pub const INTERFACE: &str = "kube-ipvs0";
 
 pub(super) const SERVICES: &str = "KUBE-SERVICES";
 pub(super) const POSTROUTING: &str = "KUBE-POSTROUTING";
