@@ -10,6 +10,7 @@ mod dispatch;
 mod explain;
 mod health;
 mod ipvs;
+mod localhost;
 mod memory;
 mod packets;
 mod prometheus;
