@@ -109,6 +109,16 @@ class Privileges(unittest.TestCase):
         self.assertIn("--init-only", init["args"])
         self.assertNotIn("initContainers", objects.pod_spec(objects.chart(objects.CASES["iptables"])))
 
+    def test_nodes_may_be_changed_only_where_a_readiness_taint_is_named(self):
+        for case, taint in {"minimal": None, "iptables": "example.com/services-not-ready"}.items():
+            with self.subTest(case=case):
+                made = objects.chart(objects.CASES[case])
+                [role] = [item for (kind, _), item in made.items() if kind == "ClusterRole"]
+                patches = [rule for rule in role["rules"] if "patch" in rule["verbs"] and "nodes" in rule["resources"]]
+                self.assertEqual(len(patches), 1 if taint else 0)
+                [container] = objects.pod_spec(made)["containers"]
+                self.assertEqual(f"--node-readiness-taint={taint}" in container["args"], bool(taint))
+
     def test_rbac_asks_for_no_more_than_kube_proxys_own_role_has(self):
         allowed = {
             ("", "services"): {"list", "watch"},

@@ -12,6 +12,7 @@ mod families;
 mod ipvs_metrics;
 mod look;
 mod offline;
+mod readiness_taint;
 mod reload;
 mod render;
 mod run;

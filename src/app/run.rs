@@ -1,9 +1,11 @@
 //! Being a service proxy: sources, loop and servers, and their end.
 
 use super::control::Asked;
+use super::readiness_taint::ReadinessTaint;
 use super::reload::Watched;
 use super::servers::{self, Facts};
-use super::{cleanup, conntrack, control, families, source};
+use super::source::{self, Feed};
+use super::{cleanup, conntrack, control, families};
 use crate::backend::Backend;
 use crate::config::{CommandLine, Config, DetectLocal, Effective, Mode};
 use crate::health::{Clock, Now, ProxyHealth, ServicePorts};
@@ -15,11 +17,12 @@ use crate::model::{IpFamily, NodeFacts, ObjectKind, PerFamily, WatchEvent};
 use crate::state::Tracker;
 use crate::sync::{End, FamilySync, Identity, Periods, Question, Records, Runner, Settlement, since_1970};
 use anyhow::{Context, Result, bail};
+use std::convert::Infallible;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 /// Events on their way from a source to the loop; a full channel makes the source wait.
 const CHANNEL: usize = 1024;
@@ -65,7 +68,7 @@ async fn serve(config: Config, line: CommandLine, effective: Effective) -> Resul
     let health = Arc::new(ProxyHealth::new(config.sync.period));
     let metrics = Arc::new(metrics(config.mode)?);
     conntrack::set_limits(&config.conntrack)?;
-    let settlement = settlement(&health, &metrics, &clock);
+    let mut settlement = settlement(&health, &metrics, &clock);
     let (asker, questions) = mpsc::channel(control::QUESTIONS);
     let started = clock().wall;
     let asked = Asked { questions: asker, health: health.clone(), clock: clock.clone(), started };
@@ -78,7 +81,8 @@ async fn serve(config: Config, line: CommandLine, effective: Effective) -> Resul
     };
     let watched = Watched::new(line, effective);
     let (sender, events) = mpsc::channel(CHANNEL);
-    let (source, notices) = source::start(&config, sender, &metrics, &clock).await?;
+    let Feed { source, events: notices, client } = source::start(&config, sender, &metrics, &clock).await?;
+    let taint = readiness_taint(&config, client, settlement.working());
     let servers = servers::serve(&config, facts, (&health, &metrics), &clock, notices.clone());
     let records = Records::new(metrics.clone(), health.clone(), clock.clone())
         .telling(Box::new(move |notice| notices.tell(notice)));
@@ -99,8 +103,25 @@ async fn serve(config: Config, line: CommandLine, effective: Effective) -> Resul
         }
         never = control => match never {},
         failed = servers => failed.map(|()| ExitCode::FAILURE),
+        never = taint => match never {},
         changed = watched.ask_for_restart() => {
             bail!("the configuration file changed ({}); a restart puts it in force, the rules stay", changed.join(", "));
+        }
+    }
+}
+
+/// Takes the readiness taint away when its time has come, if there is one. Never ends.
+fn readiness_taint(
+    config: &Config,
+    client: Option<kube::Client>,
+    working: oneshot::Receiver<()>,
+) -> impl Future<Output = Infallible> + use<> {
+    let taint = client.zip(config.node_readiness_taint.clone());
+    let node = config.node_name.clone();
+    async move {
+        match taint {
+            Some((client, key)) => ReadinessTaint { client, node, key }.remove_when(working).await,
+            None => std::future::pending().await,
         }
     }
 }

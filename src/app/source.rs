@@ -17,18 +17,28 @@ use tokio::task::JoinHandle;
 /// A source that runs.
 pub(super) type Source = JoinHandle<Result<()>>;
 
-/// Starts the source of objects, and the way back to it for events.
+/// A source that was started, and the ways back to it.
+pub(super) struct Feed {
+    pub(super) source: Source,
+    /// Where events for others to read go.
+    pub(super) events: Events,
+    /// For other requests; none where there is no API server.
+    pub(super) client: Option<kube::Client>,
+}
+
+/// Starts the source of objects.
 pub(super) async fn start(
     config: &Config,
     sender: mpsc::Sender<WatchEvent>,
     metrics: &Arc<Metrics>,
     clock: &Clock,
-) -> Result<(Source, Events)> {
+) -> Result<Feed> {
     let node_port_range = config.node_ports.range.0..=config.node_ports.range.1;
     if !config.sources.manifests.is_empty() {
         let options = manifests::ManifestOptions { node_name: config.node_name.clone(), node_port_range };
         let paths = config.sources.manifests.clone();
-        return Ok((tokio::spawn(manifests::run(paths, options, sender)), Events::nowhere()));
+        let source = tokio::spawn(manifests::run(paths, options, sender));
+        return Ok(Feed { source, events: Events::nowhere(), client: None });
     }
     let options = ClientOptions {
         kubeconfig: config.sources.kubeconfig.clone(),
@@ -39,6 +49,7 @@ pub(super) async fn start(
         Connection::observed(&options, Arc::new(move |exchange| count(&counted, exchange))).await?;
     tracing::info!(server = connection.url(), "watching the API server");
     let reporter = Reporter { node: config.node_name.clone(), host: super::hostname()? };
+    let client = Some(connection.client());
     let events = Events::start(connection.client(), reporter, clock.clone());
     let node_name = config.node_name.clone();
     let source = tokio::spawn(async move {
@@ -53,7 +64,7 @@ pub(super) async fn start(
         action: "StartKubeProxy",
         note: String::new(),
     });
-    Ok((source, events))
+    Ok(Feed { source, events, client })
 }
 
 fn count(metrics: &Metrics, exchange: &Exchange) {

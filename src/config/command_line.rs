@@ -38,6 +38,7 @@ const EFFECTIVE_WITH_CONFIG: &[&str] = &[
     "service-node-port-range",
     "service-cluster-ip-range",
     "strict-external-ips",
+    "node-readiness-taint",
     "family",
     "control-socket",
     "client",

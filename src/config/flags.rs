@@ -79,6 +79,9 @@ pub(super) struct GeneralFlags {
     /// Files to read a boot id from; accepted without effect
     #[arg(long, value_name = "FILES", default_value = "/proc/sys/kernel/random/boot_id")]
     pub(super) boot_id_file: String,
+    /// Taint to take from our Node, by its key, once Services work there
+    #[arg(long, value_name = "KEY", value_parser = values::taint_key)]
+    pub(super) node_readiness_taint: Option<String>,
 }
 
 #[derive(Args, Clone, Debug)]

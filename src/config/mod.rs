@@ -61,6 +61,8 @@ pub struct Config {
     pub node_ports: NodePortConfig,
     /// Which external addresses lead to Services.
     pub external_ips: ExternalIpConfig,
+    /// The key of a taint to take from our Node once Services work there.
+    pub node_readiness_taint: Option<String>,
     /// A specific address decides our node IP and primary family; nothing listens on it.
     pub bind_address: IpAddr,
     /// Where the health server listens; `None` is off.

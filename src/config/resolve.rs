@@ -114,6 +114,12 @@ fn flag_notices(line: &CommandLine) -> Vec<String> {
             notices.push(format!("flag --{flag} has no effect"));
         }
     }
+    if line.gave("node-readiness-taint") && !line.flags.client.manifests.is_empty() {
+        notices.push(
+            "flag --node-readiness-taint has no effect with --manifests: there is no Node to change"
+                .to_owned(),
+        );
+    }
     notices
 }
 
@@ -173,6 +179,7 @@ fn config(line: &CommandLine, settings: &Settings, node_name: String) -> Config 
             range: traffic.service_node_port_range,
         },
         external_ips: external_ips(line, settings),
+        node_readiness_taint: line.flags.general.node_readiness_taint.clone(),
         bind_address: serving.bind_address.parse().unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED)),
         healthz: address(&serving.healthz_bind_address),
         metrics: address(&serving.metrics_bind_address),

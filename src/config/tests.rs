@@ -70,6 +70,7 @@ fn default_config() -> Config {
             cluster_cidrs: Vec::new(),
             service_cidrs: Vec::new(),
         },
+        node_readiness_taint: None,
         bind_address: "0.0.0.0".parse().unwrap(),
         healthz: Some("0.0.0.0:10256".parse().unwrap()),
         control_socket: Some("/run/kube-proxy-rs/control.sock".into()),
@@ -176,6 +177,7 @@ const OUR_FLAGS: &[(&str, &str, bool)] = &[
     ("service-node-port-range", "30000-32767", true),
     ("service-cluster-ip-range", "", true),
     ("strict-external-ips", "false", true),
+    ("node-readiness-taint", "", true),
     ("family", "ipv4", true),
     ("control-socket", "/run/kube-proxy-rs/control.sock", true),
     ("client", "", true),
@@ -269,6 +271,9 @@ fn every_flag_has_a_row_in_the_documentation() {
 #[case(&["--nodeport-addresses=primary"], |c: &mut Config| c.node_ports.addresses = NodePortAddresses::Primary)]
 #[case(&["--nodeport-addresses="], |_: &mut Config| {})]
 #[case(&["--service-node-port-range=100-200"], |c: &mut Config| c.node_ports.range = (100, 200))]
+#[case(&["--node-readiness-taint=example.com/wait"], |c: &mut Config| {
+    c.node_readiness_taint = Some("example.com/wait".to_owned());
+})]
 #[case(&["--strict-external-ips"], |c: &mut Config| c.external_ips.strict = true)]
 #[case(&["--service-cluster-ip-range=10.96.0.1/12,fd00:96::/108"], |c: &mut Config| {
     c.external_ips.service_cidrs = vec!["10.96.0.0/12".parse().unwrap(), "fd00:96::/108".parse().unwrap()];
@@ -358,6 +363,8 @@ fn deprecated_ports_move_or_turn_off_their_servers() {
 #[case(&["--vmodule=A"], "expected PATTERN=N")]
 #[case(&["--iptables-flavor=old"], "[possible values: auto, nft, legacy]")]
 #[case(&["--service-node-port-range=9-1"], "must be FIRST-LAST")]
+#[case(&["--node-readiness-taint=a b"], "must be the key of a taint")]
+#[case(&["--node-readiness-taint=a/b/c"], "must be the key of a taint")]
 #[case(&["--service-cluster-ip-range=10.96.0.1"], "must be a network in CIDR form")]
 #[case(&["--log-text-info-buffer-size=lots"], "must be a quantity")]
 #[case(&["--version=soon"], "must be true, false, raw or vX.Y.Z")]

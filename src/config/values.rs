@@ -110,6 +110,18 @@ pub(super) fn cidr(text: &str) -> Result<Cidr, String> {
     Ok(cidr.trunc())
 }
 
+/// The key of a taint: a name, perhaps after a domain and a slash.
+pub(super) fn taint_key(text: &str) -> Result<String, String> {
+    let (domain, name) = text.rsplit_once('/').unwrap_or(("example.com", text));
+    let plain = |it: u8| it.is_ascii_alphanumeric() || b"-_.".contains(&it);
+    let ends = |part: &str| part.starts_with(char::is_alphanumeric) && part.ends_with(char::is_alphanumeric);
+    let fits = |part: &str, most: usize| part.len() <= most && part.bytes().all(plain) && ends(part);
+    if fits(domain, 253) && fits(name, 63) {
+        return Ok(text.to_owned());
+    }
+    Err("must be the key of a taint, as in example.com/services-not-ready".to_owned())
+}
+
 pub(super) fn port_range(text: &str) -> Result<(u16, u16), String> {
     let complaint = || "must be FIRST-LAST, ports from 1 to 65535 in order".to_owned();
     let (first, last) = text.split_once('-').ok_or_else(complaint)?;

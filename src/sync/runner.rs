@@ -215,6 +215,11 @@ impl<B: Backend, R: Recorder> Runner<B, R> {
         self.recorder.seen(seen.services, seen.slices, self.tracker.pending());
     }
 
+    /// Every family is as the last changes want it, as far as we know.
+    fn is_synced(&self) -> bool {
+        self.latest.is_some() && self.failures == 0 && !self.requested
+    }
+
     fn schedule(&mut self, failed: bool) {
         let now = Instant::now();
         self.earliest = now + self.periods.min;
@@ -246,7 +251,7 @@ impl<B: Backend, R: Recorder> Runner<B, R> {
     async fn check(&mut self) {
         let taken = self.settlement.retry();
         self.recorder.taken(&taken);
-        let mut drifted = false;
+        let (mut drifted, mut checked) = (false, self.is_synced());
         for family in &mut self.families {
             match family.addresses_changed() {
                 Ok(changed) => drifted |= changed,
@@ -258,12 +263,17 @@ impl<B: Backend, R: Recorder> Runner<B, R> {
                     drifted = true;
                     self.recorder.drifted(family.family(), &what);
                 }
-                Err(error) => self.recorder.unverified(family.family(), &error),
+                Err(error) => {
+                    checked = false;
+                    self.recorder.unverified(family.family(), &error);
+                }
             }
         }
         if drifted {
             self.request();
             self.earliest = Instant::now();
+        } else if checked {
+            self.settlement.works();
         }
     }
 }

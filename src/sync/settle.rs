@@ -15,6 +15,8 @@ pub struct Settlement {
     ports: Option<PerFamily<ServicePorts>>,
     /// Who waits for our rules to stand.
     waiting: Option<oneshot::Sender<()>>,
+    /// Who waits for them to have been checked, too.
+    waiting_for_check: Option<oneshot::Sender<()>>,
     no_local: PerFamily<BTreeMap<ServiceName, NoLocal>>,
 }
 
@@ -57,6 +59,22 @@ impl Settlement {
         let (sender, receiver) = oneshot::channel();
         self.waiting = Some(sender);
         receiver
+    }
+
+    /// Tells, once, that the rules of every family are in force and were found so in the kernel.
+    #[must_use]
+    pub fn working(&mut self) -> oneshot::Receiver<()> {
+        let (sender, receiver) = oneshot::channel();
+        self.waiting_for_check = Some(sender);
+        receiver
+    }
+
+    /// Every family was found as it was left.
+    pub(super) fn works(&mut self) {
+        if let Some(waiting) = self.waiting_for_check.take() {
+            // Whoever waited may have gone.
+            let _ = waiting.send(());
+        }
     }
 
     /// Every family has been synced.

@@ -144,6 +144,24 @@ async fn nothing_is_programmed_before_the_first_full_picture() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn services_work_once_all_was_synced_and_found_so_in_the_kernel() {
+    let mut settlement = Settlement::default();
+    let mut working = settlement.working();
+    let mut runner = runner(FakeXtables::default(), &Diary::new()).settling(settlement);
+    let (sender, mut events) = mpsc::channel(1024);
+    let script = async move {
+        sleep(Duration::from_secs(11)).await;
+        assert!(working.try_recv().is_err(), "checked, but nothing was synced");
+        complete(&sender).await;
+        sleep(Duration::from_millis(1)).await;
+        assert!(working.try_recv().is_err(), "synced, but not checked");
+        sleep(Duration::from_secs(5)).await;
+        assert!(working.try_recv().is_ok());
+    };
+    tokio::join!(runner.run(&mut events), script);
+}
+
+#[tokio::test(start_paused = true)]
 async fn the_first_pass_comes_at_once_even_for_an_empty_cluster() {
     let (diary, ..) = play(FakeXtables::default(), async |sender| {
         complete(&sender).await;

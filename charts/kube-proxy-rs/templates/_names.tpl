@@ -57,6 +57,9 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 - --hostname-override=$(NODE_NAME)
 - --iptables-flavor={{ .Values.iptablesFlavor }}
 - --v={{ .Values.verbosity }}
+{{- with .Values.nodeReadinessTaint }}
+- --node-readiness-taint={{ . }}
+{{- end }}
 {{- with .Values.extraArgs }}
 {{ toYaml . }}
 {{- end }}

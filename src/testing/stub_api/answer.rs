@@ -34,6 +34,9 @@ const PIECE: usize = 64 * 1024;
 const EVER: Duration = Duration::from_secs(86_400);
 
 pub(super) async fn answer(shared: Arc<Shared>, request: Request<Incoming>) -> io::Result<Answer> {
+    if request.method() == Method::PATCH {
+        return patch_node(&shared, request).await;
+    }
     let path = request.uri().path();
     let Some(resource) = Resource::ALL.into_iter().find(|resource| resource.path() == path) else {
         return Ok(status(404, "NotFound", "the server could not find the requested resource"));
@@ -63,8 +66,36 @@ pub(super) async fn answer(shared: Arc<Shared>, request: Request<Incoming>) -> i
     };
     Ok(match verb {
         Verb::List => list(&shared, &asked, &selector),
-        Verb::Watch => watch(shared, &asked, selector, behaviour),
+        Verb::Watch | Verb::Patch => watch(shared, &asked, selector, behaviour),
     })
+}
+
+/// PATCH of a Node.
+async fn patch_node(shared: &Shared, request: Request<Incoming>) -> io::Result<Answer> {
+    let not_found = || status(404, "NotFound", "the server could not find the requested resource");
+    let prefix = format!("{}/", Resource::Nodes.path());
+    let Some(name) = request.uri().path().strip_prefix(&prefix).map(str::to_owned) else {
+        return Ok(not_found());
+    };
+    let asked = Seen { resource: Resource::Nodes, verb: Verb::Patch, query: Vec::new() };
+    lock(&shared.seen).push(asked.clone());
+    if let (Some(Fault::Status(code)), _) = behaviour_towards(shared, &asked) {
+        return Ok(status(code, "InternalError", "the stub server was told to fail"));
+    }
+    let body = request.into_body().collect().await.map_err(io::Error::other)?.to_bytes();
+    let wanted = serde_json::from_slice(&body).unwrap_or_default();
+    let mut store = lock(&shared.store);
+    let mut node = store.object(Resource::Nodes, &name);
+    if node.is_null() {
+        return Ok(not_found());
+    }
+    if let Err(reason) = super::patch::apply(&mut node, &wanted) {
+        return Ok(status(422, "Invalid", &reason));
+    }
+    let answer = node.to_string();
+    let version = store.put(Resource::Nodes, name, node);
+    shared.version.send_replace(version);
+    Ok(Response::new(full(answer)))
 }
 
 fn behaviour_towards(shared: &Shared, asked: &Seen) -> (Option<Fault>, Behaviour) {
@@ -83,7 +114,12 @@ fn behaviour_towards(shared: &Shared, asked: &Seen) -> (Option<Fault>, Behaviour
 }
 
 fn forbidden(asked: &Seen) -> Answer {
-    let (verb, path) = (if asked.verb == Verb::List { "list" } else { "watch" }, asked.resource.path());
+    let verb = match asked.verb {
+        Verb::List => "list",
+        Verb::Watch => "watch",
+        Verb::Patch => "patch",
+    };
+    let path = asked.resource.path();
     let plural = path.rsplit('/').next().unwrap_or_default();
     status(
         403,

@@ -6,6 +6,7 @@
 //! faults with `behave`.
 
 mod answer;
+mod patch;
 mod selector;
 mod store;
 
@@ -77,6 +78,8 @@ pub enum Verb {
     List,
     /// GET of the collection with `watch=true`.
     Watch,
+    /// PATCH of one Node.
+    Patch,
 }
 
 /// What the server makes of `sendInitialEvents`.
@@ -315,6 +318,12 @@ impl StubApi {
         let deleted = store.delete(resource, key);
         self.shared.version.send_replace(store.version);
         deleted
+    }
+
+    /// An object by the same key as for `delete`; null if it is not there.
+    #[must_use]
+    pub fn object(&self, resource: Resource, key: &str) -> Value {
+        lock(&self.shared.store).object(resource, key)
     }
 
     /// Changes how the server behaves towards the next requests.

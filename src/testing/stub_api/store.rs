@@ -83,6 +83,11 @@ impl Store {
         self.version
     }
 
+    pub(super) fn object(&self, resource: Resource, key: &str) -> Value {
+        let stored = self.objects.get(&resource).and_then(|objects| objects.get(key));
+        stored.and_then(|stored| serde_json::from_str(&stored.text).ok()).unwrap_or_default()
+    }
+
     pub(super) fn delete(&mut self, resource: Resource, key: &str) -> bool {
         let Some(before) = self.objects.entry(resource).or_default().remove(key) else { return false };
         self.version += 1;
