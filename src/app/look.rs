@@ -41,7 +41,8 @@ pub(super) async fn around(config: &Config, view: &ServiceView, asked: &Explain)
     for family in &view.families {
         let (facts, found) = family_facts(config, view, family).await;
         node.families.push(facts);
-        if let Some(packet) = packet(family, asked) {
+        // IPVS decides without rules: to trace its packets through rules would mislead.
+        if let Some(packet) = packet(family, asked).filter(|_| view.mode != IPVS) {
             // Where the kernel could not be read, what should be there decides.
             let objects = if found.is_empty() { &family.wanted } else { &found };
             node.decisions.extend(decisions(objects, &packet));
