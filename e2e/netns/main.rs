@@ -17,6 +17,7 @@ mod prometheus;
 mod refusal;
 mod requests;
 mod resilience;
+mod sabotage;
 mod saved;
 mod sequences;
 mod takeover;

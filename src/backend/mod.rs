@@ -5,12 +5,14 @@
 
 pub mod iptables;
 pub mod ipvs;
+mod kept;
 
 use crate::kernel::iptables::RestoreError;
 use crate::model::ServiceName;
 use crate::plan::Plan;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 
 /// One family's dataplane: what `sync` drives, the same for every mode.
 ///
@@ -68,12 +70,12 @@ pub trait Backend {
         baseline: &mut Self::Baseline,
     ) -> anyhow::Result<Applied>;
 
-    /// Whether the kernel still has what the baseline says, as cheaply as can be told. `Some`
-    /// says what is wrong.
+    /// Whether the kernel still has what the baseline says. If anything is found, the caller
+    /// forgets the baseline.
     ///
     /// # Errors
     /// When the kernel cannot be read, which says nothing about its state.
-    async fn verify(&mut self, baseline: &mut Self::Baseline) -> anyhow::Result<Option<String>>;
+    async fn verify(&mut self, baseline: &mut Self::Baseline, look: Look) -> anyhow::Result<Vec<Finding>>;
 
     /// Does what `apply` had to leave for later, if its time has come; called every few seconds.
     ///
@@ -122,6 +124,83 @@ pub struct KernelObject {
     pub is_shared: bool,
 }
 
+/// How closely `verify` looks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Look {
+    /// Counts and stamps: so cheap that it can be done every few seconds.
+    Quick,
+    /// Every object is compared, unless it is known that nobody changed any.
+    Thorough,
+}
+
+/// What `verify` found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Finding {
+    /// Somebody else changed what we programmed.
+    Drift(Drift),
+    /// What we programmed was made of facts that have changed.
+    Outdated(&'static str),
+}
+
+/// A kernel object of ours that somebody else removed or changed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Drift {
+    /// What it is.
+    pub kind: DriftKind,
+    /// Which one, with its place.
+    pub name: String,
+    /// What is wrong with it.
+    pub what: String,
+}
+
+impl Drift {
+    fn new(kind: DriftKind, name: impl Into<String>, what: impl Into<String>) -> Self {
+        Drift { kind, name: name.into(), what: what.into() }
+    }
+}
+
+impl fmt::Display for Drift {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let kind = self.kind.as_str().replace('_', " ");
+        write!(f, "{kind} {} {}", self.name, self.what)
+    }
+}
+
+/// The kinds of kernel objects that can drift.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DriftKind {
+    /// A chain of ours.
+    Chain,
+    /// A jump from a built-in chain to one of ours.
+    Jump,
+    /// A table as a whole, when no chain can be named.
+    Table,
+    /// An ipset.
+    Ipset,
+    /// An IPVS virtual server.
+    VirtualServer,
+    /// The real servers of a virtual server.
+    RealServers,
+    /// The interface with the Services' addresses.
+    Interface,
+}
+
+impl DriftKind {
+    /// As the metric's label has it.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            DriftKind::Chain => "chain",
+            DriftKind::Jump => "jump",
+            DriftKind::Table => "table",
+            DriftKind::Ipset => "ipset",
+            DriftKind::VirtualServer => "virtual_server",
+            DriftKind::RealServers => "real_servers",
+            DriftKind::Interface => "interface",
+        }
+    }
+}
+
 /// What `apply` did.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Applied {
@@ -134,6 +213,13 @@ pub struct Applied {
 }
 
 impl Applied {
+    /// Kernel objects of all kinds.
+    #[must_use]
+    pub fn object_count(&self) -> u32 {
+        let total: usize = self.objects.iter().map(|count| count.total).sum();
+        u32::try_from(total).unwrap_or(u32::MAX)
+    }
+
     /// Services that this pass tried and the kernel refused.
     pub fn newly_refused(&self) -> impl Iterator<Item = &Refusal> {
         self.refused.iter().filter(|refusal| refusal.is_new)

@@ -25,6 +25,7 @@ pub mod not_loaded;
 pub mod process;
 pub mod sockets;
 pub mod sysctl;
+pub mod xtables_entries;
 pub mod xtables_info;
 
 #[cfg(test)]

@@ -5,6 +5,8 @@ use crate::model::IpFamily;
 use anyhow::{Context, Result};
 use netlink::{Malformed, Message, MsgBuf, Protocol, Socket};
 
+mod rules;
+
 pub use netlink::Part;
 
 const SUBSYSTEM: u16 = 10 << 8;

@@ -11,7 +11,7 @@ use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, socket};
 use std::io;
 use std::mem::size_of;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 
 /// The size of one legacy table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,7 +24,7 @@ pub struct TableSize {
 
 /// `IPT_SO_GET_INFO` and `IP6T_SO_GET_INFO`.
 const GET_INFO: libc::c_int = 64;
-const NAME_LEN: usize = 32;
+pub(super) const NAME_LEN: usize = 32;
 
 /// `struct ipt_getinfo`, the same for both families.
 #[repr(C)]
@@ -55,6 +55,35 @@ pub fn num_entries(family: IpFamily, table: &str) -> Result<Option<TableSize>> {
     }
 }
 
+/// How much the entries of a table take, and where its built-in chains begin, by hook number.
+pub(super) struct TableLayout {
+    pub(super) size: u32,
+    pub(super) hooks: [Option<u32>; 5],
+}
+
+/// The layout of a legacy table, or `None` if the namespace does not have the table.
+pub(super) fn table_layout(family: IpFamily, table: &str) -> Result<Option<TableLayout>> {
+    if !exists(family, table)? {
+        return Ok(None);
+    }
+    let info = match get_info(family, table) {
+        Ok(info) => info,
+        Err(Errno::ENOENT | Errno::ENOPROTOOPT | Errno::EAFNOSUPPORT) => return Ok(None),
+        Err(errno) => return Err(errno.into()),
+    };
+    let begins = |hook: usize| (info.valid_hooks & (1 << hook) != 0).then(|| info.hook_entry[hook]);
+    Ok(Some(TableLayout { size: info.size, hooks: std::array::from_fn(begins) }))
+}
+
+/// A socket for the options of a family, and their level.
+pub(super) fn open(family: IpFamily) -> nix::Result<(OwnedFd, libc::c_int)> {
+    let (domain, level) = match family {
+        IpFamily::V4 => (AddressFamily::Inet, libc::SOL_IP),
+        IpFamily::V6 => (AddressFamily::Inet6, libc::SOL_IPV6),
+    };
+    Ok((socket(domain, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::Raw)?, level))
+}
+
 /// Whether the calling thread's namespace has this table already.
 fn exists(family: IpFamily, table: &str) -> io::Result<bool> {
     // `/proc/net` would be the namespace of the process's first thread.
@@ -71,15 +100,11 @@ fn exists(family: IpFamily, table: &str) -> io::Result<bool> {
 }
 
 fn get_info(family: IpFamily, table: &str) -> nix::Result<GetInfo> {
-    let (domain, level) = match family {
-        IpFamily::V4 => (AddressFamily::Inet, libc::SOL_IP),
-        IpFamily::V6 => (AddressFamily::Inet6, libc::SOL_IPV6),
-    };
     let mut info = GetInfo::default();
     // The name is zero-terminated, so it may use all bytes but the last.
     let name = info.name[..NAME_LEN - 1].get_mut(..table.len()).ok_or(Errno::ENAMETOOLONG)?;
     name.copy_from_slice(table.as_bytes());
-    let socket = socket(domain, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::Raw)?;
+    let (socket, level) = open(family)?;
     let mut len = libc::socklen_t::try_from(size_of::<GetInfo>()).map_err(|_| Errno::EOVERFLOW)?;
     // SAFETY: the descriptor is open for the whole call; `info` is a C struct of integers for which any
     // bytes are valid, writable for the `len` bytes announced, and `len` is a writable socklen_t. Neither

@@ -17,6 +17,7 @@ pub(super) struct SyncMetrics {
     pub(super) network_programming: HistogramVec,
     pub(super) no_local_endpoints: IntGaugeVec,
     pub(super) refused_services: IntGaugeVec,
+    pub(super) drift: IntCounterVec,
 }
 
 pub(super) struct ChangeMetrics {
@@ -91,6 +92,10 @@ impl SyncMetrics {
             refused_services: IntGaugeVec::new(
                 opts("rs_refused_services", "Services left out because the kernel refuses them"),
                 FAMILY,
+            )?,
+            drift: IntCounterVec::new(
+                opts("rs_drift_total", "Kernel objects that somebody else removed or changed"),
+                &["object", "ip_family"],
             )?,
         })
     }

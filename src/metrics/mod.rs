@@ -105,6 +105,7 @@ impl Metrics {
         self.register([&sync.duration, &sync.network_programming, &conntrack.duration])?;
         self.register([&sync.last, &sync.last_queued])?;
         self.register([&sync.no_local_endpoints, &sync.refused_services])?;
+        self.register([&sync.drift])?;
         self.register([&changes.endpoints_pending, &changes.services_pending])?;
         self.register([&changes.endpoints_total, &changes.services_total])?;
         self.register([&conntrack.deleted, &iptables.restore_failures])?;
@@ -218,6 +219,12 @@ impl Metrics {
     #[must_use]
     pub fn refused_services(&self, family: IpFamily) -> IntGauge {
         self.sync.refused_services.with_label_values(&[family.as_str()])
+    }
+
+    /// Kernel objects of ours of a kind that somebody else removed or changed.
+    #[must_use]
+    pub fn drift(&self, object: &str, family: IpFamily) -> IntCounter {
+        self.sync.drift.with_label_values(&[object, family.as_str()])
     }
 
     /// EndpointSlice changes that wait for a sync.
@@ -402,6 +409,7 @@ mod tests {
             metrics.partial_restore_failures(family),
             metrics.conntrack_deleted(family),
             metrics.ipvs_failures(family),
+            metrics.drift("chain", family),
             metrics.healthz(200),
             metrics.livez(503),
             metrics.client_requests("200", "GET", "h"),
@@ -439,6 +447,7 @@ mod tests {
         ("kubeproxy_sync_proxy_rules_iptables_restore_failures_total", "counter"),
         ("kubeproxy_sync_proxy_rules_no_local_endpoints_total", "gauge"),
         ("kubeproxy_rs_refused_services", "gauge"),
+        ("kubeproxy_rs_drift_total", "counter"),
         ("kubeproxy_proxy_healthz_total", "counter"),
         ("kubeproxy_proxy_livez_total", "counter"),
         ("kubeproxy_conntrack_reconciler_sync_duration_seconds", "histogram"),

@@ -1,7 +1,7 @@
 //! One pass over one family: plan, render, diff, apply.
 
 use super::report::{Outcome, PassKind};
-use crate::backend::{Applied, Backend, Refusal};
+use crate::backend::{Applied, Backend, Finding, Look, Refusal};
 use crate::explain::FamilyView;
 use crate::kernel::addresses::local_addresses;
 use crate::model::{IpFamily, Protocol, ServiceName, Snapshot};
@@ -164,19 +164,19 @@ impl<B: Backend> FamilySync<B> {
         }
     }
 
-    /// Whether the kernel still has what we programmed. A difference makes the baseline be
-    /// forgotten and is returned; before the first pass there is nothing to compare.
+    /// Whether the kernel still has what we programmed. Whatever is found makes the baseline be
+    /// forgotten; before the first pass there is nothing to compare.
     ///
     /// # Errors
     /// When the kernel cannot be read.
-    pub(super) async fn verify(&mut self) -> Result<Option<String>> {
-        let Some(baseline) = &mut self.baseline else { return Ok(None) };
+    pub(super) async fn verify(&mut self, look: Look) -> Result<Vec<Finding>> {
+        let Some(baseline) = &mut self.baseline else { return Ok(Vec::new()) };
         self.backend.tend(baseline).await?;
-        let drift = self.backend.verify(baseline).await?;
-        if drift.is_some() {
+        let found = self.backend.verify(baseline, look).await?;
+        if !found.is_empty() {
             self.forget();
         }
-        Ok(drift)
+        Ok(found)
     }
 }
 

@@ -2,13 +2,16 @@
 
 use super::report::{Notice, Outcome, PassKind, Recorder, Severity, SyncReport};
 use super::settle::Settled;
-use crate::backend::{Applied, ObjectCount, ObjectKind, Refusal, is_tool_failure};
+use crate::backend::{Applied, Drift, Finding, ObjectCount, ObjectKind, Refusal, is_tool_failure};
 use crate::health::{Clock, PortTaken, ProxyHealth, RefusedObject};
 use crate::metrics::{Metrics, PolicyKind, Table};
 use crate::model::{IpFamily, NodeFacts, PerFamily, ServiceName};
 use crate::state::{ExternalIpClaim, NodePortConflict};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+/// So many objects that others changed are named in the log at once.
+const MOST_SHOWN: usize = 20;
 
 /// The recorder of the running program.
 pub struct Records {
@@ -97,6 +100,29 @@ impl Records {
         self.health.refused(family, refused.map(object).collect());
     }
 
+    fn record_drift(&self, family: IpFamily, drift: &[&Drift]) {
+        let Some(first) = drift.first() else { return };
+        drift.iter().for_each(|it| self.metrics.drift(it.kind.as_str(), family).inc());
+        for it in drift.iter().take(MOST_SHOWN) {
+            tracing::warn!(%family, what = %it, "changed by somebody else; writing everything anew");
+        }
+        let note = match drift.len() {
+            1 => first.to_string(),
+            count => format!("{first}, and {} more", count - 1),
+        };
+        if drift.len() > MOST_SHOWN {
+            tracing::warn!(%family, what = note, "changed by somebody else, in all");
+        }
+        let count = u64::try_from(drift.len()).unwrap_or(u64::MAX);
+        self.health.drifted(family, count, note.clone(), (self.clock)());
+        self.warn(
+            None,
+            "RulesChangedByOthers",
+            "Sync",
+            format!("{family}: {note}; everything is written anew"),
+        );
+    }
+
     fn record_failure(&mut self, report: &SyncReport, error: &anyhow::Error) {
         let family = report.family;
         if is_tool_failure(error) {
@@ -155,8 +181,15 @@ impl Recorder for Records {
         }
     }
 
-    fn drifted(&mut self, family: IpFamily, what: &str) {
-        tracing::warn!(%family, what, "the kernel lost rules of ours; writing them anew");
+    fn drifted(&mut self, family: IpFamily, found: &[Finding]) {
+        let mut drift = Vec::new();
+        for finding in found {
+            match finding {
+                Finding::Drift(it) => drift.push(it),
+                Finding::Outdated(what) => tracing::info!(%family, what, "writing everything anew"),
+            }
+        }
+        self.record_drift(family, &drift);
     }
 
     fn unverified(&mut self, family: IpFamily, error: &anyhow::Error) {

@@ -1,7 +1,7 @@
 //! What a pass did, and who is told.
 
 use super::settle::Settled;
-use crate::backend::Applied;
+use crate::backend::{Applied, Finding};
 use crate::health::PortTaken;
 use crate::model::{IpFamily, NodeFacts, ServiceName};
 use crate::state::{ExternalIpClaim, NodePortConflict};
@@ -80,8 +80,8 @@ pub trait Recorder {
     /// Health-check node ports turned out to belong to somebody else.
     fn taken(&mut self, taken: &[PortTaken]);
 
-    /// The kernel did not have what was programmed; it will be written anew.
-    fn drifted(&mut self, family: IpFamily, what: &str);
+    /// The kernel did not have what was programmed, or should not any more; it is written anew.
+    fn drifted(&mut self, family: IpFamily, found: &[Finding]);
 
     /// A check of the kernel failed.
     fn unverified(&mut self, family: IpFamily, error: &anyhow::Error);

@@ -5,7 +5,7 @@ use super::ask::{self, Identity, Question, Told};
 use super::pass::FamilySync;
 use super::report::{Outcome, Recorder, SyncReport};
 use super::settle::Settlement;
-use crate::backend::Backend;
+use crate::backend::{Backend, Look};
 use crate::model::{Cidr, WatchEvent};
 use crate::state::{Changes, Tracker};
 use std::time::Duration;
@@ -15,6 +15,10 @@ use tokio::time::Instant;
 /// How often a look is taken at whether the kernel still has our rules. The look costs one small
 /// question to the kernel as long as nobody changed anything.
 const CHECK_PERIOD: Duration = Duration::from_secs(2);
+/// A thorough look comes once in a sync period, but with very many objects only after so long for
+/// each of them: taking 2 µs for one, it takes a thousandth of a core. Not by the clock: on a busy
+/// node everything takes long, and that is no reason to look away.
+const REST_PER_OBJECT: Duration = Duration::from_millis(2);
 /// The first wait after a failure; it doubles up to the sync period.
 const FIRST_RETRY: Duration = Duration::from_secs(1);
 
@@ -59,6 +63,10 @@ pub struct Runner<B: Backend, R> {
     /// Passes that failed in a row.
     failures: u32,
     last_full: Instant,
+    /// Kernel objects that the last sync counted.
+    objects: u32,
+    /// The first look from then on is a thorough one.
+    thorough_from: Instant,
     /// When Services that the kernel refused are tried again, all else being well.
     retry_refused: Option<Instant>,
     /// Full passes in a row in which a Service was refused.
@@ -85,6 +93,8 @@ impl<B: Backend, R: Recorder> Runner<B, R> {
             latest: None,
             failures: 0,
             last_full: now,
+            objects: 0,
+            thorough_from: now,
             retry_refused: None,
             refusals: 0,
             pod_cidrs: None,
@@ -194,11 +204,13 @@ impl<B: Backend, R: Recorder> Runner<B, R> {
             self.retry_refused = None;
         }
         let (mut failed, mut refused) = (false, false);
+        self.objects = 0;
         for family in &mut self.families {
             let report = pass(family, &self.tracker, &changes).await;
             failed |= matches!(report.outcome, Outcome::Failed(_));
             self.recorder.passed(&report);
             if let Outcome::Done(applied) = &report.outcome {
+                self.objects = self.objects.saturating_add(applied.object_count());
                 refused |= applied.newly_refused().next().is_some();
                 let left_out = applied.refused.iter().map(|refusal| refusal.service.clone()).collect();
                 let plan = family.plan(self.tracker.snapshot(), &changes, report.kind);
@@ -251,23 +263,29 @@ impl<B: Backend, R: Recorder> Runner<B, R> {
     async fn check(&mut self) {
         let taken = self.settlement.retry();
         self.recorder.taken(&taken);
+        let now = Instant::now();
+        let look = if self.thorough_from <= now { Look::Thorough } else { Look::Quick };
         let (mut drifted, mut checked) = (false, self.is_synced());
         for family in &mut self.families {
             match family.addresses_changed() {
                 Ok(changed) => drifted |= changed,
                 Err(error) => self.recorder.unverified(family.family(), &error),
             }
-            match family.verify().await {
-                Ok(None) => {}
-                Ok(Some(what)) => {
+            match family.verify(look).await {
+                Ok(found) if found.is_empty() => {}
+                Ok(found) => {
                     drifted = true;
-                    self.recorder.drifted(family.family(), &what);
+                    self.recorder.drifted(family.family(), &found);
                 }
                 Err(error) => {
                     checked = false;
                     self.recorder.unverified(family.family(), &error);
                 }
             }
+        }
+        if look == Look::Thorough {
+            let rest = self.periods.sync.saturating_sub(CHECK_PERIOD);
+            self.thorough_from = now + rest.max(REST_PER_OBJECT.saturating_mul(self.objects));
         }
         if drifted {
             self.request();

@@ -1,6 +1,7 @@
 //! The loop, on paused time and an in-memory iptables.
 
 use super::*;
+use crate::backend::Finding;
 use crate::backend::iptables::{Features, Iptables};
 use crate::health::PortTaken;
 use crate::kernel::fake::iptables::FakeXtables;
@@ -64,8 +65,8 @@ impl Recorder for Diary {
         }
     }
 
-    fn drifted(&mut self, _: IpFamily, what: &str) {
-        self.note(format!("drifted: {what}"));
+    fn drifted(&mut self, _: IpFamily, found: &[Finding]) {
+        self.note(format!("drifted: {found:?}"));
     }
 
     fn unverified(&mut self, _: IpFamily, error: &anyhow::Error) {

@@ -1,6 +1,6 @@
 //! iptables tools that take everything and only count.
 
-use crate::kernel::iptables::{Flavor, Place, RestoreError, Stamp, Version, Xtables};
+use crate::kernel::iptables::{Flavor, Place, RestoreError, Rule, Stamp, Version, Xtables};
 use crate::kernel::nft::{ChainUse, Part};
 use anyhow::Result;
 
@@ -11,7 +11,7 @@ pub struct Sink {
     pub lines: usize,
     /// Lines of the longest input.
     pub longest: usize,
-    /// Looks at all chains of a table.
+    /// Looks at all chains of a table, and readings of rules.
     pub surveys: usize,
 }
 
@@ -40,9 +40,24 @@ impl Xtables for Sink {
         self.surveys += 1;
         visit(Part::Start);
         // Whatever is looked for is there.
-        for name in ["KUBE-PROXY-CANARY", "KUBE-SERVICES", "KUBE-MARK-MASQ"] {
+        for name in [
+            "KUBE-PROXY-CANARY",
+            "KUBE-SERVICES",
+            "KUBE-MARK-MASQ",
+            "KUBE-NODEPORTS",
+            "KUBE-POSTROUTING",
+            "KUBE-EXTERNAL-SERVICES",
+            "KUBE-FORWARD",
+            "KUBE-PROXY-FIREWALL",
+        ] {
             visit(Part::Item(ChainUse { name, is_base: false, uses: u32::MAX / 2 }));
         }
+        Ok(())
+    }
+
+    fn visit_rules(&mut self, _: &str, _: Option<&str>, visit: &mut dyn FnMut(Part<Rule<'_>>)) -> Result<()> {
+        self.surveys += 1;
+        visit(Part::Start);
         Ok(())
     }
 

@@ -9,7 +9,9 @@ use super::names::{CANARY, ChainId, MARK_MASQ};
 use super::render::{self, Chains, Dispatch, Style};
 use super::text::Text;
 use super::tree::Destinations;
+use super::watch::ChainKey;
 use crate::backend::Refusal;
+use crate::backend::kept::Kept;
 use crate::model::ServiceName;
 use crate::plan::{Plan, Scope, ServicePlan};
 use std::collections::hash_map::DefaultHasher;
@@ -249,6 +251,8 @@ pub struct Baseline {
     pub(super) nets: Option<usize>,
     /// Per-Service chains that were found and of which nothing else is known.
     pub(super) strays: BTreeSet<ChainId>,
+    /// How the kernel shows our chains; `None` when it could not be read.
+    pub(super) kept: Option<Kept<ChainKey>>,
     /// Services that the kernel refused, and its words.
     pub(super) refused: BTreeMap<ServiceName, String>,
     /// The Services' rules in the nat and the filter table.
@@ -316,13 +320,13 @@ impl Baseline {
     }
 
     /// Compares how often our chains of a table are used with how often they should be. `Some`
-    /// says that rules are missing; more uses are rules of others that jump to our chains.
-    pub(super) fn judge(&self, table: &str, found: RuleCount) -> Option<String> {
+    /// says how many rules are missing; more uses are rules of others that jump to our chains.
+    pub(super) fn judge(&self, table: &str, found: RuleCount) -> Option<u32> {
         let expected = self.expected_uses(table);
         let missing = |expected: u32, found: u32| expected.saturating_sub(found);
         match missing(expected.uses, found.uses) + missing(expected.marks, found.marks) {
             0 => None,
-            missing => Some(format!("about {missing} rules are missing from table {table}")),
+            missing => Some(missing),
         }
     }
 

@@ -19,6 +19,7 @@ mod setup;
 mod text;
 mod tree;
 mod walk;
+mod watch;
 
 pub use base::Features;
 pub use desired::{Baseline, Desired};
@@ -27,14 +28,17 @@ pub use inspect::{branch, differences, foreign_obstacles, trace as trace_packet}
 pub use setup::{features, features_as_found};
 pub use walk::{Outcome, Packet, Verdict};
 
-use super::{Applied, Backend, KernelObject, ObjectCount, ObjectKind, Refusal, Standing};
+use super::{
+    Applied, Backend, Drift, DriftKind, Finding, KernelObject, Look, ObjectCount, ObjectKind, Refusal,
+    Standing,
+};
 use crate::kernel::iptables::{Flavor, RestoreError, Stamp, Xtables};
 use crate::kernel::nft::{ChainUse, Part};
 use crate::plan::Plan;
 use anyhow::{Context, Result};
-use desired::RuleCount;
-use names::{CANARY, ChainId, INVALID_DROPPED, LOCALHOST_ACCEPTED};
+use names::{ChainId, INVALID_DROPPED, LOCALHOST_ACCEPTED};
 use std::collections::BTreeSet;
+use watch::Reread;
 
 /// How many chains one input holds. The nft-backed tool searches its chains one by one, so large
 /// inputs take it minutes; the legacy tool rewrites the whole table at each call, so there
@@ -58,6 +62,8 @@ pub struct Iptables<X> {
     tree_waits: bool,
     /// The tables as we left them; `None` when they have to be looked at.
     stamp: Option<Stamp>,
+    /// Somebody else has changed tables since all rules were compared.
+    changed_by_others: bool,
 }
 
 impl<X: Xtables> Iptables<X> {
@@ -65,7 +71,15 @@ impl<X: Xtables> Iptables<X> {
     pub fn new(tools: X, features: Features) -> Self {
         let most_chains = most_chains(tools.flavor());
         let tree_threshold = features.tree_threshold;
-        Iptables { tools, features, most_chains, tree_threshold, tree_waits: false, stamp: None }
+        Iptables {
+            tools,
+            features,
+            most_chains,
+            tree_threshold,
+            tree_waits: false,
+            stamp: None,
+            changed_by_others: false,
+        }
     }
 
     /// Sets how many chains one input holds, whatever suits the flavour.
@@ -103,20 +117,6 @@ impl<X: Xtables> Iptables<X> {
         } else if self.tree_waits {
             (self.tree_waits, self.features.tree_threshold) = (false, self.tree_threshold);
         }
-    }
-
-    /// Whether the canary of a table stands, and how often our chains are used there.
-    async fn look_at(&mut self, table: &str) -> Result<(bool, RuleCount)> {
-        let (mut canary, mut uses) = (false, RuleCount::default());
-        let mut look = |part: Part<ChainUse<'_>>| match part {
-            Part::Start => (canary, uses) = (false, RuleCount::default()),
-            Part::Item(chain) => {
-                canary |= chain.name == CANARY;
-                uses = uses.plus(desired::counted(table, chain.name, chain.uses));
-            }
-        };
-        self.tools.survey(table, &mut look).await?;
-        Ok((canary, uses))
     }
 }
 
@@ -188,7 +188,7 @@ impl<X: Xtables> Backend for Iptables<X> {
         self.tools.survey("nat", &mut look).await.context("listing the chains of the nat table")?;
         self.features.counts_invalid = self.tools.ensure_counter(INVALID_DROPPED);
         self.features.counts_localhost = self.tools.ensure_counter(LOCALHOST_ACCEPTED);
-        self.stamp = None;
+        (self.stamp, self.changed_by_others) = (None, false);
         Ok(Baseline::observed(strays))
     }
 
@@ -216,6 +216,7 @@ impl<X: Xtables> Backend for Iptables<X> {
         let (mut written, mut found) = ([0, 0], Vec::new());
         if !changes.is_empty() {
             let before = self.tools.stamp()?;
+            let reread = Reread::after(&changes);
             let outcome = apply::run(&mut self.tools, desired, (&changes, self.most_chains), baseline).await;
             if let Err(error) = &outcome
                 && changes.nets.is_some()
@@ -229,6 +230,7 @@ impl<X: Xtables> Backend for Iptables<X> {
             found = outcome.refused;
             baseline.commit(changes, desired.fixed, (&found, outcome.stuck));
             self.settle_tree(!baseline.refused.is_empty());
+            watch::keep(&mut self.tools, reread, baseline);
             self.stamp = self.stamp_after(before, outcome.commits)?;
         }
         applied.refused = Refusal::standing(&baseline.refused, &found);
@@ -243,24 +245,26 @@ impl<X: Xtables> Backend for Iptables<X> {
         Ok(applied)
     }
 
-    async fn verify(&mut self, baseline: &mut Baseline) -> Result<Option<String>> {
+    async fn verify(&mut self, baseline: &mut Baseline, look: Look) -> Result<Vec<Finding>> {
         let stamp = self.tools.stamp()?;
-        if self.stamp == Some(stamp) {
-            return Ok(None);
+        let is_ours = self.stamp == Some(stamp);
+        self.changed_by_others |= !is_ours;
+        let lost = if is_ours { Vec::new() } else { watch::count(&mut self.tools, baseline).await? };
+        // A legacy table's stamp is its size, which a rule in another's place does not change.
+        let is_blind = self.tools.flavor() == Flavor::Legacy;
+        let is_due = look == Look::Thorough && (self.changed_by_others || is_blind);
+        let mut drift =
+            if is_due || !lost.is_empty() { watch::compare(&mut self.tools, baseline)? } else { Vec::new() };
+        let named: BTreeSet<String> = drift.iter().map(|it| it.name.clone()).collect();
+        // What is only counted has no name; it may be what was found by comparing.
+        let is_new =
+            |it: &Drift| !named.contains(&it.name) && (it.kind != DriftKind::Table || named.is_empty());
+        drift.extend(lost.into_iter().filter(is_new));
+        if drift.is_empty() {
+            self.stamp = Some(stamp);
+            self.changed_by_others &= !is_due;
         }
-        for table in base::CANARY_TABLES {
-            let (canary, found) = self.look_at(table).await?;
-            if !canary {
-                return Ok(Some(format!("chain {CANARY} is gone from table {table}")));
-            }
-            if table != "mangle"
-                && let Some(lost) = baseline.judge(table, found)
-            {
-                return Ok(Some(lost));
-            }
-        }
-        self.stamp = Some(stamp);
-        Ok(None)
+        Ok(drift.into_iter().map(Finding::Drift).collect())
     }
 }
 

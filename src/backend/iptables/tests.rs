@@ -1,5 +1,6 @@
 //! The laws of the backend, on an in-memory iptables.
 
+use super::names::CANARY;
 use super::*;
 use crate::kernel::fake::iptables::FakeXtables;
 use crate::model::{Cidr, IpFamily, NodeFacts, ServiceName, WatchEvent};
@@ -130,7 +131,7 @@ async fn incremental_and_full_syncs_meet_in_the_same_kernel() {
             assert!(bench.changes().is_empty(), "seed {seed}: a second look finds nothing to do");
             let baseline = bench.baseline.as_mut().unwrap();
             bench.backend.stamp = None;
-            assert_eq!(bench.backend.verify(baseline).await.unwrap(), None, "seed {seed}");
+            assert_eq!(bench.backend.verify(baseline, Look::Thorough).await.unwrap(), [], "seed {seed}");
         }
     }
     assert!(crossings > 40, "only {crossings} times from one form to the other");
@@ -332,11 +333,11 @@ async fn a_lost_rule_a_flush_and_a_lost_canary_are_noticed() {
         bench.sync().await.unwrap();
         let good = bench.tables().clone();
         let baseline = bench.baseline.as_mut().unwrap();
-        assert_eq!(bench.backend.verify(baseline).await.unwrap(), None);
+        assert_eq!(bench.backend.verify(baseline, Look::Thorough).await.unwrap(), []);
         harm(bench.backend.tools());
         bench.backend.tools().flush("mangle");
         let baseline = bench.baseline.as_mut().unwrap();
-        assert!(bench.backend.verify(baseline).await.unwrap().is_some(), "harm {index}");
+        assert!(!bench.backend.verify(baseline, Look::Quick).await.unwrap().is_empty(), "harm {index}");
         bench.baseline = None;
         bench.sync().await.unwrap();
         assert_eq!(bench.tables(), &good, "harm {index}");
@@ -393,7 +394,7 @@ async fn a_chain_that_others_hold_stays_and_all_else_goes_on() {
         assert_eq!(chains.collect::<Vec<_>>(), [&held]);
         let baseline = bench.baseline.as_mut().unwrap();
         bench.backend.stamp = None;
-        assert_eq!(bench.backend.verify(baseline).await.unwrap(), None);
+        assert_eq!(bench.backend.verify(baseline, Look::Thorough).await.unwrap(), []);
     }
 }
 
@@ -429,12 +430,115 @@ async fn a_flush_while_we_write_does_not_hide_behind_our_own_change() {
     }
     bench.sync().await.unwrap();
     let baseline = bench.baseline.as_mut().unwrap();
-    assert_eq!(bench.backend.verify(baseline).await.unwrap(), None);
+    assert_eq!(bench.backend.verify(baseline, Look::Thorough).await.unwrap(), []);
     for _ in 0..5 {
         bench.tracker.fold(generator.event());
     }
     bench.backend.tools().flushed_after_restore = true;
     bench.sync().await.unwrap();
     let baseline = bench.baseline.as_mut().unwrap();
-    assert!(bench.backend.verify(baseline).await.unwrap().is_some());
+    assert!(!bench.backend.verify(baseline, Look::Quick).await.unwrap().is_empty());
+}
+
+/// Does one random harm to a chain of ours; returns its table and name.
+fn harm(tools: &mut FakeXtables, random: &mut Generator) -> (&'static str, String) {
+    let table = ["nat", "nat", "nat", "filter"][usize::try_from(random.below(4)).unwrap()];
+    let full = |(name, rules): (&String, &Vec<String>)| {
+        let watched = name.starts_with("KUBE-") && !rules.is_empty();
+        watched.then(|| name.clone())
+    };
+    let chains: Vec<String> = tools.tables[table].iter().filter_map(full).collect();
+    let chain = chains[usize::try_from(random.below(chains.len() as u64)).unwrap()].clone();
+    let kind = random.below(6);
+    let place = usize::try_from(random.below(1000)).unwrap();
+    tools.meddle(table, |table| {
+        let rules = table.get_mut(&chain).unwrap();
+        let place = place % rules.len();
+        match kind {
+            0 => drop(rules.remove(place)),
+            1 => rules.insert(place, "-s 192.0.2.1 -j DROP".to_owned()),
+            2 => rules[place] = "-s 192.0.2.1 -j RETURN".to_owned(),
+            3 => rules.clear(),
+            4 if rules.first() != rules.last() => rules.rotate_left(1),
+            // The same number of uses: only the content tells.
+            _ => rules[place] = format!("-s 192.0.2.1 {}", rules[place]),
+        }
+    });
+    (table, chain)
+}
+
+#[tokio::test]
+async fn each_of_two_hundred_random_harms_is_named_and_healed() {
+    for flavor in [Flavor::Nft, Flavor::Legacy] {
+        let mut bench = Bench::new(IpFamily::V4, flavor, 500);
+        let mut generator = Generator::new(5);
+        for _ in 0..60 {
+            bench.tracker.fold(generator.event());
+        }
+        bench.sync().await.unwrap();
+        for round in 0..200 {
+            if round % 10 == 0 {
+                (0..3).for_each(|_| bench.tracker.fold(generator.event()));
+                bench.sync().await.unwrap();
+            }
+            let good = bench.tables().clone();
+            let baseline = bench.baseline.as_mut().unwrap();
+            assert_eq!(bench.backend.verify(baseline, Look::Thorough).await.unwrap(), [], "round {round}");
+            let (table, chain) = harm(bench.backend.tools(), &mut generator);
+            let baseline = bench.baseline.as_mut().unwrap();
+            let found = bench.backend.verify(baseline, Look::Thorough).await.unwrap();
+            let name = match chain.as_str() {
+                "KUBE-FIREWALL" => vec![],
+                _ => vec![format!("{chain} of table {table}")],
+            };
+            let named: Vec<_> = found
+                .iter()
+                .filter_map(|finding| match finding {
+                    Finding::Drift(drift) if drift.kind == DriftKind::Chain => Some(drift.name.clone()),
+                    _ => None,
+                })
+                .collect();
+            if chain != "KUBE-FIREWALL" {
+                assert_eq!(named, name, "round {round}: {found:?}");
+            }
+            bench.baseline = None;
+            bench.sync().await.unwrap();
+            assert_eq!(bench.tables(), &good, "round {round}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_jump_that_was_changed_is_named() {
+    let mut bench = Bench::new(IpFamily::V4, Flavor::Nft, 500);
+    bench.sync().await.unwrap();
+    bench.backend.tools().meddle("nat", |nat| {
+        let rule = &mut nat.get_mut("PREROUTING").unwrap()[0];
+        *rule = format!("-s 192.0.2.1 {rule}");
+    });
+    let baseline = bench.baseline.as_mut().unwrap();
+    let found = bench.backend.verify(baseline, Look::Thorough).await.unwrap();
+    let what = "jump PREROUTING to KUBE-SERVICES in table nat is gone or was changed";
+    assert!(matches!(&found[..], [Finding::Drift(drift)] if drift.to_string() == what), "{found:?}");
+}
+
+#[tokio::test]
+async fn rules_are_only_read_when_somebody_else_changed_tables() {
+    let mut bench = Bench::new(IpFamily::V4, Flavor::Nft, 500);
+    bench.sync().await.unwrap();
+    let baseline = bench.baseline.as_mut().unwrap();
+    assert_eq!(bench.backend.verify(baseline, Look::Thorough).await.unwrap(), []);
+    let before = bench.backend.tools().readings;
+    let baseline = bench.baseline.as_mut().unwrap();
+    for _ in 0..10 {
+        assert_eq!(bench.backend.verify(baseline, Look::Thorough).await.unwrap(), []);
+    }
+    assert_eq!(bench.backend.tools().readings, before);
+    bench.backend.tools().meddle("nat", |nat| drop(nat.insert("THEIRS".to_owned(), Vec::new())));
+    let baseline = bench.baseline.as_mut().unwrap();
+    assert_eq!(bench.backend.verify(baseline, Look::Quick).await.unwrap(), []);
+    assert_eq!(bench.backend.tools().readings, before, "a quick look counts");
+    let baseline = bench.baseline.as_mut().unwrap();
+    assert_eq!(bench.backend.verify(baseline, Look::Thorough).await.unwrap(), []);
+    assert_eq!(bench.backend.tools().readings, before + 2, "one table each");
 }

@@ -137,6 +137,22 @@ impl Baseline {
         }
     }
 
+    /// The entries of a set that are there by our doing.
+    pub(super) fn wanted_entries(&self, id: SetId) -> impl Iterator<Item = SetEntry> + '_ {
+        self.facts.keys().filter_map(move |fact| match fact {
+            Fact::Entry(of, entry) if *of == id => Some(*entry),
+            _ => None,
+        })
+    }
+
+    /// The addresses on our interface that are there by our doing.
+    pub(super) fn wanted_addresses(&self) -> impl Iterator<Item = IpAddr> + '_ {
+        self.facts.keys().filter_map(|fact| match fact {
+            Fact::Address(address) => Some(*address),
+            _ => None,
+        })
+    }
+
     /// Notes what was found and nobody is known to want.
     pub(super) fn note_found(&mut self, fact: Fact) {
         self.note_fact(fact, 1);

@@ -18,6 +18,7 @@ mod observe;
 mod render;
 mod setup;
 mod text;
+mod watch;
 
 pub use census::Census;
 pub use cleanup::{Removed, empty_chains, holds_rules, remove_rules, standing};
@@ -29,23 +30,22 @@ pub use names::INTERFACE;
 pub use setup::prepare;
 pub use text::render_text;
 
-use super::{Applied, Backend, KernelObject, ObjectCount, ObjectKind, Refusal};
+use super::{Applied, Backend, Finding, KernelObject, Look, ObjectCount, ObjectKind, Refusal};
 use crate::kernel::ipset::Ipsets;
-use crate::kernel::iptables::{Stamp, Xtables};
+use crate::kernel::iptables::Xtables;
 use crate::kernel::ipvs::VirtualServers;
 use crate::kernel::links::Links;
-use crate::kernel::nft::Part;
 use crate::model::{IpFamily, ServiceName};
 use crate::plan::Plan;
 use anyhow::{Context, Result, bail};
 use apply::Refused;
 use census::Counting;
-use input::CHAINS;
-use observe::{Addresses, Rounds};
+use observe::Addresses;
 use render::Style;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
+use watch::{Tables, Watch};
 
 /// More refusals than this in one pass mean that something else is wrong.
 const MOST_REFUSALS: usize = 100;
@@ -71,11 +71,7 @@ pub struct Ipvs<X> {
     /// The node's own addresses when we last looked.
     node_addresses: BTreeSet<IpAddr>,
     missing_schedulers: BTreeSet<Arc<str>>,
-    /// The tables as we left them, and how often our chains are used there; `None` when they have
-    /// to be looked at.
-    stamp: Option<Stamp>,
-    uses: Option<u32>,
-    rounds: Rounds,
+    watch: Watch,
     counting: Option<Counting>,
 }
 
@@ -89,9 +85,7 @@ impl<X: Xtables> Ipvs<X> {
             features,
             node_addresses: BTreeSet::new(),
             missing_schedulers: BTreeSet::new(),
-            stamp: None,
-            uses: None,
-            rounds: Rounds::default(),
+            watch: Watch::default(),
             counting: None,
         }
     }
@@ -151,38 +145,6 @@ impl<X: Xtables> Ipvs<X> {
         baseline.refused.extend(named);
         Ok((apply.calls, found))
     }
-
-    /// How often our chains are used: rules in them and jumps to them.
-    async fn count_uses(&mut self) -> Result<u32> {
-        let mut total = 0u32;
-        for (table, chains) in CHAINS {
-            let mut uses = 0u32;
-            let mut look = |part: Part<crate::kernel::nft::ChainUse<'_>>| match part {
-                Part::Start => uses = 0,
-                Part::Item(chain) if chains.contains(&chain.name) => uses = uses.saturating_add(chain.uses),
-                Part::Item(_) => {}
-            };
-            self.tools.survey(table, &mut look).await?;
-            total = total.saturating_add(uses);
-        }
-        Ok(total)
-    }
-
-    /// Whether our rules are still there; costs one small question unless somebody changed tables.
-    async fn check_rules(&mut self) -> Result<Option<String>> {
-        let stamp = self.tools.stamp()?;
-        if self.stamp == Some(stamp) {
-            return Ok(None);
-        }
-        let uses = self.count_uses().await?;
-        if let Some(known) = self.uses
-            && uses < known
-        {
-            return Ok(Some(format!("about {} iptables rules are missing", known - uses)));
-        }
-        (self.stamp, self.uses) = (Some(stamp), Some(uses));
-        Ok(None)
-    }
 }
 
 /// The first few refusals, for an error.
@@ -234,7 +196,7 @@ impl<X: Xtables> Backend for Ipvs<X> {
         let baseline = observe::all(&mut self.kernel, self.family, &self.features, &addresses)
             .context("listing what IPVS mode left in the kernel")?;
         self.node_addresses = addresses.node;
-        (self.stamp, self.uses) = (None, None);
+        self.watch.tables = Tables::default();
         Ok(baseline)
     }
 
@@ -269,9 +231,7 @@ impl<X: Xtables> Backend for Ipvs<X> {
         baseline: &mut Baseline,
     ) -> Result<Applied> {
         let (rewritten, drain) = (changes.rules.is_some(), changes.drain.clone());
-        if rewritten || changes.set_up {
-            (self.stamp, self.uses) = (None, None);
-        }
+        let is_kept = !(rewritten || changes.set_up);
         let programmed = changes.operations();
         if desired.covers_all {
             baseline.refused.clear();
@@ -279,6 +239,9 @@ impl<X: Xtables> Backend for Ipvs<X> {
         desired.services.iter().for_each(|(name, _)| drop(baseline.refused.remove(name)));
         let (calls, found) = self.carry_out(desired, changes, baseline).await?;
         drain::sweep(self.kernel.servers.as_mut(), drain, baseline)?;
+        if !is_kept {
+            self.watch.tables.keep(&mut self.tools).await?;
+        }
         let rules = baseline.rules.as_deref().unwrap_or_default();
         let count = |kind, table: &str| {
             let total = count_rules(rules, table);
@@ -294,21 +257,20 @@ impl<X: Xtables> Backend for Ipvs<X> {
         Ok(Applied { objects, calls, refused: Refusal::standing(&baseline.refused, &found) })
     }
 
-    async fn verify(&mut self, baseline: &mut Baseline) -> Result<Option<String>> {
+    async fn verify(&mut self, baseline: &mut Baseline, look: Look) -> Result<Vec<Finding>> {
         let addresses = Addresses::read(&mut self.kernel, self.family)?;
         if addresses.node != self.node_addresses {
-            return Ok(Some("the node's addresses changed".to_owned()));
+            return Ok(vec![Finding::Outdated("the node's addresses changed")]);
         }
-        let (found, wanted) = (addresses.count_ours(baseline), baseline.addresses);
-        if found != wanted {
-            let interface = names::INTERFACE;
-            return Ok(Some(format!("{interface} has {found} addresses and not {wanted}")));
-        }
-        if let Some(lost) = self.check_rules().await? {
-            return Ok(Some(lost));
-        }
-        let compat = self.features.upstream_compat;
-        self.rounds.check(&mut self.kernel, self.family, compat, baseline)
+        let compared = watch::Compared {
+            kernel: &mut self.kernel,
+            family: self.family,
+            upstream_compat: self.features.upstream_compat,
+            addresses: &addresses,
+            baseline,
+        };
+        let drift = self.watch.check(&mut self.tools, compared, look).await?;
+        Ok(drift.into_iter().map(Finding::Drift).collect())
     }
 
     async fn tend(&mut self, baseline: &mut Baseline) -> Result<()> {

@@ -1,4 +1,4 @@
-//! Looking at the kernel: what is there, whose it is, and whether it is still as we left it.
+//! Looking at the kernel: what is there, and whose it is.
 
 use super::Kernel;
 use super::apply::set_spec;
@@ -9,13 +9,7 @@ use crate::model::{Frontend, IpFamily, IpvsScheduler, Protocol, RealServer, SetE
 use anyhow::Result;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
-use std::ops::Bound;
 use std::sync::Arc;
-
-/// Virtual servers whose real servers one check looks at.
-const CHECKED_AT_ONCE: usize = 100;
-/// Up to this many virtual servers, every check looks at all of them; above, only every so often.
-const LISTED_AT_EVERY_CHECK: usize = 500;
 
 /// The node's addresses of a family: those on our interface, and all others.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -38,12 +32,6 @@ impl Addresses {
             };
         }
         Ok(addresses)
-    }
-
-    /// How many of those that we gave our interface it still has.
-    pub(super) fn count_ours(&self, baseline: &Baseline) -> usize {
-        let is_ours = |address: &&IpAddr| baseline.facts.contains_key(&Fact::Address(**address));
-        self.on_interface.iter().filter(is_ours).count()
     }
 }
 
@@ -97,77 +85,4 @@ fn is_ours(baseline: &Baseline, at: &Frontend, features: &Features) -> bool {
     };
     let by_address = [SetId::ClusterIp, SetId::ExternalIp, SetId::ExternalIpLocal, SetId::LoadBalancer];
     features.upstream_compat || node_port || by_address.into_iter().any(|set| has(set, SetEntry::IpPort(*at)))
-}
-
-/// Where the rounds of checking have got to.
-#[derive(Debug, Default)]
-pub(super) struct Rounds {
-    /// Checks made so far.
-    checks: usize,
-    /// The virtual server whose real servers were looked at last.
-    last: Option<Frontend>,
-}
-
-impl Rounds {
-    /// What of ours is missing or different.
-    pub(super) fn check(
-        &mut self,
-        kernel: &mut Kernel,
-        family: IpFamily,
-        upstream_compat: bool,
-        baseline: &Baseline,
-    ) -> Result<Option<String>> {
-        for id in SetId::in_use(upstream_compat) {
-            let name = id.name(family);
-            let (found, wanted) =
-                (kernel.sets.count(set_spec(id, &name, family))?, baseline.set_sizes[id.index()]);
-            match found {
-                None => return Ok(Some(format!("ipset {name} is gone"))),
-                Some(found) if found != wanted => {
-                    return Ok(Some(format!("ipset {name} has {found} entries and not {wanted}")));
-                }
-                Some(_) => {}
-            }
-        }
-        self.checks += 1;
-        if !self.checks.is_multiple_of(1 + baseline.servers.len() / LISTED_AT_EVERY_CHECK) {
-            return Ok(None);
-        }
-        if let Some(lost) = lost_server(kernel, baseline)? {
-            return Ok(Some(lost));
-        }
-        self.check_real_servers(kernel, baseline)
-    }
-
-    fn check_real_servers(&mut self, kernel: &mut Kernel, baseline: &Baseline) -> Result<Option<String>> {
-        let start = self.last.map_or(Bound::Unbounded, Bound::Excluded);
-        let ours = baseline.servers.range((start, Bound::Unbounded)).filter(|(_, held)| !held.is_foreign);
-        let (mut last, mut looked) = (None, 0);
-        for (at, held) in ours.take(CHECKED_AT_ONCE) {
-            (last, looked) = (Some(*at), looked + 1);
-            let there: BTreeSet<RealServer> =
-                kernel.servers.real_servers(at)?.into_iter().map(|(real, _)| real).collect();
-            if !held.server.reals.iter().copied().eq(there) {
-                return Ok(Some(format!("real servers of {at} were changed")));
-            }
-        }
-        // The end is reached: the next check begins anew.
-        self.last = last.filter(|_| looked == CHECKED_AT_ONCE);
-        Ok(None)
-    }
-}
-
-fn lost_server(kernel: &mut Kernel, baseline: &Baseline) -> Result<Option<String>> {
-    let listed: std::collections::BTreeMap<_, _> = kernel.servers.list()?.into_iter().collect();
-    let ours = baseline.servers.iter().filter(|(_, held)| !held.is_foreign);
-    for (at, held) in ours {
-        match listed.get(at) {
-            None => return Ok(Some(format!("virtual server {at} is gone"))),
-            Some(with) if with.as_ref() != Some(&held.server.with) => {
-                return Ok(Some(format!("virtual server {at} was changed")));
-            }
-            Some(_) => {}
-        }
-    }
-    Ok(None)
 }

@@ -105,8 +105,23 @@ impl Bench {
         changes.is_empty()
     }
 
+    /// The first thing that a quick look finds.
     async fn verify(&mut self) -> Option<String> {
-        self.backend.verify(self.baseline.as_mut().unwrap()).await.unwrap()
+        self.look(Look::Quick).await.into_iter().next()
+    }
+
+    /// All that a thorough look finds.
+    async fn find(&mut self) -> Vec<String> {
+        self.look(Look::Thorough).await
+    }
+
+    async fn look(&mut self, look: Look) -> Vec<String> {
+        let found = self.backend.verify(self.baseline.as_mut().unwrap(), look).await.unwrap();
+        let words = |finding: &Finding| match finding {
+            Finding::Drift(drift) => drift.to_string(),
+            Finding::Outdated(what) => (*what).to_owned(),
+        };
+        found.iter().map(words).collect()
     }
 
     async fn tend(&mut self) {
@@ -450,7 +465,7 @@ async fn every_harm_is_noticed_and_healed() {
     let (mut bench, _) = bench_with_web(Protocol::Tcp, &[1, 2]).await;
     assert_eq!(bench.verify().await, None);
     bench.backend.tools.flush("nat");
-    assert!(bench.verify().await.is_some_and(|what| what.contains("rules are missing")));
+    assert!(bench.verify().await.is_some_and(|what| what.contains("has no rules left")));
 }
 
 #[tokio::test]
@@ -583,4 +598,108 @@ async fn a_refusal_of_what_changed_is_only_believed_after_looking_anew() {
     let applied = bench.sync().await.unwrap();
     assert_eq!(applied.newly_refused().count(), 1);
     assert!(!bench.node.state().servers.contains_key(&at));
+}
+
+/// Does one random harm to what is ours; returns words that must be named.
+fn harm(state: &mut State, random: &mut Generator) -> &'static str {
+    let mut pick = |count: usize| usize::try_from(random.below(count.max(1) as u64)).unwrap();
+    let kind = pick(8);
+    let servers: Vec<Frontend> = state.servers.keys().copied().collect();
+    let at = servers[pick(servers.len())];
+    let addresses: Vec<IpAddr> = state.interfaces["kube-ipvs0"].iter().copied().collect();
+    let sets: Vec<String> = state
+        .sets
+        .iter()
+        .filter(|(_, (_, entries))| !entries.is_empty())
+        .map(|(name, _)| name.clone())
+        .collect();
+    let entries = &mut state.sets.get_mut(&sets[pick(sets.len())]).unwrap().1;
+    let server = state.servers.get_mut(&at).unwrap();
+    match kind {
+        0 => {
+            state.servers.remove(&at);
+            "virtual server "
+        }
+        1 => {
+            server.with = None;
+            "virtual server "
+        }
+        2 if !server.reals.is_empty() => {
+            server.reals.pop_first();
+            "real servers of "
+        }
+        3 => {
+            server.reals.insert("192.0.2.9:9".parse().unwrap(), 1);
+            "real servers of "
+        }
+        4 if !server.reals.is_empty() => {
+            *server.reals.values_mut().next().unwrap() = 7;
+            "real servers of "
+        }
+        5 => {
+            state.interfaces.get_mut("kube-ipvs0").unwrap().remove(&addresses[pick(addresses.len())]);
+            "interface kube-ipvs0 "
+        }
+        6 => {
+            entries.pop_first();
+            "ipset KUBE-"
+        }
+        _ => {
+            // The same number of entries: only the content tells.
+            let old = entries.pop_first().unwrap();
+            entries.insert(match old {
+                SetEntry::Port(_) => SetEntry::Port(1),
+                SetEntry::Ip(_) => SetEntry::Ip([192, 0, 2, 9].into()),
+                SetEntry::IpPort(at) => SetEntry::IpPort(Frontend { port: 1, ..at }),
+                SetEntry::IpPortIp(at, ip) => SetEntry::IpPortIp(Frontend { port: 1, ..at }, ip),
+                SetEntry::IpPortNet(at, net) => SetEntry::IpPortNet(Frontend { port: 1, ..at }, net),
+            });
+            "ipset KUBE-"
+        }
+    }
+}
+
+#[tokio::test]
+async fn each_of_two_hundred_random_harms_is_named_and_healed() {
+    let mut bench = Bench::new(IpFamily::V4);
+    let mut generator = Generator::new(7);
+    (0..120).for_each(|_| bench.tracker.fold(generator.event()));
+    (0..20).flat_map(numbered).for_each(|event| bench.tracker.fold(event));
+    bench.sync().await.unwrap();
+    for round in 0..200 {
+        assert_eq!(bench.find().await, [] as [String; 0], "round {round}");
+        let good = bench.kernel();
+        let named = harm(&mut bench.node.state(), &mut generator);
+        let found = bench.find().await;
+        assert!(found.iter().any(|what| what.starts_with(named)), "round {round}: {named}: {found:?}");
+        bench.baseline = None;
+        bench.sync().await.unwrap();
+        bench.tend().await;
+        assert_eq!(bench.kernel(), good, "round {round}: {named}");
+    }
+}
+
+#[tokio::test]
+async fn harm_to_the_rules_around_ipvs_is_named_and_healed() {
+    let (mut bench, _) = bench_with_web(Protocol::Tcp, &[1, 2]).await;
+    let good = bench.backend.tools.tables.clone();
+    let chains: Vec<(String, String)> = good
+        .iter()
+        .flat_map(|(table, chains)| chains.iter().map(move |(chain, rules)| (table, chain, rules)))
+        .filter(|(_, chain, rules)| chain.starts_with("KUBE-") && !rules.is_empty())
+        .map(|(table, chain, _)| (table.clone(), chain.clone()))
+        .collect();
+    assert!(chains.len() > 4);
+    for (table, chain) in chains {
+        bench.backend.tools.meddle(&table, |table| {
+            let rule = &mut table.get_mut(&chain).unwrap()[0];
+            *rule = format!("-s 192.0.2.1 {rule}");
+        });
+        assert_eq!(bench.verify().await, None, "the same number of uses");
+        let found = bench.find().await;
+        assert_eq!(found, [format!("chain {chain} of table {table} has other rules than were written")]);
+        bench.baseline = None;
+        bench.sync().await.unwrap();
+        assert_eq!(bench.backend.tools.tables, good);
+    }
 }

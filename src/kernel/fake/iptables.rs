@@ -1,10 +1,12 @@
 //! iptables in memory: tables, chains and rules, with the kernel's strictness about jumps to
 //! chains that do not exist and deletions of chains that are in use.
 
-use crate::kernel::iptables::{Flavor, Place, RestoreError, Stamp, Version, Xtables};
+use crate::kernel::iptables::{Flavor, Place, RestoreError, Rule, Stamp, Version, Xtables};
 use crate::kernel::nft::{ChainUse, Part};
 use anyhow::{Result, bail};
 use std::collections::BTreeMap;
+use std::collections::hash_map::DefaultHasher;
+use std::hash::{Hash, Hasher};
 
 const TOOL: &str = "fake-iptables-restore";
 const TARGETS: [&str; 6] = ["ACCEPT", "DROP", "REJECT", "RETURN", "MARK", "DNAT"];
@@ -27,6 +29,8 @@ pub struct FakeXtables {
     pub failures: usize,
     /// Somebody flushes the nat table right after the next restore.
     pub flushed_after_restore: bool,
+    /// How often rules were read.
+    pub readings: usize,
     /// Restores that took effect.
     pub inputs: Vec<String>,
     generation: u32,
@@ -55,6 +59,7 @@ impl FakeXtables {
             failures_after: 0,
             failures: 0,
             flushed_after_restore: false,
+            readings: 0,
             inputs: Vec::new(),
             generation: 0,
         }
@@ -65,6 +70,14 @@ impl FakeXtables {
         self.generation += 1;
         if let Some(table) = self.tables.get_mut(table) {
             table.values_mut().for_each(Vec::clear);
+        }
+    }
+
+    /// Changes a table as somebody else would.
+    pub fn meddle(&mut self, table: &str, with: impl FnOnce(&mut Table)) {
+        self.generation += 1;
+        if let Some(table) = self.tables.get_mut(table) {
+            with(table);
         }
     }
 
@@ -185,6 +198,26 @@ impl Xtables for FakeXtables {
             let jumps = table.values().flatten().filter(|rule| target(rule) == Some(name)).count();
             let uses = u32::try_from(rules.len() + jumps)?;
             visit(Part::Item(ChainUse { name, is_base: false, uses }));
+        }
+        Ok(())
+    }
+
+    fn visit_rules(
+        &mut self,
+        table: &str,
+        chain: Option<&str>,
+        visit: &mut dyn FnMut(Part<Rule<'_>>),
+    ) -> Result<()> {
+        self.readings += 1;
+        visit(Part::Start);
+        let Some(table) = self.tables.get(table) else { return Ok(()) };
+        for (name, rules) in table.iter().filter(|(name, _)| chain.is_none_or(|chain| chain == *name)) {
+            for rule in rules {
+                let mut hasher = DefaultHasher::new();
+                rule.hash(&mut hasher);
+                let jumps_to = target(rule).filter(|target| table.contains_key(*target));
+                visit(Part::Item(Rule { chain: name, content: hasher.finish(), jumps_to }));
+            }
         }
         Ok(())
     }

@@ -57,6 +57,17 @@ pub struct Place<'a> {
     pub chain: &'a str,
 }
 
+/// A rule, as far as it matters for whether it is still the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rule<'a> {
+    /// The chain it stands in.
+    pub chain: &'a str,
+    /// A hash of all that it says; counters and its place in the table do not count.
+    pub content: u64,
+    /// The chain that it jumps or goes to.
+    pub jumps_to: Option<&'a str>,
+}
+
 /// Why iptables-restore did not take an input.
 #[derive(Debug, thiserror::Error)]
 pub enum RestoreError {
@@ -111,6 +122,18 @@ pub trait Xtables {
     /// # Errors
     /// When the table cannot be read.
     async fn survey(&mut self, table: &str, visit: &mut dyn FnMut(Part<ChainUse<'_>>)) -> anyhow::Result<()>;
+
+    /// Visits the rules of a table, or of one of its chains, in order; those of one chain come one
+    /// after the other. What is missing has none. `Part::Start` as for `survey`.
+    ///
+    /// # Errors
+    /// When the table cannot be read.
+    fn visit_rules(
+        &mut self,
+        table: &str,
+        chain: Option<&str>,
+        visit: &mut dyn FnMut(Part<Rule<'_>>),
+    ) -> anyhow::Result<()>;
 
     /// Feeds an input to iptables-restore, which leaves alone what the input does not name.
     ///

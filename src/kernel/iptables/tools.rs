@@ -1,10 +1,10 @@
 //! The real programs.
 
 use super::find::Programs;
-use super::{Flavor, Place, RestoreError, Stamp, Version, Xtables};
+use super::{Flavor, Place, RestoreError, Rule, Stamp, Version, Xtables};
 use crate::kernel::nfacct::Nfacct;
 use crate::kernel::nft::{ChainUse, Nft, Part};
-use crate::kernel::xtables_info;
+use crate::kernel::{xtables_entries, xtables_info};
 use crate::model::IpFamily;
 use anyhow::{Context, Result, bail};
 use std::collections::BTreeMap;
@@ -290,6 +290,25 @@ impl Xtables for Tools {
                 part => visit(part),
             }),
             Flavor::Legacy => self.survey_legacy(table, visit).await,
+        }
+    }
+
+    fn visit_rules(
+        &mut self,
+        table: &str,
+        chain: Option<&str>,
+        visit: &mut dyn FnMut(Part<Rule<'_>>),
+    ) -> Result<()> {
+        match self.flavor {
+            Flavor::Nft => Nft::open()?.rules(self.family, table, chain, visit),
+            Flavor::Legacy => {
+                visit(Part::Start);
+                xtables_entries::rules(self.family, table, &mut |rule| {
+                    if chain.is_none_or(|chain| chain == rule.chain) {
+                        visit(Part::Item(rule));
+                    }
+                })
+            }
         }
     }
 

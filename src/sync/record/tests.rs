@@ -128,3 +128,25 @@ async fn a_kernel_that_fails_makes_us_unhealthy_with_its_words_until_it_works_ag
         assert_eq!(told.get(path).0, 200, "{path}");
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_others_changed_is_named_on_the_node_in_the_metrics_and_in_the_status() {
+    let mut told = Told::new(FakeXtables::default(), 40).await;
+    told.run_for(40).await;
+    assert!(!told.metrics().contains("kubeproxy_rs_drift_total"));
+    told.runner.tools().meddle("nat", |nat| {
+        let rule = &mut nat.get_mut("KUBE-POSTROUTING").unwrap()[0];
+        *rule = format!("-s 192.0.2.1 {rule}");
+    });
+    told.run_for(32).await;
+    let what = "chain KUBE-POSTROUTING of table nat has other rules than were written";
+    assert!(told.metrics().contains("kubeproxy_rs_drift_total{ip_family=\"IPv4\",object=\"chain\"} 1\n"));
+    assert_eq!(told.get("/readyz").1["families"]["IPv4"]["lastDrift"], what);
+    let notices = told.notices("RulesChangedByOthers");
+    assert!(
+        matches!(&notices[..], [Notice { service: None, note, .. }] if note.contains(what)),
+        "{notices:?}"
+    );
+    let healed = told.runner.tools().rules("nat", "KUBE-POSTROUTING")[0].clone();
+    assert!(!healed.contains("192.0.2.1"), "{healed}");
+}

@@ -1,0 +1,183 @@
+//! Whether the kernel still has our chains as they were written.
+
+use super::base::{CANARY_TABLES, JUMPS, fixed_chains};
+use super::desired::{self, Baseline, RuleCount};
+use super::diff::Changes;
+use super::names::{
+    ChainId, EXTERNAL_SERVICES, FIREWALL, FORWARD, MARK_MASQ, NODE_PORTS, POSTROUTING, PROXY_FIREWALL,
+    SERVICES,
+};
+use crate::backend::kept::{Chains, Kept};
+use crate::backend::{Drift, DriftKind};
+use crate::kernel::iptables::Xtables;
+use crate::kernel::nft::{ChainUse, Part};
+use anyhow::Result;
+use std::collections::BTreeSet;
+
+/// The chains that hold no Service's own rules, with their tables.
+const FIXED: [(&str, &str); 9] = [
+    ("nat", SERVICES),
+    ("nat", NODE_PORTS),
+    ("nat", POSTROUTING),
+    ("nat", MARK_MASQ),
+    ("filter", SERVICES),
+    ("filter", EXTERNAL_SERVICES),
+    ("filter", FORWARD),
+    ("filter", NODE_PORTS),
+    ("filter", PROXY_FIREWALL),
+];
+
+/// One of our chains.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum ChainKey {
+    /// By its place in `FIXED`.
+    Fixed(u8),
+    /// In the nat table.
+    Own(ChainId),
+}
+
+fn fixed(table: &str, chain: &str) -> Option<ChainKey> {
+    let index = FIXED.iter().position(|known| *known == (table, chain))?;
+    u8::try_from(index).ok().map(ChainKey::Fixed)
+}
+
+/// The chains of iptables mode.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct OurChains;
+
+impl Chains for OurChains {
+    type Key = ChainKey;
+
+    fn key(&self, table: &str, chain: &str) -> Option<ChainKey> {
+        let own = || (table == "nat").then(|| ChainId::parse(chain)).flatten().map(ChainKey::Own);
+        fixed(table, chain).or_else(own)
+    }
+
+    fn place(&self, key: ChainKey) -> (&'static str, String) {
+        match key {
+            ChainKey::Fixed(index) => {
+                let (table, chain) = FIXED[usize::from(index)];
+                (table, chain.to_owned())
+            }
+            ChainKey::Own(id) => ("nat", id.to_string()),
+        }
+    }
+
+    fn tables(&self) -> &'static [&'static str] {
+        &["nat", "filter"]
+    }
+
+    fn is_fixed(&self, key: ChainKey) -> bool {
+        matches!(key, ChainKey::Fixed(_))
+    }
+
+    fn has_jump(&self, table: &str, from: &str, to: &str) -> bool {
+        let goes = |jump: &super::base::Jump| (jump.table, jump.from, jump.to) == (table, from, to);
+        JUMPS.iter().any(|jump| goes(jump) && !jump.is_shared_with_kubelet())
+    }
+
+    /// Kubelet writes this one, too.
+    fn is_mixed(&self, table: &str, chain: &str) -> bool {
+        (table, chain) == ("filter", FIREWALL)
+    }
+}
+
+/// The chains that changes write or delete.
+fn touched(changes: &Changes) -> BTreeSet<ChainKey> {
+    let parts: [(bool, &[(&str, &str)]); 4] = [
+        (changes.fixed, &[("filter", FORWARD), ("nat", POSTROUTING), ("nat", MARK_MASQ)]),
+        (
+            changes.filter_dispatch,
+            &[
+                ("filter", SERVICES),
+                ("filter", EXTERNAL_SERVICES),
+                ("filter", NODE_PORTS),
+                ("filter", PROXY_FIREWALL),
+            ],
+        ),
+        (changes.nat_dispatch, &[("nat", SERVICES)]),
+        (changes.node_ports, &[("nat", NODE_PORTS)]),
+    ];
+    let shared = parts.into_iter().filter(|(written, _)| *written).flat_map(|(_, chains)| chains);
+    let services = changes.services.iter().flat_map(|service| service.write.iter().copied());
+    let nets = changes.write_nets.iter().map(|chain| chain.net.chain());
+    let own = services.chain(nets).chain(changes.delete.iter().copied()).map(ChainKey::Own);
+    shared.filter_map(|(table, chain)| fixed(table, chain)).chain(own).collect()
+}
+
+/// What has to be read again once changes are in force.
+#[derive(Debug)]
+pub(super) enum Reread {
+    /// Everything was written.
+    All,
+    /// These chains were.
+    Chains(BTreeSet<ChainKey>),
+}
+
+impl Reread {
+    pub(super) fn after(changes: &Changes) -> Self {
+        if changes.set_up { Reread::All } else { Reread::Chains(touched(changes)) }
+    }
+}
+
+/// Notes how the kernel shows what was just written. Without that nothing can be compared later.
+pub(super) fn keep(tools: &mut impl Xtables, reread: Reread, baseline: &mut Baseline) {
+    let kept = match (reread, baseline.kept.take()) {
+        (Reread::All, _) => Kept::all(tools, &OurChains).map(Some),
+        (Reread::Chains(_), None) => Ok(None),
+        (Reread::Chains(chains), Some(mut kept)) => {
+            kept.refresh(tools, &OurChains, &chains).map(|()| Some(kept))
+        }
+    };
+    match kept {
+        Ok(kept) => baseline.kept = kept,
+        Err(error) => {
+            tracing::warn!(
+                error = format!("{error:#}"),
+                "changes of single rules by others go unnoticed until the next full sync"
+            );
+        }
+    }
+}
+
+/// Counts how often chains are used, and looks for the canaries: no rule is read.
+pub(super) async fn count(tools: &mut impl Xtables, baseline: &Baseline) -> Result<Vec<Drift>> {
+    let mut drift = Vec::new();
+    for table in CANARY_TABLES {
+        let (chains, found) = look_at(tools, table).await?;
+        let missing = fixed_chains(table).iter().filter(|chain| !chains.contains(**chain));
+        let gone =
+            |chain: &&str| Drift::new(DriftKind::Chain, format!("{chain} of table {table}"), "is gone");
+        drift.extend(missing.map(gone));
+        if table != "mangle"
+            && let Some(missing) = baseline.judge(table, found)
+        {
+            let what = format!("lacks about {missing} rules");
+            drift.push(Drift::new(DriftKind::Table, table, what));
+        }
+    }
+    Ok(drift)
+}
+
+/// Compares every rule with what was written, as far as it is known.
+pub(super) fn compare(tools: &mut impl Xtables, baseline: &Baseline) -> Result<Vec<Drift>> {
+    match &baseline.kept {
+        Some(kept) => kept.compare(tools, &OurChains),
+        None => Ok(Vec::new()),
+    }
+}
+
+/// The fixed chains of a table that stand, and how often our chains are used there.
+async fn look_at(tools: &mut impl Xtables, table: &str) -> Result<(BTreeSet<&'static str>, RuleCount)> {
+    let (mut chains, mut uses) = (BTreeSet::new(), RuleCount::default());
+    let known = fixed_chains(table);
+    let mut look = |part: Part<ChainUse<'_>>| match part {
+        Part::Start => (chains, uses) = (BTreeSet::new(), RuleCount::default()),
+        Part::Item(chain) => {
+            chains.extend(known.iter().copied().find(|name| *name == chain.name));
+            uses = uses.plus(desired::counted(table, chain.name, chain.uses));
+        }
+    };
+    tools.survey(table, &mut look).await?;
+    Ok((chains, uses))
+}

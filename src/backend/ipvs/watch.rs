@@ -1,0 +1,264 @@
+//! Whether the kernel still has our rules, sets, addresses and servers as they were programmed.
+
+use super::Kernel;
+use super::apply::set_spec;
+use super::desired::{Baseline, Held};
+use super::input::{CHAINS, jumps};
+use super::names::{INTERFACE, SetId};
+use super::observe::Addresses;
+use crate::backend::kept::{Chains, Kept};
+use crate::backend::{Drift, DriftKind, Look};
+use crate::kernel::iptables::{Flavor, Stamp, Xtables};
+use crate::kernel::nft::{ChainUse, Part};
+use crate::model::{Frontend, IpFamily, RealServer, SetEntry};
+use anyhow::Result;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::ops::Bound;
+
+/// Virtual servers whose real servers one quick look reads.
+const CHECKED_AT_ONCE: usize = 100;
+/// Up to this many virtual servers, every look reads all of them; above, only every so often.
+const LISTED_AT_EVERY_CHECK: usize = 500;
+
+/// A chain, by its table's place in `CHAINS` and its own place there.
+pub(super) type ChainKey = (u8, u8);
+
+/// The chains of IPVS mode.
+#[derive(Clone, Copy, Debug)]
+struct OurChains;
+
+impl Chains for OurChains {
+    type Key = ChainKey;
+
+    fn key(&self, table: &str, chain: &str) -> Option<ChainKey> {
+        let index = CHAINS.iter().position(|(known, _)| *known == table)?;
+        let place = CHAINS[index].1.iter().position(|known| *known == chain)?;
+        Some((u8::try_from(index).ok()?, u8::try_from(place).ok()?))
+    }
+
+    fn place(&self, (table, chain): ChainKey) -> (&'static str, String) {
+        let (name, chains) = CHAINS[usize::from(table)];
+        (name, chains[usize::from(chain)].to_owned())
+    }
+
+    fn tables(&self) -> &'static [&'static str] {
+        &["nat", "filter", "mangle"]
+    }
+
+    fn is_fixed(&self, _: ChainKey) -> bool {
+        true
+    }
+
+    fn has_jump(&self, table: &str, from: &str, to: &str) -> bool {
+        jumps(false).any(|jump| (jump.table, jump.from, jump.to) == (table, from, to))
+    }
+}
+
+/// What is known of the tables since we last wrote them.
+#[derive(Debug, Default)]
+pub(super) struct Tables {
+    /// As they were left; `None` when they have to be looked at.
+    stamp: Option<Stamp>,
+    /// How often our chains are used there.
+    uses: Option<u32>,
+    /// Our chains as the kernel showed them.
+    kept: Option<Kept<ChainKey>>,
+    /// Somebody else has changed tables since all rules were compared.
+    changed_by_others: bool,
+}
+
+impl Tables {
+    /// Notes how the kernel shows what was just written. Without that nothing can be compared
+    /// later.
+    pub(super) async fn keep(&mut self, tools: &mut impl Xtables) -> Result<()> {
+        *self = Tables::default();
+        self.uses = Some(count_uses(tools).await?);
+        self.kept = Some(Kept::all(tools, &OurChains)?);
+        self.stamp = Some(tools.stamp()?);
+        Ok(())
+    }
+
+    /// Costs one small question unless somebody changed tables.
+    async fn check(&mut self, tools: &mut impl Xtables, look: Look) -> Result<Vec<Drift>> {
+        let stamp = tools.stamp()?;
+        let is_ours = self.stamp == Some(stamp);
+        self.changed_by_others |= !is_ours;
+        let lost = match self.uses {
+            Some(known) if !is_ours => known.saturating_sub(count_uses(tools).await?),
+            _ => 0,
+        };
+        // A legacy table's stamp is its size, which a rule in another's place does not change.
+        let is_blind = tools.flavor() == Flavor::Legacy;
+        let is_due = look == Look::Thorough && (self.changed_by_others || is_blind);
+        let mut drift = match &self.kept {
+            Some(kept) if is_due || lost > 0 => kept.compare(tools, &OurChains)?,
+            _ => Vec::new(),
+        };
+        if drift.is_empty() && lost > 0 {
+            drift.push(Drift::new(
+                DriftKind::Table,
+                "nat, filter or mangle",
+                format!("lacks about {lost} rules"),
+            ));
+        }
+        if drift.is_empty() {
+            self.stamp = Some(stamp);
+            self.changed_by_others &= !is_due;
+        }
+        Ok(drift)
+    }
+}
+
+/// How often our chains are used: rules in them and jumps to them.
+async fn count_uses(tools: &mut impl Xtables) -> Result<u32> {
+    let mut total = 0u32;
+    for (table, chains) in CHAINS {
+        let mut uses = 0u32;
+        let mut look = |part: Part<ChainUse<'_>>| match part {
+            Part::Start => uses = 0,
+            Part::Item(chain) if chains.contains(&chain.name) => uses = uses.saturating_add(chain.uses),
+            Part::Item(_) => {}
+        };
+        tools.survey(table, &mut look).await?;
+        total = total.saturating_add(uses);
+    }
+    Ok(total)
+}
+
+/// Where the rounds of looking have got to, and what is known of the tables.
+#[derive(Debug, Default)]
+pub(super) struct Watch {
+    pub(super) tables: Tables,
+    /// Quick looks so far.
+    looks: usize,
+    /// The virtual server whose real servers were looked at last.
+    last: Option<Frontend>,
+}
+
+/// What a look compares with what.
+pub(super) struct Compared<'a> {
+    pub(super) kernel: &'a mut Kernel,
+    pub(super) family: IpFamily,
+    pub(super) upstream_compat: bool,
+    pub(super) addresses: &'a Addresses,
+    pub(super) baseline: &'a Baseline,
+}
+
+impl Watch {
+    /// What of ours is missing or different.
+    pub(super) async fn check(
+        &mut self,
+        tools: &mut impl Xtables,
+        mut with: Compared<'_>,
+        look: Look,
+    ) -> Result<Vec<Drift>> {
+        let mut drift: Vec<Drift> =
+            compare_addresses(&with.addresses.on_interface, with.baseline).into_iter().collect();
+        drift.extend(self.tables.check(tools, look).await?);
+        for id in SetId::in_use(with.upstream_compat) {
+            drift.extend(compare_set(&mut with, id, look)?);
+        }
+        self.looks += 1;
+        let is_turn = self.looks.is_multiple_of(1 + with.baseline.servers.len() / LISTED_AT_EVERY_CHECK);
+        if look == Look::Thorough || is_turn {
+            drift.extend(compare_servers(with.kernel, with.baseline)?);
+            drift.extend(self.compare_real_servers(with.kernel, with.baseline, look)?);
+        }
+        Ok(drift)
+    }
+
+    fn compare_real_servers(
+        &mut self,
+        kernel: &mut Kernel,
+        baseline: &Baseline,
+        look: Look,
+    ) -> Result<Vec<Drift>> {
+        let (start, most) = match look {
+            Look::Quick => (self.last.map_or(Bound::Unbounded, Bound::Excluded), CHECKED_AT_ONCE),
+            Look::Thorough => (Bound::Unbounded, usize::MAX),
+        };
+        let (mut drift, mut last, mut looked) = (Vec::new(), None, 0);
+        for (at, held) in ours(baseline, start).take(most) {
+            (last, looked) = (Some(*at), looked + 1);
+            let there: BTreeSet<RealServer> =
+                kernel.servers.real_servers(at)?.into_iter().map(|(real, _)| real).collect();
+            drift.extend(differing_reals(at, held, &there));
+        }
+        // The end is reached: the next look begins anew.
+        self.last = last.filter(|_| looked == CHECKED_AT_ONCE);
+        Ok(drift)
+    }
+}
+
+fn ours(baseline: &Baseline, start: Bound<Frontend>) -> impl Iterator<Item = (&Frontend, &Held)> {
+    baseline.servers.range((start, Bound::Unbounded)).filter(|(_, held)| !held.is_foreign)
+}
+
+fn differing_reals(at: &Frontend, held: &Held, there: &BTreeSet<RealServer>) -> Option<Drift> {
+    let wanted: BTreeSet<RealServer> = held.server.reals.iter().copied().collect();
+    let missing = wanted.difference(there).next();
+    let changed = |real: &RealServer| there.iter().any(|found| found.address == real.address);
+    let what = match (missing, there.difference(&wanted).next()) {
+        (None, None) => return None,
+        (Some(real), _) if changed(real) => format!("were changed: {} has another weight", real.address),
+        (Some(real), _) => format!("were changed: {} is gone", real.address),
+        (None, Some(real)) => format!("were changed: {} is not ours", real.address),
+    };
+    Some(Drift::new(DriftKind::RealServers, format!("of {at}"), what))
+}
+
+/// Addresses that others put there are theirs.
+fn compare_addresses(found: &BTreeSet<IpAddr>, baseline: &Baseline) -> Option<Drift> {
+    let missing = baseline.wanted_addresses().filter(|address| !found.contains(address)).count();
+    let has = baseline.addresses.saturating_sub(missing);
+    let what = || format!("has {has} addresses and not {}", baseline.addresses);
+    (missing > 0).then(|| Drift::new(DriftKind::Interface, INTERFACE, what()))
+}
+
+/// A quick look only counts the entries.
+fn compare_set(with: &mut Compared<'_>, id: SetId, look: Look) -> Result<Option<Drift>> {
+    let name = id.name(with.family);
+    let wanted = with.baseline.set_sizes[id.index()];
+    let spec = set_spec(id, &name, with.family);
+    let what = match look {
+        Look::Quick => match with.kernel.sets.count(spec)? {
+            Some(found) if found == wanted => return Ok(None),
+            Some(found) => format!("has {found} entries and not {wanted}"),
+            None => "is gone".to_owned(),
+        },
+        Look::Thorough => match with.kernel.sets.entries(spec)? {
+            Some(found) => match differing_entry(&found, with.baseline, id) {
+                Some(what) => what,
+                None => return Ok(None),
+            },
+            None => "is gone".to_owned(),
+        },
+    };
+    Ok(Some(Drift::new(DriftKind::Ipset, name, what)))
+}
+
+fn differing_entry(found: &BTreeSet<SetEntry>, baseline: &Baseline, id: SetId) -> Option<String> {
+    let wanted: BTreeSet<SetEntry> = baseline.wanted_entries(id).collect();
+    match (wanted.difference(found).next(), found.difference(&wanted).next()) {
+        (None, None) => None,
+        (Some(_), _) if found.len() != wanted.len() => {
+            Some(format!("has {} entries and not {}", found.len(), wanted.len()))
+        }
+        (Some(entry), _) => Some(format!("lacks {entry:?}")),
+        (None, Some(entry)) => Some(format!("has {entry:?}, which is not ours")),
+    }
+}
+
+fn compare_servers(kernel: &mut Kernel, baseline: &Baseline) -> Result<Vec<Drift>> {
+    let listed: BTreeMap<_, _> = kernel.servers.list()?.into_iter().collect();
+    let differs = |(at, held): (&Frontend, &Held)| {
+        let what = match listed.get(at) {
+            None => "is gone",
+            Some(with) if with.as_ref() != Some(&held.server.with) => "was changed",
+            Some(_) => return None,
+        };
+        Some(Drift::new(DriftKind::VirtualServer, at.to_string(), what))
+    };
+    Ok(ours(baseline, Bound::Unbounded).filter_map(differs).collect())
+}

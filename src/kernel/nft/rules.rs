@@ -1,0 +1,191 @@
+//! Reading rules of nf_tables: not what they say, but whether it is still the same.
+
+use super::{HEADER_LEN, Nft, Part, SUBSYSTEM, protocol_family};
+use crate::kernel::iptables::Rule;
+use crate::model::IpFamily;
+use anyhow::{Context, Result};
+use netlink::{Attribute, Malformed, Message};
+use std::collections::hash_map::DefaultHasher;
+use std::hash::{Hash, Hasher};
+
+const NEW_RULE: u16 = SUBSYSTEM | 6;
+const GET_RULE: u16 = SUBSYSTEM | 7;
+const RULE_TABLE: u16 = 1;
+const RULE_CHAIN: u16 = 2;
+const RULE_EXPRESSIONS: u16 = 4;
+const EXPRESSION_NAME: u16 = 1;
+const EXPRESSION_DATA: u16 = 2;
+const IMMEDIATE_DATA: u16 = 2;
+const DATA_VERDICT: u16 = 2;
+const VERDICT_CHAIN: u16 = 2;
+
+impl Nft {
+    /// Streams the rules of one table, or of one of its chains, through `visit`, in constant
+    /// memory: chain by chain, in order. What is missing has no rules. [`Part::Start`] comes first,
+    /// and again when the ruleset changed meanwhile: then forget what was seen.
+    ///
+    /// # Errors
+    /// If the kernel has no nf_tables, on lack of permission, or if the ruleset never held still.
+    pub fn rules(
+        &mut self,
+        family: IpFamily,
+        table: &str,
+        chain: Option<&str>,
+        visit: &mut dyn FnMut(Part<Rule<'_>>),
+    ) -> Result<()> {
+        self.begin(GET_RULE, protocol_family(family));
+        self.request.string(RULE_TABLE, table);
+        if let Some(chain) = chain {
+            self.request.string(RULE_CHAIN, chain);
+        }
+        let dumped = self.socket.dump(&mut self.request, &mut |part| {
+            match part {
+                Part::Start => visit(Part::Start),
+                Part::Item(message) => {
+                    // Kernels before 5.x do not filter, so it is done here, too.
+                    if let Some((of, rule)) = parse_rule(&message, family)?
+                        && of == table
+                        && chain.is_none_or(|chain| chain == rule.chain)
+                    {
+                        visit(Part::Item(rule));
+                    }
+                }
+            }
+            Ok(())
+        });
+        match dumped {
+            Err(error) if error.errno() == Some(libc::ENOENT) => {
+                visit(Part::Start);
+                Ok(())
+            }
+            other => {
+                other.with_context(|| format!("cannot list the {family} rules of nf_tables table {table}"))
+            }
+        }
+    }
+}
+
+/// A rule with its table; `None` if it belongs to another family.
+fn parse_rule<'a>(message: &Message<'a>, family: IpFamily) -> Result<Option<(&'a str, Rule<'a>)>, Malformed> {
+    if message.kind != NEW_RULE || message.payload.first() != Some(&protocol_family(family)) {
+        return Ok(None);
+    }
+    let (mut table, mut rule) = ("", Rule { chain: "", content: 0, jumps_to: None });
+    let mut hasher = DefaultHasher::new();
+    for attribute in message.attributes(HEADER_LEN)? {
+        let attribute = attribute?;
+        match attribute.kind {
+            RULE_TABLE => table = attribute.string()?,
+            RULE_CHAIN => rule.chain = attribute.string()?,
+            RULE_EXPRESSIONS => {
+                for expression in attribute.nested() {
+                    read_expression(expression?, &mut hasher, &mut rule)?;
+                }
+            }
+            _ => {}
+        }
+    }
+    rule.content = hasher.finish();
+    Ok(Some((table, rule)))
+}
+
+/// Counters change with every packet; all else makes the rule what it is.
+fn read_expression<'a>(
+    expression: Attribute<'a>,
+    hasher: &mut DefaultHasher,
+    rule: &mut Rule<'a>,
+) -> Result<(), Malformed> {
+    let mut name = "";
+    for part in expression.nested() {
+        let part = part?;
+        match part.kind {
+            EXPRESSION_NAME => name = part.string()?,
+            EXPRESSION_DATA if name != "counter" => {
+                (name, part.value).hash(hasher);
+                if name == "immediate" {
+                    rule.jumps_to = verdict_chain(part)?.or(rule.jumps_to);
+                }
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// The chain that an immediate verdict leads to.
+fn verdict_chain<'a>(data: Attribute<'a>) -> Result<Option<&'a str>, Malformed> {
+    for value in data.nested() {
+        let value = value?;
+        if value.kind != IMMEDIATE_DATA {
+            continue;
+        }
+        for verdict in value.nested() {
+            let verdict = verdict?;
+            if verdict.kind != DATA_VERDICT {
+                continue;
+            }
+            for part in verdict.nested() {
+                let part = part?;
+                if part.kind == VERDICT_CHAIN {
+                    return part.string().map(Some);
+                }
+            }
+        }
+    }
+    Ok(None)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernel::fresh_netns::{in_fresh_netns, run};
+
+    /// Chain, content and target of each rule.
+    fn list(chain: Option<&str>) -> Vec<(String, u64, Option<String>)> {
+        let mut rules = Vec::new();
+        Nft::open()
+            .unwrap()
+            .rules(IpFamily::V4, "nat", chain, &mut |part| match part {
+                Part::Start => rules.clear(),
+                Part::Item(rule) => {
+                    rules.push((rule.chain.to_owned(), rule.content, rule.jumps_to.map(str::to_owned)));
+                }
+            })
+            .unwrap();
+        rules
+    }
+
+    #[test]
+    fn rules_are_the_same_as_long_as_they_say_the_same_whatever_they_count() {
+        in_fresh_netns(|| {
+            run("ip link set lo up
+                 iptables-nft -t nat -N A
+                 iptables-nft -t nat -N B
+                 iptables-nft -t nat -A A -p tcp -m comment --comment x -m statistic --mode random --probability 0.5 -j B
+                 iptables-nft -t nat -A A -j MARK --set-mark 1
+                 iptables-nft -t nat -A B -s 127.0.0.1 -j RETURN
+                 iptables-nft -t nat -A OUTPUT -j A");
+            let before = list(None);
+            let jumps: Vec<_> = before.iter().map(|(chain, _, to)| (chain.as_str(), to.as_deref())).collect();
+            assert!(jumps.contains(&("A", Some("B"))) && jumps.contains(&("OUTPUT", Some("A"))), "{jumps:?}");
+            assert_eq!(before.len(), 4);
+            let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+            socket.send_to(b"x", "127.0.0.1:9").unwrap();
+            assert_eq!(list(None), before, "counting changes nothing");
+            assert_eq!(list(Some("A")).len(), 2);
+            assert_eq!(list(Some("missing")), []);
+            run("iptables-nft -t nat -R A 2 -j MARK --set-mark 2");
+            let after = list(None);
+            let changed: Vec<_> = before.iter().zip(&after).filter(|(old, new)| old != new).collect();
+            assert_eq!(changed.len(), 1);
+            assert_eq!(changed[0].0.0, "A");
+            run("iptables-nft -t nat -R A 2 -j MARK --set-mark 1");
+            assert_eq!(list(None), before, "the same rule again is the same");
+        });
+    }
+
+    #[test]
+    fn a_missing_table_has_no_rules() {
+        in_fresh_netns(|| assert_eq!(list(None), []));
+    }
+}

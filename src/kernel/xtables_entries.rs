@@ -1,0 +1,261 @@
+//! Reading the rules of a legacy table: not what they say, but whether it is still the same.
+//!
+//! The kernel hands out a table only as a whole, so for the length of a reading its entries are in
+//! memory. The tool would hold them as well, and parse them.
+#![allow(unsafe_code)] // No crate wraps this socket option; see the one block below.
+
+use super::iptables::Rule;
+use super::xtables_info::{NAME_LEN, open, table_layout};
+use crate::model::IpFamily;
+use anyhow::{Context, Result, bail};
+use nix::errno::Errno;
+use std::collections::HashMap;
+use std::collections::hash_map::DefaultHasher;
+use std::hash::{Hash, Hasher};
+use std::os::fd::AsRawFd;
+
+/// `IPT_SO_GET_ENTRIES` and `IP6T_SO_GET_ENTRIES`.
+const GET_ENTRIES: libc::c_int = 65;
+/// `struct ipt_get_entries`: name, size, and padding up to the entries, which are 8-aligned.
+const REQUEST_LEN: usize = 40;
+/// How often a table may change between asking for its size and for its entries.
+const ATTEMPTS: usize = 5;
+/// Built-in chains by hook number.
+const HOOKS: [&str; 5] = ["PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"];
+/// `struct xt_entry_target`: size, name, revision.
+const TARGET_LEN: usize = 32;
+/// Stands for the position of a chain or of the next rule, which moves with whatever comes before.
+const POSITION: u32 = u32::MAX;
+
+/// How a family lays its entries out.
+#[derive(Clone, Copy)]
+struct Layout {
+    /// Length of addresses, interfaces, protocol and flags.
+    matched: usize,
+    /// Length of the whole head of an entry.
+    head: usize,
+}
+
+impl Layout {
+    fn of(family: IpFamily) -> Self {
+        match family {
+            IpFamily::V4 => Layout { matched: 84, head: 112 },
+            IpFamily::V6 => Layout { matched: 136, head: 168 },
+        }
+    }
+}
+
+/// Visits the rules of a table, chain by chain, in order; a table that is not there has none.
+///
+/// # Errors
+/// Without `CAP_NET_ADMIN`, or if the kernel fails otherwise.
+pub fn rules(family: IpFamily, table: &str, visit: &mut dyn FnMut(Rule<'_>)) -> Result<()> {
+    let describe = || format!("cannot read legacy {family} table {table}");
+    for _ in 0..ATTEMPTS {
+        let Some(layout) = table_layout(family, table).with_context(describe)? else { return Ok(()) };
+        match read(family, table, layout.size) {
+            Ok(blob) => {
+                let table =
+                    Table { layout: Layout::of(family), blob: &blob[REQUEST_LEN..], hooks: layout.hooks };
+                return table.visit(visit).with_context(describe);
+            }
+            // It has another size by now.
+            Err(Errno::EAGAIN) => {}
+            Err(errno) => return Err(errno).with_context(describe),
+        }
+    }
+    bail!("{}: it changed all the time", describe())
+}
+
+/// The request with the entries behind it.
+fn read(family: IpFamily, table: &str, size: u32) -> nix::Result<Vec<u8>> {
+    let len = usize::try_from(size).map_err(|_| Errno::EOVERFLOW)?.saturating_add(REQUEST_LEN);
+    let mut blob = vec![0_u8; len];
+    blob.get_mut(..table.len().min(NAME_LEN - 1)).ok_or(Errno::EINVAL)?.copy_from_slice(table.as_bytes());
+    blob[NAME_LEN..NAME_LEN + 4].copy_from_slice(&size.to_ne_bytes());
+    let (socket, level) = open(family)?;
+    let mut len = libc::socklen_t::try_from(len).map_err(|_| Errno::EOVERFLOW)?;
+    // SAFETY: the descriptor is open for the whole call; `blob` is writable for the `len` bytes
+    // announced, any bytes are valid in it, and `len` is a writable socklen_t. Neither pointer is kept
+    // by the kernel after the call.
+    let result = unsafe {
+        libc::getsockopt(socket.as_raw_fd(), level, GET_ENTRIES, blob.as_mut_ptr().cast(), &raw mut len)
+    };
+    Errno::result(result).map(|_| blob)
+}
+
+/// The entries of a table.
+struct Table<'a> {
+    layout: Layout,
+    blob: &'a [u8],
+    /// Where built-in chains begin, by name.
+    hooks: [Option<u32>; HOOKS.len()],
+}
+
+/// One entry, in its parts.
+struct Entry<'a> {
+    matched: &'a [u8],
+    matches: &'a [u8],
+    target: &'a [u8],
+    next: u32,
+}
+
+impl<'a> Table<'a> {
+    fn number<const N: usize>(&self, at: usize) -> Result<[u8; N]> {
+        let bytes = self.blob.get(at..at.saturating_add(N)).and_then(|bytes| bytes.try_into().ok());
+        bytes.context("an entry goes beyond the end")
+    }
+
+    fn entry(&self, at: u32) -> Result<Entry<'a>> {
+        let start = usize::try_from(at)?;
+        let offset = |at| Ok::<_, anyhow::Error>(usize::from(u16::from_ne_bytes(self.number(at)?)));
+        let (target, next) =
+            (offset(start + self.layout.matched + 4)?, offset(start + self.layout.matched + 6)?);
+        let part = |from: usize, to: usize| {
+            self.blob.get(start + from..start + to).context("an entry with impossible offsets")
+        };
+        if target < self.layout.head || next < target + TARGET_LEN + 4 {
+            bail!("an entry with impossible offsets");
+        }
+        Ok(Entry {
+            matched: part(0, self.layout.matched)?,
+            matches: part(self.layout.head, target)?,
+            target: part(target, next)?,
+            next: at.checked_add(u32::try_from(next)?).context("a table beyond 4 GiB")?,
+        })
+    }
+
+    /// Where each chain begins: its name by the position of its first rule.
+    fn chains(&self) -> Result<HashMap<u32, &'a str>> {
+        let mut chains: HashMap<u32, &'a str> = HashMap::new();
+        for (name, start) in HOOKS.into_iter().zip(self.hooks) {
+            chains.extend(start.map(|start| (start, name)));
+        }
+        let mut at = 0;
+        while usize::try_from(at)? < self.blob.len() {
+            let entry = self.entry(at)?;
+            if let Some(name) = entry.opens() {
+                chains.insert(entry.next, name);
+            }
+            at = entry.next;
+        }
+        Ok(chains)
+    }
+
+    /// The last entry of each chain is its policy, or the return from it.
+    fn visit(&self, visit: &mut dyn FnMut(Rule<'_>)) -> Result<()> {
+        let chains = self.chains()?;
+        let (mut at, mut chain) = (0, "");
+        let mut pending: Option<Rule<'_>> = None;
+        while usize::try_from(at)? < self.blob.len() {
+            let entry = self.entry(at)?;
+            if let Some(name) = chains.get(&at) {
+                (chain, pending) = (name, None);
+            }
+            if entry.opens().is_some() {
+                (chain, pending) = ("", None);
+            } else if !chain.is_empty() {
+                let (content, jumps_to) = entry.content(&chains);
+                if let Some(rule) = pending.replace(Rule { chain, content, jumps_to }) {
+                    visit(rule);
+                }
+            }
+            at = entry.next;
+        }
+        Ok(())
+    }
+}
+
+impl<'a> Entry<'a> {
+    /// The chain that begins behind it.
+    fn opens(&self) -> Option<&'a str> {
+        (text(&self.target[2..TARGET_LEN - 1]) == Some("ERROR"))
+            .then(|| text(&self.target[TARGET_LEN..]))
+            .flatten()
+    }
+
+    fn content(&self, chains: &HashMap<u32, &'a str>) -> (u64, Option<&'a str>) {
+        let mut hasher = DefaultHasher::new();
+        (self.matched, self.matches, &self.target[..TARGET_LEN]).hash(&mut hasher);
+        let is_standard = self.target[2] == 0;
+        let data = &self.target[TARGET_LEN..];
+        let verdict =
+            data.first_chunk().map(|bytes| u32::from_ne_bytes(*bytes)).filter(|it| *it <= i32::MAX as u32);
+        let jumps_to = verdict.filter(|_| is_standard).and_then(|at| chains.get(&at).copied());
+        match (is_standard, verdict) {
+            (true, Some(_)) => (POSITION, jumps_to).hash(&mut hasher),
+            _ => data.hash(&mut hasher),
+        }
+        (hasher.finish(), jumps_to)
+    }
+}
+
+/// Zero-terminated text.
+fn text(bytes: &[u8]) -> Option<&str> {
+    let end = bytes.iter().position(|byte| *byte == 0)?;
+    std::str::from_utf8(&bytes[..end]).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernel::fresh_netns::{in_fresh_netns, run};
+
+    fn list(family: IpFamily) -> Vec<(String, u64, Option<String>)> {
+        let mut found = Vec::new();
+        rules(family, "nat", &mut |rule| {
+            found.push((rule.chain.to_owned(), rule.content, rule.jumps_to.map(str::to_owned)));
+        })
+        .unwrap();
+        found
+    }
+
+    #[test]
+    fn rules_are_the_same_as_long_as_they_say_the_same_wherever_they_stand() {
+        in_fresh_netns(|| {
+            for (family, tool) in [(IpFamily::V4, "iptables-legacy"), (IpFamily::V6, "ip6tables-legacy")] {
+                let t = format!("{tool} -w -t nat");
+                run(&format!(
+                    "{t} -N A; {t} -N B; {t} -N EMPTY
+                     {t} -A A -p tcp -m comment --comment x -m statistic --mode random --probability 0.5 -j B
+                     {t} -A A -j MARK --set-mark 1
+                     {t} -A A -m comment --comment counted
+                     {t} -A B -m recent --name r --rcheck --seconds 5 --reap -j RETURN
+                     {t} -A OUTPUT -j A"
+                ));
+                let before = list(family);
+                let jumps: Vec<_> =
+                    before.iter().map(|(chain, _, to)| (chain.as_str(), to.as_deref())).collect();
+                assert_eq!(
+                    jumps,
+                    [("OUTPUT", Some("A")), ("A", Some("B")), ("A", None), ("A", None), ("B", None)]
+                );
+                // Everything behind the new chain and rule moves.
+                run(&format!("{t} -I PREROUTING -j RETURN; {t} -N AAA; {t} -A AAA -j RETURN"));
+                let moved: Vec<_> = list(family)
+                    .into_iter()
+                    .filter(|(chain, ..)| ["A", "B", "OUTPUT"].contains(&chain.as_str()))
+                    .collect();
+                assert_eq!(moved, before);
+                run(&format!("{t} -R A 2 -j MARK --set-mark 2"));
+                let after: Vec<_> = list(family).into_iter().filter(|rule| !before.contains(rule)).collect();
+                assert_eq!(after.iter().filter(|(chain, ..)| chain == "A").count(), 1);
+                run(&format!(
+                    "{t} -R A 1 -p tcp -m comment --comment x -m statistic --mode random --probability 0.5 -j AAA"
+                ));
+                let led: Vec<_> =
+                    list(family).into_iter().filter(|(_, _, to)| to.as_deref() == Some("AAA")).collect();
+                assert_eq!(led.len(), 1);
+                assert!(!before.contains(&led[0]), "another target is another rule");
+            }
+        });
+    }
+
+    #[test]
+    fn a_missing_table_has_no_rules_and_is_not_made() {
+        in_fresh_netns(|| {
+            assert_eq!(list(IpFamily::V4), []);
+            assert_eq!(super::super::xtables_info::num_entries(IpFamily::V4, "nat").unwrap(), None);
+        });
+    }
+}
