@@ -14,7 +14,7 @@ mode=$(built --test netns)
 [ -x "$library" ] && [ -x "$mode" ] || { echo "test-ipvs: cargo has not said where the tests are" >&2; exit 1; }
 
 # One boot for all. A machine that hangs is given up after this many seconds.
-export VM_TIMEOUT=${VM_TIMEOUT:-1500}
+export VM_TIMEOUT=${VM_TIMEOUT:-2100}
 # shellcheck disable=SC2016 # the inner shell expands them
 exec scripts/with-ipvs.sh bash -euc '
     library=$1 mode=$2 filter=$3
