@@ -5,7 +5,7 @@
 //! later is somebody else's doing.
 
 use super::{Drift, DriftKind};
-use crate::kernel::iptables::{Rule, Xtables};
+use crate::kernel::iptables::{Flavor, Rule, Xtables};
 use crate::kernel::nft::Part;
 use anyhow::Result;
 use std::collections::hash_map::DefaultHasher;
@@ -81,46 +81,43 @@ pub(super) struct Kept<K> {
 }
 
 impl<K: Copy + Ord> Kept<K> {
-    /// Reads everything, when all of it has just been written.
-    pub(super) fn all<C: Chains<Key = K>>(tools: &mut impl Xtables, chains: &C) -> Result<Self> {
-        let Reading { chains, shared } = read_tables(tools, chains, chains.tables())?;
-        Ok(Kept { chains, shared })
+    /// Reads everything, when all of it has just been written. `None` if that would cost too much.
+    pub(super) fn all<C: Chains<Key = K>>(tools: &mut impl Xtables, chains: &C) -> Result<Option<Self>> {
+        let reading = read_tables(tools, chains, chains.tables())?;
+        Ok(reading.map(|Reading { chains, shared }| Kept { chains, shared }))
     }
 
     /// Reads chains that have just been written or deleted, and no others: these may have been
-    /// changed by somebody since.
+    /// changed by somebody since. `None` if that would cost too much.
     pub(super) fn refresh<C: Chains<Key = K>>(
-        &mut self,
+        mut self,
         tools: &mut impl Xtables,
         chains: &C,
         written: &BTreeSet<K>,
-    ) -> Result<()> {
-        let found = if written.len() <= READ_ONE_BY_ONE {
-            let mut found = BTreeMap::new();
-            for key in written {
-                let (table, chain) = chains.place(*key);
-                found.extend(read(tools, chains, table, Some(&chain))?.chains);
-            }
-            found
+    ) -> Result<Option<Self>> {
+        // A legacy table comes as a whole, whatever is asked of it.
+        let found = if written.len() <= READ_ONE_BY_ONE && tools.flavor() == Flavor::Nft {
+            read_chains(tools, chains, written)?
         } else {
-            read_tables(tools, chains, chains.tables())?.chains
+            read_tables(tools, chains, chains.tables())?.map(|reading| reading.chains)
         };
+        let Some(found) = found else { return Ok(None) };
         for key in written {
             match found.get(key) {
                 Some(print) => self.chains.insert(*key, *print),
                 None => self.chains.remove(key),
             };
         }
-        Ok(())
+        Ok(Some(self))
     }
 
-    /// What differs now.
+    /// What differs now, as far as that can be told at little cost.
     pub(super) fn compare<C: Chains<Key = K>>(
         &self,
         tools: &mut impl Xtables,
         chains: &C,
     ) -> Result<Vec<Drift>> {
-        let now = read_tables(tools, chains, chains.tables())?;
+        let Some(now) = read_tables(tools, chains, chains.tables())? else { return Ok(Vec::new()) };
         let mut drift: Vec<Drift> = self.shared.difference(&now.shared).map(SharedRule::missed).collect();
         let named = |key: K| {
             let (table, chain) = chains.place(key);
@@ -151,14 +148,28 @@ fn read_tables<C: Chains>(
     tools: &mut impl Xtables,
     chains: &C,
     tables: &[&'static str],
-) -> Result<Reading<C::Key>> {
+) -> Result<Option<Reading<C::Key>>> {
     let mut all = Reading { chains: BTreeMap::new(), shared: BTreeSet::new() };
     for table in tables {
-        let reading = read(tools, chains, table, None)?;
+        let Some(reading) = read(tools, chains, table, None)? else { return Ok(None) };
         all.chains.extend(reading.chains);
         all.shared.extend(reading.shared);
     }
-    Ok(all)
+    Ok(Some(all))
+}
+
+fn read_chains<C: Chains>(
+    tools: &mut impl Xtables,
+    chains: &C,
+    keys: &BTreeSet<C::Key>,
+) -> Result<Option<BTreeMap<C::Key, [u8; 4]>>> {
+    let mut all = BTreeMap::new();
+    for key in keys {
+        let (table, chain) = chains.place(*key);
+        let Some(reading) = read(tools, chains, table, Some(&chain))? else { return Ok(None) };
+        all.extend(reading.chains);
+    }
+    Ok(Some(all))
 }
 
 fn read<C: Chains>(
@@ -166,7 +177,7 @@ fn read<C: Chains>(
     chains: &C,
     table: &'static str,
     chain: Option<&str>,
-) -> Result<Reading<C::Key>> {
+) -> Result<Option<Reading<C::Key>>> {
     let mut reading = Reading { chains: BTreeMap::new(), shared: BTreeSet::new() };
     let mut open: Option<(C::Key, DefaultHasher)> = None;
     let mut look = |part: Part<Rule<'_>>| {
@@ -186,9 +197,11 @@ fn read<C: Chains>(
         let (_, hasher) = open.get_or_insert_with(|| (key, DefaultHasher::new()));
         rule.content.hash(hasher);
     };
-    tools.visit_rules(table, chain, &mut look)?;
+    if !tools.visit_rules(table, chain, &mut look)? {
+        return Ok(None);
+    }
     close(&mut reading.chains, open);
-    Ok(reading)
+    Ok(Some(reading))
 }
 
 fn shared_rule<C: Chains>(chains: &C, table: &'static str, rule: Rule<'_>) -> Option<SharedRule> {

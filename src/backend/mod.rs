@@ -5,6 +5,7 @@
 
 pub mod iptables;
 pub mod ipvs;
+mod jumps;
 mod kept;
 
 use crate::kernel::iptables::RestoreError;

@@ -18,6 +18,8 @@ use std::os::fd::AsRawFd;
 const GET_ENTRIES: libc::c_int = 65;
 /// `struct ipt_get_entries`: name, size, and padding up to the entries, which are 8-aligned.
 const REQUEST_LEN: usize = 40;
+/// A table is in our memory while it is read, so larger ones are not: this is about 6,000 rules.
+const MOST_BYTES: u32 = 2 << 20;
 /// How often a table may change between asking for its size and for its entries.
 const ATTEMPTS: usize = 5;
 /// Built-in chains by hook number.
@@ -46,18 +48,22 @@ impl Layout {
 }
 
 /// Visits the rules of a table, chain by chain, in order; a table that is not there has none.
+/// `false` if it is larger than [`MOST_BYTES`]: then nothing is read.
 ///
 /// # Errors
 /// Without `CAP_NET_ADMIN`, or if the kernel fails otherwise.
-pub fn rules(family: IpFamily, table: &str, visit: &mut dyn FnMut(Rule<'_>)) -> Result<()> {
+pub fn rules(family: IpFamily, table: &str, visit: &mut dyn FnMut(Rule<'_>)) -> Result<bool> {
     let describe = || format!("cannot read legacy {family} table {table}");
     for _ in 0..ATTEMPTS {
-        let Some(layout) = table_layout(family, table).with_context(describe)? else { return Ok(()) };
+        let Some(layout) = table_layout(family, table).with_context(describe)? else { return Ok(true) };
+        if layout.size > MOST_BYTES {
+            return Ok(false);
+        }
         match read(family, table, layout.size) {
             Ok(blob) => {
                 let table =
                     Table { layout: Layout::of(family), blob: &blob[REQUEST_LEN..], hooks: layout.hooks };
-                return table.visit(visit).with_context(describe);
+                return table.visit(visit).with_context(describe).map(|()| true);
             }
             // It has another size by now.
             Err(Errno::EAGAIN) => {}

@@ -55,10 +55,15 @@ impl Xtables for Sink {
         Ok(())
     }
 
-    fn visit_rules(&mut self, _: &str, _: Option<&str>, visit: &mut dyn FnMut(Part<Rule<'_>>)) -> Result<()> {
+    fn visit_rules(
+        &mut self,
+        _: &str,
+        _: Option<&str>,
+        visit: &mut dyn FnMut(Part<Rule<'_>>),
+    ) -> Result<bool> {
         self.surveys += 1;
         visit(Part::Start);
-        Ok(())
+        Ok(true)
     }
 
     async fn restore(&mut self, pieces: &mut dyn Iterator<Item = String>) -> Result<(), RestoreError> {
@@ -76,7 +81,7 @@ impl Xtables for Sink {
         Ok(true)
     }
 
-    async fn insert_rule(&mut self, _place: Place<'_>, _arguments: &str) -> Result<()> {
+    async fn insert_rules(&mut self, _rules: &[(Place<'_>, &str)]) -> Result<()> {
         Ok(())
     }
 

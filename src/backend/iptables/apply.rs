@@ -1,11 +1,11 @@
 //! Telling iptables-restore, and finding out which Service it will not take.
 
-use super::base::{CANARY_TABLES, JUMPS};
+use super::base::{CANARY_TABLES, JUMPS, Jump};
 use super::desired::{Baseline, Desired};
 use super::diff::{Changes, Step};
 use super::input::Input;
 use super::names::{CANARY, ChainId};
-use crate::backend::Refusal;
+use crate::backend::{Refusal, jumps};
 use crate::kernel::iptables::{Place, RestoreError, Xtables};
 use crate::model::ServiceName;
 use anyhow::{Context, Result, bail};
@@ -60,13 +60,11 @@ pub(super) async fn run<X: Xtables>(
 
 /// Makes our top-level chains, the jumps to them, and the canaries.
 async fn set_up(tools: &mut impl Xtables) -> Result<()> {
-    for jump in &JUMPS {
-        tools.ensure_chain(Place { table: jump.table, chain: jump.to }).await?;
-        let from = Place { table: jump.table, chain: jump.from };
-        if !tools.has_rule(from, &jump.arguments()).await? {
-            tools.insert_rule(from, &jump.arguments()).await?;
-        }
+    let chains: BTreeSet<(&str, &str)> = JUMPS.iter().map(|jump| (jump.table, jump.to)).collect();
+    for (table, chain) in chains {
+        tools.ensure_chain(Place { table, chain }).await?;
     }
+    jumps::ensure(tools, &JUMPS.each_ref().map(Jump::wanted)).await?;
     for table in CANARY_TABLES {
         tools.ensure_chain(Place { table, chain: CANARY }).await?;
     }

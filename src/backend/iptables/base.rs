@@ -6,6 +6,7 @@ use super::names::{
     PROXY_FIREWALL, SERVICES,
 };
 use super::text::{Text, line};
+use crate::backend::jumps;
 use crate::model::IpFamily;
 use crate::plan::{FamilySettings, Plan};
 
@@ -64,6 +65,11 @@ impl Jump {
             "" => format!("{state}-j {}", self.to),
             comment => format!("{state}-m comment --comment \"{comment}\" -j {}", self.to),
         }
+    }
+
+    /// The same for whoever sees to it that it stands.
+    pub(super) fn wanted(&self) -> jumps::Jump {
+        jumps::Jump { table: self.table, from: self.from, to: self.to, arguments: self.arguments() }
     }
 
     /// Kubelet makes the same chain and jumps, so cleanup leaves them.

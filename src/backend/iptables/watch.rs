@@ -123,11 +123,9 @@ impl Reread {
 /// Notes how the kernel shows what was just written. Without that nothing can be compared later.
 pub(super) fn keep(tools: &mut impl Xtables, reread: Reread, baseline: &mut Baseline) {
     let kept = match (reread, baseline.kept.take()) {
-        (Reread::All, _) => Kept::all(tools, &OurChains).map(Some),
+        (Reread::All, _) => Kept::all(tools, &OurChains),
         (Reread::Chains(_), None) => Ok(None),
-        (Reread::Chains(chains), Some(mut kept)) => {
-            kept.refresh(tools, &OurChains, &chains).map(|()| Some(kept))
-        }
+        (Reread::Chains(chains), Some(kept)) => kept.refresh(tools, &OurChains, &chains),
     };
     match kept {
         Ok(kept) => baseline.kept = kept,

@@ -5,8 +5,9 @@ use super::desired::Fact;
 use super::diff::{Changes, Object};
 use super::input;
 use super::names::{INTERFACE, SetId};
+use crate::backend::jumps;
 use crate::kernel::ipset::SetSpec;
-use crate::kernel::iptables::{Place, RestoreError, Xtables};
+use crate::kernel::iptables::{RestoreError, Xtables};
 use crate::kernel::ipvs::Refused as RefusedServer;
 use crate::model::{IpFamily, ServerOperation};
 use anyhow::{Context, Result};
@@ -85,13 +86,8 @@ impl<X: Xtables> Apply<'_, X> {
 
     /// Leads packets into our chains, which restoring the rules has made.
     async fn jump(&mut self) -> Result<()> {
-        for jump in input::jumps(self.upstream_compat) {
-            let from = Place { table: jump.table, chain: jump.from };
-            if !self.tools.has_rule(from, &jump.arguments()).await? {
-                self.tools.insert_rule(from, &jump.arguments()).await?;
-            }
-        }
-        Ok(())
+        let wanted: Vec<jumps::Jump> = input::jumps(self.upstream_compat).map(input::Jump::wanted).collect();
+        jumps::ensure(self.tools, &wanted).await
     }
 
     async fn restore(&mut self, rules: &str) -> Result<()> {

@@ -8,6 +8,7 @@ use super::names::{
     PROXY_FIREWALL, SERVICES, SOURCE_RANGES, SetId,
 };
 use super::render::loopback;
+use crate::backend::jumps;
 use crate::model::{Frontend, IpvsScheduler, SetType};
 use crate::plan::{FamilySettings, LocalDetector};
 use std::fmt::{self, Write as _};
@@ -43,6 +44,11 @@ impl Jump {
     /// The rule's arguments, as the tool takes them after the chain's name.
     pub(super) fn arguments(&self) -> String {
         format!("-m comment --comment \"{}\" -j {}", self.comment, self.to)
+    }
+
+    /// The same for whoever sees to it that it stands.
+    pub(super) fn wanted(&self) -> jumps::Jump {
+        jumps::Jump { table: self.table, from: self.from, to: self.to, arguments: self.arguments() }
     }
 }
 

@@ -74,7 +74,7 @@ impl Tables {
     pub(super) async fn keep(&mut self, tools: &mut impl Xtables) -> Result<()> {
         *self = Tables::default();
         self.uses = Some(count_uses(tools).await?);
-        self.kept = Some(Kept::all(tools, &OurChains)?);
+        self.kept = Kept::all(tools, &OurChains)?;
         self.stamp = Some(tools.stamp()?);
         Ok(())
     }

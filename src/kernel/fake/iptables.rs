@@ -207,10 +207,10 @@ impl Xtables for FakeXtables {
         table: &str,
         chain: Option<&str>,
         visit: &mut dyn FnMut(Part<Rule<'_>>),
-    ) -> Result<()> {
+    ) -> Result<bool> {
         self.readings += 1;
         visit(Part::Start);
-        let Some(table) = self.tables.get(table) else { return Ok(()) };
+        let Some(table) = self.tables.get(table) else { return Ok(true) };
         for (name, rules) in table.iter().filter(|(name, _)| chain.is_none_or(|chain| chain == *name)) {
             for rule in rules {
                 let mut hasher = DefaultHasher::new();
@@ -219,7 +219,7 @@ impl Xtables for FakeXtables {
                 visit(Part::Item(Rule { chain: name, content: hasher.finish(), jumps_to }));
             }
         }
-        Ok(())
+        Ok(true)
     }
 
     async fn restore(&mut self, pieces: &mut dyn Iterator<Item = String>) -> Result<(), RestoreError> {
@@ -253,10 +253,12 @@ impl Xtables for FakeXtables {
         Ok(self.rules(place.table, place.chain).iter().any(|rule| rule == arguments))
     }
 
-    async fn insert_rule(&mut self, place: Place<'_>, arguments: &str) -> Result<()> {
-        let chain = self.tables.get_mut(place.table).and_then(|table| table.get_mut(place.chain));
-        let Some(rules) = chain else { bail!("no chain {}", place.chain) };
-        rules.insert(0, arguments.to_owned());
+    async fn insert_rules(&mut self, rules: &[(Place<'_>, &str)]) -> Result<()> {
+        for (place, arguments) in rules {
+            let chain = self.tables.get_mut(place.table).and_then(|table| table.get_mut(place.chain));
+            let Some(rules) = chain else { bail!("no chain {}", place.chain) };
+            rules.insert(0, (*arguments).to_owned());
+        }
         self.generation += 1;
         Ok(())
     }

@@ -124,7 +124,8 @@ pub trait Xtables {
     async fn survey(&mut self, table: &str, visit: &mut dyn FnMut(Part<ChainUse<'_>>)) -> anyhow::Result<()>;
 
     /// Visits the rules of a table, or of one of its chains, in order; those of one chain come one
-    /// after the other. What is missing has none. `Part::Start` as for `survey`.
+    /// after the other. What is missing has none. `Part::Start` as for `survey`. `false` if nothing
+    /// was visited because it would cost too much: a large legacy table comes only as a whole.
     ///
     /// # Errors
     /// When the table cannot be read.
@@ -133,7 +134,7 @@ pub trait Xtables {
         table: &str,
         chain: Option<&str>,
         visit: &mut dyn FnMut(Part<Rule<'_>>),
-    ) -> anyhow::Result<()>;
+    ) -> anyhow::Result<bool>;
 
     /// Feeds an input to iptables-restore, which leaves alone what the input does not name.
     ///
@@ -153,11 +154,11 @@ pub trait Xtables {
     /// The tool's words; "not there" is no error.
     async fn has_rule(&mut self, place: Place<'_>, arguments: &str) -> anyhow::Result<bool>;
 
-    /// Inserts a rule at the top of its chain.
+    /// Inserts rules at the top of their chains, one after the other: all of a table, or none.
     ///
     /// # Errors
     /// The tool's words.
-    async fn insert_rule(&mut self, place: Place<'_>, arguments: &str) -> anyhow::Result<()>;
+    async fn insert_rules(&mut self, rules: &[(Place<'_>, &str)]) -> anyhow::Result<()>;
 
     /// Deletes a rule; says whether it was there. A jump to a chain that does not exist is not.
     ///

@@ -7,7 +7,7 @@ use crate::kernel::nft::{ChainUse, Nft, Part};
 use crate::kernel::{xtables_entries, xtables_info};
 use crate::model::IpFamily;
 use anyhow::{Context, Result, bail};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::process::{ExitStatus, Output, Stdio};
 use std::time::Duration;
@@ -192,6 +192,20 @@ impl Tools {
     }
 }
 
+/// An input that inserts rules, table by table.
+fn insertions(rules: &[(Place<'_>, &str)]) -> String {
+    let mut text = String::new();
+    let tables: BTreeSet<&str> = rules.iter().map(|(place, _)| place.table).collect();
+    for table in tables {
+        text.push_str(&format!("*{table}\n"));
+        for (place, arguments) in rules.iter().filter(|(place, _)| place.table == table) {
+            text.push_str(&format!("-I {} {arguments}\n", place.chain));
+        }
+        text.push_str("COMMIT\n");
+    }
+    text
+}
+
 async fn write_all(input: Option<ChildStdin>, pieces: &mut dyn Iterator<Item = String>) -> io::Result<()> {
     let Some(mut input) = input else { return Ok(()) };
     for piece in pieces {
@@ -298,9 +312,9 @@ impl Xtables for Tools {
         table: &str,
         chain: Option<&str>,
         visit: &mut dyn FnMut(Part<Rule<'_>>),
-    ) -> Result<()> {
+    ) -> Result<bool> {
         match self.flavor {
-            Flavor::Nft => Nft::open()?.rules(self.family, table, chain, visit),
+            Flavor::Nft => Nft::open()?.rules(self.family, table, chain, visit).map(|()| true),
             Flavor::Legacy => {
                 visit(Part::Start);
                 xtables_entries::rules(self.family, table, &mut |rule| {
@@ -336,13 +350,8 @@ impl Xtables for Tools {
         self.ask(place, &format!("-C {} {arguments}", place.chain)).await
     }
 
-    async fn insert_rule(&mut self, place: Place<'_>, arguments: &str) -> Result<()> {
-        let output = self.rule(place.table, &format!("-I {} {arguments}", place.chain)).await?;
-        if !output.status.success() {
-            let program = self.programs.rules;
-            bail!("{program}: cannot insert into {} of {}: {}", place.chain, place.table, words(&output));
-        }
-        Ok(())
+    async fn insert_rules(&mut self, rules: &[(Place<'_>, &str)]) -> Result<()> {
+        Ok(self.restore(&mut std::iter::once(insertions(rules))).await?)
     }
 
     async fn delete_rule(&mut self, place: Place<'_>, arguments: &str) -> Result<bool> {
