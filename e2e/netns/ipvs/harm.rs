@@ -24,13 +24,13 @@ fn state_is_mended_and_what_is_foreign_stays_also_at_cleanup() {
     wait_for_markers(&mut proxy, node);
     let good = state(node, Flavor::Nft);
     for (harm, reported) in [
-        ("ipvsadm -D -t 10.96.9.1:80", "virtual server 10.96.9.1:80/TCP is gone"),
-        ("ipvsadm -E -t 10.96.9.1:80 -s lc", "virtual server 10.96.9.1:80/TCP was changed"),
-        ("ipvsadm -d -t 10.96.9.1:80 -r 10.128.0.5:8080", "real servers of 10.96.9.1:80/TCP were changed"),
+        ("ipvsadm -D -t 10.96.9.1:80", "virtual server 10.96.9.1:80/tcp is gone"),
+        ("ipvsadm -E -t 10.96.9.1:80 -s lc", "virtual server 10.96.9.1:80/tcp was changed"),
+        ("ipvsadm -d -t 10.96.9.1:80 -r 10.128.0.5:8080", "real servers of 10.96.9.1:80/tcp were changed"),
         ("ip link delete kube-ipvs0", "kube-ipvs0 has 0 addresses"),
         ("ipset flush KUBE-CLUSTER-IP", "ipset KUBE-CLUSTER-IP has 0 entries"),
-        ("iptables-nft -t nat -F KUBE-SERVICES", "iptables rules are missing"),
-        (DESTROY, "missing"),
+        ("iptables-nft -t nat -F KUBE-SERVICES", "chain KUBE-SERVICES of table nat"),
+        (DESTROY, "chain KUBE-IPVS-FILTER of table filter"),
     ] {
         node.output("sh", &["-ec", harm]).unwrap();
         let mended = wait_until("it is mended", LIMIT, || state(node, Flavor::Nft) == good);
