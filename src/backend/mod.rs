@@ -7,6 +7,7 @@ pub mod iptables;
 pub mod ipvs;
 mod jumps;
 mod kept;
+mod rule_count;
 
 use crate::kernel::iptables::RestoreError;
 use crate::model::ServiceName;

@@ -12,6 +12,7 @@ use super::tree::Destinations;
 use super::watch::ChainKey;
 use crate::backend::Refusal;
 use crate::backend::kept::Kept;
+use crate::backend::rule_count::RuleCount;
 use crate::model::ServiceName;
 use crate::plan::{Plan, Scope, ServicePlan};
 use std::collections::hash_map::DefaultHasher;
@@ -19,61 +20,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{Hash, Hasher};
 use std::net::IpAddr;
 use std::sync::Arc;
-
-/// How many rules there are.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct RuleCount {
-    /// Rules.
-    pub(super) rules: u32,
-    /// Rules, and among them once more those that jump to a chain of ours. The kernel counts the
-    /// same per chain, which makes a lost rule show without reading any.
-    pub(super) uses: u32,
-    /// Rules in `KUBE-MARK-MASQ` and jumps to it.
-    pub(super) marks: u32,
-}
-
-/// The chain that other programs may jump to. Its uses are counted apart, so that their rules
-/// do not stand in for lost ones of ours.
-const TO_MARK_MASQ: &str = " -j KUBE-MARK-MASQ";
-const IN_MARK_MASQ: &str = "-A KUBE-MARK-MASQ ";
-/// Rules of the chain that kubelet writes, too; its uses are not counted.
-const SHARED_WITH_KUBELET: &str = "-A KUBE-FIREWALL ";
-
-impl RuleCount {
-    pub(super) fn of(text: &str) -> Self {
-        let mut count = RuleCount::default();
-        for line in text.lines() {
-            count.rules += 1;
-            if line.ends_with(TO_MARK_MASQ) {
-                count.marks += 1;
-            } else if line.contains(" -j KUBE-") {
-                count.uses += 1;
-            }
-            if line.starts_with(IN_MARK_MASQ) {
-                count.marks += 1;
-            } else if !line.starts_with(SHARED_WITH_KUBELET) {
-                count.uses += 1;
-            }
-        }
-        count
-    }
-
-    pub(super) fn plus(self, other: Self) -> Self {
-        RuleCount {
-            rules: self.rules.saturating_add(other.rules),
-            uses: self.uses.saturating_add(other.uses),
-            marks: self.marks.saturating_add(other.marks),
-        }
-    }
-
-    pub(super) fn minus(self, other: Self) -> Self {
-        RuleCount {
-            rules: self.rules.saturating_sub(other.rules),
-            uses: self.uses.saturating_sub(other.uses),
-            marks: self.marks.saturating_sub(other.marks),
-        }
-    }
-}
 
 fn small(count: usize) -> u32 {
     u32::try_from(count).unwrap_or(u32::MAX)

@@ -1,13 +1,14 @@
 //! Whether the kernel still has our chains as they were written.
 
 use super::base::{CANARY_TABLES, JUMPS, fixed_chains};
-use super::desired::{self, Baseline, RuleCount};
+use super::desired::{self, Baseline};
 use super::diff::Changes;
 use super::names::{
     ChainId, EXTERNAL_SERVICES, FIREWALL, FORWARD, MARK_MASQ, NODE_PORTS, POSTROUTING, PROXY_FIREWALL,
     SERVICES,
 };
 use crate::backend::kept::{Chains, Kept};
+use crate::backend::rule_count::RuleCount;
 use crate::backend::{Drift, DriftKind};
 use crate::kernel::iptables::Xtables;
 use crate::kernel::nft::{ChainUse, Part};

@@ -116,6 +116,7 @@ impl<X: Xtables> Ipvs<X> {
         let mut apply = apply::Apply {
             tools: &mut self.tools,
             kernel: &mut self.kernel,
+            tables: &mut self.watch.tables,
             family: self.family,
             upstream_compat: self.features.upstream_compat,
             missing_schedulers: &mut self.missing_schedulers,
@@ -231,7 +232,6 @@ impl<X: Xtables> Backend for Ipvs<X> {
         baseline: &mut Baseline,
     ) -> Result<Applied> {
         let (rewritten, drain) = (changes.rules.is_some(), changes.drain.clone());
-        let is_kept = !(rewritten || changes.set_up);
         let programmed = changes.operations();
         if desired.covers_all {
             baseline.refused.clear();
@@ -239,9 +239,6 @@ impl<X: Xtables> Backend for Ipvs<X> {
         desired.services.iter().for_each(|(name, _)| drop(baseline.refused.remove(name)));
         let (calls, found) = self.carry_out(desired, changes, baseline).await?;
         drain::sweep(self.kernel.servers.as_mut(), drain, baseline)?;
-        if !is_kept {
-            self.watch.tables.keep(&mut self.tools).await?;
-        }
         let rules = baseline.rules.as_deref().unwrap_or_default();
         let count = |kind, table: &str| {
             let total = count_rules(rules, table);

@@ -4,9 +4,10 @@ use super::Kernel;
 use super::apply::set_spec;
 use super::desired::{Baseline, Held};
 use super::input::{CHAINS, jumps};
-use super::names::{INTERFACE, SetId};
+use super::names::{INTERFACE, MARK_MASQ, SetId};
 use super::observe::Addresses;
 use crate::backend::kept::{Chains, Kept};
+use crate::backend::rule_count::RuleCount;
 use crate::backend::{Drift, DriftKind, Look};
 use crate::kernel::iptables::{Flavor, Stamp, Xtables};
 use crate::kernel::nft::{ChainUse, Part};
@@ -60,8 +61,8 @@ impl Chains for OurChains {
 pub(super) struct Tables {
     /// As they were left; `None` when they have to be looked at.
     stamp: Option<Stamp>,
-    /// How often our chains are used there.
-    uses: Option<u32>,
+    /// How often our chains have to be used there.
+    uses: u32,
     /// Our chains as the kernel showed them.
     kept: Option<Kept<ChainKey>>,
     /// Somebody else has changed tables since all rules were compared.
@@ -69,13 +70,17 @@ pub(super) struct Tables {
 }
 
 impl Tables {
-    /// Notes how the kernel shows what was just written. Without that nothing can be compared
-    /// later.
-    pub(super) async fn keep(&mut self, tools: &mut impl Xtables) -> Result<()> {
+    /// Notes how the kernel shows rules that were just written, and their jumps.
+    ///
+    /// What somebody else has changed since then is not ours: fewer uses than were written leave no
+    /// stamp, so that the next look counts and tells.
+    pub(super) async fn keep(&mut self, tools: &mut impl Xtables, rules: &str, jumps: usize) -> Result<()> {
         *self = Tables::default();
-        self.uses = Some(count_uses(tools).await?);
+        let jumps = u32::try_from(jumps).unwrap_or(u32::MAX);
+        self.uses = RuleCount::of(rules).uses.saturating_add(jumps);
+        let stamp = tools.stamp()?;
         self.kept = Kept::all(tools, &OurChains)?;
-        self.stamp = Some(tools.stamp()?);
+        self.stamp = (count_uses(tools).await? >= self.uses).then_some(stamp);
         Ok(())
     }
 
@@ -84,10 +89,7 @@ impl Tables {
         let stamp = tools.stamp()?;
         let is_ours = self.stamp == Some(stamp);
         self.changed_by_others |= !is_ours;
-        let lost = match self.uses {
-            Some(known) if !is_ours => known.saturating_sub(count_uses(tools).await?),
-            _ => 0,
-        };
+        let lost = if is_ours { 0 } else { self.uses.saturating_sub(count_uses(tools).await?) };
         // A legacy table's stamp is its size, which a rule in another's place does not change.
         let is_blind = tools.flavor() == Flavor::Legacy;
         let is_due = look == Look::Thorough && (self.changed_by_others || is_blind);
@@ -110,14 +112,17 @@ impl Tables {
     }
 }
 
-/// How often our chains are used: rules in them and jumps to them.
+/// How often our chains are used: by rules in them and jumps to them. Not counted is the one that
+/// rules of others may jump to.
 async fn count_uses(tools: &mut impl Xtables) -> Result<u32> {
     let mut total = 0u32;
     for (table, chains) in CHAINS {
         let mut uses = 0u32;
         let mut look = |part: Part<ChainUse<'_>>| match part {
             Part::Start => uses = 0,
-            Part::Item(chain) if chains.contains(&chain.name) => uses = uses.saturating_add(chain.uses),
+            Part::Item(chain) if chain.name != MARK_MASQ && chains.contains(&chain.name) => {
+                uses = uses.saturating_add(chain.uses);
+            }
             Part::Item(_) => {}
         };
         tools.survey(table, &mut look).await?;
