@@ -21,9 +21,9 @@ const FLAGS: &[&str] = &["--iptables-sync-period=2s", "--iptables-min-sync-perio
 const HEALED: Duration = Duration::from_secs(120);
 
 /// The rules of a table by chain, each as iptables-save prints it, without `-A CHAIN`.
-type Chains = BTreeMap<String, Vec<String>>;
+pub(crate) type Chains = BTreeMap<String, Vec<String>>;
 
-fn chains(node: &Namespace, flavor: Flavor, table: &str) -> Chains {
+pub(crate) fn chains(node: &Namespace, flavor: Flavor, table: &str) -> Chains {
     let saved = save(flavor, node, false).unwrap();
     let section = saved.split('*').find(|section| section.starts_with(table)).unwrap();
     let mut chains = Chains::new();
@@ -57,20 +57,21 @@ fn only_holder<'a>(chain: &str, all: &'a Chains) -> Option<&'a str> {
 }
 
 /// Acts on one table, all of which take effect together.
-struct Sabotage {
+pub(crate) struct Sabotage {
     table: &'static str,
     commands: Vec<String>,
     /// What has to be named.
-    names: BTreeSet<String>,
+    pub(crate) names: BTreeSet<String>,
 }
 
 impl Sabotage {
-    fn plan(table: &'static str, all: &Chains, random: &mut Generator) -> Sabotage {
+    /// So many random acts at most.
+    pub(crate) fn plan(table: &'static str, all: &Chains, most: usize, random: &mut Generator) -> Sabotage {
         let mut chains = all.clone();
         let mut sabotage = Sabotage { table, commands: Vec::new(), names: BTreeSet::new() };
         chains.remove("KUBE-FIREWALL");
         let mut pick = |count: usize| usize::try_from(random.below(count as u64)).unwrap();
-        for _ in 0..AT_ONCE {
+        for _ in 0..most {
             // Each chain is harmed once, or one act might undo another.
             let names: Vec<String> = chains.keys().cloned().collect();
             let Some(chain) = (!names.is_empty()).then(|| &names[pick(names.len())]) else { break };
@@ -115,7 +116,7 @@ impl Sabotage {
         self.names.extend([chain, holder].map(|chain| format!("chain {chain} of table {} ", self.table)));
     }
 
-    fn commit(&self, node: &Namespace, flavor: Flavor) {
+    pub(crate) fn commit(&self, node: &Namespace, flavor: Flavor) {
         let input = format!("*{}\n{}\nCOMMIT\n", self.table, self.commands.join("\n"));
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(&file, &input).unwrap();
@@ -125,7 +126,8 @@ impl Sabotage {
     }
 }
 
-fn drift(node: &Namespace) -> f64 {
+/// Drift that the program in a namespace has counted.
+pub(crate) fn drift(node: &Namespace) -> f64 {
     metric_sum(&metrics(node).unwrap_or_default(), "kubeproxy_rs_drift_total")
 }
 
@@ -156,7 +158,7 @@ fn two_hundred_acts_of_sabotage_are_found_named_and_healed(#[case] flavor: Flavo
     let mut acts = 0;
     while acts < ACTS {
         let table = if acts % 60 < 40 { "nat" } else { "filter" };
-        let sabotage = Sabotage::plan(table, &chains(&node, flavor, table), &mut random);
+        let sabotage = Sabotage::plan(table, &chains(&node, flavor, table), AT_ONCE, &mut random);
         acts += sabotage.names.len();
         let before = drift(&node);
         sabotage.commit(&node, flavor);

@@ -277,10 +277,54 @@ impl Proxy {
         self.child.wait().map(drop).context("cannot wait for the killed program")
     }
 
+    /// Stops it while it waits for something to happen, never in the middle of a look or a pass.
+    ///
+    /// # Errors
+    ///
+    /// When it is not found waiting within `limit`.
+    pub fn pause(&self, limit: Duration) -> Result<()> {
+        let pid = Pid::from_raw(self.child.id().cast_signed());
+        wait_until("the program is stopped at rest", limit, || {
+            kill(pid, Signal::SIGSTOP).is_ok() && (self.is_at_rest() || kill(pid, Signal::SIGCONT).is_err())
+        })
+    }
+
+    /// Lets it go on after `pause`.
+    ///
+    /// # Errors
+    ///
+    /// When it has gone.
+    pub fn resume(&self) -> Result<()> {
+        kill(Pid::from_raw(self.child.id().cast_signed()), Signal::SIGCONT).context("cannot signal it")
+    }
+
+    /// Whether its one thread has stopped while it waited for events, and not for a tool of its own.
+    fn is_at_rest(&self) -> bool {
+        let read = |name: &str| {
+            let path = format!("/proc/{pid}/task/{pid}/{name}", pid = self.child.id());
+            fs::read_to_string(path).unwrap_or_default()
+        };
+        let stopped = || read("stat").rsplit_once(')').is_some_and(|(_, rest)| rest.starts_with(" T"));
+        let waits = [
+            libc::SYS_epoll_pwait,
+            #[cfg(target_arch = "x86_64")]
+            libc::SYS_epoll_wait,
+        ];
+        wait_until("it has stopped", Duration::from_secs(10), stopped).is_ok()
+            && waits.iter().any(|call| read("syscall").starts_with(&format!("{call} ")))
+            && read("children").trim().is_empty()
+    }
+
+    /// All that it has logged.
+    #[must_use]
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.folder.path().join(LOG)).unwrap_or_default()
+    }
+
     /// What it has logged last.
     #[must_use]
     pub fn log_tail(&self) -> String {
-        let text = fs::read_to_string(self.folder.path().join(LOG)).unwrap_or_default();
+        let text = self.log();
         let lines: Vec<&str> = text.lines().collect();
         lines[lines.len().saturating_sub(40)..].join("\n")
     }

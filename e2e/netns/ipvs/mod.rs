@@ -7,6 +7,7 @@ mod harm;
 mod legacy;
 mod modules;
 mod packets;
+mod sabotage;
 mod schedulers;
 mod sctp;
 mod sequences;
