@@ -2,9 +2,8 @@
 //! text does not count; what it allocates does.
 
 use std::fs;
-use std::process::{Child, Command, Stdio};
-use std::sync::{Arc, mpsc};
-use std::thread;
+use std::process::{Command, Stdio};
+use std::sync::Arc;
 use std::time::Duration;
 
 use kube_proxy_rs::testing::netns::Namespace;
@@ -14,6 +13,7 @@ use rstest::rstest;
 use serde_json::json;
 
 use crate::BINARY;
+use crate::running::Running;
 
 const SERVICES: u32 = 2000;
 const ENDPOINTS: u32 = 5;
@@ -22,36 +22,16 @@ const SYNC: Duration = Duration::from_secs(120);
 const ANONYMOUS_KB: u64 = 9_000;
 const PEAK_KB: u64 = 12_000;
 
-/// The program; killed when dropped.
-struct Running(Child);
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-impl Running {
-    /// A field of `/proc/PID/status`, in kB.
-    fn status(&self, field: &str) -> u64 {
-        let text = fs::read_to_string(format!("/proc/{}/status", self.0.id())).unwrap();
-        let value = text.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':')).unwrap();
-        value.trim().trim_end_matches(" kB").parse().unwrap()
-    }
+/// A field of `/proc/PID/status`, in kB.
+fn status(running: &Running, field: &str) -> u64 {
+    let text = fs::read_to_string(format!("/proc/{}/status", running.id())).unwrap();
+    let value = text.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':')).unwrap();
+    value.trim().trim_end_matches(" kB").parse().unwrap()
 }
 
 /// An API server in the calling thread's namespace, with Services.
 fn serve() -> Arc<StubApi> {
-    let (sender, receiver) = mpsc::channel();
-    thread::spawn(move || {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        runtime.block_on(async {
-            sender.send(Arc::new(StubApi::start().unwrap())).unwrap();
-            std::future::pending::<()>().await;
-        });
-    });
-    let server = receiver.recv().unwrap();
+    let server = StubApi::start_on_a_thread().unwrap();
     server.put(json!({
         "apiVersion": "v1", "kind": "Node", "metadata": {"name": "node"},
         "status": {"addresses": [{"type": "InternalIP", "address": "192.0.2.1"}]},
@@ -65,7 +45,7 @@ fn start(server: &StubApi, flavor: Flavor, folder: &Folder) -> Running {
     command.arg("--kubeconfig").arg(server.kubeconfig(folder.path()).unwrap());
     command.args(["--hostname-override", "node", "--iptables-flavor", flavor.as_str()]);
     command.stdout(Stdio::null()).stderr(Stdio::null());
-    Running(command.spawn().unwrap())
+    Running::start(&mut command)
 }
 
 #[rstest]
@@ -85,8 +65,8 @@ fn two_thousand_services_take_little_memory(#[values(Flavor::Nft, Flavor::Legacy
         })
     })
     .unwrap();
-    let (anonymous, text) = (running.status("RssAnon"), running.status("RssFile"));
-    let peak = running.status("VmHWM").saturating_sub(text);
+    let (anonymous, text) = (status(&running, "RssAnon"), status(&running, "RssFile"));
+    let peak = status(&running, "VmHWM").saturating_sub(text);
     assert!(anonymous < ANONYMOUS_KB, "{anonymous} kB after the first sync");
     assert!(peak < PEAK_KB, "{peak} kB at the most, {anonymous} kB after the first sync");
 }

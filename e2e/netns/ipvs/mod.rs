@@ -4,6 +4,7 @@
 mod drain;
 mod fixtures;
 mod harm;
+mod kubeadm;
 mod legacy;
 mod modules;
 mod packets;

@@ -271,6 +271,18 @@ impl StubApi {
         Absent::reserve()?.appear()
     }
 
+    /// Starts a server on a thread of its own, in the calling thread's network namespace, for callers
+    /// without a runtime. The thread lasts as long as the process.
+    ///
+    /// # Errors
+    /// Fails when the loopback interface has no free port.
+    pub fn start_on_a_thread() -> std::io::Result<Arc<Self>> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let server = runtime.block_on(async { StubApi::start() })?;
+        std::thread::spawn(move || runtime.block_on(std::future::pending::<()>()));
+        Ok(Arc::new(server))
+    }
+
     fn serve(listener: TcpListener, address: SocketAddr) -> Self {
         let shared = Arc::new(Shared {
             store: Mutex::default(),
