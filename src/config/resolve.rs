@@ -7,6 +7,7 @@ use super::{
     validate, values,
 };
 use crate::model::{Cidr, IpFamily, PerFamily};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
@@ -55,6 +56,14 @@ pub fn resolve(line: &CommandLine, file: Option<&str>, hostname: &str) -> Result
         return Err(ConfigError { complaints });
     };
     notices.extend(flag_notices(line));
+    if settings.serving.enable_profiling {
+        notices.push(
+            "setting enableProfiling (or its flag) has no effect: there are no profiles of a Go runtime, \
+             and /debug/pprof answers with status 501"
+                .to_owned(),
+        );
+    }
+    notices.extend(gate_notices(&settings.feature_gates));
     notices.extend(setting_notices(&settings));
     let effective = Effective::of(&settings);
     Ok(Resolved { config: config(line, &settings, node_name), effective, notices })
@@ -126,18 +135,26 @@ fn flag_notices(line: &CommandLine) -> Vec<String> {
 /// The one feature gate that anything here depends on; on unless it is switched off (API).
 const EXTERNAL_IPS_GATE: &str = "AllowServiceExternalIPs";
 
+/// Gates are not refused, as kube-proxy refuses those that it does not know: which they are changes with
+/// each release, and clusters set the same ones for all their components.
+fn gate_notices(gates: &BTreeMap<String, bool>) -> impl Iterator<Item = String> {
+    gates.iter().filter(|(name, _)| *name != EXTERNAL_IPS_GATE).map(|(name, value)| {
+        format!(
+            "feature gate {name}={value} has no effect: nothing here depends on any but {EXTERNAL_IPS_GATE}"
+        )
+    })
+}
+
 /// What is accepted for compatibility and does nothing.
 fn setting_notices(settings: &Settings) -> Vec<String> {
-    let (client, logging, serving) = (&settings.client, &settings.logging, &settings.serving);
+    let (client, logging) = (&settings.client, &settings.logging);
     let buffered = |size: &str| !matches!(size, "" | "0");
     let minutes = super::GoDuration::from_secs(15 * 60);
     [
-        ("featureGates", settings.feature_gates.keys().any(|gate| gate != EXTERNAL_IPS_GATE)),
         ("clientConnection.acceptContentTypes", !client.accept_content_types.is_empty()),
         ("clientConnection.contentType", client.content_type != file::CONTENT_TYPE),
         ("clientConnection.qps", (client.qps - 5.0).abs() > f32::EPSILON),
         ("clientConnection.burst", client.burst != 10),
-        ("enableProfiling", serving.enable_profiling),
         ("logging.vmodule", !logging.vmodule.is_empty()),
         ("logging.flushFrequency", logging.flush_frequency != super::GoDuration::from_secs(5)),
         ("logging.options.text.splitStream", logging.text.split_stream),

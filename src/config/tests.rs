@@ -311,7 +311,7 @@ fn a_flag_changes_its_setting_and_nothing_else(#[case] args: &[&str], #[case] ch
 }
 
 #[rstest]
-#[case(&["--feature-gates=A=true,B=false"], "setting featureGates (or its flag) is accepted but has no effect")]
+#[case(&["--feature-gates=AllowServiceExternalIPs=true,B=false"], "feature gate B=false has no effect: nothing here depends on any but AllowServiceExternalIPs")]
 #[case(&["--kube-api-content-type=application/json"], "setting clientConnection.contentType")]
 #[case(&["--kube-api-qps=50"], "setting clientConnection.qps")]
 #[case(&["--kube-api-burst=100"], "setting clientConnection.burst")]
@@ -501,7 +501,7 @@ fn a_field_changes_its_setting_and_nothing_else(#[case] body: &str, #[case] chan
 #[case("winkernel: {networkName: x}", "winkernel in the configuration file has no effect on Linux")]
 #[case("windowsRunAsService: true", "windowsRunAsService in")]
 #[case("portRange: 1-2", "portRange in")]
-#[case("featureGates: {A: true}", "setting featureGates")]
+#[case("featureGates: {A: true}", "feature gate A=true has no effect")]
 #[case("clientConnection: {acceptContentTypes: a}", "setting clientConnection.acceptContentTypes")]
 #[case("enableProfiling: true", "setting enableProfiling")]
 #[case("configSyncPeriod: 1m", "setting configSyncPeriod")]

@@ -26,7 +26,12 @@ pub struct Pages {
     pub pinged: Box<dyn Fn() + Send + Sync>,
 }
 
-/// Serves `/metrics`, `/metrics/slis`, `/healthz`, `/proxyMode`, `/configz`, `/flagz` and `/statusz`.
+/// What is said where kube-proxy has the profiles of its Go runtime.
+const NO_PPROF: &str = "There are no pprof profiles: this program is not written in Go.\n\
+    perf record -g -p PID shows where it spends its time, /metrics what memory it takes.\n";
+
+/// Serves `/metrics`, `/metrics/slis`, `/healthz`, `/proxyMode`, `/configz`, `/flagz` and `/statusz`, and says why
+/// there is no `/debug/pprof/`.
 ///
 /// `/healthz` here only says that the server answers; the proxy's health has its own server.
 #[must_use]
@@ -47,6 +52,8 @@ pub fn diagnostics(pages: Pages) -> Routes {
         "/configz" => Reply::json(200, pages.configz.clone()),
         "/flagz" => Reply::text(200, pages.flagz.clone()),
         "/statusz" => Reply::text(200, (pages.statusz)()),
+        "/debug/pprof" => Reply::text(501, NO_PPROF),
+        path if path.starts_with("/debug/pprof/") => Reply::text(501, NO_PPROF),
         _ => Reply::not_found(),
     })
 }
@@ -72,6 +79,7 @@ fn asks_for(query: &str, name: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use rstest::rstest;
 
     fn pages(metrics: Encode) -> Pages {
         Pages {
@@ -105,7 +113,17 @@ mod tests {
         assert_eq!(get("/configz", ""), Reply::json(200, "{}"));
         assert_eq!(get("/flagz", ""), Reply::text(200, "v=2"));
         assert_eq!(get("/statusz", ""), Reply::text(200, "fine"));
-        assert_eq!(get("/debug/pprof", "").status, 404);
+        assert_eq!(get("/debug/flags/v", "").status, 404);
+    }
+
+    #[rstest]
+    #[case("/debug/pprof")]
+    #[case("/debug/pprof/")]
+    #[case("/debug/pprof/profile")]
+    fn profiles_of_a_go_runtime_are_not_to_be_had(#[case] path: &str) {
+        let reply = get(path, "seconds=5");
+        assert_eq!(reply.status, 501);
+        assert!(String::from_utf8(reply.body).unwrap().contains("not written in Go"));
     }
 
     #[test]
