@@ -8,11 +8,10 @@ use std::time::Duration;
 use kube_proxy_rs::model::IpFamily;
 use kube_proxy_rs::testing::lab::Lab;
 use kube_proxy_rs::testing::netns::Namespace;
-use kube_proxy_rs::testing::packets::{NODE_NAME, PacketCase, Place, cases};
+use kube_proxy_rs::testing::packets::{NODE_NAME, PacketCase, cases, node_object};
 use kube_proxy_rs::testing::proxy::{Flavor, Folder, http_get, save, wait_until};
 use kube_proxy_rs::testing::stub_api::StubApi;
 use rstest::rstest;
-use serde_json::json;
 
 use crate::BINARY;
 use crate::packets::send_all;
@@ -48,15 +47,7 @@ impl Cluster {
         let name = "the_cluster_ip_keeps_the_source_inside_the_cluster_only";
         let case = cases().into_iter().find(|case| case.name == name).unwrap();
         let server = lab.node().run(StubApi::start_on_a_thread).unwrap().unwrap();
-        server.put(json!({
-            "apiVersion": "v1", "kind": "Node", "metadata": {"name": NODE_NAME},
-            "status": {"addresses": IpFamily::ALL.map(|family| {
-                json!({"type": "InternalIP", "address": Place::Node.address(family)})
-            })},
-        }));
-        for object in case.objects() {
-            server.put(object);
-        }
+        case.objects().into_iter().chain([node_object()]).for_each(|object| _ = server.put(object));
         let config_map = Folder::create().unwrap();
         let config = CONFIG.replace("\nmode: \"\"\n", &format!("\nmode: \"{mode}\"\n"));
         assert!(config.contains(&format!("\nmode: \"{mode}\"\n")), "kubeadm's file has another mode now");

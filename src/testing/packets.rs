@@ -11,7 +11,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use crate::model::{IpFamily, Protocol};
 
-pub use objects::{MARKER_ENDPOINT_PORT, marker_objects, to_manifest};
+pub use objects::{MARKER_ENDPOINT_PORT, marker_objects, node_object, to_manifest};
 pub use table::cases;
 
 /// The port every endpoint of the packet cases listens on.

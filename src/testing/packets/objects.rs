@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::{EndpointState, PacketCase, Place, SERVICE_PORT, TARGET_PORT};
+use super::{EndpointState, NODE_NAME, PacketCase, Place, SERVICE_PORT, TARGET_PORT};
 use crate::model::{IpFamily, Protocol};
 
 /// The port of the endpoint that marker Services have; nothing listens there.
@@ -107,6 +107,16 @@ fn slice(service: &str, family: IpFamily, endpoints: &[Value], port: (u16, Proto
         "addressType": family.as_str(),
         "endpoints": endpoints,
         "ports": [{"name": "main", "port": port.0, "protocol": protocol_name(port.1)}],
+    })
+}
+
+/// Our Node, with its address of each family.
+#[must_use]
+pub fn node_object() -> Value {
+    let address = |family| json!({"type": "InternalIP", "address": Place::Node.address(family)});
+    json!({
+        "apiVersion": "v1", "kind": "Node", "metadata": {"name": NODE_NAME},
+        "status": {"addresses": IpFamily::ALL.map(address)},
     })
 }
 
