@@ -80,12 +80,12 @@ bench: ## the program's own steps: times (criterion) and instruction counts; a f
 	$(CARGO) bench --locked --bench time --bench instructions
 
 # Settings of a run; empty ones keep the program's own defaults (benches/scale/settings.rs).
-SCALE = N E FLAVOR PEER LONE STORM RATE IDLE CONNECTIONS FLAGS
+SCALE = N E FLAVOR MODE PEER LONE STORM RATE IDLE CONNECTIONS FLAGS
 
-bench-scale: deps ## the real program and kernel at size: N=10000 E=5 FLAVOR=nft|legacy [PEER=/path/to/kube-proxy]; needs root
+bench-scale: deps ## the real program and kernel at size: N=10000 E=5 FLAVOR=nft|legacy or MODE=ipvs [PEER=/path/to/kube-proxy]; needs root
 	@$(CARGO) build --quiet --locked --release --bin kube-proxy-rs
 	@$(CARGO) build --quiet --locked --release --features testing --example scale
-	@$${CARGO_TARGET_DIR:-target}/release/examples/scale $${CARGO_TARGET_DIR:-target}/release/kube-proxy-rs $(foreach key,$(SCALE),"$(key)=$($(key))")
+	@$(if $(filter ipvs,$(MODE)),VM_TIMEOUT=$${VM_TIMEOUT:-1800} scripts/with-ipvs.sh) $${CARGO_TARGET_DIR:-target}/release/examples/scale $${CARGO_TARGET_DIR:-target}/release/kube-proxy-rs $(foreach key,$(SCALE),"$(key)=$($(key))")
 
 bench-curve: deps ## bench-scale from 100 to 30,000 Services in both flavours, and the plots; about ten minutes
 	@$(CARGO) build --quiet --locked --release --bin kube-proxy-rs

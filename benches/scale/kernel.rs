@@ -1,29 +1,64 @@
 //! What is in the kernel, and traffic through it.
 
-use crate::settings::Flavor;
+use crate::settings::Dataplane;
 use anyhow::{Context as _, Result};
+use ipvs_rs::{Key, Protocol};
 use kube_proxy_rs::kernel::nft::Nft;
 use kube_proxy_rs::kernel::xtables_info;
 use kube_proxy_rs::model::IpFamily;
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::io::{BufRead as _, BufReader};
 use std::net::{Ipv4Addr, SocketAddrV4, TcpListener, TcpStream};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-/// A number that changes whenever the nat table does.
-pub(crate) fn stamp(flavor: Flavor) -> Result<u64> {
-    match flavor {
-        Flavor::Nft => Ok(Nft::open()?.generation()?.into()),
-        Flavor::Legacy => {
+/// The virtual and real servers of this thread's network namespace.
+const SERVERS: &str = "/proc/thread-self/net/ip_vs";
+
+/// A number that changes whenever the endpoints of a Service do, and cheap to ask for.
+pub(crate) fn stamp_of(dataplane: Dataplane, service: Ipv4Addr) -> Result<u64> {
+    if dataplane != Dataplane::Ipvs {
+        return stamp(dataplane);
+    }
+    let at = Key::Address { address: service.into(), port: 80, protocol: Protocol::Tcp };
+    Ok(u64::try_from(ipvs_rs::Ipvs::open()?.list_real_servers(&at)?.len())?)
+}
+
+/// A number that changes whenever anything does.
+pub(crate) fn stamp(dataplane: Dataplane) -> Result<u64> {
+    match dataplane {
+        Dataplane::Nft => Ok(Nft::open()?.generation()?.into()),
+        Dataplane::Legacy => {
             let size = xtables_info::num_entries(IpFamily::V4, "nat")?;
             Ok(size.map_or(0, |size| size.entries.into()))
+        }
+        Dataplane::Ipvs => {
+            let mut hasher = DefaultHasher::new();
+            std::fs::read_to_string(SERVERS)?.hash(&mut hasher);
+            Ok(hasher.finish())
         }
     }
 }
 
-/// What `iptables-save -t nat` shows: rules in all, and rules that rewrite to an endpoint.
-pub(crate) fn count_rules(flavor: Flavor) -> Result<(usize, usize)> {
-    let program = format!("iptables-{}-save", flavor.as_str());
+/// Rules in all and those that rewrite to an endpoint, or virtual servers and real ones.
+pub(crate) fn count(dataplane: Dataplane) -> Result<(usize, usize)> {
+    match dataplane {
+        Dataplane::Ipvs => count_servers(),
+        Dataplane::Nft | Dataplane::Legacy => count_rules(dataplane.as_str()),
+    }
+}
+
+/// What the kernel's own list shows.
+fn count_servers() -> Result<(usize, usize)> {
+    let text = std::fs::read_to_string(SERVERS)?;
+    let starting = |with: &str| text.lines().filter(|line| line.starts_with(with)).count();
+    // One line of the head looks like a real server.
+    Ok((starting("TCP "), starting("  -> ").saturating_sub(1)))
+}
+
+/// What `iptables-save -t nat` shows.
+fn count_rules(flavor: &str) -> Result<(usize, usize)> {
+    let program = format!("iptables-{flavor}-save");
     let mut child = Command::new(&program).args(["-t", "nat"]).stdout(Stdio::piped()).spawn()?;
     let output = child.stdout.take().with_context(|| format!("{program} has no output"))?;
     let (mut rules, mut endpoints) = (0, 0);

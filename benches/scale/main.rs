@@ -36,13 +36,13 @@ fn main() -> ExitCode {
 fn measure(settings: &Settings) -> Result<()> {
     let mut columns = vec![("kube-proxy-rs", figures(settings, &Program::ours(settings))?)];
     if let Some(peer) = &settings.peer {
-        columns.push(("peer", figures(settings, &Program::peer(peer))?));
+        columns.push(("peer", figures(settings, &Program::peer(settings, peer))?));
     }
     print_table(settings, &columns);
     let figures: serde_json::Map<_, _> =
         columns.iter().map(|(name, figures)| ((*name).to_owned(), figures.to_json())).collect();
     let setup = json!({
-        "services": settings.services, "endpoints": settings.endpoints, "flavor": settings.flavor.as_str(),
+        "services": settings.services, "endpoints": settings.endpoints, "flavor": settings.dataplane.as_str(),
     });
     let goals: serde_json::Map<_, _> =
         goals::of(settings).map(|(name, value)| (name.to_owned(), value.into())).collect();
@@ -85,7 +85,7 @@ fn serve(settings: &Settings) -> Result<Arc<StubApi>> {
 
 fn print_table(settings: &Settings, columns: &[(&str, Figures)]) {
     let Settings { services, endpoints, .. } = settings;
-    print!("{:<58}", format!("{services} Services x {endpoints} endpoints, {}", settings.flavor.as_str()));
+    print!("{:<58}", format!("{services} Services x {endpoints} endpoints, {}", settings.dataplane.as_str()));
     columns.iter().for_each(|(name, _)| print!("{name:>16}"));
     println!("{:>16}", "goal, at most");
     for (row, what) in Figures::ROWS.iter().enumerate() {

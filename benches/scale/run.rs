@@ -1,7 +1,7 @@
 //! One program, measured from its start to its rest.
 
 use crate::process::{ChildWatch, children_cpu_time, cpu_time, status_kb};
-use crate::settings::{Flavor, Settings};
+use crate::settings::{Dataplane, Settings};
 use crate::{ELSEWHERE, NODE, kernel};
 use anyhow::{Context as _, Result, bail, ensure};
 use kube_proxy_rs::testing::generate::Generator;
@@ -19,6 +19,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 const METRICS: &str = "127.0.0.1:10249";
+/// How often virtual and real servers were changed.
+const OPERATIONS: &str = "kubeproxy_ipvs_operations_total";
 /// The first sync of the reference can take this long.
 const PATIENCE: Duration = Duration::from_secs(1800);
 /// A storm is over when nothing has changed for so long.
@@ -38,17 +40,21 @@ pub(crate) struct Program {
 
 impl Program {
     pub(crate) fn ours(settings: &Settings) -> Program {
-        let mut flags = vec!["--iptables-flavor".to_owned(), settings.flavor.as_str().to_owned()];
+        let mut flags = match settings.dataplane {
+            Dataplane::Ipvs => vec!["--proxy-mode".to_owned(), "ipvs".to_owned()],
+            flavor => vec!["--iptables-flavor".to_owned(), flavor.as_str().to_owned()],
+        };
         flags.extend(settings.flags.iter().cloned());
         Program { binary: settings.binary.clone(), flags, finds_tools: false }
     }
 
-    pub(crate) fn peer(binary: &str) -> Program {
-        let flags = vec!["--proxy-mode".to_owned(), "iptables".to_owned()];
+    pub(crate) fn peer(settings: &Settings, binary: &str) -> Program {
+        let mode = if settings.dataplane == Dataplane::Ipvs { "ipvs" } else { "iptables" };
+        let flags = vec!["--proxy-mode".to_owned(), mode.to_owned()];
         Program { binary: binary.to_owned(), flags, finds_tools: true }
     }
 
-    fn start(&self, flavor: Flavor, folder: &Folder, server: &StubApi) -> Result<Running> {
+    fn start(&self, dataplane: Dataplane, folder: &Folder, server: &StubApi) -> Result<Running> {
         let kubeconfig = server.kubeconfig(folder.path())?;
         let log = File::create(folder.path().join("log"))?;
         let mut command = Command::new(&self.binary);
@@ -56,7 +62,7 @@ impl Program {
         command.args(["--cluster-cidr", "10.244.0.0/14", "--metrics-bind-address", METRICS]);
         command.args(["--healthz-bind-address", "127.0.0.1:10256"]).args(&self.flags);
         if self.finds_tools {
-            command.env("PATH", tools(flavor, folder.path())?);
+            command.env("PATH", tools(dataplane, folder.path())?);
         }
         command.stdout(log.try_clone()?).stderr(log);
         let child = command.spawn().with_context(|| format!("cannot start {}", self.binary))?;
@@ -65,8 +71,9 @@ impl Program {
 }
 
 /// A search path on which the plain names of the tools are those of one flavour.
-fn tools(flavor: Flavor, folder: &Path) -> Result<String> {
-    let target = format!("/usr/sbin/xtables-{}-multi", flavor.as_str());
+fn tools(dataplane: Dataplane, folder: &Path) -> Result<String> {
+    let flavor = if dataplane == Dataplane::Legacy { "legacy" } else { "nft" };
+    let target = format!("/usr/sbin/xtables-{flavor}-multi");
     for family in ["ip", "ip6"] {
         for what in ["", "-restore", "-save"] {
             symlink(&target, folder.join(format!("{family}tables{what}")))?;
@@ -98,10 +105,10 @@ impl Figures {
         "peak memory of the largest child, MB",
         "own CPU time until then, s",
         "CPU time of the children until then, s",
-        "rules in the nat table",
+        "rules in the nat table, or virtual servers",
         "lone change, from API event to kernel, p50, ms",
         "lone change, p99, ms",
-        "lone change, rules sent",
+        "lone change, rules or servers sent",
         "lone change, own CPU time, ms",
         "storm of changes: own CPU time per change, ms",
         "storm of changes: syncs",
@@ -129,7 +136,7 @@ impl Figures {
 pub(crate) fn run(settings: &Settings, program: &Program, server: &StubApi) -> Result<Figures> {
     let folder = Folder::create()?;
     let start = Instant::now();
-    let running = program.start(settings.flavor, &folder, server)?;
+    let running = program.start(settings.dataplane, &folder, server)?;
     let mut measuring = Measuring {
         settings,
         server,
@@ -178,14 +185,14 @@ impl Measuring<'_> {
                 continue;
             }
             let elapsed = start.elapsed();
-            if kernel::count_rules(self.settings.flavor)?.1 == wanted {
+            if kernel::count(self.settings.dataplane)?.1 == wanted {
                 break elapsed;
             }
         };
         self.values.extend([elapsed.as_secs_f64(), self.megabytes("VmRSS")?, self.megabytes("VmHWM")?]);
         self.values.push(self.children.peak_kb() as f64 / 1024.0);
         self.values.extend([cpu_time(self.pid)?.as_secs_f64(), children_cpu_time(self.pid)?]);
-        self.values.push(kernel::count_rules(self.settings.flavor)?.0 as f64);
+        self.values.push(kernel::count(self.settings.dataplane)?.0 as f64);
         Ok(())
     }
 
@@ -208,16 +215,17 @@ impl Measuring<'_> {
 
     fn lone_changes(&mut self) -> Result<()> {
         self.settle()?;
-        let before = cpu_time(self.pid)?;
+        let (before, operations) = (cpu_time(self.pid)?, metric(OPERATIONS));
         let mut times = Vec::new();
         for _ in 0..self.settings.lone.div_ceil(2) {
             let number = self.pick();
             for fewer in [true, false] {
                 thread::sleep(BETWEEN_LONE);
-                let stamp = kernel::stamp(self.settings.flavor)?;
+                let look = || kernel::stamp_of(self.settings.dataplane, address(number));
+                let stamp = look()?;
                 let start = Instant::now();
                 self.change(number, fewer);
-                while kernel::stamp(self.settings.flavor)? == stamp {
+                while look()? == stamp {
                     ensure!(start.elapsed() < Duration::from_secs(60), "a change did not arrive");
                     thread::sleep(Duration::from_micros(500));
                 }
@@ -228,8 +236,10 @@ impl Measuring<'_> {
         times.sort_by(f64::total_cmp);
         let spent = (cpu_time(self.pid)? - before).as_secs_f64() * 1e3 / times.len() as f64;
         self.values.extend([percentile(&times, 50), percentile(&times, 99)]);
-        self.values
-            .push(metric("kubeproxy_sync_proxy_rules_iptables_last{ip_family=\"IPv4\",table=\"nat\"}"));
+        self.values.push(match self.settings.dataplane {
+            Dataplane::Ipvs => (metric(OPERATIONS) - operations) / times.len() as f64,
+            _ => metric("kubeproxy_sync_proxy_rules_iptables_last{ip_family=\"IPv4\",table=\"nat\"}"),
+        });
         self.values.push(spent);
         Ok(())
     }
@@ -251,7 +261,7 @@ impl Measuring<'_> {
         let wanted = self.settings.services as usize * self.settings.endpoints as usize - self.fewer.len();
         let lag = loop {
             let last = self.settle()?;
-            let found = kernel::count_rules(self.settings.flavor)?.1;
+            let found = kernel::count(self.settings.dataplane)?.1;
             if found == wanted {
                 break last.saturating_duration_since(end);
             }
@@ -269,11 +279,11 @@ impl Measuring<'_> {
 
     /// Waits until the kernel has not changed for a while; when it last did.
     fn settle(&mut self) -> Result<Instant> {
-        let (mut stamp, mut since) = (kernel::stamp(self.settings.flavor)?, Instant::now());
+        let (mut stamp, mut since) = (kernel::stamp(self.settings.dataplane)?, Instant::now());
         let begun = Instant::now();
         while since.elapsed() < CALM {
             thread::sleep(Duration::from_millis(20));
-            let now = kernel::stamp(self.settings.flavor)?;
+            let now = kernel::stamp(self.settings.dataplane)?;
             if now != stamp {
                 (stamp, since) = (now, Instant::now());
             }
@@ -297,7 +307,7 @@ impl Measuring<'_> {
         let picks: Vec<u32> = (0..self.settings.connections).map(|_| self.pick()).collect();
         let empty = |number: &u32| self.settings.endpoints == 1 && self.fewer.contains(number);
         let served = picks.into_iter().filter(|number| !empty(number));
-        let addresses: Vec<Ipv4Addr> = served.map(|number| Ipv4Addr::from(0x0a60_0001 + number)).collect();
+        let addresses: Vec<Ipv4Addr> = served.map(address).collect();
         let listener = kernel::listen()?;
         kernel::connect_times(&listener, addresses.iter().copied().take(200))?;
         let times = kernel::connect_times(&listener, addresses.into_iter())?;
@@ -307,12 +317,17 @@ impl Measuring<'_> {
     }
 }
 
+/// The cluster IP of a Service.
+fn address(number: u32) -> Ipv4Addr {
+    Ipv4Addr::from(0x0a60_0001 + number)
+}
+
 fn percentile(sorted: &[f64], percent: usize) -> f64 {
     let index = (sorted.len() * percent / 100).min(sorted.len().saturating_sub(1));
     sorted.get(index).copied().unwrap_or(f64::NAN)
 }
 
-/// One value of `/metrics`; 0 where there is none.
+/// The sum of the series of `/metrics` that begin so; 0 where there is none.
 fn metric(name: &str) -> f64 {
     let ask = || -> Result<String> {
         let mut stream = TcpStream::connect(METRICS)?;
@@ -322,6 +337,6 @@ fn metric(name: &str) -> f64 {
         Ok(text)
     };
     let text = ask().unwrap_or_default();
-    let value = text.lines().find_map(|line| line.strip_prefix(name));
-    value.and_then(|value| value.trim().parse().ok()).unwrap_or_default()
+    let series = text.lines().filter(|line| line.starts_with(name));
+    series.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum()
 }

@@ -2,19 +2,21 @@
 
 use anyhow::{Context as _, Result, bail};
 
-/// Which tables of the kernel.
+/// What the program is to program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Flavor {
+pub(crate) enum Dataplane {
     Nft,
     Legacy,
+    Ipvs,
 }
 
-impl Flavor {
-    /// As the tools' names have it.
+impl Dataplane {
+    /// Of iptables, the flavour in the tools' names.
     pub(crate) fn as_str(self) -> &'static str {
         match self {
-            Flavor::Nft => "nft",
-            Flavor::Legacy => "legacy",
+            Dataplane::Nft => "nft",
+            Dataplane::Legacy => "legacy",
+            Dataplane::Ipvs => "ipvs",
         }
     }
 }
@@ -30,7 +32,7 @@ pub(crate) struct Settings {
     pub(crate) services: u32,
     /// Endpoints of each.
     pub(crate) endpoints: u32,
-    pub(crate) flavor: Flavor,
+    pub(crate) dataplane: Dataplane,
     /// Changes that come alone.
     pub(crate) lone: u32,
     /// Changes that come in a storm, and how many a second.
@@ -46,13 +48,14 @@ pub(crate) struct Settings {
 
 impl Settings {
     pub(crate) fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Settings> {
-        let binary = arguments.next().context("usage: scale BINARY [N=…] [E=…] [FLAVOR=nft|legacy] …")?;
+        let binary =
+            arguments.next().context("usage: scale BINARY [N=…] [E=…] [FLAVOR=nft|legacy] [MODE=ipvs] …")?;
         let mut settings = Settings {
             binary,
             peer: None,
             services: 1000,
             endpoints: 5,
-            flavor: Flavor::Nft,
+            dataplane: Dataplane::Nft,
             lone: 20,
             storm: 1000,
             rate: 200,
@@ -75,8 +78,10 @@ impl Settings {
         match key {
             "N" => self.services = value.parse()?,
             "E" => self.endpoints = value.parse()?,
-            "FLAVOR" if value == "legacy" => self.flavor = Flavor::Legacy,
-            "FLAVOR" if value == "nft" => self.flavor = Flavor::Nft,
+            "FLAVOR" if value == "legacy" => self.dataplane = Dataplane::Legacy,
+            "FLAVOR" if value == "nft" => self.dataplane = Dataplane::Nft,
+            "MODE" if value == "ipvs" => self.dataplane = Dataplane::Ipvs,
+            "MODE" if value == "iptables" => {}
             "LONE" => self.lone = value.parse()?,
             "STORM" => self.storm = value.parse()?,
             "RATE" => self.rate = value.parse()?,
