@@ -1,6 +1,6 @@
 //! Telling iptables-restore, and finding out which Service it will not take.
 
-use super::base::{CANARY_TABLES, JUMPS, Jump};
+use super::base::{CANARY_TABLES, JUMPS};
 use super::desired::{Baseline, Desired};
 use super::diff::{Changes, Step};
 use super::input::Input;
@@ -64,7 +64,7 @@ async fn set_up(tools: &mut impl Xtables) -> Result<()> {
     for (table, chain) in chains {
         tools.ensure_chain(Place { table, chain }).await?;
     }
-    jumps::ensure(tools, &JUMPS.each_ref().map(Jump::wanted)).await?;
+    jumps::ensure(tools, &JUMPS).await?;
     for table in CANARY_TABLES {
         tools.ensure_chain(Place { table, chain: CANARY }).await?;
     }

@@ -6,7 +6,7 @@ use super::names::{
     PROXY_FIREWALL, SERVICES,
 };
 use super::text::{Text, line};
-use crate::backend::jumps;
+use crate::backend::jumps::Jump;
 use crate::model::IpFamily;
 use crate::plan::{FamilySettings, Plan};
 
@@ -47,63 +47,25 @@ impl Features {
     }
 }
 
-/// A jump from a built-in chain to one of ours.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Jump {
-    pub(super) table: &'static str,
-    pub(super) from: &'static str,
-    pub(super) to: &'static str,
-    only_new: bool,
-    comment: &'static str,
-}
-
-impl Jump {
-    /// The rule's arguments, as the tool takes them after the chain's name.
-    pub(super) fn arguments(&self) -> String {
-        let state = if self.only_new { "-m conntrack --ctstate NEW " } else { "" };
-        match self.comment {
-            "" => format!("{state}-j {}", self.to),
-            comment => format!("{state}-m comment --comment \"{comment}\" -j {}", self.to),
-        }
-    }
-
-    /// The same for whoever sees to it that it stands.
-    pub(super) fn wanted(&self) -> jumps::Jump {
-        jumps::Jump { table: self.table, from: self.from, to: self.to, arguments: self.arguments() }
-    }
-
-    /// Kubelet makes the same chain and jumps, so cleanup leaves them.
-    pub(super) fn is_shared_with_kubelet(&self) -> bool {
-        self.to == FIREWALL
-    }
-}
-
-const fn jump(
-    (table, from): (&'static str, &'static str),
-    to: &'static str,
-    only_new: bool,
-    comment: &'static str,
-) -> Jump {
-    Jump { table, from, to, only_new, comment }
-}
-
 /// All jumps. Each is inserted at the top if it is missing, so on an empty host they end up in
 /// the reverse of this order, as kube-proxy's do.
-pub(super) const JUMPS: [Jump; 14] = [
-    jump(("filter", "INPUT"), EXTERNAL_SERVICES, true, "kubernetes externally-visible service portals"),
-    jump(("filter", "FORWARD"), EXTERNAL_SERVICES, true, "kubernetes externally-visible service portals"),
-    jump(("filter", "INPUT"), NODE_PORTS, false, "kubernetes health check service ports"),
-    jump(("filter", "FORWARD"), SERVICES, true, "kubernetes service portals"),
-    jump(("filter", "OUTPUT"), SERVICES, true, "kubernetes service portals"),
-    jump(("filter", "FORWARD"), FORWARD, false, "kubernetes forwarding rules"),
-    jump(("filter", "INPUT"), PROXY_FIREWALL, true, "kubernetes load balancer firewall"),
-    jump(("filter", "OUTPUT"), PROXY_FIREWALL, true, "kubernetes load balancer firewall"),
-    jump(("filter", "FORWARD"), PROXY_FIREWALL, true, "kubernetes load balancer firewall"),
-    jump(("nat", "OUTPUT"), SERVICES, false, "kubernetes service portals"),
-    jump(("nat", "PREROUTING"), SERVICES, false, "kubernetes service portals"),
-    jump(("nat", "POSTROUTING"), POSTROUTING, false, "kubernetes postrouting rules"),
-    jump(("filter", "INPUT"), FIREWALL, false, ""),
-    jump(("filter", "OUTPUT"), FIREWALL, false, ""),
+pub(super) static JUMPS: [Jump; 14] = [
+    Jump::new("filter", "INPUT", EXTERNAL_SERVICES, "kubernetes externally-visible service portals")
+        .only_new(),
+    Jump::new("filter", "FORWARD", EXTERNAL_SERVICES, "kubernetes externally-visible service portals")
+        .only_new(),
+    Jump::new("filter", "INPUT", NODE_PORTS, "kubernetes health check service ports"),
+    Jump::new("filter", "FORWARD", SERVICES, "kubernetes service portals").only_new(),
+    Jump::new("filter", "OUTPUT", SERVICES, "kubernetes service portals").only_new(),
+    Jump::new("filter", "FORWARD", FORWARD, "kubernetes forwarding rules"),
+    Jump::new("filter", "INPUT", PROXY_FIREWALL, "kubernetes load balancer firewall").only_new(),
+    Jump::new("filter", "OUTPUT", PROXY_FIREWALL, "kubernetes load balancer firewall").only_new(),
+    Jump::new("filter", "FORWARD", PROXY_FIREWALL, "kubernetes load balancer firewall").only_new(),
+    Jump::new("nat", "OUTPUT", SERVICES, "kubernetes service portals"),
+    Jump::new("nat", "PREROUTING", SERVICES, "kubernetes service portals"),
+    Jump::new("nat", "POSTROUTING", POSTROUTING, "kubernetes postrouting rules"),
+    Jump::new("filter", "INPUT", FIREWALL, "").shared_with_kubelet(),
+    Jump::new("filter", "OUTPUT", FIREWALL, "").shared_with_kubelet(),
 ];
 
 /// Where the canary stands: if these chains vanish, somebody flushed the tables.

@@ -1,9 +1,10 @@
 //! Taking down what carries our names.
 
-use super::base::{self, JUMPS, Jump};
+use super::base::{self, JUMPS};
 use super::names::{ChainId, NODE_PORTS, SERVICES};
 use super::text::{Text, line};
 use crate::backend::Standing;
+use crate::backend::jumps::Jump;
 use crate::kernel::iptables::{Place, Xtables};
 use crate::kernel::nft::Part;
 use anyhow::{Result, anyhow};

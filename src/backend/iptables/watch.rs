@@ -73,7 +73,7 @@ impl Chains for OurChains {
     }
 
     fn has_jump(&self, table: &str, from: &str, to: &str) -> bool {
-        let goes = |jump: &super::base::Jump| (jump.table, jump.from, jump.to) == (table, from, to);
+        let goes = |jump: &crate::backend::jumps::Jump| (jump.table, jump.from, jump.to) == (table, from, to);
         JUMPS.iter().any(|jump| goes(jump) && !jump.is_shared_with_kubelet())
     }
 

@@ -92,8 +92,7 @@ impl<X: Xtables> Apply<'_, X> {
 
     /// Leads packets into our chains, which restoring the rules has made.
     async fn jump(&mut self) -> Result<()> {
-        let wanted: Vec<jumps::Jump> = input::jumps(self.upstream_compat).map(input::Jump::wanted).collect();
-        jumps::ensure(self.tools, &wanted).await
+        jumps::ensure(self.tools, input::jumps(self.upstream_compat)).await
     }
 
     async fn restore(&mut self, rules: &str) -> Result<()> {

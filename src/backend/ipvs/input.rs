@@ -8,7 +8,7 @@ use super::names::{
     PROXY_FIREWALL, SERVICES, SOURCE_RANGES, SetId,
 };
 use super::render::loopback;
-use crate::backend::jumps;
+use crate::backend::jumps::Jump;
 use crate::model::{Frontend, IpvsScheduler, SetType};
 use crate::plan::{FamilySettings, LocalDetector};
 use std::fmt::{self, Write as _};
@@ -31,43 +31,18 @@ pub struct Features {
     pub node_name: Arc<str>,
 }
 
-/// A jump from a built-in chain to one of ours.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Jump {
-    pub(super) table: &'static str,
-    pub(super) from: &'static str,
-    pub(super) to: &'static str,
-    comment: &'static str,
-}
-
-impl Jump {
-    /// The rule's arguments, as the tool takes them after the chain's name.
-    pub(super) fn arguments(&self) -> String {
-        format!("-m comment --comment \"{}\" -j {}", self.comment, self.to)
-    }
-
-    /// The same for whoever sees to it that it stands.
-    pub(super) fn wanted(&self) -> jumps::Jump {
-        jumps::Jump { table: self.table, from: self.from, to: self.to, arguments: self.arguments() }
-    }
-}
-
-const fn jump(table: &'static str, from: &'static str, to: &'static str, comment: &'static str) -> Jump {
-    Jump { table, from, to, comment }
-}
-
-const JUMPS: [Jump; 11] = [
-    jump("nat", "OUTPUT", SERVICES, "kubernetes service portals"),
-    jump("nat", "PREROUTING", SERVICES, "kubernetes service portals"),
-    jump("nat", "POSTROUTING", POSTROUTING, "kubernetes postrouting rules"),
-    jump("filter", "FORWARD", FORWARD, "kubernetes forwarding rules"),
-    jump("filter", "INPUT", NODE_PORT, "kubernetes health check rules"),
-    jump("filter", "INPUT", PROXY_FIREWALL, "kube-proxy firewall rules"),
-    jump("filter", "FORWARD", PROXY_FIREWALL, "kube-proxy firewall rules"),
-    jump("filter", "INPUT", FILTER, "kubernetes ipvs access filter"),
-    jump("filter", "OUTPUT", OUT_FILTER, "kubernetes ipvs access filter"),
-    jump("mangle", "INPUT", LOCAL_POLICY, "kubernetes local traffic policy"),
-    jump("mangle", "OUTPUT", LOCAL_POLICY, "kubernetes local traffic policy"),
+static JUMPS: [Jump; 11] = [
+    Jump::new("nat", "OUTPUT", SERVICES, "kubernetes service portals"),
+    Jump::new("nat", "PREROUTING", SERVICES, "kubernetes service portals"),
+    Jump::new("nat", "POSTROUTING", POSTROUTING, "kubernetes postrouting rules"),
+    Jump::new("filter", "FORWARD", FORWARD, "kubernetes forwarding rules"),
+    Jump::new("filter", "INPUT", NODE_PORT, "kubernetes health check rules"),
+    Jump::new("filter", "INPUT", PROXY_FIREWALL, "kube-proxy firewall rules"),
+    Jump::new("filter", "FORWARD", PROXY_FIREWALL, "kube-proxy firewall rules"),
+    Jump::new("filter", "INPUT", FILTER, "kubernetes ipvs access filter"),
+    Jump::new("filter", "OUTPUT", OUT_FILTER, "kubernetes ipvs access filter"),
+    Jump::new("mangle", "INPUT", LOCAL_POLICY, "kubernetes local traffic policy"),
+    Jump::new("mangle", "OUTPUT", LOCAL_POLICY, "kubernetes local traffic policy"),
 ];
 
 /// The jumps; each is inserted at the top if it is missing.
