@@ -22,7 +22,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("explain", &["model", "plan", "backend"]),
     ("conntrack", &["model", "config", "kernel", "plan"]),
     ("health", &["model", "http", "plan"]),
-    ("sync", &["model", "metrics", "kernel", "state", "plan", "backend", "explain", "conntrack", "health"]),
+    ("sync", &["model", "metrics", "state", "plan", "backend", "explain", "conntrack", "health"]),
 ];
 
 /// What only some rooms may name: the words, and who may.

@@ -2,9 +2,11 @@
 
 use super::consistency;
 use super::ipvs_metrics::{self, Counted};
+use crate::backend::Backend;
 use crate::backend::iptables::{self, Iptables};
 use crate::backend::ipvs::{self, Ipvs};
 use crate::config::{Config, DetectLocal, Flavor, NodePortAddresses as ConfiguredAddresses};
+use crate::kernel::addresses::local_addresses;
 use crate::kernel::iptables::{self as tools, Tools, Xtables};
 use crate::kernel::ipvs::Timeouts;
 use crate::kernel::sysctl::Sysctls;
@@ -12,7 +14,7 @@ use crate::metrics::Metrics;
 use crate::model::{Cidr, IpFamily, IpvsScheduler, NodeFacts, PerFamily};
 use crate::plan::{FamilySettings, LocalDetector, NodePortAddresses};
 use crate::state::Reserved;
-use crate::sync::FamilySync;
+use crate::sync::{FamilySync, Identity};
 use anyhow::{Context, Result, bail};
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -94,38 +96,65 @@ fn node_port_addresses(config: &Config, family: IpFamily, ips: &NodeIps) -> Node
     }
 }
 
-/// The iptables dataplanes of all families that this node can run.
+/// The dataplanes of the families that this node can run, the primary one first.
+pub(super) struct Dataplanes<B: Backend> {
+    pub(super) families: Vec<FamilySync<B>>,
+    /// The tools of each.
+    pub(super) flavors: Vec<(IpFamily, tools::Flavor)>,
+}
+
+impl<B: Backend> Dataplanes<B> {
+    fn none() -> Self {
+        Dataplanes { families: Vec::new(), flavors: Vec::new() }
+    }
+
+    fn add(&mut self, backend: B, settings: FamilySettings, flavor: tools::Flavor) {
+        self.flavors.push((settings.family, flavor));
+        self.families.push(FamilySync::new(backend, settings, Box::new(local_addresses)));
+    }
+
+    /// What is told to those who ask.
+    pub(super) fn identity(&self, config: &Config) -> Identity {
+        let flavor = self.flavors.first().map(|(_, flavor)| flavor.to_string());
+        Identity { mode: config.mode.as_str().to_owned(), flavor: flavor.unwrap_or_default() }
+    }
+}
+
+/// The iptables dataplanes.
 ///
 /// # Errors
 /// If the primary family cannot run; says why.
-pub(super) async fn iptables(config: &Config, node: &NodeFacts) -> Result<Vec<FamilySync<Iptables<Tools>>>> {
+pub(super) async fn iptables(config: &Config, node: &NodeFacts) -> Result<Dataplanes<Iptables<Tools>>> {
     let ips = NodeIps::of(config, node);
-    let mut families = Vec::new();
+    let mut planes = Dataplanes::none();
     for (family, tools) in usable_families(config, node, &ips).await? {
         let settings = settings(config, family, node, &ips);
         let features = iptables::Features {
             tree_threshold: usize::try_from(config.iptables.dispatch_tree_threshold)?,
             ..iptables::features(&settings, config.iptables.masquerade_bit, tools.version())?
         };
-        families.push(FamilySync::new(Iptables::new(tools, features), settings));
+        let flavor = tools.flavor();
+        planes.add(Iptables::new(tools, features), settings, flavor);
     }
-    Ok(families)
+    Ok(planes)
 }
 
 /// The same, only to be looked at: nothing is set on the node.
 pub(super) async fn iptables_to_look_at(
     config: &Config,
     node: &NodeFacts,
-) -> Result<Vec<FamilySync<Iptables<Tools>>>> {
+) -> Result<Dataplanes<Iptables<Tools>>> {
     let ips = NodeIps::of(config, node);
-    let family = |(family, tools): (IpFamily, Tools)| {
+    let mut planes = Dataplanes::none();
+    for (family, tools) in usable_families(config, node, &ips).await? {
         let features = iptables::features_as_found(config.iptables.masquerade_bit, tools.version());
-        FamilySync::new(Iptables::new(tools, features), settings(config, family, node, &ips))
-    };
-    Ok(usable_families(config, node, &ips).await?.into_iter().map(family).collect())
+        let flavor = tools.flavor();
+        planes.add(Iptables::new(tools, features), settings(config, family, node, &ips), flavor);
+    }
+    Ok(planes)
 }
 
-/// The IPVS dataplanes of all families that this node can run.
+/// The IPVS dataplanes.
 ///
 /// # Errors
 /// If the kernel lacks IPVS or a setting of it, or if the primary family cannot run; says why.
@@ -133,36 +162,35 @@ pub(super) async fn ipvs(
     config: &Config,
     node: &NodeFacts,
     metrics: &Arc<Metrics>,
-) -> Result<Vec<FamilySync<Ipvs<Tools>>>> {
+) -> Result<Dataplanes<Ipvs<Tools>>> {
     let timeouts = Timeouts {
         tcp: config.ipvs.tcp_timeout,
         tcp_fin: config.ipvs.tcp_fin_timeout,
         udp: config.ipvs.udp_timeout,
     };
     ipvs::prepare(&mut ipvs::Kernel::open()?, config.ipvs.strict_arp, &timeouts)?;
-    let mut families = Vec::new();
+    let mut planes = Dataplanes::none();
     for IpvsFamily { settings, tools, features } in ipvs_families(config, node).await? {
         let mut kernel = ipvs::Kernel::open()?;
         kernel.servers = Box::new(Counted::new(kernel.servers, metrics.clone()));
         let services = usize::try_from(config.ipvs.connection_metrics)?;
+        let flavor = tools.flavor();
         let backend = Ipvs::new(tools, kernel, settings.family, features)
             .counting(ipvs_metrics::show(metrics.clone()), services);
-        families.push(FamilySync::new(backend, settings));
+        planes.add(backend, settings, flavor);
     }
-    Ok(families)
+    Ok(planes)
 }
 
 /// The same, only to be looked at: nothing is set on the node.
-pub(super) async fn ipvs_to_look_at(
-    config: &Config,
-    node: &NodeFacts,
-) -> Result<Vec<FamilySync<Ipvs<Tools>>>> {
-    let mut families = Vec::new();
+pub(super) async fn ipvs_to_look_at(config: &Config, node: &NodeFacts) -> Result<Dataplanes<Ipvs<Tools>>> {
+    let mut planes = Dataplanes::none();
     for IpvsFamily { settings, tools, features } in ipvs_families(config, node).await? {
+        let flavor = tools.flavor();
         let backend = Ipvs::new(tools, ipvs::Kernel::open()?, settings.family, features);
-        families.push(FamilySync::new(backend, settings));
+        planes.add(backend, settings, flavor);
     }
-    Ok(families)
+    Ok(planes)
 }
 
 /// What an IPVS dataplane of one family is made of.

@@ -1,10 +1,11 @@
 //! The same answers without a running proxy: the source is read once, and nothing is programmed.
 
-use super::families;
+use super::families::{self, Dataplanes};
+use crate::backend::Backend;
 use crate::backend::iptables::Iptables;
 use crate::backend::ipvs::Ipvs;
 use crate::config::{Config, Mode};
-use crate::kernel::iptables::{Tools, Xtables as _};
+use crate::kernel::iptables::Tools;
 use crate::model::{NodeFacts, ObjectKind};
 use crate::state::Tracker;
 use crate::sync::{FamilySync, Identity, Question, Told};
@@ -35,26 +36,17 @@ impl Offline {
     pub(super) async fn read(config: &Config) -> Result<Offline> {
         let tracker = picture(config).await?;
         let node = tracker.snapshot().node.clone();
-        let (families, flavor) = match config.mode {
+        let (identity, families) = match config.mode {
             Mode::Iptables => {
-                let mut families = families::iptables_to_look_at(config, &node).await?;
-                let flavor = families.first_mut().map(|it| it.backend().tools().flavor());
-                look(&mut families).await?;
-                (Families::Iptables(families), flavor)
+                let planes = families::iptables_to_look_at(config, &node).await?;
+                (planes.identity(config), Families::Iptables(look(planes).await?))
             }
             Mode::Ipvs => {
-                let mut families = families::ipvs_to_look_at(config, &node).await?;
-                let flavor = families.first_mut().map(|it| it.backend().tools().flavor());
-                look(&mut families).await?;
-                (Families::Ipvs(families), flavor)
+                let planes = families::ipvs_to_look_at(config, &node).await?;
+                (planes.identity(config), Families::Ipvs(look(planes).await?))
             }
         };
-        let flavor = flavor.map(|flavor| flavor.to_string()).unwrap_or_default();
-        Ok(Offline {
-            tracker,
-            identity: Identity { mode: config.mode.as_str().to_owned(), flavor },
-            families,
-        })
+        Ok(Offline { tracker, identity, families })
     }
 
     /// Answers as the loop would.
@@ -67,11 +59,11 @@ impl Offline {
     }
 }
 
-async fn look<B: crate::backend::Backend>(families: &mut [FamilySync<B>]) -> Result<()> {
-    for family in families {
+async fn look<B: Backend>(mut planes: Dataplanes<B>) -> Result<Vec<FamilySync<B>>> {
+    for family in &mut planes.families {
         family.look().await?;
     }
-    Ok(())
+    Ok(planes.families)
 }
 
 async fn picture(config: &Config) -> Result<Tracker> {

@@ -1,21 +1,21 @@
 //! Being a service proxy: sources, loop and servers, and their end.
 
 use super::control::Asked;
+use super::families::{self, Dataplanes};
 use super::readiness_taint::ReadinessTaint;
 use super::reload::Watched;
-use super::servers::{self, Facts};
+use super::servers::{self, Facts, Observed};
 use super::source::{self, Feed};
-use super::{cleanup, conntrack, control, families};
+use super::{cleanup, conntrack, control};
 use crate::backend::Backend;
 use crate::config::{CommandLine, Config, DetectLocal, Effective, Mode};
 use crate::health::{Clock, Now, ProxyHealth, ServicePorts};
-use crate::kernel::iptables::{Flavor, Xtables as _};
 use crate::kernel::nfacct::Nfacct;
 use crate::kernel::process;
 use crate::metrics::{BuildFacts, MetricSet, Metrics};
-use crate::model::{IpFamily, NodeFacts, ObjectKind, PerFamily, WatchEvent};
+use crate::model::{NodeFacts, ObjectKind, PerFamily, WatchEvent};
 use crate::state::Tracker;
-use crate::sync::{End, FamilySync, Identity, Periods, Question, Records, Runner, Settlement, since_1970};
+use crate::sync::{End, Periods, Question, Records, Runner, Settlement, since_1970};
 use anyhow::{Context, Result, bail};
 use std::convert::Infallible;
 use std::process::ExitCode;
@@ -32,9 +32,6 @@ const NODE_WAIT: Duration = Duration::from_secs(30);
 const POD_CIDR_WAIT: Duration = Duration::from_secs(330);
 /// A full sync for good measure comes at least this often (kube-proxy).
 const FULL_SYNC_PERIOD: Duration = Duration::from_secs(3600);
-/// The Kubernetes release whose kube-proxy we stand in for.
-const COMPATIBLE_WITH: &str = "1.36.2";
-
 /// Runs until a signal or a reason to be restarted.
 pub(super) async fn run(config: Config, line: CommandLine, effective: Effective) -> Result<ExitCode> {
     let mut terminate = signal(SignalKind::terminate()).context("listening for SIGTERM")?;
@@ -83,14 +80,16 @@ async fn serve(config: Config, line: CommandLine, effective: Effective) -> Resul
     let (sender, events) = mpsc::channel(CHANNEL);
     let Feed { source, events: notices, client } = source::start(&config, sender, &metrics, &clock).await?;
     let taint = readiness_taint(&config, client, settlement.working());
-    let servers = servers::serve(&config, facts, (&health, &metrics), &clock, notices.clone());
+    let observed = Observed { health: health.clone(), metrics: metrics.clone(), clock: clock.clone() };
+    let servers = servers::serve(&config, facts, observed, notices.clone());
     let records = Records::new(metrics.clone(), health.clone(), clock.clone())
         .telling(Box::new(move |notice| notices.tell(notice)));
     let started = i64::try_from(since_1970(clock().wall).as_millis()).unwrap_or(i64::MAX);
     let node = NodeFacts { name: config.node_name.as_str().into(), ..NodeFacts::default() };
     let tracker = Tracker::new(node, started).reserving(families::reserved(&config));
+    let program = Program { config: &config, tracker, events, questions, records, settlement, metrics };
     tokio::select! {
-        ended = program(&config, Inbox { events, questions }, tracker, (records, settlement), &metrics) => {
+        ended = program.run() => {
             match ended? {
                 End::SourceGone => {
                     source.await.context("the source of objects ended")??;
@@ -133,7 +132,8 @@ fn set_oom_score(score: i32) {
 }
 
 fn metrics(mode: Mode) -> Result<Metrics> {
-    let build = BuildFacts { version: env!("CARGO_PKG_VERSION"), compatible_with: COMPATIBLE_WITH };
+    let build =
+        BuildFacts { version: env!("CARGO_PKG_VERSION"), compatible_with: crate::config::COMPATIBLE_WITH };
     let shown = match mode {
         Mode::Iptables => MetricSet::Iptables,
         Mode::Ipvs => MetricSet::Ipvs,
@@ -155,70 +155,54 @@ fn settlement(health: &Arc<ProxyHealth>, metrics: &Arc<Metrics>, clock: &Clock) 
     }
 }
 
-/// What comes in for the loop.
-struct Inbox {
+/// The loop's parts, before it is known which dataplanes this node can run.
+struct Program<'a> {
+    config: &'a Config,
+    tracker: Tracker,
     events: mpsc::Receiver<WatchEvent>,
     questions: mpsc::Receiver<Question>,
+    records: Records,
+    settlement: Settlement,
+    metrics: Arc<Metrics>,
 }
 
-/// Programs the kernel until there is a reason to end.
-async fn program(
-    config: &Config,
-    mut inbox: Inbox,
-    mut tracker: Tracker,
-    (records, mut settlement): (Records, Settlement),
-    metrics: &Arc<Metrics>,
-) -> Result<End> {
-    if !await_node(config, &mut tracker, &mut inbox.events).await? {
-        return Ok(End::SourceGone);
-    }
-    let node = tracker.snapshot().node.clone();
-    let standing = settlement.standing();
-    match config.mode {
-        Mode::Iptables => {
-            let mut families = families::iptables(config, &node).await?;
-            let flavors: Vec<_> =
-                families.iter_mut().map(|it| (it.family(), it.backend().tools().flavor())).collect();
-            let identity = identity(config, &flavors);
-            let leftovers = cleanup::after_first_sync(config, flavors, standing);
-            let driven = drive(config, (identity, inbox), (tracker, families), (records, settlement));
-            tokio::select! { end = driven => end, never = leftovers => match never {} }
+impl Program<'_> {
+    /// Programs the kernel until there is a reason to end.
+    async fn run(mut self) -> Result<End> {
+        if !await_node(self.config, &mut self.tracker, &mut self.events).await? {
+            return Ok(End::SourceGone);
         }
-        Mode::Ipvs => {
-            let mut families = families::ipvs(config, &node, metrics).await?;
-            let flavors: Vec<_> =
-                families.iter_mut().map(|it| (it.family(), it.backend().tools().flavor())).collect();
-            let identity = identity(config, &flavors);
-            let leftovers = cleanup::after_first_sync(config, flavors, standing);
-            let driven = drive(config, (identity, inbox), (tracker, families), (records, settlement));
-            tokio::select! { end = driven => end, never = leftovers => match never {} }
+        let node = self.tracker.snapshot().node.clone();
+        match self.config.mode {
+            Mode::Iptables => {
+                let planes = families::iptables(self.config, &node).await?;
+                self.drive(planes).await
+            }
+            Mode::Ipvs => {
+                let planes = families::ipvs(self.config, &node, &self.metrics).await?;
+                self.drive(planes).await
+            }
         }
     }
-}
 
-fn identity(config: &Config, flavors: &[(IpFamily, Flavor)]) -> Identity {
-    let flavor = flavors.first().map(|(_, flavor)| flavor.to_string());
-    Identity { mode: config.mode.as_str().to_owned(), flavor: flavor.unwrap_or_default() }
-}
-
-/// The loop, on whichever dataplane.
-async fn drive<B: Backend>(
-    config: &Config,
-    (identity, mut inbox): (Identity, Inbox),
-    (tracker, mut families): (Tracker, Vec<FamilySync<B>>),
-    (records, settlement): (Records, Settlement),
-) -> Result<End> {
-    for family in &mut families {
-        family.backend().probe().await?;
+    /// The loop, on whichever dataplane.
+    async fn drive<B: Backend>(self, mut planes: Dataplanes<B>) -> Result<End> {
+        let Program { config, tracker, mut events, questions, records, mut settlement, .. } = self;
+        for family in &mut planes.families {
+            family.backend().probe().await?;
+        }
+        let identity = planes.identity(config);
+        let leftovers = cleanup::after_first_sync(config, planes.flavors, settlement.standing());
+        let periods =
+            Periods { sync: config.sync.period, min: config.sync.min_period, full: FULL_SYNC_PERIOD };
+        let mut runner = Runner::new(tracker, planes.families, periods, records)
+            .settling(settlement)
+            .answering(identity, questions);
+        if config.detect_local == DetectLocal::NodeCidr {
+            runner = runner.ending_with_pod_cidrs();
+        }
+        tokio::select! { end = runner.run(&mut events) => Ok(end), never = leftovers => match never {} }
     }
-    let periods = Periods { sync: config.sync.period, min: config.sync.min_period, full: FULL_SYNC_PERIOD };
-    let mut runner = Runner::new(tracker, families, periods, records)
-        .settling(settlement)
-        .answering(identity, inbox.questions);
-    if config.detect_local == DetectLocal::NodeCidr {
-        runner = runner.ending_with_pod_cidrs();
-    }
-    Ok(runner.run(&mut inbox.events).await)
 }
 
 /// Folds events until what is needed of our Node is known, or will not be. `false` when the source

@@ -28,6 +28,14 @@ pub(super) struct Facts {
 /// Pages for people begin so: nobody shall build a parser on them.
 const FOR_PEOPLE: &str = "Warning: This page is for people. Its form may change with any release.\n\n";
 
+/// What the pages show of how we are doing.
+#[derive(Clone)]
+pub(super) struct Observed {
+    pub(super) health: Arc<ProxyHealth>,
+    pub(super) metrics: Arc<Metrics>,
+    pub(super) clock: Clock,
+}
+
 /// A server that is to be kept up.
 struct Server {
     what: &'static str,
@@ -43,21 +51,20 @@ struct Server {
 pub(super) fn serve(
     config: &Config,
     facts: Facts,
-    (health, metrics): (&Arc<ProxyHealth>, &Arc<Metrics>),
-    clock: &Clock,
+    observed: Observed,
     events: Events,
 ) -> impl Future<Output = Result<()>> + use<> {
-    let counted = metrics.clone();
+    let Observed { health, metrics, clock } = observed.clone();
     let count = move |probe: Probe, code: u16| match probe {
-        Probe::Healthz => counted.healthz(code).inc(),
-        Probe::Livez => counted.livez(code).inc(),
+        Probe::Healthz => metrics.healthz(code).inc(),
+        Probe::Livez => metrics.livez(code).inc(),
     };
     let health_server = Server {
         what: "health",
         reason: "FailedToStartProxierHealthcheck",
         address: config.healthz,
         site: http::Site {
-            routes: health::routes(health.clone(), clock.clone(), Box::new(count)),
+            routes: health::routes(health, clock, Box::new(count)),
             slow: Some(facts.status.clone()),
         },
     };
@@ -65,7 +72,7 @@ pub(super) fn serve(
         what: "metrics",
         reason: "FailedToStartMetricServer",
         address: config.metrics,
-        site: http::diagnostics(pages(config, facts, (health, metrics), clock)).into(),
+        site: http::diagnostics(pages(config, facts, observed)).into(),
     };
     let hard_fail = config.bind_address_hard_fail;
     async move {
@@ -76,17 +83,13 @@ pub(super) fn serve(
     }
 }
 
-fn pages(
-    config: &Config,
-    facts: Facts,
-    (health, metrics): (&Arc<ProxyHealth>, &Arc<Metrics>),
-    clock: &Clock,
-) -> http::Pages {
-    let (encoded, slis, pinged, reset) = (metrics.clone(), metrics.clone(), metrics.clone(), metrics.clone());
+fn pages(config: &Config, facts: Facts, observed: Observed) -> http::Pages {
+    let Observed { health, metrics, clock } = observed;
+    let (encoded, slis, pinged, reset) = (metrics.clone(), metrics.clone(), metrics.clone(), metrics);
     http::Pages {
         mode: config.mode.as_str(),
         flagz: flagz(&facts.flags),
-        statusz: statusz(config, facts.started, health.clone(), clock.clone()),
+        statusz: statusz(config, facts.started, health, clock),
         configz: facts.configz,
         metrics: Box::new(move || shown(encoded.encode())),
         slis: Box::new(move || shown(slis.slis().encode())),

@@ -30,11 +30,14 @@ pub trait Backend {
     /// What has to be done, in an order that is safe at every step.
     type Changes;
 
-    /// Whether this node can run the backend; learns what its kernel and tools can do.
+    /// Whether this node's kernel has what the backend needs. That its tools work has been seen
+    /// before, when it was settled which families the node can run.
     ///
     /// # Errors
     /// Says what is missing and what to do about it.
-    async fn probe(&mut self) -> anyhow::Result<()>;
+    async fn probe(&mut self) -> anyhow::Result<()> {
+        Ok(())
+    }
 
     /// What of ours is in the kernel now. May know less than there is: that costs work, never
     /// correctness.

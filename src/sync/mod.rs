@@ -12,7 +12,7 @@ mod runner;
 mod settle;
 
 pub use ask::{Identity, Picture, Question, Told};
-pub use pass::FamilySync;
+pub use pass::{FamilySync, ReadAddresses};
 pub use record::{Records, since_1970};
 pub use report::{Notice, Outcome, PassKind, Recorder, Severity, SyncReport};
 pub use runner::{End, Periods, Runner};

@@ -3,7 +3,6 @@
 use super::report::{Outcome, PassKind};
 use crate::backend::{Applied, Backend, Finding, Look, Refusal};
 use crate::explain::FamilyView;
-use crate::kernel::addresses::local_addresses;
 use crate::model::{IpFamily, Protocol, ServiceName, Snapshot};
 use crate::plan::{FamilySettings, NodePortAddresses, Plan, Scope};
 use crate::state::Changes;
@@ -13,10 +12,14 @@ use std::net::IpAddr;
 /// So many trigger times are kept while a family cannot be programmed; they only measure.
 const MOST_TRIGGERED: usize = 10_000;
 
+/// Reads this node's addresses of a family, each once, sorted.
+pub type ReadAddresses = Box<dyn Fn(IpFamily) -> Result<Vec<IpAddr>>>;
+
 /// One family's dataplane and what we believe of it. Nobody else holds its baseline.
 pub struct FamilySync<B: Backend> {
     backend: B,
     settings: FamilySettings,
+    read_addresses: ReadAddresses,
     /// `None`: nothing is known, so the next pass looks first and writes everything.
     baseline: Option<B::Baseline>,
     /// The node's addresses at the last pass, where rules depend on them.
@@ -29,10 +32,11 @@ pub struct FamilySync<B: Backend> {
 
 impl<B: Backend> FamilySync<B> {
     /// A family that nothing has been programmed for by this process.
-    pub fn new(backend: B, settings: FamilySettings) -> Self {
+    pub fn new(backend: B, settings: FamilySettings, read_addresses: ReadAddresses) -> Self {
         FamilySync {
             backend,
             settings,
+            read_addresses,
             baseline: None,
             addresses: Vec::new(),
             triggered: Vec::new(),
@@ -123,7 +127,7 @@ impl<B: Backend> FamilySync<B> {
         changes: &'a Changes,
         kind: PassKind,
     ) -> Plan<'a> {
-        plan((&self.settings, &self.addresses), snapshot, changes, kind)
+        plan(&self.settings, &self.addresses, snapshot, changes, kind)
     }
 
     async fn try_pass(
@@ -139,7 +143,7 @@ impl<B: Backend> FamilySync<B> {
         self.addresses = self.read_addresses()?;
         // Not by `self.plan`: the baseline is borrowed next to it.
         let plan =
-            plan((&self.settings, &self.addresses), snapshot, changes, kind).with_endpoint_count(endpoints);
+            plan(&self.settings, &self.addresses, snapshot, changes, kind).with_endpoint_count(endpoints);
         let desired = self.backend.render(&plan);
         let baseline = self.baseline.as_mut().context("the baseline was just observed")?;
         let operations = self.backend.diff(baseline, &desired);
@@ -159,7 +163,7 @@ impl<B: Backend> FamilySync<B> {
         match self.settings.node_port_addresses {
             NodePortAddresses::All => Ok(Vec::new()),
             NodePortAddresses::Within(_) => {
-                local_addresses(self.family()).context("reading the node's addresses")
+                (self.read_addresses)(self.family()).context("reading the node's addresses")
             }
         }
     }
@@ -181,7 +185,8 @@ impl<B: Backend> FamilySync<B> {
 }
 
 fn plan<'a>(
-    (settings, addresses): (&'a FamilySettings, &'a [IpAddr]),
+    settings: &'a FamilySettings,
+    addresses: &'a [IpAddr],
     snapshot: &'a Snapshot,
     changes: &'a Changes,
     kind: PassKind,

@@ -297,10 +297,10 @@ impl<B: Backend, R: Recorder> Runner<B, R> {
 }
 
 #[cfg(test)]
-impl<X: crate::kernel::iptables::Xtables, R> Runner<crate::backend::iptables::Iptables<X>, R> {
-    /// The tools below the only family.
-    pub(super) fn tools(&mut self) -> &mut X {
-        self.families[0].backend().tools()
+impl<B: Backend, R> Runner<B, R> {
+    /// The only family's dataplane.
+    pub(super) fn backend(&mut self) -> &mut B {
+        self.families[0].backend()
     }
 }
 

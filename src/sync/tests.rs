@@ -6,7 +6,7 @@ use crate::backend::iptables::{Features, Iptables};
 use crate::health::PortTaken;
 use crate::kernel::fake::iptables::FakeXtables;
 use crate::model::{Cidr, IpFamily, NodeFacts, ObjectKind, WatchEvent};
-use crate::plan::FamilySettings;
+use crate::plan::{FamilySettings, NodePortAddresses};
 use crate::state::{ExternalIpClaim, NodePortConflict, Tracker};
 use crate::testing::generate::Generator;
 use std::cell::RefCell;
@@ -90,7 +90,11 @@ type TestRunner = Runner<Iptables<FakeXtables>, Diary>;
 
 fn runner(tools: FakeXtables, diary: &Diary) -> TestRunner {
     let backend = Iptables::new(tools, Features::default());
-    let family = FamilySync::new(backend, FamilySettings::new(IpFamily::V4));
+    let settings = FamilySettings::new(IpFamily::V4);
+    runner_of(FamilySync::new(backend, settings, Box::new(|_| Ok(Vec::new()))), diary)
+}
+
+fn runner_of(family: FamilySync<Iptables<FakeXtables>>, diary: &Diary) -> TestRunner {
     let periods = Periods {
         sync: Duration::from_secs(30),
         min: Duration::from_secs(1),
@@ -141,7 +145,7 @@ async fn nothing_is_programmed_before_the_first_full_picture() {
     })
     .await;
     assert!(diary.entries.borrow().is_empty());
-    assert_eq!(runner.tools().tables, FakeXtables::default().tables);
+    assert_eq!(runner.backend().tools().tables, FakeXtables::default().tables);
 }
 
 #[tokio::test(start_paused = true)]
@@ -227,7 +231,10 @@ async fn failures_are_retried_ever_more_slowly_and_nothing_pending_is_lost() {
         "doubling up to the sync period"
     );
     assert_eq!(diary.times("done Full"), [121_000]);
-    assert!(runner.tools().tables["nat"].len() > 12, "the changes made before the failures are in force");
+    assert!(
+        runner.backend().tools().tables["nat"].len() > 12,
+        "the changes made before the failures are in force"
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -238,7 +245,7 @@ async fn a_failed_partial_pass_is_followed_by_a_full_one() {
     complete(&sender).await;
     let mut generator = Generator::new(2);
     for failures in [0, 2, 0] {
-        runner.tools().failures = failures;
+        runner.backend().tools().failures = failures;
         change_services(&sender, &mut generator, 40).await;
         let pause = tokio::time::timeout(Duration::from_millis(1500), runner.run(&mut events));
         assert!(pause.await.is_err());
@@ -258,10 +265,11 @@ async fn a_refused_service_is_tried_again_ever_more_seldom_until_it_is_taken() {
     change_services(&sender, &mut Generator::new(11), 80).await;
     assert!(tokio::time::timeout(Duration::from_secs(215), runner.run(&mut events)).await.is_err());
     assert_eq!(diary.times("done Full"), [0, 30_000, 90_000, 210_000], "30 s, 60 s, 120 s apart");
-    runner.tools().refused.clear();
+    runner.backend().tools().refused.clear();
     assert!(tokio::time::timeout(Duration::from_secs(3000), runner.run(&mut events)).await.is_err());
     assert_eq!(diary.times("done Full")[4..], [450_000]);
-    let rules = runner.tools().tables["nat"].values().flatten().filter(|rule| rule.contains("ns/svc-"));
+    let rules =
+        runner.backend().tools().tables["nat"].values().flatten().filter(|rule| rule.contains("ns/svc-"));
     assert!(rules.count() > 0);
 }
 
@@ -273,11 +281,36 @@ async fn a_flush_from_outside_is_noticed_within_seconds_and_mended_at_once() {
     complete(&sender).await;
     change_services(&sender, &mut Generator::new(5), 60).await;
     assert!(tokio::time::timeout(Duration::from_secs(10), runner.run(&mut events)).await.is_err());
-    let good = runner.tools().tables.clone();
-    runner.tools().flush("nat");
+    let good = runner.backend().tools().tables.clone();
+    runner.backend().tools().flush("nat");
     assert!(tokio::time::timeout(Duration::from_secs(3), runner.run(&mut events)).await.is_err());
     assert_eq!(diary.times("drifted").len(), 1);
-    assert_eq!(runner.tools().tables, good);
+    assert_eq!(runner.backend().tools().tables, good);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_new_address_of_the_node_gets_node_ports_where_they_depend_on_addresses() {
+    let addresses = Rc::new(RefCell::new(vec!["10.0.0.1".parse().unwrap()]));
+    let known = Rc::clone(&addresses);
+    let settings = FamilySettings {
+        node_port_addresses: NodePortAddresses::Within(vec!["10.0.0.0/8".parse().unwrap()]),
+        ..FamilySettings::new(IpFamily::V4)
+    };
+    let backend = Iptables::new(FakeXtables::default(), Features::default());
+    let read = Box::new(move |_| Ok(known.borrow().clone()));
+    let diary = Diary::new();
+    let mut runner = runner_of(FamilySync::new(backend, settings, read), &diary);
+    let (sender, mut events) = mpsc::channel(16);
+    complete(&sender).await;
+    for (new, passes) in [("10.0.0.2", 1), ("192.168.0.1", 2), ("10.0.0.3", 3)] {
+        assert!(tokio::time::timeout(Duration::from_secs(60), runner.run(&mut events)).await.is_err());
+        assert_eq!(diary.times("done").len(), passes);
+        addresses.borrow_mut().push(new.parse().unwrap());
+    }
+    let rules = runner.backend().tools().rules("nat", "KUBE-SERVICES").join("\n");
+    let there =
+        ["10.0.0.1", "10.0.0.2", "192.168.0.1", "10.0.0.3"].map(|ip| rules.contains(&format!("-d {ip} ")));
+    assert_eq!(there, [true, true, false, false]);
 }
 
 #[tokio::test(start_paused = true)]
@@ -288,7 +321,7 @@ async fn an_idle_loop_writes_nothing_for_an_hour_and_then_once_for_good_measure(
     })
     .await;
     assert_eq!(diary.times("done").len(), 2);
-    assert_eq!(runner.tools().inputs.len(), 2);
+    assert_eq!(runner.backend().tools().inputs.len(), 2);
 }
 
 #[tokio::test(start_paused = true)]
@@ -299,7 +332,7 @@ async fn the_loop_ends_with_its_source_and_leaves_the_rules() {
     })
     .await;
     assert_eq!(end, End::SourceGone);
-    assert!(!runner.tools().rules("nat", "KUBE-POSTROUTING").is_empty());
+    assert!(!runner.backend().tools().rules("nat", "KUBE-POSTROUTING").is_empty());
 }
 
 #[tokio::test(start_paused = true)]

@@ -175,10 +175,6 @@ impl<X: Xtables> Backend for Iptables<X> {
     type Baseline = Baseline;
     type Changes = Changes;
 
-    async fn probe(&mut self) -> Result<()> {
-        self.tools.check_nat_table().await
-    }
-
     async fn observe(&mut self) -> Result<Baseline> {
         let mut strays = BTreeSet::new();
         let mut look = |part: Part<ChainUse<'_>>| match part {

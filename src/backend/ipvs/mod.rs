@@ -188,7 +188,6 @@ impl<X: Xtables> Backend for Ipvs<X> {
     type Changes = Changes;
 
     async fn probe(&mut self) -> Result<()> {
-        self.tools.check_nat_table().await?;
         setup::check_scheduler(self.kernel.servers.as_mut(), &self.features.scheduler)
     }
 

@@ -45,8 +45,9 @@ impl Told {
             min: Duration::from_secs(1),
             full: Duration::from_secs(3600),
         };
-        let family =
-            FamilySync::new(Iptables::new(tools, Features::default()), FamilySettings::new(IpFamily::V4));
+        let backend = Iptables::new(tools, Features::default());
+        let settings = FamilySettings::new(IpFamily::V4);
+        let family = FamilySync::new(backend, settings, Box::new(|_| Ok(Vec::new())));
         let runner = Runner::new(Tracker::default(), vec![family], periods, records);
         let (sender, inbox) = mpsc::channel(1024);
         let mut generator = Generator::new(11);
@@ -122,7 +123,7 @@ async fn a_kernel_that_fails_makes_us_unhealthy_with_its_words_until_it_works_ag
         let reason = body["reasons"][0].as_str().unwrap();
         assert!(reason.starts_with("IPv4: ") && reason.contains("the lock is taken"), "{path}: {reason}");
     }
-    told.runner.tools().failures = 0;
+    told.runner.backend().tools().failures = 0;
     told.run_for(35).await;
     for path in ["/healthz", "/livez", "/readyz"] {
         assert_eq!(told.get(path).0, 200, "{path}");
@@ -134,7 +135,7 @@ async fn what_others_changed_is_named_on_the_node_in_the_metrics_and_in_the_stat
     let mut told = Told::new(FakeXtables::default(), 40).await;
     told.run_for(40).await;
     assert!(!told.metrics().contains("kubeproxy_rs_drift_total"));
-    told.runner.tools().meddle("nat", |nat| {
+    told.runner.backend().tools().meddle("nat", |nat| {
         let rule = &mut nat.get_mut("KUBE-POSTROUTING").unwrap()[0];
         *rule = format!("-s 192.0.2.1 {rule}");
     });
@@ -147,6 +148,6 @@ async fn what_others_changed_is_named_on_the_node_in_the_metrics_and_in_the_stat
         matches!(&notices[..], [Notice { service: None, note, .. }] if note.contains(what)),
         "{notices:?}"
     );
-    let healed = told.runner.tools().rules("nat", "KUBE-POSTROUTING")[0].clone();
+    let healed = told.runner.backend().tools().rules("nat", "KUBE-POSTROUTING")[0].clone();
     assert!(!healed.contains("192.0.2.1"), "{healed}");
 }
