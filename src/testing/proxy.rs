@@ -261,10 +261,10 @@ impl Proxy {
     ///
     /// # Errors
     ///
-    /// When it is still there after ten seconds.
+    /// When it is still there after a minute.
     pub fn terminate(&mut self) -> Result<()> {
         kill(Pid::from_raw(self.child.id().cast_signed()), Signal::SIGTERM).context("cannot signal it")?;
-        wait_until("the program has stopped", Duration::from_secs(10), || !self.is_running())
+        wait_until("the program has stopped", Duration::from_secs(60), || !self.is_running())
     }
 
     /// Kills it on the spot.
@@ -298,7 +298,7 @@ impl Proxy {
         kill(Pid::from_raw(self.child.id().cast_signed()), Signal::SIGCONT).context("cannot signal it")
     }
 
-    /// Whether its one thread has stopped while it waited for events, and not for a tool of its own.
+    /// Whether its main thread has stopped while it waited for events, and not for a tool of its own.
     fn is_at_rest(&self) -> bool {
         let read = |name: &str| {
             let path = format!("/proc/{pid}/task/{pid}/{name}", pid = self.child.id());
@@ -312,7 +312,14 @@ impl Proxy {
         ];
         wait_until("it has stopped", Duration::from_secs(10), stopped).is_ok()
             && waits.iter().any(|call| read("syscall").starts_with(&format!("{call} ")))
-            && read("children").trim().is_empty()
+            && !self.has_children()
+    }
+
+    /// Whether a tool runs that any of its threads has started.
+    fn has_children(&self) -> bool {
+        let Ok(threads) = fs::read_dir(format!("/proc/{}/task", self.child.id())) else { return false };
+        let children = threads.flatten().map(|thread| fs::read_to_string(thread.path().join("children")));
+        children.flatten().any(|children| !children.trim().is_empty())
     }
 
     /// All that it has logged.

@@ -156,7 +156,7 @@ impl Round {
 }
 
 /// Whether all is named, and both families have had a pass since.
-fn is_told_and_over(log: &str, names: &BTreeSet<String>) -> bool {
+pub(super) fn is_told_and_over(log: &str, names: &BTreeSet<String>) -> bool {
     let told: Option<Vec<usize>> = names.iter().map(|name| log.rfind(name)).collect();
     let last = told.and_then(|told| told.into_iter().max());
     last.is_some_and(|last| log[last..].contains("\"synced\" family=\"IPv6\""))
