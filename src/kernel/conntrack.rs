@@ -6,6 +6,7 @@
 //! for an equality, up to 6.18 at least): it would show, or delete, all flows but those asked for. So
 //! IPv6 addresses are never handed to it, only ports. Flows in a zone belong to somebody else's datapath and are never shown.
 
+use super::nfnetlink::{self, HEADER_LEN};
 use crate::model::{IpFamily, Protocol};
 use anyhow::{Context, Result, anyhow, bail};
 pub use netlink::Part;
@@ -15,7 +16,6 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 const SUBSYSTEM: u16 = 1 << 8;
 const GET: u16 = SUBSYSTEM | 1;
 const DELETE: u16 = SUBSYSTEM | 2;
-const HEADER_LEN: usize = 4;
 
 /// Attributes of an entry (`CTA_*`).
 mod entry {
@@ -156,8 +156,8 @@ impl Conntrack {
     pub fn delete(&mut self, flows: &[Flow]) -> Result<()> {
         self.request.clear();
         for flow in flows {
-            self.request.begin(DELETE, 0);
-            self.request.header(&header(IpFamily::of(flow.source.ip())));
+            let family = nfnetlink::number(IpFamily::of(flow.source.ip()));
+            nfnetlink::begin(&mut self.request, DELETE, 0, family);
             self.request.nest(entry::ORIGINAL, |buf| write_flow(buf, flow));
             self.request.be32(entry::ID, flow.id);
         }
@@ -189,15 +189,7 @@ impl Conntrack {
 
     fn begin(&mut self, kind: u16, family: IpFamily) {
         self.request.clear();
-        self.request.begin(kind, 0);
-        self.request.header(&header(family));
-    }
-}
-
-fn header(family: IpFamily) -> [u8; HEADER_LEN] {
-    match family {
-        IpFamily::V4 => [2, 0, 0, 0],
-        IpFamily::V6 => [10, 0, 0, 0],
+        nfnetlink::begin(&mut self.request, kind, 0, nfnetlink::number(family));
     }
 }
 

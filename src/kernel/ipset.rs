@@ -1,5 +1,6 @@
 //! ipsets, over netlink: no tool is started, a thousand entries go in one message.
 
+use super::nfnetlink::{self, HEADER_LEN};
 use crate::model::{Cidr, Frontend, IpFamily, Protocol, SetEntry, SetType};
 use anyhow::{Context, Result, bail};
 use netlink::{Attribute, Attributes, Malformed, MsgBuf, Part, Protocol as Bus, Socket};
@@ -42,7 +43,6 @@ const IPV6: u16 = 2;
 
 /// Flag of an attribute type: the number is in network order. ipset insists on it.
 const BIG_ENDIAN: u16 = 0x4000;
-const HEADER_LEN: usize = 4;
 const CREATE_FLAG: u16 = 0x400;
 /// Without it the kernel takes "not there" for success.
 const EXCLUSIVE_FLAG: u16 = 0x200;
@@ -327,16 +327,14 @@ impl Ipsets for KernelIpsets {
 }
 
 fn begin(buf: &mut MsgBuf, kind: u16, flags: u16) {
-    buf.begin(kind, flags);
-    buf.header(&[libc::AF_INET as u8, 0, 0, 0]);
+    nfnetlink::begin(buf, kind, flags, nfnetlink::number(IpFamily::V4));
     buf.u8(PROTOCOL, PROTOCOL_VERSION);
 }
 
 fn family_number(set: SetSpec<'_>) -> u8 {
     match (set.kind, set.family) {
         (SetType::Port, _) => 0,
-        (_, IpFamily::V4) => libc::AF_INET as u8,
-        (_, IpFamily::V6) => libc::AF_INET6 as u8,
+        (_, family) => nfnetlink::number(family),
     }
 }
 

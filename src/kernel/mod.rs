@@ -20,6 +20,7 @@ pub mod ipvs;
 pub mod links;
 pub mod memory;
 pub mod nfacct;
+mod nfnetlink;
 pub mod nft;
 pub mod not_loaded;
 pub mod process;

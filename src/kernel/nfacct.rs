@@ -2,6 +2,7 @@
 //!
 //! Counters belong to the network namespace, outlive us on purpose, and are never deleted.
 
+use super::nfnetlink::{self, HEADER_LEN};
 use anyhow::{Context, Result, bail};
 use netlink::{Malformed, Message, MsgBuf, Protocol, Socket};
 
@@ -11,7 +12,6 @@ const GET: u16 = SUBSYSTEM | 1;
 const NAME: u16 = 1;
 const PACKETS: u16 = 2;
 const BYTES: u16 = 3;
-const HEADER_LEN: usize = 4;
 /// The kernel's `NFACCT_NAME_MAX` without the terminating zero.
 const NAME_MAX: usize = 31;
 /// `NLM_F_CREATE`; without `NLM_F_REPLACE` the kernel leaves an existing counter alone.
@@ -47,8 +47,7 @@ impl Nfacct {
 
     fn begin(&mut self, kind: u16, flags: u16, name: &str) {
         self.request.clear();
-        self.request.begin(kind, flags);
-        self.request.header(&[0; HEADER_LEN]);
+        nfnetlink::begin(&mut self.request, kind, flags, 0);
         self.request.string(NAME, name);
     }
 

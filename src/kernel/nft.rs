@@ -1,6 +1,7 @@
 //! Reading nf_tables: enough to see, without running a tool, which chains `iptables-nft` has made and
 //! whether anything changed.
 
+use super::nfnetlink::{self, HEADER_LEN};
 use crate::model::IpFamily;
 use anyhow::{Context, Result};
 use netlink::{Malformed, Message, MsgBuf, Protocol, Socket};
@@ -27,8 +28,6 @@ const CHAIN_NAME: u16 = 3;
 const CHAIN_HOOK: u16 = 4;
 const CHAIN_USE: u16 = 6;
 const GENERATION_ID: u16 = 1;
-/// `struct nfgenmsg`: family, version, resource id.
-const HEADER_LEN: usize = 4;
 
 /// One chain and how much it is used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,8 +61,7 @@ impl Nft {
 
     fn begin(&mut self, kind: u16, family: u8) {
         self.request.clear();
-        self.request.begin(kind, 0);
-        self.request.header(&[family, 0, 0, 0]);
+        nfnetlink::begin(&mut self.request, kind, 0, family);
     }
 
     /// The ruleset's generation: it changes with every committed nf_tables transaction of this
@@ -93,8 +91,7 @@ impl Nft {
         self.request.clear();
         self.request.begin(BATCH_BEGIN, 0);
         self.request.header(&BATCH_HEADER);
-        self.request.begin(DELETE_TABLE, ACKNOWLEDGE);
-        self.request.header(&[protocol_family(family), 0, 0, 0]);
+        nfnetlink::begin(&mut self.request, DELETE_TABLE, ACKNOWLEDGE, nfnetlink::number(family));
         self.request.string(TABLE_NAME, table);
         self.request.begin(BATCH_END, 0);
         self.request.header(&BATCH_HEADER);
@@ -119,7 +116,7 @@ impl Nft {
         visit: &mut dyn FnMut(Part<ChainUse<'_>>),
     ) -> Result<()> {
         // The kernel filters by family only. Each chain names its table, so ours are picked here.
-        self.begin(GET_CHAIN, protocol_family(family));
+        self.begin(GET_CHAIN, nfnetlink::number(family));
         self.socket
             .dump(&mut self.request, &mut |part| {
                 match part {
@@ -137,13 +134,6 @@ impl Nft {
 }
 
 /// `NFPROTO_IPV4` or `NFPROTO_IPV6`.
-fn protocol_family(family: IpFamily) -> u8 {
-    match family {
-        IpFamily::V4 => 2,
-        IpFamily::V6 => 10,
-    }
-}
-
 fn parse_generation(message: &Message<'_>) -> Result<Option<u32>, Malformed> {
     for attribute in message.attributes(HEADER_LEN)? {
         let attribute = attribute?;
@@ -160,7 +150,7 @@ fn parse_chain<'a>(
     family: IpFamily,
     table: &str,
 ) -> Result<Option<ChainUse<'a>>, Malformed> {
-    if message.kind != NEW_CHAIN || message.payload.first() != Some(&protocol_family(family)) {
+    if message.kind != NEW_CHAIN || message.payload.first() != Some(&nfnetlink::number(family)) {
         return Ok(None);
     }
     let mut chain = ChainUse { name: "", is_base: false, uses: 0 };

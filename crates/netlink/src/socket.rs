@@ -181,7 +181,11 @@ impl Socket {
             let piece = &mut bytes[start..start + end];
             let first = self.number(piece, F_REQUEST, Some(F_ACK));
             self.transmit(piece)?;
-            self.collect_refusals(first, count, sent, &mut refused)?;
+            self.acknowledgements(first, count, count - 1, &mut |index, outcome| {
+                let refusal = |refusal| Refused { index: sent + index, refusal };
+                refused.extend(outcome.err().map(refusal));
+                Ok(())
+            })?;
             start += end;
             sent += count;
         }
@@ -200,29 +204,17 @@ impl Socket {
         let bytes = requests.sendable().ok_or(Error::TooLong)?;
         let first = self.number(bytes, F_REQUEST, None);
         self.transmit(bytes)?;
-        loop {
-            let len = self.receive()?;
-            for message in Messages::new(&self.receive[..len]) {
-                let message = message?;
-                let index = usize::try_from(message.seq.wrapping_sub(first)).unwrap_or(usize::MAX);
-                if message.kind != NLMSG_ERROR || index >= count {
-                    continue;
-                }
-                acknowledgement(&message)??;
-                if index + 2 == count {
-                    return Ok(());
-                }
-            }
-        }
+        self.acknowledgements(first, count, count - 2, &mut |_, outcome| Ok(outcome?))
     }
 
-    /// Reads the answers to `count` requests numbered from `first`, until the last one is answered.
-    fn collect_refusals(
+    /// Reads the answers to `count` requests numbered from `first`, until the one at index `last` is
+    /// answered.
+    fn acknowledgements(
         &mut self,
         first: u32,
         count: usize,
-        sent: usize,
-        refused: &mut Vec<Refused>,
+        last: usize,
+        take: &mut dyn FnMut(usize, Result<(), Refusal>) -> Result<(), Error>,
     ) -> Result<(), Error> {
         loop {
             let len = self.receive()?;
@@ -233,10 +225,8 @@ impl Socket {
                 if message.kind != NLMSG_ERROR || index >= count {
                     continue;
                 }
-                if let Err(refusal) = acknowledgement(&message)? {
-                    refused.push(Refused { index: sent + index, refusal });
-                }
-                if index + 1 == count {
+                take(index, acknowledgement(&message)?)?;
+                if index == last {
                     return Ok(());
                 }
             }

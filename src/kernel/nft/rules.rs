@@ -1,6 +1,6 @@
 //! Reading rules of nf_tables: not what they say, but whether it is still the same.
 
-use super::{HEADER_LEN, Nft, Part, SUBSYSTEM, protocol_family};
+use super::{HEADER_LEN, Nft, Part, SUBSYSTEM, nfnetlink};
 use crate::kernel::iptables::Rule;
 use crate::model::IpFamily;
 use anyhow::{Context, Result};
@@ -33,7 +33,7 @@ impl Nft {
         chain: Option<&str>,
         visit: &mut dyn FnMut(Part<Rule<'_>>),
     ) -> Result<()> {
-        self.begin(GET_RULE, protocol_family(family));
+        self.begin(GET_RULE, nfnetlink::number(family));
         self.request.string(RULE_TABLE, table);
         if let Some(chain) = chain {
             self.request.string(RULE_CHAIN, chain);
@@ -67,7 +67,7 @@ impl Nft {
 
 /// A rule with its table; `None` if it belongs to another family.
 fn parse_rule<'a>(message: &Message<'a>, family: IpFamily) -> Result<Option<(&'a str, Rule<'a>)>, Malformed> {
-    if message.kind != NEW_RULE || message.payload.first() != Some(&protocol_family(family)) {
+    if message.kind != NEW_RULE || message.payload.first() != Some(&nfnetlink::number(family)) {
         return Ok(None);
     }
     let (mut table, mut rule) = ("", Rule { chain: "", content: 0, jumps_to: None });
