@@ -1,6 +1,6 @@
 //! `explain`: agrees with the packet table, and names what is wrong with a real kernel.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Mutex;
@@ -11,7 +11,7 @@ use kube_proxy_rs::model::IpFamily;
 use kube_proxy_rs::testing::lab::{give_idle_uplink, lone_node};
 use kube_proxy_rs::testing::netns::Namespace;
 use kube_proxy_rs::testing::packets::{
-    CLUSTER_CIDR, NODE_NAME, Packet, PacketCase, Source, Verdict, cases, to_manifest,
+    CLUSTER_CIDR, NODE_NAME, Packet, PacketCase, Source, Verdict, cases, cases_by_flags, to_manifest,
 };
 use kube_proxy_rs::testing::proxy::{Flavor, Folder, Launch};
 use rstest::rstest;
@@ -45,12 +45,8 @@ fn every_packet_is_traced_to_where_it_really_goes(
     let flavor = Flavor::Nft;
     let node = lone_node().unwrap();
     give_idle_uplink(&node).unwrap();
-    let mut groups: BTreeMap<&[&str], Vec<PacketCase>> = BTreeMap::new();
-    for case in cases() {
-        groups.entry(case.flags).or_default().push(case);
-    }
     let mut failures = Vec::new();
-    for (flags, cases) in groups {
+    for (flags, cases) in cases_by_flags() {
         let objects: Vec<_> = cases.iter().flat_map(PacketCase::objects).collect();
         let flags = [flags, &[form]].concat();
         let launch = Launch { binary: BINARY, namespace: &node, flavor, flags: &flags };

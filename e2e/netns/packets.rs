@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use kube_proxy_rs::model::IpFamily;
 use kube_proxy_rs::testing::lab::Lab;
 use kube_proxy_rs::testing::packets::{
-    Flow, Packet, PacketCase, Place, Share, Source, Verdict, cases, pod_side_address,
+    Flow, Packet, PacketCase, Place, Share, Source, Verdict, cases_by_flags, pod_side_address,
 };
 use kube_proxy_rs::testing::proxy::{Flavor, Launch};
 use kube_proxy_rs::testing::traffic::Answer;
@@ -29,14 +29,10 @@ fn every_packet_goes_where_the_table_says(
     #[values("--iptables-dispatch-tree-threshold=100000", "--iptables-dispatch-tree-threshold=0")] form: &str,
 ) {
     let lab = Lab::create().unwrap();
-    let mut groups: BTreeMap<&[&str], Vec<PacketCase>> = BTreeMap::new();
-    for case in cases() {
-        groups.entry(case.flags).or_default().push(case);
-    }
     let mut failures = Vec::new();
     // The program is restarted for each set of flags, over the rules it left before: what is
     // stale then must not get in the way of the next cases.
-    for (flags, cases) in groups {
+    for (flags, cases) in cases_by_flags() {
         let objects: Vec<_> = cases.iter().flat_map(PacketCase::objects).collect();
         let flags = [flags, &[form]].concat();
         let launch = Launch { binary: BINARY, namespace: lab.node(), flavor, flags: &flags };

@@ -238,14 +238,8 @@ fn node_port_addresses(
     assert_eq!(found.includes_v4_loopback(), loopback);
 }
 
-#[test]
-fn refused_external_addresses_lead_nowhere_and_do_not_make_a_service_external() {
-    let balancer = std::net::IpAddr::from([203, 0, 113, 9]);
-    let external = External {
-        external_ips: [[198, 51, 100, 1].into()].into(),
-        load_balancer_ips: [balancer].into(),
-        ..External::default()
-    };
+/// A Service that can be reached from outside like this.
+fn exposed(external: External) -> ServiceRecord {
     let service = Service {
         name: ServiceName::new("shop", "web"),
         created: None,
@@ -256,16 +250,29 @@ fn refused_external_addresses_lead_nowhere_and_do_not_make_a_service_external() 
         ports: [ServicePort { name: "http".into(), protocol: Protocol::Tcp, port: 80, node_port: 0 }].into(),
         external: Some(Box::new(external)),
     };
-    let mut record = ServiceRecord { service: Some(Box::new(service)), ..ServiceRecord::default() };
-    let frontends = |record: &ServiceRecord| {
-        let settings = FamilySettings::new(IpFamily::V4);
-        Frontends::of_port(&settings, record, record.service.as_ref().unwrap(), 0, [10, 96, 0, 1].into())
+    ServiceRecord { service: Some(Box::new(service)), ..ServiceRecord::default() }
+}
+
+/// Its port's.
+fn frontends(settings: &FamilySettings, record: &ServiceRecord) -> Frontends {
+    Frontends::of_port(settings, record, record.service.as_ref().unwrap(), 0, [10, 96, 0, 1].into())
+}
+
+#[test]
+fn refused_external_addresses_lead_nowhere_and_do_not_make_a_service_external() {
+    let balancer = std::net::IpAddr::from([203, 0, 113, 9]);
+    let external = External {
+        external_ips: [[198, 51, 100, 1].into()].into(),
+        load_balancer_ips: [balancer].into(),
+        ..External::default()
     };
+    let settings = FamilySettings::new(IpFamily::V4);
+    let mut record = exposed(external);
     record.refused_external_ips = [[198, 51, 100, 1].into()].into();
-    let one = frontends(&record);
+    let one = frontends(&settings, &record);
     assert_eq!((one.external_ips, one.load_balancer_ips), (vec![], vec![balancer]));
     record.refused_external_ips = [[198, 51, 100, 1].into(), balancer].into();
-    assert!(!frontends(&record).externally_accessible());
+    assert!(!frontends(&settings, &record).externally_accessible());
 }
 
 #[test]
@@ -277,19 +284,7 @@ fn external_ips_that_are_switched_off_lead_nowhere_but_still_make_the_policy_cou
         traffic_policy: Local,
         ..External::default()
     };
-    let service = Service {
-        name: ServiceName::new("shop", "web"),
-        created: None,
-        cluster_ips: PerFamily { v4: Some([10, 96, 0, 1].into()), v6: None },
-        internal_traffic_policy: Cluster,
-        affinity_seconds: None,
-        ipvs_scheduler: None,
-        ports: [ServicePort { name: "http".into(), protocol: Protocol::Tcp, port: 80, node_port: 0 }].into(),
-        external: Some(Box::new(external)),
-    };
-    let record = ServiceRecord { service: Some(Box::new(service)), ..ServiceRecord::default() };
-    let frontends =
-        Frontends::of_port(&settings, &record, record.service.as_ref().unwrap(), 0, [10, 96, 0, 1].into());
+    let frontends = frontends(&settings, &exposed(external));
     assert!(frontends.external_ips.is_empty() && frontends.externally_accessible());
 }
 

@@ -12,7 +12,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use crate::model::{IpFamily, Protocol};
 
 pub use objects::{MARKER_ENDPOINT_PORT, marker_objects, node_object, to_manifest};
-pub use table::cases;
+pub use table::{cases, cases_by_flags};
 
 /// The port every endpoint of the packet cases listens on.
 pub const TARGET_PORT: u16 = 8080;

@@ -1,9 +1,9 @@
 //! The packet table, sent for real.
 
-use kube_proxy_rs::testing::packets::{PacketCase, cases};
+use kube_proxy_rs::testing::packets::{PacketCase, cases_by_flags};
 use rstest::rstest;
 
-use super::{BTreeMap, IpFamily, Lab, launch, wait_for_markers};
+use super::{IpFamily, Lab, launch, wait_for_markers};
 
 /// Packets that go another way than the table says, and why. Each is in
 /// `docs/dataplane-ipvs.md`.
@@ -21,12 +21,8 @@ const KNOWN_DIFFERENCES: [(&str, &str); 4] = [
 #[ignore = "needs ip_vs; make test-ipvs"]
 fn every_packet_goes_where_the_table_says(#[values(IpFamily::V4, IpFamily::V6)] family: IpFamily) {
     let lab = Lab::create().unwrap();
-    let mut groups: BTreeMap<&[&str], Vec<PacketCase>> = BTreeMap::new();
-    for case in cases() {
-        groups.entry(case.flags).or_default().push(case);
-    }
     let mut failures = Vec::new();
-    for (flags, cases) in groups {
+    for (flags, cases) in cases_by_flags() {
         let objects: Vec<_> = cases.iter().flat_map(PacketCase::objects).collect();
         let flags: Vec<_> = flags.iter().copied().chain(["--proxy-mode=ipvs"]).collect();
         let mut proxy = launch(lab.node(), &flags).start(&objects).unwrap();

@@ -7,6 +7,7 @@ use Place::{Local1, Local2, LocalClient, Node, Outside, OutsideFriend, Remote1, 
 use Source::{Kept, Masqueraded};
 use Target::{ClusterIp, ExternalIp, LoadBalancerIp, NodePort, NodePortOnLocalhost, NodePortOnPodSide};
 use Verdict::{Dropped, Rejected, Untouched};
+use std::collections::BTreeMap;
 
 const BOTH: &[IpFamily] = &IpFamily::ALL;
 const ONLY_V4: &[IpFamily] = &[IpFamily::V4];
@@ -32,6 +33,16 @@ pub fn cases() -> Vec<PacketCase> {
         case.index = index;
     }
     cases
+}
+
+/// The cases by the flags that they need besides the usual ones: one program serves each group.
+#[must_use]
+pub fn cases_by_flags() -> BTreeMap<&'static [&'static str], Vec<PacketCase>> {
+    let mut groups: BTreeMap<_, Vec<PacketCase>> = BTreeMap::new();
+    for case in cases() {
+        groups.entry(case.flags).or_default().push(case);
+    }
+    groups
 }
 
 fn balancing() -> Vec<PacketCase> {
