@@ -33,7 +33,8 @@ const OWNED: &[(&[&str], &[&str])] = &[
 ];
 
 /// In any backend, these files see plans and names only: no kernel, no clock, no async.
-const PURE_FILES: &[&str] = &["names", "desired", "render", "diff", "base", "input", "text"];
+const PURE_FILES: &[&str] =
+    &["names", "desired", "render", "diff", "base", "input", "lines", "masquerade", "text"];
 
 fn sources(folder: &Path, found: &mut Vec<PathBuf>) {
     for entry in std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()) {

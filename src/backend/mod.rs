@@ -7,6 +7,8 @@ pub mod iptables;
 pub mod ipvs;
 mod jumps;
 mod kept;
+mod lines;
+mod masquerade;
 mod rule_count;
 
 use crate::kernel::iptables::RestoreError;

@@ -5,8 +5,9 @@ use super::names::{
     CANARY, EXTERNAL_SERVICES, FIREWALL, FORWARD, INVALID_DROPPED, MARK_MASQ, NODE_PORTS, POSTROUTING,
     PROXY_FIREWALL, SERVICES,
 };
-use super::text::{Text, line};
 use crate::backend::jumps::Jump;
+use crate::backend::lines::{Text, line};
+use crate::backend::masquerade;
 use crate::model::IpFamily;
 use crate::plan::{FamilySettings, Plan};
 
@@ -37,13 +38,6 @@ impl Default for Features {
             counts_localhost: false,
             tree_threshold: usize::MAX,
         }
-    }
-}
-
-impl Features {
-    /// The mark as rules spell it.
-    pub(super) fn mark(&self) -> String {
-        format!("0x{:08x}", self.masquerade_mark)
     }
 }
 
@@ -106,7 +100,7 @@ pub(super) fn write_filter(text: &mut Text, settings: &FamilySettings, features:
         };
         line!(text, "-A {FORWARD} -m conntrack --ctstate INVALID{counter} -j DROP");
     }
-    let mark = features.mark();
+    let mark = masquerade::mark(features.masquerade_mark);
     line!(
         text,
         "-A {FORWARD} -m comment --comment \"kubernetes forwarding rules\" -m mark --mark {mark}/{mark} -j ACCEPT"
@@ -120,16 +114,7 @@ pub(super) fn write_filter(text: &mut Text, settings: &FamilySettings, features:
 
 /// The fixed rules of the nat table.
 pub(super) fn write_nat(text: &mut Text, features: &Features) {
-    let mark = features.mark();
-    let fully = if features.random_fully { " --random-fully" } else { "" };
-    line!(text, "-A {POSTROUTING} -m mark ! --mark {mark}/{mark} -j RETURN");
-    // Unmarked, so that a second walk of POSTROUTING (encapsulation) does not masquerade again.
-    line!(text, "-A {POSTROUTING} -j MARK --xor-mark {mark}");
-    line!(
-        text,
-        "-A {POSTROUTING} -m comment --comment \"kubernetes service traffic requiring SNAT\" -j MASQUERADE{fully}"
-    );
-    line!(text, "-A {MARK_MASQ} -j MARK --or-mark {mark}");
+    masquerade::write(text, features.masquerade_mark, features.random_fully);
 }
 
 /// The end of the nat table's `KUBE-SERVICES`: what is left over and meant for this node goes to

@@ -2,9 +2,9 @@
 
 use super::base::{self, JUMPS};
 use super::names::{ChainId, NODE_PORTS, SERVICES};
-use super::text::{Text, line};
 use crate::backend::Standing;
 use crate::backend::jumps::Jump;
+use crate::backend::lines::{Text, line};
 use crate::kernel::iptables::{Place, Xtables};
 use crate::kernel::nft::Part;
 use anyhow::{Result, anyhow};

@@ -8,8 +8,8 @@ use super::names::{
     SERVICES,
 };
 use super::render::{self, Chains, Dispatch};
-use super::text::{Text, line};
 use super::tree::{Content, Net, NetChain};
+use crate::backend::lines::{Text, line};
 use crate::model::ServiceName;
 use crate::plan::ServicePlan;
 use std::collections::BTreeSet;

@@ -16,7 +16,6 @@ mod names;
 mod render;
 mod rule;
 mod setup;
-mod text;
 mod tree;
 mod walk;
 mod watch;

@@ -12,8 +12,7 @@ pub(super) const NODE_PORTS: &str = "KUBE-NODEPORTS";
 pub(super) const PROXY_FIREWALL: &str = "KUBE-PROXY-FIREWALL";
 pub(super) const FORWARD: &str = "KUBE-FORWARD";
 pub(super) const FIREWALL: &str = "KUBE-FIREWALL";
-pub(super) const POSTROUTING: &str = "KUBE-POSTROUTING";
-pub(super) const MARK_MASQ: &str = "KUBE-MARK-MASQ";
+pub(super) use crate::backend::masquerade::{MARK_MASQ, POSTROUTING};
 pub(super) const CANARY: &str = "KUBE-PROXY-CANARY";
 
 /// The nfacct objects that count packets, by name (kube-proxy).

@@ -8,7 +8,7 @@ use super::names::{
     ChainId, ChainKind, EXTERNAL_SERVICES, LOCALHOST_ACCEPTED, MARK_MASQ, NODE_PORTS, PROXY_FIREWALL,
     PortHash, SERVICES,
 };
-use super::text::{Text, line};
+use crate::backend::lines::{Text, line};
 use crate::model::TrafficPolicy;
 use crate::plan::{FamilySettings, LocalDetector, PortPlan, Route, ServicePlan, Target};
 use std::fmt;

@@ -9,9 +9,10 @@ use super::names::{
 };
 use super::render::loopback;
 use crate::backend::jumps::Jump;
+use crate::backend::lines::{Text, line};
+use crate::backend::masquerade;
 use crate::model::{Frontend, IpvsScheduler, SetType};
 use crate::plan::{FamilySettings, LocalDetector};
-use std::fmt::{self, Write as _};
 use std::sync::Arc;
 
 /// What the operator set and the tools can do; fixed after the start.
@@ -68,26 +69,10 @@ pub(super) struct Rules<'a> {
     pub(super) guards: Vec<Frontend>,
 }
 
-/// Lines of one table.
-#[derive(Debug, Default)]
-struct Lines(String);
-
-impl Lines {
-    fn add(&mut self, line: fmt::Arguments<'_>) {
-        // Writing to a String cannot fail.
-        let _ = self.0.write_fmt(line);
-        self.0.push('\n');
-    }
-}
-
-macro_rules! line {
-    ($lines:expr, $($format:tt)*) => { $lines.add(format_args!($($format)*)) };
-}
-
 impl Rules<'_> {
     /// The whole input.
     pub(super) fn text(&self) -> String {
-        let mut input = Lines::default();
+        let mut input = Text::default();
         for (table, chains) in CHAINS {
             if table == "mangle" && self.features.upstream_compat {
                 continue;
@@ -101,7 +86,7 @@ impl Rules<'_> {
             }
             line!(input, "COMMIT");
         }
-        input.0
+        input.into_string()
     }
 
     fn has(&self, set: SetId) -> bool {
@@ -132,7 +117,7 @@ impl Rules<'_> {
         })
     }
 
-    fn nat(&self, out: &mut Lines) {
+    fn nat(&self, out: &mut Text) {
         line!(out, "-A {SERVICES} -s {} -j RETURN", loopback(self.settings.family));
         if self.has(SetId::LoopBack) {
             line!(out, "-A {POSTROUTING} {} -j MASQUERADE", self.matching(SetId::LoopBack));
@@ -155,31 +140,18 @@ impl Rules<'_> {
                 line!(out, "-A {SERVICES} {} -j ACCEPT", self.set(set));
             }
         }
-        let mark = self.mark();
-        let fully = if self.features.random_fully { " --random-fully" } else { "" };
-        line!(out, "-A {POSTROUTING} -m mark ! --mark {mark}/{mark} -j RETURN");
-        // Unmarked, so that a second walk of POSTROUTING (encapsulation) does not masquerade again.
-        line!(out, "-A {POSTROUTING} -j MARK --xor-mark {mark}");
-        line!(
-            out,
-            "-A {POSTROUTING} -m comment --comment \"kubernetes service traffic requiring SNAT\" -j MASQUERADE{fully}"
-        );
-        line!(out, "-A {MARK_MASQ} -j MARK --or-mark {mark}");
-    }
-
-    fn mark(&self) -> String {
-        format!("0x{:08x}", self.features.masquerade_mark)
+        masquerade::write(out, self.features.masquerade_mark, self.features.random_fully);
     }
 
     /// The node's own connections to an address of its own have that as their source: nobody
     /// elsewhere could answer. kube-proxy leaves them to it under the Local policy.
-    fn masquerade_own(&self, out: &mut Lines, chain: &str, matching: &str) {
+    fn masquerade_own(&self, out: &mut Text, chain: &str, matching: &str) {
         if !self.features.upstream_compat {
             line!(out, "-A {chain} {matching} -m addrtype --src-type LOCAL -j {MARK_MASQ}");
         }
     }
 
-    fn node_ports(&self, out: &mut Lines) {
+    fn node_ports(&self, out: &mut Text) {
         for (protocol, local, all) in [
             ("tcp", SetId::NodePortLocalTcp, SetId::NodePortTcp),
             ("udp", SetId::NodePortLocalUdp, SetId::NodePortUdp),
@@ -196,7 +168,7 @@ impl Rules<'_> {
         }
     }
 
-    fn cluster_ips(&self, out: &mut Lines) {
+    fn cluster_ips(&self, out: &mut Text) {
         if !self.has(SetId::ClusterIp) {
             return;
         }
@@ -212,7 +184,7 @@ impl Rules<'_> {
         }
     }
 
-    fn external_ips(&self, out: &mut Lines) {
+    fn external_ips(&self, out: &mut Text) {
         for set in [SetId::ExternalIp, SetId::ExternalIpLocal].into_iter().filter(|set| self.has(*set)) {
             let matching = self.matching(set);
             if set == SetId::ExternalIp {
@@ -228,7 +200,7 @@ impl Rules<'_> {
         }
     }
 
-    fn filter(&self, out: &mut Lines) {
+    fn filter(&self, out: &mut Text) {
         if self.has(SetId::LoadBalancerFw) {
             line!(out, "-A {PROXY_FIREWALL} {} -j {SOURCE_RANGES}", self.matching(SetId::LoadBalancerFw));
         }
@@ -244,7 +216,7 @@ impl Rules<'_> {
                 "-A {OUT_FILTER} -s {address} -m ipvs --vaddr {address} --vproto {protocol} --vport {port} -j DROP"
             );
         }
-        let mark = self.mark();
+        let mark = masquerade::mark(self.features.masquerade_mark);
         line!(
             out,
             "-A {FORWARD} -m comment --comment \"kubernetes forwarding rules\" -m mark --mark {mark}/{mark} -j ACCEPT"
@@ -269,7 +241,7 @@ impl Rules<'_> {
     }
 
     /// Before IPVS, which takes the node's own packets before the filter table sees them.
-    fn mangle(&self, out: &mut Lines) {
+    fn mangle(&self, out: &mut Text) {
         let new = "-m conntrack --ctstate NEW";
         if self.has(SetId::NobodyLocal) {
             line!(out, "-A {LOCAL_POLICY} {new} {} -j DROP", self.matching(SetId::NobodyLocal));

@@ -6,10 +6,9 @@ use crate::model::{IpFamily, SetType};
 pub const INTERFACE: &str = "kube-ipvs0";
 
 pub(super) const SERVICES: &str = "KUBE-SERVICES";
-pub(super) const POSTROUTING: &str = "KUBE-POSTROUTING";
 pub(super) const NODE_PORT: &str = "KUBE-NODE-PORT";
 pub(super) const LOAD_BALANCER: &str = "KUBE-LOAD-BALANCER";
-pub(super) const MARK_MASQ: &str = "KUBE-MARK-MASQ";
+pub(super) use crate::backend::masquerade::{MARK_MASQ, POSTROUTING};
 pub(super) const FORWARD: &str = "KUBE-FORWARD";
 pub(super) const PROXY_FIREWALL: &str = "KUBE-PROXY-FIREWALL";
 pub(super) const SOURCE_RANGES: &str = "KUBE-SOURCE-RANGES-FIREWALL";
