@@ -3,10 +3,11 @@
 use crate::backend::ipvs::Census;
 use crate::kernel::ipvs::{Connections, Refused, Timeouts, VirtualServers};
 use crate::metrics::Metrics;
-use crate::model::{Frontend, ServerOperation, ServiceName, VirtualServer};
+use crate::model::{Counts, Frontend, ServerOperation, ServiceName, VirtualServer};
 use anyhow::Result;
 use std::cell::RefCell;
 use std::collections::BTreeSet;
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 /// A handle on IPVS that counts its operations.
@@ -37,6 +38,14 @@ impl VirtualServers for Counted {
 
     fn real_servers(&mut self, frontend: &Frontend) -> Result<Connections> {
         self.servers.real_servers(frontend)
+    }
+
+    fn counts(&mut self, frontend: &Frontend) -> Result<Option<Counts>> {
+        self.servers.counts(frontend)
+    }
+
+    fn real_counts(&mut self, frontend: &Frontend) -> Result<Vec<(SocketAddr, Counts)>> {
+        self.servers.real_counts(frontend)
     }
 
     fn run(&mut self, operations: &[ServerOperation]) -> Result<Vec<Refused>> {

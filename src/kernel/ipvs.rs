@@ -1,6 +1,8 @@
 //! IPVS: virtual servers and their real servers, through `ipvs-rs`.
 
-use crate::model::{Frontend, IpvsScheduler, Protocol, RealServer, ServerOperation, VirtualServer};
+use crate::model::{
+    Counts, Frontend, IpvsScheduler, Protocol, RealServer, ServerOperation, Traffic, VirtualServer,
+};
 use anyhow::{Context, Result};
 use ipvs_rs::{
     Family, Forward, Ipvs, Key, Operation as Sent, Persistence, Reason, Scheduler, SchedulerFlags,
@@ -52,6 +54,19 @@ pub trait VirtualServers {
     /// # Errors
     /// When the kernel cannot be asked.
     fn real_servers(&mut self, frontend: &Frontend) -> Result<Connections>;
+
+    /// What one virtual server has counted; `None` if there is no such virtual server.
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked.
+    fn counts(&mut self, frontend: &Frontend) -> Result<Option<Counts>>;
+
+    /// What each real server of one virtual server has counted for it; none if there is no such
+    /// virtual server.
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked.
+    fn real_counts(&mut self, frontend: &Frontend) -> Result<Vec<(SocketAddr, Counts)>>;
 
     /// Carries changes out, in order and past refusals, which it returns.
     ///
@@ -106,6 +121,15 @@ impl VirtualServers for KernelIpvs {
         Ok(listed.into_iter().map(entry).collect())
     }
 
+    fn counts(&mut self, frontend: &Frontend) -> Result<Option<Counts>> {
+        Ok(self.ipvs.find_virtual_server(&key(frontend))?.map(|listed| counts(&listed.stats)))
+    }
+
+    fn real_counts(&mut self, frontend: &Frontend) -> Result<Vec<(SocketAddr, Counts)>> {
+        let listed = self.ipvs.list_real_servers(&key(frontend))?;
+        Ok(listed.into_iter().map(|it| (it.server.address, counts(&it.stats))).collect())
+    }
+
     fn run(&mut self, operations: &[ServerOperation]) -> Result<Vec<Refused>> {
         let mut batch = self.ipvs.batch();
         for operation in operations {
@@ -133,6 +157,16 @@ impl VirtualServers for KernelIpvs {
         };
         Ok(self.ipvs.set_timeouts(&change)?)
     }
+}
+
+fn counts(stats: &ipvs_rs::Stats) -> Counts {
+    let traffic = Traffic {
+        packets_in: stats.packets_in,
+        packets_out: stats.packets_out,
+        bytes_in: stats.bytes_in,
+        bytes_out: stats.bytes_out,
+    };
+    Counts { connections: stats.connections, traffic: Some(traffic) }
 }
 
 fn describe(refused: &ipvs_rs::Refused) -> Option<Refused> {

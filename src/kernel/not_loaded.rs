@@ -4,9 +4,10 @@
 
 use super::ipset::{Ipsets, SetSpec};
 use super::ipvs::{Connections, Refused, Timeouts, VirtualServers};
-use crate::model::{Frontend, ServerOperation, SetEntry, VirtualServer};
+use crate::model::{Counts, Frontend, ServerOperation, SetEntry, VirtualServer};
 use anyhow::{Result, bail};
 use std::collections::BTreeSet;
+use std::net::SocketAddr;
 
 /// A module that is not loaded. It can be asked and cleaned, but nothing can be added.
 #[derive(Clone, Copy, Debug)]
@@ -19,6 +20,14 @@ impl VirtualServers for NotLoaded {
 
     fn real_servers(&mut self, _: &Frontend) -> Result<Connections> {
         Ok(Connections::new())
+    }
+
+    fn counts(&mut self, _: &Frontend) -> Result<Option<Counts>> {
+        Ok(None)
+    }
+
+    fn real_counts(&mut self, _: &Frontend) -> Result<Vec<(SocketAddr, Counts)>> {
+        Ok(Vec::new())
     }
 
     fn run(&mut self, operations: &[ServerOperation]) -> Result<Vec<Refused>> {

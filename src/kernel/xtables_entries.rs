@@ -1,4 +1,5 @@
-//! Reading the rules of a legacy table: not what they say, but whether it is still the same.
+//! Reading the rules of a legacy table: not what they say, but whether it is still the same, and what they
+//! count.
 //!
 //! The kernel hands out a table only as a whole, so for the length of a reading its entries are in
 //! memory. The tool would hold them as well, and parse them.
@@ -26,6 +27,8 @@ const ATTEMPTS: usize = 5;
 const HOOKS: [&str; 5] = ["PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"];
 /// `struct xt_entry_target`: size, name, revision.
 const TARGET_LEN: usize = 32;
+/// `struct xt_counters`, the end of an entry's head: packets, then bytes.
+const COUNTERS_LEN: usize = 16;
 /// Stands for the position of a chain or of the next rule, which moves with whatever comes before.
 const POSITION: u32 = u32::MAX;
 
@@ -101,6 +104,7 @@ struct Table<'a> {
 /// One entry, in its parts.
 struct Entry<'a> {
     matched: &'a [u8],
+    packets: u64,
     matches: &'a [u8],
     target: &'a [u8],
     next: u32,
@@ -125,6 +129,7 @@ impl<'a> Table<'a> {
         }
         Ok(Entry {
             matched: part(0, self.layout.matched)?,
+            packets: u64::from_ne_bytes(self.number(start + self.layout.head - COUNTERS_LEN)?),
             matches: part(self.layout.head, target)?,
             target: part(target, next)?,
             next: at.checked_add(u32::try_from(next)?).context("a table beyond 4 GiB")?,
@@ -161,8 +166,8 @@ impl<'a> Table<'a> {
             if entry.opens().is_some() {
                 (chain, pending) = ("", None);
             } else if !chain.is_empty() {
-                let (content, jumps_to) = entry.content(&chains);
-                if let Some(rule) = pending.replace(Rule { chain, content, jumps_to }) {
+                let ((content, jumps_to), packets) = (entry.content(&chains), entry.packets);
+                if let Some(rule) = pending.replace(Rule { chain, content, jumps_to, packets }) {
                     visit(rule);
                 }
             }
@@ -253,6 +258,34 @@ mod tests {
                     list(family).into_iter().filter(|(_, _, to)| to.as_deref() == Some("AAA")).collect();
                 assert_eq!(led.len(), 1);
                 assert!(!before.contains(&led[0]), "another target is another rule");
+            }
+        });
+    }
+
+    #[test]
+    fn rules_of_both_families_tell_what_they_have_counted() {
+        in_fresh_netns(|| {
+            run("ip link set lo up");
+            for (family, tool, to) in [
+                (IpFamily::V4, "iptables-legacy", "127.0.0.1:9"),
+                (IpFamily::V6, "ip6tables-legacy", "[::1]:9"),
+            ] {
+                let t = format!("{tool} -w -t nat -A");
+                // Connections are tracked as soon as there is a rule that needs it.
+                run(&format!(
+                    "{t} POSTROUTING -p tcp -j MASQUERADE
+                     {t} OUTPUT -p tcp -j ACCEPT
+                     {t} OUTPUT -p udp -j ACCEPT"
+                ));
+                for _ in 0..3 {
+                    let here = if family == IpFamily::V4 { "127.0.0.1:0" } else { "[::1]:0" };
+                    std::net::UdpSocket::bind(here).unwrap().send_to(b"x", to).unwrap();
+                }
+                let mut counts = Vec::new();
+                let mut visit =
+                    |rule: Rule<'_>| counts.extend((rule.chain == "OUTPUT").then_some(rule.packets));
+                rules(family, "nat", &mut visit).unwrap();
+                assert_eq!(counts, [0, 3], "{family}");
             }
         });
     }

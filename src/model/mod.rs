@@ -4,6 +4,7 @@
 //! or decides what a packet does.
 
 mod address;
+mod counts;
 mod endpoint;
 mod flow;
 mod ipvs;
@@ -13,6 +14,7 @@ mod service;
 mod time;
 
 pub use address::{Cidr, IpFamily, PerFamily, Protocol};
+pub use counts::{Counts, Traffic};
 pub use endpoint::{EndpointFacts, EndpointSlice, Hints, SliceEndpoint, SliceName, SlicePort};
 pub use flow::{ObjectKind, ServiceRecord, Snapshot, WatchEvent};
 pub use ipvs::{Frontend, IpvsScheduler, RealServer, ServerOperation, SetEntry, SetType, VirtualServer};

@@ -29,6 +29,8 @@ pub struct FakeXtables {
     pub failures: usize,
     /// Somebody flushes the nat table right after the next restore.
     pub flushed_after_restore: bool,
+    /// What rules have counted, by table, chain and rule; forgotten when the chain is written.
+    pub packets: BTreeMap<(String, String, String), u64>,
     /// How often rules were read.
     pub readings: usize,
     /// Restores that took effect.
@@ -59,6 +61,7 @@ impl FakeXtables {
             failures_after: 0,
             failures: 0,
             flushed_after_restore: false,
+            packets: BTreeMap::new(),
             readings: 0,
             inputs: Vec::new(),
             generation: 0,
@@ -87,6 +90,15 @@ impl FakeXtables {
         self.tables.get(table).and_then(|table| table.get(chain)).map_or(&[], Vec::as_slice)
     }
 
+    /// Makes the rules of a nat chain that end so count some packets.
+    pub fn count(&mut self, chain: &str, ends: &str, packets: u64) {
+        let counting: Vec<_> =
+            self.rules("nat", chain).iter().filter(|it| it.ends_with(ends)).cloned().collect();
+        for rule in counting {
+            *self.packets.entry(("nat".to_owned(), chain.to_owned(), rule)).or_default() += packets;
+        }
+    }
+
     /// All rules that have been written so far.
     #[must_use]
     pub fn rules_written(&self) -> usize {
@@ -95,6 +107,7 @@ impl FakeXtables {
 
     fn take(&mut self, input: &str) -> Result<(), (usize, String)> {
         let mut open: Option<(String, Table)> = None;
+        let mut declared: Vec<String> = Vec::new();
         for (index, line) in input.lines().enumerate() {
             let failed = |message: String| (index + 1, message);
             if self.refused.iter().any(|refused| line.contains(refused.as_str())) {
@@ -106,10 +119,15 @@ impl FakeXtables {
             } else if line == "COMMIT" {
                 let (name, table) = open.take().ok_or_else(|| failed("no table is open".to_owned()))?;
                 check_jumps(&table).map_err(failed)?;
+                let written = |chain: &str| declared.iter().any(|it| it == chain);
+                self.packets.retain(|(of, chain, _), _| *of != name || !written(chain));
+                declared.clear();
                 self.tables.insert(name, table);
                 self.generation += 1;
             } else if !line.starts_with('#') && !line.is_empty() {
                 let (_, table) = open.as_mut().ok_or_else(|| failed("no table is open".to_owned()))?;
+                declared
+                    .extend(line.strip_prefix(':').and_then(|it| it.split(' ').next()).map(str::to_owned));
                 edit(table, line).map_err(failed)?;
             }
         }
@@ -210,13 +228,15 @@ impl Xtables for FakeXtables {
     ) -> Result<bool> {
         self.readings += 1;
         visit(Part::Start);
+        let place = |chain: &str, rule: &str| (table.to_owned(), chain.to_owned(), rule.to_owned());
         let Some(table) = self.tables.get(table) else { return Ok(true) };
         for (name, rules) in table.iter().filter(|(name, _)| chain.is_none_or(|chain| chain == *name)) {
             for rule in rules {
                 let mut hasher = DefaultHasher::new();
                 rule.hash(&mut hasher);
                 let jumps_to = target(rule).filter(|target| table.contains_key(*target));
-                visit(Part::Item(Rule { chain: name, content: hasher.finish(), jumps_to }));
+                let packets = self.packets.get(&place(name, rule)).copied().unwrap_or_default();
+                visit(Part::Item(Rule { chain: name, content: hasher.finish(), jumps_to, packets }));
             }
         }
         Ok(true)

@@ -4,7 +4,9 @@ use crate::kernel::addresses::InterfaceAddress;
 use crate::kernel::ipset::{Ipsets, SetSpec};
 use crate::kernel::ipvs::{Connections, Refused, Timeouts, VirtualServers};
 use crate::kernel::links::Links;
-use crate::model::{Frontend, IpFamily, RealServer, ServerOperation, SetEntry, SetType, VirtualServer};
+use crate::model::{
+    Counts, Frontend, IpFamily, RealServer, ServerOperation, SetEntry, SetType, Traffic, VirtualServer,
+};
 use anyhow::{Result, bail};
 use std::cell::{RefCell, RefMut};
 use std::collections::{BTreeMap, BTreeSet};
@@ -40,6 +42,11 @@ pub struct State {
     pub servers: BTreeMap<Frontend, FakeServer>,
     /// Connections that real servers still have.
     pub connections: BTreeMap<(Frontend, SocketAddr), u32>,
+    /// Connections that were opened, of 100 bytes from the client each; forgotten with their virtual
+    /// server.
+    pub opened: BTreeMap<(Frontend, SocketAddr), u64>,
+    /// How often counts were read.
+    pub counts_read: usize,
     /// Sets by name.
     pub sets: BTreeMap<String, (SetType, BTreeSet<SetEntry>)>,
     /// Addresses by interface.
@@ -71,6 +78,8 @@ impl Default for FakeNode {
         FakeNode(Rc::new(RefCell::new(State {
             servers: BTreeMap::new(),
             connections: BTreeMap::new(),
+            opened: BTreeMap::new(),
+            counts_read: 0,
             sets: BTreeMap::new(),
             interfaces: BTreeMap::from([interface("eth0", &eth0), interface("lo", &lo)]),
             schedulers: vec!["rr", "lc", "sh", "mh"],
@@ -130,7 +139,10 @@ impl State {
                 Ok(())
             }
             ServerOperation::Remove(at) => match self.servers.remove(at) {
-                Some(_) => Ok(()),
+                Some(_) => {
+                    self.opened.retain(|(of, _), _| of != at);
+                    Ok(())
+                }
                 None => refuse(at, true, false, "no such virtual server"),
             },
             ServerOperation::Update(at, _)
@@ -167,6 +179,11 @@ fn change_server(server: &mut FakeServer, operation: &ServerOperation) -> Result
     Ok(())
 }
 
+fn counts(opened: u64) -> Counts {
+    let traffic = Traffic { bytes_in: opened * 100, ..Traffic::default() };
+    Counts { connections: opened, traffic: Some(traffic) }
+}
+
 fn address(entry: &SetEntry) -> Option<IpAddr> {
     match entry {
         SetEntry::Port(_) => None,
@@ -188,6 +205,21 @@ impl VirtualServers for FakeNode {
             (RealServer { address: *address, weight: *weight }, connections)
         };
         Ok(server.reals.iter().map(entry).collect())
+    }
+
+    fn counts(&mut self, frontend: &Frontend) -> Result<Option<Counts>> {
+        let mut state = self.state();
+        state.counts_read += 1;
+        let opened = state.opened.iter().filter(|((of, _), _)| of == frontend).map(|(_, count)| count).sum();
+        Ok(state.servers.contains_key(frontend).then(|| counts(opened)))
+    }
+
+    fn real_counts(&mut self, frontend: &Frontend) -> Result<Vec<(SocketAddr, Counts)>> {
+        let mut state = self.state();
+        state.counts_read += 1;
+        let Some(server) = state.servers.get(frontend) else { return Ok(Vec::new()) };
+        let opened = |real| state.opened.get(&(*frontend, real)).copied().unwrap_or_default();
+        Ok(server.reals.keys().map(|real| (*real, counts(opened(*real)))).collect())
     }
 
     fn run(&mut self, operations: &[ServerOperation]) -> Result<Vec<Refused>> {

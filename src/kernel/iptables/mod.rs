@@ -66,6 +66,8 @@ pub struct Rule<'a> {
     pub content: u64,
     /// The chain that it jumps or goes to.
     pub jumps_to: Option<&'a str>,
+    /// Packets that it has counted since it was written.
+    pub packets: u64,
 }
 
 /// Why iptables-restore did not take an input.

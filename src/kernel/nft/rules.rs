@@ -1,4 +1,4 @@
-//! Reading rules of nf_tables: not what they say, but whether it is still the same.
+//! Reading rules of nf_tables: not what they say, but whether it is still the same, and what they count.
 
 use super::{HEADER_LEN, Nft, Part, SUBSYSTEM, nfnetlink};
 use crate::kernel::iptables::Rule;
@@ -15,6 +15,7 @@ const RULE_CHAIN: u16 = 2;
 const RULE_EXPRESSIONS: u16 = 4;
 const EXPRESSION_NAME: u16 = 1;
 const EXPRESSION_DATA: u16 = 2;
+const COUNTER_PACKETS: u16 = 2;
 const IMMEDIATE_DATA: u16 = 2;
 const DATA_VERDICT: u16 = 2;
 const VERDICT_CHAIN: u16 = 2;
@@ -70,7 +71,7 @@ fn parse_rule<'a>(message: &Message<'a>, family: IpFamily) -> Result<Option<(&'a
     if message.kind != NEW_RULE || message.payload.first() != Some(&nfnetlink::number(family)) {
         return Ok(None);
     }
-    let (mut table, mut rule) = ("", Rule { chain: "", content: 0, jumps_to: None });
+    let (mut table, mut rule) = ("", Rule { chain: "", content: 0, jumps_to: None, packets: 0 });
     let mut hasher = DefaultHasher::new();
     for attribute in message.attributes(HEADER_LEN)? {
         let attribute = attribute?;
@@ -100,7 +101,8 @@ fn read_expression<'a>(
         let part = part?;
         match part.kind {
             EXPRESSION_NAME => name = part.string()?,
-            EXPRESSION_DATA if name != "counter" => {
+            EXPRESSION_DATA if name == "counter" => rule.packets = counted_packets(part)?,
+            EXPRESSION_DATA => {
                 (name, part.value).hash(hasher);
                 if name == "immediate" {
                     rule.jumps_to = verdict_chain(part)?.or(rule.jumps_to);
@@ -110,6 +112,16 @@ fn read_expression<'a>(
         }
     }
     Ok(())
+}
+
+fn counted_packets(counter: Attribute<'_>) -> Result<u64, Malformed> {
+    for part in counter.nested() {
+        let part = part?;
+        if part.kind == COUNTER_PACKETS {
+            return part.be64();
+        }
+    }
+    Ok(0)
 }
 
 /// The chain that an immediate verdict leads to.
@@ -155,6 +167,19 @@ mod tests {
         rules
     }
 
+    /// What the rules of a chain have counted.
+    fn packets(chain: &str) -> Vec<u64> {
+        let mut counts = Vec::new();
+        Nft::open()
+            .unwrap()
+            .rules(IpFamily::V4, "nat", Some(chain), &mut |part| match part {
+                Part::Start => counts.clear(),
+                Part::Item(rule) => counts.push(rule.packets),
+            })
+            .unwrap();
+        counts
+    }
+
     #[test]
     fn rules_are_the_same_as_long_as_they_say_the_same_whatever_they_count() {
         in_fresh_netns(|| {
@@ -181,6 +206,25 @@ mod tests {
             assert_eq!(changed[0].0.0, "A");
             run("iptables-nft -t nat -R A 2 -j MARK --set-mark 1");
             assert_eq!(list(None), before, "the same rule again is the same");
+        });
+    }
+
+    #[test]
+    fn rules_tell_what_they_have_counted() {
+        in_fresh_netns(|| {
+            // Connections are tracked as soon as there is a rule that needs it.
+            run("ip link set lo up
+                 iptables-nft -t nat -A POSTROUTING -p tcp -j MASQUERADE
+                 iptables-nft -t nat -A OUTPUT -p tcp -j ACCEPT
+                 iptables-nft -t nat -A OUTPUT -p udp -j ACCEPT");
+            for count in 1..4 {
+                let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+                let receiver = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+                for _ in 0..2 {
+                    socket.send_to(b"x", receiver.local_addr().unwrap()).unwrap();
+                }
+                assert_eq!(packets("OUTPUT"), [0, count], "only the first packet of a flow comes by");
+            }
         });
     }
 
