@@ -22,6 +22,7 @@ mod running;
 mod sabotage;
 mod saved;
 mod sequences;
+mod service_metrics;
 mod takeover;
 mod wiring;
 

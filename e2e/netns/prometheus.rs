@@ -17,7 +17,12 @@ const PROMETHEUS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 
 
 fn program(node: &Namespace) -> Proxy {
     give_idle_uplink(node).unwrap();
-    let launch = Launch { binary: BINARY, namespace: node, flavor: Flavor::Nft, flags: &[] };
+    let launch = Launch {
+        binary: BINARY,
+        namespace: node,
+        flavor: Flavor::Nft,
+        flags: &["--service-metrics=endpoints"],
+    };
     let mut proxy = launch.start(&cases()[0].objects()).unwrap();
     proxy.wait_for_sync(node, Flavor::Nft, SYNC).unwrap();
     proxy

@@ -2,6 +2,7 @@
 
 use super::consistency;
 use super::ipvs_metrics::{self, Counted};
+use super::service_metrics::measuring;
 use crate::backend::Backend;
 use crate::backend::iptables::{self, Iptables};
 use crate::backend::ipvs::{self, Ipvs};
@@ -124,7 +125,11 @@ impl<B: Backend> Dataplanes<B> {
 ///
 /// # Errors
 /// If the primary family cannot run; says why.
-pub(super) async fn iptables(config: &Config, node: &NodeFacts) -> Result<Dataplanes<Iptables<Tools>>> {
+pub(super) async fn iptables(
+    config: &Config,
+    node: &NodeFacts,
+    metrics: &Arc<Metrics>,
+) -> Result<Dataplanes<Iptables<Tools>>> {
     let ips = NodeIps::of(config, node);
     let mut planes = Dataplanes::none();
     for (family, tools) in usable_families(config, node, &ips).await? {
@@ -134,7 +139,11 @@ pub(super) async fn iptables(config: &Config, node: &NodeFacts) -> Result<Datapl
             ..iptables::features(&settings, config.iptables.masquerade_bit, tools.version())?
         };
         let flavor = tools.flavor();
-        planes.add(Iptables::new(tools, features), settings, flavor);
+        let mut backend = Iptables::new(tools, features);
+        if let Some(measuring) = measuring(config, family, metrics) {
+            backend = backend.measuring(measuring);
+        }
+        planes.add(backend, settings, flavor);
     }
     Ok(planes)
 }
@@ -175,8 +184,11 @@ pub(super) async fn ipvs(
         kernel.servers = Box::new(Counted::new(kernel.servers, metrics.clone()));
         let services = usize::try_from(config.ipvs.connection_metrics)?;
         let flavor = tools.flavor();
-        let backend = Ipvs::new(tools, kernel, settings.family, features)
+        let mut backend = Ipvs::new(tools, kernel, settings.family, features)
             .counting(ipvs_metrics::show(metrics.clone()), services);
+        if let Some(measuring) = measuring(config, settings.family, metrics) {
+            backend = backend.measuring(measuring);
+        }
         planes.add(backend, settings, flavor);
     }
     Ok(planes)

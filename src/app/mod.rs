@@ -17,6 +17,7 @@ mod reload;
 mod render;
 mod run;
 mod servers;
+mod service_metrics;
 mod source;
 mod status;
 

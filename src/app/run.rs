@@ -175,7 +175,7 @@ impl Program<'_> {
         let node = self.tracker.snapshot().node.clone();
         match self.config.mode {
             Mode::Iptables => {
-                let planes = families::iptables(self.config, &node).await?;
+                let planes = families::iptables(self.config, &node, &self.metrics).await?;
                 self.drive(planes).await
             }
             Mode::Ipvs => {
@@ -260,11 +260,10 @@ fn accounted(counter: &str) -> Option<u64> {
 /// The privileged part of the start: sysctls and counters.
 pub(super) async fn init_only(config: Config) -> Result<ExitCode> {
     conntrack::set_limits(&config.conntrack)?;
+    let metrics = Arc::new(metrics(config.mode)?);
     match config.mode {
-        Mode::Iptables => drop(families::iptables(&config, &NodeFacts::default()).await?),
-        Mode::Ipvs => {
-            drop(families::ipvs(&config, &NodeFacts::default(), &Arc::new(metrics(config.mode)?)).await?);
-        }
+        Mode::Iptables => drop(families::iptables(&config, &NodeFacts::default(), &metrics).await?),
+        Mode::Ipvs => drop(families::ipvs(&config, &NodeFacts::default(), &metrics).await?),
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -10,6 +10,9 @@ mod kept;
 mod lines;
 mod masquerade;
 mod rule_count;
+mod tally;
+
+pub use tally::{Detail, Measured, Measuring, Series, Told};
 
 use crate::kernel::iptables::RestoreError;
 use crate::model::ServiceName;

@@ -33,6 +33,8 @@ const EFFECTIVE_WITH_CONFIG: &[&str] = &[
     "cleanup-other-flavor",
     "ipvs-upstream-compat",
     "ipvs-connection-metrics",
+    "service-metrics",
+    "service-metrics-limit",
     "conntrack-strict",
     "iptables-dispatch-tree-threshold",
     "service-node-port-range",

@@ -21,6 +21,18 @@ pub enum Flavor {
     Legacy,
 }
 
+/// How finely what Services carry is measured.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum ServiceMetrics {
+    /// Not at all.
+    #[default]
+    Off,
+    /// By Service port and kind of frontend.
+    Frontends,
+    /// By endpoint, too.
+    Endpoints,
+}
+
 /// Every flag, by section.
 #[derive(Args, Clone, Debug)]
 pub struct Flags {
@@ -122,6 +134,12 @@ pub(super) struct ServingFlags {
     /// Where /metrics is served
     #[arg(long, value_name = "IP[:PORT]", default_value = "127.0.0.1:10249", value_parser = values::ip_port)]
     pub(super) metrics_bind_address: String,
+    /// Measure what Services carry: connections and, in IPVS mode, packets and bytes
+    #[arg(long, value_name = "DETAIL", default_value = "off", value_enum)]
+    pub(super) service_metrics: ServiceMetrics,
+    /// Measure so many frontends and endpoints at most in each IP family
+    #[arg(long, value_name = "NUMBER", default_value_t = super::SERVICE_METRICS_LIMIT)]
+    pub(super) service_metrics_limit: u32,
     /// Exit when one of these addresses cannot be listened on, instead of trying again
     #[arg(long)]
     pub(super) bind_address_hard_fail: bool,

@@ -23,7 +23,7 @@ pub use command_line::{
 };
 pub use duration::GoDuration;
 pub use explain::explain;
-pub use flags::{Flags, Flavor};
+pub use flags::{Flags, Flavor, ServiceMetrics};
 pub use resolve::{ConfigError, Resolved, resolve};
 pub use write::Effective;
 
@@ -39,6 +39,9 @@ const PREVIOUS_MINOR: &str = "1.35";
 /// With fewer rules, a walk over all of them costs a new connection a few microseconds, and the
 /// form that people and their tools know is worth that.
 const DISPATCH_TREE_THRESHOLD: u32 = 500;
+/// By default, frontends and endpoints measured in each IP family at most: as many as are read in less
+/// than a minute.
+const SERVICE_METRICS_LIMIT: u32 = 1000;
 
 /// Everything there is to decide before the first packet, decided.
 #[derive(Clone, Debug, PartialEq)]
@@ -61,6 +64,10 @@ pub struct Config {
     pub node_ports: NodePortConfig,
     /// Which external addresses lead to Services.
     pub external_ips: ExternalIpConfig,
+    /// How finely what Services carry is measured.
+    pub service_metrics: ServiceMetrics,
+    /// Frontends and endpoints measured in each IP family, at most.
+    pub service_metrics_limit: u32,
     /// The key of a taint to take from our Node once Services work there.
     pub node_readiness_taint: Option<String>,
     /// A specific address decides our node IP and primary family; nothing listens on it.

@@ -196,6 +196,8 @@ fn config(line: &CommandLine, settings: &Settings, node_name: String) -> Config 
             range: traffic.service_node_port_range,
         },
         external_ips: external_ips(line, settings),
+        service_metrics: line.flags.serving.service_metrics,
+        service_metrics_limit: line.flags.serving.service_metrics_limit,
         node_readiness_taint: line.flags.general.node_readiness_taint.clone(),
         bind_address: serving.bind_address.parse().unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED)),
         healthz: address(&serving.healthz_bind_address),

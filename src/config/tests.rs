@@ -70,6 +70,8 @@ fn default_config() -> Config {
             cluster_cidrs: Vec::new(),
             service_cidrs: Vec::new(),
         },
+        service_metrics: ServiceMetrics::Off,
+        service_metrics_limit: 1000,
         node_readiness_taint: None,
         bind_address: "0.0.0.0".parse().unwrap(),
         healthz: Some("0.0.0.0:10256".parse().unwrap()),
@@ -171,6 +173,8 @@ const OUR_FLAGS: &[(&str, &str, bool)] = &[
     ("iptables-flavor", "auto", true),
     ("ipvs-upstream-compat", "false", true),
     ("ipvs-connection-metrics", "0", true),
+    ("service-metrics", "off", true),
+    ("service-metrics-limit", "1000", true),
     ("conntrack-strict", "false", true),
     ("cleanup-other-flavor", "false", true),
     ("iptables-dispatch-tree-threshold", "500", true),
@@ -233,6 +237,9 @@ fn every_flag_has_a_row_in_the_documentation() {
 #[case(&["--masquerade-all", "--masquerade-all=false"], |_: &mut Config| {})]
 #[case(&["--iptables-localhost-nodeports=false"], |c: &mut Config| c.iptables.localhost_node_ports = false)]
 #[case(&["--iptables-localhost-nodeports"], |_: &mut Config| {})]
+#[case(&["--service-metrics=endpoints", "--service-metrics-limit", "7"], |c: &mut Config| {
+    (c.service_metrics, c.service_metrics_limit) = (ServiceMetrics::Endpoints, 7);
+})]
 #[case(&["--iptables-flavor", "legacy"], |c: &mut Config| c.iptables.flavor = Flavor::Legacy)]
 #[case(&["--iptables-sync-period", "1m30s"], |c: &mut Config| c.sync.period = secs(90))]
 #[case(&["--iptables_min_sync_period=0"], |c: &mut Config| c.sync.min_period = Duration::ZERO)]

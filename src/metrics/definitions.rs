@@ -212,7 +212,7 @@ impl RequestMetrics {
     }
 }
 
-fn opts(name: &str, help: &str) -> Opts {
+pub(super) fn opts(name: &str, help: &str) -> Opts {
     Opts::new(format!("kubeproxy_{name}"), format!("[ALPHA] {help}"))
 }
 

@@ -6,9 +6,11 @@
 
 mod definitions;
 mod process;
+mod services;
 mod slis;
 
 pub use process::ReadProcess;
+pub use services::{ServiceMetrics, Subject};
 pub use slis::Slis;
 
 use crate::model::IpFamily;
@@ -71,6 +73,7 @@ pub struct Metrics {
     ipvs: IpvsMetrics,
     conntrack: ConntrackMetrics,
     requests: RequestMetrics,
+    services: ServiceMetrics,
     slis: Slis,
 }
 
@@ -92,6 +95,7 @@ impl Metrics {
             ipvs: IpvsMetrics::new()?,
             conntrack: ConntrackMetrics::new()?,
             requests: RequestMetrics::new()?,
+            services: ServiceMetrics::new()?,
             slis: Slis::new()?,
         };
         metrics.register_all(set)?;
@@ -101,7 +105,7 @@ impl Metrics {
     }
 
     fn register_all(&self, set: MetricSet) -> Result<()> {
-        let Metrics { sync, changes, iptables, ipvs, conntrack, requests, .. } = self;
+        let Metrics { sync, changes, iptables, ipvs, conntrack, requests, services, .. } = self;
         self.register([&sync.duration, &sync.network_programming, &conntrack.duration])?;
         self.register([&sync.last, &sync.last_queued])?;
         self.register([&sync.no_local_endpoints, &sync.refused_services])?;
@@ -111,6 +115,8 @@ impl Metrics {
         self.register([&conntrack.deleted, &iptables.restore_failures])?;
         self.register([&requests.healthz, &requests.livez, &requests.client_requests])?;
         self.register([&requests.client_duration])?;
+        self.register([&services.frontends.connections, &services.endpoints.connections])?;
+        self.register([&services.dropped])?;
         if set == MetricSet::Iptables {
             self.register([&sync.full_duration, &sync.partial_duration])?;
             self.register([&iptables.partial_restore_failures])?;
@@ -119,6 +125,8 @@ impl Metrics {
         if set == MetricSet::Ipvs {
             self.register([&ipvs.servers, &ipvs.connections])?;
             self.register([&ipvs.failures, &ipvs.operations, &ipvs.operation_failures])?;
+            self.register([&services.frontends.packets, &services.frontends.bytes])?;
+            self.register([&services.endpoints.packets, &services.endpoints.bytes])?;
         }
         Ok(())
     }
@@ -312,6 +320,12 @@ impl Metrics {
         self.ipvs.failures.with_label_values(&[family.as_str()])
     }
 
+    /// What Services carried.
+    #[must_use]
+    pub fn services(&self) -> &ServiceMetrics {
+        &self.services
+    }
+
     /// Duration of one clean-up of stale flows.
     #[must_use]
     pub fn conntrack_duration(&self, family: IpFamily) -> Histogram {
@@ -362,6 +376,7 @@ impl Table {
 mod tests {
     use super::definitions::{network_programming_buckets, sync_buckets};
     use super::*;
+    use crate::model::{Counts, Protocol, ServiceName, ServicePortName, Traffic};
     use std::collections::BTreeMap;
 
     const BUILD: BuildFacts<'static> = BuildFacts { version: "0.1.0", compatible_with: "1.36.2" };
@@ -420,6 +435,15 @@ mod tests {
         metrics.ipvs_operations("add_real", family).inc();
         metrics.ipvs_operation_failures("add_real", family, "missing").inc();
         metrics.set_ipvs_connections("shop", "web", family, Some(7));
+        let port = ServicePortName {
+            service: ServiceName::new("shop", "web"),
+            port: "http".into(),
+            protocol: Protocol::Tcp,
+        };
+        let counts = Counts { connections: 3, traffic: Some(Traffic { bytes_in: 70, ..Traffic::default() }) };
+        metrics.services().add(&port, Subject::Frontend("cluster_ip"), family, &counts);
+        metrics.services().add(&port, Subject::Endpoint("10.0.0.1:80"), family, &counts);
+        metrics.services().set_dropped(family, 9);
         metrics.endpoint_changes_pending().set(1);
         metrics.service_changes_pending().set(1);
         metrics.endpoint_changes().inc();
@@ -448,6 +472,9 @@ mod tests {
         ("kubeproxy_sync_proxy_rules_no_local_endpoints_total", "gauge"),
         ("kubeproxy_rs_refused_services", "gauge"),
         ("kubeproxy_rs_drift_total", "counter"),
+        ("kubeproxy_rs_service_connections_total", "counter"),
+        ("kubeproxy_rs_endpoint_connections_total", "counter"),
+        ("kubeproxy_rs_service_metrics_dropped_series", "gauge"),
         ("kubeproxy_proxy_healthz_total", "counter"),
         ("kubeproxy_proxy_livez_total", "counter"),
         ("kubeproxy_conntrack_reconciler_sync_duration_seconds", "histogram"),
@@ -480,6 +507,10 @@ mod tests {
         ("kubeproxy_ipvs_operations_total", "counter"),
         ("kubeproxy_ipvs_servers", "gauge"),
         ("kubeproxy_ipvs_sync_failures_total", "counter"),
+        ("kubeproxy_rs_service_packets_total", "counter"),
+        ("kubeproxy_rs_service_bytes_total", "counter"),
+        ("kubeproxy_rs_endpoint_packets_total", "counter"),
+        ("kubeproxy_rs_endpoint_bytes_total", "counter"),
     ];
 
     #[test]

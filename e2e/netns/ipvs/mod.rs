@@ -12,6 +12,7 @@ mod sabotage;
 mod schedulers;
 mod sctp;
 mod sequences;
+mod statistics;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};

@@ -12,6 +12,7 @@ mod desired;
 mod diff;
 mod input;
 mod inspect;
+mod meters;
 mod names;
 mod render;
 mod rule;
@@ -27,6 +28,7 @@ pub use inspect::{branch, differences, foreign_obstacles, trace as trace_packet}
 pub use setup::{features, features_as_found};
 pub use walk::{Outcome, Packet, Verdict};
 
+use super::tally::{Measuring, Tally};
 use super::{
     Applied, Backend, Drift, DriftKind, Finding, KernelObject, Look, ObjectCount, ObjectKind, Refusal,
     Standing,
@@ -35,6 +37,7 @@ use crate::kernel::iptables::{Flavor, RestoreError, Stamp, Xtables};
 use crate::kernel::nft::{ChainUse, Part};
 use crate::plan::Plan;
 use anyhow::{Context, Result};
+use meters::ChainCounters;
 use names::{ChainId, INVALID_DROPPED, LOCALHOST_ACCEPTED};
 use std::collections::BTreeSet;
 use watch::Reread;
@@ -63,6 +66,8 @@ pub struct Iptables<X> {
     stamp: Option<Stamp>,
     /// Somebody else has changed tables since all rules were compared.
     changed_by_others: bool,
+    /// What Services carried, if that is measured.
+    tally: Option<Tally<ChainId>>,
 }
 
 impl<X: Xtables> Iptables<X> {
@@ -78,7 +83,15 @@ impl<X: Xtables> Iptables<X> {
             tree_waits: false,
             stamp: None,
             changed_by_others: false,
+            tally: None,
         }
+    }
+
+    /// Makes it measure what Services carry.
+    #[must_use]
+    pub fn measuring(mut self, measuring: Measuring) -> Self {
+        self.tally = Some(Tally::new(measuring));
+        self
     }
 
     /// Sets how many chains one input holds, whatever suits the flavour.
@@ -106,6 +119,20 @@ impl<X: Xtables> Iptables<X> {
                 _ => true,
             };
         Ok(undisturbed.then_some(after))
+    }
+
+    /// Reads what is about to begin anew, if that is measured; returns which counters that will be.
+    fn measure_before(&mut self, changes: &Changes) -> BTreeSet<ChainId> {
+        let Some(tally) = &mut self.tally else { return BTreeSet::new() };
+        let names = changes.services.iter().map(|service| &service.name);
+        tally.read_before(names, &mut ChainCounters::new(&mut self.tools));
+        changes.services.iter().flat_map(|service| service.write.iter().copied()).collect()
+    }
+
+    /// Measures what there is now.
+    fn measure_after(&mut self, desired: &Desired<'_>, written: &BTreeSet<ChainId>) {
+        let Some(tally) = &mut self.tally else { return };
+        tally.update(&desired.plan, &meters::meters, &|chain| written.contains(chain));
     }
 
     /// Finding the Service that the kernel refuses is done without the tree: it is off from a
@@ -210,6 +237,7 @@ impl<X: Xtables> Backend for Iptables<X> {
         let mut applied = Applied::default();
         let (mut written, mut found) = ([0, 0], Vec::new());
         if !changes.is_empty() {
+            let began_anew = self.measure_before(&changes);
             let before = self.tools.stamp()?;
             let reread = Reread::after(&changes);
             let outcome = apply::run(&mut self.tools, desired, (&changes, self.most_chains), baseline).await;
@@ -227,6 +255,7 @@ impl<X: Xtables> Backend for Iptables<X> {
             self.settle_tree(!baseline.refused.is_empty());
             watch::keep(&mut self.tools, reread, baseline);
             self.stamp = self.stamp_after(before, outcome.commits)?;
+            self.measure_after(desired, &began_anew);
         }
         applied.refused = Refusal::standing(&baseline.refused, &found);
         let count = |kind, table, written| {
@@ -238,6 +267,13 @@ impl<X: Xtables> Backend for Iptables<X> {
             count(ObjectKind::NatRules, "nat", written[1]),
         ];
         Ok(applied)
+    }
+
+    async fn tend(&mut self, _: &mut Baseline) -> Result<()> {
+        if let Some(tally) = &mut self.tally {
+            tally.round(&mut ChainCounters::new(&mut self.tools));
+        }
+        Ok(())
     }
 
     async fn verify(&mut self, baseline: &mut Baseline, look: Look) -> Result<Vec<Finding>> {
@@ -263,6 +299,8 @@ impl<X: Xtables> Backend for Iptables<X> {
     }
 }
 
+#[cfg(test)]
+mod meters_tests;
 #[cfg(test)]
 mod tests;
 #[cfg(test)]

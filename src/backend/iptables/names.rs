@@ -98,6 +98,10 @@ impl ChainId {
         ChainId { kind: ChainKind::Svc, hash }
     }
 
+    pub(super) fn kind(&self) -> ChainKind {
+        self.kind
+    }
+
     fn is_net(&self) -> bool {
         self.kind == ChainKind::Svc && self.hash[..3] == NET
     }

@@ -9,15 +9,15 @@ use crate::state::Tracker;
 use crate::testing::generate::Generator;
 
 /// A family's backend with what `sync` keeps for it.
-struct Bench {
-    tracker: Tracker,
+pub(super) struct Bench {
+    pub(super) tracker: Tracker,
     settings: FamilySettings,
-    backend: Iptables<FakeXtables>,
-    baseline: Option<Baseline>,
+    pub(super) backend: Iptables<FakeXtables>,
+    pub(super) baseline: Option<Baseline>,
 }
 
 impl Bench {
-    fn new(family: IpFamily, flavor: Flavor, most_chains: usize) -> Self {
+    pub(super) fn new(family: IpFamily, flavor: Flavor, most_chains: usize) -> Self {
         let node = NodeFacts { name: "node-0".into(), zone: Some("z0".into()), ..NodeFacts::default() };
         let mut settings = FamilySettings::new(family);
         let pods: Cidr =
@@ -48,7 +48,7 @@ impl Bench {
         fresh
     }
 
-    async fn sync(&mut self) -> Result<Applied> {
+    pub(super) async fn sync(&mut self) -> Result<Applied> {
         let changes = self.tracker.take_changes();
         let scope = if self.baseline.is_none() { Scope::All } else { Scope::Only(&changes.services) };
         if self.baseline.is_none() {
@@ -92,7 +92,9 @@ impl Bench {
         self.backend.diff(self.baseline.as_ref().unwrap(), &desired)
     }
 
-    fn tables(&mut self) -> &std::collections::BTreeMap<String, crate::kernel::fake::iptables::Table> {
+    pub(super) fn tables(
+        &mut self,
+    ) -> &std::collections::BTreeMap<String, crate::kernel::fake::iptables::Table> {
         &self.backend.tools().tables
     }
 

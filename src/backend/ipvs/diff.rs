@@ -7,7 +7,7 @@ use crate::model::{Cidr, Frontend, Protocol, RealServer, ServerOperation, Servic
 use std::collections::hash_map::DefaultHasher;
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{Hash, Hasher};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 /// A kernel object that some Service wants.
@@ -68,6 +68,16 @@ impl Changes {
     /// How many operations on virtual and real servers there are.
     pub(super) fn operations(&self) -> usize {
         self.servers.len() + self.removed.len()
+    }
+
+    /// The servers that it adds: virtual ones, and real ones with theirs.
+    pub(super) fn new_servers(&self) -> BTreeSet<(Frontend, Option<SocketAddr>)> {
+        let added = |operation: &ServerOperation| match operation {
+            ServerOperation::Add(at, _) => Some((*at, None)),
+            ServerOperation::AddReal(at, real) => Some((*at, Some(real.address))),
+            _ => None,
+        };
+        self.servers.iter().filter_map(added).collect()
     }
 
     /// The Services among those that changed that want an object.

@@ -13,6 +13,7 @@ mod diff;
 mod drain;
 mod input;
 mod inspect;
+mod meters;
 mod names;
 mod observe;
 mod render;
@@ -30,20 +31,22 @@ pub use names::INTERFACE;
 pub use setup::prepare;
 pub use text::render_text;
 
+use super::tally::{Measuring, Tally};
 use super::{Applied, Backend, Finding, KernelObject, Look, ObjectCount, ObjectKind, Refusal};
 use crate::kernel::ipset::Ipsets;
 use crate::kernel::iptables::Xtables;
 use crate::kernel::ipvs::VirtualServers;
 use crate::kernel::links::Links;
-use crate::model::{IpFamily, ServiceName};
-use crate::plan::Plan;
+use crate::model::{Frontend, IpFamily, ServiceName};
+use crate::plan::{Plan, ServicePlan};
 use anyhow::{Context, Result, bail};
 use apply::Refused;
 use census::Counting;
+use meters::{ServerCounters, Statistics};
 use observe::Addresses;
 use render::Style;
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use watch::{Tables, Watch};
 
@@ -73,6 +76,8 @@ pub struct Ipvs<X> {
     missing_schedulers: BTreeSet<Arc<str>>,
     watch: Watch,
     counting: Option<Counting>,
+    /// What Services carried, if that is measured.
+    tally: Option<Tally<Statistics>>,
 }
 
 impl<X: Xtables> Ipvs<X> {
@@ -87,7 +92,15 @@ impl<X: Xtables> Ipvs<X> {
             missing_schedulers: BTreeSet::new(),
             watch: Watch::default(),
             counting: None,
+            tally: None,
         }
+    }
+
+    /// Makes it measure what Services carry.
+    #[must_use]
+    pub fn measuring(mut self, measuring: Measuring) -> Self {
+        self.tally = Some(Tally::new(measuring));
+        self
     }
 
     /// Makes it tell every two seconds what is being drained, and every ten the connections of so
@@ -101,6 +114,25 @@ impl<X: Xtables> Ipvs<X> {
     /// The tools it works with.
     pub fn tools(&mut self) -> &mut X {
         &mut self.tools
+    }
+
+    fn style(&self, plan: &Plan<'_>) -> Style<'_> {
+        Style {
+            upstream_compat: self.features.upstream_compat,
+            scheduler: &self.features.scheduler,
+            missing_schedulers: &self.missing_schedulers,
+            node_addresses: &self.node_addresses,
+            node_port_ips: render::node_port_ips(plan.settings, &self.node_addresses),
+        }
+    }
+
+    /// Measures what there is now; the statistics of new servers have begun anew.
+    fn measure(&mut self, desired: &Desired<'_>, new: &BTreeSet<(Frontend, Option<SocketAddr>)>) {
+        let Some(mut tally) = self.tally.take() else { return };
+        let style = self.style(&desired.plan);
+        let meters = |service: &ServicePlan<'_>, detail| meters::meters(service, &style, detail);
+        tally.update(&desired.plan, &meters, &|statistics| new.contains(&statistics.server()));
+        self.tally = Some(tally);
     }
 
     /// Tells the kernel. Of a Service with an object that it refuses, all is taken back.
@@ -201,14 +233,7 @@ impl<X: Xtables> Backend for Ipvs<X> {
     }
 
     fn render<'a>(&self, plan: &Plan<'a>) -> Desired<'a> {
-        let style = Style {
-            upstream_compat: self.features.upstream_compat,
-            scheduler: &self.features.scheduler,
-            missing_schedulers: &self.missing_schedulers,
-            node_addresses: &self.node_addresses,
-            node_port_ips: render::node_port_ips(plan.settings, &self.node_addresses),
-        };
-        Desired::of(plan, &style)
+        Desired::of(plan, &self.style(plan))
     }
 
     fn diff(&self, baseline: &Baseline, desired: &Desired<'_>) -> Changes {
@@ -232,12 +257,14 @@ impl<X: Xtables> Backend for Ipvs<X> {
     ) -> Result<Applied> {
         let (rewritten, drain) = (changes.rules.is_some(), changes.drain.clone());
         let programmed = changes.operations();
+        let new = if self.tally.is_some() { changes.new_servers() } else { BTreeSet::new() };
         if desired.covers_all {
             baseline.refused.clear();
         }
         desired.services.iter().for_each(|(name, _)| drop(baseline.refused.remove(name)));
         let (calls, found) = self.carry_out(desired, changes, baseline).await?;
         drain::sweep(self.kernel.servers.as_mut(), drain, baseline)?;
+        self.measure(desired, &new);
         let rules = baseline.rules.as_deref().unwrap_or_default();
         let count = |kind, table: &str| {
             let total = count_rules(rules, table);
@@ -275,6 +302,9 @@ impl<X: Xtables> Backend for Ipvs<X> {
         if removed > 0 {
             tracing::debug!(family = %self.family, removed, "endpoints have finished their connections");
         }
+        if let Some(tally) = &mut self.tally {
+            tally.round(&mut ServerCounters::new(self.kernel.servers.as_mut()));
+        }
         match &mut self.counting {
             Some(counting) => counting.take(self.kernel.servers.as_mut(), self.family, baseline),
             None => Ok(()),
@@ -282,5 +312,7 @@ impl<X: Xtables> Backend for Ipvs<X> {
     }
 }
 
+#[cfg(test)]
+mod meters_tests;
 #[cfg(test)]
 mod tests;

@@ -31,12 +31,12 @@ fn features(upstream_compat: bool) -> Features {
 }
 
 /// A family's backend with what `sync` keeps for it.
-struct Bench {
-    tracker: Tracker,
+pub(super) struct Bench {
+    pub(super) tracker: Tracker,
     settings: FamilySettings,
-    node: FakeNode,
-    backend: Ipvs<FakeXtables>,
-    baseline: Option<Baseline>,
+    pub(super) node: FakeNode,
+    pub(super) backend: Ipvs<FakeXtables>,
+    pub(super) baseline: Option<Baseline>,
 }
 
 impl Bench {
@@ -55,7 +55,7 @@ impl Bench {
         Bench { tracker: Tracker::new(facts, 0), settings, node, backend, baseline: None }
     }
 
-    fn new(family: IpFamily) -> Self {
+    pub(super) fn new(family: IpFamily) -> Self {
         Bench::on(FakeNode::default(), family, features(false))
     }
 
@@ -74,14 +74,14 @@ impl Bench {
     }
 
     /// Another process on the same node.
-    fn restarted(&self) -> Bench {
+    pub(super) fn restarted(&self) -> Bench {
         let other = Bench::on(self.node.clone(), self.settings.family, self.backend.features.clone());
         let mut other = self.picture_for(other);
         other.backend.tools = self.backend.tools.clone();
         other
     }
 
-    async fn sync(&mut self) -> Result<Applied> {
+    pub(super) async fn sync(&mut self) -> Result<Applied> {
         let changes = self.tracker.take_changes();
         let scope = if self.baseline.is_none() { Scope::All } else { Scope::Only(&changes.services) };
         if self.baseline.is_none() {
@@ -124,7 +124,7 @@ impl Bench {
         found.iter().map(words).collect()
     }
 
-    async fn tend(&mut self) {
+    pub(super) async fn tend(&mut self) {
         self.backend.tend(self.baseline.as_mut().unwrap()).await.unwrap();
     }
 

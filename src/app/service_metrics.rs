@@ -1,0 +1,109 @@
+//! Turns what Services carried into metrics.
+
+use crate::backend::{Detail, Measured, Measuring, Series, Told};
+use crate::config::{Config, ServiceMetrics};
+use crate::metrics::{Metrics, Subject};
+use crate::model::IpFamily;
+use std::sync::Arc;
+
+/// What is to be measured of a family; `None` if nothing is.
+pub(super) fn measuring(config: &Config, family: IpFamily, metrics: &Arc<Metrics>) -> Option<Measuring> {
+    let detail = match config.service_metrics {
+        ServiceMetrics::Off => return None,
+        ServiceMetrics::Frontends => Detail::Frontends,
+        ServiceMetrics::Endpoints => Detail::Endpoints,
+    };
+    let limit = usize::try_from(config.service_metrics_limit).unwrap_or(usize::MAX);
+    let metrics = metrics.clone();
+    Some(Measuring { detail, limit, tell: Box::new(move |told| show(&metrics, family, &told)) })
+}
+
+fn show(metrics: &Metrics, family: IpFamily, told: &Told<'_>) {
+    let services = metrics.services();
+    match told {
+        Told::Grown(series, counts) => {
+            with_subject(series, |subject| services.add(&series.port, subject, family, counts));
+        }
+        Told::Gone(series) => {
+            with_subject(series, |subject| services.remove(&series.port, subject, family));
+        }
+        Told::LeftOut(count) => services.set_dropped(family, *count),
+    }
+}
+
+fn with_subject(series: &Series, then: impl FnOnce(Subject<'_>)) {
+    match series.of {
+        Measured::ClusterIp => then(Subject::Frontend("cluster_ip")),
+        Measured::External => then(Subject::Frontend("external")),
+        Measured::Endpoint(address) => then(Subject::Endpoint(&address.to_string())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::metrics::{BuildFacts, MetricSet};
+    use crate::model::{Counts, Protocol, ServiceName, ServicePortName, Traffic};
+
+    fn config(flags: &[&str]) -> Config {
+        let line = crate::config::parse(flags.iter().copied()).unwrap();
+        crate::config::resolve(&line, None, "node-0").unwrap().config
+    }
+
+    fn series(of: Measured) -> Series {
+        let service = ServiceName::new("shop", "web");
+        Series { port: ServicePortName { service, port: "http".into(), protocol: Protocol::Tcp }, of }
+    }
+
+    fn shown(metrics: &Metrics) -> Vec<String> {
+        let text = String::from_utf8(metrics.encode().unwrap()).unwrap();
+        let ours =
+            text.lines().filter(|line| line.contains("service=\"web\"") || line.contains("_dropped_series{"));
+        ours.map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn nothing_is_measured_unless_asked_for() {
+        let build = BuildFacts { version: "1", compatible_with: "1.36.2" };
+        let metrics = Arc::new(Metrics::new(MetricSet::Ipvs, build, Box::new(|| None)).unwrap());
+        assert!(measuring(&config(&[]), IpFamily::V4, &metrics).is_none());
+        let asked = config(&["--service-metrics=frontends", "--service-metrics-limit=7"]);
+        let asked = measuring(&asked, IpFamily::V4, &metrics).unwrap();
+        assert_eq!((asked.detail, asked.limit), (Detail::Frontends, 7));
+    }
+
+    #[test]
+    fn series_grow_and_go() {
+        let build = BuildFacts { version: "1", compatible_with: "1.36.2" };
+        let metrics = Arc::new(Metrics::new(MetricSet::Ipvs, build, Box::new(|| None)).unwrap());
+        let asked = measuring(&config(&["--service-metrics=endpoints"]), IpFamily::V6, &metrics).unwrap();
+        let (external, endpoint) =
+            (series(Measured::External), series(Measured::Endpoint("[fd00::1]:80".parse().unwrap())));
+        (asked.tell)(Told::Grown(&external, Counts::default()));
+        for _ in 0..2 {
+            let traffic = Some(Traffic { packets_in: 1, packets_out: 2, bytes_in: 3, bytes_out: 4 });
+            (asked.tell)(Told::Grown(&endpoint, Counts { connections: 5, traffic }));
+        }
+        (asked.tell)(Told::LeftOut(6));
+        let labels = |by: &str, direction: &str| {
+            format!(
+                "{{{direction}{by}ip_family=\"IPv6\",namespace=\"shop\",port=\"http\",protocol=\"tcp\",service=\"web\"}}"
+            )
+        };
+        let to = |direction| labels("endpoint=\"[fd00::1]:80\",", direction);
+        let (into, out) = (to("direction=\"in\","), to("direction=\"out\","));
+        let want = [
+            format!("kubeproxy_rs_endpoint_bytes_total{into} 6"),
+            format!("kubeproxy_rs_endpoint_bytes_total{out} 8"),
+            format!("kubeproxy_rs_endpoint_connections_total{} 10", to("")),
+            format!("kubeproxy_rs_endpoint_packets_total{into} 2"),
+            format!("kubeproxy_rs_endpoint_packets_total{out} 4"),
+            format!("kubeproxy_rs_service_connections_total{} 0", labels("frontend=\"external\",", "")),
+            "kubeproxy_rs_service_metrics_dropped_series{ip_family=\"IPv6\"} 6".to_owned(),
+        ];
+        assert_eq!(shown(&metrics), want);
+        (asked.tell)(Told::Gone(&endpoint));
+        (asked.tell)(Told::Gone(&external));
+        assert_eq!(shown(&metrics), want[6..]);
+    }
+}

@@ -1,0 +1,519 @@
+//! What the Services carried: which of the kernel's counters are read and when, and what becomes of
+//! their numbers.
+//!
+//! The kernel's counters begin anew whenever a rule or a server is written, so it is their growth
+//! that is told. Only so many series are followed; those of a Service all or none.
+
+use crate::model::{Counts, ServiceName, ServicePortName};
+use crate::plan::{Plan, Scope, ServicePlan};
+use anyhow::Result;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fmt;
+use std::net::SocketAddr;
+use std::ops::Bound;
+
+/// What is asked of the kernel in one round, at most; what is left waits for the next one.
+const MOST_QUESTIONS: usize = 100;
+/// All series are read once in so many rounds of two seconds, or as soon as their number allows.
+const ROUNDS: usize = 5;
+
+/// How finely traffic is measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Detail {
+    /// By Service port and kind of frontend.
+    Frontends,
+    /// By endpoint, too.
+    Endpoints,
+}
+
+/// What of a Service port is measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Measured {
+    /// What came to the cluster IP.
+    ClusterIp,
+    /// What came to external IPs, load-balancer IPs and the node port.
+    External,
+    /// What went to an endpoint, whichever way.
+    Endpoint(SocketAddr),
+}
+
+/// One thing that is measured.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Series {
+    /// Of which Service port.
+    pub port: ServicePortName,
+    /// What of it.
+    pub of: Measured,
+}
+
+/// What there is to tell about what was measured.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Told<'a> {
+    /// So much more than when it was last told; nothing at the beginning.
+    Grown(&'a Series, Counts),
+    /// It is measured no longer.
+    Gone(&'a Series),
+    /// So many are not measured now: beyond the limit, or not to be read.
+    LeftOut(usize),
+}
+
+/// What is to be measured, and who is told.
+pub struct Measuring {
+    /// How finely.
+    pub detail: Detail,
+    /// Series at most; the first Services by name are measured, and remain so while there is room.
+    pub limit: usize,
+    /// Who is told.
+    pub tell: Box<dyn Fn(Told<'_>)>,
+}
+
+/// A series and the kernel's counters that make it up.
+#[derive(Clone, Debug)]
+pub(super) struct Meter<K> {
+    pub(super) series: Series,
+    /// Counters whose numbers are added.
+    pub(super) adds: Vec<K>,
+    /// Counters of what these have counted, too, and what is none of this series. They are read last,
+    /// so that nothing is counted that may have to be taken back.
+    pub(super) takes_off: Vec<K>,
+}
+
+/// The kernel's counters, for one round.
+pub(super) trait Counters<K> {
+    /// What a counter shows; zero if it is not there.
+    fn read(&mut self, key: &K) -> Result<Counts>;
+
+    /// How much the kernel was asked in this round.
+    fn questions(&self) -> usize;
+}
+
+/// A meter and where it stood.
+#[derive(Debug)]
+struct Running<K> {
+    meter: Meter<K>,
+    /// What its counters showed, in their order; `None` for one that stood there before and whose
+    /// number is somebody else's until it was read.
+    last: Vec<Option<Counts>>,
+    /// Connections still to be taken off.
+    owed: u64,
+}
+
+/// All that is measured.
+pub(super) struct Tally<K> {
+    measuring: Measuring,
+    followed: BTreeMap<ServiceName, Vec<Running<K>>>,
+    /// Services for which there is no room, with how many series they have.
+    left_out: BTreeMap<ServiceName, usize>,
+    /// Series of those that are followed.
+    series: usize,
+    rounds: usize,
+    /// Where the next round goes on.
+    resume: Option<(ServiceName, usize)>,
+    /// The last round failed.
+    is_blind: bool,
+}
+
+impl<K> fmt::Debug for Tally<K> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Tally").field("series", &self.series).finish_non_exhaustive()
+    }
+}
+
+impl<K: PartialEq> Running<K> {
+    fn new(meter: Meter<K>, is_written: &dyn Fn(&K) -> bool) -> Self {
+        let keys = meter.adds.iter().chain(&meter.takes_off);
+        let last = keys.map(|key| is_written(key).then(Counts::default)).collect();
+        Running { meter, last, owed: 0 }
+    }
+
+    fn keys(&self) -> impl Iterator<Item = &K> {
+        self.meter.adds.iter().chain(&self.meter.takes_off)
+    }
+
+    /// Takes over where the same counters stood, unless they began anew.
+    fn continue_from(&mut self, old: &Running<K>) {
+        let keys = self.meter.adds.iter().chain(&self.meter.takes_off);
+        for (key, last) in keys.zip(&mut self.last).filter(|(_, last)| last.is_none()) {
+            if let Some((_, known)) = old.keys().zip(&old.last).find(|(known, _)| *known == key) {
+                *last = *known;
+            }
+        }
+        self.owed = old.owed;
+    }
+
+    /// What was counted since the last reading.
+    fn read(&mut self, counters: &mut dyn Counters<K>) -> Result<Counts> {
+        let now: Vec<Counts> = self.keys().map(|key| counters.read(key)).collect::<Result<_>>()?;
+        let growth = now
+            .iter()
+            .zip(&self.last)
+            .map(|(now, last)| last.map(|last| now.since(last)).unwrap_or_default());
+        let adds = self.meter.adds.len();
+        let mut grown = growth.clone().take(adds).fold(Counts::default(), Counts::plus);
+        let off = growth.skip(adds).map(|counts| counts.connections).sum::<u64>() + self.owed;
+        self.owed = off.saturating_sub(grown.connections);
+        grown.connections = grown.connections.saturating_sub(off);
+        self.last = now.into_iter().map(Some).collect();
+        Ok(grown)
+    }
+}
+
+impl<K: PartialEq> Tally<K> {
+    pub(super) fn new(measuring: Measuring) -> Self {
+        Tally {
+            measuring,
+            followed: BTreeMap::new(),
+            left_out: BTreeMap::new(),
+            series: 0,
+            rounds: 0,
+            resume: None,
+            is_blind: false,
+        }
+    }
+
+    /// Notes what the Services in a plan's scope look like now. Counters that `is_written` began anew.
+    pub(super) fn update(
+        &mut self,
+        plan: &Plan<'_>,
+        meters: &dyn Fn(&ServicePlan<'_>, Detail) -> Vec<Meter<K>>,
+        is_written: &dyn Fn(&K) -> bool,
+    ) {
+        let known: Vec<ServiceName> = match plan.scope() {
+            Scope::All => self.followed.keys().chain(self.left_out.keys()).cloned().collect(),
+            Scope::Only(_) => Vec::new(),
+        };
+        let names = known.iter().chain(plan.names_in_scope()).collect();
+        let detail = self.measuring.detail;
+        let of = |name: &ServiceName| plan.service(name).map(|it| meters(&it, detail)).unwrap_or_default();
+        self.update_services(&names, &of, is_written);
+    }
+
+    /// The same; `meters` has none for a Service that is gone.
+    fn update_services(
+        &mut self,
+        services: &BTreeSet<&ServiceName>,
+        meters: &dyn Fn(&ServiceName) -> Vec<Meter<K>>,
+        is_written: &dyn Fn(&K) -> bool,
+    ) {
+        for name in services {
+            self.follow(name, meters(name), is_written);
+        }
+        while let Some(name) = self.next_with_room() {
+            self.left_out.remove(&name);
+            self.follow(&name, meters(&name), is_written);
+        }
+        self.tell_left_out();
+    }
+
+    fn follow(&mut self, name: &ServiceName, meters: Vec<Meter<K>>, is_written: &dyn Fn(&K) -> bool) {
+        let old = self.followed.remove(name).unwrap_or_default();
+        self.series -= old.len();
+        self.left_out.remove(name);
+        let has_room = self.series + meters.len() <= self.measuring.limit;
+        let mut new = Vec::new();
+        if has_room {
+            new.extend(meters.into_iter().map(|meter| Running::new(meter, is_written)));
+        } else {
+            self.left_out.insert(name.clone(), meters.len());
+        }
+        let mut gone: HashMap<&Series, &Running<K>> =
+            old.iter().map(|old| (&old.meter.series, old)).collect();
+        for running in &mut new {
+            match gone.remove(&running.meter.series) {
+                Some(old) => running.continue_from(old),
+                None => (self.measuring.tell)(Told::Grown(&running.meter.series, Counts::default())),
+            }
+        }
+        gone.into_keys().for_each(|series| (self.measuring.tell)(Told::Gone(series)));
+        if new.iter().any(|running| running.last.contains(&None)) {
+            self.rounds = 0;
+        }
+        self.series += new.len();
+        if !new.is_empty() {
+            self.followed.insert(name.clone(), new);
+        }
+    }
+
+    fn next_with_room(&self) -> Option<ServiceName> {
+        let room = self.measuring.limit - self.series;
+        let fits = |(_, series): &(&ServiceName, &usize)| **series <= room;
+        self.left_out.iter().find(fits).map(|(name, _)| name.clone())
+    }
+
+    fn tell_left_out(&self) {
+        let unread = if self.is_blind { self.series } else { 0 };
+        (self.measuring.tell)(Told::LeftOut(self.left_out.values().sum::<usize>() + unread));
+    }
+
+    /// Reads what has its turn; called every two seconds.
+    pub(super) fn round(&mut self, counters: &mut dyn Counters<K>) {
+        let is_due = self.resume.is_some() || self.rounds.is_multiple_of(ROUNDS);
+        self.rounds += 1;
+        if !is_due {
+            return;
+        }
+        let read = self.read_from(counters);
+        if let Err(error) = &read {
+            let error = format!("{error:#}");
+            match self.is_blind {
+                false => tracing::warn!(error, "what Services carried cannot be counted now"),
+                true => tracing::debug!(error, "what Services carried still cannot be counted"),
+            }
+        }
+        if self.is_blind != read.is_err() {
+            self.is_blind = read.is_err();
+            self.tell_left_out();
+        }
+    }
+
+    /// Reads from where the last round ended.
+    fn read_from(&mut self, counters: &mut dyn Counters<K>) -> Result<()> {
+        let (first, skipped) = self.resume.take().unzip();
+        let from = first.as_ref().map_or(Bound::Unbounded, Bound::Included);
+        for (name, meters) in self.followed.range_mut::<ServiceName, _>((from, Bound::Unbounded)) {
+            let skipped = skipped.filter(|_| first.as_ref() == Some(name)).unwrap_or_default();
+            for (index, running) in meters.iter_mut().enumerate().skip(skipped) {
+                if counters.questions() >= MOST_QUESTIONS {
+                    self.resume = Some((name.clone(), index));
+                    return Ok(());
+                }
+                tell_growth(&self.measuring, running, counters)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads the counters of Services once more before they are written, as far as one round may.
+    pub(super) fn read_before<'n>(
+        &mut self,
+        services: impl Iterator<Item = &'n ServiceName>,
+        counters: &mut dyn Counters<K>,
+    ) {
+        for name in services {
+            for running in self.followed.get_mut(name).into_iter().flatten() {
+                if counters.questions() >= MOST_QUESTIONS {
+                    return;
+                }
+                if let Err(error) = tell_growth(&self.measuring, running, counters) {
+                    tracing::debug!(error = format!("{error:#}"), "some connections will not be counted");
+                    return;
+                }
+            }
+        }
+    }
+}
+
+fn tell_growth<K: PartialEq>(
+    measuring: &Measuring,
+    running: &mut Running<K>,
+    counters: &mut dyn Counters<K>,
+) -> Result<()> {
+    let grown = running.read(counters)?;
+    if grown != Counts::default() {
+        (measuring.tell)(Told::Grown(&running.meter.series, grown));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+pub(super) mod recorder {
+    use super::*;
+    use std::cell::RefCell;
+    use std::rc::Rc;
+
+    /// What was told of each series, added up.
+    pub(in crate::backend) type Sums = Rc<RefCell<BTreeMap<String, Counts>>>;
+
+    /// Something to measure with, and what it tells.
+    pub(in crate::backend) fn recording(detail: Detail, limit: usize) -> (Measuring, Sums) {
+        let sums = Sums::default();
+        let told = sums.clone();
+        let text = |series: &Series| format!("{} {} {:?}", series.port, series.port.protocol, series.of);
+        let tell = move |it: Told<'_>| {
+            let mut sums = told.borrow_mut();
+            match it {
+                Told::Grown(series, counts) => {
+                    let sum = sums.entry(text(series)).or_default();
+                    *sum = sum.plus(counts);
+                }
+                Told::Gone(series) => drop(sums.remove(&text(series)).unwrap()),
+                Told::LeftOut(count) => {
+                    sums.insert("left out".to_owned(), Counts { connections: count as u64, traffic: None });
+                }
+            }
+        };
+        (Measuring { detail, limit, tell: Box::new(tell) }, sums)
+    }
+
+    /// The connections of the series whose texts contain this.
+    pub(in crate::backend) fn connections(sums: &Sums, what: &str) -> u64 {
+        let sums = sums.borrow();
+        sums.iter().filter(|(name, _)| name.contains(what)).map(|(_, counts)| counts.connections).sum()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::recorder::{Sums, connections, recording};
+    use super::*;
+    use crate::model::Protocol;
+
+    /// Numbers by name; each reading is one question.
+    #[derive(Default)]
+    struct Numbers {
+        counts: BTreeMap<&'static str, u64>,
+        asked: usize,
+        fails: bool,
+    }
+
+    impl Counters<&'static str> for Numbers {
+        fn read(&mut self, key: &&'static str) -> Result<Counts> {
+            anyhow::ensure!(!self.fails, "fake failure");
+            self.asked += 1;
+            Ok(Counts { connections: self.counts.get(key).copied().unwrap_or_default(), traffic: None })
+        }
+
+        fn questions(&self) -> usize {
+            self.asked
+        }
+    }
+
+    fn name(service: &str) -> ServiceName {
+        ServiceName::new("shop", service)
+    }
+
+    fn tally(limit: usize) -> (Tally<&'static str>, Sums) {
+        let (measuring, sums) = recording(Detail::Endpoints, limit);
+        (Tally::new(measuring), sums)
+    }
+
+    fn meter(service: &str, adds: &[&'static str], takes_off: &[&'static str]) -> Meter<&'static str> {
+        let port = ServicePortName { service: name(service), port: "".into(), protocol: Protocol::Tcp };
+        let series = Series { port, of: Measured::ClusterIp };
+        Meter { series, adds: adds.to_vec(), takes_off: takes_off.to_vec() }
+    }
+
+    /// Follows Services of one series each, whose counters have their names.
+    fn follow(tally: &mut Tally<&'static str>, services: &[&'static str], gone: &[&'static str]) {
+        let names: Vec<ServiceName> = services.iter().chain(gone).map(|it| name(it)).collect();
+        let meters = |of: &ServiceName| {
+            let here = services.iter().filter(|it| name(it) == *of);
+            here.map(|it| meter(it, &[*it], &[])).collect()
+        };
+        tally.update_services(&names.iter().collect(), &meters, &|_| true);
+    }
+
+    fn cycle(tally: &mut Tally<&'static str>, numbers: &mut Numbers) {
+        for _ in 0..ROUNDS {
+            numbers.asked = 0;
+            tally.round(numbers);
+        }
+    }
+
+    #[test]
+    fn counts_only_grow_whenever_counters_begin_anew() {
+        let (mut tally, sums) = tally(10);
+        let mut numbers = Numbers::default();
+        let sum = || connections(&sums, "shop/web tcp ClusterIp");
+        let is_told = || sums.borrow().contains_key("shop/web tcp ClusterIp");
+        follow(&mut tally, &["web"], &[]);
+        assert!(is_told(), "a series is there before anything was counted");
+        // By somebody else, who left fewer than there were.
+        for (shown, counted) in [(5, 5), (5, 5), (9, 9), (2, 11), (0, 11), (3, 14)] {
+            numbers.counts.insert("web", shown);
+            cycle(&mut tally, &mut numbers);
+            assert_eq!(sum(), counted);
+        }
+        // By us: five more, although the counter shows but two more than it did.
+        tally.read_before([name("web")].iter(), &mut numbers);
+        let names = [name("web")];
+        let meters = |_: &ServiceName| vec![meter("web", &["web"], &[])];
+        tally.update_services(&names.iter().collect(), &meters, &|key| *key == "web");
+        numbers.counts.insert("web", 5);
+        cycle(&mut tally, &mut numbers);
+        assert_eq!(sum(), 19);
+    }
+
+    #[test]
+    fn what_was_counted_before_it_was_measured_is_not_told() {
+        let (mut tally, sums) = tally(10);
+        let mut numbers = Numbers { counts: [("web", 7)].into(), ..Numbers::default() };
+        tally.round(&mut numbers);
+        let names = [name("web")];
+        let meters = |_: &ServiceName| vec![meter("web", &["web"], &[])];
+        tally.update_services(&names.iter().collect(), &meters, &|_| false);
+        tally.round(&mut numbers);
+        assert_eq!((numbers.asked, connections(&sums, "web")), (1, 0), "it is read with the next round");
+        numbers.counts.insert("web", 9);
+        cycle(&mut tally, &mut numbers);
+        assert_eq!(connections(&sums, "web"), 2);
+    }
+
+    #[test]
+    fn what_is_read_before_a_write_is_not_lost() {
+        let (mut tally, sums) = tally(10);
+        follow(&mut tally, &["web"], &[]);
+        let mut numbers = Numbers { counts: [("web", 7)].into(), ..Numbers::default() };
+        tally.read_before([name("web"), name("unknown")].iter(), &mut numbers);
+        assert_eq!(connections(&sums, "ClusterIp"), 7);
+    }
+
+    #[test]
+    fn a_service_that_does_not_fit_is_left_out_until_there_is_room() {
+        let (mut tally, sums) = tally(2);
+        let told = || sums.borrow().keys().cloned().collect::<Vec<_>>().join(", ");
+        follow(&mut tally, &["b", "c", "d", "a"], &[]);
+        assert_eq!(
+            (told().as_str(), connections(&sums, "left out")),
+            ("left out, shop/a tcp ClusterIp, shop/b tcp ClusterIp", 2)
+        );
+        follow(&mut tally, &["b", "c", "d"], &["a"]);
+        assert_eq!(
+            (told().as_str(), connections(&sums, "left out")),
+            ("left out, shop/b tcp ClusterIp, shop/c tcp ClusterIp", 1)
+        );
+        follow(&mut tally, &[], &["b", "c", "d"]);
+        assert_eq!((told().as_str(), connections(&sums, "left out")), ("left out", 0));
+    }
+
+    #[test]
+    fn a_round_asks_a_bounded_number_of_questions_and_the_next_goes_on() {
+        let (mut tally, sums) = tally(1000);
+        let services: Vec<&'static str> = (0..250).map(|number| &*format!("s-{number:03}").leak()).collect();
+        follow(&mut tally, &services, &[]);
+        let counts = services.iter().map(|it| (*it, 1)).collect();
+        let mut numbers = Numbers { counts, ..Numbers::default() };
+        for read in [100, 200, 250, 250] {
+            numbers.asked = 0;
+            tally.round(&mut numbers);
+            assert_eq!(connections(&sums, "ClusterIp"), read);
+        }
+        assert_eq!(numbers.asked, 0, "all were read, and the time for another round has not come");
+    }
+
+    #[test]
+    fn what_another_series_counts_is_taken_off_however_late_it_shows() {
+        let (mut tally, sums) = tally(10);
+        let names = [name("web")];
+        let meters = |_: &ServiceName| vec![meter("web", &["all"], &["external"])];
+        tally.update_services(&names.iter().collect(), &meters, &|_| true);
+        let mut numbers = Numbers::default();
+        for (all, external, counted) in [(10, 4, 6), (10, 6, 6), (15, 6, 9), (16, 7, 9)] {
+            numbers.counts = [("all", all), ("external", external)].into();
+            cycle(&mut tally, &mut numbers);
+            assert_eq!(connections(&sums, "ClusterIp"), counted);
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_read_counts_as_left_out_until_it_can() {
+        let (mut tally, sums) = tally(10);
+        follow(&mut tally, &["web"], &[]);
+        let mut numbers = Numbers { counts: [("web", 3)].into(), fails: true, ..Numbers::default() };
+        cycle(&mut tally, &mut numbers);
+        assert_eq!(connections(&sums, "left out"), 1);
+        numbers.fails = false;
+        cycle(&mut tally, &mut numbers);
+        assert_eq!((connections(&sums, "left out"), connections(&sums, "ClusterIp")), (0, 3));
+    }
+}
