@@ -16,8 +16,6 @@ use serde_json::json;
 use settings::Settings;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::sync::mpsc;
-use std::thread;
 
 /// Our Node, and the one that the endpoints are on.
 const NODE: &str = "bench-node";
@@ -62,15 +60,7 @@ fn figures(settings: &Settings, program: &Program) -> Result<Figures> {
 
 /// Starts the API server on a thread of its own and fills it.
 fn serve(settings: &Settings) -> Result<Arc<StubApi>> {
-    let (sender, receiver) = mpsc::channel();
-    thread::spawn(move || -> Result<()> {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        runtime.block_on(async {
-            sender.send(Arc::new(StubApi::start()?))?;
-            std::future::pending().await
-        })
-    });
-    let server = receiver.recv()?;
+    let server = StubApi::start_on_a_thread()?;
     server.put(json!({
         "apiVersion": "v1", "kind": "Node", "metadata": {"name": NODE},
         "spec": {"podCIDR": "10.244.0.0/24", "podCIDRs": ["10.244.0.0/24"]},

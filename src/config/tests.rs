@@ -317,6 +317,12 @@ fn a_flag_changes_its_setting_and_nothing_else(#[case] args: &[&str], #[case] ch
     assert_eq!(resolved.notices, Vec::<String>::new());
 }
 
+fn assert_it_only_says(notice: &str, resolved: &Resolved) {
+    assert_eq!(resolved.config, default_config());
+    let notices = resolved.notices.as_slice();
+    assert!(matches!(notices, [one] if one.starts_with(notice)), "{notices:?}");
+}
+
 #[rstest]
 #[case(&["--feature-gates=AllowServiceExternalIPs=true,B=false"], "feature gate B=false has no effect: nothing here depends on any but AllowServiceExternalIPs")]
 #[case(&["--kube-api-content-type=application/json"], "setting clientConnection.contentType")]
@@ -333,13 +339,7 @@ fn a_flag_changes_its_setting_and_nothing_else(#[case] args: &[&str], #[case] ch
 #[case(&["--machine-id-file=/a"], "flag --machine-id-file has no effect")]
 #[case(&["--boot-id-file=/a"], "flag --boot-id-file has no effect")]
 fn a_flag_without_effect_is_accepted_and_said(#[case] args: &[&str], #[case] notice: &str) {
-    let resolved = from_flags(args);
-    assert_eq!(resolved.config, default_config());
-    assert!(
-        matches!(resolved.notices.as_slice(), [one] if one.starts_with(notice)),
-        "{:?}",
-        resolved.notices
-    );
+    assert_it_only_says(notice, &from_flags(args));
 }
 
 #[test]
@@ -518,13 +518,7 @@ fn a_field_changes_its_setting_and_nothing_else(#[case] body: &str, #[case] chan
 #[case("iptables: {nope: 1}", "unknown field \"iptables.nope\"")]
 #[case("oomScoreAdj: -999\noomScoreAdj: -999", "duplicate field in the configuration file")]
 fn a_field_without_effect_is_accepted_and_said(#[case] body: &str, #[case] notice: &str) {
-    let resolved = from_file(body);
-    assert_eq!(resolved.config, default_config());
-    assert!(
-        matches!(resolved.notices.as_slice(), [one] if one.starts_with(notice)),
-        "{:?}",
-        resolved.notices
-    );
+    assert_it_only_says(notice, &from_file(body));
 }
 
 #[test]

@@ -10,6 +10,7 @@ pub mod lab;
 pub mod netns;
 pub mod packets;
 pub mod parsers;
+pub mod pass;
 pub mod proxy;
 pub mod sink;
 pub mod stub_api;

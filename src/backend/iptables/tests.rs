@@ -3,10 +3,11 @@
 use super::names::CANARY;
 use super::*;
 use crate::kernel::fake::iptables::FakeXtables;
-use crate::model::{Cidr, IpFamily, NodeFacts, ServiceName, WatchEvent};
-use crate::plan::{FamilySettings, LocalDetector, Scope};
+use crate::model::{IpFamily, ServiceName, WatchEvent};
+use crate::plan::{FamilySettings, Scope};
 use crate::state::Tracker;
 use crate::testing::generate::Generator;
+use crate::testing::pass;
 
 /// A family's backend with what `sync` keeps for it.
 pub(super) struct Bench {
@@ -18,14 +19,10 @@ pub(super) struct Bench {
 
 impl Bench {
     pub(super) fn new(family: IpFamily, flavor: Flavor, most_chains: usize) -> Self {
-        let node = NodeFacts { name: "node-0".into(), zone: Some("z0".into()), ..NodeFacts::default() };
-        let mut settings = FamilySettings::new(family);
-        let pods: Cidr =
-            if family == IpFamily::V4 { "10.128.0.0/16" } else { "fd00:128::/32" }.parse().unwrap();
-        settings.detector = Some(LocalDetector::Cidr(pods));
+        let (tracker, settings) = pass::start(family);
         let features = Features { counts_localhost: true, counts_invalid: true, ..Features::default() };
         let backend = Iptables::new(FakeXtables::new(flavor), features).with_most_chains(most_chains);
-        Bench { tracker: Tracker::new(node, 0), settings, backend, baseline: None }
+        Bench { tracker, settings, backend, baseline: None }
     }
 
     /// With a tree as soon as `KUBE-SERVICES` has more rules than this.
@@ -40,30 +37,13 @@ impl Bench {
     fn afresh(&self, flavor: Flavor) -> Bench {
         let mut fresh = Bench::new(self.settings.family, flavor, usize::MAX)
             .with_tree_above(self.backend.features.tree_threshold);
-        for record in self.tracker.snapshot().services.values() {
-            let service = record.service.iter().cloned().map(WatchEvent::Service);
-            let slices = record.slices.iter().cloned().map(|slice| WatchEvent::Slice(Box::new(slice)));
-            service.chain(slices).for_each(|event| fresh.tracker.fold(event));
-        }
+        pass::copy_picture(&self.tracker, &mut fresh.tracker);
         fresh
     }
 
     pub(super) async fn sync(&mut self) -> Result<Applied> {
-        let changes = self.tracker.take_changes();
-        let scope = if self.baseline.is_none() { Scope::All } else { Scope::Only(&changes.services) };
-        if self.baseline.is_none() {
-            self.baseline = Some(self.backend.observe().await?);
-        }
-        let endpoints = self.tracker.endpoints(self.settings.family);
-        let plan = Plan::new(&self.settings, self.tracker.snapshot(), scope).with_endpoint_count(endpoints);
-        let desired = self.backend.render(&plan);
-        let baseline = self.baseline.as_mut().unwrap();
-        let operations = self.backend.diff(baseline, &desired);
-        let applied = self.backend.apply(&desired, operations, baseline).await;
-        if applied.is_err() {
-            self.baseline = None;
-        }
-        applied
+        let Bench { tracker, settings, backend, baseline } = self;
+        pass::run(tracker, settings, backend, baseline).await
     }
 
     /// Syncs; if the Service is refused, the kernel is as if it did not exist.

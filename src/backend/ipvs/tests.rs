@@ -6,13 +6,13 @@ use crate::kernel::fake::iptables::FakeXtables;
 use crate::kernel::fake::ipvs::{FakeNode, FakeObject, FakeServer, State};
 use crate::kernel::iptables::Flavor;
 use crate::model::{
-    Cidr, EndpointFacts, EndpointSlice, Frontend, IpvsScheduler, NodeFacts, PerFamily, Protocol, RealServer,
-    ServerOperation, Service, ServiceName, ServicePort, SetEntry, SliceEndpoint, SlicePort, VirtualServer,
-    WatchEvent,
+    EndpointFacts, EndpointSlice, Frontend, IpvsScheduler, PerFamily, Protocol, RealServer, ServerOperation,
+    Service, ServiceName, ServicePort, SetEntry, SliceEndpoint, SlicePort, VirtualServer, WatchEvent,
 };
-use crate::plan::{FamilySettings, LocalDetector, Scope};
+use crate::plan::{FamilySettings, Scope};
 use crate::state::Tracker;
 use crate::testing::generate::Generator;
+use crate::testing::pass;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -41,18 +41,14 @@ pub(super) struct Bench {
 
 impl Bench {
     fn on(node: FakeNode, family: IpFamily, features: Features) -> Self {
-        let facts = NodeFacts { name: "node-0".into(), zone: Some("z0".into()), ..NodeFacts::default() };
-        let mut settings = FamilySettings::new(family);
-        let pods: Cidr =
-            if family == IpFamily::V4 { "10.128.0.0/16" } else { "fd00:128::/32" }.parse().unwrap();
-        settings.detector = Some(LocalDetector::Cidr(pods));
+        let (tracker, settings) = pass::start(family);
         let hands = Kernel {
             servers: Box::new(node.clone()),
             sets: Box::new(node.clone()),
             links: Box::new(node.clone()),
         };
         let backend = Ipvs::new(FakeXtables::new(Flavor::Nft), hands, family, features);
-        Bench { tracker: Tracker::new(facts, 0), settings, node, backend, baseline: None }
+        Bench { tracker, settings, node, backend, baseline: None }
     }
 
     pub(super) fn new(family: IpFamily) -> Self {
@@ -61,11 +57,7 @@ impl Bench {
 
     /// The same picture for another node.
     fn picture_for(&self, mut other: Bench) -> Bench {
-        for record in self.tracker.snapshot().services.values() {
-            let service = record.service.iter().cloned().map(WatchEvent::Service);
-            let slices = record.slices.iter().cloned().map(|slice| WatchEvent::Slice(Box::new(slice)));
-            service.chain(slices).for_each(|event| other.tracker.fold(event));
-        }
+        pass::copy_picture(&self.tracker, &mut other.tracker);
         other
     }
 
@@ -82,20 +74,8 @@ impl Bench {
     }
 
     pub(super) async fn sync(&mut self) -> Result<Applied> {
-        let changes = self.tracker.take_changes();
-        let scope = if self.baseline.is_none() { Scope::All } else { Scope::Only(&changes.services) };
-        if self.baseline.is_none() {
-            self.baseline = Some(self.backend.observe().await?);
-        }
-        let plan = Plan::new(&self.settings, self.tracker.snapshot(), scope);
-        let desired = self.backend.render(&plan);
-        let baseline = self.baseline.as_mut().unwrap();
-        let operations = self.backend.diff(baseline, &desired);
-        let applied = self.backend.apply(&desired, operations, baseline).await;
-        if applied.is_err() {
-            self.baseline = None;
-        }
-        applied
+        let Bench { tracker, settings, backend, baseline, .. } = self;
+        pass::run(tracker, settings, backend, baseline).await
     }
 
     fn is_settled(&mut self) -> bool {
