@@ -477,6 +477,30 @@ mod tests {
     }
 
     #[test]
+    fn a_service_that_outgrows_the_limit_makes_room_for_others() {
+        let (mut tally, sums) = tally(3);
+        let endpoint = |service: &'static str, number: u16| {
+            let mut meter = meter(service, &[service], &[]);
+            meter.series.of = Measured::Endpoint(([10, 0, 0, 1], number).into());
+            meter
+        };
+        let sizes = |a: u16, b: u16| {
+            move |of: &ServiceName| match of.name() {
+                "a" => (0..a).map(|number| endpoint("a", number)).collect(),
+                _ => (0..b).map(|number| endpoint("b", number)).collect(),
+            }
+        };
+        let names = [name("a"), name("b")];
+        for (a, b, followed, left_out) in [(2, 2, "shop/a", 2), (4, 2, "shop/b", 4), (1, 2, "shop/", 0)] {
+            tally.update_services(&names.iter().collect(), &sizes(a, b), &|_| true);
+            let told: Vec<String> = sums.borrow().keys().filter(|it| *it != "left out").cloned().collect();
+            assert!(told.iter().all(|it| it.starts_with(followed)), "{told:?}");
+            assert_eq!(told.len() as u64 + left_out, u64::from(a + b));
+            assert_eq!(connections(&sums, "left out"), left_out);
+        }
+    }
+
+    #[test]
     fn a_round_asks_a_bounded_number_of_questions_and_the_next_goes_on() {
         let (mut tally, sums) = tally(1000);
         let services: Vec<&'static str> = (0..250).map(|number| &*format!("s-{number:03}").leak()).collect();

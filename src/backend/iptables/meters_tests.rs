@@ -149,3 +149,22 @@ async fn beyond_the_limit_services_are_neither_read_nor_told() {
     bench.sync().await.unwrap();
     assert_eq!(*sums.borrow(), BTreeMap::from([("left out".to_owned(), Counts::default())]));
 }
+
+#[tokio::test]
+async fn what_is_in_a_table_too_large_to_be_read_counts_as_dropped() {
+    let (measuring, sums) = recording(Detail::Frontends, 1000);
+    let mut bench = Bench::new(IpFamily::V4, Flavor::Legacy, usize::MAX).measuring(measuring);
+    let mut generator = Generator::new(1);
+    (0..30).for_each(|_| bench.tracker.fold(generator.event()));
+    bench.sync().await.unwrap();
+    bench.tend().await;
+    assert_eq!(connections(&sums, "left out"), 0);
+    bench.backend.tools().is_too_large = true;
+    bench.tend().await;
+    assert_eq!(connections(&sums, "left out"), sums.borrow().len() as u64 - 1);
+    bench.backend.tools().is_too_large = false;
+    bench.pass_traffic();
+    bench.tend().await;
+    assert_eq!(connections(&sums, "left out"), 0);
+    assert!(connections(&sums, "ClusterIp") > 0);
+}

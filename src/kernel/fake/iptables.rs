@@ -31,6 +31,8 @@ pub struct FakeXtables {
     pub flushed_after_restore: bool,
     /// What rules have counted, by table, chain and rule; forgotten when the chain is written.
     pub packets: BTreeMap<(String, String, String), u64>,
+    /// The tables are too large to be read.
+    pub is_too_large: bool,
     /// How often rules were read.
     pub readings: usize,
     /// Restores that took effect.
@@ -62,6 +64,7 @@ impl FakeXtables {
             failures: 0,
             flushed_after_restore: false,
             packets: BTreeMap::new(),
+            is_too_large: false,
             readings: 0,
             inputs: Vec::new(),
             generation: 0,
@@ -228,6 +231,9 @@ impl Xtables for FakeXtables {
     ) -> Result<bool> {
         self.readings += 1;
         visit(Part::Start);
+        if self.is_too_large {
+            return Ok(false);
+        }
         let place = |chain: &str, rule: &str| (table.to_owned(), chain.to_owned(), rule.to_owned());
         let Some(table) = self.tables.get(table) else { return Ok(true) };
         for (name, rules) in table.iter().filter(|(name, _)| chain.is_none_or(|chain| chain == *name)) {
