@@ -102,16 +102,6 @@ impl Socket {
         Ok(Socket { socket, receive: vec![0; RECEIVE_LEN].into_boxed_slice(), seq: 0 })
     }
 
-    /// Sets the size of the send and the receive buffer, past the system's limit.
-    ///
-    /// # Errors
-    /// Without `CAP_NET_ADMIN`.
-    pub fn set_buffers(&mut self, send: usize, receive: usize) -> Result<(), Error> {
-        socket::setsockopt(&self.socket, sockopt::SndBufForce, &send)
-            .and_then(|()| socket::setsockopt(&self.socket, sockopt::RcvBufForce, &receive))
-            .map_err(|errno| Error::Io { doing: "set buffer sizes", source: errno.into() })
-    }
-
     /// Sends one request and waits for its acknowledgement; `visit` sees what comes before it.
     ///
     /// # Errors

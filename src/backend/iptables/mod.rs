@@ -95,8 +95,8 @@ impl<X: Xtables> Iptables<X> {
     }
 
     /// Sets how many chains one input holds, whatever suits the flavour.
-    #[must_use]
-    pub fn with_most_chains(mut self, most_chains: usize) -> Self {
+    #[cfg(test)]
+    fn with_most_chains(mut self, most_chains: usize) -> Self {
         self.most_chains = most_chains;
         self
     }
