@@ -25,24 +25,28 @@ const SYNC: Duration = Duration::from_secs(120);
 const PARALLEL: usize = 4;
 
 /// What `explain` prints as JSON, and its exit status.
-fn explain(node: &Namespace, arguments: &[&str]) -> (Value, i32) {
+pub(crate) fn explain(node: &Namespace, arguments: &[&str]) -> (Value, i32) {
     let output = node.command(BINARY).args(["explain", "-o", "json"]).args(arguments).output().unwrap();
     let errors = String::from_utf8_lossy(&output.stderr);
     let report = serde_json::from_slice(&output.stdout);
     (report.unwrap_or_else(|error| panic!("{arguments:?}: {error}: {errors}")), output.status.code().unwrap())
 }
 
-fn codes(report: &Value) -> BTreeSet<&str> {
+/// The causes that a report names.
+pub(crate) fn codes(report: &Value) -> BTreeSet<&str> {
     report["findings"].as_array().unwrap().iter().map(|it| it["code"].as_str().unwrap()).collect()
 }
 
 /// The table's packets go, by the rules that the kernel has, where the test of real packets sees them go.
 #[rstest]
+#[case::nft(Flavor::Nft, "--iptables-dispatch-tree-threshold=100000")]
+#[case::nft_with_tree(Flavor::Nft, "--iptables-dispatch-tree-threshold=0")]
+#[case::legacy(Flavor::Legacy, "--iptables-dispatch-tree-threshold=100000")]
 fn every_packet_is_traced_to_where_it_really_goes(
+    #[case] flavor: Flavor,
+    #[case] form: &str,
     #[values(IpFamily::V4, IpFamily::V6)] family: IpFamily,
-    #[values("--iptables-dispatch-tree-threshold=100000", "--iptables-dispatch-tree-threshold=0")] form: &str,
 ) {
-    let flavor = Flavor::Nft;
     let node = lone_node().unwrap();
     give_idle_uplink(&node).unwrap();
     let mut failures = Vec::new();
@@ -52,20 +56,28 @@ fn every_packet_is_traced_to_where_it_really_goes(
         let launch = Launch { binary: BINARY, namespace: &node, flavor, flags: &flags };
         let mut proxy = launch.start(&objects).unwrap();
         proxy.wait_for_sync(&node, flavor, SYNC).unwrap();
-        failures.extend(trace_all((&node, &proxy.control_socket()), &cases, family));
+        let verdict = |_: &PacketCase, packet: &Packet| packet.verdict.clone();
+        failures.extend(trace_all((&node, &proxy.control_socket()), &cases, family, &verdict));
         proxy.terminate().unwrap();
     }
     assert!(failures.is_empty(), "{}", failures.join("\n"));
 }
 
-fn trace_all(at: (&Namespace, &Path), cases: &[PacketCase], family: IpFamily) -> Vec<String> {
+/// Asks the program what becomes of every packet, and says where it is not the verdict.
+pub(crate) fn trace_all(
+    at: (&Namespace, &Path),
+    cases: &[PacketCase],
+    family: IpFamily,
+    verdict: &(dyn Fn(&PacketCase, &Packet) -> Verdict + Sync),
+) -> Vec<String> {
     let packets = cases.iter().flat_map(|case| case.packets.iter().map(move |packet| (case, packet)));
     let queue = Mutex::new(packets.filter(|(_, packet)| packet.families.contains(&family)));
     let next = || queue.lock().unwrap().next();
     let work = || {
         let mut failures = Vec::new();
         while let Some((case, packet)) = next() {
-            failures.extend(trace(at, case, packet, family));
+            let traced = trace(at, case, packet, family);
+            failures.extend(traced.complaint(&verdict(case, packet), family));
         }
         failures
     };
@@ -75,12 +87,19 @@ fn trace_all(at: (&Namespace, &Path), cases: &[PacketCase], family: IpFamily) ->
     })
 }
 
+/// What the program says of a packet.
+struct Traced {
+    route: String,
+    report: Value,
+    status: i32,
+}
+
 fn trace(
     (node, socket): (&Namespace, &Path),
     case: &PacketCase,
     packet: &Packet,
     family: IpFamily,
-) -> Option<String> {
+) -> Traced {
     let flow = case.flow(packet, family);
     let (source, destination) = (flow.source.to_string(), flow.destination.to_string());
     let service = format!("packets/{}", case.service_name());
@@ -90,25 +109,31 @@ fn trace(
         arguments.extend(["--interface", interface]);
     }
     let (report, status) = explain(node, &arguments);
-    let found: BTreeSet<(String, Option<SocketAddr>, bool)> =
-        report["trace"].as_array().unwrap().iter().map(fate).collect();
-    let wanted: BTreeSet<_> = match &packet.verdict {
-        Verdict::Rejected => [("refused".to_owned(), None, false)].into(),
-        Verdict::Dropped => [("dropped".to_owned(), None, false)].into(),
-        Verdict::Untouched => [("untouched".to_owned(), None, false)].into(),
-        Verdict::Served { by, source, .. } => {
-            let endpoint = |ip| SocketAddr::new(ip, kube_proxy_rs::testing::packets::TARGET_PORT);
-            let masqueraded = *source == Source::Masqueraded;
-            by.iter()
-                .map(|place| ("served".to_owned(), Some(endpoint(place.address(family))), masqueraded))
-                .collect()
+    Traced { route: format!("{}: {} -> {destination}", case.name, packet.from.name()), report, status }
+}
+
+impl Traced {
+    fn complaint(&self, verdict: &Verdict, family: IpFamily) -> Option<String> {
+        let Traced { route, report, status } = self;
+        let found: BTreeSet<(String, Option<SocketAddr>, bool)> =
+            report["trace"].as_array().unwrap().iter().map(fate).collect();
+        let wanted: BTreeSet<_> = match verdict {
+            Verdict::Rejected => [("refused".to_owned(), None, false)].into(),
+            Verdict::Dropped => [("dropped".to_owned(), None, false)].into(),
+            Verdict::Untouched => [("untouched".to_owned(), None, false)].into(),
+            Verdict::Served { by, source, .. } => {
+                let endpoint = |ip| SocketAddr::new(ip, kube_proxy_rs::testing::packets::TARGET_PORT);
+                let masqueraded = *source == Source::Masqueraded;
+                by.iter()
+                    .map(|place| ("served".to_owned(), Some(endpoint(place.address(family))), masqueraded))
+                    .collect()
+            }
+        };
+        match (found == wanted, status) {
+            (true, 0) => None,
+            (true, status) => Some(format!("{route}: exit status {status}: {}", report["findings"])),
+            (false, _) => Some(format!("{route}: traced to {found:?}, not {wanted:?}")),
         }
-    };
-    let route = format!("{}: {} -> {destination}", case.name, packet.from.name());
-    match (found == wanted, status) {
-        (true, 0) => None,
-        (true, status) => Some(format!("{route}: exit status {status}: {}", report["findings"])),
-        (false, _) => Some(format!("{route}: traced to {found:?}, not {wanted:?}")),
     }
 }
 

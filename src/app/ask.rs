@@ -2,7 +2,7 @@
 
 use super::offline::Offline;
 use super::{look, print};
-use crate::config::{Config, Explain, Mode, OutputForm, TableForm};
+use crate::config::{Config, Explain, OutputForm, TableForm};
 use crate::explain::{ApiFacts, Kind, Report, Row, ServiceView, Services, table};
 use crate::http;
 use crate::model::{IpFamily, ServiceName};
@@ -94,13 +94,6 @@ pub(super) async fn explain(config: &Config, asked: &Explain) -> Result<ExitCode
     }
     if let Some(view) = &mut view {
         keep_family(view, asked);
-    }
-    if view.as_ref().is_some_and(|view| view.mode == Mode::Ipvs.as_str())
-        && asked.client.or(asked.to.map(|to| to.ip())).is_some()
-    {
-        eprintln!(
-            "Warning: packets are traced in mode iptables only; the virtual servers are compared below"
-        );
     }
     let mut node = match &view {
         Some(view) => look::around(config, view, asked).await,

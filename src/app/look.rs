@@ -1,8 +1,7 @@
 //! What the node has for one Service, read live: rules or servers, settings, flows. Runs in the process
 //! of whoever asks, never in the loop.
 
-use crate::backend::iptables::{self, Outcome, Packet, Verdict};
-use crate::backend::{KernelObject, ipvs};
+use crate::backend::{KernelObject, Outcome, Packet, SERVER_RULE, Verdict, iptables, ipvs};
 use crate::config::{Config, Explain, Flavor};
 use crate::explain::{
     Decision, Difference, EndpointView, FamilyFacts, FamilyView, Fate, Flows, NodeState, Obstacle, PortView,
@@ -12,8 +11,8 @@ use crate::kernel::addresses::local_addresses;
 use crate::kernel::conntrack::{Conntrack, Destination, Part};
 use crate::kernel::iptables::{Place, Tools};
 use crate::kernel::sysctl::Sysctls;
-use crate::model::{IpFamily, Protocol};
-use anyhow::{Context, Result};
+use crate::model::{Frontend, IpFamily, Protocol};
+use anyhow::{Context, Result, anyhow};
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -39,36 +38,62 @@ pub(super) async fn around(config: &Config, view: &ServiceView, asked: &Explain)
         ..NodeState::default()
     };
     for family in &view.families {
-        let (facts, found) = family_facts(config, view, family).await;
+        let Some(of) = family.ip_family() else { continue };
+        let tools = tools(config, view, of).await;
+        let (facts, found) = family_facts(view, (of, family), tools.as_ref()).await;
         node.families.push(facts);
-        // IPVS decides without rules: to trace its packets through rules would mislead.
-        if let Some(packet) = packet(family, asked).filter(|_| view.mode != IPVS) {
-            // Where the kernel could not be read, what should be there decides.
-            let objects = if found.is_empty() { &family.wanted } else { &found };
-            node.decisions.extend(decisions(objects, &packet));
+        let Some(packet) = packet(family, asked) else { continue };
+        let outcomes = match (view.mode.as_str(), &tools) {
+            (IPVS, Ok(tools)) => traced_by_servers(tools, &packet).await,
+            // That they cannot be read is said already.
+            (IPVS, Err(_)) => continue,
+            _ => {
+                // Where the kernel could not be read, what should be there decides.
+                let objects = if found.is_empty() { &family.wanted } else { &found };
+                let own = local_addresses(of).unwrap_or_default();
+                Ok(iptables::trace_packet(objects, &packet, &own))
+            }
+        };
+        match outcomes {
+            Ok(outcomes) => node.decisions.extend(outcomes.iter().map(decision)),
+            Err(error) => eprintln!("Warning: the packet was not traced: {error:#}"),
         }
     }
     node
 }
 
+/// What becomes of a packet in mode ipvs: by all rules of the tables, others' included, the sets, and
+/// the virtual server.
+async fn traced_by_servers(tools: &Tools, packet: &Packet) -> Result<Vec<Outcome>> {
+    let Packet { destination, protocol, .. } = *packet;
+    let to = Frontend { address: destination.ip(), port: destination.port(), protocol };
+    let mut chains = Vec::new();
+    for table in ipvs::tables() {
+        let object =
+            |(chain, lines)| KernelObject { name: format!("{table} {chain}"), lines, is_shared: true };
+        chains.extend(tools.table(table).await?.into_iter().map(object));
+    }
+    let around = ipvs::Surroundings::read(&mut ipvs::Kernel::open()?, to)?;
+    Ok(ipvs::trace_packet(&chains, &around, packet))
+}
+
 async fn family_facts(
-    config: &Config,
     view: &ServiceView,
-    family: &FamilyView,
+    (of, family): (IpFamily, &FamilyView),
+    tools: Result<&Tools, &anyhow::Error>,
 ) -> (FamilyFacts, Vec<KernelObject>) {
     let mut facts = FamilyFacts { family: family.family.clone(), ..FamilyFacts::default() };
-    let Some(of) = family.ip_family() else { return (facts, Vec::new()) };
     let forwarding = match of {
         IpFamily::V4 => "net/ipv4/ip_forward",
         IpFamily::V6 => "net/ipv6/conf/all/forwarding",
     };
     facts.forwards = Sysctls::default().read(forwarding).ok().map(|value| value != "0");
     let looked = async {
-        let tools = tools(config, view, of).await?;
-        facts.obstacles = obstacles(&tools, family).await?;
+        let tools = tools.map_err(|error| anyhow!("{error:#}"))?;
+        facts.obstacles = obstacles(tools, family).await?;
         match view.mode.as_str() {
             IPVS => look_at_servers(of, &family.wanted),
-            _ => look_at_rules(&tools, &family.wanted).await,
+            _ => look_at_rules(tools, &family.wanted).await,
         }
     };
     let (differences, found) = match looked.await {
@@ -147,7 +172,7 @@ async fn chain(tools: &Tools, name: &str) -> Result<Option<Vec<String>>> {
 
 fn look_at_servers(family: IpFamily, wanted: &[KernelObject]) -> Result<Found> {
     let mut kernel = ipvs::Kernel::open()?;
-    let all = ipvs::look(kernel.servers.as_mut(), kernel.links.as_mut(), (family, wanted))?;
+    let all = ipvs::look(&mut kernel, family, wanted)?;
     let (mut differences, mut found) = (Vec::new(), Vec::new());
     for (object, lines) in wanted.iter().zip(all) {
         let Some(lines) = lines else {
@@ -298,11 +323,6 @@ fn packet(family: &FamilyView, asked: &Explain) -> Option<Packet> {
     Some(Packet { interface, source, destination, protocol: protocol(port) })
 }
 
-fn decisions(objects: &[KernelObject], packet: &Packet) -> Vec<Decision> {
-    let own = local_addresses(IpFamily::of(packet.source)).unwrap_or_default();
-    iptables::trace_packet(objects, packet, &own).iter().map(decision).collect()
-}
-
 /// An outcome, and the rule that decides: the last one that sends the packet somewhere.
 fn decision(outcome: &Outcome) -> Decision {
     let (fate, endpoint, target) = match outcome.verdict {
@@ -311,7 +331,8 @@ fn decision(outcome: &Outcome) -> Decision {
         Verdict::Dropped => (Fate::Dropped, None, Some("-j DROP")),
         Verdict::Untouched => (Fate::Untouched, None, None),
     };
-    let decides = |rule: &&String| target.is_some_and(|target| rule.contains(target));
+    let decides =
+        |rule: &&String| target.is_some_and(|target| rule.contains(target) || rule.starts_with(SERVER_RULE));
     Decision {
         fate,
         endpoint,

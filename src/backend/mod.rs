@@ -9,10 +9,13 @@ mod jumps;
 mod kept;
 mod lines;
 mod masquerade;
+mod rule;
 mod rule_count;
 mod tally;
+mod walk;
 
 pub use tally::{Detail, Measured, Measuring, Series, Told};
+pub use walk::{Outcome, Packet, SERVER_RULE, Verdict};
 
 use crate::kernel::iptables::RestoreError;
 use crate::model::ServiceName;
@@ -289,3 +292,6 @@ impl Refusal {
 pub fn is_tool_failure(error: &anyhow::Error) -> bool {
     error.downcast_ref::<RestoreError>().is_some()
 }
+
+#[cfg(test)]
+mod packet_tests;

@@ -280,6 +280,26 @@ impl PacketCase {
         30100 + u16::from(self.index)
     }
 
+    /// What becomes of a packet as far as IPVS can do what the table says.
+    #[must_use]
+    pub fn verdict_in_ipvs(&self, packet: &Packet) -> Verdict {
+        if packet.to == Target::NodePortOnLocalhost {
+            // The kernel has no virtual servers there.
+            return Verdict::Untouched;
+        }
+        let mut verdict = packet.verdict.clone();
+        let is_here = |place: &Place| place.node_name() == NODE_NAME;
+        if let Verdict::Served { by, .. } = &mut verdict
+            && self.shape.external_local
+            && packet.to != Target::ClusterIp
+            && by.iter().any(is_here)
+        {
+            // A virtual server has one list: who is on the node gets the local endpoints, too.
+            by.retain(is_here);
+        }
+        verdict
+    }
+
     /// One of the case's packets in addresses of `family`.
     #[must_use]
     pub fn flow(&self, packet: &Packet, family: IpFamily) -> Flow {

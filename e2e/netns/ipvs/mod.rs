@@ -2,6 +2,7 @@
 //! kernel has no `ip_vs`.
 
 mod drain;
+mod explain;
 mod fixtures;
 mod harm;
 mod kubeadm;

@@ -4,9 +4,9 @@
 use super::base::{self, Features, JUMPS};
 use super::names::ChainId;
 use super::render_inputs;
-use super::rule::{Match, Rule, Target};
-use super::walk::{Outcome, Packet, Tables, Walk};
 use crate::backend::KernelObject;
+use crate::backend::rule::{Match, Rule, Target};
+use crate::backend::walk::{Outcome, Packet, Tables, Walk};
 use crate::kernel::iptables::Flavor;
 use crate::model::IpFamily;
 use crate::plan::Plan;

@@ -15,10 +15,8 @@ mod inspect;
 mod meters;
 mod names;
 mod render;
-mod rule;
 mod setup;
 mod tree;
-mod walk;
 mod watch;
 
 pub use base::Features;
@@ -26,7 +24,6 @@ pub use desired::{Baseline, Desired};
 pub use diff::Changes;
 pub use inspect::{branch, differences, foreign_obstacles, trace as trace_packet};
 pub use setup::{features, features_as_found};
-pub use walk::{Outcome, Packet, Verdict};
 
 use super::tally::{Measuring, Tally};
 use super::{

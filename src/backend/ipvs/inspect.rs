@@ -1,33 +1,46 @@
 //! What a plan wants of IPVS, and what the kernel has of it, for people.
 
+use super::Kernel;
+use super::apply::set_spec;
 use super::desired::{Desired, Fact, Server};
-use super::names::INTERFACE;
+use super::input::CHAINS;
+use super::names::{INTERFACE, SetId};
+use super::text::entry_text;
 use crate::backend::KernelObject;
-use crate::kernel::ipvs::VirtualServers;
-use crate::kernel::links::Links;
-use crate::model::{Frontend, IpFamily, RealServer, VirtualServer};
+use crate::backend::walk::{Outcome, Packet, Tables, Walk};
+use crate::model::{Frontend, IpFamily, RealServer, SetEntry, VirtualServer};
 use anyhow::Result;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 
 const SERVER: &str = "virtual server ";
+const SET: &str = "set ";
 
-/// Virtual servers, and the addresses on our interface.
+/// Virtual servers, entries of sets, and the addresses on our interface.
 pub(super) fn wanted(desired: &Desired<'_>) -> Vec<KernelObject> {
     let parts = desired.services.iter().filter_map(|(_, part)| part.as_ref());
     let mut objects: Vec<KernelObject> = Vec::new();
-    let mut addresses = Vec::new();
+    let mut shared: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
     for part in parts {
         objects.extend(part.servers.iter().map(|(at, server)| object(at, server)));
-        addresses.extend(part.facts.iter().filter_map(|fact| match fact {
-            Fact::Address(address) => Some(address.to_string()),
-            _ => None,
-        }));
+        for fact in &part.facts {
+            let (name, line) = match fact {
+                Fact::Address(address) => (INTERFACE.to_owned(), address.to_string()),
+                Fact::Entry(id, entry) => {
+                    (format!("{SET}{}", id.name(desired.plan.settings.family)), entry_text(entry))
+                }
+                // A rule of its own, which is watched with all others.
+                Fact::Guard(_) => continue,
+            };
+            shared.entry(name).or_default().insert(line);
+        }
     }
-    addresses.sort();
-    addresses.dedup();
-    if !addresses.is_empty() {
-        objects.push(KernelObject { name: INTERFACE.to_owned(), lines: addresses, is_shared: true });
-    }
+    let of_several = |(name, lines): (String, BTreeSet<String>)| KernelObject {
+        name,
+        lines: lines.into_iter().collect(),
+        is_shared: true,
+    };
+    objects.extend(shared.into_iter().map(of_several));
     objects
 }
 
@@ -51,13 +64,13 @@ fn real(real: &RealServer) -> String {
 /// # Errors
 /// When the kernel cannot be asked.
 pub fn look(
-    servers: &mut dyn VirtualServers,
-    links: &mut dyn Links,
-    (family, wanted): (IpFamily, &[KernelObject]),
+    kernel: &mut Kernel,
+    family: IpFamily,
+    wanted: &[KernelObject],
 ) -> Result<Vec<Option<Vec<String>>>> {
     let listed: BTreeMap<String, (Frontend, Option<VirtualServer>)> =
-        servers.list()?.into_iter().map(|(at, with)| (format!("{SERVER}{at}"), (at, with))).collect();
-    let addresses = links.addresses(family)?;
+        kernel.servers.list()?.into_iter().map(|(at, with)| (format!("{SERVER}{at}"), (at, with))).collect();
+    let addresses = kernel.links.addresses(family)?;
     let mut found = Vec::new();
     for object in wanted {
         if object.name == INTERFACE {
@@ -65,14 +78,86 @@ pub fn look(
             found.push(Some(ours.map(|it| it.address.to_string()).collect()));
             continue;
         }
+        if let Some(id) = SetId::ALL.into_iter().find(|id| object.name == format!("{SET}{}", id.name(family)))
+        {
+            let entries = kernel.sets.entries(set_spec(id, &id.name(family), family))?;
+            found.push(entries.map(|entries| entries.iter().map(entry_text).collect()));
+            continue;
+        }
         let Some((at, with)) = listed.get(&object.name) else {
             found.push(None);
             continue;
         };
         let first = with.as_ref().map_or_else(|| "switches that are not ours".to_owned(), switches);
-        let mut reals: Vec<RealServer> = servers.real_servers(at)?.into_iter().map(|it| it.0).collect();
-        reals.sort_unstable();
+        let reals = real_servers(kernel, at)?;
         found.push(Some(std::iter::once(first).chain(reals.iter().map(real)).collect()));
     }
     Ok(found)
+}
+
+fn real_servers(kernel: &mut Kernel, at: &Frontend) -> Result<Vec<RealServer>> {
+    let mut reals: Vec<RealServer> = kernel.servers.real_servers(at)?.into_iter().map(|it| it.0).collect();
+    reals.sort_unstable();
+    Ok(reals)
+}
+
+/// The tables whose rules decide about packets.
+pub fn tables() -> impl Iterator<Item = &'static str> {
+    CHAINS.iter().map(|(table, _)| *table)
+}
+
+/// What besides rules decides about packets to a frontend.
+#[derive(Clone, Debug, Default)]
+pub struct Surroundings {
+    /// Our sets, by name.
+    pub(super) sets: BTreeMap<String, BTreeSet<SetEntry>>,
+    /// The frontend and its real servers, if it has a virtual server.
+    pub(super) server: Option<(Frontend, Vec<RealServer>)>,
+    /// The node's addresses, those of Services included.
+    pub(super) addresses: BTreeSet<IpAddr>,
+}
+
+impl Surroundings {
+    /// As the kernel has them.
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked.
+    pub fn read(kernel: &mut Kernel, to: Frontend) -> Result<Surroundings> {
+        let family = to.family();
+        let mut found = Surroundings::default();
+        for id in SetId::ALL {
+            let name = id.name(family);
+            if let Some(entries) = kernel.sets.entries(set_spec(id, &name, family))? {
+                found.sets.insert(name, entries);
+            }
+        }
+        if kernel.servers.list()?.iter().any(|(at, _)| *at == to) {
+            found.server = Some((to, real_servers(kernel, &to)?));
+        }
+        found.addresses = kernel.links.addresses(family)?.into_iter().map(|it| it.address).collect();
+        Ok(found)
+    }
+}
+
+/// What becomes of a packet on its way through these chains (`table CHAIN`), the sets and the virtual
+/// server.
+#[must_use]
+pub fn trace(chains: &[KernelObject], around: &Surroundings, packet: &Packet) -> Vec<Outcome> {
+    let mut tables = Tables::default();
+    for object in chains {
+        let Some((table, chain)) = object.name.split_once(' ') else { continue };
+        tables.add(table, chain, object.lines.iter().map(String::as_str));
+    }
+    around.sets.iter().for_each(|(name, entries)| tables.add_set(name, entries.clone()));
+    if let Some((at, reals)) = &around.server {
+        tables.add_server(*at, reals.clone());
+    }
+    let is_local = |address: IpAddr| address.is_loopback() || around.addresses.contains(&address);
+    let mut packet = packet.clone();
+    let to = packet.destination.ip();
+    if packet.interface.is_none() && is_local(to) && !to.is_loopback() {
+        // What the node sends to an address of its own has that address as its source, too.
+        packet.source = to;
+    }
+    Walk { tables: &tables, is_local: &is_local }.trace(&packet, None)
 }

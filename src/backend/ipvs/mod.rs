@@ -26,7 +26,7 @@ pub use cleanup::{Removed, empty_chains, holds_rules, remove_rules, standing};
 pub use desired::{Baseline, Desired};
 pub use diff::Changes;
 pub use input::Features;
-pub use inspect::look;
+pub use inspect::{Surroundings, look, tables, trace as trace_packet};
 pub use names::INTERFACE;
 pub use setup::prepare;
 pub use text::render_text;
@@ -316,3 +316,5 @@ impl<X: Xtables> Backend for Ipvs<X> {
 mod meters_tests;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod trace;

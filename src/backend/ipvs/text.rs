@@ -59,7 +59,8 @@ fn create(id: SetId, family: IpFamily) -> String {
     }
 }
 
-fn entry_text(entry: &SetEntry) -> String {
+/// An entry as the tool takes and prints it.
+pub(super) fn entry_text(entry: &SetEntry) -> String {
     let at =
         |at: &Frontend| format!("{},{}:{}", at.address, at.protocol.as_str().to_ascii_lowercase(), at.port);
     match entry {

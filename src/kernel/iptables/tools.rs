@@ -62,8 +62,8 @@ impl Tools {
     pub async fn rules(&self, place: Place<'_>) -> Result<Option<Vec<String>>> {
         let output = self.rule(place.table, &format!("-S {}", place.chain)).await?;
         match output.status.code() {
-            Some(0) => {}
-            Some(EXIT_ABSENT) => return Ok(None),
+            Some(0) => Ok(chains(&String::from_utf8_lossy(&output.stdout)).remove(place.chain)),
+            Some(EXIT_ABSENT) => Ok(None),
             _ => {
                 bail!(
                     "{}: {} in table {}: {}",
@@ -74,15 +74,18 @@ impl Tools {
                 );
             }
         }
-        let text = String::from_utf8_lossy(&output.stdout);
-        let append = format!("-A {} ", place.chain);
-        let mut rules: Vec<String> =
-            text.lines().filter_map(|line| line.strip_prefix(&append)).map(str::to_owned).collect();
-        let policy = text.lines().find_map(|line| line.strip_prefix("-P ")?.split(' ').nth(1));
-        if let Some(policy) = policy.filter(|policy| *policy != "ACCEPT") {
-            rules.push(format!("-m comment --comment \"the chain's policy\" -j {policy}"));
+    }
+
+    /// All chains of a table with their rules, as [`Tools::rules`] has them.
+    ///
+    /// # Errors
+    /// The tool's words.
+    pub async fn table(&self, table: &str) -> Result<BTreeMap<String, Vec<String>>> {
+        let output = self.rule(table, "-S").await?;
+        if !output.status.success() {
+            bail!("{}: table {table}: {}", self.programs.rules, words(&output));
         }
-        Ok(Some(rules))
+        Ok(chains(&String::from_utf8_lossy(&output.stdout)))
     }
 
     /// Runs the rule tool for a question or an idempotent act: whether it says yes.
@@ -239,6 +242,31 @@ async fn count_uses(mut output: impl tokio::io::AsyncBufRead + Unpin) -> io::Res
             }
         }
     }
+}
+
+/// The rules by chain in what `-S` prints.
+fn chains(text: &str) -> BTreeMap<String, Vec<String>> {
+    let (mut chains, mut policies) = (BTreeMap::<String, Vec<String>>::new(), Vec::new());
+    for line in text.lines() {
+        let mut words = line.splitn(3, ' ');
+        match (words.next(), words.next(), words.next()) {
+            (Some("-A"), Some(chain), Some(rule)) => {
+                chains.entry(chain.to_owned()).or_default().push(rule.to_owned());
+            }
+            (Some(kind @ ("-N" | "-P")), Some(chain), policy) => {
+                chains.entry(chain.to_owned()).or_default();
+                if let Some(policy) = policy.filter(|policy| kind == "-P" && *policy != "ACCEPT") {
+                    policies
+                        .push((chain, format!("-m comment --comment \"the chain's policy\" -j {policy}")));
+                }
+            }
+            _ => {}
+        }
+    }
+    for (chain, rule) in policies {
+        chains.entry(chain.to_owned()).or_default().push(rule);
+    }
+    chains
 }
 
 /// A tool's complaint, on one line.

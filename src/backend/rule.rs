@@ -7,6 +7,23 @@ use std::net::{IpAddr, SocketAddr};
 /// Chances differ by the kernel's rounding to 2^-31.
 const CHANCE_ROUNDING: f64 = 1e-8;
 
+/// Options with one value that are understood.
+const UNDERSTOOD: [&str; 13] = [
+    "-s",
+    "-d",
+    "-p",
+    "--dport",
+    "-i",
+    "--src-type",
+    "--dst-type",
+    "--mark",
+    "--ctstate",
+    "--probability",
+    "--vaddr",
+    "--vport",
+    "--vproto",
+];
+
 /// What a rule asks of a packet.
 #[derive(Clone, Debug)]
 pub(super) enum Match {
@@ -23,6 +40,13 @@ pub(super) enum Match {
     State(bool, Vec<String>),
     Probability(f64),
     Remembered(String),
+    /// A set, and what of the packet it is asked for.
+    Set(bool, String, String),
+    /// Where the packet went before IPVS sent it on.
+    VirtualAddress(bool, Cidr),
+    VirtualPort(bool, u16),
+    VirtualProtocol(bool, String),
+    FromBridgePort(bool),
     /// Something that we never ask, word for word.
     Other(String),
 }
@@ -107,11 +131,16 @@ impl Match {
     fn is_like(&self, other: &Match) -> bool {
         match (self, other) {
             (Match::Source(a, b), Match::Source(c, d))
-            | (Match::Destination(a, b), Match::Destination(c, d)) => (a, b) == (c, d),
+            | (Match::Destination(a, b), Match::Destination(c, d))
+            | (Match::VirtualAddress(a, b), Match::VirtualAddress(c, d)) => (a, b) == (c, d),
             (Match::Protocol(a, b), Match::Protocol(c, d))
-            | (Match::Interface(a, b), Match::Interface(c, d)) => (a, b) == (c, d),
-            (Match::DestinationPort(a, b), Match::DestinationPort(c, d)) => (a, b) == (c, d),
+            | (Match::Interface(a, b), Match::Interface(c, d))
+            | (Match::VirtualProtocol(a, b), Match::VirtualProtocol(c, d)) => (a, b) == (c, d),
+            (Match::DestinationPort(a, b), Match::DestinationPort(c, d))
+            | (Match::VirtualPort(a, b), Match::VirtualPort(c, d)) => (a, b) == (c, d),
+            (Match::Set(a, b, c), Match::Set(d, e, f)) => (a, b, c) == (d, e, f),
             (Match::SourceIsLocal(a), Match::SourceIsLocal(b))
+            | (Match::FromBridgePort(a), Match::FromBridgePort(b))
             | (Match::DestinationIsLocal(a), Match::DestinationIsLocal(b)) => a == b,
             (Match::Mark(a, b, c), Match::Mark(d, e, f)) => (a, b, c) == (d, e, f),
             (Match::State(a, b), Match::State(c, d)) => (a, b) == (c, d),
@@ -150,19 +179,11 @@ impl<'a, I: Iterator<Item = &'a str>> Reader<'a, I> {
 
     fn wanted(&mut self, word: &str) -> Match {
         let negated = self.negated;
-        if !matches!(
-            word,
-            "-s" | "-d"
-                | "-p"
-                | "--dport"
-                | "-i"
-                | "--src-type"
-                | "--dst-type"
-                | "--mark"
-                | "--ctstate"
-                | "--probability"
-        ) {
-            return self.unknown(word);
+        match word {
+            "--physdev-is-in" => return Match::FromBridgePort(negated),
+            "--match-set" => return Match::Set(negated, self.value(), self.value()),
+            word if !UNDERSTOOD.contains(&word) => return self.unknown(word),
+            _ => {}
         }
         let value = self.value();
         let known = match word {
@@ -180,6 +201,9 @@ impl<'a, I: Iterator<Item = &'a str>> Reader<'a, I> {
                 Some(Match::State(negated, states))
             }
             "--probability" => value.parse().ok().map(Match::Probability),
+            "--vaddr" => network(&value).map(|net| Match::VirtualAddress(negated, net)),
+            "--vport" => value.parse().ok().map(|port| Match::VirtualPort(negated, port)),
+            "--vproto" => Some(Match::VirtualProtocol(negated, protocol_name(&value).to_owned())),
             _ => None,
         };
         known.unwrap_or_else(|| Match::Other(format!("{}{word} {value}", if negated { "! " } else { "" })))
@@ -213,6 +237,16 @@ fn value_and_mask(text: &str) -> Option<(u32, u32)> {
     match text.split_once('/') {
         Some((value, mask)) => Some((number(value)?, number(mask)?)),
         None => Some((number(text)?, u32::MAX)),
+    }
+}
+
+/// A protocol's name, where the tools print its number.
+fn protocol_name(text: &str) -> &str {
+    match text {
+        "6" => "tcp",
+        "17" => "udp",
+        "132" => "sctp",
+        name => name,
     }
 }
 
@@ -254,6 +288,10 @@ mod tests {
         "-m recent --name L --rcheck --seconds 10800 --reap -j A",
         "-m recent --rcheck --seconds 10800 --reap --name L --mask 255.255.255.255 --rsource -j A"
     )]
+    #[case(
+        "-m ipvs --vaddr 10.0.0.1 --vproto tcp --vport 80 -j DROP",
+        "-m ipvs --vaddr 10.0.0.1/32 --vproto 6 --vport 80 -j DROP"
+    )]
     #[case("-j REJECT", "-j REJECT --reject-with icmp-port-unreachable")]
     fn what_we_write_is_like_what_the_tools_print(#[case] ours: &str, #[case] printed: &str) {
         let (ours, printed) = (Rule::parse(ours), Rule::parse(printed));
@@ -265,6 +303,9 @@ mod tests {
     #[case("-d 10.0.0.1 -j ACCEPT", "! -d 10.0.0.1 -j ACCEPT")]
     #[case("-d 10.0.0.1 -j ACCEPT", "-d 10.0.0.1 -m limit --limit 1/sec -j ACCEPT")]
     #[case("-j DNAT --to-destination 10.0.0.1:80", "-j DNAT --to-destination 10.0.0.1:81")]
+    #[case("-m set --match-set A dst,dst -j X", "-m set --match-set A dst,src -j X")]
+    #[case("-m set --match-set A dst,dst -j X", "-m set ! --match-set A dst,dst -j X")]
+    #[case("-m physdev ! --physdev-is-in -j X", "-m physdev --physdev-is-in -j X")]
     #[case("-m statistic --probability 0.5 -j A", "-m statistic --probability 0.51 -j A")]
     fn rules_that_differ_are_told_apart(#[case] one: &str, #[case] other: &str) {
         assert!(!Rule::parse(one).is_like(&Rule::parse(other)));
