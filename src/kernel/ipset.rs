@@ -253,11 +253,7 @@ impl Ipsets for KernelIpsets {
     }
 
     fn count(&mut self, set: SetSpec<'_>) -> Result<Option<usize>> {
-        if set.kind == SetType::Port {
-            // Bitmaps do not know how many of their bits are set on all kernels; the list is short.
-            return Ok(self.entries(set)?.map(|entries| entries.len()));
-        }
-        let mut count = 0;
+        let mut count = None;
         let found = self.list(set.name, Some(LIST_HEADER), &mut |part| {
             if let Part::Item(data) = part
                 && data.kind == DATA
@@ -265,13 +261,18 @@ impl Ipsets for KernelIpsets {
                 for attribute in data.nested() {
                     let attribute = attribute?;
                     if attribute.kind == ELEMENTS {
-                        count = usize::try_from(attribute.be32()?).unwrap_or(usize::MAX);
+                        count = Some(usize::try_from(attribute.be32()?).unwrap_or(usize::MAX));
                     }
                 }
             }
             Ok(())
         })?;
-        Ok(found.then_some(count))
+        match (found, count) {
+            (false, _) => Ok(None),
+            (true, Some(count)) => Ok(Some(count)),
+            // Kernels before 4.10 do not say it of bitmaps.
+            (true, None) => Ok(self.entries(set)?.map(|entries| entries.len())),
+        }
     }
 
     fn add(&mut self, set: SetSpec<'_>, entries: &[SetEntry]) -> Result<Vec<(SetEntry, String)>> {

@@ -1,9 +1,9 @@
 //! Dummy interfaces and their addresses, over rtnetlink.
 
 use super::addresses::{InterfaceAddress, interface_addresses};
-use crate::model::IpFamily;
+use crate::model::{IpFamily, PerFamily};
 use anyhow::{Context, Result, bail};
-use netlink::{MsgBuf, Protocol, Socket};
+use netlink::{MsgBuf, Notices, Protocol, Socket};
 use nix::net::if_::if_nametoindex;
 use std::net::IpAddr;
 use std::path::Path;
@@ -15,6 +15,9 @@ const DELETE_ADDRESS: u16 = 21;
 const LINK_NAME: u16 = 3;
 const LINK_INFO: u16 = 18;
 const INFO_KIND: u16 = 1;
+/// The multicast groups that tell of addresses.
+const V4_ADDRESS_GROUP: u32 = 5;
+const V6_ADDRESS_GROUP: u32 = 9;
 const ADDRESS: u16 = 1;
 const LOCAL_ADDRESS: u16 = 2;
 const CREATE: u16 = 0x400;
@@ -35,6 +38,13 @@ pub trait Links {
     /// # Errors
     /// When the system cannot list them.
     fn addresses(&mut self, family: IpFamily) -> Result<Vec<InterfaceAddress>>;
+
+    /// Whether addresses of one family may have come or gone since the last call; true at the first.
+    /// Costs next to nothing, however many there are.
+    ///
+    /// # Errors
+    /// When the kernel does not tell of changes.
+    fn addresses_changed(&mut self, family: IpFamily) -> Result<bool>;
 
     /// Gives an interface addresses of full prefix length and takes others away, in few messages.
     /// Those that are there, or gone, already are no error. Returns those that the kernel does not
@@ -61,6 +71,7 @@ pub trait Links {
 pub struct KernelLinks {
     socket: Socket,
     request: MsgBuf,
+    notices: PerFamily<Option<Notices>>,
 }
 
 impl KernelLinks {
@@ -70,7 +81,7 @@ impl KernelLinks {
     /// When rtnetlink cannot be reached.
     pub fn open() -> Result<KernelLinks> {
         let socket = Socket::open(Protocol::Route).context("cannot reach the kernel's interfaces")?;
-        Ok(KernelLinks { socket, request: MsgBuf::new() })
+        Ok(KernelLinks { socket, request: MsgBuf::new(), notices: PerFamily::default() })
     }
 }
 
@@ -93,6 +104,19 @@ impl Links for KernelLinks {
 
     fn addresses(&mut self, family: IpFamily) -> Result<Vec<InterfaceAddress>> {
         interface_addresses(family)
+    }
+
+    fn addresses_changed(&mut self, family: IpFamily) -> Result<bool> {
+        let notices = self.notices.get_mut(family);
+        if let Some(notices) = notices {
+            return notices.any().context("listening to changes of addresses");
+        }
+        let group = match family {
+            IpFamily::V4 => V4_ADDRESS_GROUP,
+            IpFamily::V6 => V6_ADDRESS_GROUP,
+        };
+        *notices = Some(Notices::of(Protocol::Route, group).context("listening to changes of addresses")?);
+        Ok(true)
     }
 
     fn change_addresses(
@@ -203,6 +227,33 @@ mod tests {
             assert!(!links.delete("kube-ipvs0").unwrap());
             let error = links.change_addresses("kube-ipvs0", &v6, &[]).unwrap_err();
             assert!(error.to_string().contains("no interface kube-ipvs0"), "{error:#}");
+        });
+    }
+
+    #[test]
+    fn addresses_that_come_and_go_are_told_of_once_per_family() {
+        in_fresh_netns(|| {
+            run("ip link add kube-ipvs0 type veth peer name other");
+            let mut links = KernelLinks::open().unwrap();
+            let mut told = || IpFamily::ALL.map(|family| links.addresses_changed(family).unwrap());
+            assert_eq!(told(), [true, true], "nothing is known at first");
+            assert_eq!(told(), [false, false]);
+            for (script, wanted) in [
+                ("ip address add 192.0.2.9/32 dev kube-ipvs0", [true, false]),
+                ("ip address add 2001:db8::9/128 dev kube-ipvs0", [false, true]),
+                ("ip address del 192.0.2.9/32 dev kube-ipvs0", [true, false]),
+                ("ip address add 192.0.2.9/32 dev other", [true, false]),
+                ("ip link del kube-ipvs0", [true, true]),
+            ] {
+                run(script);
+                assert_eq!(told(), wanted, "{script}");
+                assert_eq!(told(), [false, false]);
+            }
+            // More than the socket's buffer holds.
+            run("ip link add more type veth peer name other
+                 (for i in $(seq 5000); do echo address add 10.1.$((i / 250)).$((i % 250 + 1))/32 dev more; done) | ip -batch -");
+            assert_eq!(told(), [true, false]);
+            assert_eq!(told(), [false, false]);
         });
     }
 }

@@ -23,12 +23,14 @@
 
 mod error;
 mod generic;
+mod notices;
 mod read;
 mod socket;
 mod write;
 
 pub use error::{Error, Malformed, Refusal};
 pub use generic::{GENERIC_HEADER_LEN, family_id, generic_header};
+pub use notices::Notices;
 pub use read::{Attribute, Attributes, Message, Messages};
 pub use socket::{Part, Protocol, Refused, Socket};
 pub use write::MsgBuf;

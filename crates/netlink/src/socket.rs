@@ -41,6 +41,16 @@ pub enum Protocol {
     Generic,
 }
 
+impl Protocol {
+    pub(crate) fn number(self) -> isize {
+        match self {
+            Protocol::Route => 0,
+            Protocol::Netfilter => 12,
+            Protocol::Generic => 16,
+        }
+    }
+}
+
 /// What a dump hands out.
 #[derive(Debug)]
 pub enum Part<T> {
@@ -67,7 +77,7 @@ pub struct Socket {
     seq: u32,
 }
 
-fn io_error(doing: &'static str) -> impl FnOnce(io::Error) -> Error {
+pub(crate) fn io_error(doing: &'static str) -> impl FnOnce(io::Error) -> Error {
     move |source| Error::Io { doing, source }
 }
 
@@ -86,12 +96,7 @@ impl Socket {
     /// # Errors
     /// If the kernel lacks the protocol or refuses the socket.
     pub fn open(protocol: Protocol) -> Result<Socket, Error> {
-        let number = match protocol {
-            Protocol::Route => 0,
-            Protocol::Netfilter => 12,
-            Protocol::Generic => 16,
-        };
-        let mut socket = netlink_sys::Socket::new(number).map_err(io_error("open socket"))?;
+        let mut socket = netlink_sys::Socket::new(protocol.number()).map_err(io_error("open socket"))?;
         socket.bind_auto().map_err(io_error("bind socket"))?;
         socket.connect(&netlink_sys::SocketAddr::new(0, 0)).map_err(io_error("connect to the kernel"))?;
         // Both only make errors more readable; kernels before 4.12 lack them.

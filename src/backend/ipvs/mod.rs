@@ -281,18 +281,24 @@ impl<X: Xtables> Backend for Ipvs<X> {
     }
 
     async fn verify(&mut self, baseline: &mut Baseline, look: Look) -> Result<Vec<Finding>> {
-        let addresses = Addresses::read(&mut self.kernel, self.family)?;
-        if addresses.node != self.node_addresses {
+        self.watch.addresses_due |=
+            self.kernel.links.addresses_changed(self.family)? || look == Look::Thorough;
+        let addresses = match self.watch.addresses_due {
+            true => Some(Addresses::read(&mut self.kernel, self.family)?),
+            false => None,
+        };
+        if addresses.as_ref().is_some_and(|addresses| addresses.node != self.node_addresses) {
             return Ok(vec![Finding::Outdated("the node's addresses changed")]);
         }
         let compared = watch::Compared {
             kernel: &mut self.kernel,
             family: self.family,
             upstream_compat: self.features.upstream_compat,
-            addresses: &addresses,
+            addresses: addresses.as_ref(),
             baseline,
         };
         let drift = self.watch.check(&mut self.tools, compared, look).await?;
+        self.watch.addresses_due = false;
         Ok(drift.into_iter().map(Finding::Drift).collect())
     }
 

@@ -454,6 +454,31 @@ async fn every_harm_is_noticed_and_healed() {
 }
 
 #[tokio::test]
+async fn a_quick_look_costs_the_same_however_many_services_there_are() {
+    const LOOKS: usize = 110;
+    let mut costs = Vec::new();
+    for services in [200_u16, 1000] {
+        let mut bench = Bench::new(IpFamily::V4);
+        (0..services).flat_map(numbered).for_each(|event| bench.tracker.fold(event));
+        bench.sync().await.unwrap();
+        // The first look after a sync reads the addresses that were written.
+        assert_eq!(bench.verify().await, None);
+        bench.node.state().asked = (0, 0);
+        for _ in 0..LOOKS {
+            assert_eq!(bench.verify().await, None);
+        }
+        let (asked, answered) = bench.node.state().asked;
+        costs.push((asked.div_ceil(LOOKS), answered.div_ceil(LOOKS)));
+        // A look at everything, for comparison.
+        bench.node.state().asked = (0, 0);
+        assert_eq!(bench.find().await, [] as [String; 0]);
+        assert!(bench.node.state().asked.1 > 5 * usize::from(services));
+    }
+    // Each of 19 sets, the real servers of ten virtual servers, and now and then all virtual servers.
+    assert!(costs.iter().all(|(asked, answered)| *asked <= 30 && *answered <= 150), "{costs:?}");
+}
+
+#[tokio::test]
 async fn node_ports_follow_the_nodes_addresses() {
     let mut bench = Bench::new(IpFamily::V4);
     let (_, mut service) = web(Protocol::Tcp);

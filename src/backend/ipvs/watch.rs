@@ -18,9 +18,10 @@ use std::net::IpAddr;
 use std::ops::Bound;
 
 /// Virtual servers whose real servers one quick look reads.
-const CHECKED_AT_ONCE: usize = 100;
-/// Up to this many virtual servers, every look reads all of them; above, only every so often.
-const LISTED_AT_EVERY_CHECK: usize = 500;
+const CHECKED_AT_ONCE: usize = 10;
+/// Up to this many virtual servers, every look lists them; above, only every so often, so that a look
+/// costs the same however many there are.
+const LISTED_AT_EVERY_CHECK: usize = 100;
 
 /// A chain, by its table's place in `CHAINS` and its own place there.
 pub(super) type ChainKey = (u8, u8);
@@ -139,6 +140,8 @@ pub(super) struct Watch {
     looks: usize,
     /// The virtual server whose real servers were looked at last.
     last: Option<Frontend>,
+    /// Addresses may have changed since they were last compared.
+    pub(super) addresses_due: bool,
 }
 
 /// What a look compares with what.
@@ -146,7 +149,8 @@ pub(super) struct Compared<'a> {
     pub(super) kernel: &'a mut Kernel,
     pub(super) family: IpFamily,
     pub(super) upstream_compat: bool,
-    pub(super) addresses: &'a Addresses,
+    /// If they may have changed.
+    pub(super) addresses: Option<&'a Addresses>,
     pub(super) baseline: &'a Baseline,
 }
 
@@ -158,18 +162,23 @@ impl Watch {
         mut with: Compared<'_>,
         look: Look,
     ) -> Result<Vec<Drift>> {
-        let mut drift: Vec<Drift> =
-            compare_addresses(&with.addresses.on_interface, with.baseline).into_iter().collect();
+        let mut drift: Vec<Drift> = with
+            .addresses
+            .and_then(|addresses| compare_addresses(&addresses.on_interface, with.baseline))
+            .into_iter()
+            .collect();
         drift.extend(self.tables.check(tools, look).await?);
         for id in SetId::in_use(with.upstream_compat) {
             drift.extend(compare_set(&mut with, id, look)?);
         }
         self.looks += 1;
         let is_turn = self.looks.is_multiple_of(1 + with.baseline.servers.len() / LISTED_AT_EVERY_CHECK);
-        if look == Look::Thorough || is_turn {
+        let reals = self.compare_real_servers(with.kernel, with.baseline, look)?;
+        // A virtual server that is gone has no real servers either: it is to be named, too.
+        if look == Look::Thorough || is_turn || !reals.is_empty() {
             drift.extend(compare_servers(with.kernel, with.baseline)?);
-            drift.extend(self.compare_real_servers(with.kernel, with.baseline, look)?);
         }
+        drift.extend(reals);
         Ok(drift)
     }
 

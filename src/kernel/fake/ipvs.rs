@@ -63,6 +63,10 @@ pub struct State {
     pub writes: usize,
     /// Timeouts as set.
     pub timeouts: Timeouts,
+    /// Questions that were asked, and the objects that the answers held.
+    pub asked: (usize, usize),
+    /// The interfaces when it was last told whether their addresses of a family changed.
+    told: BTreeMap<IpFamily, BTreeMap<String, BTreeSet<IpAddr>>>,
 }
 
 /// A handle on a fake node; clones share it.
@@ -88,6 +92,8 @@ impl Default for FakeNode {
             log: Vec::new(),
             writes: 0,
             timeouts: Timeouts::default(),
+            asked: (0, 0),
+            told: BTreeMap::new(),
         })))
     }
 }
@@ -97,6 +103,12 @@ impl FakeNode {
     #[must_use]
     pub fn state(&self) -> RefMut<'_, State> {
         self.0.borrow_mut()
+    }
+
+    /// Counts a question with so many objects in its answer.
+    fn answer(&self, objects: usize) {
+        let (asked, answered) = self.state().asked;
+        self.state().asked = (asked + 1, answered + objects);
     }
 
     fn write(&self) -> Result<RefMut<'_, State>> {
@@ -194,10 +206,15 @@ fn address(entry: &SetEntry) -> Option<IpAddr> {
 
 impl VirtualServers for FakeNode {
     fn list(&mut self) -> Result<Vec<(Frontend, Option<VirtualServer>)>> {
-        Ok(self.state().servers.iter().map(|(at, server)| (*at, server.with.clone())).collect())
+        let all: Vec<_> =
+            self.state().servers.iter().map(|(at, server)| (*at, server.with.clone())).collect();
+        self.answer(all.len());
+        Ok(all)
     }
 
     fn real_servers(&mut self, frontend: &Frontend) -> Result<Connections> {
+        let objects = self.state().servers.get(frontend).map_or(0, |server| server.reals.len());
+        self.answer(objects);
         let state = self.state();
         let Some(server) = state.servers.get(frontend) else { return Ok(Vec::new()) };
         let entry = |(address, weight): (&SocketAddr, &u32)| {
@@ -248,10 +265,13 @@ impl Ipsets for FakeNode {
     }
 
     fn entries(&mut self, set: SetSpec<'_>) -> Result<Option<BTreeSet<SetEntry>>> {
-        Ok(self.state().sets.get(set.name).map(|(_, entries)| entries.clone()))
+        let entries = self.state().sets.get(set.name).map(|(_, entries)| entries.clone());
+        self.answer(entries.as_ref().map_or(0, BTreeSet::len));
+        Ok(entries)
     }
 
     fn count(&mut self, set: SetSpec<'_>) -> Result<Option<usize>> {
+        self.answer(0);
         Ok(self.state().sets.get(set.name).map(|(_, entries)| entries.len()))
     }
 
@@ -303,7 +323,17 @@ impl Links for FakeNode {
         let all = state.interfaces.iter().flat_map(|(name, ips)| {
             ips.iter().map(|address| InterfaceAddress { interface: name.clone(), address: *address })
         });
-        Ok(all.filter(|it| IpFamily::of(it.address) == family).collect())
+        let found: Vec<_> = all.filter(|it| IpFamily::of(it.address) == family).collect();
+        drop(state);
+        self.answer(found.len());
+        Ok(found)
+    }
+
+    fn addresses_changed(&mut self, family: IpFamily) -> Result<bool> {
+        let mut state = self.state();
+        let now = state.interfaces.clone();
+        let before = state.told.insert(family, now.clone());
+        Ok(before != Some(now))
     }
 
     fn change_addresses(
