@@ -8,6 +8,7 @@ use kube_proxy_rs::testing::lab::{give_idle_uplink, lone_node};
 use kube_proxy_rs::testing::netns::Namespace;
 use kube_proxy_rs::testing::packets::cases;
 use kube_proxy_rs::testing::proxy::{Flavor, Launch, Proxy, metric_sum, metrics, save, wait_until};
+use kube_proxy_rs::testing::stub_api::{load_service, load_slice};
 use rstest::rstest;
 
 use crate::BINARY;
@@ -187,4 +188,39 @@ fn two_hundred_acts_of_sabotage_are_found_named_and_healed(#[case] flavor: Flavo
     let equal = || rules(&node, flavor) == rules(&twin_node, flavor);
     wait_until("an undisturbed twin has the same", HEALED, equal).unwrap();
     assert!(twin.is_running() && proxy.is_running());
+}
+
+/// Far more rules than are read in one look.
+const MANY: u32 = 450;
+
+#[test]
+fn a_rule_in_anothers_place_is_found_named_and_healed_in_a_large_table_too() {
+    let node = lone_node().unwrap();
+    give_idle_uplink(&node).unwrap();
+    let objects: Vec<_> =
+        (0..MANY).flat_map(|number| [load_service(number), load_slice(number, 5, "elsewhere")]).collect();
+    let flags = [FLAGS, &["--iptables-dispatch-tree-threshold=100"]].concat();
+    let launch = Launch { binary: BINARY, namespace: &node, flavor: Flavor::Nft, flags: &flags };
+    let mut proxy = launch.start(&objects).unwrap();
+    proxy.wait_for_sync(&node, Flavor::Nft, HEALED).unwrap();
+    let good = rules(&node, Flavor::Nft);
+    let all = chains(&node, Flavor::Nft, "nat");
+    let tree = all.keys().rfind(|name| name.starts_with("KUBE-SVC-AAAAA")).unwrap();
+    // Endpoints' chains are read last, and what is not read yet cannot be compared.
+    let service = all.keys().rfind(|name| name.starts_with("KUBE-SVC-")).unwrap();
+    for chain in [tree, service] {
+        // It is used as often as before, so that only what it says tells.
+        let (number, rule) = (all[chain].len(), all[chain].last().unwrap());
+        let replaced = Sabotage {
+            table: "nat",
+            commands: vec![format!("-R {chain} {number} -s 192.0.2.1/32 {rule}")],
+            names: BTreeSet::new(),
+        };
+        replaced.commit(&node, Flavor::Nft);
+        expect_healed(&node, Flavor::Nft, &proxy, &good);
+        let named = || proxy.log_tail().contains(&format!("chain {chain} of table nat "));
+        wait_until("it is named", HEALED, named)
+            .unwrap_or_else(|error| panic!("{error}: {}", proxy.log_tail()));
+    }
+    assert!(proxy.is_running());
 }

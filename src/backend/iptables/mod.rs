@@ -61,7 +61,9 @@ pub struct Iptables<X> {
     tree_waits: bool,
     /// The tables as we left them; `None` when they have to be looked at.
     stamp: Option<Stamp>,
-    /// Somebody else has changed tables since all rules were compared.
+    /// The tables as they were when rules began to be read after everything had been written.
+    read_from: Option<Stamp>,
+    /// Somebody else has changed tables since the last round of comparing rules began.
     changed_by_others: bool,
     /// What Services carried, if that is measured.
     tally: Option<Tally<ChainId>>,
@@ -79,6 +81,7 @@ impl<X: Xtables> Iptables<X> {
             tree_threshold,
             tree_waits: false,
             stamp: None,
+            read_from: None,
             changed_by_others: false,
             tally: None,
         }
@@ -250,6 +253,9 @@ impl<X: Xtables> Backend for Iptables<X> {
             found = outcome.refused;
             baseline.commit(changes, desired.fixed, (&found, outcome.stuck));
             self.settle_tree(!baseline.refused.is_empty());
+            if reread.is_of_all() {
+                self.read_from = Some(self.tools.stamp()?);
+            }
             watch::keep(&mut self.tools, reread, baseline);
             self.stamp = self.stamp_after(before, outcome.commits)?;
             self.measure_after(desired, &began_anew);
@@ -276,13 +282,14 @@ impl<X: Xtables> Backend for Iptables<X> {
     async fn verify(&mut self, baseline: &mut Baseline, look: Look) -> Result<Vec<Finding>> {
         let stamp = self.tools.stamp()?;
         let is_ours = self.stamp == Some(stamp);
-        self.changed_by_others |= !is_ours;
+        // What is compared with has been read from just these tables.
+        self.changed_by_others |= !is_ours && self.read_from != Some(stamp);
         let lost = if is_ours { Vec::new() } else { watch::count(&mut self.tools, baseline).await? };
-        // A legacy table's stamp is its size, which a rule in another's place does not change.
-        let is_blind = self.tools.flavor() == Flavor::Legacy;
-        let is_due = look == Look::Thorough && (self.changed_by_others || is_blind);
-        let mut drift =
-            if is_due || !lost.is_empty() { watch::compare(&mut self.tools, baseline)? } else { Vec::new() };
+        let mut drift = if lost.is_empty() {
+            watch::look(&mut self.tools, baseline, look, &mut self.changed_by_others)?
+        } else {
+            watch::compare(&mut self.tools, baseline)?
+        };
         let named: BTreeSet<String> = drift.iter().map(|it| it.name.clone()).collect();
         // What is only counted has no name; it may be what was found by comparing.
         let is_new =
@@ -290,7 +297,6 @@ impl<X: Xtables> Backend for Iptables<X> {
         drift.extend(lost.into_iter().filter(is_new));
         if drift.is_empty() {
             self.stamp = Some(stamp);
-            self.changed_by_others &= !is_due;
         }
         Ok(drift.into_iter().map(Finding::Drift).collect())
     }

@@ -522,5 +522,97 @@ async fn rules_are_only_read_when_somebody_else_changed_tables() {
     assert_eq!(bench.backend.tools().readings, before, "a quick look counts");
     let baseline = bench.baseline.as_mut().unwrap();
     assert_eq!(bench.backend.verify(baseline, Look::Thorough).await.unwrap(), []);
-    assert_eq!(bench.backend.tools().readings, before + 2, "one table each");
+    let chains = bench.backend.tools().readings - before;
+    assert!(chains > 10, "each chain is read: {chains}");
+    let baseline = bench.baseline.as_mut().unwrap();
+    assert_eq!(bench.backend.verify(baseline, Look::Thorough).await.unwrap(), []);
+    assert_eq!(bench.backend.tools().readings, before + chains, "once");
+}
+
+/// More rules than are read in one look.
+async fn large() -> Bench {
+    let mut bench = Bench::new(IpFamily::V4, Flavor::Nft, 500).with_tree_above(100);
+    for number in 0..400 {
+        bench.tracker.fold(crate::testing::cluster::service(number));
+        bench.tracker.fold(crate::testing::cluster::slice(number, 5));
+    }
+    bench.sync().await.unwrap();
+    bench
+}
+
+impl Bench {
+    /// Looks until something is found or nothing is read any more: what was found, the looks that
+    /// read something, and the most readings of one of them.
+    async fn look_on(&mut self, first: Look) -> (Vec<Finding>, usize, usize) {
+        let (mut look, mut looks, mut most) = (first, 0, 0);
+        loop {
+            let before = self.backend.tools().readings;
+            let found = self.backend.verify(self.baseline.as_mut().unwrap(), look).await.unwrap();
+            let readings = self.backend.tools().readings - before;
+            if readings == 0 || !found.is_empty() {
+                return (found, looks, most);
+            }
+            (look, looks, most) = (Look::Quick, looks + 1, most.max(readings));
+        }
+    }
+}
+
+/// Puts another rule in the place of the last one of a chain: its uses stay the same.
+fn replace_rule(tools: &mut FakeXtables, chain: &str) {
+    tools.meddle("nat", |nat| {
+        let rule = nat.get_mut(chain).unwrap().last_mut().unwrap();
+        *rule = format!("-s 192.0.2.1 {rule}");
+    });
+}
+
+#[tokio::test]
+async fn in_a_large_table_a_rule_in_anothers_place_is_found_over_several_looks_that_read_little_each() {
+    let mut bench = large().await;
+    let (found, looks, most) = bench.look_on(Look::Quick).await;
+    assert_eq!(found, []);
+    assert!(looks > 3 && most < 400, "what was not read after writing is read now: {looks}, {most}");
+    let good = bench.tables().clone();
+    let chains: Vec<String> = good["nat"].keys().filter(|name| name.starts_with("KUBE-S")).cloned().collect();
+    for chain in [&chains[0], &chains[chains.len() / 2], chains.last().unwrap()] {
+        replace_rule(bench.backend.tools(), chain);
+        assert_eq!(bench.backend.verify(bench.baseline.as_mut().unwrap(), Look::Quick).await.unwrap(), []);
+        let (found, ..) = bench.look_on(Look::Thorough).await;
+        let name = format!("{chain} of table nat");
+        assert!(matches!(&found[..], [Finding::Drift(drift)] if drift.name == name), "{chain}: {found:?}");
+        bench.baseline = None;
+        bench.sync().await.unwrap();
+        assert_eq!(bench.tables(), &good);
+        assert_eq!(bench.look_on(Look::Quick).await.0, []);
+    }
+}
+
+#[tokio::test]
+async fn what_others_change_during_a_round_is_found_in_the_next_one() {
+    let mut bench = large().await;
+    bench.look_on(Look::Quick).await;
+    bench.backend.tools().meddle("nat", |nat| drop(nat.insert("THEIRS".to_owned(), Vec::new())));
+    let baseline = bench.baseline.as_mut().unwrap();
+    assert_eq!(bench.backend.verify(baseline, Look::Thorough).await.unwrap(), []);
+    // This chain was the first to be read.
+    replace_rule(bench.backend.tools(), "KUBE-SERVICES");
+    assert_eq!(bench.look_on(Look::Quick).await.0, []);
+    let (found, ..) = bench.look_on(Look::Thorough).await;
+    assert!(matches!(&found[..], [Finding::Drift(drift)] if drift.name == "KUBE-SERVICES of table nat"));
+}
+
+#[tokio::test]
+async fn a_large_table_that_lost_a_rule_is_read_until_the_chain_is_named() {
+    let mut bench = large().await;
+    bench.look_on(Look::Quick).await;
+    let chain = bench.tables()["nat"].keys().rfind(|name| name.starts_with("KUBE-SVC-")).unwrap().clone();
+    bench.backend.tools().meddle("nat", |nat| drop(nat.get_mut(&chain).unwrap().pop()));
+    let (found, ..) = bench.look_on(Look::Quick).await;
+    let name = format!("{chain} of table nat");
+    assert!(matches!(&found[..], [Finding::Drift(drift)] if drift.name == name), "{found:?}");
+
+    bench.baseline = None;
+    bench.sync().await.unwrap();
+    bench.look_on(Look::Quick).await;
+    bench.backend.tools().flush("nat");
+    assert!(bench.look_on(Look::Quick).await.0.len() >= 100);
 }

@@ -9,8 +9,8 @@ use super::names::{
 };
 use crate::backend::kept::{Chains, Kept};
 use crate::backend::rule_count::RuleCount;
-use crate::backend::{Drift, DriftKind};
-use crate::kernel::iptables::Xtables;
+use crate::backend::{Drift, DriftKind, Look};
+use crate::kernel::iptables::{Flavor, Xtables};
 use crate::kernel::nft::{ChainUse, Part};
 use anyhow::Result;
 use std::collections::BTreeSet;
@@ -68,8 +68,9 @@ impl Chains for OurChains {
         &["nat", "filter"]
     }
 
-    fn is_fixed(&self, key: ChainKey) -> bool {
-        matches!(key, ChainKey::Fixed(_))
+    fn shared(&self) -> BTreeSet<(&'static str, &'static str)> {
+        let jumps = JUMPS.iter().map(|jump| (jump.table, jump.from));
+        jumps.chain([("filter", FIREWALL)]).collect()
     }
 
     fn has_jump(&self, table: &str, from: &str, to: &str) -> bool {
@@ -83,8 +84,8 @@ impl Chains for OurChains {
     }
 }
 
-/// The chains that changes write or delete.
-fn touched(changes: &Changes) -> BTreeSet<ChainKey> {
+/// The chains that changes write.
+fn written(changes: &Changes) -> Vec<ChainKey> {
     let parts: [(bool, &[(&str, &str)]); 4] = [
         (changes.fixed, &[("filter", FORWARD), ("nat", POSTROUTING), ("nat", MARK_MASQ)]),
         (
@@ -102,39 +103,39 @@ fn touched(changes: &Changes) -> BTreeSet<ChainKey> {
     let shared = parts.into_iter().filter(|(written, _)| *written).flat_map(|(_, chains)| chains);
     let services = changes.services.iter().flat_map(|service| service.write.iter().copied());
     let nets = changes.write_nets.iter().map(|chain| chain.net.chain());
-    let own = services.chain(nets).chain(changes.delete.iter().copied()).map(ChainKey::Own);
+    let own = services.chain(nets).map(ChainKey::Own);
     shared.filter_map(|(table, chain)| fixed(table, chain)).chain(own).collect()
 }
 
 /// What has to be read again once changes are in force.
 #[derive(Debug)]
-pub(super) enum Reread {
-    /// Everything was written.
-    All,
-    /// These chains were.
-    Chains(BTreeSet<ChainKey>),
+pub(super) struct Reread {
+    /// Nothing but this is in force then.
+    all: bool,
+    written: Vec<ChainKey>,
+    deleted: Vec<ChainKey>,
 }
 
 impl Reread {
     pub(super) fn after(changes: &Changes) -> Self {
-        if changes.set_up { Reread::All } else { Reread::Chains(touched(changes)) }
+        let deleted = changes.delete.iter().copied().map(ChainKey::Own).collect();
+        Reread { all: changes.set_up, written: written(changes), deleted }
+    }
+
+    pub(super) fn is_of_all(&self) -> bool {
+        self.all
     }
 }
 
-/// With more rules in the nat table none are read: the kernel finds its place anew for each piece of
-/// the list, so that 170,000 rules took it 12 s, and a legacy table would be in our memory.
-const MOST_RULES: u32 = 6_000;
-
 /// Notes how the kernel shows what was just written. Without that nothing can be compared later.
 pub(super) fn keep(tools: &mut impl Xtables, reread: Reread, baseline: &mut Baseline) {
-    if baseline.count("nat").rules > MOST_RULES {
-        baseline.kept = None;
-        return;
-    }
-    let kept = match (reread, baseline.kept.take()) {
-        (Reread::All, _) => Kept::all(tools, &OurChains),
-        (Reread::Chains(_), None) => Ok(None),
-        (Reread::Chains(chains), Some(kept)) => kept.refresh(tools, &OurChains, &chains),
+    let kept = match (baseline.kept.take(), reread) {
+        (_, Reread { all: true, written, .. }) => Kept::all(tools, &OurChains, written),
+        (None, _) => Ok(None),
+        (Some(mut kept), Reread { written, deleted, .. }) => {
+            let is_read = kept.refresh(tools, &OurChains, (&written, &deleted));
+            is_read.map(|is_read| is_read.then_some(kept))
+        }
     };
     match kept {
         Ok(kept) => baseline.kept = kept,
@@ -166,12 +167,26 @@ pub(super) async fn count(tools: &mut impl Xtables, baseline: &Baseline) -> Resu
     Ok(drift)
 }
 
-/// Compares every rule with what was written, as far as it is known.
-pub(super) fn compare(tools: &mut impl Xtables, baseline: &Baseline) -> Result<Vec<Drift>> {
-    match &baseline.kept {
-        Some(kept) => kept.compare(tools, &OurChains),
-        None => Ok(Vec::new()),
+/// Compares all rules with what was written, as far as that is known.
+pub(super) fn compare(tools: &mut impl Xtables, baseline: &mut Baseline) -> Result<Vec<Drift>> {
+    baseline.kept.as_mut().map_or(Ok(Vec::new()), |kept| kept.compare(tools, &OurChains))
+}
+
+/// Goes on with the round of comparing that is under way, or begins one if that is due.
+pub(super) fn look(
+    tools: &mut impl Xtables,
+    baseline: &mut Baseline,
+    look: Look,
+    changed_by_others: &mut bool,
+) -> Result<Vec<Drift>> {
+    let Some(kept) = &mut baseline.kept else { return Ok(Vec::new()) };
+    // A legacy table's stamp is its size, which a rule in another's place does not change.
+    let is_blind = tools.flavor() == Flavor::Legacy;
+    if look == Look::Thorough && !kept.is_looking() && (*changed_by_others || is_blind) {
+        *changed_by_others = false;
+        kept.begin();
     }
+    kept.look(tools, &OurChains, look)
 }
 
 /// The fixed chains of a table that stand, and how often our chains are used there.

@@ -48,8 +48,8 @@ impl Chains for OurChains {
         &["nat", "filter", "mangle"]
     }
 
-    fn is_fixed(&self, _: ChainKey) -> bool {
-        true
+    fn shared(&self) -> BTreeSet<(&'static str, &'static str)> {
+        jumps(false).map(|jump| (jump.table, jump.from)).collect()
     }
 
     fn has_jump(&self, table: &str, from: &str, to: &str) -> bool {
@@ -80,7 +80,9 @@ impl Tables {
         let jumps = u32::try_from(jumps).unwrap_or(u32::MAX);
         self.uses = RuleCount::of(rules).uses.saturating_add(jumps);
         let stamp = tools.stamp()?;
-        self.kept = Kept::all(tools, &OurChains)?;
+        let ours = CHAINS.iter().flat_map(|(table, chains)| chains.iter().map(move |chain| (table, chain)));
+        let ours = ours.filter_map(|(table, chain)| OurChains.key(table, chain)).collect();
+        self.kept = Kept::all(tools, &OurChains, ours)?;
         self.stamp = (count_uses(tools).await? >= self.uses).then_some(stamp);
         Ok(())
     }
@@ -94,7 +96,7 @@ impl Tables {
         // A legacy table's stamp is its size, which a rule in another's place does not change.
         let is_blind = tools.flavor() == Flavor::Legacy;
         let is_due = look == Look::Thorough && (self.changed_by_others || is_blind);
-        let mut drift = match &self.kept {
+        let mut drift = match &mut self.kept {
             Some(kept) if is_due || lost > 0 => kept.compare(tools, &OurChains)?,
             _ => Vec::new(),
         };

@@ -215,8 +215,12 @@ impl Xtables for FakeXtables {
     async fn survey(&mut self, table: &str, visit: &mut dyn FnMut(Part<ChainUse<'_>>)) -> Result<()> {
         visit(Part::Start);
         let Some(table) = self.tables.get(table) else { return Ok(()) };
+        let mut jumps: BTreeMap<&str, usize> = BTreeMap::new();
+        for to in table.values().flatten().filter_map(|rule| target(rule)) {
+            *jumps.entry(to).or_default() += 1;
+        }
         for (name, rules) in table.iter().filter(|(name, _)| name.starts_with("KUBE-")) {
-            let jumps = table.values().flatten().filter(|rule| target(rule) == Some(name)).count();
+            let jumps = jumps.get(name.as_str()).copied().unwrap_or_default();
             let uses = u32::try_from(rules.len() + jumps)?;
             visit(Part::Item(ChainUse { name, is_base: false, uses }));
         }

@@ -26,17 +26,30 @@ const MOST_WORDS: u64 = 4096;
 const EXIT_ABSENT: i32 = 1;
 
 /// The iptables tools of one family and flavour.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Tools {
     family: IpFamily,
     flavor: Flavor,
     version: Version,
     programs: Programs,
+    /// Opened when it is first needed: there are many small questions.
+    nft: Option<Nft>,
 }
 
 impl Tools {
     pub(super) fn new(family: IpFamily, flavor: Flavor, version: Version, programs: Programs) -> Self {
-        Tools { family, flavor, version, programs }
+        Tools { family, flavor, version, programs, nft: None }
+    }
+
+    /// Asks nf_tables. After a failure the next question goes through a new handle.
+    fn ask_nft<T>(&mut self, ask: impl FnOnce(&mut Nft) -> Result<T>) -> Result<T> {
+        let mut nft = match self.nft.take() {
+            Some(nft) => nft,
+            None => Nft::open()?,
+        };
+        let answer = ask(&mut nft)?;
+        self.nft = Some(nft);
+        Ok(answer)
     }
 
     /// Runs the rule tool. Blocks a thread of its own: that is how the iptables crate works.
@@ -307,7 +320,7 @@ impl Xtables for Tools {
 
     fn stamp(&mut self) -> Result<Stamp> {
         match self.flavor {
-            Flavor::Nft => Ok(Stamp::Generation(Nft::open()?.generation()?)),
+            Flavor::Nft => self.ask_nft(Nft::generation).map(Stamp::Generation),
             Flavor::Legacy => {
                 let size = |table| xtables_info::num_entries(self.family, table);
                 Ok(Stamp::Sizes([size("mangle")?, size("nat")?, size("filter")?]))
@@ -327,10 +340,15 @@ impl Xtables for Tools {
 
     async fn survey(&mut self, table: &str, visit: &mut dyn FnMut(Part<ChainUse<'_>>)) -> Result<()> {
         match self.flavor {
-            Flavor::Nft => Nft::open()?.chains(self.family, table, &mut |part| match part {
-                Part::Item(chain) if chain.is_base => {}
-                part => visit(part),
-            }),
+            Flavor::Nft => {
+                let family = self.family;
+                self.ask_nft(|nft| {
+                    nft.chains(family, table, &mut |part| match part {
+                        Part::Item(chain) if chain.is_base => {}
+                        part => visit(part),
+                    })
+                })
+            }
             Flavor::Legacy => self.survey_legacy(table, visit).await,
         }
     }
@@ -342,7 +360,10 @@ impl Xtables for Tools {
         visit: &mut dyn FnMut(Part<Rule<'_>>),
     ) -> Result<bool> {
         match self.flavor {
-            Flavor::Nft => Nft::open()?.rules(self.family, table, chain, visit).map(|()| true),
+            Flavor::Nft => {
+                let family = self.family;
+                self.ask_nft(|nft| nft.rules(family, table, chain, visit)).map(|()| true)
+            }
             Flavor::Legacy => {
                 visit(Part::Start);
                 xtables_entries::rules(self.family, table, &mut |rule| {
