@@ -1,26 +1,30 @@
-//! One Service that the kernel will not take, among a thousand.
+//! One Service that the kernel, or its tool, will not take, among a thousand.
 
+use std::fs;
 use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
 
 use kube_proxy_rs::testing::lab::lone_node;
-use kube_proxy_rs::testing::proxy::{Flavor, Launch, http_get, metrics, save, wait_until};
+use kube_proxy_rs::testing::netns::Namespace;
+use kube_proxy_rs::testing::proxy::{Flavor, Folder, Launch, Proxy, http_get, metrics, save, wait_until};
 
 use crate::BINARY;
 use crate::resilience::thousand_services;
+
+const SERVICE: &str = "bulk/bulk-500";
+const SYNC: Duration = Duration::from_secs(120);
 
 /// Jumps to a chain on a netfilter hook are refused, so a hook with the name of an endpoint's
 /// chain makes the kernel refuse the Service of that endpoint, and no other.
 #[test]
 fn a_service_that_the_kernel_refuses_is_named_and_left_out_and_all_others_work() {
-    let node = lone_node().unwrap();
-    let objects = thousand_services();
-    let launch = || Launch { binary: BINARY, namespace: &node, flavor: Flavor::Nft, flags: &[] };
-    let mut proxy = launch().start(&objects).unwrap();
-    proxy.wait_for_sync(&node, Flavor::Nft, Duration::from_secs(60)).unwrap();
-    let rules = save(Flavor::Nft, &node, false).unwrap();
-    let service = "bulk/bulk-500";
-    let balancing = jump_target(&rules, &format!("\"{service}:main cluster IP\""));
+    let (node, flavor) = (lone_node().unwrap(), Flavor::Nft);
+    let launch = || Launch { binary: BINARY, namespace: &node, flavor, flags: &[] };
+    let mut proxy = launch().start(&thousand_services()).unwrap();
+    proxy.wait_for_sync(&node, flavor, SYNC).unwrap();
+    let rules = save(flavor, &node, false).unwrap();
+    let balancing = jump_target(&rules, &format!("\"{SERVICE}:main cluster IP\""));
     let endpoint = jump_target(&rules, &format!("-A {balancing} "));
     proxy.kill().unwrap();
     node.output("nft", &["flush", "ruleset"]).unwrap();
@@ -29,26 +33,67 @@ fn a_service_that_the_kernel_refuses_is_named_and_left_out_and_all_others_work()
     node.output("nft", &["add", "chain", "ip", "nat", endpoint, hook]).unwrap();
 
     launch().start_again(&mut proxy).unwrap();
+    expect_left_out((&node, flavor), &proxy, &rules);
+}
+
+/// The legacy tables have nothing that makes the kernel refuse the rules of one Service only, so here
+/// the tool does, in its own words; the rules of the Service are there from before.
+#[test]
+fn a_service_that_the_legacy_tool_refuses_is_named_and_left_out_and_all_others_work() {
+    let (node, flavor) = (lone_node().unwrap(), Flavor::Legacy);
+    let launch = |binary| Launch { binary, namespace: &node, flavor, flags: &[] };
+    let mut proxy = launch(BINARY).start(&thousand_services()).unwrap();
+    proxy.wait_for_sync(&node, flavor, SYNC).unwrap();
+    let rules = save(flavor, &node, false).unwrap();
+    proxy.kill().unwrap();
+
+    let folder = Folder::create().unwrap();
+    let tools = folder.path().display();
+    let script = |name: &str, text: &str| {
+        folder.write(name, &format!("#!/bin/sh\n{text}\n")).unwrap();
+        let path = folder.path().join(name);
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    let tool = "iptables-legacy-restore";
+    let real = node.output("sh", &["-c", &format!("command -v {tool}")]).unwrap();
+    script(
+        tool,
+        &format!(
+            "input=$(mktemp -p {tools}); cat > $input\n\
+             line=$(grep -n '{SERVICE}:' $input | head -n 1 | cut -d: -f1)\n\
+             if [ -n \"$line\" ]; then echo \"{tool}: line $line failed\" >&2; exit 1; fi\n\
+             exec {} \"$@\" < $input",
+            real.trim()
+        ),
+    );
+    let binary = script("start", &format!("PATH={tools}:$PATH exec {BINARY} \"$@\""));
+    launch(&binary).start_again(&mut proxy).unwrap();
+    expect_left_out((&node, flavor), &proxy, &rules);
+}
+
+/// It is named in the log, in the metrics, in the health detail and on the status page, and the kernel
+/// has all rules that it had before but for those of the one Service.
+fn expect_left_out((node, flavor): (&Namespace, Flavor), proxy: &Proxy, rules: &str) {
     let named = || {
         let log = proxy.log_tail();
-        log.lines().any(|line| line.contains("refused and left out") && line.contains(service))
+        log.lines().any(|line| line.contains("refused and left out") && line.contains(SERVICE))
     };
-    wait_until("the refused Service is named", Duration::from_secs(60), named).unwrap();
+    wait_until("the refused Service is named", SYNC, named)
+        .unwrap_or_else(|error| panic!("{error}: {}", proxy.log_tail()));
     let gauge = "kubeproxy_rs_refused_services{ip_family=\"IPv4\"} 1";
-    wait_until("the metric counts it", Duration::from_secs(60), || {
-        metrics(&node).is_ok_and(|text| text.contains(gauge))
-    })
-    .unwrap();
+    wait_until("the metric counts it", SYNC, || metrics(node).is_ok_and(|text| text.contains(gauge)))
+        .unwrap();
     let health = SocketAddr::from(([127, 0, 0, 1], 10256));
-    let detail = http_get(&node, health, "/readyz").unwrap();
-    assert!(detail.contains(&format!("\"service\": \"{service}\"")), "{detail}");
-    assert!(http_get(&node, health, "/healthz").unwrap().contains("\"healthy\":true"));
-    let status = http_get(&node, SocketAddr::from(([127, 0, 0, 1], 10249)), "/statusz").unwrap();
-    assert!(status.contains(service), "{status}");
-    let after = save(Flavor::Nft, &node, false).unwrap();
+    let detail = http_get(node, health, "/readyz").unwrap();
+    assert!(detail.contains(&format!("\"service\": \"{SERVICE}\"")), "{detail}");
+    assert!(http_get(node, health, "/healthz").unwrap().contains("\"healthy\":true"));
+    let status = http_get(node, SocketAddr::from(([127, 0, 0, 1], 10249)), "/statusz").unwrap();
+    assert!(status.contains(SERVICE), "{status}");
+    let after = save(flavor, node, false).unwrap();
     let frontends = |rules: &str| rules.lines().filter(|line| line.contains("cluster IP\"")).count();
-    assert_eq!(frontends(&only(&after, service)), 0);
-    assert_eq!(frontends(&after), frontends(&rules) - frontends(&only(&rules, service)));
+    assert_eq!(frontends(&only(&after, SERVICE)), 0);
+    assert_eq!(frontends(&after), frontends(rules) - frontends(&only(rules, SERVICE)));
 }
 
 /// Where the first rule with these words jumps to.
