@@ -13,11 +13,12 @@ use kube_proxy_rs::testing::netns::Namespace;
 use kube_proxy_rs::testing::packets::{
     CLUSTER_CIDR, NODE_NAME, Packet, PacketCase, Source, Verdict, cases, cases_by_flags, to_manifest,
 };
-use kube_proxy_rs::testing::proxy::{Flavor, Folder, Launch};
+use kube_proxy_rs::testing::proxy::{Flavor, Folder, Launch, wait_until};
 use rstest::rstest;
 use serde_json::{Value, json};
 
 use crate::BINARY;
+use crate::memory::{serve, start};
 
 /// A sync, on a busy machine.
 const SYNC: Duration = Duration::from_secs(120);
@@ -228,4 +229,66 @@ fn why_a_service_is_not_served_at_all_is_named() {
     }
     let (report, _) = ask("lonely");
     assert!(codes(&report).is_superset(&["slice-without-label", "no-endpoints"].into()), "{report:#}");
+}
+
+/// What an API server may have of Services that are not as they should be, or none of ours.
+fn doubtful_objects() -> Vec<Value> {
+    let ports = json!([{"name": "http", "port": 80, "protocol": "TCP"}]);
+    let slice = |name: &str, labels: Value, addresses: &[&str]| {
+        json!({
+            "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4",
+            "metadata": {"name": name, "namespace": "shop", "labels": labels},
+            "ports": [{"name": "http", "protocol": "TCP", "port": 8080}],
+            "endpoints": addresses.iter().map(|it| json!({"addresses": [it]})).collect::<Vec<_>>(),
+        })
+    };
+    let service = |name: &str, spec: Value| {
+        json!({
+            "apiVersion": "v1", "kind": "Service", "metadata": {"name": name, "namespace": "shop"},
+            "spec": spec,
+        })
+    };
+    let label = |name: &str| json!({"kubernetes.io/service-name": name});
+    vec![
+        service(
+            "web",
+            json!({"clusterIP": "10.96.0.30", "clusterIPs": ["10.96.0.30"], "externalIPs": ["192.0.2.1"], "ports": ports}),
+        ),
+        slice("web-x", label("web"), &["10.128.0.5", "169.254.169.254"]),
+        service("headless", json!({"clusterIP": "None", "ports": ports})),
+        service("lonely", json!({"clusterIP": "10.96.0.31", "clusterIPs": ["10.96.0.31"], "ports": ports})),
+        slice("lonely-x", json!({}), &["10.128.0.6"]),
+    ]
+}
+
+#[test]
+fn without_the_daemon_the_api_server_and_the_kernel_are_asked() {
+    let node = lone_node().unwrap();
+    give_idle_uplink(&node).unwrap();
+    let folder = Folder::create().unwrap();
+    let server = node.run(serve).unwrap();
+    for object in doubtful_objects() {
+        server.put(object);
+    }
+    let kubeconfig = server.kubeconfig(folder.path()).unwrap();
+    let ask = |service: &str, flags: &[&str]| {
+        let source = ["--kubeconfig", kubeconfig.to_str().unwrap(), "--hostname-override", "node", service];
+        explain(&node, &[&source, flags].concat())
+    };
+    let (report, status) = ask("shop/web", &[]);
+    let wanted = ["endpoints-refused", "external-ip-contested", "kernel-object-missing"];
+    assert_eq!((codes(&report), status), (wanted.into(), 1), "{report:#}");
+    assert_eq!(report["plan"]["contestedIps"][0]["address"], "192.0.2.1");
+    let (report, _) = ask("shop/web", &["--strict-external-ips"]);
+    assert!(codes(&report).contains("external-ip-refused"), "{report:#}");
+    let (report, _) = ask("shop/lonely", &[]);
+    assert!(codes(&report).is_superset(&["slice-without-label", "no-endpoints"].into()), "{report:#}");
+    for (name, cause, wanted) in [("headless", "headless", 0), ("nobody", "unknown-service", 2)] {
+        let (report, status) = ask(&format!("shop/{name}"), &[]);
+        assert_eq!((codes(&report), status), ([cause].into(), wanted), "{name}: {report:#}");
+    }
+
+    // Once somebody has programmed it, the kernel is as it should be.
+    let _running = node.run(|| start(&server, Flavor::Nft, &folder)).unwrap();
+    wait_until("the kernel has what explain looks for", SYNC, || ask("shop/web", &[]).1 == 0).unwrap();
 }

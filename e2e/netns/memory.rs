@@ -29,18 +29,17 @@ fn status(running: &Running, field: &str) -> u64 {
     value.trim().trim_end_matches(" kB").parse().unwrap()
 }
 
-/// An API server in the calling thread's namespace, with Services.
-fn serve() -> Arc<StubApi> {
+/// An API server in the calling thread's namespace, with our Node.
+pub(crate) fn serve() -> Arc<StubApi> {
     let server = StubApi::start_on_a_thread().unwrap();
     server.put(json!({
         "apiVersion": "v1", "kind": "Node", "metadata": {"name": "node"},
         "status": {"addresses": [{"type": "InternalIP", "address": "192.0.2.1"}]},
     }));
-    server.fill(SERVICES, ENDPOINTS, "elsewhere");
     server
 }
 
-fn start(server: &StubApi, flavor: Flavor, folder: &Folder) -> Running {
+pub(crate) fn start(server: &StubApi, flavor: Flavor, folder: &Folder) -> Running {
     let mut command = Command::new(BINARY);
     command.arg("--kubeconfig").arg(server.kubeconfig(folder.path()).unwrap());
     command.args(["--hostname-override", "node", "--iptables-flavor", flavor.as_str()]);
@@ -54,6 +53,7 @@ fn two_thousand_services_take_little_memory(#[values(Flavor::Nft, Flavor::Legacy
     let folder = Folder::create().unwrap();
     let started = namespace.run(|| {
         let server = serve();
+        server.fill(SERVICES, ENDPOINTS, "elsewhere");
         let running = start(&server, flavor, &folder);
         (server, running)
     });

@@ -1,6 +1,6 @@
 //! How the proxy on this node is doing: for `kube-proxy-rs status`, and as a page for people.
 
-use crate::health::{FamilyReadiness, Readiness};
+use crate::health::{Doubtful, FamilyReadiness, Readiness, RefusedObject};
 use crate::model::UtcTime;
 use crate::sync::{Identity, Picture};
 use serde::Serialize;
@@ -55,13 +55,14 @@ impl Status {
              <meta http-equiv=\"refresh\" content=\"15\"><meta name=\"color-scheme\" content=\"light dark\">\
              <title>{word}: kube-proxy-rs on {node}</title><style>{STYLE}</style></head><body><main>\
              <header><h1>kube-proxy-rs</h1><p class=\"state {class}\">{word}</p></header>\
-             <p class=\"where\">{node}</p>{reasons}{facts}{families}{refused}\
+             <p class=\"where\">{node}</p>{reasons}{facts}{families}{refused}{doubtful}\
              <footer>kube-proxy-rs {version}, in place of kube-proxy v{upstream}. Running since {started}, \
              seen at {now}.</footer></main></body></html>\n",
             node = escaped(node),
             facts = self.facts(),
             families = self.family_table(),
             refused = self.refused_table(),
+            doubtful = self.doubtful_table(),
             version = self.version,
             upstream = self.stands_in_for,
             started = self.started,
@@ -140,6 +141,29 @@ impl Status {
             table("Left out: refused by the kernel", &["Service", "Family", "Reason"], &rows)
         }
     }
+
+    fn doubtful_table(&self) -> String {
+        let row = |it: &RefusedObject| {
+            format!("<tr>{}{}</tr>", cell("Service", &it.service), cell("Reason", &it.reason))
+        };
+        let rows: String = self.readiness.doubtful.doubtful.iter().map(row).collect();
+        if rows.is_empty() {
+            return rows;
+        }
+        format!(
+            "{}<p class=\"note\">{}</p>",
+            table("Endpoints and external IPs left out or doubtful", &["Service", "Reason"], &rows),
+            escaped(&doubts(&self.readiness.doubtful))
+        )
+    }
+}
+
+/// How many there are, in words.
+fn doubts(it: &Doubtful) -> String {
+    format!(
+        "{} endpoints and {} external IPs refused, {} external IPs reported",
+        it.refused_endpoints, it.refused_external_ips, it.reported_external_ips
+    )
 }
 
 impl fmt::Display for Status {
@@ -157,6 +181,12 @@ impl fmt::Display for Status {
             "Version    {}, in place of kube-proxy v{}, since {}",
             self.version, self.stands_in_for, self.started
         )?;
+        if !self.readiness.doubtful.doubtful.is_empty() {
+            writeln!(f, "Doubtful   {}", doubts(&self.readiness.doubtful))?;
+        }
+        for it in &self.readiness.doubtful.doubtful {
+            writeln!(f, "           {}: {}", it.service, it.reason)?;
+        }
         for (family, it) in &self.readiness.families {
             let last = it.last_sync.as_deref().map_or_else(|| "never".to_owned(), seconds);
             writeln!(f, "\n{family}       last sync {last}, lag {}", lag(it))?;
@@ -234,7 +264,7 @@ fn escaped(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::health::{Now, ProxyHealth, RefusedObject};
+    use crate::health::{Now, ProxyHealth};
     use crate::model::IpFamily;
     use std::time::{Duration, Instant, UNIX_EPOCH};
 
@@ -273,12 +303,17 @@ mod tests {
             let reason = "line 7: <script>alert(1)</script>".to_owned();
             health.refused(IpFamily::V4, vec![RefusedObject { service: "shop/web".to_owned(), reason }]);
             health.queued(IpFamily::V4, now);
+            let reason = "spec.externalIPs: 192.0.2.1 is this node's own address".to_owned();
+            let doubtful = vec![RefusedObject { service: "shop/<thief>".to_owned(), reason }];
+            health.doubted(Doubtful { refused_external_ips: 1, doubtful, ..Doubtful::default() });
             health.failed(IpFamily::V4, "the lock is \"taken\"".to_owned(), now);
         });
         let html = status.html();
         assert!(html.contains("class=\"state bad\">Degraded"), "{html}");
         assert!(html.contains("shop/web") && html.contains("the lock is &quot;taken&quot;"), "{html}");
         assert!(!html.contains("<script"), "{html}");
+        assert!(html.contains("shop/&lt;thief&gt;") && html.contains("1 external IPs refused"), "{html}");
+        assert!(status.to_string().contains("shop/<thief>: spec.externalIPs: 192.0.2.1 is"), "{status}");
         assert!(status.to_string().contains("refused: shop/web: line 7"), "{status}");
     }
 

@@ -35,6 +35,12 @@ pub enum Code {
     KernelObjectMissing,
     /// The kernel has more than it should.
     KernelStateStale,
+    /// An external IP is somebody else's and is refused.
+    ExternalIpRefused,
+    /// An external IP is somebody else's.
+    ExternalIpContested,
+    /// Endpoints whose address is in a range that none may be in.
+    EndpointsRefused,
     /// The kernel refuses the Service.
     RefusedByKernel,
     /// The kernel could not be read.
@@ -97,6 +103,7 @@ pub(super) fn finding(
 /// Everything that is wrong, the worst first.
 pub(super) fn all(view: Option<&ServiceView>, node: &NodeState) -> Vec<Finding> {
     let mut found = api(view, node);
+    found.extend(view.into_iter().flat_map(left_out));
     for family in view.iter().flat_map(|view| &view.families) {
         for port in &family.ports {
             found.extend(port_findings(family, port, node));
@@ -118,6 +125,34 @@ pub(super) fn all(view: Option<&ServiceView>, node: &NodeState) -> Vec<Finding> 
     found.extend(client(node));
     found.sort_by_key(|finding| finding.severity);
     found.dedup();
+    found
+}
+
+/// What is refused of the Service before the kernel is asked.
+fn left_out(view: &ServiceView) -> Vec<Finding> {
+    let contested = view.contested_ips.iter().map(|ip| match ip.refused {
+        true => finding(
+            (Code::ExternalIpRefused, Severity::Problem),
+            ip.complaint.as_str(),
+            "Take the address out of the Service, or start the proxy without --strict-external-ips.",
+        ),
+        false => finding(
+            (Code::ExternalIpContested, Severity::Note),
+            format!("{}: the Service draws its traffic", ip.complaint),
+            "If that is not meant, take the address out; --strict-external-ips refuses such addresses.",
+        ),
+    });
+    let mut found: Vec<Finding> = contested.collect();
+    if view.refused_endpoints > 0 {
+        found.push(finding(
+            (Code::EndpointsRefused, Severity::Problem),
+            format!(
+                "{} endpoints are not used: their addresses are loopback, link-local, unspecified or multicast                  ones",
+                view.refused_endpoints
+            ),
+            "Whoever writes the slices has to give the pods' own addresses; the log names each one.",
+        ));
+    }
     found
 }
 

@@ -115,6 +115,24 @@ fn what_is_wrong_with_the_objects_is_named(#[case] objects: &[Value], #[case] ca
 }
 
 #[test]
+fn what_is_refused_before_the_kernel_is_asked_is_named() {
+    let mut view = view(&sound()).unwrap();
+    let contested = |last, refused| ContestedIp {
+        address: [198, 51, 100, last].into(),
+        refused,
+        complaint: format!("spec.externalIPs: 198.51.100.{last} is this node's own address"),
+    };
+    view.contested_ips = vec![contested(1, true), contested(2, false)];
+    view.refused_endpoints = 3;
+    let report = Report::new("shop/web".to_owned(), Some(view), NodeState::default());
+    let wanted = [Code::ExternalIpRefused, Code::EndpointsRefused, Code::ExternalIpContested];
+    assert_eq!(codes(&report), wanted);
+    let text = report.to_string();
+    assert!(text.contains("198.51.100.1 is") && text.contains("198.51.100.2 is"), "{text}");
+    assert!(text.contains("3 endpoints are not used"), "{text}");
+}
+
+#[test]
 fn endpoints_of_a_family_that_the_service_lacks_are_named() {
     let mut other = slice(&[json!({"addresses": ["fd00:128::5"], "conditions": {"ready": true}})]);
     other["addressType"] = json!("IPv6");

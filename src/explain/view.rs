@@ -20,8 +20,24 @@ pub struct ServiceView {
     pub mode: String,
     /// The iptables tools: `nft` or `legacy`.
     pub flavor: String,
+    /// External and load-balancer IPs that it asks for and that are somebody else's.
+    pub contested_ips: Vec<ContestedIp>,
+    /// Endpoints that its slices have and that are left out because of the range of their address.
+    pub refused_endpoints: usize,
     /// One part for each IP family that the Service has.
     pub families: Vec<FamilyView>,
+}
+
+/// An external or load-balancer IP that is somebody else's.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ContestedIp {
+    /// It.
+    pub address: IpAddr,
+    /// The Service goes without it.
+    pub refused: bool,
+    /// Where the Service asks for it, and whose it is.
+    pub complaint: String,
 }
 
 /// One family of a Service.

@@ -8,5 +8,5 @@ mod readiness;
 mod service_ports;
 
 pub use proxy::{Clock, CountReply, Now, Probe, ProxyHealth, routes};
-pub use readiness::{FamilyReadiness, Readiness, RefusedObject};
+pub use readiness::{Doubtful, FamilyReadiness, Readiness, RefusedObject};
 pub use service_ports::{PortTaken, ServicePorts};

@@ -1,6 +1,6 @@
 //! Health of the proxy itself: `/healthz`, `/livez` and `/readyz`.
 
-use super::readiness::{FamilyReadiness, Readiness, RefusedObject};
+use super::readiness::{Doubtful, FamilyReadiness, Readiness, RefusedObject};
 use crate::http::{Reply, Request, Routes};
 use crate::model::{IpFamily, NodeFacts, PerFamily, UtcTime};
 use serde::Serialize;
@@ -45,6 +45,7 @@ pub struct ProxyHealth {
 #[derive(Debug, Default)]
 struct State {
     families: PerFamily<Family>,
+    doubtful: Doubtful,
     node_eligible: bool,
 }
 
@@ -112,6 +113,11 @@ impl ProxyHealth {
         self.state().families.get_mut(family).refused = refused;
     }
 
+    /// The parts of Services that are left out or doubtful now.
+    pub fn doubted(&self, doubtful: Doubtful) {
+        self.state().doubtful = doubtful;
+    }
+
     /// Kernel objects of this family were not as we left them; `last` names one.
     pub fn drifted(&self, family: IpFamily, count: u64, last: String, now: Now) {
         let mut state = self.state();
@@ -138,6 +144,7 @@ impl ProxyHealth {
         let mut readiness = Readiness::new(reasons, now);
         let families = known.into_iter().map(|(family, it)| (family.as_str(), FamilyReadiness::of(it, now)));
         readiness.families = families.collect();
+        readiness.doubtful = state.doubtful.clone();
         readiness
     }
 

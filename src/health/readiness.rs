@@ -20,6 +20,10 @@ pub struct Readiness {
     pub reasons: Vec<String>,
     /// When it was asked, in UTC.
     pub current_time: String,
+    /// Parts of Services that are left out or doubtful, whatever the kernel says of the rest: endpoints
+    /// and external IPs.
+    #[serde(flatten)]
+    pub doubtful: Doubtful,
     /// By `IPv4` and `IPv6`; a family that this node does not serve is not there.
     pub families: BTreeMap<&'static str, FamilyReadiness>,
 }
@@ -48,19 +52,43 @@ pub struct FamilyReadiness {
     pub last_drift_time: Option<String>,
 }
 
-/// A Service that the kernel does not take.
+/// Endpoints and external IPs that are not used, or had better not be.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Doubtful {
+    /// Endpoints left out because of the range that their address is in.
+    pub refused_endpoints: usize,
+    /// External and load-balancer IPs that are somebody else's and refused.
+    pub refused_external_ips: usize,
+    /// Those that are only reported.
+    pub reported_external_ips: usize,
+    /// The first Services that have such, and what is wrong.
+    pub doubtful: Vec<RefusedObject>,
+}
+
+impl Doubtful {
+    /// Names one more, unless there are very many.
+    pub fn name(&mut self, object: impl FnOnce() -> RefusedObject) {
+        if self.doubtful.len() < MOST_NAMED {
+            self.doubtful.push(object());
+        }
+    }
+}
+
+/// A Service that is left out, as a whole or in part.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct RefusedObject {
     /// `namespace/name`.
     pub service: String,
-    /// The kernel's words.
+    /// The kernel's words, or what is wrong.
     pub reason: String,
 }
 
 impl Readiness {
     pub(super) fn new(reasons: Vec<String>, now: Now) -> Self {
         let current_time = UtcTime::of(now.wall).to_string();
-        Readiness { ready: reasons.is_empty(), reasons, current_time, families: BTreeMap::new() }
+        let (doubtful, families) = (Doubtful::default(), BTreeMap::new());
+        Readiness { ready: reasons.is_empty(), reasons, current_time, doubtful, families }
     }
 
     /// As `/readyz` sends it.

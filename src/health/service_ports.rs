@@ -245,6 +245,7 @@ mod tests {
             ports: [SlicePort { name: "".into(), protocol: Protocol::Tcp, port: number }].into(),
             endpoints: endpoints.iter().map(endpoint).collect(),
             hints: Box::default(),
+            refused: 0,
             triggered: None,
         };
         let external = External {

@@ -17,6 +17,8 @@ pub(super) struct SyncMetrics {
     pub(super) network_programming: HistogramVec,
     pub(super) no_local_endpoints: IntGaugeVec,
     pub(super) refused_services: IntGaugeVec,
+    pub(super) refused_endpoints: IntGauge,
+    pub(super) contested_external_ips: IntGaugeVec,
     pub(super) drift: IntCounterVec,
 }
 
@@ -92,6 +94,17 @@ impl SyncMetrics {
             refused_services: IntGaugeVec::new(
                 opts("rs_refused_services", "Services left out because the kernel refuses them"),
                 FAMILY,
+            )?,
+            refused_endpoints: IntGauge::with_opts(opts(
+                "rs_refused_endpoints",
+                "Endpoints left out because of the range of their address",
+            ))?,
+            contested_external_ips: IntGaugeVec::new(
+                opts(
+                    "rs_contested_external_ips",
+                    "External addresses that Services ask for and that are somebody else's",
+                ),
+                &["outcome"],
             )?,
             drift: IntCounterVec::new(
                 opts("rs_drift_total", "Kernel objects that somebody else removed or changed"),

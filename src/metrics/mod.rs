@@ -109,6 +109,8 @@ impl Metrics {
         self.register([&sync.duration, &sync.network_programming, &conntrack.duration])?;
         self.register([&sync.last, &sync.last_queued])?;
         self.register([&sync.no_local_endpoints, &sync.refused_services])?;
+        self.register([&sync.refused_endpoints])?;
+        self.register([&sync.contested_external_ips])?;
         self.register([&sync.drift])?;
         self.register([&changes.endpoints_pending, &changes.services_pending])?;
         self.register([&changes.endpoints_total, &changes.services_total])?;
@@ -227,6 +229,20 @@ impl Metrics {
     #[must_use]
     pub fn refused_services(&self, family: IpFamily) -> IntGauge {
         self.sync.refused_services.with_label_values(&[family.as_str()])
+    }
+
+    /// Endpoints that are left out because of the range that their address is in.
+    #[must_use]
+    pub fn refused_endpoints(&self) -> &IntGauge {
+        &self.sync.refused_endpoints
+    }
+
+    /// External and load-balancer IPs that Services ask for and that are somebody else's: those that
+    /// are refused, or those that are only reported.
+    #[must_use]
+    pub fn contested_external_ips(&self, refused: bool) -> IntGauge {
+        let outcome = if refused { "refused" } else { "reported" };
+        self.sync.contested_external_ips.with_label_values(&[outcome])
     }
 
     /// Kernel objects of ours of a kind that somebody else removed or changed.
@@ -415,6 +431,8 @@ mod tests {
         metrics.last_sync(family).set(1.5);
         metrics.last_queued(family).set(2.5);
         metrics.refused_services(family).set(1);
+        metrics.refused_endpoints().set(1);
+        metrics.contested_external_ips(true).set(1);
         metrics.no_local_endpoints(PolicyKind::Internal, family).set(1);
         metrics.no_local_endpoints(PolicyKind::External, family).set(2);
         metrics.iptables_rules(Table::Filter, family).set(4);
@@ -471,6 +489,8 @@ mod tests {
         ("kubeproxy_sync_proxy_rules_iptables_restore_failures_total", "counter"),
         ("kubeproxy_sync_proxy_rules_no_local_endpoints_total", "gauge"),
         ("kubeproxy_rs_refused_services", "gauge"),
+        ("kubeproxy_rs_refused_endpoints", "gauge"),
+        ("kubeproxy_rs_contested_external_ips", "gauge"),
         ("kubeproxy_rs_drift_total", "counter"),
         ("kubeproxy_rs_service_connections_total", "counter"),
         ("kubeproxy_rs_endpoint_connections_total", "counter"),

@@ -49,6 +49,7 @@ fn slice(name: &str, given: &[Given]) -> EndpointSlice {
         family: IpFamily::V4,
         ports: [SlicePort { name: "http".into(), protocol: Protocol::Tcp, port: 80 }].into(),
         hints: hints.into(),
+        refused: 0,
         triggered: None,
     }
 }

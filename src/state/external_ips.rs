@@ -49,8 +49,10 @@ pub struct ExternalIpClaim {
     pub refused: bool,
 }
 
-impl fmt::Display for ExternalIpClaim {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+impl ExternalIpClaim {
+    /// What is wrong, without the Service's name.
+    #[must_use]
+    pub fn complaint(&self) -> String {
         let whose = match self.owner {
             AddressOwner::Loopback => "a loopback address",
             AddressOwner::Node => "this node's own address",
@@ -59,7 +61,13 @@ impl fmt::Display for ExternalIpClaim {
             AddressOwner::PodNetwork => "within the pod network",
         };
         let outcome = if self.refused { "; it is not used" } else { "" };
-        write!(f, "Service {}: {}: {} is {whose}{outcome}", self.service, self.field, self.address)
+        format!("{}: {} is {whose}{outcome}", self.field, self.address)
+    }
+}
+
+impl fmt::Display for ExternalIpClaim {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Service {}: {}", self.service, self.complaint())
     }
 }
 
@@ -70,7 +78,7 @@ pub(super) struct ExternalIps {
     /// How many Services have a cluster IP.
     cluster_ips: HashMap<IpAddr, u32>,
     askers: BTreeMap<IpAddr, BTreeSet<ServiceName>>,
-    /// The claims that have been told.
+    /// The claims that stand. All have been told.
     known: BTreeMap<ServiceName, Vec<ExternalIpClaim>>,
 }
 
@@ -122,6 +130,16 @@ impl ExternalIps {
             }
         }
         affected
+    }
+
+    /// The claims that stand, in the order of Services.
+    pub(super) fn standing(&self) -> impl Iterator<Item = &ExternalIpClaim> {
+        self.known.values().flatten()
+    }
+
+    /// The claims of one Service.
+    pub(super) fn of(&self, name: &ServiceName) -> &[ExternalIpClaim] {
+        self.known.get(name).map_or(&[], Vec::as_slice)
     }
 
     /// Every Service that asks for an external address.

@@ -49,6 +49,8 @@ pub struct Tracker {
     slice_services: HashMap<SliceName, ServiceName>,
     node_ports: NodePorts,
     external_ips: ExternalIps,
+    /// How many endpoints of a slice are refused; a slice without any is not there.
+    refused_endpoints: BTreeMap<SliceName, u16>,
     endpoints: PerFamily<usize>,
     unlisted: Unlisted,
     complete: BTreeSet<ObjectKind>,
@@ -110,6 +112,23 @@ impl Tracker {
     #[must_use]
     pub fn node_port_owner(&self, protocol: Protocol, port: u16) -> Option<&ServiceName> {
         self.node_ports.owner((protocol, port))
+    }
+
+    /// External addresses that are somebody else's, as far as Services ask for them now.
+    pub fn claims(&self) -> impl Iterator<Item = &ExternalIpClaim> {
+        self.external_ips.standing()
+    }
+
+    /// Those that one Service asks for.
+    #[must_use]
+    pub fn claims_of(&self, name: &ServiceName) -> &[ExternalIpClaim] {
+        self.external_ips.of(name)
+    }
+
+    /// The slices with endpoints whose addresses are refused, their Services, and how many these are.
+    pub fn refused_endpoints(&self) -> impl Iterator<Item = (&SliceName, &ServiceName, u16)> {
+        let refused = self.refused_endpoints.iter();
+        refused.filter_map(|(slice, count)| Some((slice, self.slice_services.get(slice)?, *count)))
     }
 
     /// Events seen so far.
@@ -285,6 +304,10 @@ impl Tracker {
             self.triggers.entry(slice.service.clone()).or_default().push(time);
         }
         *self.endpoints.get_mut(slice.family) += weight(&slice);
+        match slice.refused {
+            0 => self.refused_endpoints.remove(&slice.name),
+            count => self.refused_endpoints.insert(slice.name.clone(), count),
+        };
         match place {
             Ok(index) => {
                 let old = std::mem::replace(&mut record.slices[index], slice);
@@ -305,6 +328,7 @@ impl Tracker {
 
     fn take_slice(&mut self, name: &SliceName) {
         let Some(service) = self.slice_services.remove(name) else { return };
+        self.refused_endpoints.remove(name);
         let Some(record) = self.snapshot.services.get_mut(&service) else { return };
         if let Ok(index) = record.slices.binary_search_by(|known| known.name.cmp(name)) {
             let old = record.slices.remove(index);

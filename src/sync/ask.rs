@@ -3,9 +3,9 @@
 
 use super::pass::FamilySync;
 use crate::backend::Backend;
-use crate::explain::{Row, ServiceView, Services};
+use crate::explain::{ContestedIp, Row, ServiceView, Services};
 use crate::model::{ServiceName, Snapshot};
-use crate::state::Tracker;
+use crate::state::{ExternalIpClaim, Tracker};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::ops::Bound;
@@ -93,6 +93,10 @@ pub(super) async fn next(questions: &mut Option<mpsc::Receiver<Question>>) -> Qu
     std::future::pending().await
 }
 
+fn contested(claim: &ExternalIpClaim) -> ContestedIp {
+    ContestedIp { address: claim.address, refused: claim.refused, complaint: claim.complaint() }
+}
+
 /// What can be told of a picture and the families that it is programmed for.
 pub struct Told<'a, B: Backend> {
     /// Mode and tools.
@@ -135,6 +139,8 @@ impl<B: Backend> Told<'_, B> {
             zone: snapshot.node.zone.as_deref().map(str::to_owned),
             mode: self.identity.mode.clone(),
             flavor: self.identity.flavor.clone(),
+            contested_ips: self.tracker.claims_of(name).iter().map(contested).collect(),
+            refused_endpoints: record.slices.iter().map(|slice| usize::from(slice.refused)).sum(),
             families: self.families.iter().filter_map(part).collect(),
         })
     }

@@ -3,10 +3,10 @@
 use super::report::{Notice, Outcome, PassKind, Recorder, Severity, SyncReport};
 use super::settle::Settled;
 use crate::backend::{Applied, Drift, Finding, ObjectCount, ObjectKind, Refusal, is_tool_failure};
-use crate::health::{Clock, PortTaken, ProxyHealth, RefusedObject};
+use crate::health::{Clock, Doubtful, PortTaken, ProxyHealth, RefusedObject};
 use crate::metrics::{Metrics, PolicyKind, Table};
 use crate::model::{IpFamily, NodeFacts, PerFamily, ServiceName};
-use crate::state::{ExternalIpClaim, NodePortConflict};
+use crate::state::{ExternalIpClaim, NodePortConflict, Tracker};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -218,6 +218,30 @@ impl Recorder for Records {
             tracing::error!("{claim}");
             self.warn(Some(&claim.service), "ExternalIPRefused", "Sync", claim.to_string());
         }
+    }
+
+    fn doubted(&mut self, tracker: &Tracker) {
+        let mut doubtful = Doubtful::default();
+        for (slice, service, count) in tracker.refused_endpoints() {
+            doubtful.refused_endpoints += usize::from(count);
+            doubtful.name(|| RefusedObject {
+                service: service.to_string(),
+                reason: format!(
+                    "EndpointSlice {slice}: not used: {count} loopback, link-local, unspecified or multicast addresses"
+                ),
+            });
+        }
+        for claim in tracker.claims() {
+            match claim.refused {
+                true => doubtful.refused_external_ips += 1,
+                false => doubtful.reported_external_ips += 1,
+            }
+            doubtful.name(|| RefusedObject { service: claim.service.to_string(), reason: claim.complaint() });
+        }
+        self.metrics.refused_endpoints().set(gauge(doubtful.refused_endpoints));
+        self.metrics.contested_external_ips(true).set(gauge(doubtful.refused_external_ips));
+        self.metrics.contested_external_ips(false).set(gauge(doubtful.reported_external_ips));
+        self.health.doubted(doubtful);
     }
 
     fn node(&mut self, node: &NodeFacts) {

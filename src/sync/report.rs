@@ -4,7 +4,7 @@ use super::settle::Settled;
 use crate::backend::{Applied, Finding};
 use crate::health::PortTaken;
 use crate::model::{IpFamily, NodeFacts, ServiceName};
-use crate::state::{ExternalIpClaim, NodePortConflict};
+use crate::state::{ExternalIpClaim, NodePortConflict, Tracker};
 use std::time::Duration;
 
 /// How much a pass looked at.
@@ -91,6 +91,9 @@ pub trait Recorder {
 
     /// Services ask for traffic to addresses that are somebody else's.
     fn claims(&mut self, claims: &[ExternalIpClaim]);
+
+    /// What of the picture is left out or doubtful now.
+    fn doubted(&mut self, tracker: &Tracker);
 
     /// What is known of our node.
     fn node(&mut self, node: &NodeFacts);

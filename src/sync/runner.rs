@@ -197,6 +197,7 @@ impl<B: Backend, R: Recorder> Runner<B, R> {
         let changes = self.tracker.take_changes();
         self.recorder.conflicts(&changes.conflicts);
         self.recorder.claims(&changes.claims);
+        self.recorder.doubted(&self.tracker);
         let retry = self.retry_refused.is_some_and(|due| due <= Instant::now());
         if retry || self.last_full.elapsed() >= self.periods.full {
             self.families.iter_mut().for_each(FamilySync::forget);

@@ -81,6 +81,13 @@ impl Recorder for Diary {
         claims.iter().for_each(|claim| self.note(format!("claim: {claim}")));
     }
 
+    fn doubted(&mut self, tracker: &Tracker) {
+        let count = tracker.refused_endpoints().count();
+        if count > 0 {
+            self.note(format!("doubted: {count}"));
+        }
+    }
+
     fn node(&mut self, _: &NodeFacts) {}
 
     fn seen(&mut self, _: u64, _: u64, _: usize) {}

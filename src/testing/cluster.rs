@@ -129,6 +129,7 @@ pub fn slice(number: u32, endpoints: u32) -> WatchEvent {
         ports: [SlicePort { name: "http".into(), protocol: Protocol::Tcp, port: 8080 }].into(),
         endpoints: (0..endpoints).map(endpoint).collect(),
         hints: [].into(),
+        refused: 0,
         triggered: None,
     }))
 }

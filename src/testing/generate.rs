@@ -115,6 +115,7 @@ impl Generator {
             ports: (0..1 + u16::from(self.byte(2))).map(port).collect(),
             endpoints: (0..self.below(4)).map(|_| self.endpoint(family)).collect(),
             hints: [Hints::default(), zones(&["z0"]), zones(&["z1"])].into(),
+            refused: 0,
             triggered: None,
         }
     }

@@ -53,8 +53,11 @@ impl Raw {
 pub async fn lookup(connection: &Connection, namespace: &str, name: &str) -> Result<Raw> {
     let mut raw = Raw::default();
     let services: Api<ServiceObject> = Api::namespaced(connection.client(), namespace);
-    raw.service =
-        services.get_opt(name).await.with_context(|| format!("asking for Service {namespace}/{name}"))?;
+    // Not by name: whoever may watch Services may list them, and need not be allowed more.
+    let named = ListParams::default().fields(&format!("metadata.name={name}"));
+    let found =
+        services.list(&named).await.with_context(|| format!("asking for Service {namespace}/{name}"))?;
+    found.items.into_iter().for_each(|service| raw.note_service(service, namespace, name));
     let slices: Api<EndpointSliceObject> = Api::namespaced(connection.client(), namespace);
     let unlabelled = ListParams::default().labels(&format!("!{SERVICE_NAME_LABEL}")).limit(MOST_SLICES);
     let listed =

@@ -154,6 +154,7 @@ fn slice(protocol: Protocol, endpoints: &[u8]) -> WatchEvent {
         ports: [SlicePort { name: "p".into(), protocol, port: 8080 }].into(),
         endpoints: endpoints.iter().map(endpoint).collect(),
         hints: [].into(),
+        refused: 0,
         triggered: None,
     }))
 }

@@ -27,6 +27,7 @@ fn slice(name: &str, service: &str, last: u8) -> WatchEvent {
         }]
         .into(),
         hints: [].into(),
+        refused: 0,
         triggered: Some(1000 + i64::from(last)),
     }))
 }
@@ -145,4 +146,26 @@ fn add_and_delete_leave_no_residue() {
     assert!(tracker.slice_services.is_empty());
     assert_eq!(tracker.endpoints(IpFamily::V4), 0);
     assert!(tracker.node_ports.owner((Protocol::Tcp, 30080)).is_none());
+}
+
+#[test]
+fn refused_endpoints_are_known_as_long_as_their_slice_has_them() {
+    let refusing = |refused| {
+        let WatchEvent::Slice(mut slice) = slice("web-1", "web", 5) else { unreachable!() };
+        slice.refused = refused;
+        WatchEvent::Slice(slice)
+    };
+    let known = |tracker: &Tracker| -> Vec<String> {
+        let refused = tracker.refused_endpoints();
+        refused.map(|(slice, service, count)| format!("{slice} of {service}: {count}")).collect()
+    };
+    let mut tracker = Tracker::default();
+    tracker.fold(refusing(2));
+    tracker.fold(slice("web-2", "web", 6));
+    assert_eq!(known(&tracker), ["shop/web-1 of shop/web: 2"]);
+    tracker.fold(refusing(0));
+    assert!(known(&tracker).is_empty());
+    tracker.fold(refusing(3));
+    tracker.fold(WatchEvent::SliceGone("shop/web-1".into()));
+    assert!(known(&tracker).is_empty());
 }

@@ -151,3 +151,30 @@ async fn what_others_changed_is_named_on_the_node_in_the_metrics_and_in_the_stat
     let healed = told.runner.backend().tools().rules("nat", "KUBE-POSTROUTING")[0].clone();
     assert!(!healed.contains("192.0.2.1"), "{healed}");
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_is_refused_before_the_kernel_is_asked_is_named_in_the_metrics_and_in_the_status() {
+    let mut told = Told::new(FakeXtables::default(), 0).await;
+    let WatchEvent::Slice(mut slice) = crate::testing::cluster::slice(0, 2) else { unreachable!() };
+    slice.refused = 3;
+    let WatchEvent::Service(mut service) = crate::testing::cluster::service(0) else { unreachable!() };
+    let external_ips = [[127, 0, 0, 9].into()].into();
+    service.external = Some(Box::new(crate::model::External { external_ips, ..Default::default() }));
+    let name = service.name.clone();
+    told.events.send(WatchEvent::Service(service)).await.unwrap();
+    told.events.send(WatchEvent::Slice(slice)).await.unwrap();
+    told.run_for(2).await;
+    assert!(told.metrics().contains("kubeproxy_rs_refused_endpoints 3\n"));
+    assert!(told.metrics().contains("kubeproxy_rs_contested_external_ips{outcome=\"reported\"} 1\n"));
+    let (status, body) = told.get("/readyz");
+    assert_eq!(
+        (status, &body["refusedEndpoints"], &body["reportedExternalIps"]),
+        (200, &3.into(), &1.into())
+    );
+    let reasons: Vec<_> = (0..2).map(|index| body["doubtful"][index]["reason"].as_str().unwrap()).collect();
+    assert!(reasons[0].contains("3 loopback") && reasons[1].contains("127.0.0.9"), "{reasons:?}");
+
+    told.events.send(WatchEvent::ServiceGone(name)).await.unwrap();
+    told.run_for(2).await;
+    assert!(told.metrics().contains("kubeproxy_rs_contested_external_ips{outcome=\"reported\"} 0\n"));
+}

@@ -38,12 +38,13 @@ pub(super) async fn answer(shared: Arc<Shared>, request: Request<Incoming>) -> i
         return patch_node(&shared, request).await;
     }
     let path = request.uri().path();
-    let Some(resource) = Resource::ALL.into_iter().find(|resource| resource.path() == path) else {
+    let Some((resource, namespace)) = target(path) else {
         return Ok(status(404, "NotFound", "the server could not find the requested resource"));
     };
     if request.method() != Method::GET {
         return Ok(status(405, "MethodNotAllowed", "the stub server is written to from the inside only"));
     }
+    let namespace = namespace.map(str::to_owned);
     let query = parse_query(request.uri().query().unwrap_or_default());
     let watching = matches!(parameter(&query, "watch"), Some("true" | "1"));
     let verb = if watching { Verb::Watch } else { Verb::List };
@@ -61,12 +62,29 @@ pub(super) async fn answer(shared: Arc<Shared>, request: Request<Incoming>) -> i
         None => {}
     }
     let selector = Selector::parse(asked.parameter("labelSelector"), asked.parameter("fieldSelector"));
-    let Some(selector) = selector else {
+    let Some(mut selector) = selector else {
         return Ok(status(400, "BadRequest", "the stub server does not know such selectors"));
     };
+    if let Some(namespace) = &namespace {
+        selector.within(namespace);
+    }
     Ok(match verb {
         Verb::List => list(&shared, &asked, &selector),
         Verb::Watch | Verb::Patch => watch(shared, &asked, selector, behaviour),
+    })
+}
+
+/// The collection that a path names, and the namespace if it names one.
+fn target(path: &str) -> Option<(Resource, Option<&str>)> {
+    Resource::ALL.into_iter().find_map(|resource| {
+        let collection = resource.path();
+        if path == collection {
+            return Some((resource, None));
+        }
+        let (group, plural) = collection.rsplit_once('/')?;
+        let rest = path.strip_prefix(group)?.strip_prefix("/namespaces/")?;
+        let namespace = rest.strip_suffix(plural)?.strip_suffix('/')?;
+        (!namespace.contains('/')).then_some((resource, Some(namespace)))
     })
 }
 

@@ -82,6 +82,11 @@ impl Selector {
         Some(Selector { labels: all(labels)?, fields: all(fields)? })
     }
 
+    /// Only what is in one namespace.
+    pub(super) fn within(&mut self, namespace: &str) {
+        self.fields.push(Requirement::Is("metadata.namespace".to_owned(), namespace.to_owned()));
+    }
+
     pub(super) fn accepts(&self, facts: &Facts) -> bool {
         self.labels.iter().all(|requirement| requirement.accepts(|key| facts.labels.get(key)))
             && self.fields.iter().all(|requirement| requirement.accepts(|key| facts.fields.get(key)))

@@ -11,6 +11,7 @@ use crate::watch::objects::{
 };
 use k8s_openapi::jiff;
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 /// The API's limit of endpoints in a slice.
@@ -42,8 +43,13 @@ pub fn endpoint_slice(object: &EndpointSliceObject, node_name: &str) -> Converte
     };
     let mut hints = HintTable::default();
     let mut endpoints = Vec::with_capacity(object.endpoints.len());
+    let mut refused = 0;
     for (index, endpoint) in object.endpoints.iter().enumerate() {
         let Some(address) = address(endpoint, index, family, &mut issues) else { continue };
+        if is_refused(address, index, &mut issues) {
+            refused += 1;
+            continue;
+        }
         let facts = facts(endpoint, node_name);
         endpoints.push(SliceEndpoint {
             address,
@@ -58,6 +64,7 @@ pub fn endpoint_slice(object: &EndpointSliceObject, node_name: &str) -> Converte
         ports,
         endpoints: endpoints.into(),
         hints: hints.table.into(),
+        refused,
         triggered: triggered(object),
     };
     issues.converted(Some(slice))
@@ -137,14 +144,8 @@ fn number(object: &SlicePortObject, index: usize, issues: &mut Issues) -> Option
     port
 }
 
-/// The endpoint's address. Who may write slices may not thereby reach what only the node itself, or
-/// its neighbours on the link, can reach: such addresses are refused, whoever checked them before.
-fn address(
-    endpoint: &EndpointObject,
-    index: usize,
-    family: IpFamily,
-    issues: &mut Issues,
-) -> Option<std::net::IpAddr> {
+/// The endpoint's address.
+fn address(endpoint: &EndpointObject, index: usize, family: IpFamily, issues: &mut Issues) -> Option<IpAddr> {
     let Some(text) = endpoint.addresses.first() else {
         issues.error(format_args!("endpoints[{index}].addresses"), "is empty");
         return None;
@@ -155,16 +156,24 @@ fn address(
         Some(ip) if IpFamily::of(ip) != family => {
             issues.error(field, format_args!("{ip} is not an {family} address"));
         }
-        Some(ip) => match special(ip) {
-            Some(what) => issues.error(field, format_args!("{ip} is {what}; the endpoint is not used")),
-            // The API server refuses only those of the link.
-            None if ip.is_multicast() => {
-                issues.warning(field, format_args!("{ip} is a multicast address; the endpoint is not used"));
-            }
-            None => return Some(ip),
-        },
+        Some(ip) => return Some(ip),
     }
     None
+}
+
+/// Who may write slices may not thereby reach what only the node itself, or its neighbours on the
+/// link, can reach: such addresses are refused, whoever checked them before.
+fn is_refused(ip: IpAddr, index: usize, issues: &mut Issues) -> bool {
+    let field = format_args!("endpoints[{index}].addresses[0]");
+    match special(ip) {
+        Some(what) => issues.error(field, format_args!("{ip} is {what}; the endpoint is not used")),
+        // The API server refuses only those of the link.
+        None if ip.is_multicast() => {
+            issues.warning(field, format_args!("{ip} is a multicast address; the endpoint is not used"));
+        }
+        None => return false,
+    }
+    true
 }
 
 fn facts(endpoint: &EndpointObject, node_name: &str) -> EndpointFacts {

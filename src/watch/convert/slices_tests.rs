@@ -55,6 +55,7 @@ fn a_plain_slice_becomes_ports_and_endpoints() {
         }]
         .into(),
         hints: [].into(),
+        refused: 0,
         triggered: None,
     };
     assert_eq!(clean(with(json!({}))), wanted);
@@ -151,7 +152,8 @@ fn endpoints_that_lead_back_to_the_node_or_its_link_are_refused_and_the_others_s
         {"addresses": [refused]}, {"addresses": [good]}]}));
     let text = format!("endpoints[0].addresses[0]: {refused} is {what}; the endpoint is not used");
     assert_eq!(texts(&converted), [text]);
-    assert_eq!(addresses(&converted.value.unwrap()), [good]);
+    let slice = converted.value.unwrap();
+    assert_eq!((addresses(&slice), slice.refused), (vec![good.to_owned()], 1));
 }
 
 #[rstest]
