@@ -15,6 +15,7 @@ use crate::resilience::exposed_case;
 
 const LIMIT: Duration = Duration::from_secs(120);
 const SERVICE_TOTAL: &str = "kubeproxy_rs_service_connections_total";
+const DROPPED: &str = "kubeproxy_rs_service_metrics_dropped_series";
 const ENDPOINT_TOTAL: &str = "kubeproxy_rs_endpoint_connections_total";
 
 /// Asks so often, one after the other; all must be answered.
@@ -89,9 +90,16 @@ fn beyond_the_limit_series_are_dropped_and_said_to_be() {
     let launch = Launch { binary: BINARY, namespace: &node, flavor: Flavor::Nft, flags: &flags };
     let mut proxy = launch.start(&exposed_case().objects()).unwrap();
     proxy.wait_for_sync(&node, Flavor::Nft, LIMIT).unwrap();
-    let text = metrics(&node).unwrap();
-    let series = text.lines().filter(|line| line.starts_with(SERVICE_TOTAL)).count();
+    // The rules are in force a moment before it is told what is measured of them.
+    let mut text = String::new();
+    let is_told = || {
+        text = metrics(&node).unwrap_or_default();
+        let dropped = text.lines().filter(|line| line.starts_with(DROPPED) && !line.ends_with(" 0"));
+        dropped.count() == 2
+    };
+    wait_until("both families have told what they drop", LIMIT, is_told).unwrap();
     // In each family, the Service of the marker that has no endpoint takes the one place there is.
-    assert_eq!(series, 2, "{text}");
-    assert!(metric_sum(&text, "kubeproxy_rs_service_metrics_dropped_series") > 4.0, "{text}");
+    assert_eq!(text.lines().filter(|line| line.starts_with(SERVICE_TOTAL)).count(), 2, "{text}");
+    assert!(!text.contains(ENDPOINT_TOTAL), "{text}");
+    assert!(metric_sum(&text, DROPPED) > 4.0, "{text}");
 }

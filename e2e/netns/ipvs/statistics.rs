@@ -46,10 +46,10 @@ fn connections_packets_and_bytes_are_counted_by_service_and_endpoint() {
     objects[1]["endpoints"].as_array_mut().unwrap().truncate(1);
     proxy.apply(&objects).unwrap();
     wait_for_markers(&mut proxy, lab.node());
-    let text = metrics(lab.node()).unwrap();
     let of_web =
         |line: &&str| line.starts_with("kubeproxy_rs_endpoint_connections_total") && line.contains(web);
-    assert_eq!(text.lines().filter(of_web).count(), 1, "{text}");
+    let series = || metrics(lab.node()).unwrap_or_default().lines().filter(of_web).count();
+    wait_until("only the endpoint that is left has a series", LIMIT, || series() == 1).unwrap();
     counts(&lab, at(IP), 4);
     let waited = wait_until("the rest is counted, too", LIMIT, || connections() >= 24.0);
     assert!(waited.is_ok() && connections() == 24.0, "{}", connections());
