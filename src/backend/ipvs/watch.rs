@@ -19,7 +19,7 @@ use std::ops::Bound;
 
 /// Virtual servers whose real servers one quick look reads.
 const CHECKED_AT_ONCE: usize = 10;
-/// Up to this many virtual servers, every look lists them; above, only every so often, so that a look
+/// Up to this many virtual servers in the kernel, every look lists them; above, only every so often, so that a look
 /// costs the same however many there are.
 const LISTED_AT_EVERY_CHECK: usize = 100;
 
@@ -140,6 +140,8 @@ pub(super) struct Watch {
     pub(super) tables: Tables,
     /// Quick looks so far.
     looks: usize,
+    /// Virtual servers of both families and of others, when they were listed last.
+    listed: usize,
     /// The virtual server whose real servers were looked at last.
     last: Option<Frontend>,
     /// Addresses may have changed since they were last compared.
@@ -174,14 +176,29 @@ impl Watch {
             drift.extend(compare_set(&mut with, id, look)?);
         }
         self.looks += 1;
-        let is_turn = self.looks.is_multiple_of(1 + with.baseline.servers.len() / LISTED_AT_EVERY_CHECK);
+        let is_turn = self.looks.is_multiple_of(1 + self.listed / LISTED_AT_EVERY_CHECK);
         let reals = self.compare_real_servers(with.kernel, with.baseline, look)?;
         // A virtual server that is gone has no real servers either: it is to be named, too.
         if look == Look::Thorough || is_turn || !reals.is_empty() {
-            drift.extend(compare_servers(with.kernel, with.baseline)?);
+            drift.extend(self.compare_servers(with.kernel, with.baseline)?);
         }
         drift.extend(reals);
         Ok(drift)
+    }
+
+    /// Costs as much as there are virtual servers in the kernel, whosever they are.
+    fn compare_servers(&mut self, kernel: &mut Kernel, baseline: &Baseline) -> Result<Vec<Drift>> {
+        let listed: BTreeMap<_, _> = kernel.servers.list()?.into_iter().collect();
+        self.listed = listed.len();
+        let differs = |(at, held): (&Frontend, &Held)| {
+            let what = match listed.get(at) {
+                None => "is gone",
+                Some(with) if with.as_ref() != Some(&held.server.with) => "was changed",
+                Some(_) => return None,
+            };
+            Some(Drift::new(DriftKind::VirtualServer, at.to_string(), what))
+        };
+        Ok(ours(baseline, Bound::Unbounded).filter_map(differs).collect())
     }
 
     fn compare_real_servers(
@@ -264,17 +281,4 @@ fn differing_entry(found: &BTreeSet<SetEntry>, baseline: &Baseline, id: SetId) -
         (Some(entry), _) => Some(format!("lacks {entry:?}")),
         (None, Some(entry)) => Some(format!("has {entry:?}, which is not ours")),
     }
-}
-
-fn compare_servers(kernel: &mut Kernel, baseline: &Baseline) -> Result<Vec<Drift>> {
-    let listed: BTreeMap<_, _> = kernel.servers.list()?.into_iter().collect();
-    let differs = |(at, held): (&Frontend, &Held)| {
-        let what = match listed.get(at) {
-            None => "is gone",
-            Some(with) if with.as_ref() != Some(&held.server.with) => "was changed",
-            Some(_) => return None,
-        };
-        Some(Drift::new(DriftKind::VirtualServer, at.to_string(), what))
-    };
-    Ok(ours(baseline, Bound::Unbounded).filter_map(differs).collect())
 }
