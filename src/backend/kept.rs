@@ -20,8 +20,9 @@ use std::ops::Bound;
 /// have changed them yet, and in a thorough look. A chain of three rules takes 15 µs on a small
 /// machine; what is beyond is left to the looks that follow.
 const READ_AT_ONCE: usize = 6_000;
-/// So many are read in a quick look while a round is under way: a hundred chains, a thousandth of a core.
-const READ_QUICKLY: usize = 400;
+/// So many are read in a quick look while a round is under way: some 80 chains, less than a thousandth
+/// of a core.
+const READ_QUICKLY: usize = 300;
 /// More chains than this are not named when all is read because rules are missing.
 const MOST_NAMED: usize = 100;
 

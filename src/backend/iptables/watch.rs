@@ -182,11 +182,13 @@ pub(super) fn look(
     let Some(kept) = &mut baseline.kept else { return Ok(Vec::new()) };
     // A legacy table's stamp is its size, which a rule in another's place does not change.
     let is_blind = tools.flavor() == Flavor::Legacy;
-    if look == Look::Thorough && !kept.is_looking() && (*changed_by_others || is_blind) {
+    let begins = look == Look::Thorough && !kept.is_looking() && (*changed_by_others || is_blind);
+    if begins {
         *changed_by_others = false;
         kept.begin();
     }
-    kept.look(tools, &OurChains, look)
+    // Only a round's first look reads much: it ends with it where there are few rules.
+    kept.look(tools, &OurChains, if begins { Look::Thorough } else { Look::Quick })
 }
 
 /// The fixed chains of a table that stand, and how often our chains are used there.
