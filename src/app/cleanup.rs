@@ -8,7 +8,6 @@ use crate::kernel::nft::Nft;
 use crate::model::IpFamily;
 use anyhow::{Context, Error, Result, bail};
 use std::process::ExitCode;
-use tokio::sync::oneshot;
 
 /// The table of kube-proxy's nftables mode.
 const NFT_TABLE: &str = "kube-proxy";
@@ -95,31 +94,24 @@ fn remove_ipvs_objects(config: &Config) -> Vec<Error> {
 
 /// Once our rules stand, removes those of kube-proxy's and our own other modes, and looks whether
 /// the other flavour of iptables holds rules, too. Before that, removing them would leave the node
-/// without any. Never ends, so that it can run beside the loop.
-pub(super) async fn after_first_sync(
-    config: &Config,
-    flavors: Vec<(IpFamily, Flavor)>,
-    standing: oneshot::Receiver<()>,
-) -> std::convert::Infallible {
-    if standing.await.is_ok() {
-        let mut failures = Vec::new();
-        for (family, flavor) in flavors {
-            let other = match flavor {
-                Flavor::Nft => Flavor::Legacy,
-                Flavor::Legacy => Flavor::Nft,
-            };
-            failures.extend(remove_nft_table(family).err());
-            failures.extend(remove_other_mode(config.mode, family, flavor).await.err());
-            failures.extend(settle_other_flavor(config, family, other).await.err());
-        }
-        if config.mode == Mode::Iptables {
-            failures.extend(remove_ipvs_objects(config));
-        }
-        for failure in failures {
-            tracing::warn!(error = format!("{failure:#}"), "cannot remove what another proxy left");
-        }
+/// without any.
+pub(super) async fn after_first_sync(config: &Config, flavors: Vec<(IpFamily, Flavor)>) {
+    let mut failures = Vec::new();
+    for (family, flavor) in flavors {
+        let other = match flavor {
+            Flavor::Nft => Flavor::Legacy,
+            Flavor::Legacy => Flavor::Nft,
+        };
+        failures.extend(remove_nft_table(family).err());
+        failures.extend(remove_other_mode(config.mode, family, flavor).await.err());
+        failures.extend(settle_other_flavor(config, family, other).await.err());
     }
-    std::future::pending().await
+    if config.mode == Mode::Iptables {
+        failures.extend(remove_ipvs_objects(config));
+    }
+    for failure in failures {
+        tracing::warn!(error = format!("{failure:#}"), "cannot remove what another proxy left");
+    }
 }
 
 /// Removes the rules of the mode that does not run, but for those that the running one has, too.

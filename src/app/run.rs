@@ -10,10 +10,11 @@ use super::{cleanup, conntrack, control};
 use crate::backend::Backend;
 use crate::config::{CommandLine, Config, DetectLocal, Effective, Mode};
 use crate::health::{Clock, Now, ProxyHealth, ServicePorts};
+use crate::kernel::iptables::Flavor;
 use crate::kernel::nfacct::Nfacct;
-use crate::kernel::process;
+use crate::kernel::{memory, process};
 use crate::metrics::{BuildFacts, MetricSet, Metrics};
-use crate::model::{NodeFacts, ObjectKind, PerFamily, WatchEvent};
+use crate::model::{IpFamily, NodeFacts, ObjectKind, PerFamily, WatchEvent};
 use crate::state::Tracker;
 use crate::sync::{End, Periods, Question, Records, Runner, Settlement, since_1970};
 use anyhow::{Context, Result, bail};
@@ -192,7 +193,7 @@ impl Program<'_> {
             family.backend().probe().await?;
         }
         let identity = planes.identity(config);
-        let leftovers = cleanup::after_first_sync(config, planes.flavors, settlement.standing());
+        let afterwards = after_first_sync(config, planes.flavors, settlement.standing());
         let periods =
             Periods { sync: config.sync.period, min: config.sync.min_period, full: FULL_SYNC_PERIOD };
         let mut runner = Runner::new(tracker, planes.families, periods, records)
@@ -201,8 +202,23 @@ impl Program<'_> {
         if config.detect_local == DetectLocal::NodeCidr {
             runner = runner.ending_with_pod_cidrs();
         }
-        tokio::select! { end = runner.run(&mut events) => Ok(end), never = leftovers => match never {} }
+        tokio::select! { end = runner.run(&mut events) => Ok(end), never = afterwards => match never {} }
     }
+}
+
+/// What is done once, when our rules stand. Never ends, so that it can run beside the loop.
+async fn after_first_sync(
+    config: &Config,
+    flavors: Vec<(IpFamily, Flavor)>,
+    standing: oneshot::Receiver<()>,
+) -> Infallible {
+    if standing.await.is_ok() {
+        cleanup::after_first_sync(config, flavors).await;
+        if let Err(error) = memory::give_back_code() {
+            tracing::debug!(error = format!("{error:#}"), "code that only the start needed stays in memory");
+        }
+    }
+    std::future::pending().await
 }
 
 /// Folds events until what is needed of our Node is known, or will not be. `false` when the source
