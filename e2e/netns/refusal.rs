@@ -72,12 +72,20 @@ fn a_service_that_the_legacy_tool_refuses_is_named_and_left_out_and_all_others_w
     expect_left_out((&node, flavor), &proxy, &rules);
 }
 
-/// It is named in the log, in the metrics, in the health detail and on the status page, and the kernel
-/// has all rules that it had before but for those of the one Service.
+/// It is named, and the kernel has all rules that it had before but for those of the one Service.
 fn expect_left_out((node, flavor): (&Namespace, Flavor), proxy: &Proxy, rules: &str) {
+    expect_named(node, proxy, SERVICE);
+    let after = save(flavor, node, false).unwrap();
+    let frontends = |rules: &str| rules.lines().filter(|line| line.contains("cluster IP\"")).count();
+    assert_eq!(frontends(&only(&after, SERVICE)), 0);
+    assert_eq!(frontends(&after), frontends(rules) - frontends(&only(rules, SERVICE)));
+}
+
+/// A refused Service is named in the log, in the metrics, in the health detail and on the status page.
+pub(crate) fn expect_named(node: &Namespace, proxy: &Proxy, service: &str) {
     let named = || {
         let log = proxy.log_tail();
-        log.lines().any(|line| line.contains("refused and left out") && line.contains(SERVICE))
+        log.lines().any(|line| line.contains("refused and left out") && line.contains(service))
     };
     wait_until("the refused Service is named", SYNC, named)
         .unwrap_or_else(|error| panic!("{error}: {}", proxy.log_tail()));
@@ -86,14 +94,10 @@ fn expect_left_out((node, flavor): (&Namespace, Flavor), proxy: &Proxy, rules: &
         .unwrap();
     let health = SocketAddr::from(([127, 0, 0, 1], 10256));
     let detail = http_get(node, health, "/readyz").unwrap();
-    assert!(detail.contains(&format!("\"service\": \"{SERVICE}\"")), "{detail}");
+    assert!(detail.contains(&format!("\"service\": \"{service}\"")), "{detail}");
     assert!(http_get(node, health, "/healthz").unwrap().contains("\"healthy\":true"));
     let status = http_get(node, SocketAddr::from(([127, 0, 0, 1], 10249)), "/statusz").unwrap();
-    assert!(status.contains(SERVICE), "{status}");
-    let after = save(flavor, node, false).unwrap();
-    let frontends = |rules: &str| rules.lines().filter(|line| line.contains("cluster IP\"")).count();
-    assert_eq!(frontends(&only(&after, SERVICE)), 0);
-    assert_eq!(frontends(&after), frontends(rules) - frontends(&only(rules, SERVICE)));
+    assert!(status.contains(service), "{status}");
 }
 
 /// Where the first rule with these words jumps to.

@@ -9,6 +9,7 @@ mod kubeadm;
 mod legacy;
 mod modules;
 mod packets;
+mod refusal;
 mod sabotage;
 mod schedulers;
 mod sctp;

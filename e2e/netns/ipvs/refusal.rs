@@ -1,0 +1,27 @@
+//! One Service that the kernel will not take, among a thousand.
+
+use super::wait_for_markers;
+use super::{BTreeMap, BTreeSet, Lab, Place, Protocol, at, counts, launch, lines, service, service_of};
+use crate::refusal::expect_named;
+use crate::resilience::thousand_services;
+
+/// IPVS takes no real server at the broadcast address of a network that the node is on.
+const BROADCAST: [u8; 4] = [10, 200, 0, 255];
+
+#[test]
+#[ignore = "needs ip_vs; make test-ipvs"]
+fn a_service_that_the_kernel_refuses_is_named_and_left_out_and_all_others_work() {
+    let lab = Lab::create().unwrap();
+    let node = lab.node();
+    let mut objects = thousand_services();
+    objects.extend(service("web", "10.96.9.1", None, &[Place::Local1]));
+    objects.extend(service_of("bad", ("10.96.9.9", Protocol::Tcp), None, &[BROADCAST.into()]));
+    let mut proxy = launch(node, &["--proxy-mode=ipvs"]).start(&objects).unwrap();
+    wait_for_markers(&mut proxy, node);
+    expect_named(node, &proxy, "packets/bad");
+    assert_eq!(counts(&lab, at("10.96.9.1"), 4), BTreeMap::from([("local-1".to_owned(), 4)]));
+    let servers: BTreeSet<String> = lines(node, "ipvsadm", &["-Sn"]);
+    let of = |start: &str| servers.iter().filter(|line| line.starts_with(start)).count();
+    assert!(of("-A -t 10.") >= 1001, "{}", of("-A -t 10."));
+    assert_eq!(of("-A -t 10.96.9.9:80 "), 0);
+}
