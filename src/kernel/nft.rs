@@ -6,8 +6,10 @@ use crate::model::IpFamily;
 use anyhow::{Context, Result};
 use netlink::{Malformed, Message, MsgBuf, Protocol, Socket};
 
+mod commits;
 mod rules;
 
+pub use commits::{Commits, Told};
 pub use netlink::Part;
 
 const SUBSYSTEM: u16 = 10 << 8;
@@ -172,6 +174,7 @@ fn parse_chain<'a>(
 pub(super) fn read_anything(message: &Message<'_>) {
     let _ = parse_generation(message);
     let _ = IpFamily::ALL.map(|family| parse_chain(message, family, "nat").is_ok());
+    commits::read_anything(message);
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! iptables tools that take everything and only count.
 
 use crate::kernel::iptables::{Flavor, Place, RestoreError, Rule, Stamp, Version, Xtables};
-use crate::kernel::nft::{ChainUse, Part};
+use crate::kernel::nft::{ChainUse, Part, Told};
 use anyhow::Result;
 
 /// Counts what is sent and what is asked.
@@ -63,6 +63,14 @@ impl Xtables for Sink {
     ) -> Result<bool> {
         self.surveys += 1;
         visit(Part::Start);
+        Ok(true)
+    }
+
+    fn listen(&mut self, _: bool) -> Result<()> {
+        Ok(())
+    }
+
+    fn hear(&mut self, _: &mut dyn FnMut(Told<'_>)) -> Result<bool> {
         Ok(true)
     }
 

@@ -25,7 +25,7 @@ pub(super) struct Outcome {
     pub(super) refused: Vec<Refusal>,
     /// Chains that could not be deleted: somebody else's rules jump to them.
     pub(super) stuck: BTreeSet<ChainId>,
-    /// Tables that took effect.
+    /// Tables that took effect; at most, where an input was refused.
     pub(super) commits: u32,
 }
 
@@ -154,12 +154,11 @@ impl<X: Xtables> Run<'_, '_, X> {
     async fn empty(&mut self, chains: &[ChainId]) -> Result<(), RestoreError> {
         let declared: String = chains.iter().map(|id| format!(":{id} - [0:0]\n")).collect();
         self.outcome.calls += 1;
+        self.outcome.commits += 1;
         match self.tools.restore(&mut std::iter::once(format!("*nat\n{declared}COMMIT\n"))).await {
-            Ok(()) => self.outcome.commits += 1,
-            Err(RestoreError::Refused { .. }) => {}
-            Err(error) => return Err(error),
+            Err(error @ RestoreError::Unable { .. }) => Err(error),
+            _ => Ok(()),
         }
-        Ok(())
     }
 
     async fn send_deletions(&mut self, delete: &[ChainId]) -> Result<(), RestoreError> {
@@ -174,9 +173,9 @@ impl<X: Xtables> Run<'_, '_, X> {
         };
         self.outcome.calls += 1;
         let mut counted = Counted::new(input.pieces());
-        self.tools.restore(&mut counted).await?;
+        let sent = self.tools.restore(&mut counted).await;
         self.outcome.commits += counted.commits;
-        Ok(())
+        sent
     }
 
     /// Those Services of a range that were not refused before.
@@ -213,8 +212,8 @@ impl<X: Xtables> Run<'_, '_, X> {
         if sent.is_ok() {
             self.outcome.written[0] += counted.written[0];
             self.outcome.written[1] += counted.written[1];
-            self.outcome.commits += counted.commits;
         }
+        self.outcome.commits += counted.commits;
         sent
     }
 

@@ -10,6 +10,7 @@ mod base;
 mod cleanup;
 mod desired;
 mod diff;
+mod heard;
 mod input;
 mod inspect;
 mod meters;
@@ -34,6 +35,7 @@ use crate::kernel::iptables::{Flavor, RestoreError, Stamp, Xtables};
 use crate::kernel::nft::{ChainUse, Part};
 use crate::plan::Plan;
 use anyhow::{Context, Result};
+use heard::Heard;
 use meters::ChainCounters;
 use names::{ChainId, INVALID_DROPPED, LOCALHOST_ACCEPTED};
 use std::collections::BTreeSet;
@@ -61,10 +63,8 @@ pub struct Iptables<X> {
     tree_waits: bool,
     /// The tables as we left them; `None` when they have to be looked at.
     stamp: Option<Stamp>,
-    /// The tables as they were when rules began to be read after everything had been written.
-    read_from: Option<Stamp>,
-    /// Somebody else has changed tables since the last round of comparing rules began.
-    changed_by_others: bool,
+    /// What others have written to our chains, as far as the tables tell.
+    heard: Heard,
     /// What Services carried, if that is measured.
     tally: Option<Tally<ChainId>>,
 }
@@ -81,8 +81,7 @@ impl<X: Xtables> Iptables<X> {
             tree_threshold,
             tree_waits: false,
             stamp: None,
-            read_from: None,
-            changed_by_others: false,
+            heard: Heard::default(),
             tally: None,
         }
     }
@@ -106,11 +105,31 @@ impl<X: Xtables> Iptables<X> {
         &mut self.tools
     }
 
-    /// The stamp after our own changes, if nobody else changed the tables since `before`: what
-    /// they did would otherwise hide behind ours. `None` makes the next check look.
+    /// Before we write: what has been heard so far is others' doing.
+    fn listen_before(&mut self, reread: &Reread) -> Result<usize> {
+        let heard = self.heard.take_in(&mut self.tools)?;
+        if reread.is_large() {
+            self.heard.stop(&mut self.tools)?;
+        }
+        Ok(heard)
+    }
+
+    /// After we have written: what others have done meanwhile is told apart from what we have.
+    fn listen_after(&mut self, reread: &Reread, (heard, commits): (usize, u32)) -> Result<()> {
+        if reread.is_large() {
+            self.heard.begin(&mut self.tools);
+        } else {
+            self.heard.take_in(&mut self.tools)?;
+            self.heard.forget_own(heard, commits);
+        }
+        Ok(())
+    }
+
+    /// The stamp after our own changes, if it is known that nobody else changed our chains since
+    /// `before`: what they did would otherwise hide behind ours. `None` makes the next check look.
     fn stamp_after(&mut self, before: Stamp, commits: u32) -> Result<Option<Stamp>> {
         let after = self.tools.stamp()?;
-        let undisturbed = self.stamp == Some(before)
+        let is_undisturbed = self.stamp == Some(before)
             && match (before, after) {
                 (Stamp::Generation(before), Stamp::Generation(after)) => {
                     after.wrapping_sub(before) == commits
@@ -118,7 +137,12 @@ impl<X: Xtables> Iptables<X> {
                 // The legacy tools hold a lock, so little can happen in between.
                 _ => true,
             };
-        Ok(undisturbed.then_some(after))
+        Ok((is_undisturbed || self.has_followed(after)).then_some(after))
+    }
+
+    /// Whether all that made the tables what they are now has been heard.
+    fn has_followed(&self, stamp: Stamp) -> bool {
+        self.stamp.is_some() && self.heard.leads_to(stamp)
     }
 
     /// Reads what is about to begin anew, if that is measured; returns which counters that will be.
@@ -210,7 +234,8 @@ impl<X: Xtables> Backend for Iptables<X> {
         self.tools.survey("nat", &mut look).await.context("listing the chains of the nat table")?;
         self.features.counts_invalid = self.tools.ensure_counter(INVALID_DROPPED);
         self.features.counts_localhost = self.tools.ensure_counter(LOCALHOST_ACCEPTED);
-        (self.stamp, self.changed_by_others) = (None, false);
+        self.stamp = None;
+        self.heard.forget_all(&mut self.tools)?;
         Ok(Baseline::observed(strays))
     }
 
@@ -240,6 +265,7 @@ impl<X: Xtables> Backend for Iptables<X> {
             let began_anew = self.measure_before(&changes);
             let before = self.tools.stamp()?;
             let reread = Reread::after(&changes);
+            let heard = self.listen_before(&reread)?;
             let outcome = apply::run(&mut self.tools, desired, (&changes, self.most_chains), baseline).await;
             if let Err(error) = &outcome
                 && changes.nets.is_some()
@@ -253,11 +279,9 @@ impl<X: Xtables> Backend for Iptables<X> {
             found = outcome.refused;
             baseline.commit(changes, desired.fixed, (&found, outcome.stuck));
             self.settle_tree(!baseline.refused.is_empty());
-            if reread.is_of_all() {
-                self.read_from = Some(self.tools.stamp()?);
-            }
-            watch::keep(&mut self.tools, reread, baseline);
+            self.listen_after(&reread, (heard, outcome.commits))?;
             self.stamp = self.stamp_after(before, outcome.commits)?;
+            watch::keep(&mut self.tools, reread, baseline);
             self.measure_after(desired, &began_anew);
         }
         applied.refused = Refusal::standing(&baseline.refused, &found);
@@ -281,22 +305,24 @@ impl<X: Xtables> Backend for Iptables<X> {
 
     async fn verify(&mut self, baseline: &mut Baseline, look: Look) -> Result<Vec<Finding>> {
         let stamp = self.tools.stamp()?;
-        let is_ours = self.stamp == Some(stamp);
-        // What is compared with has been read from just these tables.
-        self.changed_by_others |= !is_ours && self.read_from != Some(stamp);
-        let lost = if is_ours { Vec::new() } else { watch::count(&mut self.tools, baseline).await? };
-        let mut drift = if lost.is_empty() {
-            watch::look(&mut self.tools, baseline, look, &mut self.changed_by_others)?
-        } else {
-            watch::compare(&mut self.tools, baseline)?
-        };
+        self.heard.take_in(&mut self.tools)?;
+        let is_known = self.stamp == Some(stamp) || self.has_followed(stamp);
+        let lost = if is_known { Vec::new() } else { watch::count(&mut self.tools, baseline).await? };
+        let (mut drift, shared) = self.heard.drift();
+        // A legacy table tells nothing, and its stamp is its size, which a rule in another's place
+        // does not change.
+        let is_due = look == Look::Thorough && self.tools.flavor() == Flavor::Legacy;
+        if shared || is_due || !lost.is_empty() {
+            drift.extend(watch::compare(&mut self.tools, baseline)?);
+        }
         let named: BTreeSet<String> = drift.iter().map(|it| it.name.clone()).collect();
-        // What is only counted has no name; it may be what was found by comparing.
+        // What is only counted has no name; it may be what is named already.
         let is_new =
             |it: &Drift| !named.contains(&it.name) && (it.kind != DriftKind::Table || named.is_empty());
         drift.extend(lost.into_iter().filter(is_new));
         if drift.is_empty() {
             self.stamp = Some(stamp);
+            self.heard.catch_up();
         }
         Ok(drift.into_iter().map(Finding::Drift).collect())
     }

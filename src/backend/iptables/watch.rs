@@ -4,19 +4,19 @@ use super::base::{CANARY_TABLES, JUMPS, fixed_chains};
 use super::desired::{self, Baseline};
 use super::diff::Changes;
 use super::names::{
-    ChainId, EXTERNAL_SERVICES, FIREWALL, FORWARD, MARK_MASQ, NODE_PORTS, POSTROUTING, PROXY_FIREWALL,
-    SERVICES,
+    CANARY, ChainId, EXTERNAL_SERVICES, FIREWALL, FORWARD, MARK_MASQ, NODE_PORTS, POSTROUTING,
+    PROXY_FIREWALL, SERVICES,
 };
 use crate::backend::kept::{Chains, Kept};
 use crate::backend::rule_count::RuleCount;
-use crate::backend::{Drift, DriftKind, Look};
+use crate::backend::{Drift, DriftKind};
 use crate::kernel::iptables::{Flavor, Xtables};
 use crate::kernel::nft::{ChainUse, Part};
 use anyhow::Result;
 use std::collections::BTreeSet;
 
 /// The chains that hold no Service's own rules, with their tables.
-const FIXED: [(&str, &str); 9] = [
+const FIXED: [(&str, &str); 12] = [
     ("nat", SERVICES),
     ("nat", NODE_PORTS),
     ("nat", POSTROUTING),
@@ -26,7 +26,13 @@ const FIXED: [(&str, &str); 9] = [
     ("filter", FORWARD),
     ("filter", NODE_PORTS),
     ("filter", PROXY_FIREWALL),
+    ("mangle", CANARY),
+    ("nat", CANARY),
+    ("filter", CANARY),
 ];
+
+/// More chains than this are not listened to while they are written: what waits to be heard is bounded.
+const MOST_FOLLOWED: usize = 500;
 
 /// One of our chains.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -122,20 +128,25 @@ impl Reread {
         Reread { all: changes.set_up, written: written(changes), deleted }
     }
 
-    pub(super) fn is_of_all(&self) -> bool {
-        self.all
+    /// Too much is written to be listened to.
+    pub(super) fn is_large(&self) -> bool {
+        self.all || self.written.len() + self.deleted.len() > MOST_FOLLOWED
     }
 }
 
-/// Notes how the kernel shows what was just written. Without that nothing can be compared later.
+/// Notes how the kernel shows what was just written. Without that nothing can be compared later. Of
+/// nf_tables only what stands among rules of others is read: what happens to our own chains is heard.
 pub(super) fn keep(tools: &mut impl Xtables, reread: Reread, baseline: &mut Baseline) {
-    let kept = match (baseline.kept.take(), reread) {
-        (_, Reread { all: true, written, .. }) => Kept::all(tools, &OurChains, written),
-        (None, _) => Ok(None),
-        (Some(mut kept), Reread { written, deleted, .. }) => {
-            let is_read = kept.refresh(tools, &OurChains, (&written, &deleted));
-            is_read.map(|is_read| is_read.then_some(kept))
+    let Reread { all, mut written, deleted } = reread;
+    if tools.flavor() == Flavor::Nft {
+        written.clear();
+    }
+    let kept = match baseline.kept.take() {
+        _ if all => Kept::all(tools, &OurChains, &written),
+        Some(mut kept) => {
+            kept.refresh(tools, &OurChains, (&written, &deleted)).map(|is_read| is_read.then_some(kept))
         }
+        None => Ok(None),
     };
     match kept {
         Ok(kept) => baseline.kept = kept,
@@ -167,28 +178,9 @@ pub(super) async fn count(tools: &mut impl Xtables, baseline: &Baseline) -> Resu
     Ok(drift)
 }
 
-/// Compares all rules with what was written, as far as that is known.
-pub(super) fn compare(tools: &mut impl Xtables, baseline: &mut Baseline) -> Result<Vec<Drift>> {
-    baseline.kept.as_mut().map_or(Ok(Vec::new()), |kept| kept.compare(tools, &OurChains))
-}
-
-/// Goes on with the round of comparing that is under way, or begins one if that is due.
-pub(super) fn look(
-    tools: &mut impl Xtables,
-    baseline: &mut Baseline,
-    look: Look,
-    changed_by_others: &mut bool,
-) -> Result<Vec<Drift>> {
-    let Some(kept) = &mut baseline.kept else { return Ok(Vec::new()) };
-    // A legacy table's stamp is its size, which a rule in another's place does not change.
-    let is_blind = tools.flavor() == Flavor::Legacy;
-    let begins = look == Look::Thorough && !kept.is_looking() && (*changed_by_others || is_blind);
-    if begins {
-        *changed_by_others = false;
-        kept.begin();
-    }
-    // Only a round's first look reads much: it ends with it where there are few rules.
-    kept.look(tools, &OurChains, if begins { Look::Thorough } else { Look::Quick })
+/// Compares rules with what was written, as far as that is known.
+pub(super) fn compare(tools: &mut impl Xtables, baseline: &Baseline) -> Result<Vec<Drift>> {
+    baseline.kept.as_ref().map_or(Ok(Vec::new()), |kept| kept.compare(tools, &OurChains))
 }
 
 /// The fixed chains of a table that stand, and how often our chains are used there.

@@ -81,8 +81,8 @@ impl Tables {
         self.uses = RuleCount::of(rules).uses.saturating_add(jumps);
         let stamp = tools.stamp()?;
         let ours = CHAINS.iter().flat_map(|(table, chains)| chains.iter().map(move |chain| (table, chain)));
-        let ours = ours.filter_map(|(table, chain)| OurChains.key(table, chain)).collect();
-        self.kept = Kept::all(tools, &OurChains, ours)?;
+        let ours: Vec<_> = ours.filter_map(|(table, chain)| OurChains.key(table, chain)).collect();
+        self.kept = Kept::all(tools, &OurChains, &ours)?;
         self.stamp = (count_uses(tools).await? >= self.uses).then_some(stamp);
         Ok(())
     }
@@ -96,7 +96,7 @@ impl Tables {
         // A legacy table's stamp is its size, which a rule in another's place does not change.
         let is_blind = tools.flavor() == Flavor::Legacy;
         let is_due = look == Look::Thorough && (self.changed_by_others || is_blind);
-        let mut drift = match &mut self.kept {
+        let mut drift = match &self.kept {
             Some(kept) if is_due || lost > 0 => kept.compare(tools, &OurChains)?,
             _ => Vec::new(),
         };

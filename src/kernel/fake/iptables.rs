@@ -2,13 +2,16 @@
 //! chains that do not exist and deletions of chains that are in use.
 
 use crate::kernel::iptables::{Flavor, Place, RestoreError, Rule, Stamp, Version, Xtables};
-use crate::kernel::nft::{ChainUse, Part};
+use crate::kernel::nft::{ChainUse, Part, Told};
 use anyhow::{Result, bail};
 use std::collections::BTreeMap;
 use std::collections::hash_map::DefaultHasher;
 use std::hash::{Hash, Hasher};
 
 const TOOL: &str = "fake-iptables-restore";
+/// How others are called, and how we are.
+const OTHERS: &str = "meddler";
+const US: &str = "fake-iptables";
 const TARGETS: [&str; 6] = ["ACCEPT", "DROP", "REJECT", "RETURN", "MARK", "DNAT"];
 
 /// One table: chains by name, each a list of rules without `-A CHAIN`.
@@ -33,11 +36,37 @@ pub struct FakeXtables {
     pub packets: BTreeMap<(String, String, String), u64>,
     /// The tables are too large to be read.
     pub is_too_large: bool,
-    /// How often rules were read.
+    /// How often rules were read, or the uses of chains.
     pub readings: usize,
     /// Restores that took effect.
     pub inputs: Vec<String>,
+    /// What those who listen are told next is lost.
+    pub loses: bool,
     generation: u32,
+    /// What waits for us while we listen.
+    told: Option<Vec<Notice>>,
+}
+
+/// What is told of a transaction.
+#[derive(Clone, Debug)]
+enum Notice {
+    Added { table: String, chain: String },
+    Deleted { table: String, chain: String, jumps_to: Option<String> },
+    ChainDeleted { table: String, chain: String },
+    Committed { generation: u32, by: &'static str },
+}
+
+impl Notice {
+    fn told(&self) -> Told<'_> {
+        match self {
+            Notice::Added { table, chain } => Told::RuleAdded { table, chain },
+            Notice::Deleted { table, chain, jumps_to } => {
+                Told::RuleDeleted { table, chain, jumps_to: jumps_to.as_deref() }
+            }
+            Notice::ChainDeleted { table, chain } => Told::ChainDeleted { table, chain },
+            Notice::Committed { generation, by } => Told::Committed { generation: *generation, by },
+        }
+    }
 }
 
 impl Default for FakeXtables {
@@ -67,24 +96,50 @@ impl FakeXtables {
             is_too_large: false,
             readings: 0,
             inputs: Vec::new(),
+            loses: false,
             generation: 0,
+            told: None,
         }
     }
 
     /// Empties every chain of a table, as `iptables -F` does.
     pub fn flush(&mut self, table: &str) {
-        self.generation += 1;
-        if let Some(table) = self.tables.get_mut(table) {
-            table.values_mut().for_each(Vec::clear);
-        }
+        self.meddle(table, |table| table.values_mut().for_each(Vec::clear));
     }
 
     /// Changes a table as somebody else would.
     pub fn meddle(&mut self, table: &str, with: impl FnOnce(&mut Table)) {
+        let mut changed = self.tables.get(table).cloned().unwrap_or_default();
+        with(&mut changed);
+        self.commit(table, changed, OTHERS);
+    }
+
+    /// Puts a table in the place of what it was, and tells.
+    fn commit(&mut self, name: &str, table: Table, by: &'static str) {
         self.generation += 1;
-        if let Some(table) = self.tables.get_mut(table) {
-            with(table);
+        let old = self.tables.insert(name.to_owned(), table).unwrap_or_default();
+        let new = &self.tables[name];
+        let Some(told) = &mut self.told else { return };
+        let place = |chain: &String| (name.to_owned(), chain.clone());
+        let none = Vec::new();
+        for chain in old.keys().chain(new.keys().filter(|chain| !old.contains_key(*chain))) {
+            let (before, after) = (old.get(chain).unwrap_or(&none), new.get(chain).unwrap_or(&none));
+            // Those that stay in their places at the top are not told of.
+            let same = before.iter().zip(after).take_while(|(before, after)| before == after).count();
+            told.extend(before[same..].iter().map(|rule| {
+                let (table, chain) = place(chain);
+                Notice::Deleted { table, chain, jumps_to: target(rule).map(str::to_owned) }
+            }));
+            told.extend(after[same..].iter().map(|_| {
+                let (table, chain) = place(chain);
+                Notice::Added { table, chain }
+            }));
+            if !new.contains_key(chain) {
+                let (table, chain) = place(chain);
+                told.push(Notice::ChainDeleted { table, chain });
+            }
         }
+        told.push(Notice::Committed { generation: self.generation, by });
     }
 
     /// A chain's rules.
@@ -125,8 +180,7 @@ impl FakeXtables {
                 let written = |chain: &str| declared.iter().any(|it| it == chain);
                 self.packets.retain(|(of, chain, _), _| *of != name || !written(chain));
                 declared.clear();
-                self.tables.insert(name, table);
-                self.generation += 1;
+                self.commit(&name, table, US);
             } else if !line.starts_with('#') && !line.is_empty() {
                 let (_, table) = open.as_mut().ok_or_else(|| failed("no table is open".to_owned()))?;
                 declared
@@ -213,6 +267,7 @@ impl Xtables for FakeXtables {
     }
 
     async fn survey(&mut self, table: &str, visit: &mut dyn FnMut(Part<ChainUse<'_>>)) -> Result<()> {
+        self.readings += 1;
         visit(Part::Start);
         let Some(table) = self.tables.get(table) else { return Ok(()) };
         let mut jumps: BTreeMap<&str, usize> = BTreeMap::new();
@@ -249,6 +304,21 @@ impl Xtables for FakeXtables {
                 visit(Part::Item(Rule { chain: name, content: hasher.finish(), jumps_to, packets }));
             }
         }
+        Ok(true)
+    }
+
+    fn listen(&mut self, on: bool) -> Result<()> {
+        self.told = (on && self.flavor == Flavor::Nft).then(Vec::new);
+        Ok(())
+    }
+
+    fn hear(&mut self, visit: &mut dyn FnMut(Told<'_>)) -> Result<bool> {
+        let Some(told) = &mut self.told else { return Ok(false) };
+        let told = std::mem::take(told);
+        if std::mem::take(&mut self.loses) {
+            return Ok(false);
+        }
+        told.iter().for_each(|notice| visit(notice.told()));
         Ok(true)
     }
 

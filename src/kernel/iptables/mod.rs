@@ -9,7 +9,7 @@ mod tools;
 pub use find::{Version, find};
 pub use tools::Tools;
 
-use super::nft::{ChainUse, Part};
+use super::nft::{ChainUse, Part, Told};
 use super::xtables_info::TableSize;
 use std::fmt;
 
@@ -137,6 +137,20 @@ pub trait Xtables {
         chain: Option<&str>,
         visit: &mut dyn FnMut(Part<Rule<'_>>),
     ) -> anyhow::Result<bool>;
+
+    /// Begins or ends to listen to what anybody writes to the family's tables. What was told before is
+    /// forgotten. Legacy tables tell nothing.
+    ///
+    /// # Errors
+    /// When the kernel does not tell.
+    fn listen(&mut self, on: bool) -> anyhow::Result<()>;
+
+    /// Visits what was written since the last call, by whomever. `false` if that is not all: some of
+    /// it was lost, or nobody listens.
+    ///
+    /// # Errors
+    /// When the kernel cannot be heard.
+    fn hear(&mut self, visit: &mut dyn FnMut(Told<'_>)) -> anyhow::Result<bool>;
 
     /// Feeds an input to iptables-restore, which leaves alone what the input does not name.
     ///

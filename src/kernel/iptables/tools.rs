@@ -3,7 +3,7 @@
 use super::find::Programs;
 use super::{Flavor, Place, RestoreError, Rule, Stamp, Version, Xtables};
 use crate::kernel::nfacct::Nfacct;
-use crate::kernel::nft::{ChainUse, Nft, Part};
+use crate::kernel::nft::{ChainUse, Commits, Nft, Part, Told};
 use crate::kernel::{xtables_entries, xtables_info};
 use crate::model::IpFamily;
 use anyhow::{Context, Result, bail};
@@ -34,11 +34,13 @@ pub struct Tools {
     programs: Programs,
     /// Opened when it is first needed: there are many small questions.
     nft: Option<Nft>,
+    /// There while we listen.
+    commits: Option<Commits>,
 }
 
 impl Tools {
     pub(super) fn new(family: IpFamily, flavor: Flavor, version: Version, programs: Programs) -> Self {
-        Tools { family, flavor, version, programs, nft: None }
+        Tools { family, flavor, version, programs, nft: None, commits: None }
     }
 
     /// Asks nf_tables. After a failure the next question goes through a new handle.
@@ -373,6 +375,18 @@ impl Xtables for Tools {
                 })
             }
         }
+    }
+
+    fn listen(&mut self, on: bool) -> Result<()> {
+        self.commits = None;
+        if on && self.flavor == Flavor::Nft {
+            self.commits = Some(Commits::of(self.family)?);
+        }
+        Ok(())
+    }
+
+    fn hear(&mut self, visit: &mut dyn FnMut(Told<'_>)) -> Result<bool> {
+        self.commits.as_mut().map_or(Ok(false), |commits| commits.visit(visit))
     }
 
     async fn restore(&mut self, pieces: &mut dyn Iterator<Item = String>) -> Result<(), RestoreError> {

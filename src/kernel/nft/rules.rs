@@ -8,7 +8,7 @@ use netlink::{Attribute, Malformed, Message};
 use std::collections::hash_map::DefaultHasher;
 use std::hash::{Hash, Hasher};
 
-const NEW_RULE: u16 = SUBSYSTEM | 6;
+pub(super) const NEW_RULE: u16 = SUBSYSTEM | 6;
 const GET_RULE: u16 = SUBSYSTEM | 7;
 const RULE_TABLE: u16 = 1;
 const RULE_CHAIN: u16 = 2;
@@ -71,6 +71,11 @@ fn parse_rule<'a>(message: &Message<'a>, family: IpFamily) -> Result<Option<(&'a
     if message.kind != NEW_RULE || message.payload.first() != Some(&nfnetlink::number(family)) {
         return Ok(None);
     }
+    read_rule(message).map(Some)
+}
+
+/// A rule with its table, from a message that has one.
+pub(super) fn read_rule<'a>(message: &Message<'a>) -> Result<(&'a str, Rule<'a>), Malformed> {
     let (mut table, mut rule) = ("", Rule { chain: "", content: 0, jumps_to: None, packets: 0 });
     let mut hasher = DefaultHasher::new();
     for attribute in message.attributes(HEADER_LEN)? {
@@ -87,7 +92,7 @@ fn parse_rule<'a>(message: &Message<'a>, family: IpFamily) -> Result<Option<(&'a
         }
     }
     rule.content = hasher.finish();
-    Ok(Some((table, rule)))
+    Ok((table, rule))
 }
 
 /// Counters change with every packet; all else makes the rule what it is.

@@ -140,7 +140,7 @@ async fn what_others_changed_is_named_on_the_node_in_the_metrics_and_in_the_stat
         *rule = format!("-s 192.0.2.1 {rule}");
     });
     told.run_for(32).await;
-    let what = "chain KUBE-POSTROUTING of table nat has other rules than were written";
+    let what = "chain KUBE-POSTROUTING of table nat was changed by meddler";
     assert!(told.metrics().contains("kubeproxy_rs_drift_total{ip_family=\"IPv4\",object=\"chain\"} 1\n"));
     assert_eq!(told.get("/readyz").1["families"]["IPv4"]["lastDrift"], what);
     let notices = told.notices("RulesChangedByOthers");
