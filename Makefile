@@ -80,7 +80,7 @@ bench: ## the program's own steps: times (criterion) and instruction counts; a f
 	$(CARGO) bench --locked --bench time --bench instructions
 
 # Settings of a run; empty ones keep the program's own defaults (benches/scale/settings.rs).
-SCALE = N E FLAVOR MODE PEER LONE STORM RATE IDLE CONNECTIONS FLAGS
+SCALE = N E FLAVOR MODE PEER LONE STORM RATE IDLE CONNECTIONS FLOWS FLAGS
 
 bench-scale: deps ## the real program and kernel at size: N=10000 E=5 FLAVOR=nft|legacy or MODE=ipvs [PEER=/path/to/kube-proxy]; needs root
 	@$(CARGO) build --quiet --locked --release --bin kube-proxy-rs

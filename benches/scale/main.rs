@@ -9,6 +9,7 @@ mod run;
 mod settings;
 
 use anyhow::Result;
+use kube_proxy_rs::testing::flows;
 use kube_proxy_rs::testing::netns::Namespace;
 use kube_proxy_rs::testing::stub_api::{StubApi, load_service, load_slice};
 use run::{Figures, Program};
@@ -53,6 +54,10 @@ fn figures(settings: &Settings, program: &Program) -> Result<Figures> {
     let namespace = Namespace::create("scale")?;
     namespace.run(|| {
         kernel::route_everything_here()?;
+        if settings.flows > 0 {
+            flows::track()?;
+            flows::add(settings.flows)?;
+        }
         let server = serve(settings)?;
         run::run(settings, program, &server)
     })?

@@ -1,6 +1,7 @@
 //! What a process and its children take, read from /proc while they run.
 
 use anyhow::{Context as _, Result};
+pub(crate) use kube_proxy_rs::testing::proxy::status_kb;
 use nix::sys::time::TimeValLike as _;
 use nix::time::{clock_getcpuclockid, clock_gettime};
 use nix::unistd::Pid;
@@ -14,14 +15,6 @@ use std::time::Duration;
 /// How often the children's memory is read. Their peak is a high-water mark, so only what a child
 /// takes in its last two milliseconds can be missed.
 const POLL: Duration = Duration::from_millis(2);
-
-/// A field of `/proc/PID/status`, in kB.
-pub(crate) fn status_kb(pid: u32, field: &str) -> Result<u64> {
-    let text = fs::read_to_string(format!("/proc/{pid}/status")).context("the program has exited")?;
-    let line = text.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
-    let line = line.with_context(|| format!("no {field} in /proc/{pid}/status"))?;
-    Ok(line.trim().trim_end_matches(" kB").parse()?)
-}
 
 /// User and system time of a process so far, without its children's.
 pub(crate) fn cpu_time(pid: u32) -> Result<Duration> {

@@ -42,6 +42,8 @@ pub(crate) struct Settings {
     pub(crate) idle_seconds: u64,
     /// How many connections to time.
     pub(crate) connections: u32,
+    /// Flows of others that are tracked meanwhile.
+    pub(crate) flows: u32,
     /// Flags for our program besides the usual ones.
     pub(crate) flags: Vec<String>,
 }
@@ -61,6 +63,7 @@ impl Settings {
             rate: 200,
             idle_seconds: 20,
             connections: 3000,
+            flows: 0,
             flags: Vec::new(),
         };
         for argument in arguments {
@@ -87,6 +90,7 @@ impl Settings {
             "RATE" => self.rate = value.parse()?,
             "IDLE" => self.idle_seconds = value.parse()?,
             "CONNECTIONS" => self.connections = value.parse()?,
+            "FLOWS" => self.flows = value.parse()?,
             "FLAGS" => self.flags = value.split(' ').map(str::to_owned).collect(),
             "PEER" => self.peer = Some(value.to_owned()),
             _ => bail!("no such setting"),

@@ -5,6 +5,7 @@ use std::net::{SocketAddr, UdpSocket};
 use std::time::Duration;
 
 use kube_proxy_rs::model::{IpFamily, Protocol};
+use kube_proxy_rs::testing::flows;
 use kube_proxy_rs::testing::lab::Lab;
 use kube_proxy_rs::testing::packets::{EndpointState, PacketCase, Place, SERVICE_PORT, cases};
 use kube_proxy_rs::testing::proxy::{Flavor, Launch, Proxy, metric_sum, metrics, wait_until};
@@ -161,4 +162,31 @@ fn a_restart_deletes_no_good_flow() {
         .unwrap_or_else(|error| panic!("{error}; its log:\n{}", proxy.log_tail()));
     assert_eq!(flow.answered_by().unwrap(), first);
     assert!(metric_sum(&metrics(lab.node()).unwrap(), DELETED) < 0.5);
+}
+
+/// Other people's flows, and what each of them would take at the least if it were held.
+const FOREIGN: u32 = 150_000;
+const BYTES_OF_A_FLOW: u64 = 40;
+
+#[test]
+fn other_peoples_flows_are_not_held_in_memory_and_stay_where_a_stale_one_goes() {
+    let peak_kb = |foreign: u32| {
+        let lab = Lab::create().unwrap();
+        let both = [Place::Local1, Place::Local2];
+        let case = service(&both);
+        lab.node().run(|| flows::track().and_then(|()| flows::add(foreign))).unwrap().unwrap();
+        let mut proxy = start(&lab, &case.objects());
+        let flow = HeldFlow::open(&lab, Place::LocalClient, IpFamily::V4, cluster_ip(&case, IpFamily::V4));
+        let first = flow.answered_by().unwrap();
+        let stays = both.into_iter().find(|place| place.name() != first).unwrap();
+        proxy.apply(&service(&[stays]).objects()).unwrap();
+        wait_until("the flow has moved", SOON, || flow.answered_by().is_ok_and(|pod| pod == stays.name()))
+            .unwrap_or_else(|error| panic!("{error}; its log:\n{}", proxy.log_tail()));
+        let left = lab.node().run(flows::count).unwrap().unwrap();
+        assert!(left >= foreign, "{left} of {foreign} flows are left");
+        proxy.status_kb("VmHWM").unwrap()
+    };
+    let (without, with) = (peak_kb(0), peak_kb(FOREIGN));
+    let held = u64::from(FOREIGN) * BYTES_OF_A_FLOW / 1024;
+    assert!(with < without + held / 2, "{with} kB with them, {without} kB without");
 }

@@ -1,13 +1,12 @@
 //! What the program takes of the node's memory. A debug build is measured, so the program's own
 //! text does not count; what it allocates does.
 
-use std::fs;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
 use kube_proxy_rs::testing::netns::Namespace;
-use kube_proxy_rs::testing::proxy::{Flavor, Folder, save, wait_until};
+use kube_proxy_rs::testing::proxy::{Flavor, Folder, save, status_kb, wait_until};
 use kube_proxy_rs::testing::stub_api::StubApi;
 use rstest::rstest;
 use serde_json::json;
@@ -22,11 +21,8 @@ const SYNC: Duration = Duration::from_secs(120);
 const ANONYMOUS_KB: u64 = 9_000;
 const PEAK_KB: u64 = 12_000;
 
-/// A field of `/proc/PID/status`, in kB.
 fn status(running: &Running, field: &str) -> u64 {
-    let text = fs::read_to_string(format!("/proc/{}/status", running.id())).unwrap();
-    let value = text.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':')).unwrap();
-    value.trim().trim_end_matches(" kB").parse().unwrap()
+    status_kb(running.id(), field).unwrap()
 }
 
 /// An API server in the calling thread's namespace, with our Node.

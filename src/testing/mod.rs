@@ -5,6 +5,7 @@
 #![expect(clippy::disallowed_methods, reason = "tests start programs and measure time")]
 
 pub mod cluster;
+pub mod flows;
 pub mod generate;
 pub mod lab;
 pub mod netns;

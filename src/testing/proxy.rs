@@ -49,6 +49,17 @@ pub fn save(flavor: Flavor, namespace: &Namespace, v6: bool) -> Result<String> {
     namespace.output(&format!("ip{six}tables-{flavor}-save"), &[])
 }
 
+/// A field of `/proc/PID/status`, in kB.
+///
+/// # Errors
+/// When there is no such process or field.
+pub fn status_kb(pid: u32, field: &str) -> Result<u64> {
+    let text = fs::read_to_string(format!("/proc/{pid}/status")).context("the program has exited")?;
+    let line = text.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
+    let line = line.with_context(|| format!("no {field} in /proc/{pid}/status"))?;
+    Ok(line.trim().trim_end_matches(" kB").parse()?)
+}
+
 /// Polls `condition` until it holds.
 ///
 /// # Errors
@@ -244,6 +255,14 @@ impl Proxy {
     #[must_use]
     pub fn control_socket(&self) -> PathBuf {
         self.folder.path().join(CONTROL)
+    }
+
+    /// A field of its `/proc/PID/status`, in kB.
+    ///
+    /// # Errors
+    /// When it has ended.
+    pub fn status_kb(&self, field: &str) -> Result<u64> {
+        status_kb(self.child.id(), field)
     }
 
     /// Whether it has not exited yet.
