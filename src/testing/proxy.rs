@@ -16,7 +16,8 @@ use nix::unistd::Pid;
 use serde_json::Value;
 
 use super::netns::Namespace;
-use super::packets::{CLUSTER_CIDR, NODE_NAME, marker_objects, to_manifest};
+use super::packets::{CLUSTER_CIDR, NODE_NAME, marker_objects, node_object, to_manifest};
+use super::stub_api::StubApi;
 
 /// Where the program's metrics are, inside its namespace.
 const METRICS: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 10249);
@@ -144,9 +145,24 @@ impl Launch<'_> {
         let folder = Folder::create()?;
         let generation = next_generation();
         folder.write(OBJECTS, &manifest(objects, generation))?;
-        let manifests = vec![folder.path().join(OBJECTS)];
-        let child = self.spawn(&manifests, folder.path())?;
-        Ok(Proxy { child, manifests, generation, folder })
+        let source = Source::Manifests(vec![folder.path().join(OBJECTS)]);
+        let child = self.spawn(&source, folder.path())?;
+        Ok(Proxy { child, source, generation, folder })
+    }
+
+    /// Starts the program on what an API server has, and gives that `objects` and our Node before.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be started.
+    pub fn start_watching(self, server: &StubApi, objects: &[Value]) -> Result<Proxy> {
+        let folder = Folder::create()?;
+        let generation = next_generation();
+        let markers = marker_objects(generation).into_iter().chain([node_object()]);
+        objects.iter().cloned().chain(markers).for_each(|object| _ = server.put(object));
+        let source = Source::ApiServer { kubeconfig: server.kubeconfig(folder.path())? };
+        let child = self.spawn(&source, folder.path())?;
+        Ok(Proxy { child, source, generation, folder })
     }
 
     /// Starts the program on manifests that are there already.
@@ -156,26 +172,29 @@ impl Launch<'_> {
     /// When it cannot be started.
     pub fn start_on(self, manifests: &[impl AsRef<Path>]) -> Result<Proxy> {
         let folder = Folder::create()?;
-        let manifests: Vec<PathBuf> = manifests.iter().map(|path| path.as_ref().to_owned()).collect();
-        let child = self.spawn(&manifests, folder.path())?;
-        Ok(Proxy { child, manifests, generation: 0, folder })
+        let source = Source::Manifests(manifests.iter().map(|path| path.as_ref().to_owned()).collect());
+        let child = self.spawn(&source, folder.path())?;
+        Ok(Proxy { child, source, generation: 0, folder })
     }
 
-    /// Starts the program again on the same manifests, after it was stopped or killed.
+    /// Starts the program again on the same objects, after it was stopped or killed.
     ///
     /// # Errors
     ///
     /// When it cannot be started.
     pub fn start_again(self, proxy: &mut Proxy) -> Result<()> {
-        proxy.child = self.spawn(&proxy.manifests, proxy.folder.path())?;
+        proxy.child = self.spawn(&proxy.source, proxy.folder.path())?;
         Ok(())
     }
 
-    fn spawn(self, manifests: &[PathBuf], folder: &Path) -> Result<Child> {
+    fn spawn(self, source: &Source, folder: &Path) -> Result<Child> {
         let log = File::options().create(true).append(true).open(folder.join(LOG))?;
         let mut command = self.namespace.command(self.binary);
-        for path in manifests {
-            command.arg("--manifests").arg(path);
+        match source {
+            Source::Manifests(paths) => {
+                paths.iter().for_each(|path| _ = command.arg("--manifests").arg(path));
+            }
+            Source::ApiServer { kubeconfig } => _ = command.arg("--kubeconfig").arg(kubeconfig),
         }
         command
             .args(["--hostname-override", NODE_NAME, "--iptables-flavor", self.flavor.as_str()])
@@ -191,11 +210,18 @@ impl Launch<'_> {
     }
 }
 
-/// A running `kube-proxy-rs` and the manifests it reads; killed on drop.
+/// Where a program has its objects from.
+#[derive(Debug)]
+enum Source {
+    Manifests(Vec<PathBuf>),
+    ApiServer { kubeconfig: PathBuf },
+}
+
+/// A running `kube-proxy-rs` and where it has its objects from; killed on drop.
 #[derive(Debug)]
 pub struct Proxy {
     child: Child,
-    manifests: Vec<PathBuf>,
+    source: Source,
     generation: u8,
     folder: Folder,
 }
@@ -273,7 +299,10 @@ impl Proxy {
     /// The manifests it reads.
     #[must_use]
     pub fn manifests(&self) -> &[PathBuf] {
-        &self.manifests
+        match &self.source {
+            Source::Manifests(paths) => paths,
+            Source::ApiServer { .. } => &[],
+        }
     }
 
     /// Asks it to stop and waits until it has.

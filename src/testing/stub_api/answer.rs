@@ -8,7 +8,7 @@ use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full, StreamBody};
 use hyper::body::{Bytes, Frame, Incoming};
 use hyper::{Method, Request, Response, StatusCode};
-use serde_json::json;
+use serde_json::{Value, json};
 use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
@@ -36,6 +36,9 @@ const EVER: Duration = Duration::from_secs(86_400);
 pub(super) async fn answer(shared: Arc<Shared>, request: Request<Incoming>) -> io::Result<Answer> {
     if request.method() == Method::PATCH {
         return patch_node(&shared, request).await;
+    }
+    if request.method() == Method::POST && names_events(request.uri().path()) {
+        return post_event(&shared, request).await;
     }
     let path = request.uri().path();
     let Some((resource, namespace)) = target(path) else {
@@ -86,6 +89,24 @@ fn target(path: &str) -> Option<(Resource, Option<&str>)> {
         let namespace = rest.strip_suffix(plural)?.strip_suffix('/')?;
         (!namespace.contains('/')).then_some((resource, Some(namespace)))
     })
+}
+
+/// Whether a path is that of a namespace's Events.
+fn names_events(path: &str) -> bool {
+    let namespace = path.strip_prefix("/apis/events.k8s.io/v1/namespaces/");
+    namespace.and_then(|rest| rest.strip_suffix("/events")).is_some_and(|name| !name.contains('/'))
+}
+
+/// POST of an Event, which is kept for the test and told to nobody.
+async fn post_event(shared: &Shared, request: Request<Incoming>) -> io::Result<Answer> {
+    let body = request.into_body().collect().await.map_err(io::Error::other)?.to_bytes();
+    let Ok(event) = serde_json::from_slice::<Value>(&body) else {
+        return Ok(status(400, "BadRequest", "this is no Event"));
+    };
+    let mut answer = Response::new(full(event.to_string()));
+    *answer.status_mut() = StatusCode::CREATED;
+    lock(&shared.events).push(event);
+    Ok(answer)
 }
 
 /// PATCH of a Node.
@@ -341,7 +362,7 @@ impl Watch {
         text
     }
 
-    fn bookmark(&self, annotations: &serde_json::Value) -> String {
+    fn bookmark(&self, annotations: &Value) -> String {
         let metadata = json!({"resourceVersion": self.cursor.to_string(), "annotations": annotations});
         json!({"kind": self.resource.kind(), "apiVersion": self.resource.api_version(), "metadata": metadata})
             .to_string()

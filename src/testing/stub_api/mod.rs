@@ -1,8 +1,8 @@
 //! An API server in this process: Services, EndpointSlices and Nodes in memory, behind a real
 //! socket, with lists in pages, watches, bookmarks, and every misbehaviour we must survive.
 //!
-//! It serves what a proxy reads, the way a real server does as far as a client can tell; it
-//! validates nothing and fills in no defaults. Tests write objects with `put` and `delete` and set
+//! It serves what a proxy reads, and takes its Events, the way a real server does as far as a client can
+//! tell; it validates nothing and fills in no defaults. Tests write objects with `put` and `delete` and set
 //! faults with `behave`.
 
 mod answer;
@@ -195,6 +195,8 @@ struct Shared {
     store: Mutex<Store>,
     behaviour: Mutex<Behaviour>,
     seen: Mutex<Vec<Seen>>,
+    /// Events that were posted, in order.
+    events: Mutex<Vec<Value>>,
     /// The newest version; wakes the watches.
     version: watch::Sender<u64>,
     commands: broadcast::Sender<Command>,
@@ -288,6 +290,7 @@ impl StubApi {
             store: Mutex::default(),
             behaviour: Mutex::default(),
             seen: Mutex::default(),
+            events: Mutex::default(),
             version: watch::Sender::new(0),
             commands: broadcast::Sender::new(64),
             open: Mutex::default(),
@@ -390,6 +393,12 @@ impl StubApi {
     #[must_use]
     pub fn seen(&self) -> Vec<Seen> {
         lock(&self.shared.seen).clone()
+    }
+
+    /// All Events that were posted so far, in order.
+    #[must_use]
+    pub fn events(&self) -> Vec<Value> {
+        lock(&self.shared.events).clone()
     }
 
     /// Fills the server with `services` Services named `load/s-N`, each with one EndpointSlice of
