@@ -7,7 +7,10 @@ use std::time::Duration;
 
 use kube_proxy_rs::testing::lab::lone_node;
 use kube_proxy_rs::testing::netns::Namespace;
+use kube_proxy_rs::testing::packets::NODE_NAME;
 use kube_proxy_rs::testing::proxy::{Flavor, Folder, Launch, Proxy, http_get, metrics, save, wait_until};
+use kube_proxy_rs::testing::stub_api::StubApi;
+use serde_json::Value;
 
 use crate::BINARY;
 use crate::resilience::thousand_services;
@@ -21,7 +24,8 @@ const SYNC: Duration = Duration::from_secs(120);
 fn a_service_that_the_kernel_refuses_is_named_and_left_out_and_all_others_work() {
     let (node, flavor) = (lone_node().unwrap(), Flavor::Nft);
     let launch = || Launch { binary: BINARY, namespace: &node, flavor, flags: &[] };
-    let mut proxy = launch().start(&thousand_services()).unwrap();
+    let server = node.run(StubApi::start_on_a_thread).unwrap().unwrap();
+    let mut proxy = launch().start_watching(&server, &thousand_services()).unwrap();
     proxy.wait_for_sync(&node, flavor, SYNC).unwrap();
     let rules = save(flavor, &node, false).unwrap();
     let balancing = jump_target(&rules, &format!("\"{SERVICE}:main cluster IP\""));
@@ -33,7 +37,7 @@ fn a_service_that_the_kernel_refuses_is_named_and_left_out_and_all_others_work()
     node.output("nft", &["add", "chain", "ip", "nat", endpoint, hook]).unwrap();
 
     launch().start_again(&mut proxy).unwrap();
-    expect_left_out((&node, flavor), &proxy, &rules);
+    expect_left_out((&node, flavor), (&proxy, &server), &rules);
 }
 
 /// The legacy tables have nothing that makes the kernel refuse the rules of one Service only, so here
@@ -42,7 +46,8 @@ fn a_service_that_the_kernel_refuses_is_named_and_left_out_and_all_others_work()
 fn a_service_that_the_legacy_tool_refuses_is_named_and_left_out_and_all_others_work() {
     let (node, flavor) = (lone_node().unwrap(), Flavor::Legacy);
     let launch = |binary| Launch { binary, namespace: &node, flavor, flags: &[] };
-    let mut proxy = launch(BINARY).start(&thousand_services()).unwrap();
+    let server = node.run(StubApi::start_on_a_thread).unwrap().unwrap();
+    let mut proxy = launch(BINARY).start_watching(&server, &thousand_services()).unwrap();
     proxy.wait_for_sync(&node, flavor, SYNC).unwrap();
     let rules = save(flavor, &node, false).unwrap();
     proxy.kill().unwrap();
@@ -69,26 +74,29 @@ fn a_service_that_the_legacy_tool_refuses_is_named_and_left_out_and_all_others_w
     );
     let binary = script("start", &format!("PATH={tools}:$PATH exec {BINARY} \"$@\""));
     launch(&binary).start_again(&mut proxy).unwrap();
-    expect_left_out((&node, flavor), &proxy, &rules);
+    expect_left_out((&node, flavor), (&proxy, &server), &rules);
 }
 
 /// It is named, and the kernel has all rules that it had before but for those of the one Service.
-fn expect_left_out((node, flavor): (&Namespace, Flavor), proxy: &Proxy, rules: &str) {
-    expect_named(node, proxy, SERVICE);
+fn expect_left_out((node, flavor): (&Namespace, Flavor), (proxy, server): (&Proxy, &StubApi), rules: &str) {
+    expect_named(node, (proxy, server), SERVICE);
     let after = save(flavor, node, false).unwrap();
     let frontends = |rules: &str| rules.lines().filter(|line| line.contains("cluster IP\"")).count();
     assert_eq!(frontends(&only(&after, SERVICE)), 0);
     assert_eq!(frontends(&after), frontends(rules) - frontends(&only(rules, SERVICE)));
 }
 
-/// A refused Service is named in the log, in the metrics, in the health detail and on the status page.
-pub(crate) fn expect_named(node: &Namespace, proxy: &Proxy, service: &str) {
+/// A refused Service is named in the log, in Events on itself and on our Node, in the metrics, in the
+/// health detail, on the status page and by `status`.
+pub(crate) fn expect_named(node: &Namespace, (proxy, server): (&Proxy, &StubApi), service: &str) {
     let named = || {
         let log = proxy.log_tail();
         log.lines().any(|line| line.contains("refused and left out") && line.contains(service))
     };
     wait_until("the refused Service is named", SYNC, named)
         .unwrap_or_else(|error| panic!("{error}: {}", proxy.log_tail()));
+    wait_until("Events tell of it", SYNC, || has_events_about(service, &server.events()))
+        .unwrap_or_else(|error| panic!("{error}: {:#?}", server.events()));
     let gauge = "kubeproxy_rs_refused_services{ip_family=\"IPv4\"} 1";
     wait_until("the metric counts it", SYNC, || metrics(node).is_ok_and(|text| text.contains(gauge)))
         .unwrap();
@@ -98,6 +106,27 @@ pub(crate) fn expect_named(node: &Namespace, proxy: &Proxy, service: &str) {
     assert!(http_get(node, health, "/healthz").unwrap().contains("\"healthy\":true"));
     let status = http_get(node, SocketAddr::from(([127, 0, 0, 1], 10249)), "/statusz").unwrap();
     assert!(status.contains(service), "{status}");
+    let mut ask = node.command(BINARY);
+    let told = ask.args(["status", "--control-socket"]).arg(proxy.control_socket()).output().unwrap();
+    let told = String::from_utf8(told.stdout).unwrap();
+    assert!(told.contains(&format!("refused: {service}: ")), "{told}");
+}
+
+/// One Event is on the Service, where its owner looks, and one on our Node that names it.
+fn has_events_about(service: &str, events: &[Value]) -> bool {
+    let refusals = || events.iter().filter(|event| event["reason"] == "FailedToProgramService");
+    let on_service = |event: &Value| {
+        let regarding = &event["regarding"];
+        let text = |field: &str| regarding[field].as_str().unwrap_or_default();
+        regarding["kind"] == "Service" && service == format!("{}/{}", text("namespace"), text("name"))
+    };
+    let on_node = |event: &Value| {
+        let regarding = &event["regarding"];
+        regarding["kind"] == "Node"
+            && regarding["name"] == NODE_NAME
+            && event["note"].as_str().is_some_and(|note| note.contains(service))
+    };
+    refusals().any(on_service) && refusals().any(on_node)
 }
 
 /// Where the first rule with these words jumps to.

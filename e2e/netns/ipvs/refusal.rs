@@ -1,5 +1,7 @@
 //! One Service that the kernel will not take, among a thousand.
 
+use kube_proxy_rs::testing::stub_api::StubApi;
+
 use super::wait_for_markers;
 use super::{BTreeMap, BTreeSet, Lab, Place, Protocol, at, counts, launch, lines, service, service_of};
 use crate::refusal::expect_named;
@@ -16,9 +18,10 @@ fn a_service_that_the_kernel_refuses_is_named_and_left_out_and_all_others_work()
     let mut objects = thousand_services();
     objects.extend(service("web", "10.96.9.1", None, &[Place::Local1]));
     objects.extend(service_of("bad", ("10.96.9.9", Protocol::Tcp), None, &[BROADCAST.into()]));
-    let mut proxy = launch(node, &["--proxy-mode=ipvs"]).start(&objects).unwrap();
+    let server = node.run(StubApi::start_on_a_thread).unwrap().unwrap();
+    let mut proxy = launch(node, &["--proxy-mode=ipvs"]).start_watching(&server, &objects).unwrap();
     wait_for_markers(&mut proxy, node);
-    expect_named(node, &proxy, "packets/bad");
+    expect_named(node, (&proxy, &server), "packets/bad");
     assert_eq!(counts(&lab, at("10.96.9.1"), 4), BTreeMap::from([("local-1".to_owned(), 4)]));
     let servers: BTreeSet<String> = lines(node, "ipvsadm", &["-Sn"]);
     let of = |start: &str| servers.iter().filter(|line| line.starts_with(start)).count();
