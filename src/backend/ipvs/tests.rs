@@ -6,8 +6,9 @@ use crate::kernel::fake::iptables::FakeXtables;
 use crate::kernel::fake::ipvs::{FakeNode, FakeObject, FakeServer, State};
 use crate::kernel::iptables::Flavor;
 use crate::model::{
-    EndpointFacts, EndpointSlice, Frontend, IpvsScheduler, PerFamily, Protocol, RealServer, ServerOperation,
-    Service, ServiceName, ServicePort, SetEntry, SliceEndpoint, SlicePort, VirtualServer, WatchEvent,
+    EndpointFacts, EndpointSlice, External, Frontend, IpvsScheduler, PerFamily, Protocol, RealServer,
+    ServerOperation, Service, ServiceName, ServicePort, SetEntry, SliceEndpoint, SlicePort, TrafficPolicy,
+    VirtualServer, WatchEvent,
 };
 use crate::plan::{FamilySettings, Scope};
 use crate::state::Tracker;
@@ -504,6 +505,50 @@ async fn node_ports_follow_the_nodes_addresses() {
     bench.sync().await.unwrap();
     assert!(!bench.node.state().servers.contains_key(&at(11)));
     assert!(!bench.node.state().servers.keys().any(|at| at.address.is_loopback()));
+}
+
+#[tokio::test]
+async fn any_address_of_the_node_lets_it_into_source_ranges_but_not_in_upstreams_ways() {
+    let address = IpAddr::from([192, 0, 2, 10]);
+    let at = Frontend { address, port: 80, protocol: Protocol::Tcp };
+    for (upstream_compat, lets_in) in [(false, true), (true, false)] {
+        let mut bench = Bench::on(FakeNode::default(), IpFamily::V4, features(upstream_compat));
+        bench.node.state().interfaces.get_mut("eth0").unwrap().insert([10, 200, 7, 1].into());
+        let (_, mut service) = web(Protocol::Tcp);
+        service.external = Some(Box::new(External {
+            external_ips: [].into(),
+            load_balancer_ips: [address].into(),
+            // The Node object has no address at all.
+            source_ranges: ["10.200.7.0/24".parse().unwrap()].into(),
+            traffic_policy: TrafficPolicy::Cluster,
+            health_check_node_port: 0,
+        }));
+        bench.tracker.fold(WatchEvent::Service(service));
+        bench.sync().await.unwrap();
+        let own = SetEntry::IpPortIp(at, address);
+        let is_let_in = bench.node.state().sets["KUBE-LOAD-BALANCER-SOURCE-IP"].1.contains(&own);
+        let is_guarded = bench.kernel().3.iter().any(|rule| rule.starts_with("-A KUBE-IPVS-OUT-FILTER"));
+        assert_eq!((is_let_in, is_guarded), (lets_in, !lets_in), "upstream's ways: {upstream_compat}");
+    }
+}
+
+/// `rr` begins with the real server that was added last.
+#[tokio::test]
+async fn the_first_endpoint_differs_from_node_to_node_but_not_in_upstreams_ways() {
+    let (bench, _) = bench_with_web(Protocol::Tcp, &[1, 2, 3]).await;
+    for (upstream_compat, orders) in [(false, 3), (true, 1)] {
+        let order = |number: u8| {
+            let features =
+                Features { node_name: format!("node-{number}").into(), ..features(upstream_compat) };
+            let other = bench.picture_for(Bench::on(FakeNode::default(), IpFamily::V4, features));
+            let plan = Plan::new(&other.settings, other.tracker.snapshot(), Scope::All);
+            let desired = other.backend.render(&plan);
+            let changes = other.backend.diff(&Baseline::default(), &desired);
+            changes.servers.iter().map(|operation| format!("{operation:?}")).collect::<Vec<_>>()
+        };
+        let found: BTreeSet<_> = (0..20).map(order).collect();
+        assert_eq!(found.len(), orders, "upstream's ways: {upstream_compat}");
+    }
 }
 
 #[tokio::test]
