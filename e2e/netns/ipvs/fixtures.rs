@@ -8,7 +8,7 @@ use kube_proxy_rs::testing::netns::Namespace;
 use kube_proxy_rs::testing::proxy::{Flavor, Folder, metrics, save};
 use rstest::rstest;
 
-use super::{BTreeSet, LIMIT, addresses, launch, lines, rules, strip, wait_until};
+use super::{BTreeMap, BTreeSet, LIMIT, addresses, deviations, launch, lines, rules, strip, wait_until};
 
 /// The Service that the reference's API server had besides the fixtures'.
 const KUBERNETES: &str = "
@@ -51,30 +51,53 @@ fn extra_flags(text: &str) -> Vec<&str> {
     line.unwrap_or_default().split_whitespace().collect()
 }
 
-/// Everything in which the node differs from what the reference made of a fixture.
-fn differences(node: &Namespace, expected: &Path) -> Vec<String> {
+/// In what a node differs from what the reference made of a fixture, as commands: `+` for what is here
+/// only, `-` for what is there only.
+fn differences(node: &Namespace, expected: &Path) -> BTreeSet<String> {
     let read = |ending: &str| fs::read_to_string(expected.with_extension(ending)).unwrap();
     let wanted = |ending: &str| read(ending).lines().map(strip).collect::<BTreeSet<_>>();
     let interface = node.output("ip", &["-o", "address", "show", "kube-ipvs0"]).unwrap_or_default();
-    let mut found = Vec::new();
-    for (what, is, should) in [
-        ("virtual servers", lines(node, "ipvsadm", &["-Sn"]), wanted("ipvsadm")),
-        ("sets", lines(node, "ipset", &["save"]), wanted("ipset")),
-        ("addresses", addresses(&interface), addresses(&read("addrs"))),
+    let mut found = BTreeSet::new();
+    for (tool, is, should) in [
+        ("ipvsadm", lines(node, "ipvsadm", &["-Sn"]), wanted("ipvsadm")),
+        ("ipset", lines(node, "ipset", &["save"]), wanted("ipset")),
+        ("address", addresses(&interface), addresses(&read("addrs"))),
     ] {
-        found.extend(should.difference(&is).map(|line| format!("{what}: missing {line}")));
-        found.extend(is.difference(&should).map(|line| format!("{what}: too much {line}")));
+        found.extend(is.difference(&should).map(|line| format!("+{tool} {line}")));
+        found.extend(should.difference(&is).map(|line| format!("-{tool} {line}")));
     }
-    for v6 in [false, true] {
+    for (tool, v6, ending) in [("iptables", false, "v4.rules"), ("ip6tables", true, "v6.rules")] {
         let is = rules(&save(Flavor::Nft, node, v6).unwrap_or_default());
-        let should = rules(&read(if v6 { "v6.rules" } else { "v4.rules" }));
-        let keys: BTreeSet<_> = is.keys().chain(should.keys()).collect();
-        let differing = keys.into_iter().filter(|key| is.get(*key) != should.get(*key));
-        found.extend(differing.map(|key| {
-            format!("{key:?} (IPv6: {v6})\n  wanted {:#?}\n  found {:#?}", should.get(key), is.get(key))
-        }));
+        found.extend(differing_rules(tool, &is, &rules(&read(ending))));
     }
-    found.extend(differing_settings(node, &read("sysctl")));
+    found.extend(differing_settings(node, &read("sysctl")).iter().map(|line| format!("+sysctl {line}")));
+    found
+}
+
+type Rules = BTreeMap<(String, String), Vec<String>>;
+
+/// The same for rules. One that is here only has its number in its chain, and what both have must
+/// stand in the same order.
+fn differing_rules(tool: &str, is: &Rules, should: &Rules) -> Vec<String> {
+    let mut found = Vec::new();
+    for key in is.keys().chain(should.keys()).collect::<BTreeSet<_>>() {
+        let ((table, chain), command) = (key, format!("{tool} -t {}", key.0));
+        match (is.contains_key(key), should.contains_key(key)) {
+            (true, false) if chain.starts_with("KUBE-") => found.push(format!("+{command} -N {chain}")),
+            (false, true) if chain.starts_with("KUBE-") => found.push(format!("-{command} -N {chain}")),
+            _ => {}
+        }
+        let of = |rules: &Rules| rules.get(key).cloned().unwrap_or_default();
+        let (is, should) = (of(is), of(should));
+        let added = is.iter().enumerate().filter(|(_, rule)| !should.contains(rule));
+        found.extend(added.map(|(at, rule)| format!("+{command} -I {chain} {} {rule}", at + 1)));
+        let gone = should.iter().filter(|rule| !is.contains(rule));
+        found.extend(gone.map(|rule| format!("-{command} -A {chain} {rule}")));
+        let both = is.iter().filter(|rule| should.contains(rule));
+        if !both.eq(should.iter().filter(|rule| is.contains(rule))) {
+            found.push(format!("+{tool}: other order in {table} {chain}: {is:#?}\ninstead of {should:#?}"));
+        }
+    }
     found
 }
 
@@ -106,6 +129,40 @@ fn has_synced(node: &Namespace) -> bool {
     last.filter(|line| !line.ends_with(" 0")).count() == 2
 }
 
+/// Runs the program on a fixture until the node differs from the reference's by these and nothing else.
+fn expect_to_differ_by(allowed: &BTreeSet<String>, fixture: &Path, ways: &[&str]) {
+    let node = fixture_node();
+    let name = name_of(fixture);
+    let expected = fixture.parent().unwrap().join("expected/ipvs").join(&name);
+    let text = fs::read_to_string(fixture).unwrap();
+    let flags: Vec<_> = ["--proxy-mode=ipvs"].iter().chain(ways).copied().chain(extra_flags(&text)).collect();
+    let folder = Folder::create().unwrap();
+    folder.write("kubernetes.yaml", KUBERNETES).unwrap();
+    let manifests =
+        [fixture.to_owned(), fixture.with_file_name("nodes.yaml"), folder.path().join("kubernetes.yaml")];
+    let proxy = launch(&node, &flags).start_on(&manifests).unwrap();
+    let has_synced = wait_until("both families have been synced", LIMIT, || has_synced(&node));
+    assert!(has_synced.is_ok(), "{name}: {has_synced:?}; the program's log:\n{}", proxy.log_tail());
+    let mut found = BTreeSet::new();
+    let waited = wait_until("the state is as wanted", LIMIT, || {
+        found = differences(&node, &expected);
+        found == *allowed
+    });
+    if waited.is_err() {
+        let list =
+            |set: &BTreeSet<String>, other| set.difference(other).cloned().collect::<Vec<_>>().join("\n");
+        let (more, less) = (list(&found, allowed), list(allowed, &found));
+        let log = proxy.log_tail();
+        panic!(
+            "{name} differs by what nothing allows:\n{more}\nallowed, but not so:\n{less}\nits log:\n{log}"
+        );
+    }
+}
+
+fn name_of(fixture: &Path) -> String {
+    fixture.file_stem().unwrap().to_string_lossy().into_owned()
+}
+
 #[rstest]
 #[ignore = "needs ip_vs; make test-ipvs"]
 fn the_state_equals_that_of_the_reference_in_its_ways(
@@ -113,21 +170,15 @@ fn the_state_equals_that_of_the_reference_in_its_ways(
     #[exclude("nodes|detect-local-interface-prefix")]
     fixture: PathBuf,
 ) {
-    let node = fixture_node();
-    let name = fixture.file_stem().unwrap().to_string_lossy().into_owned();
-    let expected = fixture.parent().unwrap().join("expected/ipvs").join(&name);
-    let text = fs::read_to_string(&fixture).unwrap();
-    let mut flags = vec!["--proxy-mode=ipvs", "--ipvs-upstream-compat"];
-    flags.extend(extra_flags(&text));
-    let folder = Folder::create().unwrap();
-    folder.write("kubernetes.yaml", KUBERNETES).unwrap();
-    let manifests =
-        [fixture.clone(), fixture.with_file_name("nodes.yaml"), folder.path().join("kubernetes.yaml")];
-    let proxy = launch(&node, &flags).start_on(&manifests).unwrap();
-    let has_synced = wait_until("both families have been synced", LIMIT, || has_synced(&node));
-    assert!(has_synced.is_ok(), "{name}: {has_synced:?}; the program's log:\n{}", proxy.log_tail());
-    if wait_until("the state is the same", LIMIT, || differences(&node, &expected).is_empty()).is_err() {
-        let differences = differences(&node, &expected).join("\n");
-        panic!("{name} differs:\n{differences}\nthe program's log:\n{}", proxy.log_tail());
-    }
+    expect_to_differ_by(&BTreeSet::new(), &fixture, &["--ipvs-upstream-compat"]);
+}
+
+#[rstest]
+#[ignore = "needs ip_vs; make test-ipvs"]
+fn in_our_ways_the_state_differs_by_what_is_named_and_nothing_else(
+    #[files("e2e/fixtures/*.yaml")]
+    #[exclude("nodes|detect-local-interface-prefix")]
+    fixture: PathBuf,
+) {
+    expect_to_differ_by(&deviations::of(&name_of(&fixture)), &fixture, &[]);
 }

@@ -1,6 +1,7 @@
 //! IPVS mode on a real kernel: `make test-ipvs` runs these, in a virtual machine where the host's
 //! kernel has no `ip_vs`.
 
+mod deviations;
 mod drain;
 mod explain;
 mod fixtures;
