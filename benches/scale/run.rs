@@ -6,7 +6,7 @@ use crate::{ELSEWHERE, NODE, kernel};
 use anyhow::{Context as _, Result, bail, ensure};
 use kube_proxy_rs::testing::generate::Generator;
 use kube_proxy_rs::testing::proxy::Folder;
-use kube_proxy_rs::testing::stub_api::{StubApi, load_slice};
+use kube_proxy_rs::testing::stub_api::{StubApi, load_address, load_slice};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -221,7 +221,7 @@ impl Measuring<'_> {
             let number = self.pick();
             for fewer in [true, false] {
                 thread::sleep(BETWEEN_LONE);
-                let look = || kernel::stamp_of(self.settings.dataplane, address(number));
+                let look = || kernel::stamp_of(self.settings.dataplane, load_address(number));
                 let stamp = look()?;
                 let start = Instant::now();
                 self.change(number, fewer);
@@ -307,7 +307,7 @@ impl Measuring<'_> {
         let picks: Vec<u32> = (0..self.settings.connections).map(|_| self.pick()).collect();
         let empty = |number: &u32| self.settings.endpoints == 1 && self.fewer.contains(number);
         let served = picks.into_iter().filter(|number| !empty(number));
-        let addresses: Vec<Ipv4Addr> = served.map(address).collect();
+        let addresses: Vec<Ipv4Addr> = served.map(load_address).collect();
         let listener = kernel::listen()?;
         kernel::connect_times(&listener, addresses.iter().copied().take(200))?;
         let times = kernel::connect_times(&listener, addresses.into_iter())?;
@@ -315,11 +315,6 @@ impl Measuring<'_> {
         self.values.extend([percentile(&times, 50), percentile(&times, 99)]);
         Ok(())
     }
-}
-
-/// The cluster IP of a Service.
-fn address(number: u32) -> Ipv4Addr {
-    Ipv4Addr::from(0x0a60_0001 + number)
 }
 
 fn percentile(sorted: &[f64], percent: usize) -> f64 {

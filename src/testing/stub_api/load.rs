@@ -3,10 +3,17 @@
 use serde_json::{Value, json};
 use std::net::Ipv4Addr;
 
+/// The cluster IP of Service number `number`. The first 256 addresses are left out: clusters have
+/// their own Services there (`kubernetes` at .1, DNS at .10).
+#[must_use]
+pub fn load_address(number: u32) -> Ipv4Addr {
+    Ipv4Addr::from(0x0a60_0101 + number)
+}
+
 /// Service number `number` of a load test.
 #[must_use]
 pub fn load_service(number: u32) -> Value {
-    let address = Ipv4Addr::from(0x0a60_0001 + number).to_string();
+    let address = load_address(number).to_string();
     json!({
         "apiVersion": "v1", "kind": "Service",
         "metadata": {"namespace": "load", "name": format!("s-{number}"), "labels": {"app": format!("s-{number}")}},

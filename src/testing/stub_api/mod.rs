@@ -13,7 +13,7 @@ mod store;
 
 use answer::Command;
 use hyper_util::rt::TokioIo;
-pub use load::{load_service, load_slice};
+pub use load::{load_address, load_service, load_slice};
 use serde_json::{Value, json};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
