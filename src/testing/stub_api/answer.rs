@@ -1,8 +1,9 @@
 //! Requests and what becomes of them.
 
+use super::place::Place;
 use super::selector::Selector;
 use super::store::{Page, Stored, write_line};
-use super::{Behaviour, Expired, Fault, InitialEvents, Resource, Seen, Shared, Verb, lock};
+use super::{Behaviour, Expired, Fault, InitialEvents, Resource, Seen, Shared, Verb, lock, write};
 use futures::stream;
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full, StreamBody};
@@ -16,8 +17,8 @@ use std::time::Duration;
 use tokio::sync::{broadcast, watch};
 use tokio::time::Instant;
 
-type Body = UnsyncBoxBody<Bytes, io::Error>;
-type Answer = Response<Body>;
+pub(super) type Body = UnsyncBoxBody<Bytes, io::Error>;
+pub(super) type Answer = Response<Body>;
 
 /// An order to all open watches.
 #[derive(Clone, Debug)]
@@ -34,60 +35,37 @@ const PIECE: usize = 64 * 1024;
 const EVER: Duration = Duration::from_secs(86_400);
 
 pub(super) async fn answer(shared: Arc<Shared>, request: Request<Incoming>) -> io::Result<Answer> {
-    if request.method() == Method::PATCH {
-        return patch_node(&shared, request).await;
-    }
     if request.method() == Method::POST && names_events(request.uri().path()) {
         return post_event(&shared, request).await;
     }
-    let path = request.uri().path();
-    let Some((resource, namespace)) = target(path) else {
-        return Ok(status(404, "NotFound", "the server could not find the requested resource"));
-    };
-    if request.method() != Method::GET {
-        return Ok(status(405, "MethodNotAllowed", "the stub server is written to from the inside only"));
-    }
-    let namespace = namespace.map(str::to_owned);
     let query = parse_query(request.uri().query().unwrap_or_default());
     let watching = matches!(parameter(&query, "watch"), Some("true" | "1"));
-    let verb = if watching { Verb::Watch } else { Verb::List };
-    let asked = Seen { resource, verb, query };
+    let Some(place) = Place::parse(request.uri().path()) else {
+        return Ok(status(404, "NotFound", "the server could not find the requested resource"));
+    };
+    let Some(verb) = place.verb(request.method(), watching) else {
+        return Ok(status(405, "MethodNotAllowed", "the stub server does not do this"));
+    };
+    let asked = Seen { resource: place.resource, verb, query };
     lock(&shared.seen).push(asked.clone());
     let (fault, behaviour) = behaviour_towards(&shared, &asked);
-    match fault {
-        Some(Fault::Status(403)) => return Ok(forbidden(&asked)),
-        Some(Fault::Status(code)) => {
-            return Ok(status(code, "InternalError", "the stub server was told to fail"));
-        }
-        Some(Fault::Hang) => std::future::pending().await,
-        Some(Fault::Drop) => return Err(io::Error::other("the stub server was told to hang up")),
-        Some(Fault::Garbage(text)) => return Ok(Response::new(full(text))),
-        None => {}
+    if let Some(fault) = fault {
+        return fail(fault, &asked).await;
+    }
+    if !matches!(verb, Verb::List | Verb::Watch) {
+        let body = request.into_body().collect().await.map_err(io::Error::other)?.to_bytes();
+        return Ok(write::answer(&shared, &place, verb, serde_json::from_slice(&body).unwrap_or_default()));
     }
     let selector = Selector::parse(asked.parameter("labelSelector"), asked.parameter("fieldSelector"));
     let Some(mut selector) = selector else {
         return Ok(status(400, "BadRequest", "the stub server does not know such selectors"));
     };
-    if let Some(namespace) = &namespace {
+    if let Some(namespace) = &place.namespace {
         selector.within(namespace);
     }
     Ok(match verb {
-        Verb::List => list(&shared, &asked, &selector),
-        Verb::Watch | Verb::Patch => watch(shared, &asked, selector, behaviour),
-    })
-}
-
-/// The collection that a path names, and the namespace if it names one.
-fn target(path: &str) -> Option<(Resource, Option<&str>)> {
-    Resource::ALL.into_iter().find_map(|resource| {
-        let collection = resource.path();
-        if path == collection {
-            return Some((resource, None));
-        }
-        let (group, plural) = collection.rsplit_once('/')?;
-        let rest = path.strip_prefix(group)?.strip_prefix("/namespaces/")?;
-        let namespace = rest.strip_suffix(plural)?.strip_suffix('/')?;
-        (!namespace.contains('/')).then_some((resource, Some(namespace)))
+        Verb::Watch => watch(shared, &asked, selector, behaviour),
+        _ => list(&shared, &asked, &selector),
     })
 }
 
@@ -109,32 +87,16 @@ async fn post_event(shared: &Shared, request: Request<Incoming>) -> io::Result<A
     Ok(answer)
 }
 
-/// PATCH of a Node.
-async fn patch_node(shared: &Shared, request: Request<Incoming>) -> io::Result<Answer> {
-    let not_found = || status(404, "NotFound", "the server could not find the requested resource");
-    let prefix = format!("{}/", Resource::Nodes.path());
-    let Some(name) = request.uri().path().strip_prefix(&prefix).map(str::to_owned) else {
-        return Ok(not_found());
-    };
-    let asked = Seen { resource: Resource::Nodes, verb: Verb::Patch, query: Vec::new() };
-    lock(&shared.seen).push(asked.clone());
-    if let (Some(Fault::Status(code)), _) = behaviour_towards(shared, &asked) {
-        return Ok(status(code, "InternalError", "the stub server was told to fail"));
+/// What a request that goes wrong gets.
+async fn fail(fault: Fault, asked: &Seen) -> io::Result<Answer> {
+    match fault {
+        Fault::Status(403) => Ok(forbidden(asked)),
+        Fault::Status(code) => Ok(status(code, "InternalError", "the stub server was told to fail")),
+        Fault::Hang => std::future::pending().await,
+        Fault::Drop => Err(io::Error::other("the stub server was told to hang up")),
+        Fault::Garbage(text) => Ok(Response::new(full(text))),
+        Fault::Invalid(message) => Ok(status(422, "Invalid", &message)),
     }
-    let body = request.into_body().collect().await.map_err(io::Error::other)?.to_bytes();
-    let wanted = serde_json::from_slice(&body).unwrap_or_default();
-    let mut store = lock(&shared.store);
-    let mut node = store.object(Resource::Nodes, &name);
-    if node.is_null() {
-        return Ok(not_found());
-    }
-    if let Err(reason) = super::patch::apply(&mut node, &wanted) {
-        return Ok(status(422, "Invalid", &reason));
-    }
-    let answer = node.to_string();
-    let version = store.put(Resource::Nodes, name, node);
-    shared.version.send_replace(version);
-    Ok(Response::new(full(answer)))
 }
 
 fn behaviour_towards(shared: &Shared, asked: &Seen) -> (Option<Fault>, Behaviour) {
@@ -157,9 +119,12 @@ fn forbidden(asked: &Seen) -> Answer {
         Verb::List => "list",
         Verb::Watch => "watch",
         Verb::Patch => "patch",
+        Verb::Get => "get",
+        Verb::Create => "create",
+        Verb::Update => "update",
+        Verb::Delete => "delete",
     };
-    let path = asked.resource.path();
-    let plural = path.rsplit('/').next().unwrap_or_default();
+    let plural = asked.resource.plural();
     status(
         403,
         "Forbidden",
@@ -167,7 +132,7 @@ fn forbidden(asked: &Seen) -> Answer {
     )
 }
 
-fn status(code: u16, reason: &str, message: &str) -> Answer {
+pub(super) fn status(code: u16, reason: &str, message: &str) -> Answer {
     let mut answer = Response::new(full(status_object(code, reason, message)));
     *answer.status_mut() = StatusCode::from_u16(code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     answer
@@ -181,7 +146,7 @@ fn status_object(code: u16, reason: &str, message: &str) -> String {
     .to_string()
 }
 
-fn full(text: String) -> Body {
+pub(super) fn full(text: String) -> Body {
     Full::new(Bytes::from(text)).map_err(|never| match never {}).boxed_unsync()
 }
 

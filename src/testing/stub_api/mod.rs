@@ -2,14 +2,16 @@
 //! socket, with lists in pages, watches, bookmarks, and every misbehaviour we must survive.
 //!
 //! It serves what a proxy reads, and takes its Events, the way a real server does as far as a client can
-//! tell; it validates nothing and fills in no defaults. Tests write objects with `put` and `delete` and set
-//! faults with `behave`.
+//! tell; it validates nothing and fills in no defaults. Tests write objects with `put` and `delete`, or
+//! over HTTP as they would to a real server, and set faults with `behave`.
 
 mod answer;
 mod load;
 mod patch;
+mod place;
 mod selector;
 mod store;
+mod write;
 
 use answer::Command;
 use hyper_util::rt::TokioIo;
@@ -33,13 +35,16 @@ pub enum Resource {
     EndpointSlices,
     /// core/v1 Nodes.
     Nodes,
+    /// core/v1 Namespaces. Only what is written over HTTP needs one.
+    Namespaces,
 }
 
 impl Resource {
     /// All of them.
-    pub const ALL: [Resource; 3] = [Resource::Services, Resource::EndpointSlices, Resource::Nodes];
+    pub const ALL: [Resource; 4] =
+        [Resource::Services, Resource::EndpointSlices, Resource::Nodes, Resource::Namespaces];
 
-    fn of(object: &Value) -> Option<Resource> {
+    pub(super) fn of(object: &Value) -> Option<Resource> {
         Resource::ALL.into_iter().find(|resource| object["kind"] == resource.kind())
     }
 
@@ -50,6 +55,7 @@ impl Resource {
             Resource::Services => "Service",
             Resource::EndpointSlices => "EndpointSlice",
             Resource::Nodes => "Node",
+            Resource::Namespaces => "Namespace",
         }
     }
 
@@ -57,7 +63,7 @@ impl Resource {
     #[must_use]
     pub fn api_version(self) -> &'static str {
         match self {
-            Resource::Services | Resource::Nodes => "v1",
+            Resource::Services | Resource::Nodes | Resource::Namespaces => "v1",
             Resource::EndpointSlices => "discovery.k8s.io/v1",
         }
     }
@@ -69,7 +75,14 @@ impl Resource {
             Resource::Services => "/api/v1/services",
             Resource::EndpointSlices => "/apis/discovery.k8s.io/v1/endpointslices",
             Resource::Nodes => "/api/v1/nodes",
+            Resource::Namespaces => "/api/v1/namespaces",
         }
+    }
+
+    /// Its name in paths and messages.
+    #[must_use]
+    pub fn plural(self) -> &'static str {
+        self.path().rsplit('/').next().unwrap_or_default()
     }
 }
 
@@ -82,6 +95,14 @@ pub enum Verb {
     Watch,
     /// PATCH of one Node.
     Patch,
+    /// GET of one object.
+    Get,
+    /// POST to the collection.
+    Create,
+    /// PUT of one object.
+    Update,
+    /// DELETE of one object.
+    Delete,
 }
 
 /// What the server makes of `sendInitialEvents`.
@@ -117,6 +138,8 @@ pub enum Fault {
     Drop,
     /// It is answered with status 200 and this text.
     Garbage(String),
+    /// It is answered with status 422 and this message.
+    Invalid(String),
 }
 
 /// Which requests a fault is for.
@@ -124,7 +147,7 @@ pub enum Fault {
 pub struct Rule {
     /// `None` for all.
     pub resource: Option<Resource>,
-    /// `None` for both.
+    /// `None` for all.
     pub verb: Option<Verb>,
     /// How often; `None` for ever.
     pub times: Option<u32>,
@@ -178,7 +201,7 @@ pub struct Behaviour {
 pub struct Seen {
     /// Which objects.
     pub resource: Resource,
-    /// List or watch.
+    /// What is done with them.
     pub verb: Verb,
     /// The query, decoded.
     pub query: Vec<(String, String)>,
@@ -203,7 +226,7 @@ struct Shared {
     version: watch::Sender<u64>,
     commands: broadcast::Sender<Command>,
     /// How many watches of each resource are open.
-    open: Mutex<[usize; 3]>,
+    open: Mutex<[usize; 4]>,
 }
 
 /// A test that panicked while it held a lock has failed anyway.

@@ -1,4 +1,4 @@
-//! JSON patches of Nodes: the one thing that is written to this server from outside.
+//! JSON patches of Nodes.
 
 use serde_json::Value;
 
