@@ -1,9 +1,10 @@
 //! Watch traffic end to end: what reaches the program of what an API server has.
 //!
-//! `well_behaved` runs against a real API server when `KUBEBUILDER_ASSETS` names a folder with
+//! `well_behaved` and `load` run against a real API server when `KUBEBUILDER_ASSETS` names a folder with
 //! `etcd` and `kube-apiserver`, and else against the stub; `misbehaving` needs the stub.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod load;
 mod log;
 mod misbehaving;
 mod objects;

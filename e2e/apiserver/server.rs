@@ -42,6 +42,13 @@ impl Server {
         }
     }
 
+    pub(crate) fn kubeconfig(&self) -> PathBuf {
+        match self {
+            Server::Stub(stub) => stub.api.kubeconfig(stub.folder.path()).unwrap(),
+            Server::Real(real) => real.kubeconfig(),
+        }
+    }
+
     pub(crate) async fn watch(&self) -> Picture {
         match self {
             Server::Stub(stub) => stub.watch().await,

@@ -13,6 +13,7 @@ pub mod packets;
 pub mod parsers;
 pub mod pass;
 pub mod proxy;
+pub mod remote_api;
 pub mod sink;
 pub mod stub_api;
 pub mod traffic;
