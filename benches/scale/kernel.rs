@@ -12,6 +12,8 @@ use std::net::{Ipv4Addr, SocketAddrV4, TcpListener, TcpStream};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+/// The port of our endpoints.
+const PORT: u16 = 8080;
 /// The virtual and real servers of this thread's network namespace.
 const SERVERS: &str = "/proc/thread-self/net/ip_vs";
 
@@ -40,7 +42,8 @@ pub(crate) fn stamp(dataplane: Dataplane) -> Result<u64> {
     }
 }
 
-/// Rules in all and those that rewrite to an endpoint, or virtual servers and real ones.
+/// Rules in all and those that rewrite to an endpoint of ours, or virtual servers and our real ones.
+/// Ours are told by their port: a real cluster has endpoints of its own.
 pub(crate) fn count(dataplane: Dataplane) -> Result<(usize, usize)> {
     match dataplane {
         Dataplane::Ipvs => count_servers(),
@@ -51,9 +54,9 @@ pub(crate) fn count(dataplane: Dataplane) -> Result<(usize, usize)> {
 /// What the kernel's own list shows.
 fn count_servers() -> Result<(usize, usize)> {
     let text = std::fs::read_to_string(SERVERS)?;
-    let starting = |with: &str| text.lines().filter(|line| line.starts_with(with)).count();
-    // One line of the head looks like a real server.
-    Ok((starting("TCP "), starting("  -> ").saturating_sub(1)))
+    let servers = text.lines().filter(|line| line.starts_with("TCP ")).count();
+    let port = format!(":{PORT:04X} ");
+    Ok((servers, text.lines().filter(|line| line.starts_with("  -> ") && line.contains(&port)).count()))
 }
 
 /// What `iptables-save -t nat` shows.
@@ -61,11 +64,12 @@ fn count_rules(flavor: &str) -> Result<(usize, usize)> {
     let program = format!("iptables-{flavor}-save");
     let mut child = Command::new(&program).args(["-t", "nat"]).stdout(Stdio::piped()).spawn()?;
     let output = child.stdout.take().with_context(|| format!("{program} has no output"))?;
+    let port = format!(":{PORT}");
     let (mut rules, mut endpoints) = (0, 0);
     for line in BufReader::new(output).lines() {
         let line = line?;
         rules += usize::from(line.starts_with("-A "));
-        endpoints += usize::from(line.contains(" -j DNAT "));
+        endpoints += usize::from(line.contains(" -j DNAT ") && line.ends_with(&port));
     }
     child.wait()?;
     Ok((rules, endpoints))
@@ -83,7 +87,7 @@ pub(crate) fn route_everything_here() -> Result<()> {
 
 /// What every endpoint is: a listener.
 pub(crate) fn listen() -> Result<TcpListener> {
-    Ok(TcpListener::bind((Ipv4Addr::UNSPECIFIED, 8080))?)
+    Ok(TcpListener::bind((Ipv4Addr::UNSPECIFIED, PORT))?)
 }
 
 /// How long it takes to connect to Services, one after the other; sorted. The connection is taken
