@@ -80,9 +80,9 @@ bench: ## the program's own steps: times (criterion) and instruction counts; a f
 	$(CARGO) bench --locked --bench time --bench instructions
 
 # Settings of a run; empty ones keep the program's own defaults (benches/scale/settings.rs).
-SCALE = N E FLAVOR MODE PEER LONE STORM RATE IDLE CONNECTIONS FLOWS FLAGS
+SCALE = N E FLAVOR MODE PEER APISERVER LONE STORM RATE IDLE CONNECTIONS FLOWS FLAGS
 
-bench-scale: deps ## the real program and kernel at size: N=10000 E=5 FLAVOR=nft|legacy or MODE=ipvs [PEER=/path/to/kube-proxy]; needs root
+bench-scale: deps ## the real program and kernel at size: N=10000 E=5 FLAVOR=nft|legacy or MODE=ipvs [PEER=/path/to/kube-proxy] [APISERVER=/path/to/kubeconfig]; needs root
 	@$(CARGO) build --quiet --locked --release --bin kube-proxy-rs
 	@$(CARGO) build --quiet --locked --release --features testing --example scale
 	@$(if $(filter ipvs,$(MODE)),VM_TIMEOUT=$${VM_TIMEOUT:-1800} scripts/with-ipvs.sh) $${CARGO_TARGET_DIR:-target}/release/examples/scale $${CARGO_TARGET_DIR:-target}/release/kube-proxy-rs $(foreach key,$(SCALE),"$(key)=$($(key))")

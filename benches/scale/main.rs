@@ -1,5 +1,5 @@
-//! `make bench-scale`: the real program against a stub API server and the real kernel, in a network
-//! namespace of its own. Prints a table, and the same as one line of JSON.
+//! `make bench-scale`: the real program against a stub API server, or a real one, and the real kernel, in
+//! a network namespace of its own. Prints a table, and the same as one line of JSON.
 #![allow(clippy::disallowed_methods, reason = "a measurement runs programs and looks at the clock")]
 
 mod goals;
@@ -7,16 +7,16 @@ mod kernel;
 mod process;
 mod run;
 mod settings;
+mod source;
 
 use anyhow::Result;
 use kube_proxy_rs::testing::flows;
 use kube_proxy_rs::testing::netns::Namespace;
-use kube_proxy_rs::testing::stub_api::{StubApi, load_service, load_slice};
 use run::{Figures, Program};
 use serde_json::json;
 use settings::Settings;
+use source::Source;
 use std::process::ExitCode;
-use std::sync::Arc;
 
 /// Our Node, and the one that the endpoints are on.
 const NODE: &str = "bench-node";
@@ -42,6 +42,7 @@ fn measure(settings: &Settings) -> Result<()> {
         columns.iter().map(|(name, figures)| ((*name).to_owned(), figures.to_json())).collect();
     let setup = json!({
         "services": settings.services, "endpoints": settings.endpoints, "flavor": settings.dataplane.as_str(),
+        "apiserver": if settings.apiserver.is_some() { "real" } else { "stub" },
     });
     let goals: serde_json::Map<_, _> =
         goals::of(settings).map(|(name, value)| (name.to_owned(), value.into())).collect();
@@ -52,30 +53,15 @@ fn measure(settings: &Settings) -> Result<()> {
 /// One program in a namespace of its own; what runs there runs on one thread and its children.
 fn figures(settings: &Settings, program: &Program) -> Result<Figures> {
     let namespace = Namespace::create("scale")?;
+    let source = Source::fill(settings, &namespace)?;
     namespace.run(|| {
         kernel::route_everything_here()?;
         if settings.flows > 0 {
             flows::track()?;
             flows::add(settings.flows)?;
         }
-        let server = serve(settings)?;
-        run::run(settings, program, &server)
+        run::run(settings, program, &source)
     })?
-}
-
-/// Starts the API server on a thread of its own and fills it.
-fn serve(settings: &Settings) -> Result<Arc<StubApi>> {
-    let server = StubApi::start_on_a_thread()?;
-    server.put(json!({
-        "apiVersion": "v1", "kind": "Node", "metadata": {"name": NODE},
-        "spec": {"podCIDR": "10.244.0.0/24", "podCIDRs": ["10.244.0.0/24"]},
-        "status": {"addresses": [{"type": "InternalIP", "address": "192.0.2.1"}]},
-    }));
-    for number in 0..settings.services {
-        server.put(load_service(number));
-        server.put(load_slice(number, settings.endpoints, ELSEWHERE));
-    }
-    Ok(server)
 }
 
 fn print_table(settings: &Settings, columns: &[(&str, Figures)]) {

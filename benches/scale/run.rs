@@ -2,11 +2,12 @@
 
 use crate::process::{ChildWatch, children_cpu_time, cpu_time, status_kb};
 use crate::settings::{Dataplane, Settings};
+use crate::source::Source;
 use crate::{ELSEWHERE, NODE, kernel};
 use anyhow::{Context as _, Result, bail, ensure};
 use kube_proxy_rs::testing::generate::Generator;
 use kube_proxy_rs::testing::proxy::Folder;
-use kube_proxy_rs::testing::stub_api::{StubApi, load_address, load_slice};
+use kube_proxy_rs::testing::stub_api::{load_address, load_slice};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -54,8 +55,8 @@ impl Program {
         Program { binary: binary.to_owned(), flags, finds_tools: true }
     }
 
-    fn start(&self, dataplane: Dataplane, folder: &Folder, server: &StubApi) -> Result<Running> {
-        let kubeconfig = server.kubeconfig(folder.path())?;
+    fn start(&self, dataplane: Dataplane, folder: &Folder, source: &Source) -> Result<Running> {
+        let kubeconfig = source.kubeconfig(folder.path())?;
         let log = File::create(folder.path().join("log"))?;
         let mut command = Command::new(&self.binary);
         command.arg("--kubeconfig").arg(kubeconfig).args(["--hostname-override", NODE]);
@@ -133,13 +134,13 @@ impl Figures {
 }
 
 /// Measures one program.
-pub(crate) fn run(settings: &Settings, program: &Program, server: &StubApi) -> Result<Figures> {
+pub(crate) fn run(settings: &Settings, program: &Program, source: &Source) -> Result<Figures> {
     let folder = Folder::create()?;
     let start = Instant::now();
-    let running = program.start(settings.dataplane, &folder, server)?;
+    let running = program.start(settings.dataplane, &folder, source)?;
     let mut measuring = Measuring {
         settings,
-        server,
+        source,
         pid: running.child.id(),
         children: ChildWatch::start(running.child.id()),
         values: Vec::new(),
@@ -156,7 +157,7 @@ pub(crate) fn run(settings: &Settings, program: &Program, server: &StubApi) -> R
 
 struct Measuring<'a> {
     settings: &'a Settings,
-    server: &'a StubApi,
+    source: &'a Source,
     pid: u32,
     children: ChildWatch,
     values: Vec<f64>,
@@ -201,12 +202,12 @@ impl Measuring<'_> {
     }
 
     /// Takes an endpoint from a random Service, or gives it back.
-    fn change(&mut self, number: u32, fewer: bool) {
+    fn change(&mut self, number: u32, fewer: bool) -> Result<()> {
         let mut slice = load_slice(number, self.settings.endpoints, ELSEWHERE);
         if fewer && let Some(endpoints) = slice["endpoints"].as_array_mut() {
             endpoints.pop();
         }
-        self.server.put(slice);
+        self.source.replace(slice)
     }
 
     fn pick(&mut self) -> u32 {
@@ -224,7 +225,8 @@ impl Measuring<'_> {
                 let look = || kernel::stamp_of(self.settings.dataplane, load_address(number));
                 let stamp = look()?;
                 let start = Instant::now();
-                self.change(number, fewer);
+                self.change(number, fewer)?;
+                self.source.finish()?;
                 while look()? == stamp {
                     ensure!(start.elapsed() < Duration::from_secs(60), "a change did not arrive");
                     thread::sleep(Duration::from_micros(500));
@@ -253,10 +255,11 @@ impl Measuring<'_> {
             if !self.fewer.remove(&service) {
                 self.fewer.insert(service);
             }
-            self.change(service, self.fewer.contains(&service));
+            self.change(service, self.fewer.contains(&service))?;
             let due = start + Duration::from_secs_f64(f64::from(number) / f64::from(self.settings.rate));
             thread::sleep(due.saturating_duration_since(Instant::now()));
         }
+        self.source.finish()?;
         let end = Instant::now();
         let wanted = self.settings.services as usize * self.settings.endpoints as usize - self.fewer.len();
         let lag = loop {

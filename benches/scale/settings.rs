@@ -1,6 +1,7 @@
 //! What to measure: `scale BINARY KEY=VALUE…`, the keys as `make bench-scale` takes them.
 
 use anyhow::{Context as _, Result, bail};
+use std::path::PathBuf;
 
 /// What the program is to program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,6 +29,8 @@ pub(crate) struct Settings {
     pub(crate) binary: String,
     /// Another one to measure beside it.
     pub(crate) peer: Option<String>,
+    /// The kubeconfig of an API server to fill; without one a stub is.
+    pub(crate) apiserver: Option<PathBuf>,
     /// Services.
     pub(crate) services: u32,
     /// Endpoints of each.
@@ -55,6 +58,7 @@ impl Settings {
         let mut settings = Settings {
             binary,
             peer: None,
+            apiserver: None,
             services: 1000,
             endpoints: 5,
             dataplane: Dataplane::Nft,
@@ -92,6 +96,7 @@ impl Settings {
             "CONNECTIONS" => self.connections = value.parse()?,
             "FLOWS" => self.flows = value.parse()?,
             "FLAGS" => self.flags = value.split(' ').map(str::to_owned).collect(),
+            "APISERVER" => self.apiserver = Some(value.into()),
             "PEER" => self.peer = Some(value.to_owned()),
             _ => bail!("no such setting"),
         }
