@@ -117,6 +117,13 @@ impl Sabotage {
         self.names.extend([chain, holder].map(|chain| format!("chain {chain} of table {} ", self.table)));
     }
 
+    /// What is done while the program writes is mended, and may go unnamed.
+    fn commit_between_passes(&self, node: &Namespace, flavor: Flavor, proxy: &Proxy) {
+        proxy.pause(HEALED).unwrap();
+        self.commit(node, flavor);
+        proxy.resume().unwrap();
+    }
+
     pub(crate) fn commit(&self, node: &Namespace, flavor: Flavor) {
         let input = format!("*{}\n{}\nCOMMIT\n", self.table, self.commands.join("\n"));
         let file = tempfile::NamedTempFile::new().unwrap();
@@ -162,7 +169,7 @@ fn two_hundred_acts_of_sabotage_are_found_named_and_healed(#[case] flavor: Flavo
         let sabotage = Sabotage::plan(table, &chains(&node, flavor, table), AT_ONCE, &mut random);
         acts += sabotage.names.len();
         let before = drift(&node);
-        sabotage.commit(&node, flavor);
+        sabotage.commit_between_passes(&node, flavor, &proxy);
         expect_healed(&node, flavor, &proxy, &good);
         let unnamed = || {
             let log = proxy.log_tail();
@@ -215,7 +222,7 @@ fn a_rule_in_anothers_place_is_found_named_and_healed_in_a_large_table_too() {
             commands: vec![format!("-R {chain} {number} -s 192.0.2.1/32 {rule}")],
             names: BTreeSet::new(),
         };
-        replaced.commit(&node, Flavor::Nft);
+        replaced.commit_between_passes(&node, Flavor::Nft, &proxy);
         expect_healed(&node, Flavor::Nft, &proxy, &good);
         let what = format!("chain {chain} of table nat was changed by iptables-nft-re");
         wait_until("it is named, and who did it", HEALED, || proxy.log_tail().contains(&what))

@@ -151,7 +151,7 @@ pub enum Look {
 pub enum Finding {
     /// Somebody else changed what we programmed.
     Drift(Drift),
-    /// What we programmed was made of facts that have changed.
+    /// What we programmed was made of facts that have changed, or may have been changed unseen.
     Outdated(&'static str),
 }
 

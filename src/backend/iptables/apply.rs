@@ -6,7 +6,7 @@ use super::diff::{Changes, Step};
 use super::input::Input;
 use super::names::{CANARY, ChainId};
 use crate::backend::{Refusal, jumps};
-use crate::kernel::iptables::{Place, RestoreError, Xtables};
+use crate::kernel::iptables::{Place, RestoreError, Stamp, Xtables};
 use crate::model::ServiceName;
 use anyhow::{Context, Result, bail};
 use std::collections::BTreeSet;
@@ -25,8 +25,12 @@ pub(super) struct Outcome {
     pub(super) refused: Vec<Refusal>,
     /// Chains that could not be deleted: somebody else's rules jump to them.
     pub(super) stuck: BTreeSet<ChainId>,
-    /// Tables that took effect; at most, where an input was refused.
+    /// Tables that took effect; at most, if an input failed.
     pub(super) commits: u32,
+    /// An input failed.
+    pub(super) failed: bool,
+    /// The tables before the first of these.
+    pub(super) begun: Option<Stamp>,
 }
 
 /// Carries changes out.
@@ -39,6 +43,7 @@ pub(super) async fn run<X: Xtables>(
     if changes.set_up {
         set_up(tools).await?;
     }
+    let begun = Some(tools.stamp()?);
     let retried: BTreeSet<&ServiceName> = changes.services.iter().map(|change| &change.name).collect();
     let excluded = baseline.refused.keys().filter(|name| !retried.contains(name)).cloned().collect();
     let steps = changes.steps(most_chains);
@@ -49,7 +54,7 @@ pub(super) async fn run<X: Xtables>(
         baseline,
         excluded,
         doomed: BTreeSet::new(),
-        outcome: Outcome::default(),
+        outcome: Outcome { begun, ..Outcome::default() },
     };
     for step in steps {
         run.step(step).await?;
@@ -156,8 +161,12 @@ impl<X: Xtables> Run<'_, '_, X> {
         self.outcome.calls += 1;
         self.outcome.commits += 1;
         match self.tools.restore(&mut std::iter::once(format!("*nat\n{declared}COMMIT\n"))).await {
-            Err(error @ RestoreError::Unable { .. }) => Err(error),
-            _ => Ok(()),
+            Ok(()) => Ok(()),
+            Err(RestoreError::Refused { .. }) => {
+                self.outcome.failed = true;
+                Ok(())
+            }
+            Err(error) => Err(error),
         }
     }
 
@@ -175,6 +184,7 @@ impl<X: Xtables> Run<'_, '_, X> {
         let mut counted = Counted::new(input.pieces());
         let sent = self.tools.restore(&mut counted).await;
         self.outcome.commits += counted.commits;
+        self.outcome.failed |= sent.is_err();
         sent
     }
 
@@ -214,6 +224,7 @@ impl<X: Xtables> Run<'_, '_, X> {
             self.outcome.written[1] += counted.written[1];
         }
         self.outcome.commits += counted.commits;
+        self.outcome.failed |= sent.is_err();
         sent
     }
 

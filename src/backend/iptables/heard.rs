@@ -68,28 +68,31 @@ pub(super) struct Heard {
     generation: Option<u32>,
     /// Something was lost, and has not been looked for yet.
     missed: bool,
+    /// The kernel tells us.
+    listens: bool,
 }
 
 impl Heard {
     /// Stops to listen: a pass that writes much would be told of at length.
     pub(super) fn stop(&mut self, tools: &mut impl Xtables) -> Result<()> {
         self.reset();
-        tools.listen(false)
+        tools.listen(false).map(drop)
     }
 
     /// Begins to listen.
     pub(super) fn begin(&mut self, tools: &mut impl Xtables) {
         self.reset();
-        if let Err(error) = tools.listen(true) {
-            tracing::warn!(
+        match tools.listen(true) {
+            Ok(listens) => self.listens = listens,
+            Err(error) => tracing::warn!(
                 error = format!("{error:#}"),
                 "changes of single rules by others go unnoticed until everything is written anew"
-            );
+            ),
         }
     }
 
     fn reset(&mut self) {
-        (self.open, self.generation, self.missed) = (Commit::default(), None, false);
+        *self = Heard { commits: std::mem::take(&mut self.commits), ..Heard::default() };
     }
 
     /// Forgets what was heard, and stops to listen: everything is to be written anew.
@@ -98,8 +101,13 @@ impl Heard {
         self.stop(tools)
     }
 
-    /// Takes in what was told since the last time; how many transactions on what is ours are known now.
-    pub(super) fn take_in(&mut self, tools: &mut impl Xtables) -> Result<usize> {
+    /// How many transactions on what is ours have not been acted upon.
+    pub(super) fn len(&self) -> usize {
+        self.commits.len()
+    }
+
+    /// Takes in what was told since the last time.
+    pub(super) fn take_in(&mut self, tools: &mut impl Xtables) -> Result<()> {
         let is_whole = tools.hear(&mut |told| {
             self.open.add(told);
             if let Told::Committed { generation, by } = told {
@@ -110,13 +118,13 @@ impl Heard {
                 }
             }
         })?;
-        self.missed |= !is_whole;
-        Ok(self.commits.len())
+        self.missed |= self.listens && !is_whole;
+        Ok(())
     }
 
-    /// What was missed has been looked for.
-    pub(super) fn catch_up(&mut self) {
-        self.missed = false;
+    /// What was missed has been looked for; whether anything was.
+    pub(super) fn catch_up(&mut self) -> bool {
+        std::mem::take(&mut self.missed)
     }
 
     /// Of the transactions since `from`, so many were our own. If there are more, somebody wrote to

@@ -10,9 +10,11 @@ mod base;
 mod cleanup;
 mod desired;
 mod diff;
+mod doubt;
 mod heard;
 mod input;
 mod inspect;
+mod known;
 mod meters;
 mod names;
 mod render;
@@ -24,6 +26,7 @@ pub use base::Features;
 pub use desired::{Baseline, Desired};
 pub use diff::Changes;
 pub use inspect::{branch, differences, foreign_obstacles, trace as trace_packet};
+pub use known::OwnGenerations;
 pub use setup::{features, features_as_found};
 
 use super::tally::{Measuring, Tally};
@@ -31,11 +34,11 @@ use super::{
     Applied, Backend, Drift, DriftKind, Finding, KernelObject, Look, ObjectCount, ObjectKind, Refusal,
     Standing,
 };
-use crate::kernel::iptables::{Flavor, RestoreError, Stamp, Xtables};
+use crate::kernel::iptables::{Flavor, RestoreError, Xtables};
 use crate::kernel::nft::{ChainUse, Part};
 use crate::plan::Plan;
 use anyhow::{Context, Result};
-use heard::Heard;
+use known::Known;
 use meters::ChainCounters;
 use names::{ChainId, INVALID_DROPPED, LOCALHOST_ACCEPTED};
 use std::collections::BTreeSet;
@@ -61,10 +64,8 @@ pub struct Iptables<X> {
     tree_threshold: usize,
     /// The tree is off for as long as a Service is refused.
     tree_waits: bool,
-    /// The tables as we left them; `None` when they have to be looked at.
-    stamp: Option<Stamp>,
-    /// What others have written to our chains, as far as the tables tell.
-    heard: Heard,
+    /// Whether the tables are as we left them.
+    known: Known,
     /// What Services carried, if that is measured.
     tally: Option<Tally<ChainId>>,
 }
@@ -80,8 +81,7 @@ impl<X: Xtables> Iptables<X> {
             most_chains,
             tree_threshold,
             tree_waits: false,
-            stamp: None,
-            heard: Heard::default(),
+            known: Known::default(),
             tally: None,
         }
     }
@@ -90,6 +90,13 @@ impl<X: Xtables> Iptables<X> {
     #[must_use]
     pub fn measuring(mut self, measuring: Measuring) -> Self {
         self.tally = Some(Tally::new(measuring));
+        self
+    }
+
+    /// Lets it know what other families of this process write.
+    #[must_use]
+    pub fn sharing(mut self, own: OwnGenerations) -> Self {
+        self.known = Known::sharing(own);
         self
     }
 
@@ -103,46 +110,6 @@ impl<X: Xtables> Iptables<X> {
     /// The tools it works with.
     pub fn tools(&mut self) -> &mut X {
         &mut self.tools
-    }
-
-    /// Before we write: what has been heard so far is others' doing.
-    fn listen_before(&mut self, reread: &Reread) -> Result<usize> {
-        let heard = self.heard.take_in(&mut self.tools)?;
-        if reread.is_large() {
-            self.heard.stop(&mut self.tools)?;
-        }
-        Ok(heard)
-    }
-
-    /// After we have written: what others have done meanwhile is told apart from what we have.
-    fn listen_after(&mut self, reread: &Reread, (heard, commits): (usize, u32)) -> Result<()> {
-        if reread.is_large() {
-            self.heard.begin(&mut self.tools);
-        } else {
-            self.heard.take_in(&mut self.tools)?;
-            self.heard.forget_own(heard, commits);
-        }
-        Ok(())
-    }
-
-    /// The stamp after our own changes, if it is known that nobody else changed our chains since
-    /// `before`: what they did would otherwise hide behind ours. `None` makes the next check look.
-    fn stamp_after(&mut self, before: Stamp, commits: u32) -> Result<Option<Stamp>> {
-        let after = self.tools.stamp()?;
-        let is_undisturbed = self.stamp == Some(before)
-            && match (before, after) {
-                (Stamp::Generation(before), Stamp::Generation(after)) => {
-                    after.wrapping_sub(before) == commits
-                }
-                // The legacy tools hold a lock, so little can happen in between.
-                _ => true,
-            };
-        Ok((is_undisturbed || self.has_followed(after)).then_some(after))
-    }
-
-    /// Whether all that made the tables what they are now has been heard.
-    fn has_followed(&self, stamp: Stamp) -> bool {
-        self.stamp.is_some() && self.heard.leads_to(stamp)
     }
 
     /// Reads what is about to begin anew, if that is measured; returns which counters that will be.
@@ -234,8 +201,7 @@ impl<X: Xtables> Backend for Iptables<X> {
         self.tools.survey("nat", &mut look).await.context("listing the chains of the nat table")?;
         self.features.counts_invalid = self.tools.ensure_counter(INVALID_DROPPED);
         self.features.counts_localhost = self.tools.ensure_counter(LOCALHOST_ACCEPTED);
-        self.stamp = None;
-        self.heard.forget_all(&mut self.tools)?;
+        self.known.forget(&mut self.tools)?;
         Ok(Baseline::observed(strays))
     }
 
@@ -263,9 +229,8 @@ impl<X: Xtables> Backend for Iptables<X> {
         let (mut written, mut found) = ([0, 0], Vec::new());
         if !changes.is_empty() {
             let began_anew = self.measure_before(&changes);
-            let before = self.tools.stamp()?;
             let reread = Reread::after(&changes);
-            let heard = self.listen_before(&reread)?;
+            let begun = self.known.begin(&mut self.tools, &reread)?;
             let outcome = apply::run(&mut self.tools, desired, (&changes, self.most_chains), baseline).await;
             if let Err(error) = &outcome
                 && changes.nets.is_some()
@@ -275,12 +240,11 @@ impl<X: Xtables> Backend for Iptables<X> {
                 self.settle_tree(true);
             }
             let outcome = outcome?;
+            self.known.end(&mut self.tools, &begun, &outcome)?;
             (applied.calls, written) = (outcome.calls, outcome.written);
             found = outcome.refused;
             baseline.commit(changes, desired.fixed, (&found, outcome.stuck));
             self.settle_tree(!baseline.refused.is_empty());
-            self.listen_after(&reread, (heard, outcome.commits))?;
-            self.stamp = self.stamp_after(before, outcome.commits)?;
             watch::keep(&mut self.tools, reread, baseline);
             self.measure_after(desired, &began_anew);
         }
@@ -304,11 +268,9 @@ impl<X: Xtables> Backend for Iptables<X> {
     }
 
     async fn verify(&mut self, baseline: &mut Baseline, look: Look) -> Result<Vec<Finding>> {
-        let stamp = self.tools.stamp()?;
-        self.heard.take_in(&mut self.tools)?;
-        let is_known = self.stamp == Some(stamp) || self.has_followed(stamp);
+        let (stamp, is_known) = self.known.look(&mut self.tools)?;
         let lost = if is_known { Vec::new() } else { watch::count(&mut self.tools, baseline).await? };
-        let (mut drift, shared) = self.heard.drift();
+        let (mut drift, shared) = self.known.drift();
         // A legacy table tells nothing, and its stamp is its size, which a rule in another's place
         // does not change.
         let is_due = look == Look::Thorough && self.tools.flavor() == Flavor::Legacy;
@@ -320,11 +282,15 @@ impl<X: Xtables> Backend for Iptables<X> {
         let is_new =
             |it: &Drift| !named.contains(&it.name) && (it.kind != DriftKind::Table || named.is_empty());
         drift.extend(lost.into_iter().filter(is_new));
-        if drift.is_empty() {
-            self.stamp = Some(stamp);
-            self.heard.catch_up();
+        if !drift.is_empty() {
+            return Ok(drift.into_iter().map(Finding::Drift).collect());
         }
-        Ok(drift.into_iter().map(Finding::Drift).collect())
+        self.known.settle(stamp);
+        let is_due = look == Look::Thorough && self.known.is_in_doubt();
+        Ok(is_due
+            .then_some(Finding::Outdated("others wrote to the tables while we did"))
+            .into_iter()
+            .collect())
     }
 }
 

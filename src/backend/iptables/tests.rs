@@ -112,7 +112,7 @@ async fn incremental_and_full_syncs_meet_in_the_same_kernel() {
             bench.assert_every_chain_is_used();
             assert!(bench.changes().is_empty(), "seed {seed}: a second look finds nothing to do");
             let baseline = bench.baseline.as_mut().unwrap();
-            bench.backend.stamp = None;
+            bench.backend.known = Known::default();
             assert_eq!(bench.backend.verify(baseline, Look::Thorough).await.unwrap(), [], "seed {seed}");
         }
     }
@@ -375,7 +375,7 @@ async fn a_chain_that_others_hold_stays_and_all_else_goes_on() {
         let chains = bench.tables()["nat"].keys().filter(|name| ChainId::parse(name).is_some());
         assert_eq!(chains.collect::<Vec<_>>(), [&held]);
         let baseline = bench.baseline.as_mut().unwrap();
-        bench.backend.stamp = None;
+        bench.backend.known = Known::default();
         assert_eq!(bench.backend.verify(baseline, Look::Thorough).await.unwrap(), []);
     }
 }
@@ -525,7 +525,7 @@ async fn large() -> Bench {
         bench.tracker.fold(crate::testing::cluster::slice(number, 5));
     }
     bench.sync().await.unwrap();
-    assert_eq!(bench.look().await.0, Vec::<String>::new());
+    assert_eq!(bench.look().await, (vec![], 0), "nobody else wrote, so there is nothing to look for");
     bench
 }
 
@@ -598,6 +598,42 @@ async fn what_was_not_heard_is_counted() {
     assert_eq!(bench.look().await.0, Vec::<String>::new());
     replace_rule(bench.backend.tools(), &chain);
     assert_eq!(bench.look().await.1, 0, "from then on all is heard again");
+}
+
+#[tokio::test]
+async fn a_rule_in_anothers_place_that_was_not_heard_is_mended_by_writing_everything_anew() {
+    let mut bench = large().await;
+    let good = bench.tables().clone();
+    let chain = good["nat"].keys().rfind(|name| name.starts_with("KUBE-SVC-")).unwrap().clone();
+    bench.backend.tools().loses = true;
+    replace_rule(bench.backend.tools(), &chain);
+    assert_eq!(bench.look().await.0, Vec::<String>::new(), "counting does not show it");
+    let found = bench.backend.verify(bench.baseline.as_mut().unwrap(), Look::Thorough).await.unwrap();
+    assert!(matches!(found[..], [Finding::Outdated(_)]), "{found:?}");
+    bench.baseline = None;
+    bench.sync().await.unwrap();
+    assert_eq!(bench.tables(), &good);
+    let found = bench.backend.verify(bench.baseline.as_mut().unwrap(), Look::Thorough).await.unwrap();
+    assert_eq!(found, []);
+}
+
+#[tokio::test]
+async fn what_is_lost_while_the_other_family_writes_much_raises_no_doubt() {
+    let mut bench = large().await;
+    let own = OwnGenerations::default();
+    bench.backend = Iptables::new(bench.backend.tools().clone(), bench.backend.features.clone());
+    bench.backend = bench.backend.sharing(own.clone());
+    bench.baseline = None;
+    bench.sync().await.unwrap();
+    for (others, is_sound) in [(0, true), (1, false)] {
+        for _ in 0..3 + others {
+            bench.backend.tools().meddle("nat", |nat| drop(nat.insert("THEIRS".to_owned(), Vec::new())));
+        }
+        own.add(3);
+        bench.backend.tools().loses = true;
+        let found = bench.backend.verify(bench.baseline.as_mut().unwrap(), Look::Thorough).await.unwrap();
+        assert_eq!(found.is_empty(), is_sound, "{others}: {found:?}");
+    }
 }
 
 #[tokio::test]

@@ -128,6 +128,11 @@ impl Reread {
         Reread { all: changes.set_up, written: written(changes), deleted }
     }
 
+    /// Everything is written.
+    pub(super) fn is_of_all(&self) -> bool {
+        self.all
+    }
+
     /// Too much is written to be listened to.
     pub(super) fn is_large(&self) -> bool {
         self.all || self.written.len() + self.deleted.len() > MOST_FOLLOWED

@@ -307,9 +307,9 @@ impl Xtables for FakeXtables {
         Ok(true)
     }
 
-    fn listen(&mut self, on: bool) -> Result<()> {
+    fn listen(&mut self, on: bool) -> Result<bool> {
         self.told = (on && self.flavor == Flavor::Nft).then(Vec::new);
-        Ok(())
+        Ok(self.told.is_some())
     }
 
     fn hear(&mut self, visit: &mut dyn FnMut(Told<'_>)) -> Result<bool> {

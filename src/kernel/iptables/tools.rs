@@ -377,12 +377,12 @@ impl Xtables for Tools {
         }
     }
 
-    fn listen(&mut self, on: bool) -> Result<()> {
+    fn listen(&mut self, on: bool) -> Result<bool> {
         self.commits = None;
         if on && self.flavor == Flavor::Nft {
             self.commits = Some(Commits::of(self.family)?);
         }
-        Ok(())
+        Ok(self.commits.is_some())
     }
 
     fn hear(&mut self, visit: &mut dyn FnMut(Told<'_>)) -> Result<bool> {
