@@ -4,7 +4,7 @@ use super::consistency;
 use super::ipvs_metrics::{self, Counted};
 use super::service_metrics::measuring;
 use crate::backend::Backend;
-use crate::backend::iptables::{self, Iptables, OwnGenerations};
+use crate::backend::iptables::{self, Iptables, OwnWrites};
 use crate::backend::ipvs::{self, Ipvs};
 use crate::config::{Config, DetectLocal, Flavor, NodePortAddresses as ConfiguredAddresses};
 use crate::kernel::addresses::local_addresses;
@@ -131,7 +131,7 @@ pub(super) async fn iptables(
     metrics: &Arc<Metrics>,
 ) -> Result<Dataplanes<Iptables<Tools>>> {
     let ips = NodeIps::of(config, node);
-    let (mut planes, own) = (Dataplanes::none(), OwnGenerations::default());
+    let (mut planes, own) = (Dataplanes::none(), OwnWrites::default());
     for (family, tools) in usable_families(config, node, &ips).await? {
         let settings = settings(config, family, node, &ips);
         let features = iptables::Features {

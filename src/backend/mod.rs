@@ -142,7 +142,7 @@ pub struct KernelObject {
 pub enum Look {
     /// Counts and stamps: so cheap that it can be done every few seconds.
     Quick,
-    /// Every object is compared, unless it is known that nobody changed any.
+    /// Every object is compared, unless it is known what others changed.
     Thorough,
 }
 

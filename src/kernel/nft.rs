@@ -9,7 +9,7 @@ use netlink::{Malformed, Message, MsgBuf, Protocol, Socket};
 mod commits;
 mod rules;
 
-pub use commits::{Commits, Told};
+pub use commits::{Commits, RuleMark, Told};
 pub use netlink::Part;
 
 const SUBSYSTEM: u16 = 10 << 8;
@@ -155,18 +155,38 @@ fn parse_chain<'a>(
     if message.kind != NEW_CHAIN || message.payload.first() != Some(&nfnetlink::number(family)) {
         return Ok(None);
     }
-    let mut chain = ChainUse { name: "", is_base: false, uses: 0 };
+    let chain = read_chain(message)?;
+    if chain.table != table {
+        return Ok(None);
+    }
+    if chain.name.is_empty() {
+        return Err(Malformed("chain without a name"));
+    }
+    Ok(Some(ChainUse { name: chain.name, is_base: chain.is_base, uses: chain.uses }))
+}
+
+/// A chain, as a message has it.
+#[derive(Default)]
+struct Chain<'a> {
+    table: &'a str,
+    name: &'a str,
+    is_base: bool,
+    uses: u32,
+}
+
+fn read_chain<'a>(message: &Message<'a>) -> Result<Chain<'a>, Malformed> {
+    let mut chain = Chain::default();
     for attribute in message.attributes(HEADER_LEN)? {
         let attribute = attribute?;
         match attribute.kind {
-            CHAIN_TABLE if attribute.string()? != table => return Ok(None),
+            CHAIN_TABLE => chain.table = attribute.string()?,
             CHAIN_NAME => chain.name = attribute.string()?,
             CHAIN_HOOK => chain.is_base = true,
             CHAIN_USE => chain.uses = attribute.be32()?,
             _ => {}
         }
     }
-    if chain.name.is_empty() { Err(Malformed("chain without a name")) } else { Ok(Some(chain)) }
+    Ok(chain)
 }
 
 /// Reads whatever it is, for fuzzing.

@@ -234,15 +234,18 @@ impl Proxy {
     /// When the file cannot be written.
     pub fn apply(&mut self, objects: &[Value]) -> Result<()> {
         self.generation = next_generation();
-        self.folder.write(OBJECTS, &manifest(objects, self.generation))
+        self.rewrite(objects)
     }
 
     /// Changes the objects and nothing else: `wait_for_sync` cannot tell when this is in force.
     ///
     /// # Errors
     ///
-    /// When the file cannot be written.
+    /// When the file cannot be written, or the program reads from an API server.
     pub fn rewrite(&self, objects: &[Value]) -> Result<()> {
+        if matches!(self.source, Source::ApiServer { .. }) {
+            bail!("the program watches an API server: put the objects there");
+        }
         self.folder.write(OBJECTS, &manifest(objects, self.generation))
     }
 

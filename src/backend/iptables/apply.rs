@@ -25,12 +25,29 @@ pub(super) struct Outcome {
     pub(super) refused: Vec<Refusal>,
     /// Chains that could not be deleted: somebody else's rules jump to them.
     pub(super) stuck: BTreeSet<ChainId>,
-    /// Tables that took effect; at most, if an input failed.
+    /// Transactions that took effect.
     pub(super) commits: u32,
+    /// Those that may have: of inputs that failed, and such as empty what may be empty already.
+    pub(super) doubtful_commits: u32,
     /// An input failed.
     pub(super) failed: bool,
     /// The tables before the first of these.
     pub(super) begun: Option<Stamp>,
+}
+
+impl Outcome {
+    fn count(&mut self, counted: &Counted<impl Sized>, sent: &Result<(), RestoreError>) {
+        match sent {
+            Ok(()) => {
+                self.commits += counted.commits;
+                self.doubtful_commits += counted.tables - counted.commits;
+            }
+            Err(_) => {
+                self.doubtful_commits += counted.tables;
+                self.failed = true;
+            }
+        }
+    }
 }
 
 /// Carries changes out.
@@ -159,7 +176,7 @@ impl<X: Xtables> Run<'_, '_, X> {
     async fn empty(&mut self, chains: &[ChainId]) -> Result<(), RestoreError> {
         let declared: String = chains.iter().map(|id| format!(":{id} - [0:0]\n")).collect();
         self.outcome.calls += 1;
-        self.outcome.commits += 1;
+        self.outcome.doubtful_commits += 1;
         match self.tools.restore(&mut std::iter::once(format!("*nat\n{declared}COMMIT\n"))).await {
             Ok(()) => Ok(()),
             Err(RestoreError::Refused { .. }) => {
@@ -183,8 +200,7 @@ impl<X: Xtables> Run<'_, '_, X> {
         self.outcome.calls += 1;
         let mut counted = Counted::new(input.pieces());
         let sent = self.tools.restore(&mut counted).await;
-        self.outcome.commits += counted.commits;
-        self.outcome.failed |= sent.is_err();
+        self.outcome.count(&counted, &sent);
         sent
     }
 
@@ -223,8 +239,7 @@ impl<X: Xtables> Run<'_, '_, X> {
             self.outcome.written[0] += counted.written[0];
             self.outcome.written[1] += counted.written[1];
         }
-        self.outcome.commits += counted.commits;
-        self.outcome.failed |= sent.is_err();
+        self.outcome.count(&counted, &sent);
         sent
     }
 
@@ -353,17 +368,22 @@ fn lines_around(pieces: impl Iterator<Item = String>, line: usize) -> String {
     shown.join(" | ")
 }
 
-/// Counts the rules that pass, by table.
+/// Counts what passes, by table.
 struct Counted<I> {
     pieces: I,
     nat: bool,
+    /// Rules.
     written: [usize; 2],
+    tables: u32,
+    /// Tables with rules or deletions.
     commits: u32,
+    /// The table that passes has some.
+    has_some: bool,
 }
 
 impl<I> Counted<I> {
     fn new(pieces: I) -> Self {
-        Counted { pieces, nat: false, written: [0, 0], commits: 0 }
+        Counted { pieces, nat: false, written: [0, 0], tables: 0, commits: 0, has_some: false }
     }
 }
 
@@ -373,10 +393,15 @@ impl<I: Iterator<Item = String>> Iterator for Counted<I> {
     fn next(&mut self) -> Option<String> {
         let piece = self.pieces.next()?;
         for line in piece.lines() {
-            if line.starts_with("-A ") {
-                self.written[usize::from(self.nat)] += 1;
-            } else if line.starts_with('*') {
+            if line.starts_with('*') {
                 self.nat = line == "*nat";
+                self.tables += 1;
+                self.has_some = false;
+                continue;
+            }
+            self.written[usize::from(self.nat)] += usize::from(line.starts_with("-A "));
+            if line.starts_with('-') && !self.has_some {
+                self.has_some = true;
                 self.commits += 1;
             }
         }

@@ -19,6 +19,11 @@ impl Doubt {
         self.is_raised = true;
     }
 
+    /// Everything is written anew for another reason.
+    pub(super) fn lower(&mut self) {
+        self.is_raised = false;
+    }
+
     /// Whether everything is to be written now; asked once at each thorough look.
     pub(super) fn is_due(&mut self) -> bool {
         if self.rest > 0 {

@@ -9,7 +9,7 @@ use super::watch::{ChainKey, OurChains};
 use crate::backend::kept::Chains as _;
 use crate::backend::{Drift, DriftKind};
 use crate::kernel::iptables::{Stamp, Xtables};
-use crate::kernel::nft::Told;
+use crate::kernel::nft::{RuleMark, Told};
 use anyhow::Result;
 use std::collections::BTreeMap;
 
@@ -28,8 +28,12 @@ enum Act {
 struct Commit {
     by: String,
     chains: BTreeMap<ChainKey, Act>,
+    /// The rule that was taken out last; it may come back at once.
+    taken: Option<(ChainKey, RuleMark)>,
     /// It took a rule that may be ours out of a chain where others have rules, too.
     shared: bool,
+    /// It made a chain that is used: one that had another name, perhaps.
+    made: bool,
 }
 
 impl Commit {
@@ -38,23 +42,49 @@ impl Commit {
     }
 
     fn add(&mut self, told: Told<'_>) {
-        let (table, chain, act) = match told {
-            Told::RuleAdded { table, chain } | Told::RuleDeleted { table, chain, .. } => {
-                (table, chain, Act::Changed)
+        if let Told::RuleAdded { table, chain, rule } = told {
+            let key = own_chain(table, chain);
+            // Whoever zeroes the counters of a rule takes it out and puts it back.
+            if key.is_some() && self.taken == key.map(|key| (key, rule)) {
+                self.taken = None;
+            } else {
+                self.close();
+                self.note(key, Act::Changed);
             }
-            Told::ChainDeleted { table, chain } => (table, chain, Act::Deleted),
-            Told::Committed { .. } => return,
-        };
-        // What stands in a canary is nothing to us.
-        if let Some(key) = OurChains.key(table, chain).filter(|_| chain != CANARY || act == Act::Deleted) {
-            let known = self.chains.entry(key).or_insert(act);
-            *known = act.max(*known);
+            return;
         }
-        if let Told::RuleDeleted { jumps_to, .. } = told {
-            let was_ours = jumps_to.is_some_and(|to| OurChains.has_jump(table, chain, to));
-            self.shared |= was_ours || OurChains.is_mixed(table, chain);
+        self.close();
+        match told {
+            Told::RuleDeleted { table, chain, rule, jumps_to } => {
+                self.taken = own_chain(table, chain).map(|key| (key, rule));
+                let was_ours = jumps_to.is_some_and(|to| OurChains.has_jump(table, chain, to));
+                self.shared |= was_ours || OurChains.is_mixed(table, chain);
+            }
+            Told::ChainDeleted { table, chain } => self.note(OurChains.key(table, chain), Act::Deleted),
+            Told::ChainMade { table, chain, is_used } => {
+                self.made |= is_used && OurChains.key(table, chain).is_none();
+            }
+            Told::RuleAdded { .. } | Told::Committed { .. } => {}
         }
     }
+
+    /// What was taken out last is not put back.
+    fn close(&mut self) {
+        if let Some((key, _)) = self.taken.take() {
+            self.note(Some(key), Act::Changed);
+        }
+    }
+
+    fn note(&mut self, key: Option<ChainKey>, act: Act) {
+        let Some(key) = key else { return };
+        let known = self.chains.entry(key).or_insert(act);
+        *known = act.max(*known);
+    }
+}
+
+/// A chain whose rules are ours: what stands in a canary is nothing to us.
+fn own_chain(table: &str, chain: &str) -> Option<ChainKey> {
+    OurChains.key(table, chain).filter(|_| chain != CANARY)
 }
 
 /// What has been heard and not been acted upon.
@@ -68,36 +98,32 @@ pub(super) struct Heard {
     generation: Option<u32>,
     /// Something was lost, and has not been looked for yet.
     missed: bool,
-    /// The kernel tells us.
-    listens: bool,
+    /// A chain may have been given another name, which has not been looked for yet.
+    made: bool,
 }
 
 impl Heard {
     /// Stops to listen: a pass that writes much would be told of at length.
     pub(super) fn stop(&mut self, tools: &mut impl Xtables) -> Result<()> {
         self.reset();
-        tools.listen(false).map(drop)
+        tools.listen(false)
     }
 
     /// Begins to listen.
     pub(super) fn begin(&mut self, tools: &mut impl Xtables) {
         self.reset();
-        match tools.listen(true) {
-            Ok(listens) => self.listens = listens,
-            Err(error) => tracing::warn!(
-                error = format!("{error:#}"),
-                "changes of single rules by others go unnoticed until everything is written anew"
-            ),
+        if let Err(error) = tools.listen(true) {
+            tracing::warn!(error = format!("{error:#}"), "what others write to the tables is only counted");
         }
     }
 
     fn reset(&mut self) {
-        *self = Heard { commits: std::mem::take(&mut self.commits), ..Heard::default() };
+        (self.open, self.generation) = (Commit::default(), None);
     }
 
     /// Forgets what was heard, and stops to listen: everything is to be written anew.
     pub(super) fn forget_all(&mut self, tools: &mut impl Xtables) -> Result<()> {
-        self.commits.clear();
+        *self = Heard::default();
         self.stop(tools)
     }
 
@@ -113,17 +139,19 @@ impl Heard {
             if let Told::Committed { generation, by } = told {
                 self.generation = Some(generation);
                 let commit = std::mem::take(&mut self.open);
+                self.made |= commit.made;
                 if commit.is_about_ours() {
                     self.commits.push(Commit { by: by.escape_debug().to_string(), ..commit });
                 }
             }
         })?;
-        self.missed |= self.listens && !is_whole;
+        self.missed |= !is_whole;
         Ok(())
     }
 
     /// What was missed has been looked for; whether anything was.
     pub(super) fn catch_up(&mut self) -> bool {
+        self.made = false;
         std::mem::take(&mut self.missed)
     }
 
@@ -136,15 +164,24 @@ impl Heard {
     }
 
     /// Whether everything up to this stamp was heard.
-    pub(super) fn leads_to(&self, stamp: Stamp) -> bool {
+    pub(super) fn has_heard(&self, stamp: Stamp) -> bool {
         !self.missed && self.generation.is_some_and(|generation| stamp == Stamp::Generation(generation))
     }
 
-    /// What others did, and whether they took rules out of chains that are not ours alone.
-    pub(super) fn drift(&mut self) -> (Vec<Drift>, bool) {
-        let (mut acts, mut shared) = (BTreeMap::new(), false);
+    /// Whether what was heard tells all that was done to our chains up to this stamp.
+    pub(super) fn leads_to(&self, stamp: Stamp) -> bool {
+        !self.made && self.has_heard(stamp)
+    }
+
+    /// Whether others took rules out of chains that are not ours alone.
+    pub(super) fn is_about_shared(&self) -> bool {
+        self.commits.iter().any(|commit| commit.shared)
+    }
+
+    /// What others did to our chains. It is not told again.
+    pub(super) fn drift(&mut self) -> Vec<Drift> {
+        let mut acts = BTreeMap::new();
         for commit in std::mem::take(&mut self.commits) {
-            shared |= commit.shared;
             acts.extend(commit.chains.into_iter().map(|(key, act)| (key, (act, commit.by.clone()))));
         }
         let unnamed = acts.len().saturating_sub(MOST_NAMED);
@@ -163,6 +200,49 @@ impl Heard {
                 format!("has {unnamed} more chains that were changed"),
             )
         });
-        (named.chain(more).collect(), shared)
+        named.chain(more).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CHAIN: &str = "KUBE-SVC-AAAABBBBCCCCDDDD";
+
+    fn mark(handle: u64) -> RuleMark {
+        RuleMark { handle, content: 7 }
+    }
+
+    fn added(chain: &str, handle: u64) -> Told<'_> {
+        Told::RuleAdded { table: "nat", chain, rule: mark(handle) }
+    }
+
+    fn deleted(chain: &str, handle: u64) -> Told<'_> {
+        Told::RuleDeleted { table: "nat", chain, rule: mark(handle), jumps_to: None }
+    }
+
+    fn is_about_ours(told: &[Told<'_>]) -> bool {
+        let mut commit = Commit::default();
+        told.iter().for_each(|told| commit.add(*told));
+        commit.add(Told::Committed { generation: 1, by: "" });
+        commit.is_about_ours()
+    }
+
+    #[test]
+    fn zeroed_counters_are_no_change_and_everything_else_is() {
+        let zeroed = [deleted(CHAIN, 1), added(CHAIN, 1), deleted(CHAIN, 2), added(CHAIN, 2)];
+        assert!(!is_about_ours(&zeroed));
+        for changed in [
+            &[deleted(CHAIN, 1)][..],
+            &[added(CHAIN, 1)],
+            &[deleted(CHAIN, 1), added(CHAIN, 9)],
+            &[deleted(CHAIN, 1), deleted(CHAIN, 2), added(CHAIN, 2), added(CHAIN, 1)],
+            &[deleted(CHAIN, 1), added("THEIRS", 1), added(CHAIN, 1)],
+            &[Told::ChainDeleted { table: "nat", chain: CHAIN }],
+        ] {
+            assert!(is_about_ours(changed), "{changed:?}");
+        }
+        assert!(!is_about_ours(&[added("THEIRS", 1), deleted("OUTPUT", 2), added(CANARY, 3)]));
     }
 }

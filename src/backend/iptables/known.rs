@@ -14,17 +14,32 @@ use anyhow::Result;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
-/// How many generations this process has made, in all families: all of them share one count.
+/// What this process does to the tables, in all families: they share one count of generations.
 #[derive(Clone, Debug, Default)]
-pub struct OwnGenerations(Arc<AtomicU32>);
+pub struct OwnWrites(Arc<Counts>);
 
-impl OwnGenerations {
-    fn get(&self) -> u32 {
-        self.0.load(Relaxed)
+#[derive(Debug, Default)]
+struct Counts {
+    generations: AtomicU32,
+    large_passes: AtomicU32,
+}
+
+impl OwnWrites {
+    fn generations(&self) -> u32 {
+        self.0.generations.load(Relaxed)
     }
 
     pub(super) fn add(&self, generations: u32) {
-        self.0.fetch_add(generations, Relaxed);
+        self.0.generations.fetch_add(generations, Relaxed);
+    }
+
+    /// Passes of which others hear more than they can keep.
+    fn large_passes(&self) -> u32 {
+        self.0.large_passes.load(Relaxed)
+    }
+
+    pub(super) fn begin_large(&self) {
+        self.0.large_passes.fetch_add(1, Relaxed);
     }
 }
 
@@ -32,14 +47,15 @@ impl OwnGenerations {
 #[derive(Clone, Copy, Debug)]
 struct Left {
     stamp: Stamp,
-    /// The generations that this process had made by then.
+    /// The generations that this process had made by then, and its large passes.
     own: u32,
+    large_passes: u32,
 }
 
 /// What is known of the tables.
 #[derive(Debug, Default)]
 pub(super) struct Known {
-    own: OwnGenerations,
+    own: OwnWrites,
     /// `None` when they have to be looked at.
     left: Option<Left>,
     heard: Heard,
@@ -50,7 +66,7 @@ pub(super) struct Known {
 #[derive(Debug)]
 pub(super) struct Begun {
     stamp: Stamp,
-    /// The tables are known, or all of them is written anew.
+    /// The tables are known, or it does not matter: everything is written anew.
     was_known: bool,
     /// Transactions of others that were known then.
     heard: usize,
@@ -65,14 +81,37 @@ fn generations(from: Stamp, to: Stamp) -> Option<u32> {
     }
 }
 
+/// Who wrote while a pass of ours did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Company {
+    Nobody,
+    Others,
+    /// Perhaps somebody: an input of ours failed, and may have taken effect in part.
+    Perhaps,
+}
+
+/// Judges by the generations that were made meanwhile, where they are counted.
+fn judge(made: Option<u32>, outcome: &Outcome) -> Company {
+    // The legacy tools hold a lock, so little can happen in between.
+    let Some(made) = made else { return Company::Nobody };
+    if made > outcome.commits + outcome.doubtful_commits {
+        Company::Others
+    } else if outcome.failed || made < outcome.commits {
+        Company::Perhaps
+    } else {
+        Company::Nobody
+    }
+}
+
 impl Known {
-    pub(super) fn sharing(own: OwnGenerations) -> Self {
+    pub(super) fn sharing(own: OwnWrites) -> Self {
         Known { own, ..Known::default() }
     }
 
     /// Nothing is known any more, until all is written anew.
     pub(super) fn forget(&mut self, tools: &mut impl Xtables) -> Result<()> {
         self.left = None;
+        self.doubt.lower();
         self.heard.forget_all(tools)
     }
 
@@ -86,7 +125,11 @@ impl Known {
             is_large: reread.is_large(),
         };
         if begun.is_large {
+            self.own.begin_large();
             self.heard.stop(tools)?;
+        }
+        if reread.is_of_all() {
+            self.heard.catch_up();
         }
         Ok(begun)
     }
@@ -98,25 +141,34 @@ impl Known {
         }
         let stamp = tools.stamp()?;
         self.heard.take_in(tools)?;
-        if !begun.is_large {
-            self.heard.forget_own(begun.heard, outcome.commits);
-        }
-        // The legacy tools hold a lock, so little can happen in between.
         let made = outcome.begun.and_then(|begun| generations(begun, stamp));
-        let is_alone = made.is_none_or(|made| made == outcome.commits);
-        let is_followed = begun.was_known && self.heard.leads_to(stamp);
-        if !outcome.failed {
-            let jumps = outcome.begun.and_then(|set_up| generations(begun.stamp, set_up));
-            self.own.add(outcome.commits.wrapping_add(jumps.unwrap_or_default()));
-            if !is_alone && !is_followed {
+        let company = judge(made, outcome);
+        if let Some(made) = made {
+            let set_up = outcome.begun.and_then(|set_up| generations(begun.stamp, set_up));
+            let written = if company == Company::Nobody { made } else { outcome.commits };
+            self.own.add(written.wrapping_add(set_up.unwrap_or_default()));
+        }
+        if !begun.is_large {
+            let doubtful = if outcome.failed { 0 } else { outcome.doubtful_commits };
+            self.heard.forget_own(begun.heard, outcome.commits + doubtful);
+        }
+        self.conclude(stamp, begun, company);
+        Ok(())
+    }
+
+    fn conclude(&mut self, stamp: Stamp, begun: &Begun, company: Company) {
+        self.left = None;
+        if company == Company::Nobody && begun.was_known {
+            // Whatever was lost was our own.
+            self.heard.catch_up();
+            self.leave(stamp);
+        } else if begun.is_large || !self.heard.has_heard(stamp) {
+            if company == Company::Others {
                 self.doubt.raise();
             }
-        }
-        self.left = None;
-        if is_alone && begun.was_known || is_followed {
+        } else if begun.was_known && self.heard.leads_to(stamp) {
             self.leave(stamp);
         }
-        Ok(())
     }
 
     /// The tables as they are, and whether all that made them so is known.
@@ -125,25 +177,31 @@ impl Known {
         self.heard.take_in(tools)?;
         let Some(left) = self.left else { return Ok((stamp, false)) };
         let is_own = match generations(left.stamp, stamp) {
-            Some(made) => made == self.own.get().wrapping_sub(left.own),
+            Some(made) => made == self.own.generations().wrapping_sub(left.own),
             None => left.stamp == stamp,
         };
-        if is_own {
-            // What was lost was about a pass of the other family.
+        let is_followed = self.heard.leads_to(stamp);
+        // What was lost was about a pass of the other family.
+        if is_own || left.large_passes != self.own.large_passes() {
             self.heard.catch_up();
         }
-        Ok((stamp, is_own || self.heard.leads_to(stamp)))
+        Ok((stamp, is_own || is_followed))
     }
 
-    /// What others did to what is ours since the last time, and whether they took rules out of chains that
-    /// are not ours alone.
-    pub(super) fn drift(&mut self) -> (Vec<Drift>, bool) {
+    /// Whether others took rules out of chains that are not ours alone.
+    pub(super) fn is_about_shared(&self) -> bool {
+        self.heard.is_about_shared()
+    }
+
+    /// What others did to our chains since the last time.
+    pub(super) fn drift(&mut self) -> Vec<Drift> {
         self.heard.drift()
     }
 
     /// The tables are as they should be, as far as looking shows.
     pub(super) fn settle(&mut self, stamp: Stamp) {
-        if self.heard.catch_up() {
+        // Legacy tables are never heard, and they are compared.
+        if self.heard.catch_up() && matches!(stamp, Stamp::Generation(_)) {
             self.doubt.raise();
         }
         self.leave(stamp);
@@ -156,6 +214,35 @@ impl Known {
     }
 
     fn leave(&mut self, stamp: Stamp) {
-        self.left = Some(Left { stamp, own: self.own.get() });
+        let (own, large_passes) = (self.own.generations(), self.own.large_passes());
+        self.left = Some(Left { stamp, own, large_passes });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_wrote_beside_us_shows_by_the_generations_made() {
+        let outcome = |commits, doubtful_commits, failed| Outcome {
+            commits,
+            doubtful_commits,
+            failed,
+            ..Outcome::default()
+        };
+        for (made, outcome, company) in [
+            (Some(2), outcome(2, 0, false), Company::Nobody),
+            (Some(3), outcome(2, 0, false), Company::Others),
+            (Some(2), outcome(2, 1, false), Company::Nobody),
+            (Some(3), outcome(2, 1, false), Company::Nobody),
+            (Some(4), outcome(2, 1, false), Company::Others),
+            (Some(3), outcome(2, 2, true), Company::Perhaps),
+            (Some(5), outcome(2, 2, true), Company::Others),
+            (Some(1), outcome(2, 0, false), Company::Perhaps),
+            (None, outcome(2, 0, false), Company::Nobody),
+        ] {
+            assert_eq!(judge(made, &outcome), company, "{made:?} {outcome:?}");
+        }
     }
 }

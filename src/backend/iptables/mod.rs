@@ -26,7 +26,7 @@ pub use base::Features;
 pub use desired::{Baseline, Desired};
 pub use diff::Changes;
 pub use inspect::{branch, differences, foreign_obstacles, trace as trace_packet};
-pub use known::OwnGenerations;
+pub use known::OwnWrites;
 pub use setup::{features, features_as_found};
 
 use super::tally::{Measuring, Tally};
@@ -95,7 +95,7 @@ impl<X: Xtables> Iptables<X> {
 
     /// Lets it know what other families of this process write.
     #[must_use]
-    pub fn sharing(mut self, own: OwnGenerations) -> Self {
+    pub fn sharing(mut self, own: OwnWrites) -> Self {
         self.known = Known::sharing(own);
         self
     }
@@ -269,14 +269,16 @@ impl<X: Xtables> Backend for Iptables<X> {
 
     async fn verify(&mut self, baseline: &mut Baseline, look: Look) -> Result<Vec<Finding>> {
         let (stamp, is_known) = self.known.look(&mut self.tools)?;
+        // Without what stood in shared chains there is nothing to compare them with.
+        let is_known = is_known && !(self.known.is_about_shared() && baseline.kept.is_none());
         let lost = if is_known { Vec::new() } else { watch::count(&mut self.tools, baseline).await? };
-        let (mut drift, shared) = self.known.drift();
         // A legacy table tells nothing, and its stamp is its size, which a rule in another's place
         // does not change.
-        let is_due = look == Look::Thorough && self.tools.flavor() == Flavor::Legacy;
-        if shared || is_due || !lost.is_empty() {
-            drift.extend(watch::compare(&mut self.tools, baseline)?);
-        }
+        let is_blind = look == Look::Thorough && self.tools.flavor() == Flavor::Legacy;
+        let compares = self.known.is_about_shared() || is_blind || !lost.is_empty();
+        let compared = if compares { watch::compare(&mut self.tools, baseline)? } else { Vec::new() };
+        let mut drift = self.known.drift();
+        drift.extend(compared);
         let named: BTreeSet<String> = drift.iter().map(|it| it.name.clone()).collect();
         // What is only counted has no name; it may be what is named already.
         let is_new =
@@ -286,9 +288,9 @@ impl<X: Xtables> Backend for Iptables<X> {
             return Ok(drift.into_iter().map(Finding::Drift).collect());
         }
         self.known.settle(stamp);
-        let is_due = look == Look::Thorough && self.known.is_in_doubt();
-        Ok(is_due
-            .then_some(Finding::Outdated("others wrote to the tables while we did"))
+        let is_in_doubt = look == Look::Thorough && self.known.is_in_doubt();
+        Ok(is_in_doubt
+            .then_some(Finding::Outdated("others wrote to the tables unheard"))
             .into_iter()
             .collect())
     }

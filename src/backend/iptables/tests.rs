@@ -620,12 +620,15 @@ async fn a_rule_in_anothers_place_that_was_not_heard_is_mended_by_writing_everyt
 #[tokio::test]
 async fn what_is_lost_while_the_other_family_writes_much_raises_no_doubt() {
     let mut bench = large().await;
-    let own = OwnGenerations::default();
+    let own = OwnWrites::default();
     bench.backend = Iptables::new(bench.backend.tools().clone(), bench.backend.features.clone());
     bench.backend = bench.backend.sharing(own.clone());
     bench.baseline = None;
     bench.sync().await.unwrap();
-    for (others, is_sound) in [(0, true), (1, false)] {
+    for (others, is_large, is_sound) in [(0, false, true), (1, true, true), (1, false, false)] {
+        if is_large {
+            own.begin_large();
+        }
         for _ in 0..3 + others {
             bench.backend.tools().meddle("nat", |nat| drop(nat.insert("THEIRS".to_owned(), Vec::new())));
         }

@@ -158,7 +158,7 @@ pub(super) fn keep(tools: &mut impl Xtables, reread: Reread, baseline: &mut Base
         Err(error) => {
             tracing::warn!(
                 error = format!("{error:#}"),
-                "changes of single rules by others go unnoticed until the next full sync"
+                "what others change in chains that are not ours alone is only counted until the next full sync"
             );
         }
     }

@@ -2,7 +2,8 @@
 //! chains that do not exist and deletions of chains that are in use.
 
 use crate::kernel::iptables::{Flavor, Place, RestoreError, Rule, Stamp, Version, Xtables};
-use crate::kernel::nft::{ChainUse, Part, Told};
+use crate::kernel::nft::{ChainUse, Part, RuleMark, Told};
+use crate::kernel::xtables_info::TableSize;
 use anyhow::{Result, bail};
 use std::collections::BTreeMap;
 use std::collections::hash_map::DefaultHasher;
@@ -50,8 +51,8 @@ pub struct FakeXtables {
 /// What is told of a transaction.
 #[derive(Clone, Debug)]
 enum Notice {
-    Added { table: String, chain: String },
-    Deleted { table: String, chain: String, jumps_to: Option<String> },
+    Added { table: String, chain: String, rule: RuleMark },
+    Deleted { table: String, chain: String, rule: RuleMark, jumps_to: Option<String> },
     ChainDeleted { table: String, chain: String },
     Committed { generation: u32, by: &'static str },
 }
@@ -59,9 +60,9 @@ enum Notice {
 impl Notice {
     fn told(&self) -> Told<'_> {
         match self {
-            Notice::Added { table, chain } => Told::RuleAdded { table, chain },
-            Notice::Deleted { table, chain, jumps_to } => {
-                Told::RuleDeleted { table, chain, jumps_to: jumps_to.as_deref() }
+            Notice::Added { table, chain, rule } => Told::RuleAdded { table, chain, rule: *rule },
+            Notice::Deleted { table, chain, rule, jumps_to } => {
+                Told::RuleDeleted { table, chain, rule: *rule, jumps_to: jumps_to.as_deref() }
             }
             Notice::ChainDeleted { table, chain } => Told::ChainDeleted { table, chain },
             Notice::Committed { generation, by } => Told::Committed { generation: *generation, by },
@@ -128,11 +129,11 @@ impl FakeXtables {
             let same = before.iter().zip(after).take_while(|(before, after)| before == after).count();
             told.extend(before[same..].iter().map(|rule| {
                 let (table, chain) = place(chain);
-                Notice::Deleted { table, chain, jumps_to: target(rule).map(str::to_owned) }
+                Notice::Deleted { table, chain, rule: mark(rule), jumps_to: target(rule).map(str::to_owned) }
             }));
-            told.extend(after[same..].iter().map(|_| {
+            told.extend(after[same..].iter().map(|rule| {
                 let (table, chain) = place(chain);
-                Notice::Added { table, chain }
+                Notice::Added { table, chain, rule: mark(rule) }
             }));
             if !new.contains_key(chain) {
                 let (table, chain) = place(chain);
@@ -179,8 +180,13 @@ impl FakeXtables {
                 check_jumps(&table).map_err(failed)?;
                 let written = |chain: &str| declared.iter().any(|it| it == chain);
                 self.packets.retain(|(of, chain, _), _| *of != name || !written(chain));
+                // To empty what is empty is nothing, and makes no generation.
+                let does_nothing = self.tables.get(&name) == Some(&table)
+                    && declared.iter().all(|chain| table.get(chain).is_none_or(Vec::is_empty));
                 declared.clear();
-                self.commit(&name, table, US);
+                if !does_nothing {
+                    self.commit(&name, table, US);
+                }
             } else if !line.starts_with('#') && !line.is_empty() {
                 let (_, table) = open.as_mut().ok_or_else(|| failed("no table is open".to_owned()))?;
                 declared
@@ -190,6 +196,13 @@ impl FakeXtables {
         }
         Ok(())
     }
+}
+
+/// Here a rule's number is as good as what it says.
+fn mark(rule: &str) -> RuleMark {
+    let mut hasher = DefaultHasher::new();
+    rule.hash(&mut hasher);
+    RuleMark { handle: 0, content: hasher.finish() }
 }
 
 fn edit(table: &mut Table, line: &str) -> Result<(), String> {
@@ -259,7 +272,17 @@ impl Xtables for FakeXtables {
     }
 
     fn stamp(&mut self) -> Result<Stamp> {
-        Ok(Stamp::Generation(self.generation))
+        if self.flavor == Flavor::Nft {
+            return Ok(Stamp::Generation(self.generation));
+        }
+        let size = |table: &str| {
+            let table = self.tables.get(table)?;
+            let rules = table.values().flatten();
+            let size = u32::try_from(rules.clone().map(String::len).sum::<usize>()).unwrap_or(u32::MAX);
+            let entries = u32::try_from(rules.count() + 2 * table.len()).unwrap_or(u32::MAX);
+            Some(TableSize { entries, size })
+        };
+        Ok(Stamp::Sizes(["mangle", "nat", "filter"].map(size)))
     }
 
     fn ensure_counter(&mut self, _: &str) -> bool {
@@ -307,9 +330,9 @@ impl Xtables for FakeXtables {
         Ok(true)
     }
 
-    fn listen(&mut self, on: bool) -> Result<bool> {
+    fn listen(&mut self, on: bool) -> Result<()> {
         self.told = (on && self.flavor == Flavor::Nft).then(Vec::new);
-        Ok(self.told.is_some())
+        Ok(())
     }
 
     fn hear(&mut self, visit: &mut dyn FnMut(Told<'_>)) -> Result<bool> {

@@ -139,11 +139,11 @@ pub trait Xtables {
     ) -> anyhow::Result<bool>;
 
     /// Begins or ends to listen to what anybody writes to the family's tables. What was told before is
-    /// forgotten. Whether we are told now: legacy tables tell nothing.
+    /// forgotten. Legacy tables tell nothing.
     ///
     /// # Errors
     /// When the kernel does not tell.
-    fn listen(&mut self, on: bool) -> anyhow::Result<bool>;
+    fn listen(&mut self, on: bool) -> anyhow::Result<()>;
 
     /// Visits what was written since the last call, by whomever. `false` if that is not all: some of
     /// it was lost, or nobody listens.

@@ -377,12 +377,12 @@ impl Xtables for Tools {
         }
     }
 
-    fn listen(&mut self, on: bool) -> Result<bool> {
+    fn listen(&mut self, on: bool) -> Result<()> {
         self.commits = None;
         if on && self.flavor == Flavor::Nft {
             self.commits = Some(Commits::of(self.family)?);
         }
-        Ok(self.commits.is_some())
+        Ok(())
     }
 
     fn hear(&mut self, visit: &mut dyn FnMut(Told<'_>)) -> Result<bool> {

@@ -1,7 +1,7 @@
 //! Who changed what: nf_tables tells of every transaction that takes effect.
 
 use super::rules::{NEW_RULE, read_rule};
-use super::{CHAIN_NAME, CHAIN_TABLE, GENERATION_ID, HEADER_LEN, NEW_GENERATION, SUBSYSTEM, nfnetlink};
+use super::{GENERATION_ID, HEADER_LEN, NEW_CHAIN, NEW_GENERATION, SUBSYSTEM, nfnetlink, read_chain};
 use crate::model::IpFamily;
 use anyhow::{Context, Result};
 use netlink::{Error, Malformed, Message, Notices, Protocol};
@@ -14,6 +14,16 @@ const GENERATION_PROCESS: u16 = 3;
 /// What may wait to be read: some 5,000 rules. It takes kernel memory only while it waits.
 const MOST_WAITING: usize = 4 << 20;
 
+/// A rule: its number, and what it says. A deletion and an addition of the same one are what zeroing
+/// its counters looks like.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RuleMark {
+    /// The kernel's number for it.
+    pub handle: u64,
+    /// A hash of all that it says; counters do not count.
+    pub content: u64,
+}
+
 /// What the kernel tells of a transaction, piece by piece.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Told<'a> {
@@ -23,6 +33,8 @@ pub enum Told<'a> {
         table: &'a str,
         /// The chain.
         chain: &'a str,
+        /// Which rule.
+        rule: RuleMark,
     },
     /// A rule was taken out of a chain. One in another's place is a deletion and an addition.
     RuleDeleted {
@@ -30,8 +42,19 @@ pub enum Told<'a> {
         table: &'a str,
         /// The chain.
         chain: &'a str,
+        /// Which rule.
+        rule: RuleMark,
         /// The chain that the rule jumped or went to.
         jumps_to: Option<&'a str>,
+    },
+    /// A chain was made, was given another name or another policy.
+    ChainMade {
+        /// The chain's table.
+        table: &'a str,
+        /// The chain, as it is called now.
+        chain: &'a str,
+        /// There are rules in it, or jumps to it.
+        is_used: bool,
     },
     /// A chain was deleted.
     ChainDeleted {
@@ -100,16 +123,23 @@ fn parse<'a>(message: &Message<'a>, family: IpFamily) -> Result<Option<Told<'a>>
     }
     Ok(match message.kind {
         NEW_RULE => {
-            let (table, rule) = read_rule(message)?;
-            Some(Told::RuleAdded { table, chain: rule.chain })
+            let (table, rule, handle) = read_rule(message)?;
+            let mark = RuleMark { handle, content: rule.content };
+            Some(Told::RuleAdded { table, chain: rule.chain, rule: mark })
         }
         DELETE_RULE => {
-            let (table, rule) = read_rule(message)?;
-            Some(Told::RuleDeleted { table, chain: rule.chain, jumps_to: rule.jumps_to })
+            let (table, rule, handle) = read_rule(message)?;
+            let mark = RuleMark { handle, content: rule.content };
+            Some(Told::RuleDeleted { table, chain: rule.chain, rule: mark, jumps_to: rule.jumps_to })
+        }
+        NEW_CHAIN => {
+            let chain = read_chain(message)?;
+            let is_used = chain.uses > 0;
+            (!chain.is_base).then_some(Told::ChainMade { table: chain.table, chain: chain.name, is_used })
         }
         DELETE_CHAIN => {
-            let (table, chain) = deleted_chain(message)?;
-            Some(Told::ChainDeleted { table, chain })
+            let chain = read_chain(message)?;
+            Some(Told::ChainDeleted { table: chain.table, chain: chain.name })
         }
         _ => None,
     })
@@ -127,19 +157,6 @@ fn committed<'a>(message: &Message<'a>) -> Result<Told<'a>, Malformed> {
         }
     }
     Ok(Told::Committed { generation, by })
-}
-
-fn deleted_chain<'a>(message: &Message<'a>) -> Result<(&'a str, &'a str), Malformed> {
-    let (mut table, mut chain) = ("", "");
-    for attribute in message.attributes(HEADER_LEN)? {
-        let attribute = attribute?;
-        match attribute.kind {
-            CHAIN_TABLE => table = attribute.string()?,
-            CHAIN_NAME => chain = attribute.string()?,
-            _ => {}
-        }
-    }
-    Ok((table, chain))
 }
 
 /// Reads whatever it is, for fuzzing.
@@ -161,10 +178,11 @@ mod tests {
         let is_whole = commits
             .visit(&mut |told| {
                 lines.push(match told {
-                    Told::RuleAdded { table, chain } => format!("add {table} {chain}"),
-                    Told::RuleDeleted { table, chain, jumps_to } => {
+                    Told::RuleAdded { table, chain, .. } => format!("add {table} {chain}"),
+                    Told::RuleDeleted { table, chain, jumps_to, .. } => {
                         format!("delete {table} {chain} {}", jumps_to.unwrap_or("-"))
                     }
+                    Told::ChainMade { chain, is_used, .. } => format!("chain {chain}, used: {is_used}"),
                     Told::ChainDeleted { table, chain } => format!("chain {table} {chain}"),
                     Told::Committed { by, .. } => format!("by {by}"),
                 });
@@ -186,6 +204,10 @@ mod tests {
             run("iptables-nft -t nat -F A; iptables-nft -t nat -X A");
             let expected = ["delete nat A -", "by iptables-nft", "chain nat A", "by iptables-nft"];
             assert_eq!(heard(&mut commits).unwrap(), expected);
+            run("iptables-nft -t nat -N C; iptables-nft -t nat -A C -j B; iptables-nft -t nat -E C D");
+            let made = ["chain C, used: false", "by iptables-nft", "add nat C", "by iptables-nft"];
+            let renamed = ["chain D, used: true", "by iptables-nft"];
+            assert_eq!(heard(&mut commits).unwrap(), [made.as_slice(), &renamed].concat());
             run("ip6tables-nft -t nat -A A -j RETURN");
             assert_eq!(
                 heard(&mut commits).unwrap(),
@@ -193,7 +215,32 @@ mod tests {
                 "the other family's rules are not"
             );
             run("nft flush ruleset");
-            assert_eq!(heard(&mut commits).unwrap(), ["chain nat B", "by nft"]);
+            let gone = ["delete nat D B", "chain nat B", "chain nat D", "by nft"];
+            assert_eq!(heard(&mut commits).unwrap(), gone);
+        });
+    }
+
+    #[test]
+    fn a_rule_whose_counters_are_zeroed_is_the_same_and_one_that_moves_is_not() {
+        in_fresh_netns(|| {
+            run("iptables-nft -t filter -N A; iptables-nft -t filter -A A -j RETURN -c 7 420
+                 iptables-nft -t filter -A A -j ACCEPT");
+            let mut commits = Commits::of(IpFamily::V4).unwrap();
+            let mut is_same = || {
+                let (mut deleted, mut added) = (None, None);
+                commits
+                    .visit(&mut |told| match told {
+                        Told::RuleDeleted { rule, .. } => deleted = Some(rule),
+                        Told::RuleAdded { rule, .. } => added = Some(rule),
+                        _ => {}
+                    })
+                    .unwrap();
+                deleted.unwrap() == added.unwrap()
+            };
+            run("iptables-nft -t filter -Z A");
+            assert!(is_same());
+            run("iptables-nft -t filter -D A 1; iptables-nft -t filter -A A -j RETURN");
+            assert!(!is_same());
         });
     }
 

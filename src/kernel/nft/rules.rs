@@ -12,6 +12,7 @@ pub(super) const NEW_RULE: u16 = SUBSYSTEM | 6;
 const GET_RULE: u16 = SUBSYSTEM | 7;
 const RULE_TABLE: u16 = 1;
 const RULE_CHAIN: u16 = 2;
+const RULE_HANDLE: u16 = 3;
 const RULE_EXPRESSIONS: u16 = 4;
 const EXPRESSION_NAME: u16 = 1;
 const EXPRESSION_DATA: u16 = 2;
@@ -71,18 +72,20 @@ fn parse_rule<'a>(message: &Message<'a>, family: IpFamily) -> Result<Option<(&'a
     if message.kind != NEW_RULE || message.payload.first() != Some(&nfnetlink::number(family)) {
         return Ok(None);
     }
-    read_rule(message).map(Some)
+    read_rule(message).map(|(table, rule, _)| Some((table, rule)))
 }
 
-/// A rule with its table, from a message that has one.
-pub(super) fn read_rule<'a>(message: &Message<'a>) -> Result<(&'a str, Rule<'a>), Malformed> {
-    let (mut table, mut rule) = ("", Rule { chain: "", content: 0, jumps_to: None, packets: 0 });
+/// A rule with its table and its number there, from a message that has one.
+pub(super) fn read_rule<'a>(message: &Message<'a>) -> Result<(&'a str, Rule<'a>, u64), Malformed> {
+    let (mut table, mut handle) = ("", 0);
+    let mut rule = Rule { chain: "", content: 0, jumps_to: None, packets: 0 };
     let mut hasher = DefaultHasher::new();
     for attribute in message.attributes(HEADER_LEN)? {
         let attribute = attribute?;
         match attribute.kind {
             RULE_TABLE => table = attribute.string()?,
             RULE_CHAIN => rule.chain = attribute.string()?,
+            RULE_HANDLE => handle = attribute.be64()?,
             RULE_EXPRESSIONS => {
                 for expression in attribute.nested() {
                     read_expression(expression?, &mut hasher, &mut rule)?;
@@ -92,7 +95,7 @@ pub(super) fn read_rule<'a>(message: &Message<'a>) -> Result<(&'a str, Rule<'a>)
         }
     }
     rule.content = hasher.finish();
-    Ok((table, rule))
+    Ok((table, rule, handle))
 }
 
 /// Counters change with every packet; all else makes the rule what it is.
