@@ -4,6 +4,7 @@
 //! whether anything was missed. Our own are among them: what a pass of ours wrote is told apart by
 //! how many transactions it took.
 
+use super::base::CANARY_TABLES;
 use super::names::CANARY;
 use super::watch::{ChainKey, OurChains};
 use crate::backend::kept::Chains as _;
@@ -32,8 +33,8 @@ struct Commit {
     taken: Option<(ChainKey, RuleMark)>,
     /// It took a rule that may be ours out of a chain where others have rules, too.
     shared: bool,
-    /// It made a chain that is used: one that had another name, perhaps.
-    made: bool,
+    /// It gave a chain another name, perhaps: the old one is not told.
+    altered: bool,
 }
 
 impl Commit {
@@ -61,8 +62,8 @@ impl Commit {
                 self.shared |= was_ours || OurChains.is_mixed(table, chain);
             }
             Told::ChainDeleted { table, chain } => self.note(OurChains.key(table, chain), Act::Deleted),
-            Told::ChainMade { table, chain, is_used } => {
-                self.made |= is_used && OurChains.key(table, chain).is_none();
+            Told::ChainAltered { table, chain } => {
+                self.altered |= CANARY_TABLES.contains(&table) && OurChains.key(table, chain).is_none();
             }
             Told::RuleAdded { .. } | Told::Committed { .. } => {}
         }
@@ -99,7 +100,7 @@ pub(super) struct Heard {
     /// Something was lost, and has not been looked for yet.
     missed: bool,
     /// A chain may have been given another name, which has not been looked for yet.
-    made: bool,
+    altered: bool,
 }
 
 impl Heard {
@@ -139,7 +140,7 @@ impl Heard {
             if let Told::Committed { generation, by } = told {
                 self.generation = Some(generation);
                 let commit = std::mem::take(&mut self.open);
-                self.made |= commit.made;
+                self.altered |= commit.altered;
                 if commit.is_about_ours() {
                     self.commits.push(Commit { by: by.escape_debug().to_string(), ..commit });
                 }
@@ -151,7 +152,7 @@ impl Heard {
 
     /// What was missed has been looked for; whether anything was.
     pub(super) fn catch_up(&mut self) -> bool {
-        self.made = false;
+        self.altered = false;
         std::mem::take(&mut self.missed)
     }
 
@@ -170,7 +171,7 @@ impl Heard {
 
     /// Whether what was heard tells all that was done to our chains up to this stamp.
     pub(super) fn leads_to(&self, stamp: Stamp) -> bool {
-        !self.made && self.has_heard(stamp)
+        !self.altered && self.has_heard(stamp)
     }
 
     /// Whether others took rules out of chains that are not ours alone.

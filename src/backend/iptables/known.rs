@@ -7,7 +7,7 @@
 use super::apply::Outcome;
 use super::doubt::Doubt;
 use super::heard::Heard;
-use super::watch::Reread;
+use super::watch::Written;
 use crate::backend::Drift;
 use crate::kernel::iptables::{Stamp, Xtables};
 use anyhow::Result;
@@ -116,19 +116,19 @@ impl Known {
     }
 
     /// Before we write: what has been heard so far is others' doing.
-    pub(super) fn begin(&mut self, tools: &mut impl Xtables, reread: &Reread) -> Result<Begun> {
+    pub(super) fn begin(&mut self, tools: &mut impl Xtables, written: &Written) -> Result<Begun> {
         let (stamp, is_known) = self.look(tools)?;
         let begun = Begun {
             stamp,
-            was_known: is_known || reread.is_of_all(),
+            was_known: is_known || written.is_all(),
             heard: self.heard.len(),
-            is_large: reread.is_large(),
+            is_large: written.is_large(),
         };
         if begun.is_large {
             self.own.begin_large();
             self.heard.stop(tools)?;
         }
-        if reread.is_of_all() {
+        if written.is_all() {
             self.heard.catch_up();
         }
         Ok(begun)
@@ -145,8 +145,8 @@ impl Known {
         let company = judge(made, outcome);
         if let Some(made) = made {
             let set_up = outcome.begun.and_then(|set_up| generations(begun.stamp, set_up));
-            let written = if company == Company::Nobody { made } else { outcome.commits };
-            self.own.add(written.wrapping_add(set_up.unwrap_or_default()));
+            let ours = if company == Company::Nobody { made } else { outcome.commits };
+            self.own.add(ours.wrapping_add(set_up.unwrap_or_default()));
         }
         if !begun.is_large {
             let doubtful = if outcome.failed { 0 } else { outcome.doubtful_commits };

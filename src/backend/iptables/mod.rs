@@ -42,7 +42,7 @@ use known::Known;
 use meters::ChainCounters;
 use names::{ChainId, INVALID_DROPPED, LOCALHOST_ACCEPTED};
 use std::collections::BTreeSet;
-use watch::Reread;
+use watch::Written;
 
 /// How many chains one input holds. The nft-backed tool searches its chains one by one, so large
 /// inputs take it minutes; the legacy tool rewrites the whole table at each call, so there
@@ -229,8 +229,8 @@ impl<X: Xtables> Backend for Iptables<X> {
         let (mut written, mut found) = ([0, 0], Vec::new());
         if !changes.is_empty() {
             let began_anew = self.measure_before(&changes);
-            let reread = Reread::after(&changes);
-            let begun = self.known.begin(&mut self.tools, &reread)?;
+            let writes = Written::by(&changes);
+            let begun = self.known.begin(&mut self.tools, &writes)?;
             let outcome = apply::run(&mut self.tools, desired, (&changes, self.most_chains), baseline).await;
             if let Err(error) = &outcome
                 && changes.nets.is_some()
@@ -245,7 +245,7 @@ impl<X: Xtables> Backend for Iptables<X> {
             found = outcome.refused;
             baseline.commit(changes, desired.fixed, (&found, outcome.stuck));
             self.settle_tree(!baseline.refused.is_empty());
-            watch::keep(&mut self.tools, reread, baseline);
+            watch::keep(&mut self.tools, writes, baseline);
             self.measure_after(desired, &began_anew);
         }
         applied.refused = Refusal::standing(&baseline.refused, &found);

@@ -113,43 +113,43 @@ fn written(changes: &Changes) -> Vec<ChainKey> {
     shared.filter_map(|(table, chain)| fixed(table, chain)).chain(own).collect()
 }
 
-/// What has to be read again once changes are in force.
+/// What a pass writes.
 #[derive(Debug)]
-pub(super) struct Reread {
+pub(super) struct Written {
     /// Nothing but this is in force then.
     all: bool,
-    written: Vec<ChainKey>,
+    chains: Vec<ChainKey>,
     deleted: Vec<ChainKey>,
 }
 
-impl Reread {
-    pub(super) fn after(changes: &Changes) -> Self {
+impl Written {
+    pub(super) fn by(changes: &Changes) -> Self {
         let deleted = changes.delete.iter().copied().map(ChainKey::Own).collect();
-        Reread { all: changes.set_up, written: written(changes), deleted }
+        Written { all: changes.set_up, chains: written(changes), deleted }
     }
 
     /// Everything is written.
-    pub(super) fn is_of_all(&self) -> bool {
+    pub(super) fn is_all(&self) -> bool {
         self.all
     }
 
     /// Too much is written to be listened to.
     pub(super) fn is_large(&self) -> bool {
-        self.all || self.written.len() + self.deleted.len() > MOST_FOLLOWED
+        self.all || self.chains.len() + self.deleted.len() > MOST_FOLLOWED
     }
 }
 
 /// Notes how the kernel shows what was just written. Without that nothing can be compared later. Of
 /// nf_tables only what stands among rules of others is read: what happens to our own chains is heard.
-pub(super) fn keep(tools: &mut impl Xtables, reread: Reread, baseline: &mut Baseline) {
-    let Reread { all, mut written, deleted } = reread;
+pub(super) fn keep(tools: &mut impl Xtables, written: Written, baseline: &mut Baseline) {
+    let Written { all, mut chains, deleted } = written;
     if tools.flavor() == Flavor::Nft {
-        written.clear();
+        chains.clear();
     }
     let kept = match baseline.kept.take() {
-        _ if all => Kept::all(tools, &OurChains, &written),
+        _ if all => Kept::all(tools, &OurChains, &chains),
         Some(mut kept) => {
-            kept.refresh(tools, &OurChains, (&written, &deleted)).map(|is_read| is_read.then_some(kept))
+            kept.refresh(tools, &OurChains, (&chains, &deleted)).map(|is_read| is_read.then_some(kept))
         }
         None => Ok(None),
     };

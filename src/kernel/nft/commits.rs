@@ -11,6 +11,8 @@ const GROUP: u32 = 7;
 const DELETE_CHAIN: u16 = SUBSYSTEM | 5;
 const DELETE_RULE: u16 = SUBSYSTEM | 8;
 const GENERATION_PROCESS: u16 = 3;
+/// `NLM_F_CREATE` and `NLM_F_EXCL`, as whoever did it asked for it.
+const CREATED: u16 = 0x600;
 /// What may wait to be read: some 5,000 rules. It takes kernel memory only while it waits.
 const MOST_WAITING: usize = 4 << 20;
 
@@ -47,14 +49,12 @@ pub enum Told<'a> {
         /// The chain that the rule jumped or went to.
         jumps_to: Option<&'a str>,
     },
-    /// A chain was made, was given another name or another policy.
-    ChainMade {
+    /// A chain that was there before was given this name, or something else of it was changed.
+    ChainAltered {
         /// The chain's table.
         table: &'a str,
         /// The chain, as it is called now.
         chain: &'a str,
-        /// There are rules in it, or jumps to it.
-        is_used: bool,
     },
     /// A chain was deleted.
     ChainDeleted {
@@ -132,10 +132,10 @@ fn parse<'a>(message: &Message<'a>, family: IpFamily) -> Result<Option<Told<'a>>
             let mark = RuleMark { handle, content: rule.content };
             Some(Told::RuleDeleted { table, chain: rule.chain, rule: mark, jumps_to: rule.jumps_to })
         }
-        NEW_CHAIN => {
+        // Kernels before 5.17 do not say whether it is new.
+        NEW_CHAIN if message.flags & CREATED == 0 => {
             let chain = read_chain(message)?;
-            let is_used = chain.uses > 0;
-            (!chain.is_base).then_some(Told::ChainMade { table: chain.table, chain: chain.name, is_used })
+            (!chain.is_base).then_some(Told::ChainAltered { table: chain.table, chain: chain.name })
         }
         DELETE_CHAIN => {
             let chain = read_chain(message)?;
@@ -182,7 +182,7 @@ mod tests {
                     Told::RuleDeleted { table, chain, jumps_to, .. } => {
                         format!("delete {table} {chain} {}", jumps_to.unwrap_or("-"))
                     }
-                    Told::ChainMade { chain, is_used, .. } => format!("chain {chain}, used: {is_used}"),
+                    Told::ChainAltered { table, chain } => format!("now {table} {chain}"),
                     Told::ChainDeleted { table, chain } => format!("chain {table} {chain}"),
                     Told::Committed { by, .. } => format!("by {by}"),
                 });
@@ -205,9 +205,11 @@ mod tests {
             let expected = ["delete nat A -", "by iptables-nft", "chain nat A", "by iptables-nft"];
             assert_eq!(heard(&mut commits).unwrap(), expected);
             run("iptables-nft -t nat -N C; iptables-nft -t nat -A C -j B; iptables-nft -t nat -E C D");
-            let made = ["chain C, used: false", "by iptables-nft", "add nat C", "by iptables-nft"];
-            let renamed = ["chain D, used: true", "by iptables-nft"];
-            assert_eq!(heard(&mut commits).unwrap(), [made.as_slice(), &renamed].concat());
+            let expected =
+                ["by iptables-nft", "add nat C", "by iptables-nft", "now nat D", "by iptables-nft"];
+            assert_eq!(heard(&mut commits).unwrap(), expected);
+            run("nft rename chain ip nat D E; nft add chain ip nat F");
+            assert_eq!(heard(&mut commits).unwrap(), ["now nat E", "by nft", "by nft"]);
             run("ip6tables-nft -t nat -A A -j RETURN");
             assert_eq!(
                 heard(&mut commits).unwrap(),
@@ -215,7 +217,7 @@ mod tests {
                 "the other family's rules are not"
             );
             run("nft flush ruleset");
-            let gone = ["delete nat D B", "chain nat B", "chain nat D", "by nft"];
+            let gone = ["delete nat E B", "chain nat B", "chain nat E", "chain nat F", "by nft"];
             assert_eq!(heard(&mut commits).unwrap(), gone);
         });
     }
