@@ -1,7 +1,7 @@
 //! iptables tools that take everything and only count.
 
 use crate::kernel::iptables::{Flavor, Place, RestoreError, Rule, Stamp, Version, Xtables};
-use crate::kernel::nft::{ChainUse, Part, Told};
+use crate::kernel::nft::{ChainUse, Part, RuleMark, Told};
 use anyhow::Result;
 
 /// Counts what is sent and what is asked.
@@ -13,6 +13,17 @@ pub struct Sink {
     pub longest: usize,
     /// Looks at all chains of a table, and readings of rules.
     pub surveys: usize,
+    generation: u32,
+    /// Somebody else has written, and we have not been told yet.
+    is_told: bool,
+}
+
+impl Sink {
+    /// Somebody else writes to a chain of his own.
+    pub fn others_write(&mut self) {
+        self.generation += 1;
+        self.is_told = true;
+    }
 }
 
 impl Xtables for Sink {
@@ -29,7 +40,7 @@ impl Xtables for Sink {
     }
 
     fn stamp(&mut self) -> Result<Stamp> {
-        Ok(Stamp::Generation(0))
+        Ok(Stamp::Generation(self.generation))
     }
 
     fn ensure_counter(&mut self, _name: &str) -> bool {
@@ -70,12 +81,22 @@ impl Xtables for Sink {
         Ok(())
     }
 
-    fn hear(&mut self, _: &mut dyn FnMut(Told<'_>)) -> Result<bool> {
+    fn hear(&mut self, visit: &mut dyn FnMut(Told<'_>)) -> Result<bool> {
+        if std::mem::take(&mut self.is_told) {
+            let rule = RuleMark { handle: 1, content: 1 };
+            visit(Told::RuleAdded { table: "nat", chain: "THEIRS", rule });
+            visit(Told::Committed { generation: self.generation, by: "others" });
+        }
         Ok(true)
     }
 
     async fn restore(&mut self, pieces: &mut dyn Iterator<Item = String>) -> Result<(), RestoreError> {
-        let lines = pieces.map(|piece| piece.lines().count()).sum();
+        let mut lines = 0;
+        for piece in pieces {
+            lines += piece.lines().count();
+            let tables = piece.lines().filter(|line| line.starts_with('*')).count();
+            self.generation += u32::try_from(tables).unwrap_or(u32::MAX);
+        }
         self.lines += lines;
         self.longest = self.longest.max(lines);
         Ok(())
