@@ -154,6 +154,11 @@ pub(super) fn keep(tools: &mut impl Xtables, written: Written, baseline: &mut Ba
         None => Ok(None),
     };
     match kept {
+        Ok(None) if all => {
+            tracing::info!(
+                "tables too large to be compared: a rule in another's place stays until a full sync"
+            );
+        }
         Ok(kept) => baseline.kept = kept,
         Err(error) => {
             tracing::warn!(
