@@ -77,6 +77,14 @@ impl Xtables for Sink {
         Ok(true)
     }
 
+    async fn list_rules(&mut self, table: &str, visit: &mut dyn FnMut(Part<Rule<'_>>)) -> Result<()> {
+        self.visit_rules(table, None, visit).map(drop)
+    }
+
+    fn was_used(&mut self) -> bool {
+        false
+    }
+
     fn listen(&mut self, _: bool) -> Result<()> {
         Ok(())
     }

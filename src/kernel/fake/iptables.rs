@@ -35,8 +35,10 @@ pub struct FakeXtables {
     pub flushed_after_restore: bool,
     /// What rules have counted, by table, chain and rule; forgotten when the chain is written.
     pub packets: BTreeMap<(String, String, String), u64>,
-    /// The tables are too large to be read.
+    /// The tables are too large to be read, and have to be listed.
     pub is_too_large: bool,
+    /// Others have used the legacy tools.
+    pub was_used: bool,
     /// How often rules were read, or the uses of chains.
     pub readings: usize,
     /// Restores that took effect.
@@ -95,6 +97,7 @@ impl FakeXtables {
             flushed_after_restore: false,
             packets: BTreeMap::new(),
             is_too_large: false,
+            was_used: false,
             readings: 0,
             inputs: Vec::new(),
             loses: false,
@@ -118,6 +121,7 @@ impl FakeXtables {
     /// Puts a table in the place of what it was, and tells.
     fn commit(&mut self, name: &str, table: Table, by: &'static str) {
         self.generation += 1;
+        self.was_used |= by == OTHERS;
         let old = self.tables.insert(name.to_owned(), table).unwrap_or_default();
         let new = &self.tables[name];
         let Some(told) = &mut self.told else { return };
@@ -195,6 +199,20 @@ impl FakeXtables {
             }
         }
         Ok(())
+    }
+
+    fn each_rule(&self, table: &str, chain: Option<&str>, visit: &mut dyn FnMut(Part<Rule<'_>>)) {
+        let place = |chain: &str, rule: &str| (table.to_owned(), chain.to_owned(), rule.to_owned());
+        let Some(table) = self.tables.get(table) else { return };
+        for (name, rules) in table.iter().filter(|(name, _)| chain.is_none_or(|chain| chain == *name)) {
+            for rule in rules {
+                let mut hasher = DefaultHasher::new();
+                rule.hash(&mut hasher);
+                let jumps_to = target(rule).filter(|target| table.contains_key(*target));
+                let packets = self.packets.get(&place(name, rule)).copied().unwrap_or_default();
+                visit(Part::Item(Rule { chain: name, content: hasher.finish(), jumps_to, packets }));
+            }
+        }
     }
 }
 
@@ -316,18 +334,23 @@ impl Xtables for FakeXtables {
         if self.is_too_large {
             return Ok(false);
         }
-        let place = |chain: &str, rule: &str| (table.to_owned(), chain.to_owned(), rule.to_owned());
-        let Some(table) = self.tables.get(table) else { return Ok(true) };
-        for (name, rules) in table.iter().filter(|(name, _)| chain.is_none_or(|chain| chain == *name)) {
-            for rule in rules {
-                let mut hasher = DefaultHasher::new();
-                rule.hash(&mut hasher);
-                let jumps_to = target(rule).filter(|target| table.contains_key(*target));
-                let packets = self.packets.get(&place(name, rule)).copied().unwrap_or_default();
-                visit(Part::Item(Rule { chain: name, content: hasher.finish(), jumps_to, packets }));
-            }
-        }
+        self.each_rule(table, chain, visit);
         Ok(true)
+    }
+
+    async fn list_rules(&mut self, table: &str, visit: &mut dyn FnMut(Part<Rule<'_>>)) -> Result<()> {
+        self.readings += 1;
+        visit(Part::Start);
+        self.each_rule(table, None, &mut |part| match part {
+            Part::Start => visit(part),
+            // The same rule does not look the same in a listing.
+            Part::Item(rule) => visit(Part::Item(Rule { content: !rule.content, ..rule })),
+        });
+        Ok(())
+    }
+
+    fn was_used(&mut self) -> bool {
+        std::mem::take(&mut self.was_used)
     }
 
     fn listen(&mut self, on: bool) -> Result<()> {

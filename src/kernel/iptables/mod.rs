@@ -4,6 +4,7 @@
 //! programs, `kernel::fake` in memory.
 
 mod find;
+mod saved;
 mod tools;
 
 pub use find::{Version, find};
@@ -138,6 +139,17 @@ pub trait Xtables {
         visit: &mut dyn FnMut(Part<Rule<'_>>),
     ) -> anyhow::Result<bool>;
 
+    /// Visits all rules of a table, however large it is: a legacy one is listed by a tool. Their contents
+    /// compare with those of other listings, and with nothing else. `Part::Start` as for `survey`.
+    ///
+    /// # Errors
+    /// When the table cannot be read.
+    async fn list_rules(&mut self, table: &str, visit: &mut dyn FnMut(Part<Rule<'_>>)) -> anyhow::Result<()>;
+
+    /// Whether others than this backend may have written to legacy tables since this was last asked. Programs
+    /// that write without the tools' lock are not seen, nor is one that came while ours waited.
+    fn was_used(&mut self) -> bool;
+
     /// Begins or ends to listen to what anybody writes to the family's tables. What was told before is
     /// forgotten. Legacy tables tell nothing.
     ///
@@ -196,5 +208,6 @@ pub trait Xtables {
 #[cfg(any(test, feature = "testing"))]
 pub(super) fn read_tool_output(text: &str) {
     let _ = Version::parse(text);
+    saved::read_anything(text);
     tools::read_anything(text);
 }

@@ -1,9 +1,11 @@
 //! The real programs.
 
 use super::find::Programs;
+use super::saved::{self, Uses};
 use super::{Flavor, Place, RestoreError, Rule, Stamp, Version, Xtables};
 use crate::kernel::nfacct::Nfacct;
 use crate::kernel::nft::{ChainUse, Commits, Nft, Part, Told};
+use crate::kernel::xtables_lock::LockWatch;
 use crate::kernel::{xtables_entries, xtables_info};
 use crate::model::IpFamily;
 use anyhow::{Context, Result, bail};
@@ -11,7 +13,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::process::{ExitStatus, Output, Stdio};
 use std::time::Duration;
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::process::{Child, ChildStdin, Command};
 use tokio::time::timeout;
 
@@ -36,11 +38,32 @@ pub struct Tools {
     nft: Option<Nft>,
     /// There while we listen.
     commits: Option<Commits>,
+    /// Who uses the legacy tools.
+    lock: LockWatch,
 }
 
 impl Tools {
     pub(super) fn new(family: IpFamily, flavor: Flavor, version: Version, programs: Programs) -> Self {
-        Tools { family, flavor, version, programs, nft: None, commits: None }
+        Tools {
+            family,
+            flavor,
+            version,
+            programs,
+            nft: None,
+            commits: None,
+            lock: LockWatch::of_this_process(),
+        }
+    }
+
+    /// Waits for one of the tools. Those of nf_tables use no lock.
+    async fn with_lock<T>(&self, tool: impl Future<Output = T>) -> T {
+        if self.flavor == Flavor::Nft {
+            return tool.await;
+        }
+        self.lock.begin_own_use();
+        let done = tool.await;
+        self.lock.end_own_use();
+        done
     }
 
     /// Asks nf_tables. After a failure the next question goes through a new handle.
@@ -63,7 +86,8 @@ impl Tools {
         let run = tokio::task::spawn_blocking(move || {
             tool.execute(&table, &command).map_err(|error| anyhow::anyhow!("{error}"))
         });
-        let output = timeout(RULE_LIMIT, run)
+        let output = self
+            .with_lock(timeout(RULE_LIMIT, run))
             .await
             .with_context(|| format!("{program} did not come back within {RULE_LIMIT:?}"))?;
         output?.with_context(|| format!("cannot run {program}"))
@@ -131,33 +155,12 @@ impl Tools {
         Ok(())
     }
 
-    async fn survey_legacy(&self, table: &str, visit: &mut dyn FnMut(Part<ChainUse<'_>>)) -> Result<()> {
-        if xtables_info::num_entries(self.family, table)?.is_none() {
-            return Ok(());
+    /// A legacy table that is not there is not made.
+    async fn print(&self, table: &str, take: &mut dyn FnMut(&str)) -> Result<()> {
+        match xtables_info::num_entries(self.family, table)? {
+            Some(_) => saved::print(self.programs.save, table, take).await,
+            None => Ok(()),
         }
-        let program = self.programs.save;
-        let mut child = Command::new(program)
-            .args(["-t", table])
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::inherit())
-            .kill_on_drop(true)
-            .spawn()
-            .with_context(|| format!("cannot run {program}"))?;
-        let output = child.stdout.take().context("no pipe from the tool")?;
-        let uses = timeout(RESTORE_LIMIT, count_uses(BufReader::new(output)))
-            .await
-            .with_context(|| format!("{program} did not come back within {RESTORE_LIMIT:?}"))?
-            .with_context(|| format!("cannot read from {program}"))?;
-        let status = child.wait().await.with_context(|| format!("waiting for {program}"))?;
-        if !status.success() {
-            bail!("{program} -t {table} failed: {status}");
-        }
-        visit(Part::Start);
-        for (name, uses) in &uses {
-            visit(Part::Item(ChainUse { name, is_base: false, uses: *uses }));
-        }
-        Ok(())
     }
 
     fn unable(&self, message: impl ToString) -> RestoreError {
@@ -176,6 +179,22 @@ impl Tools {
             .stderr(Stdio::piped())
             .kill_on_drop(true);
         command
+    }
+
+    async fn send(&self, pieces: &mut dyn Iterator<Item = String>) -> Result<(), RestoreError> {
+        let child = self.restore_command().spawn().map_err(|error| self.unable(error))?;
+        let fed = timeout(RESTORE_LIMIT, self.feed(child, pieces)).await;
+        let (status, message) = fed
+            .map_err(|_| self.unable(format!("no end after {RESTORE_LIMIT:?}")))?
+            .map_err(|error| self.unable(error))?;
+        if status.success() {
+            return Ok(());
+        }
+        let (tool, message) = (self.programs.restore, message.replace('\n', "; "));
+        match (status.code(), line_at_fault(&message)) {
+            (Some(EXIT_RESOURCE) | None, None) => Err(self.unable(format!("{status}: {message}"))),
+            (_, line) => Err(RestoreError::Refused { tool, line, message }),
+        }
     }
 
     async fn feed(
@@ -230,33 +249,6 @@ async fn write_all(input: Option<ChildStdin>, pieces: &mut dyn Iterator<Item = S
         input.write_all(piece.as_bytes()).await?;
     }
     input.shutdown().await
-}
-
-/// Reads the output of iptables-save: per chain that is not built in, its rules and the jumps to it.
-async fn count_uses(mut output: impl tokio::io::AsyncBufRead + Unpin) -> io::Result<BTreeMap<String, u32>> {
-    let mut uses: BTreeMap<String, u32> = BTreeMap::new();
-    let mut line = String::new();
-    loop {
-        line.clear();
-        if output.read_line(&mut line).await? == 0 {
-            return Ok(uses);
-        }
-        if let Some(declared) = line.strip_prefix(':') {
-            let mut words = declared.split(' ');
-            // Built-in chains have a policy where others have a dash.
-            if let (Some(name), Some("-")) = (words.next(), words.next()) {
-                uses.insert(name.to_owned(), 0);
-            }
-        } else if let Some(rule) = line.strip_prefix("-A ") {
-            let chain = rule.split(' ').next();
-            let target = rule.rsplit_once(" -j ").and_then(|(_, rest)| rest.split_whitespace().next());
-            for name in [chain, target].into_iter().flatten() {
-                if let Some(uses) = uses.get_mut(name) {
-                    *uses += 1;
-                }
-            }
-        }
-    }
 }
 
 /// The rules by chain in what `-S` prints.
@@ -351,7 +343,13 @@ impl Xtables for Tools {
                     })
                 })
             }
-            Flavor::Legacy => self.survey_legacy(table, visit).await,
+            Flavor::Legacy => {
+                let mut uses = Uses::default();
+                self.print(table, &mut |line| uses.take(line)).await?;
+                visit(Part::Start);
+                uses.iter().for_each(|chain| visit(Part::Item(chain)));
+                Ok(())
+            }
         }
     }
 
@@ -377,6 +375,22 @@ impl Xtables for Tools {
         }
     }
 
+    async fn list_rules(&mut self, table: &str, visit: &mut dyn FnMut(Part<Rule<'_>>)) -> Result<()> {
+        visit(Part::Start);
+        match self.flavor {
+            Flavor::Nft => self.visit_rules(table, None, visit).map(drop),
+            Flavor::Legacy => {
+                let mut take =
+                    |line: &str| saved::rule(line).into_iter().map(Part::Item).for_each(&mut *visit);
+                self.print(table, &mut take).await
+            }
+        }
+    }
+
+    fn was_used(&mut self) -> bool {
+        self.lock.was_used()
+    }
+
     fn listen(&mut self, on: bool) -> Result<()> {
         self.commits = None;
         if on && self.flavor == Flavor::Nft {
@@ -390,19 +404,7 @@ impl Xtables for Tools {
     }
 
     async fn restore(&mut self, pieces: &mut dyn Iterator<Item = String>) -> Result<(), RestoreError> {
-        let child = self.restore_command().spawn().map_err(|error| self.unable(error))?;
-        let fed = timeout(RESTORE_LIMIT, self.feed(child, pieces)).await;
-        let (status, message) = fed
-            .map_err(|_| self.unable(format!("no end after {RESTORE_LIMIT:?}")))?
-            .map_err(|error| self.unable(error))?;
-        if status.success() {
-            return Ok(());
-        }
-        let (tool, message) = (self.programs.restore, message.replace('\n', "; "));
-        match (status.code(), line_at_fault(&message)) {
-            (Some(EXIT_RESOURCE) | None, None) => Err(self.unable(format!("{status}: {message}"))),
-            (_, line) => Err(RestoreError::Refused { tool, line, message }),
-        }
+        self.with_lock(self.send(pieces)).await
     }
 
     async fn ensure_chain(&mut self, place: Place<'_>) -> Result<()> {
@@ -438,11 +440,8 @@ impl Xtables for Tools {
 
 /// Reads whatever it is, for fuzzing.
 #[cfg(any(test, feature = "testing"))]
-pub(in crate::kernel) fn read_anything(text: &str) {
+pub(super) fn read_anything(text: &str) {
     let _ = line_at_fault(text);
-    // There is nothing to wait for: all of it is in memory.
-    let mut waiting = std::task::Context::from_waker(std::task::Waker::noop());
-    let _ = std::pin::pin!(count_uses(text.as_bytes())).poll(&mut waiting);
 }
 
 #[cfg(test)]
@@ -460,14 +459,5 @@ mod tests {
             Some(3)
         );
         assert_eq!(line_at_fault("Permission denied (you must be root)"), None);
-    }
-
-    #[tokio::test]
-    async fn uses_are_rules_in_a_chain_and_jumps_to_it() {
-        let saved = "*nat\n:PREROUTING ACCEPT [0:0]\n:KUBE-SERVICES - [0:0]\n:KUBE-SVC-A - [0:0]\n\
-                     -A PREROUTING -m comment --comment \"x -j y\" -j KUBE-SERVICES\n\
-                     -A KUBE-SERVICES -d 10.0.0.1/32 -j KUBE-SVC-A\n-A KUBE-SVC-A -j MARK --set-xmark 0x1/0x1\nCOMMIT\n";
-        let uses = count_uses(saved.as_bytes()).await.unwrap();
-        assert_eq!(uses, [("KUBE-SERVICES".to_owned(), 2), ("KUBE-SVC-A".to_owned(), 2)].into());
     }
 }
