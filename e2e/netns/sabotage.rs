@@ -151,13 +151,22 @@ fn expect_healed(node: &Namespace, flavor: Flavor, proxy: &Proxy, good: &BTreeSe
     });
 }
 
+/// More Services than a legacy table may have to be read.
+const MANY: u32 = 330;
+
+fn many() -> impl Iterator<Item = serde_json::Value> {
+    (0..MANY).flat_map(|number| [load_service(number), load_slice(number, 5, "elsewhere")])
+}
+
 #[rstest]
-#[case::nft(Flavor::Nft)]
-#[case::legacy(Flavor::Legacy)]
-fn two_hundred_acts_of_sabotage_are_found_named_and_healed(#[case] flavor: Flavor) {
+#[case::nft(Flavor::Nft, false)]
+#[case::legacy(Flavor::Legacy, false)]
+#[case::large_legacy(Flavor::Legacy, true)]
+fn two_hundred_acts_of_sabotage_are_found_named_and_healed(#[case] flavor: Flavor, #[case] is_large: bool) {
     let node = lone_node().unwrap();
     give_idle_uplink(&node).unwrap();
-    let objects: Vec<_> = cases().iter().flat_map(|case| case.objects()).collect();
+    let objects = cases().into_iter().flat_map(|case| case.objects());
+    let objects: Vec<_> = objects.chain(many().filter(|_| is_large)).collect();
     let launch = Launch { binary: BINARY, namespace: &node, flavor, flags: FLAGS };
     let mut proxy = launch.start(&objects).unwrap();
     proxy.wait_for_sync(&node, flavor, HEALED).unwrap();
@@ -197,36 +206,49 @@ fn two_hundred_acts_of_sabotage_are_found_named_and_healed(#[case] flavor: Flavo
     assert!(twin.is_running() && proxy.is_running());
 }
 
-/// More rules than a legacy table may have to be read, and a tree that leads to them.
-const MANY: u32 = 330;
-
-#[test]
-fn a_rule_in_anothers_place_is_found_named_and_healed_in_a_large_table_too() {
+#[rstest]
+#[case::nft(Flavor::Nft, "1h", "was changed by iptables-nft-re")]
+#[case::legacy(Flavor::Legacy, "2s", "has other rules than were written")]
+fn a_rule_in_anothers_place_is_found_named_and_healed_in_a_large_table_too(
+    #[case] flavor: Flavor,
+    // Quick looks find it on nft, and thorough ones in legacy tables.
+    #[case] thorough_looks: &str,
+    #[case] what: &str,
+) {
     let node = lone_node().unwrap();
     give_idle_uplink(&node).unwrap();
-    let objects: Vec<_> =
-        (0..MANY).flat_map(|number| [load_service(number), load_slice(number, 5, "elsewhere")]).collect();
-    // No thorough look within the test: this is what quick ones find.
-    let flags = ["--iptables-sync-period=1h", "--iptables-dispatch-tree-threshold=100"];
-    let launch = Launch { binary: BINARY, namespace: &node, flavor: Flavor::Nft, flags: &flags };
-    let mut proxy = launch.start(&objects).unwrap();
-    proxy.wait_for_sync(&node, Flavor::Nft, HEALED).unwrap();
-    let good = rules(&node, Flavor::Nft);
-    let all = chains(&node, Flavor::Nft, "nat");
+    let sync_period = format!("--iptables-sync-period={thorough_looks}");
+    let flags =
+        [sync_period.as_str(), "--iptables-min-sync-period=50ms", "--iptables-dispatch-tree-threshold=100"];
+    let launch = Launch { binary: BINARY, namespace: &node, flavor, flags: &flags };
+    let mut proxy = launch.start(&many().collect::<Vec<_>>()).unwrap();
+    proxy.wait_for_sync(&node, flavor, HEALED).unwrap();
+    let good = rules(&node, flavor);
+    let all = chains(&node, flavor, "nat");
     let last = |prefix: &str| all.keys().rfind(|name| name.starts_with(prefix)).unwrap();
     for chain in [last("KUBE-SVC-AAAAA"), last("KUBE-SVC-"), last("KUBE-SEP-")] {
-        // It is used as often as before, so that only what it says tells.
+        // It is used as often as before, and takes as much room, so that only what it says tells.
         let (number, rule) = (all[chain].len(), all[chain].last().unwrap());
         let replaced = Sabotage {
             table: "nat",
-            commands: vec![format!("-R {chain} {number} -s 192.0.2.1/32 {rule}")],
+            commands: vec![format!("-R {chain} {number} ! -s 192.0.2.1/32 {}", without_source(rule))],
             names: BTreeSet::new(),
         };
-        replaced.commit_between_passes(&node, Flavor::Nft, &proxy);
-        expect_healed(&node, Flavor::Nft, &proxy, &good);
-        let what = format!("chain {chain} of table nat was changed by iptables-nft-re");
-        wait_until("it is named, and who did it", HEALED, || proxy.log_tail().contains(&what))
-            .unwrap_or_else(|error| panic!("{error}: {}", proxy.log_tail()));
+        replaced.commit_between_passes(&node, flavor, &proxy);
+        expect_healed(&node, flavor, &proxy, &good);
+        let what = format!("chain {chain} of table nat {what}");
+        wait_until("it is named, and who did it if that is known", HEALED, || {
+            proxy.log_tail().contains(&what)
+        })
+        .unwrap_or_else(|error| panic!("{error}: {}", proxy.log_tail()));
     }
     assert!(proxy.is_running());
+}
+
+fn without_source(rule: &str) -> String {
+    let mut words = rule.split(' ').collect::<Vec<_>>();
+    if let Some(at) = words.iter().position(|word| *word == "-s") {
+        words.drain(at..at + 2);
+    }
+    words.join(" ")
 }

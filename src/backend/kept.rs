@@ -5,9 +5,10 @@
 //! is somebody else's doing.
 //!
 //! Chains of nf_tables are read one by one, because the kernel finds its place anew for each piece of
-//! a table's list: 170,000 rules took it 12 s that way. A legacy table comes as a whole.
+//! a table's list: 170,000 rules took it 12 s that way. A legacy table comes as a whole, or, if it is too
+//! large for that, as a tool lists it.
 
-use super::{Drift, DriftKind};
+use super::{Drift, DriftKind, Look};
 use crate::kernel::iptables::{Flavor, Rule, Xtables};
 use crate::kernel::nft::Part;
 use anyhow::Result;
@@ -72,54 +73,152 @@ impl SharedRule {
 /// What the kernel showed of our chains.
 #[derive(Debug)]
 pub(super) struct Kept<K> {
-    chains: BTreeMap<K, Print>,
-    shared: BTreeSet<SharedRule>,
+    shown: Shown<K>,
+    /// There if a table is too large to be read otherwise.
+    listing: Option<Listing<K>>,
+}
+
+/// What may have changed since tables were listed.
+#[derive(Debug)]
+struct Listing<K> {
+    /// What we have written. Whatever the next listing shows of it is taken for that.
+    written: BTreeSet<K>,
+    /// Something of it since the last thorough look.
+    is_new: bool,
+    /// Others have used the tools.
+    was_used: bool,
+}
+
+impl<K> Default for Listing<K> {
+    fn default() -> Self {
+        Listing { written: BTreeSet::new(), is_new: false, was_used: false }
+    }
 }
 
 impl<K: Copy + Ord> Kept<K> {
-    /// These chains have just been written, and the rules of ours among those of others. `None` if
-    /// reading them would cost too much.
-    pub(super) fn all<C: Chains<Key = K>>(
+    /// These chains have just been written, and the rules of ours among those of others.
+    pub(super) async fn all<C: Chains<Key = K>>(
         tools: &mut impl Xtables,
         chains: &C,
         written: &[K],
-    ) -> Result<Option<Self>> {
-        let reading = read(tools, chains, (written, true))?;
-        Ok(reading.map(|Reading { chains, shared }| Kept { chains: chains.into_iter().collect(), shared }))
+    ) -> Result<Self> {
+        let Some(mut shown) = read(tools, chains, (written, true))? else {
+            return Kept::listed(tools, chains).await;
+        };
+        shown.chains = written.iter().map(|key| (*key, shown.print(*key))).collect();
+        Ok(Kept { shown, listing: None })
+    }
+
+    /// The same where a table is too large to be read.
+    async fn listed<C: Chains<Key = K>>(tools: &mut impl Xtables, chains: &C) -> Result<Self> {
+        // What was done before the listing shows in it.
+        let (_, shown) = (tools.was_used(), list(tools, chains).await?);
+        Ok(Kept { shown, listing: Some(Listing::default()) })
     }
 
     /// Reads chains that have just been written, and no others: these may have been changed by
-    /// somebody since. `false` if that would cost too much.
-    pub(super) fn refresh<C: Chains<Key = K>>(
+    /// somebody since. A listing has to wait, since it takes half as long as a write.
+    pub(super) async fn refresh<C: Chains<Key = K>>(
         &mut self,
         tools: &mut impl Xtables,
         chains: &C,
         (written, deleted): (&[K], &[K]),
-    ) -> Result<bool> {
-        for key in deleted {
-            self.chains.remove(key);
+    ) -> Result<()> {
+        if let Some(listing) = &mut self.listing {
+            listing.written.extend(written.iter().chain(deleted));
+            listing.is_new = true;
+            return Ok(());
         }
-        let Some(reading) = read(tools, chains, (written, false))? else { return Ok(false) };
-        self.chains.extend(reading.chains);
-        Ok(true)
+        for key in deleted {
+            self.shown.chains.remove(key);
+        }
+        if let Some(shown) = read(tools, chains, (written, false))? {
+            self.shown.chains.extend(written.iter().map(|key| (*key, shown.print(*key))));
+        } else {
+            *self = Kept::listed(tools, chains).await?;
+        }
+        Ok(())
     }
 
-    /// What differs now. Nothing if reading it would cost too much.
-    pub(super) fn compare<C: Chains<Key = K>>(
-        &self,
+    /// Whether rules are to be compared now, where nothing tells of changes: at each thorough look, but
+    /// by a listing only if others may have changed something, or after we have ceased to.
+    pub(super) fn is_due(&mut self, tools: &mut impl Xtables, look: Look) -> bool {
+        if look == Look::Quick {
+            return false;
+        }
+        let Some(listing) = &mut self.listing else { return true };
+        listing.was_used |= tools.was_used();
+        let is_writing = std::mem::take(&mut listing.is_new);
+        listing.was_used || !(is_writing || listing.written.is_empty())
+    }
+
+    /// What differs now.
+    pub(super) async fn compare<C: Chains<Key = K>>(
+        &mut self,
         tools: &mut impl Xtables,
         chains: &C,
     ) -> Result<Vec<Drift>> {
-        let keys: Vec<K> = self.chains.keys().copied().collect();
-        let Some(reading) = read(tools, chains, (&keys, true))? else { return Ok(Vec::new()) };
-        let missed = self.shared.difference(&reading.shared).map(SharedRule::missed);
-        let drifted = |(key, found): (K, Print)| {
-            let what = differs(*self.chains.get(&key)?, found)?;
+        if let Some(listing) = &self.listing {
+            let shown = list(tools, chains).await?;
+            let differing = differing(&self.shown.chains, &shown.chains);
+            let unwritten = differing.into_iter().filter(|key| !listing.written.contains(key));
+            let drift = self.shown.differences(chains, &shown, unwritten);
+            if drift.is_empty() {
+                // Rules among those of others are ours only as of a full write.
+                self.shown.chains = shown.chains;
+                self.listing = Some(Listing::default());
+            }
+            return Ok(drift);
+        }
+        let keys: Vec<K> = self.shown.chains.keys().copied().collect();
+        if let Some(shown) = read(tools, chains, (&keys, true))? {
+            return Ok(self.shown.differences(chains, &shown, keys));
+        }
+        // Others have made a table too large, and a listing compares with nothing but listings.
+        *self = Kept::listed(tools, chains).await?;
+        Ok(Vec::new())
+    }
+}
+
+/// What tables showed.
+#[derive(Debug)]
+struct Shown<K> {
+    chains: BTreeMap<K, Print>,
+    shared: BTreeSet<SharedRule>,
+}
+
+impl<K: Copy + Ord> Shown<K> {
+    fn print(&self, key: K) -> Print {
+        self.chains.get(&key).copied().unwrap_or(EMPTY)
+    }
+
+    /// What is different now in some chains, and in the rules of ours among those of others.
+    fn differences<C: Chains<Key = K>>(
+        &self,
+        chains: &C,
+        now: &Shown<K>,
+        keys: impl IntoIterator<Item = K>,
+    ) -> Vec<Drift> {
+        let missed = self.shared.difference(&now.shared).map(SharedRule::missed);
+        let drifted = |key: K| {
+            let what = differs(self.print(key), now.print(key))?;
             let (table, chain) = chains.place(key);
             Some(Drift::new(DriftKind::Chain, format!("{chain} of table {table}"), what))
         };
-        Ok(missed.chain(reading.chains.into_iter().filter_map(drifted)).collect())
+        missed.chain(keys.into_iter().filter_map(drifted)).collect()
     }
+}
+
+/// The chains that are not the same in both. There are very many, so both are walked and none is looked up.
+fn differing<K: Copy + Ord>(known: &BTreeMap<K, Print>, found: &BTreeMap<K, Print>) -> Vec<K> {
+    let (mut known, mut found) = (known.iter().peekable(), found.iter().peekable());
+    let mut differing = Vec::new();
+    while let Some(key) = known.peek().into_iter().chain(found.peek()).map(|(key, _)| **key).min() {
+        if known.next_if(|(at, _)| **at == key) != found.next_if(|(at, _)| **at == key) {
+            differing.push(key);
+        }
+    }
+    differing
 }
 
 /// What is wrong with a chain, if anything is.
@@ -132,90 +231,98 @@ fn differs(known: Print, found: Print) -> Option<&'static str> {
     }
 }
 
-/// What a reading showed.
-struct Reading<K> {
-    chains: Vec<(K, Print)>,
-    shared: BTreeSet<SharedRule>,
-}
-
-/// Reads chains and, if wanted, the rules of ours among those of others. `None` if it would cost
-/// too much.
+/// Reads chains and, if wanted, the rules of ours among those of others; perhaps more than these.
+/// `None` if it would cost too much.
 fn read<C: Chains>(
     tools: &mut impl Xtables,
     chains: &C,
     (keys, shared): (&[C::Key], bool),
-) -> Result<Option<Reading<C::Key>>> {
-    let mut seen = Seen::default();
+) -> Result<Option<Shown<C::Key>>> {
+    let mut places: Vec<(&'static str, Option<String>)> = Vec::new();
     if tools.flavor() == Flavor::Legacy {
-        for table in chains.tables() {
-            if !seen.visit(tools, chains, (table, None))? {
-                return Ok(None);
-            }
-        }
+        places.extend(chains.tables().iter().map(|table| (*table, None)));
     } else {
         let shared = if shared { chains.shared() } else { BTreeSet::new() };
-        for (table, chain) in shared {
-            seen.visit(tools, chains, (table, Some(chain)))?;
-        }
-        for key in keys {
-            let (table, chain) = chains.place(*key);
-            seen.visit(tools, chains, (table, Some(&chain)))?;
-        }
+        places.extend(shared.into_iter().map(|(table, chain)| (table, Some(chain.to_owned()))));
+        let place = |key: &C::Key| chains.place(*key);
+        places.extend(keys.iter().map(place).map(|(table, chain)| (table, Some(chain))));
     }
-    let print = |key: &C::Key| (*key, seen.chains.get(key).copied().unwrap_or(EMPTY));
-    Ok(Some(Reading { chains: keys.iter().map(print).collect(), shared: seen.shared }))
-}
-
-/// What has been seen of tables.
-struct Seen<K> {
-    chains: BTreeMap<K, Print>,
-    shared: BTreeSet<SharedRule>,
-}
-
-impl<K> Default for Seen<K> {
-    fn default() -> Self {
-        Seen { chains: BTreeMap::new(), shared: BTreeSet::new() }
+    let mut reader = Reader::of(chains);
+    for (table, chain) in places {
+        if !tools.visit_rules(table, chain.as_deref(), &mut |part| reader.take(table, part))? {
+            return Ok(None);
+        }
+        reader.end_part();
     }
+    Ok(Some(reader.finish()))
 }
 
-impl<K: Copy + Ord> Seen<K> {
-    /// Reads a table or one of its chains; `false` if that would cost too much.
-    fn visit<C: Chains<Key = K>>(
-        &mut self,
-        tools: &mut impl Xtables,
-        chains: &C,
-        (table, chain): (&'static str, Option<&str>),
-    ) -> Result<bool> {
-        let mut new = Seen::default();
-        let mut open: Option<(K, DefaultHasher)> = None;
-        let mut look = |part: Part<Rule<'_>>| {
-            let Part::Item(rule) = part else {
-                (new, open) = (Seen::default(), None);
-                return;
-            };
-            let Some(key) = chains.key(table, rule.chain) else {
-                new.shared.extend(shared_rule(chains, table, rule));
-                return;
-            };
-            if open.as_ref().is_none_or(|(known, _)| *known != key) {
-                new.close(open.take());
-            }
-            let (_, hasher) = open.get_or_insert_with(|| (key, DefaultHasher::new()));
-            rule.content.hash(hasher);
+/// Lists the legacy tables that hold chains of ours.
+async fn list<C: Chains>(tools: &mut impl Xtables, chains: &C) -> Result<Shown<C::Key>> {
+    let mut reader = Reader::of(chains);
+    for table in chains.tables() {
+        tools.list_rules(table, &mut |part| reader.take(table, part)).await?;
+        reader.end_part();
+    }
+    Ok(reader.finish())
+}
+
+/// Reads rules, table by table or chain by chain.
+struct Reader<'c, C: Chains> {
+    chains: &'c C,
+    prints: Vec<(C::Key, Print)>,
+    shared: Vec<SharedRule>,
+    /// How many of these are of parts that have been read to their ends.
+    done: (usize, usize),
+    /// The chain that is being read; no key if it is none of ours.
+    name: String,
+    key: Option<C::Key>,
+    hasher: DefaultHasher,
+}
+
+impl<'c, C: Chains> Reader<'c, C> {
+    fn of(chains: &'c C) -> Self {
+        let hasher = DefaultHasher::new();
+        let (prints, shared, name) = (Vec::new(), Vec::new(), String::new());
+        Reader { chains, prints, shared, done: (0, 0), name, key: None, hasher }
+    }
+
+    fn take(&mut self, table: &'static str, part: Part<Rule<'_>>) {
+        let Part::Item(rule) = part else {
+            self.prints.truncate(self.done.0);
+            self.shared.truncate(self.done.1);
+            (self.key, self.hasher) = (None, DefaultHasher::new());
+            self.name.clear();
+            return;
         };
-        let is_read = tools.visit_rules(table, chain, &mut look)?;
-        new.close(open);
-        self.chains.extend(new.chains);
-        self.shared.extend(new.shared);
-        Ok(is_read)
+        if self.name != rule.chain {
+            self.end_chain();
+            self.name.push_str(rule.chain);
+            self.key = self.chains.key(table, rule.chain);
+        }
+        match self.key {
+            Some(_) => rule.content.hash(&mut self.hasher),
+            None => self.shared.extend(shared_rule(self.chains, table, rule)),
+        }
     }
 
-    fn close(&mut self, open: Option<(K, DefaultHasher)>) {
-        if let Some((key, hasher)) = open {
+    fn end_chain(&mut self) {
+        let hasher = std::mem::take(&mut self.hasher);
+        if let Some(key) = self.key.take() {
             let [.., a, b, c, d] = hasher.finish().to_be_bytes();
             // Whatever is there is not `EMPTY`.
-            self.chains.insert(key, [a | 1, b, c, d]);
+            self.prints.push((key, [a | 1, b, c, d]));
         }
+        self.name.clear();
+    }
+
+    fn end_part(&mut self) {
+        self.end_chain();
+        self.done = (self.prints.len(), self.shared.len());
+    }
+
+    fn finish(self) -> Shown<C::Key> {
+        Shown { chains: self.prints.into_iter().collect(), shared: self.shared.into_iter().collect() }
     }
 }
 

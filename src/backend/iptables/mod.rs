@@ -29,6 +29,7 @@ pub use inspect::{branch, differences, foreign_obstacles, trace as trace_packet}
 pub use known::OwnWrites;
 pub use setup::{features, features_as_found};
 
+use super::kept::Kept;
 use super::tally::{Measuring, Tally};
 use super::{
     Applied, Backend, Drift, DriftKind, Finding, KernelObject, Look, ObjectCount, ObjectKind, Refusal,
@@ -245,7 +246,7 @@ impl<X: Xtables> Backend for Iptables<X> {
             found = outcome.refused;
             baseline.commit(changes, desired.fixed, (&found, outcome.stuck));
             self.settle_tree(!baseline.refused.is_empty());
-            watch::keep(&mut self.tools, writes, baseline);
+            watch::keep(&mut self.tools, writes, baseline).await;
             self.measure_after(desired, &began_anew);
         }
         applied.refused = Refusal::standing(&baseline.refused, &found);
@@ -274,9 +275,11 @@ impl<X: Xtables> Backend for Iptables<X> {
         let lost = if is_known { Vec::new() } else { watch::count(&mut self.tools, baseline).await? };
         // A legacy table tells nothing, and its stamp is its size, which a rule in another's place
         // does not change.
-        let is_blind = look == Look::Thorough && self.tools.flavor() == Flavor::Legacy;
-        let compares = self.known.is_about_shared() || is_blind || !lost.is_empty();
-        let compared = if compares { watch::compare(&mut self.tools, baseline)? } else { Vec::new() };
+        let is_blind = self.tools.flavor() == Flavor::Legacy;
+        let is_due = |kept: &mut Kept<_>| is_blind && kept.is_due(&mut self.tools, look);
+        let is_due = baseline.kept.as_mut().is_some_and(is_due);
+        let compares = self.known.is_about_shared() || is_due || !lost.is_empty();
+        let compared = if compares { watch::compare(&mut self.tools, baseline).await? } else { Vec::new() };
         let mut drift = self.known.drift();
         drift.extend(compared);
         let named: BTreeSet<String> = drift.iter().map(|it| it.name.clone()).collect();

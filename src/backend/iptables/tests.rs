@@ -507,8 +507,16 @@ async fn a_jump_that_was_changed_is_named() {
 impl Bench {
     /// What a quick look finds, and how often something was read for it.
     async fn look(&mut self) -> (Vec<String>, usize) {
+        self.look_as(Look::Quick).await
+    }
+
+    async fn look_thoroughly(&mut self) -> (Vec<String>, usize) {
+        self.look_as(Look::Thorough).await
+    }
+
+    async fn look_as(&mut self, look: Look) -> (Vec<String>, usize) {
         let before = self.backend.tools().readings;
-        let found = self.backend.verify(self.baseline.as_mut().unwrap(), Look::Quick).await.unwrap();
+        let found = self.backend.verify(self.baseline.as_mut().unwrap(), look).await.unwrap();
         let text = |finding| match finding {
             Finding::Drift(drift) => drift.to_string(),
             other => format!("{other:?}"),
@@ -647,4 +655,72 @@ async fn of_very_many_changed_chains_a_hundred_are_named() {
     let named = found.iter().filter(|what| what.starts_with("chain ")).count();
     assert_eq!(named, 100);
     assert!(found.iter().any(|what| what.contains("more chains that were changed")), "{found:?}");
+}
+
+/// A cluster in legacy tables that have to be listed.
+async fn listed() -> Bench {
+    let mut bench = Bench::new(IpFamily::V4, Flavor::Legacy, usize::MAX);
+    bench.backend.tools().is_too_large = true;
+    for number in 0..20 {
+        bench.tracker.fold(crate::testing::cluster::service(number));
+        bench.tracker.fold(crate::testing::cluster::slice(number, 5));
+    }
+    bench.sync().await.unwrap();
+    assert_eq!(bench.look_thoroughly().await, (vec![], 0), "it was listed after everything was written");
+    bench
+}
+
+/// The nat and the filter table.
+const LISTING: usize = 2;
+
+#[tokio::test]
+async fn a_rule_in_anothers_place_is_found_in_a_legacy_table_that_has_to_be_listed() {
+    let mut bench = listed().await;
+    let good = bench.tables().clone();
+    for chain in good["nat"].keys().filter(|name| name.starts_with("KUBE-S")).step_by(17) {
+        let rule = good["nat"][chain].last().unwrap();
+        let other = format!("{}!", &rule[..rule.len() - 1]);
+        bench.backend.tools().meddle("nat", |nat| *nat.get_mut(chain).unwrap().last_mut().unwrap() = other);
+        assert_eq!(bench.look().await, (vec![], 0), "its size is the same");
+        let what = format!("chain {chain} of table nat has other rules than were written");
+        assert_eq!(bench.look_thoroughly().await, (vec![what], LISTING));
+        bench.baseline = None;
+        bench.sync().await.unwrap();
+        assert_eq!(bench.tables(), &good);
+        assert_eq!(bench.look_thoroughly().await.0, Vec::<String>::new());
+    }
+}
+
+#[tokio::test]
+async fn a_legacy_table_is_listed_only_if_somebody_has_used_the_tools() {
+    let mut bench = listed().await;
+    assert_eq!(bench.look_thoroughly().await, (vec![], 0));
+    // Others look, or write what is not ours.
+    bench.backend.tools().was_used = true;
+    assert_eq!(bench.look_thoroughly().await, (vec![], LISTING));
+    bench.backend.tools().meddle("nat", |nat| drop(nat.insert("THEIRS".to_owned(), vec![String::new()])));
+    assert_eq!(bench.look_thoroughly().await.0, Vec::<String>::new());
+    assert_eq!(bench.look_thoroughly().await, (vec![], 0));
+    // We write, and what is listed then is what later listings are compared with.
+    bench.tracker.fold(crate::testing::cluster::slice(7, 3));
+    bench.sync().await.unwrap();
+    assert_eq!(bench.look_thoroughly().await, (vec![], 0), "not while we go on writing");
+    assert_eq!(bench.look_thoroughly().await, (vec![], LISTING));
+    assert_eq!(bench.look_thoroughly().await, (vec![], 0));
+    let all = bench.tables()["nat"].clone();
+    let (chain, _) =
+        all.iter().rfind(|(name, rules)| name.starts_with("KUBE-SVC-") && rules.len() == 4).unwrap();
+    bench.backend.tools().meddle("nat", |nat| nat.get_mut(chain).unwrap().swap(1, 2));
+    let what = format!("chain {chain} of table nat has other rules than were written");
+    assert_eq!(bench.look_thoroughly().await, (vec![what], LISTING));
+}
+
+#[tokio::test]
+async fn rules_where_there_should_be_none_show_in_a_listing() {
+    let mut bench = listed().await;
+    bench.backend.tools().meddle("filter", |filter| {
+        filter.get_mut("KUBE-EXTERNAL-SERVICES").unwrap().push("-j ACCEPT".to_owned());
+    });
+    let what = "chain KUBE-EXTERNAL-SERVICES of table filter has rules and should have none";
+    assert_eq!(bench.look_thoroughly().await.0, [what]);
 }

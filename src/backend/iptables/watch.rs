@@ -141,24 +141,17 @@ impl Written {
 
 /// Notes how the kernel shows what was just written. Without that nothing can be compared later. Of
 /// nf_tables only what stands among rules of others is read: what happens to our own chains is heard.
-pub(super) fn keep(tools: &mut impl Xtables, written: Written, baseline: &mut Baseline) {
+pub(super) async fn keep(tools: &mut impl Xtables, written: Written, baseline: &mut Baseline) {
     let Written { all, mut chains, deleted } = written;
     if tools.flavor() == Flavor::Nft {
         chains.clear();
     }
     let kept = match baseline.kept.take() {
-        _ if all => Kept::all(tools, &OurChains, &chains),
-        Some(mut kept) => {
-            kept.refresh(tools, &OurChains, (&chains, &deleted)).map(|is_read| is_read.then_some(kept))
-        }
+        _ if all => Kept::all(tools, &OurChains, &chains).await.map(Some),
+        Some(mut kept) => kept.refresh(tools, &OurChains, (&chains, &deleted)).await.map(|()| Some(kept)),
         None => Ok(None),
     };
     match kept {
-        Ok(None) if all => {
-            tracing::info!(
-                "tables too large to be compared: a rule in another's place stays until a full sync"
-            );
-        }
         Ok(kept) => baseline.kept = kept,
         Err(error) => {
             tracing::warn!(
@@ -189,8 +182,11 @@ pub(super) async fn count(tools: &mut impl Xtables, baseline: &Baseline) -> Resu
 }
 
 /// Compares rules with what was written, as far as that is known.
-pub(super) fn compare(tools: &mut impl Xtables, baseline: &Baseline) -> Result<Vec<Drift>> {
-    baseline.kept.as_ref().map_or(Ok(Vec::new()), |kept| kept.compare(tools, &OurChains))
+pub(super) async fn compare(tools: &mut impl Xtables, baseline: &mut Baseline) -> Result<Vec<Drift>> {
+    match &mut baseline.kept {
+        Some(kept) => kept.compare(tools, &OurChains).await,
+        None => Ok(Vec::new()),
+    }
 }
 
 /// The fixed chains of a table that stand, and how often our chains are used there.

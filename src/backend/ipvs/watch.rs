@@ -82,7 +82,7 @@ impl Tables {
         let stamp = tools.stamp()?;
         let ours = CHAINS.iter().flat_map(|(table, chains)| chains.iter().map(move |chain| (table, chain)));
         let ours: Vec<_> = ours.filter_map(|(table, chain)| OurChains.key(table, chain)).collect();
-        self.kept = Kept::all(tools, &OurChains, &ours)?;
+        self.kept = Some(Kept::all(tools, &OurChains, &ours).await?);
         self.stamp = (count_uses(tools).await? >= self.uses).then_some(stamp);
         Ok(())
     }
@@ -95,9 +95,12 @@ impl Tables {
         let lost = if is_ours { 0 } else { self.uses.saturating_sub(count_uses(tools).await?) };
         // A legacy table's stamp is its size, which a rule in another's place does not change.
         let is_blind = tools.flavor() == Flavor::Legacy;
-        let is_due = look == Look::Thorough && (self.changed_by_others || is_blind);
-        let mut drift = match &self.kept {
-            Some(kept) if is_due || lost > 0 => kept.compare(tools, &OurChains)?,
+        let is_due = match &mut self.kept {
+            Some(kept) if is_blind => kept.is_due(tools, look),
+            _ => look == Look::Thorough && self.changed_by_others,
+        };
+        let mut drift = match &mut self.kept {
+            Some(kept) if is_due || lost > 0 => kept.compare(tools, &OurChains).await?,
             _ => Vec::new(),
         };
         if drift.is_empty() && lost > 0 {
