@@ -3,7 +3,7 @@
 use crate::backend::ipvs::Census;
 use crate::kernel::ipvs::{Connections, Refused, Timeouts, VirtualServers};
 use crate::metrics::Metrics;
-use crate::model::{Counts, Frontend, ServerOperation, ServiceName, VirtualServer};
+use crate::model::{Counts, Frontend, RealServer, ServerOperation, ServiceName, VirtualServer};
 use anyhow::Result;
 use std::cell::RefCell;
 use std::collections::BTreeSet;
@@ -38,6 +38,10 @@ impl VirtualServers for Counted {
 
     fn real_servers(&mut self, frontend: &Frontend) -> Result<Connections> {
         self.servers.real_servers(frontend)
+    }
+
+    fn survey(&mut self, visit: &mut dyn FnMut(Frontend, &[RealServer])) {
+        self.servers.survey(visit);
     }
 
     fn counts(&mut self, frontend: &Frontend) -> Result<Option<Counts>> {

@@ -4,7 +4,7 @@
 
 use super::ipset::{Ipsets, SetSpec};
 use super::ipvs::{Connections, Refused, Timeouts, VirtualServers};
-use crate::model::{Counts, Frontend, ServerOperation, SetEntry, VirtualServer};
+use crate::model::{Counts, Frontend, RealServer, ServerOperation, SetEntry, VirtualServer};
 use anyhow::{Result, bail};
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -21,6 +21,8 @@ impl VirtualServers for NotLoaded {
     fn real_servers(&mut self, _: &Frontend) -> Result<Connections> {
         Ok(Connections::new())
     }
+
+    fn survey(&mut self, _: &mut dyn FnMut(Frontend, &[RealServer])) {}
 
     fn counts(&mut self, _: &Frontend) -> Result<Option<Counts>> {
         Ok(None)

@@ -39,6 +39,7 @@ mod read;
 #[cfg(test)]
 mod recorded;
 mod server;
+mod table;
 mod wire;
 mod write;
 
@@ -51,6 +52,7 @@ pub use server::{
     Family, Forward, Info, Key, ListedRealServer, ListedVirtualServer, Netmask, Persistence, Protocol,
     RealServer, Scheduler, SchedulerFlags, Stats, TimeoutChange, Timeouts, Tunnel, VirtualServer,
 };
+pub use table::{TableEntry, visit_table};
 
 #[doc(hidden)]
 pub mod fuzzing {
@@ -59,5 +61,6 @@ pub mod fuzzing {
     /// Feeds bytes to every parser, as if the kernel had sent them.
     pub fn parse_anything(bytes: &[u8]) {
         crate::read::parse_anything(bytes);
+        crate::table::parse_anything(bytes);
     }
 }

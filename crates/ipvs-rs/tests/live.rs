@@ -165,6 +165,45 @@ fn real_servers_of_every_kind_read_back_as_written() {
 
 #[test]
 #[ignore = "needs root and ip_vs"]
+fn the_table_shows_what_the_lists_show() {
+    in_fresh_netns(|ipvs| {
+        for server in menagerie() {
+            ipvs.add_virtual_server(&server).unwrap();
+        }
+        let crowded = tcp("192.0.2.1:80");
+        for real in real_menagerie() {
+            ipvs.add_real_server(&crowded, &real).unwrap();
+        }
+        let v6 = menagerie()
+            .into_iter()
+            .map(|server| server.key)
+            .find(|key| matches!(key, Key::Address { address, .. } if address.is_ipv6()));
+        ipvs.add_real_server(&v6.unwrap(), &RealServer::new(socket("[2001:db8::8]:8080"))).unwrap();
+
+        let mut shown = BTreeMap::new();
+        ipvs_rs::visit_table(&mut |key, entries| {
+            let mut reals: Vec<_> = entries.iter().map(|entry| (entry.address, entry.weight)).collect();
+            reals.sort_unstable();
+            assert!(shown.insert(key, reals).is_none(), "{key} comes once");
+        })
+        .unwrap();
+        let mut listed = BTreeMap::new();
+        for server in ipvs.list_virtual_servers().unwrap() {
+            let key = server.server.key;
+            let reals = ipvs.list_real_servers(&key).unwrap();
+            let mut reals: Vec<_> = reals.iter().map(|it| (it.server.address, it.server.weight)).collect();
+            reals.sort_unstable();
+            if matches!(key, Key::Address { .. }) {
+                listed.insert(key, reals);
+            }
+        }
+        assert_eq!(shown, listed);
+        assert_eq!(shown[&crowded].len(), real_menagerie().len());
+    });
+}
+
+#[test]
+#[ignore = "needs root and ip_vs"]
 fn an_update_changes_everything_but_the_key_and_the_real_servers() {
     in_fresh_netns(|ipvs| {
         let key = tcp("[2001:db8::1]:443");

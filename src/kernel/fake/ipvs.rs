@@ -224,6 +224,23 @@ impl VirtualServers for FakeNode {
         Ok(server.reals.iter().map(entry).collect())
     }
 
+    /// Passes over the first, as if others came and went.
+    fn survey(&mut self, visit: &mut dyn FnMut(Frontend, &[RealServer])) {
+        let shown: Vec<(Frontend, Vec<RealServer>)> = {
+            let state = self.state();
+            let reals = |server: &FakeServer| {
+                let real = |(address, weight): (&SocketAddr, &u32)| RealServer {
+                    address: *address,
+                    weight: *weight,
+                };
+                server.reals.iter().map(real).collect()
+            };
+            state.servers.iter().skip(1).map(|(at, server)| (*at, reals(server))).collect()
+        };
+        self.answer(shown.iter().map(|(_, reals)| 1 + reals.len()).sum());
+        shown.iter().for_each(|(at, reals)| visit(*at, reals));
+    }
+
     fn counts(&mut self, frontend: &Frontend) -> Result<Option<Counts>> {
         let mut state = self.state();
         state.counts_read += 1;
