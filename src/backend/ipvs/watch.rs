@@ -91,12 +91,13 @@ impl Tables {
     async fn check(&mut self, tools: &mut impl Xtables, look: Look) -> Result<Vec<Drift>> {
         let stamp = tools.stamp()?;
         let is_ours = self.stamp == Some(stamp);
-        self.changed_by_others |= !is_ours;
         let lost = if is_ours { 0 } else { self.uses.saturating_sub(count_uses(tools).await?) };
         // A legacy table's stamp is its size, which a rule in another's place does not change.
         let is_blind = tools.flavor() == Flavor::Legacy;
+        let others_wrote = (is_blind && tools.was_used()) || !is_ours;
+        self.changed_by_others |= others_wrote;
         let is_due = match &mut self.kept {
-            Some(kept) if is_blind => kept.is_due(tools, look),
+            Some(kept) if is_blind => kept.is_due(look, others_wrote),
             _ => look == Look::Thorough && self.changed_by_others,
         };
         let mut drift = match &mut self.kept {
@@ -210,21 +211,43 @@ impl Watch {
         baseline: &Baseline,
         look: Look,
     ) -> Result<Vec<Drift>> {
-        let (start, most) = match look {
-            Look::Quick => (self.last.map_or(Bound::Unbounded, Bound::Excluded), CHECKED_AT_ONCE),
-            Look::Thorough => (Bound::Unbounded, usize::MAX),
+        let suspects: Vec<Frontend> = match look {
+            Look::Thorough => suspects(kernel, baseline).into_iter().collect(),
+            Look::Quick => self.next_in_turn(baseline),
         };
-        let (mut drift, mut last, mut looked) = (Vec::new(), None, 0);
-        for (at, held) in ours(baseline, start).take(most) {
-            (last, looked) = (Some(*at), looked + 1);
+        let mut drift = Vec::new();
+        for at in suspects {
+            let Some(held) = baseline.servers.get(&at) else { continue };
             let there: BTreeSet<RealServer> =
-                kernel.servers.real_servers(at)?.into_iter().map(|(real, _)| real).collect();
-            drift.extend(differing_reals(at, held, &there));
+                kernel.servers.real_servers(&at)?.into_iter().map(|(real, _)| real).collect();
+            drift.extend(differing_reals(&at, held, &there));
         }
-        // The end is reached: the next look begins anew.
-        self.last = last.filter(|_| looked == CHECKED_AT_ONCE);
         Ok(drift)
     }
+
+    fn next_in_turn(&mut self, baseline: &Baseline) -> Vec<Frontend> {
+        let start = self.last.map_or(Bound::Unbounded, Bound::Excluded);
+        let turn: Vec<Frontend> = ours(baseline, start).take(CHECKED_AT_ONCE).map(|(at, _)| *at).collect();
+        // The end is reached: the next look begins anew.
+        self.last = turn.last().copied().filter(|_| turn.len() == CHECKED_AT_ONCE);
+        turn
+    }
+}
+
+/// The virtual servers whose real servers are not seen to be as they should be. To ask for each is dear, so all are
+/// surveyed, and what is said of these has to be asked for.
+fn suspects(kernel: &mut Kernel, baseline: &Baseline) -> BTreeSet<Frontend> {
+    let mut suspects: BTreeSet<Frontend> = ours(baseline, Bound::Unbounded).map(|(at, _)| *at).collect();
+    let mut there = BTreeSet::new();
+    kernel.servers.survey(&mut |at, reals| {
+        let Some(held) = baseline.servers.get(&at) else { return };
+        there.clear();
+        there.extend(reals);
+        if differing_reals(&at, held, &there).is_none() {
+            suspects.remove(&at);
+        }
+    });
+    suspects
 }
 
 fn ours(baseline: &Baseline, start: Bound<Frontend>) -> impl Iterator<Item = (&Frontend, &Held)> {
