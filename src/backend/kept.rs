@@ -29,6 +29,11 @@ pub(super) trait Chains {
     /// The chain of ours with this name; `None` if it is none of ours, or others write it, too.
     fn key(&self, table: &str, chain: &str) -> Option<Self::Key>;
 
+    /// The same, if it holds rules of ours.
+    fn holder(&self, table: &str, chain: &str) -> Option<Self::Key> {
+        self.key(table, chain)
+    }
+
     /// The table and the name of a chain of ours.
     fn place(&self, key: Self::Key) -> (&'static str, String);
 
@@ -85,13 +90,13 @@ struct Listing<K> {
     written: BTreeSet<K>,
     /// Something of it since the last thorough look.
     is_new: bool,
-    /// Others have used the tools.
-    was_used: bool,
+    /// Others have written, or used the tools.
+    others_wrote: bool,
 }
 
 impl<K> Default for Listing<K> {
     fn default() -> Self {
-        Listing { written: BTreeSet::new(), is_new: false, was_used: false }
+        Listing { written: BTreeSet::new(), is_new: false, others_wrote: false }
     }
 }
 
@@ -112,7 +117,8 @@ impl<K: Copy + Ord> Kept<K> {
     /// The same where a table is too large to be read.
     async fn listed<C: Chains<Key = K>>(tools: &mut impl Xtables, chains: &C) -> Result<Self> {
         // What was done before the listing shows in it.
-        let (_, shown) = (tools.was_used(), list(tools, chains).await?);
+        let _: bool = tools.was_used();
+        let shown = list(tools, chains).await?;
         Ok(Kept { shown, listing: Some(Listing::default()) })
     }
 
@@ -142,14 +148,14 @@ impl<K: Copy + Ord> Kept<K> {
 
     /// Whether rules are to be compared now, where nothing tells of changes: at each thorough look, but
     /// by a listing only if others may have changed something, or after we have ceased to.
-    pub(super) fn is_due(&mut self, tools: &mut impl Xtables, look: Look) -> bool {
+    pub(super) fn is_due(&mut self, look: Look, others_wrote: bool) -> bool {
+        let Some(listing) = &mut self.listing else { return look == Look::Thorough };
+        listing.others_wrote |= others_wrote;
         if look == Look::Quick {
             return false;
         }
-        let Some(listing) = &mut self.listing else { return true };
-        listing.was_used |= tools.was_used();
         let is_writing = std::mem::take(&mut listing.is_new);
-        listing.was_used || !(is_writing || listing.written.is_empty())
+        listing.others_wrote || !(is_writing || listing.written.is_empty())
     }
 
     /// What differs now.
@@ -298,7 +304,7 @@ impl<'c, C: Chains> Reader<'c, C> {
         if self.name != rule.chain {
             self.end_chain();
             self.name.push_str(rule.chain);
-            self.key = self.chains.key(table, rule.chain);
+            self.key = self.chains.holder(table, rule.chain);
         }
         match self.key {
             Some(_) => rule.content.hash(&mut self.hasher),

@@ -1,8 +1,8 @@
 //! Whether somebody has used the legacy tools.
 //!
 //! The kernel tells nobody of changes to a legacy table, but the tools take turns by a lock on a file,
-//! whichever container they run in, and inotify tells of each use of that. Programs that write to the
-//! tables without the lock are not seen.
+//! and inotify tells of each use of that. Programs that write to the tables without this lock are not seen,
+//! among them those in containers that do not have the node's file.
 
 use nix::errno::Errno;
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
@@ -12,9 +12,8 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 
-/// The tools' own default, and how they are told another.
+/// The tools' own default.
 const LOCK_FILE: &str = "/run/xtables.lock";
-const LOCK_FILE_VARIABLE: &str = "XTABLES_LOCKFILE";
 
 /// Watches the lock file. Its clones watch the same, and each tells for itself.
 #[derive(Clone, Debug)]
@@ -29,14 +28,13 @@ struct Heard {
     file: PathBuf,
     /// Made when it is first needed, and again when the file is another one.
     inotify: Option<Inotify>,
+    /// It was said that there is none.
+    is_deaf: bool,
     uses: u32,
 }
 
 /// There is one lock, and each use of it by this process is to be known as its own.
-static OF_THIS_PROCESS: LazyLock<LockWatch> = LazyLock::new(|| {
-    let file = std::env::var_os(LOCK_FILE_VARIABLE).unwrap_or_else(|| LOCK_FILE.into());
-    LockWatch::on(file.into())
-});
+static OF_THIS_PROCESS: LazyLock<LockWatch> = LazyLock::new(|| LockWatch::on(LOCK_FILE.into()));
 
 impl LockWatch {
     pub(super) fn of_this_process() -> Self {
@@ -44,7 +42,10 @@ impl LockWatch {
     }
 
     fn on(file: PathBuf) -> Self {
-        LockWatch { heard: Arc::new(Mutex::new(Heard { file, inotify: None, uses: 0 })), told: 0 }
+        LockWatch {
+            heard: Arc::new(Mutex::new(Heard { file, inotify: None, is_deaf: false, uses: 0 })),
+            told: 0,
+        }
     }
 
     /// Whether others have let go of the lock since this was last asked, or may have: the first answer is
@@ -58,7 +59,10 @@ impl LockWatch {
     /// What comes between these two is this process's own use of the lock. A program that waits for it at
     /// the same time, and is done before this is over, is not seen.
     pub(super) fn begin_own_use(&self) {
-        self.with(|heard| heard.uses = heard.uses.wrapping_add(heard.hear().into()));
+        self.with(|heard| {
+            let is_news = heard.hear();
+            heard.uses = heard.uses.wrapping_add(is_news.into());
+        });
     }
 
     /// See [`LockWatch::begin_own_use`].
@@ -72,15 +76,23 @@ impl LockWatch {
 }
 
 impl Heard {
-    /// Whether there is news, or may have been.
+    /// Whether there is news. Without a watch there may have been, by others.
     fn hear(&mut self) -> bool {
         if let Some(Ok(is_news)) = self.inotify.as_ref().map(read) {
             return is_news;
         }
-        self.inotify = watch(&self.file)
-            .map_err(|error| tracing::debug!(%error, "cannot watch the lock of the iptables tools"))
-            .ok();
-        true
+        self.uses = self.uses.wrapping_add(1);
+        self.inotify = match watch(&self.file) {
+            Ok(inotify) => Some(inotify),
+            Err(error) => {
+                if !std::mem::replace(&mut self.is_deaf, true) {
+                    let file = self.file.display();
+                    tracing::warn!(%error, %file, "who uses legacy iptables is not seen: large tables are read in each sync period");
+                }
+                None
+            }
+        };
+        false
     }
 }
 
@@ -123,10 +135,15 @@ mod tests {
                 [("iptables-legacy -w -t nat -N A", true), ("iptables-legacy-save -t nat > /dev/null", false)]
             {
                 let file = folder.path().join("lock");
-                run(&format!("{LOCK_FILE_VARIABLE}={} {command}", file.display()));
+                run(&format!("XTABLES_LOCKFILE={} {command}", file.display()));
                 assert_eq!(watch.was_used(), uses, "{command}");
             }
         });
+    }
+
+    /// Another process uses it: what this one opens, the children of other tests may hold for a while.
+    fn use_it(file: &Path) {
+        run(&format!(": < {}", file.display()));
     }
 
     #[test]
@@ -136,9 +153,8 @@ mod tests {
         let mut first = LockWatch::on(file.clone());
         assert!(first.was_used(), "nothing is known yet");
         let mut second = first.clone();
-        let held = std::fs::File::open(&file).unwrap();
-        assert!(!first.was_used(), "what is written is not there yet");
-        drop(held);
+        assert!(!first.was_used());
+        use_it(&file);
         for watch in [&mut first, &mut second] {
             assert!(watch.was_used());
             assert!(!watch.was_used());
@@ -146,7 +162,7 @@ mod tests {
         std::fs::remove_file(&file).unwrap();
         assert!(first.was_used(), "the next lock file is another one");
         assert!(!first.was_used());
-        drop(std::fs::File::open(&file).unwrap());
+        use_it(&file);
         assert!(first.was_used());
     }
 
@@ -158,12 +174,11 @@ mod tests {
         watch.was_used();
         let other = watch.clone();
         for others_come_first in [true, false] {
-            let use_it = || drop(std::fs::File::open(&file).unwrap());
             if others_come_first {
-                use_it();
+                use_it(&file);
             }
             other.begin_own_use();
-            use_it();
+            use_it(&file);
             other.end_own_use();
             assert_eq!(watch.was_used(), others_come_first);
         }

@@ -5,7 +5,6 @@
 //! how many transactions it took.
 
 use super::base::CANARY_TABLES;
-use super::names::CANARY;
 use super::watch::{ChainKey, OurChains};
 use crate::backend::kept::Chains as _;
 use crate::backend::{Drift, DriftKind};
@@ -44,7 +43,7 @@ impl Commit {
 
     fn add(&mut self, told: Told<'_>) {
         if let Told::RuleAdded { table, chain, rule } = told {
-            let key = own_chain(table, chain);
+            let key = OurChains.holder(table, chain);
             // Whoever zeroes the counters of a rule takes it out and puts it back.
             if key.is_some() && self.taken == key.map(|key| (key, rule)) {
                 self.taken = None;
@@ -57,7 +56,7 @@ impl Commit {
         self.close();
         match told {
             Told::RuleDeleted { table, chain, rule, jumps_to } => {
-                self.taken = own_chain(table, chain).map(|key| (key, rule));
+                self.taken = OurChains.holder(table, chain).map(|key| (key, rule));
                 let was_ours = jumps_to.is_some_and(|to| OurChains.has_jump(table, chain, to));
                 self.shared |= was_ours || OurChains.is_mixed(table, chain);
             }
@@ -81,11 +80,6 @@ impl Commit {
         let known = self.chains.entry(key).or_insert(act);
         *known = act.max(*known);
     }
-}
-
-/// A chain whose rules are ours: what stands in a canary is nothing to us.
-fn own_chain(table: &str, chain: &str) -> Option<ChainKey> {
-    OurChains.key(table, chain).filter(|_| chain != CANARY)
 }
 
 /// What has been heard and not been acted upon.
@@ -208,6 +202,7 @@ impl Heard {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::backend::iptables::names::CANARY;
 
     const CHAIN: &str = "KUBE-SVC-AAAABBBBCCCCDDDD";
 

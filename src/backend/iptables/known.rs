@@ -207,6 +207,11 @@ impl Known {
         self.leave(stamp);
     }
 
+    /// What was written is not known as the kernel shows it.
+    pub(super) fn raise_doubt(&mut self) {
+        self.doubt.raise();
+    }
+
     /// Whether everything is to be written anew because of what looking does not show; asked at each
     /// thorough look.
     pub(super) fn is_in_doubt(&mut self) -> bool {

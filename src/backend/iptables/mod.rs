@@ -121,6 +121,15 @@ impl<X: Xtables> Iptables<X> {
         changes.services.iter().flat_map(|service| service.write.iter().copied()).collect()
     }
 
+    /// Notes how the kernel shows what was written.
+    async fn keep(&mut self, written: Written, baseline: &mut Baseline) {
+        if let Err(error) = watch::keep(&mut self.tools, written, baseline).await {
+            let error = format!("{error:#}");
+            tracing::warn!(error, "what others change is only counted until everything is written again");
+            self.known.raise_doubt();
+        }
+    }
+
     /// Measures what there is now.
     fn measure_after(&mut self, desired: &Desired<'_>, written: &BTreeSet<ChainId>) {
         let Some(tally) = &mut self.tally else { return };
@@ -246,7 +255,7 @@ impl<X: Xtables> Backend for Iptables<X> {
             found = outcome.refused;
             baseline.commit(changes, desired.fixed, (&found, outcome.stuck));
             self.settle_tree(!baseline.refused.is_empty());
-            watch::keep(&mut self.tools, writes, baseline).await;
+            self.keep(writes, baseline).await;
             self.measure_after(desired, &began_anew);
         }
         applied.refused = Refusal::standing(&baseline.refused, &found);
@@ -270,13 +279,14 @@ impl<X: Xtables> Backend for Iptables<X> {
 
     async fn verify(&mut self, baseline: &mut Baseline, look: Look) -> Result<Vec<Finding>> {
         let (stamp, is_known) = self.known.look(&mut self.tools)?;
-        // Without what stood in shared chains there is nothing to compare them with.
-        let is_known = is_known && !(self.known.is_about_shared() && baseline.kept.is_none());
-        let lost = if is_known { Vec::new() } else { watch::count(&mut self.tools, baseline).await? };
         // A legacy table tells nothing, and its stamp is its size, which a rule in another's place
         // does not change.
         let is_blind = self.tools.flavor() == Flavor::Legacy;
-        let is_due = |kept: &mut Kept<_>| is_blind && kept.is_due(&mut self.tools, look);
+        let others_wrote = (is_blind && self.tools.was_used()) || !is_known;
+        // Without what stood in shared chains there is nothing to compare them with.
+        let is_known = is_known && !(self.known.is_about_shared() && baseline.kept.is_none());
+        let lost = if is_known { Vec::new() } else { watch::count(&mut self.tools, baseline).await? };
+        let is_due = |kept: &mut Kept<_>| is_blind && kept.is_due(look, others_wrote);
         let is_due = baseline.kept.as_mut().is_some_and(is_due);
         let compares = self.known.is_about_shared() || is_due || !lost.is_empty();
         let compared = if compares { watch::compare(&mut self.tools, baseline).await? } else { Vec::new() };

@@ -678,9 +678,7 @@ async fn a_rule_in_anothers_place_is_found_in_a_legacy_table_that_has_to_be_list
     let mut bench = listed().await;
     let good = bench.tables().clone();
     for chain in good["nat"].keys().filter(|name| name.starts_with("KUBE-S")).step_by(17) {
-        let rule = good["nat"][chain].last().unwrap();
-        let other = format!("{}!", &rule[..rule.len() - 1]);
-        bench.backend.tools().meddle("nat", |nat| *nat.get_mut(chain).unwrap().last_mut().unwrap() = other);
+        replace_with_like(bench.backend.tools(), chain);
         assert_eq!(bench.look().await, (vec![], 0), "its size is the same");
         let what = format!("chain {chain} of table nat has other rules than were written");
         assert_eq!(bench.look_thoroughly().await, (vec![what], LISTING));
@@ -713,6 +711,86 @@ async fn a_legacy_table_is_listed_only_if_somebody_has_used_the_tools() {
     bench.backend.tools().meddle("nat", |nat| nat.get_mut(chain).unwrap().swap(1, 2));
     let what = format!("chain {chain} of table nat has other rules than were written");
     assert_eq!(bench.look_thoroughly().await, (vec![what], LISTING));
+}
+
+/// Puts a rule of the same length in the place of a chain's last one.
+fn replace_with_like(tools: &mut FakeXtables, chain: &str) {
+    tools.meddle("nat", |nat| {
+        let rule = nat.get_mut(chain).unwrap().last_mut().unwrap();
+        rule.pop();
+        rule.push('!');
+    });
+}
+
+#[tokio::test]
+async fn what_others_do_to_chains_that_we_have_not_written_shows_beside_what_we_have() {
+    let mut bench = listed().await;
+    let before = bench.tables()["nat"].clone();
+    bench.tracker.fold(crate::testing::cluster::slice(7, 3));
+    bench.sync().await.unwrap();
+    let after = bench.tables()["nat"].clone();
+    let is_ours = |name: &&String| name.starts_with("KUBE-S");
+    let unwritten = after.keys().filter(is_ours).find(|name| before.get(*name) == after.get(*name)).unwrap();
+    let written = after.keys().filter(is_ours).find(|name| before.get(*name) != after.get(*name)).unwrap();
+    // What is in a chain that we have written since it was listed is taken for that.
+    replace_with_like(bench.backend.tools(), written);
+    replace_with_like(bench.backend.tools(), unwritten);
+    let what = format!("chain {unwritten} of table nat has other rules than were written");
+    assert_eq!(bench.look_thoroughly().await, (vec![what], LISTING));
+}
+
+#[tokio::test]
+async fn a_table_of_another_size_is_listed_whoever_made_it_so() {
+    let mut bench = listed().await;
+    let chain = bench.tables()["nat"].keys().rfind(|name| name.starts_with("KUBE-SVC-")).unwrap().clone();
+    bench.backend.tools().meddle("nat", |nat| {
+        nat.get_mut(&chain).unwrap().insert(0, "-s 192.0.2.1 -j ACCEPT".to_owned());
+    });
+    // By a program that does not take the lock.
+    bench.backend.tools().was_used = false;
+    assert_eq!(bench.look().await.0, Vec::<String>::new(), "nothing is missing");
+    let what = format!("chain {chain} of table nat has other rules than were written");
+    assert_eq!(bench.look_thoroughly().await, (vec![what], LISTING));
+}
+
+#[tokio::test]
+async fn what_could_not_be_listed_is_written_again_or_listed_later() {
+    let mut bench = listed().await;
+    bench.backend.tools().was_used = true;
+    bench.backend.tools().listing_fails = true;
+    let baseline = bench.baseline.as_mut().unwrap();
+    assert!(bench.backend.verify(baseline, Look::Thorough).await.is_err());
+    assert_eq!(bench.look_thoroughly().await, (vec![], LISTING));
+
+    bench.backend.tools().listing_fails = true;
+    bench.baseline = None;
+    bench.sync().await.unwrap();
+    let baseline = bench.baseline.as_mut().unwrap();
+    let found = bench.backend.verify(baseline, Look::Thorough).await.unwrap();
+    assert!(matches!(found[..], [Finding::Outdated(_)]), "{found:?}");
+}
+
+#[tokio::test]
+async fn a_table_that_grows_too_large_is_listed_from_then_on() {
+    let mut bench = Bench::new(IpFamily::V4, Flavor::Legacy, usize::MAX);
+    bench.tracker.fold(crate::testing::cluster::service(1));
+    bench.tracker.fold(crate::testing::cluster::slice(1, 5));
+    bench.sync().await.unwrap();
+    bench.backend.tools().is_too_large = true;
+    bench.tracker.fold(crate::testing::cluster::slice(1, 3));
+    bench.sync().await.unwrap();
+    assert_eq!(bench.look_thoroughly().await, (vec![], 0));
+    let chain = bench.tables()["nat"].keys().rfind(|name| name.starts_with("KUBE-SEP-")).unwrap().clone();
+    replace_with_like(bench.backend.tools(), &chain);
+    let what = format!("chain {chain} of table nat has other rules than were written");
+    assert_eq!(bench.look_thoroughly().await, (vec![what], LISTING));
+}
+
+#[tokio::test]
+async fn what_others_put_into_a_canary_is_left_alone() {
+    let mut bench = listed().await;
+    bench.backend.tools().meddle("nat", |nat| nat.get_mut(CANARY).unwrap().push("-j RETURN".to_owned()));
+    assert_eq!(bench.look_thoroughly().await, (vec![], 1 + 2 * LISTING), "uses are counted, too");
 }
 
 #[tokio::test]

@@ -60,6 +60,10 @@ impl Chains for OurChains {
         fixed(table, chain).or_else(own)
     }
 
+    fn holder(&self, table: &str, chain: &str) -> Option<ChainKey> {
+        self.key(table, chain).filter(|_| chain != CANARY)
+    }
+
     fn place(&self, key: ChainKey) -> (&'static str, String) {
         match key {
             ChainKey::Fixed(index) => {
@@ -141,25 +145,23 @@ impl Written {
 
 /// Notes how the kernel shows what was just written. Without that nothing can be compared later. Of
 /// nf_tables only what stands among rules of others is read: what happens to our own chains is heard.
-pub(super) async fn keep(tools: &mut impl Xtables, written: Written, baseline: &mut Baseline) {
+///
+/// # Errors
+/// When that could not be seen: then there is nothing to compare with.
+pub(super) async fn keep(tools: &mut impl Xtables, written: Written, baseline: &mut Baseline) -> Result<()> {
     let Written { all, mut chains, deleted } = written;
     if tools.flavor() == Flavor::Nft {
         chains.clear();
     }
-    let kept = match baseline.kept.take() {
-        _ if all => Kept::all(tools, &OurChains, &chains).await.map(Some),
-        Some(mut kept) => kept.refresh(tools, &OurChains, (&chains, &deleted)).await.map(|()| Some(kept)),
-        None => Ok(None),
-    };
-    match kept {
-        Ok(kept) => baseline.kept = kept,
-        Err(error) => {
-            tracing::warn!(
-                error = format!("{error:#}"),
-                "what others change in chains that are not ours alone is only counted until the next full sync"
-            );
+    match baseline.kept.take() {
+        _ if all => baseline.kept = Some(Kept::all(tools, &OurChains, &chains).await?),
+        Some(mut kept) => {
+            kept.refresh(tools, &OurChains, (&chains, &deleted)).await?;
+            baseline.kept = Some(kept);
         }
+        None => {}
     }
+    Ok(())
 }
 
 /// Counts how often chains are used, and looks for the canaries: no rule is read.

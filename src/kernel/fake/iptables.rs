@@ -39,6 +39,8 @@ pub struct FakeXtables {
     pub is_too_large: bool,
     /// Others have used the legacy tools.
     pub was_used: bool,
+    /// The next listing fails.
+    pub listing_fails: bool,
     /// How often rules were read, or the uses of chains.
     pub readings: usize,
     /// Restores that took effect.
@@ -98,6 +100,7 @@ impl FakeXtables {
             packets: BTreeMap::new(),
             is_too_large: false,
             was_used: false,
+            listing_fails: false,
             readings: 0,
             inputs: Vec::new(),
             loses: false,
@@ -340,6 +343,9 @@ impl Xtables for FakeXtables {
 
     async fn list_rules(&mut self, table: &str, visit: &mut dyn FnMut(Part<Rule<'_>>)) -> Result<()> {
         self.readings += 1;
+        if std::mem::take(&mut self.listing_fails) {
+            bail!("the tool was killed");
+        }
         visit(Part::Start);
         self.each_rule(table, None, &mut |part| match part {
             Part::Start => visit(part),

@@ -4,6 +4,7 @@
 use super::Rule;
 use crate::kernel::nft::ChainUse;
 use anyhow::{Context, Result, bail};
+use nix::fcntl::{FcntlArg, fcntl};
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::collections::hash_map::DefaultHasher;
@@ -17,8 +18,8 @@ use tokio::time::{sleep, timeout};
 
 /// A tool that has not printed all by then is taken to hang.
 const LIMIT: Duration = Duration::from_secs(600);
-/// As much as a pipe holds.
-const READ_AT_ONCE: usize = 64 << 10;
+/// As much as a pipe holds, unless the user has very many.
+const READ_AT_ONCE: i32 = 64 << 10;
 /// The tool writes 4 KiB at a time. To wake up for each of them would cost more than what is done with it.
 const PAUSE: Duration = Duration::from_millis(1);
 
@@ -36,7 +37,10 @@ pub(super) async fn print(program: &'static str, table: &str, take: &mut dyn FnM
         .spawn()
         .with_context(|| format!("cannot run {program}"))?;
     let output = child.stdout.take().context("no pipe from the tool")?;
-    timeout(LIMIT, lines(BufReader::with_capacity(READ_AT_ONCE, output), take))
+    let holds_much = fcntl(&output, FcntlArg::F_GETPIPE_SZ).is_ok_and(|size| size >= READ_AT_ONCE);
+    let pause = if holds_much { PAUSE } else { Duration::ZERO };
+    let output = BufReader::with_capacity(usize::try_from(READ_AT_ONCE)?, output);
+    timeout(LIMIT, lines(output, pause, take))
         .await
         .with_context(|| format!("{program} did not come back within {LIMIT:?}"))?
         .with_context(|| format!("cannot read from {program}"))?;
@@ -48,11 +52,15 @@ pub(super) async fn print(program: &'static str, table: &str, take: &mut dyn FnM
 }
 
 /// Others' comments may be in any encoding; most are in the one that is checked fast.
-async fn lines(mut output: BufReader<impl AsyncRead + Unpin>, take: &mut dyn FnMut(&str)) -> io::Result<()> {
+async fn lines(
+    mut output: BufReader<impl AsyncRead + Unpin>,
+    pause: Duration,
+    take: &mut dyn FnMut(&str),
+) -> io::Result<()> {
     let mut line = Vec::new();
     loop {
-        if output.buffer().is_empty() {
-            sleep(PAUSE).await;
+        if output.buffer().is_empty() && !pause.is_zero() {
+            sleep(pause).await;
         }
         if output.read_until(b'\n', &mut line).await? == 0 {
             return Ok(());
@@ -114,7 +122,7 @@ mod tests {
 
     async fn read(saved: &[u8]) -> Vec<String> {
         let mut read = Vec::new();
-        lines(BufReader::new(saved), &mut |line| read.push(line.to_owned())).await.unwrap();
+        lines(BufReader::new(saved), PAUSE, &mut |line| read.push(line.to_owned())).await.unwrap();
         read
     }
 
