@@ -238,6 +238,9 @@ impl Watch {
 /// surveyed, and what is said of these has to be asked for.
 fn suspects(kernel: &mut Kernel, baseline: &Baseline) -> BTreeSet<Frontend> {
     let mut suspects: BTreeSet<Frontend> = ours(baseline, Bound::Unbounded).map(|(at, _)| *at).collect();
+    if suspects.is_empty() {
+        return suspects;
+    }
     let mut there = BTreeSet::new();
     kernel.servers.survey(&mut |at, reals| {
         let Some(held) = baseline.servers.get(&at) else { return };
