@@ -303,7 +303,7 @@ impl<X: Xtables> Backend for Iptables<X> {
         self.known.settle(stamp);
         let is_in_doubt = look == Look::Thorough && self.known.is_in_doubt();
         Ok(is_in_doubt
-            .then_some(Finding::Outdated("others wrote to the tables unheard"))
+            .then_some(Finding::Outdated("what is in the tables is not known for certain"))
             .into_iter()
             .collect())
     }
