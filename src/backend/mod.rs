@@ -9,6 +9,7 @@ mod jumps;
 mod kept;
 mod lines;
 mod masquerade;
+mod meaning;
 mod rule;
 mod rule_count;
 mod tally;

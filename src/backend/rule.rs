@@ -1,11 +1,8 @@
-//! One rule, taken apart: as we write it and as the tools print it, so that the two can be compared and
-//! a packet can be walked through either.
+//! One rule, taken apart: as we write it and as the tools print it, so that a packet can be walked through
+//! either.
 
 use crate::model::Cidr;
 use std::net::{IpAddr, SocketAddr};
-
-/// Chances differ by the kernel's rounding to 2^-31.
-const CHANCE_ROUNDING: f64 = 1e-8;
 
 /// Options with one value that are understood.
 const UNDERSTOOD: [&str; 13] = [
@@ -47,8 +44,8 @@ pub(super) enum Match {
     VirtualPort(bool, u16),
     VirtualProtocol(bool, String),
     FromBridgePort(bool),
-    /// Something that we never ask, word for word.
-    Other(String),
+    /// Something that we never ask.
+    Other,
 }
 
 /// Where a rule sends a packet.
@@ -79,8 +76,7 @@ pub(super) struct Rule {
 impl Rule {
     /// Reads a rule, without `-A CHAIN`. What is not understood is kept as it is.
     pub(super) fn parse(text: &str) -> Rule {
-        let words = words(text);
-        let mut reader = Reader { words: words.iter().map(String::as_str).peekable(), negated: false };
+        let mut reader = Reader { words: words(text).map(|word| word.text).peekable(), negated: false };
         let mut rule = Rule { text: text.to_owned(), ..Rule::default() };
         let (mut list, mut checks, mut sets) = (String::new(), false, false);
         while let Some(word) = reader.words.next() {
@@ -99,7 +95,8 @@ impl Rule {
                 "--name" => list = reader.value(),
                 "-j" | "-g" => rule.target = Some(Target::named(&reader.value())),
                 "--or-mark" | "--xor-mark" | "--set-xmark" | "--set-mark" => {
-                    rule.target = mark_target(word, &reader.value());
+                    rule.target =
+                        mark_change(word, &reader.value()).map(|(clear, flip)| Target::Mark(clear, flip));
                 }
                 "--to-destination" => rule.target = reader.value().parse().ok().map(Target::Dnat),
                 _ => {
@@ -114,40 +111,6 @@ impl Rule {
         }
         rule.remember = sets.then_some(list);
         rule
-    }
-
-    /// Whether two rules do the same to every packet, however they are written.
-    pub(super) fn is_like(&self, other: &Rule) -> bool {
-        let holds = |matches: &[Match], wanted: &Match| matches.iter().any(|it| it.is_like(wanted));
-        self.target == other.target
-            && self.remember == other.remember
-            && self.matches.len() == other.matches.len()
-            && self.matches.iter().all(|wanted| holds(&other.matches, wanted))
-            && other.matches.iter().all(|wanted| holds(&self.matches, wanted))
-    }
-}
-
-impl Match {
-    fn is_like(&self, other: &Match) -> bool {
-        match (self, other) {
-            (Match::Source(a, b), Match::Source(c, d))
-            | (Match::Destination(a, b), Match::Destination(c, d))
-            | (Match::VirtualAddress(a, b), Match::VirtualAddress(c, d)) => (a, b) == (c, d),
-            (Match::Protocol(a, b), Match::Protocol(c, d))
-            | (Match::Interface(a, b), Match::Interface(c, d))
-            | (Match::VirtualProtocol(a, b), Match::VirtualProtocol(c, d)) => (a, b) == (c, d),
-            (Match::DestinationPort(a, b), Match::DestinationPort(c, d))
-            | (Match::VirtualPort(a, b), Match::VirtualPort(c, d)) => (a, b) == (c, d),
-            (Match::Set(a, b, c), Match::Set(d, e, f)) => (a, b, c) == (d, e, f),
-            (Match::SourceIsLocal(a), Match::SourceIsLocal(b))
-            | (Match::FromBridgePort(a), Match::FromBridgePort(b))
-            | (Match::DestinationIsLocal(a), Match::DestinationIsLocal(b)) => a == b,
-            (Match::Mark(a, b, c), Match::Mark(d, e, f)) => (a, b, c) == (d, e, f),
-            (Match::State(a, b), Match::State(c, d)) => (a, b) == (c, d),
-            (Match::Probability(a), Match::Probability(b)) => (a - b).abs() < CHANCE_ROUNDING,
-            (Match::Remembered(a), Match::Remembered(b)) | (Match::Other(a), Match::Other(b)) => a == b,
-            _ => false,
-        }
     }
 }
 
@@ -182,7 +145,7 @@ impl<'a, I: Iterator<Item = &'a str>> Reader<'a, I> {
         match word {
             "--physdev-is-in" => return Match::FromBridgePort(negated),
             "--match-set" => return Match::Set(negated, self.value(), self.value()),
-            word if !UNDERSTOOD.contains(&word) => return self.unknown(word),
+            word if !UNDERSTOOD.contains(&word) => return self.unknown(),
             _ => {}
         }
         let value = self.value();
@@ -206,30 +169,28 @@ impl<'a, I: Iterator<Item = &'a str>> Reader<'a, I> {
             "--vproto" => Some(Match::VirtualProtocol(negated, protocol_name(&value).to_owned())),
             _ => None,
         };
-        known.unwrap_or_else(|| Match::Other(format!("{}{word} {value}", if negated { "! " } else { "" })))
+        known.unwrap_or(Match::Other)
     }
 
     /// An option that we never use, with its values.
-    fn unknown(&mut self, word: &str) -> Match {
-        let mut text = if self.negated { format!("! {word}") } else { word.to_owned() };
-        while let Some(value) = self.words.next_if(|next| !next.starts_with('-') && *next != "!") {
-            text.push(' ');
-            text.push_str(value);
-        }
-        Match::Other(text)
+    fn unknown(&mut self) -> Match {
+        while self.words.next_if(|next| !next.starts_with('-') && *next != "!").is_some() {}
+        Match::Other
     }
 }
 
-fn mark_target(word: &str, value: &str) -> Option<Target> {
+/// What a mark option does: the bits that are cleared, and those that are then flipped.
+pub(super) fn mark_change(option: &str, value: &str) -> Option<(u32, u32)> {
     let (value, mask) = value_and_mask(value)?;
-    Some(match word {
-        "--or-mark" => Target::Mark(value, value),
-        "--xor-mark" => Target::Mark(0, value),
-        _ => Target::Mark(mask, value),
+    Some(match option {
+        "--or-mark" => (value, value),
+        "--xor-mark" => (0, value),
+        "--set-mark" => (mask | value, value),
+        _ => (mask, value),
     })
 }
 
-fn value_and_mask(text: &str) -> Option<(u32, u32)> {
+pub(super) fn value_and_mask(text: &str) -> Option<(u32, u32)> {
     let number = |text: &str| match text.strip_prefix("0x") {
         Some(digits) => u32::from_str_radix(digits, 16).ok(),
         None => text.parse().ok(),
@@ -241,7 +202,7 @@ fn value_and_mask(text: &str) -> Option<(u32, u32)> {
 }
 
 /// A protocol's name, where the tools print its number.
-fn protocol_name(text: &str) -> &str {
+pub(super) fn protocol_name(text: &str) -> &str {
     match text {
         "6" => "tcp",
         "17" => "udp",
@@ -250,64 +211,43 @@ fn protocol_name(text: &str) -> &str {
     }
 }
 
-fn network(text: &str) -> Option<Cidr> {
+pub(super) fn network(text: &str) -> Option<Cidr> {
     text.parse().ok().or_else(|| text.parse::<IpAddr>().ok().map(Cidr::from))
 }
 
+/// A word of a rule.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Word<'a> {
+    pub(super) text: &'a str,
+    /// So that it is a value, whatever it looks like.
+    pub(super) is_quoted: bool,
+}
+
 /// A rule's words; text in quotes is one.
-fn words(text: &str) -> Vec<String> {
-    let mut words = Vec::new();
-    for (index, part) in text.split('"').enumerate() {
-        if index % 2 == 1 {
-            words.push(part.to_owned());
-        } else {
-            words.extend(part.split_whitespace().map(str::to_owned));
-        }
-    }
-    words
+pub(super) fn words(text: &str) -> impl Iterator<Item = Word<'_>> {
+    let mut rest = text;
+    std::iter::from_fn(move || {
+        rest = rest.trim_ascii_start();
+        let quoted = rest.strip_prefix('"');
+        let (is_quoted, from) = (quoted.is_some(), quoted.unwrap_or(rest));
+        let ends = |byte: u8| byte == b'"' || (!is_quoted && byte.is_ascii_whitespace());
+        let end = from.bytes().position(ends).unwrap_or(from.len());
+        let (text, left) = from.split_at(end);
+        rest = if is_quoted { left.strip_prefix('"').unwrap_or(left) } else { left };
+        (is_quoted || !text.is_empty()).then_some(Word { text, is_quoted })
+    })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use rstest::rstest;
 
-    #[rstest]
-    #[case(
-        "-m comment --comment \"shop/web:http cluster IP\" -m tcp -p tcp -d 10.96.0.1 --dport 80 ! -s 10.128.0.0/16 -j KUBE-MARK-MASQ",
-        "! -s 10.128.0.0/16 -d 10.96.0.1/32 -p tcp -m comment --comment \"shop/web:http cluster IP\" -m tcp --dport 80 -j KUBE-MARK-MASQ"
-    )]
-    #[case("-j MARK --or-mark 0x00004000", "-j MARK --set-xmark 0x4000/0x4000")]
-    #[case("-j MARK --xor-mark 0x00004000", "-j MARK --set-xmark 0x4000/0x0")]
-    #[case("-m mark ! --mark 0x00004000/0x00004000 -j RETURN", "-m mark ! --mark 0x4000/0x4000 -j RETURN")]
-    #[case(
-        "-m statistic --mode random --probability 0.3333333333 -j A",
-        "-m statistic --mode random --probability 0.33333333349 -j A"
-    )]
-    #[case(
-        "-m recent --name L --rcheck --seconds 10800 --reap -j A",
-        "-m recent --rcheck --seconds 10800 --reap --name L --mask 255.255.255.255 --rsource -j A"
-    )]
-    #[case(
-        "-m ipvs --vaddr 10.0.0.1 --vproto tcp --vport 80 -j DROP",
-        "-m ipvs --vaddr 10.0.0.1/32 --vproto 6 --vport 80 -j DROP"
-    )]
-    #[case("-j REJECT", "-j REJECT --reject-with icmp-port-unreachable")]
-    fn what_we_write_is_like_what_the_tools_print(#[case] ours: &str, #[case] printed: &str) {
-        let (ours, printed) = (Rule::parse(ours), Rule::parse(printed));
-        assert!(ours.is_like(&printed), "{ours:?}\n{printed:?}");
-    }
-
-    #[rstest]
-    #[case("-d 10.0.0.1 -j ACCEPT", "-d 10.0.0.1 -j DROP")]
-    #[case("-d 10.0.0.1 -j ACCEPT", "! -d 10.0.0.1 -j ACCEPT")]
-    #[case("-d 10.0.0.1 -j ACCEPT", "-d 10.0.0.1 -m limit --limit 1/sec -j ACCEPT")]
-    #[case("-j DNAT --to-destination 10.0.0.1:80", "-j DNAT --to-destination 10.0.0.1:81")]
-    #[case("-m set --match-set A dst,dst -j X", "-m set --match-set A dst,src -j X")]
-    #[case("-m set --match-set A dst,dst -j X", "-m set ! --match-set A dst,dst -j X")]
-    #[case("-m physdev ! --physdev-is-in -j X", "-m physdev --physdev-is-in -j X")]
-    #[case("-m statistic --probability 0.5 -j A", "-m statistic --probability 0.51 -j A")]
-    fn rules_that_differ_are_told_apart(#[case] one: &str, #[case] other: &str) {
-        assert!(!Rule::parse(one).is_like(&Rule::parse(other)));
+    #[test]
+    fn text_in_quotes_is_one_word() {
+        let words: Vec<_> = words(" -m  comment --comment \"a -j b\" \"\" c\"d\"\"e ").collect();
+        let word = |text| Word { text, is_quoted: false };
+        let quoted = |text| Word { text, is_quoted: true };
+        let all = [word("-m"), word("comment"), word("--comment"), quoted("a -j b"), quoted(""), word("c")];
+        assert_eq!(words, [&all[..], &[quoted("d"), quoted("e ")]].concat());
     }
 }

@@ -321,7 +321,7 @@ impl Walk<'_> {
             // Pods on a bridge whose packets pass the rules there already: not known here.
             Match::FromBridgePort(negated) => *negated,
             // Nothing of ours: whether it holds is not known here.
-            Match::Other(_) => false,
+            Match::Other => false,
         };
         if holds { 1.0 } else { 0.0 }
     }

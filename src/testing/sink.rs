@@ -43,6 +43,10 @@ impl Xtables for Sink {
         Ok(Stamp::Generation(self.generation))
     }
 
+    fn has_counter(&mut self, _: &str) -> bool {
+        true
+    }
+
     fn ensure_counter(&mut self, _name: &str) -> bool {
         true
     }

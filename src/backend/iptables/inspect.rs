@@ -5,6 +5,7 @@ use super::base::{self, Features, JUMPS};
 use super::names::ChainId;
 use super::render_inputs;
 use crate::backend::KernelObject;
+use crate::backend::meaning::meaning;
 use crate::backend::rule::{Match, Rule, Target};
 use crate::backend::walk::{Outcome, Packet, Tables, Walk};
 use crate::kernel::iptables::Flavor;
@@ -45,21 +46,22 @@ pub(super) fn wanted(plan: &Plan<'_>, features: &Features) -> Vec<KernelObject> 
 /// stands in a chain that others share with us is never unwanted.
 #[must_use]
 pub fn differences(wanted: &KernelObject, found: &[String]) -> (Vec<String>, Vec<String>) {
-    let parse = |lines: &[String]| lines.iter().map(|line| Rule::parse(line)).collect::<Vec<_>>();
-    let (ours, theirs) = (parse(&wanted.lines), parse(found));
-    let beyond = |all: &[Rule], other: &[Rule]| {
-        let mut left: Vec<&Rule> = other.iter().collect();
-        let lacking = all.iter().filter(|rule| match left.iter().position(|it| it.is_like(rule)) {
+    let read = |lines: &[String]| lines.iter().map(|line| meaning(line)).collect::<Vec<_>>();
+    let (ours, theirs) = (read(&wanted.lines), read(found));
+    let beyond = |lines: &[String], all: &[u64], other: &[u64]| {
+        let mut left = other.to_vec();
+        let mut is_lacking = |says: &u64| match left.iter().position(|it| it == says) {
             Some(index) => {
                 left.swap_remove(index);
                 false
             }
             None => true,
-        });
-        lacking.map(|rule| rule.text.clone()).collect::<Vec<_>>()
+        };
+        let lacking = lines.iter().zip(all).filter(|(_, says)| is_lacking(says));
+        lacking.map(|(line, _)| line.clone()).collect()
     };
-    let missing = beyond(&ours, &theirs);
-    let surplus = if wanted.is_shared { Vec::new() } else { beyond(&theirs, &ours) };
+    let missing = beyond(&wanted.lines, &ours, &theirs);
+    let surplus = if wanted.is_shared { Vec::new() } else { beyond(found, &theirs, &ours) };
     (missing, surplus)
 }
 

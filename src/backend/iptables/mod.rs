@@ -215,6 +215,12 @@ impl<X: Xtables> Backend for Iptables<X> {
         Ok(Baseline::observed(strays))
     }
 
+    async fn learn(&mut self) -> Result<()> {
+        self.features.counts_invalid = self.tools.has_counter(INVALID_DROPPED);
+        self.features.counts_localhost = self.tools.has_counter(LOCALHOST_ACCEPTED);
+        Ok(())
+    }
+
     fn render<'a>(&self, plan: &Plan<'a>) -> Desired<'a> {
         Desired::of(plan, &self.features)
     }

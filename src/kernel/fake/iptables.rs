@@ -306,6 +306,10 @@ impl Xtables for FakeXtables {
         Ok(Stamp::Sizes(["mangle", "nat", "filter"].map(size)))
     }
 
+    fn has_counter(&mut self, _: &str) -> bool {
+        true
+    }
+
     fn ensure_counter(&mut self, _: &str) -> bool {
         true
     }

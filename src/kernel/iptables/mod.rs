@@ -115,6 +115,9 @@ pub trait Xtables {
     /// When the kernel cannot be asked.
     fn stamp(&mut self) -> anyhow::Result<Stamp>;
 
+    /// Whether there is a packet counter that rules can name (nfacct).
+    fn has_counter(&mut self, name: &str) -> bool;
+
     /// Makes a packet counter that rules can name (nfacct) unless it is there; whether it is.
     fn ensure_counter(&mut self, name: &str) -> bool;
 

@@ -322,6 +322,11 @@ impl Xtables for Tools {
         }
     }
 
+    fn has_counter(&mut self, name: &str) -> bool {
+        let found = Nfacct::probe().and_then(|mut counters| counters.get(name));
+        found.is_ok_and(|counter| counter.is_some())
+    }
+
     fn ensure_counter(&mut self, name: &str) -> bool {
         match Nfacct::probe().and_then(|mut counters| counters.ensure(name)) {
             Ok(()) => true,
