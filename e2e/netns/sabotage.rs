@@ -125,11 +125,16 @@ impl Sabotage {
     }
 
     pub(crate) fn commit(&self, node: &Namespace, flavor: Flavor) {
+        self.commit_under("/run/xtables.lock", node, flavor);
+    }
+
+    /// Programs that have another lock file do not wait for anybody.
+    fn commit_under(&self, lock: &str, node: &Namespace, flavor: Flavor) {
         let input = format!("*{}\n{}\nCOMMIT\n", self.table, self.commands.join("\n"));
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(&file, &input).unwrap();
         let path = file.path().to_str().unwrap();
-        let shell = format!("iptables-{flavor}-restore -w 30 --noflush < {path}");
+        let shell = format!("XTABLES_LOCKFILE={lock} iptables-{flavor}-restore -w 30 --noflush < {path}");
         node.output("sh", &["-c", &shell]).unwrap_or_else(|error| panic!("{error:#}\n{input}"));
     }
 }
@@ -151,11 +156,19 @@ fn expect_healed(node: &Namespace, flavor: Flavor, proxy: &Proxy, good: &BTreeSe
     });
 }
 
-/// More Services than a legacy table may have to be read.
+/// Services of a large table.
 const MANY: u32 = 330;
 
 fn many() -> impl Iterator<Item = serde_json::Value> {
     (0..MANY).flat_map(|number| [load_service(number), load_slice(number, 5, "elsewhere")])
+}
+
+/// Puts another rule in the place of a chain's last one: it is used as often as before, and takes as much room,
+/// so that only what it says tells.
+fn replace_last(chain: &str, all: &Chains) -> Sabotage {
+    let (number, rule) = (all[chain].len(), all[chain].last().unwrap());
+    let command = format!("-R {chain} {number} ! -s 192.0.2.1/32 {}", without_source(rule));
+    Sabotage { table: "nat", commands: vec![command], names: BTreeSet::new() }
 }
 
 #[rstest]
@@ -227,22 +240,45 @@ fn a_rule_in_anothers_place_is_found_named_and_healed_in_a_large_table_too(
     let all = chains(&node, flavor, "nat");
     let last = |prefix: &str| all.keys().rfind(|name| name.starts_with(prefix)).unwrap();
     for chain in [last("KUBE-SVC-AAAAA"), last("KUBE-SVC-"), last("KUBE-SEP-")] {
-        // It is used as often as before, and takes as much room, so that only what it says tells.
-        let (number, rule) = (all[chain].len(), all[chain].last().unwrap());
-        let replaced = Sabotage {
-            table: "nat",
-            commands: vec![format!("-R {chain} {number} ! -s 192.0.2.1/32 {}", without_source(rule))],
-            names: BTreeSet::new(),
-        };
-        replaced.commit_between_passes(&node, flavor, &proxy);
+        replace_last(chain, &all).commit_between_passes(&node, flavor, &proxy);
         expect_healed(&node, flavor, &proxy, &good);
-        let what = format!("chain {chain} of table nat {what}");
-        wait_until("it is named, and who did it if that is known", HEALED, || {
-            proxy.log_tail().contains(&what)
-        })
-        .unwrap_or_else(|error| panic!("{error}: {}", proxy.log_tail()));
+        expect_named(&proxy, &format!("chain {chain} of table nat {what}"));
     }
     assert!(proxy.is_running());
+}
+
+fn expect_named(proxy: &Proxy, what: &str) {
+    wait_until("it is named, and who did it if that is known", HEALED, || proxy.log_tail().contains(what))
+        .unwrap_or_else(|error| panic!("{error}: {}", proxy.log_tail()));
+}
+
+#[test]
+fn a_program_without_the_lock_is_found_out_in_a_chain_that_we_have_just_written() {
+    let (node, flavor) = (lone_node().unwrap(), Flavor::Legacy);
+    give_idle_uplink(&node).unwrap();
+    let launch = Launch { binary: BINARY, namespace: &node, flavor, flags: FLAGS };
+    let mut proxy = launch.start(&many().collect::<Vec<_>>()).unwrap();
+    proxy.wait_for_sync(&node, flavor, HEALED).unwrap();
+    for endpoints in [4, 5] {
+        let before = chains(&node, flavor, "nat");
+        let changed = [load_service(0), load_slice(0, endpoints, "elsewhere")];
+        proxy.rewrite(&changed.into_iter().chain(many().skip(2)).collect::<Vec<_>>()).unwrap();
+        let written = || {
+            let now = chains(&node, flavor, "nat");
+            let is_written =
+                |name: &&String| name.starts_with("KUBE-SVC-") && now.get(*name) != before.get(*name);
+            now.keys().find(is_written).cloned().map(|name| (name, now))
+        };
+        wait_until("the change is written", HEALED, || written().is_some()).unwrap();
+        let (chain, now) = written().unwrap();
+        let good = rules(&node, flavor);
+        proxy.pause(HEALED).unwrap();
+        replace_last(&chain, &now).commit_under("/dev/null", &node, flavor);
+        assert_ne!(rules(&node, flavor), good);
+        proxy.resume().unwrap();
+        expect_healed(&node, flavor, &proxy, &good);
+        expect_named(&proxy, &format!("chain {chain} of table nat has other rules than were written"));
+    }
 }
 
 fn without_source(rule: &str) -> String {

@@ -28,7 +28,6 @@ pub mod sockets;
 pub mod sysctl;
 pub mod xtables_entries;
 pub mod xtables_info;
-mod xtables_lock;
 
 #[cfg(test)]
 mod fresh_netns;

@@ -5,8 +5,10 @@ use super::desired::{Baseline, Desired};
 use super::diff::{Changes, Step};
 use super::input::Input;
 use super::names::{CANARY, ChainId};
+use super::watch::OurChains;
+use crate::backend::kept::Record;
 use crate::backend::{Refusal, jumps};
-use crate::kernel::iptables::{Place, RestoreError, Stamp, Xtables};
+use crate::kernel::iptables::{Flavor, Place, RestoreError, Stamp, Xtables};
 use crate::model::ServiceName;
 use anyhow::{Context, Result, bail};
 use std::collections::BTreeSet;
@@ -33,12 +35,19 @@ pub(super) struct Outcome {
     pub(super) failed: bool,
     /// The tables before the first of these.
     pub(super) begun: Option<Stamp>,
+    /// What took effect, where it is to be recorded: in legacy tables.
+    pub(super) record: Option<Record<OurChains>>,
 }
 
 impl Outcome {
-    fn count(&mut self, counted: &Counted<impl Sized>, sent: &Result<(), RestoreError>) {
+    fn count(&mut self, counted: Counted<impl Sized>, sent: &Result<(), RestoreError>) {
         match sent {
             Ok(()) => {
+                self.written[0] += counted.written[0];
+                self.written[1] += counted.written[1];
+                if let (Some(record), Some(later)) = (&mut self.record, counted.record) {
+                    record.append(later);
+                }
                 self.commits += counted.commits;
                 self.doubtful_commits += counted.tables - counted.commits;
             }
@@ -61,6 +70,7 @@ pub(super) async fn run<X: Xtables>(
         set_up(tools).await?;
     }
     let begun = Some(tools.stamp()?);
+    let record = (tools.flavor() == Flavor::Legacy).then(|| Record::of(OurChains));
     let retried: BTreeSet<&ServiceName> = changes.services.iter().map(|change| &change.name).collect();
     let excluded = baseline.refused.keys().filter(|name| !retried.contains(name)).cloned().collect();
     let steps = changes.steps(most_chains);
@@ -71,7 +81,7 @@ pub(super) async fn run<X: Xtables>(
         baseline,
         excluded,
         doomed: BTreeSet::new(),
-        outcome: Outcome { begun, ..Outcome::default() },
+        outcome: Outcome { begun, record, ..Outcome::default() },
     };
     for step in steps {
         run.step(step).await?;
@@ -175,14 +185,8 @@ impl<X: Xtables> Run<'_, '_, X> {
     /// in the way of this, too.
     async fn empty(&mut self, chains: &[ChainId]) -> Result<(), RestoreError> {
         let declared: String = chains.iter().map(|id| format!(":{id} - [0:0]\n")).collect();
-        self.outcome.calls += 1;
-        self.outcome.doubtful_commits += 1;
-        match self.tools.restore(&mut std::iter::once(format!("*nat\n{declared}COMMIT\n"))).await {
-            Ok(()) => Ok(()),
-            Err(RestoreError::Refused { .. }) => {
-                self.outcome.failed = true;
-                Ok(())
-            }
+        match self.restore(std::iter::once(format!("*nat\n{declared}COMMIT\n"))).await {
+            Ok(()) | Err(RestoreError::Refused { .. }) => Ok(()),
             Err(error) => Err(error),
         }
     }
@@ -197,10 +201,14 @@ impl<X: Xtables> Run<'_, '_, X> {
             delete,
             excluded: &BTreeSet::new(),
         };
+        self.restore(input.pieces()).await
+    }
+
+    async fn restore(&mut self, pieces: impl Iterator<Item = String>) -> Result<(), RestoreError> {
         self.outcome.calls += 1;
-        let mut counted = Counted::new(input.pieces());
+        let mut counted = Counted::new(pieces, self.outcome.record.is_some());
         let sent = self.tools.restore(&mut counted).await;
-        self.outcome.count(&counted, &sent);
+        self.outcome.count(counted, &sent);
         sent
     }
 
@@ -232,15 +240,7 @@ impl<X: Xtables> Run<'_, '_, X> {
             delete: &delete,
             excluded,
         };
-        let mut counted = Counted::new(input.pieces());
-        self.outcome.calls += 1;
-        let sent = self.tools.restore(&mut counted).await;
-        if sent.is_ok() {
-            self.outcome.written[0] += counted.written[0];
-            self.outcome.written[1] += counted.written[1];
-        }
-        self.outcome.count(&counted, &sent);
-        sent
+        self.restore(input.pieces()).await
     }
 
     fn deletions(&self, step: &Step) -> Vec<ChainId> {
@@ -368,7 +368,7 @@ fn lines_around(pieces: impl Iterator<Item = String>, line: usize) -> String {
     shown.join(" | ")
 }
 
-/// Counts what passes, by table.
+/// Counts what passes, by table, and records it if that is wanted.
 struct Counted<I> {
     pieces: I,
     nat: bool,
@@ -379,11 +379,13 @@ struct Counted<I> {
     commits: u32,
     /// The table that passes has some.
     has_some: bool,
+    record: Option<Record<OurChains>>,
 }
 
 impl<I> Counted<I> {
-    fn new(pieces: I) -> Self {
-        Counted { pieces, nat: false, written: [0, 0], tables: 0, commits: 0, has_some: false }
+    fn new(pieces: I, is_recorded: bool) -> Self {
+        let record = is_recorded.then(|| Record::of(OurChains));
+        Counted { pieces, nat: false, written: [0, 0], tables: 0, commits: 0, has_some: false, record }
     }
 }
 
@@ -393,6 +395,9 @@ impl<I: Iterator<Item = String>> Iterator for Counted<I> {
     fn next(&mut self) -> Option<String> {
         let piece = self.pieces.next()?;
         for line in piece.lines() {
+            if let Some(record) = &mut self.record {
+                record.take(line);
+            }
             if line.starts_with('*') {
                 self.nat = line == "*nat";
                 self.tables += 1;

@@ -8,7 +8,7 @@ use super::diff::Changes;
 use super::names::{CANARY, ChainId, MARK_MASQ};
 use super::render::{self, Chains, Dispatch, Style};
 use super::tree::Destinations;
-use super::watch::ChainKey;
+use super::watch::OurChains;
 use crate::backend::Refusal;
 use crate::backend::kept::Kept;
 use crate::backend::lines::Text;
@@ -197,8 +197,8 @@ pub struct Baseline {
     pub(super) nets: Option<usize>,
     /// Per-Service chains that were found and of which nothing else is known.
     pub(super) strays: BTreeSet<ChainId>,
-    /// How the kernel shows our chains; `None` when it could not be read.
-    pub(super) kept: Option<Kept<ChainKey>>,
+    /// What has to be found of our chains; `None` when that is not known.
+    pub(super) kept: Option<Kept<OurChains>>,
     /// Services that the kernel refused, and its words.
     pub(super) refused: BTreeMap<ServiceName, String>,
     /// The Services' rules in the nat and the filter table.

@@ -58,7 +58,7 @@ impl Commit {
             Told::RuleDeleted { table, chain, rule, jumps_to } => {
                 self.taken = OurChains.holder(table, chain).map(|key| (key, rule));
                 let was_ours = jumps_to.is_some_and(|to| OurChains.has_jump(table, chain, to));
-                self.shared |= was_ours || OurChains.is_mixed(table, chain);
+                self.shared |= was_ours || OurChains.mixed() == Some((table, chain));
             }
             Told::ChainDeleted { table, chain } => self.note(OurChains.key(table, chain), Act::Deleted),
             Told::ChainAltered { table, chain } => {

@@ -29,7 +29,7 @@ pub use inspect::{branch, differences, foreign_obstacles, trace as trace_packet}
 pub use known::OwnWrites;
 pub use setup::{features, features_as_found};
 
-use super::kept::Kept;
+use super::kept::Record;
 use super::tally::{Measuring, Tally};
 use super::{
     Applied, Backend, Drift, DriftKind, Finding, KernelObject, Look, ObjectCount, ObjectKind, Refusal,
@@ -43,7 +43,7 @@ use known::Known;
 use meters::ChainCounters;
 use names::{ChainId, INVALID_DROPPED, LOCALHOST_ACCEPTED};
 use std::collections::BTreeSet;
-use watch::Written;
+use watch::{OurChains, Written};
 
 /// How many chains one input holds. The nft-backed tool searches its chains one by one, so large
 /// inputs take it minutes; the legacy tool rewrites the whole table at each call, so there
@@ -121,9 +121,9 @@ impl<X: Xtables> Iptables<X> {
         changes.services.iter().flat_map(|service| service.write.iter().copied()).collect()
     }
 
-    /// Notes how the kernel shows what was written.
-    async fn keep(&mut self, written: Written, baseline: &mut Baseline) {
-        if let Err(error) = watch::keep(&mut self.tools, written, baseline).await {
+    /// Notes what has to be found later.
+    fn keep(&mut self, written: Written, record: Option<Record<OurChains>>, baseline: &mut Baseline) {
+        if let Err(error) = watch::keep(&mut self.tools, written, record, baseline) {
             let error = format!("{error:#}");
             tracing::warn!(error, "what others change is only counted until everything is written again");
             self.known.raise_doubt();
@@ -261,7 +261,7 @@ impl<X: Xtables> Backend for Iptables<X> {
             found = outcome.refused;
             baseline.commit(changes, desired.fixed, (&found, outcome.stuck));
             self.settle_tree(!baseline.refused.is_empty());
-            self.keep(writes, baseline).await;
+            self.keep(writes, outcome.record, baseline);
             self.measure_after(desired, &began_anew);
         }
         applied.refused = Refusal::standing(&baseline.refused, &found);
@@ -287,13 +287,10 @@ impl<X: Xtables> Backend for Iptables<X> {
         let (stamp, is_known) = self.known.look(&mut self.tools)?;
         // A legacy table tells nothing, and its stamp is its size, which a rule in another's place
         // does not change.
-        let is_blind = self.tools.flavor() == Flavor::Legacy;
-        let others_wrote = (is_blind && self.tools.was_used()) || !is_known;
+        let is_due = self.tools.flavor() == Flavor::Legacy && look == Look::Thorough;
         // Without what stood in shared chains there is nothing to compare them with.
         let is_known = is_known && !(self.known.is_about_shared() && baseline.kept.is_none());
         let lost = if is_known { Vec::new() } else { watch::count(&mut self.tools, baseline).await? };
-        let is_due = |kept: &mut Kept<_>| is_blind && kept.is_due(look, others_wrote);
-        let is_due = baseline.kept.as_mut().is_some_and(is_due);
         let compares = self.known.is_about_shared() || is_due || !lost.is_empty();
         let compared = if compares { watch::compare(&mut self.tools, baseline).await? } else { Vec::new() };
         let mut drift = self.known.drift();

@@ -657,61 +657,21 @@ async fn of_very_many_changed_chains_a_hundred_are_named() {
     assert!(found.iter().any(|what| what.contains("more chains that were changed")), "{found:?}");
 }
 
-/// A cluster in legacy tables that have to be listed.
-async fn listed() -> Bench {
+/// A cluster in legacy tables.
+async fn legacy() -> Bench {
     let mut bench = Bench::new(IpFamily::V4, Flavor::Legacy, usize::MAX);
-    bench.backend.tools().is_too_large = true;
     for number in 0..20 {
         bench.tracker.fold(crate::testing::cluster::service(number));
         bench.tracker.fold(crate::testing::cluster::slice(number, 5));
     }
     bench.sync().await.unwrap();
-    assert_eq!(bench.look_thoroughly().await, (vec![], 0), "it was listed after everything was written");
+    assert_eq!(bench.look().await, (vec![], 0));
+    assert_eq!(bench.look_thoroughly().await, (vec![], LISTING));
     bench
 }
 
 /// The nat and the filter table.
 const LISTING: usize = 2;
-
-#[tokio::test]
-async fn a_rule_in_anothers_place_is_found_in_a_legacy_table_that_has_to_be_listed() {
-    let mut bench = listed().await;
-    let good = bench.tables().clone();
-    for chain in good["nat"].keys().filter(|name| name.starts_with("KUBE-S")).step_by(17) {
-        replace_with_like(bench.backend.tools(), chain);
-        assert_eq!(bench.look().await, (vec![], 0), "its size is the same");
-        let what = format!("chain {chain} of table nat has other rules than were written");
-        assert_eq!(bench.look_thoroughly().await, (vec![what], LISTING));
-        bench.baseline = None;
-        bench.sync().await.unwrap();
-        assert_eq!(bench.tables(), &good);
-        assert_eq!(bench.look_thoroughly().await.0, Vec::<String>::new());
-    }
-}
-
-#[tokio::test]
-async fn a_legacy_table_is_listed_only_if_somebody_has_used_the_tools() {
-    let mut bench = listed().await;
-    assert_eq!(bench.look_thoroughly().await, (vec![], 0));
-    // Others look, or write what is not ours.
-    bench.backend.tools().was_used = true;
-    assert_eq!(bench.look_thoroughly().await, (vec![], LISTING));
-    bench.backend.tools().meddle("nat", |nat| drop(nat.insert("THEIRS".to_owned(), vec![String::new()])));
-    assert_eq!(bench.look_thoroughly().await.0, Vec::<String>::new());
-    assert_eq!(bench.look_thoroughly().await, (vec![], 0));
-    // We write, and what is listed then is what later listings are compared with.
-    bench.tracker.fold(crate::testing::cluster::slice(7, 3));
-    bench.sync().await.unwrap();
-    assert_eq!(bench.look_thoroughly().await, (vec![], 0), "not while we go on writing");
-    assert_eq!(bench.look_thoroughly().await, (vec![], LISTING));
-    assert_eq!(bench.look_thoroughly().await, (vec![], 0));
-    let all = bench.tables()["nat"].clone();
-    let (chain, _) =
-        all.iter().rfind(|(name, rules)| name.starts_with("KUBE-SVC-") && rules.len() == 4).unwrap();
-    bench.backend.tools().meddle("nat", |nat| nat.get_mut(chain).unwrap().swap(1, 2));
-    let what = format!("chain {chain} of table nat has other rules than were written");
-    assert_eq!(bench.look_thoroughly().await, (vec![what], LISTING));
-}
 
 /// Puts a rule of the same length in the place of a chain's last one.
 fn replace_with_like(tools: &mut FakeXtables, chain: &str) {
@@ -722,83 +682,131 @@ fn replace_with_like(tools: &mut FakeXtables, chain: &str) {
     });
 }
 
-#[tokio::test]
-async fn what_others_do_to_chains_that_we_have_not_written_shows_beside_what_we_have() {
-    let mut bench = listed().await;
-    let before = bench.tables()["nat"].clone();
-    bench.tracker.fold(crate::testing::cluster::slice(7, 3));
-    bench.sync().await.unwrap();
-    let after = bench.tables()["nat"].clone();
-    let is_ours = |name: &&String| name.starts_with("KUBE-S");
-    let unwritten = after.keys().filter(is_ours).find(|name| before.get(*name) == after.get(*name)).unwrap();
-    let written = after.keys().filter(is_ours).find(|name| before.get(*name) != after.get(*name)).unwrap();
-    // What is in a chain that we have written since it was listed is taken for that.
-    replace_with_like(bench.backend.tools(), written);
-    replace_with_like(bench.backend.tools(), unwritten);
-    let what = format!("chain {unwritten} of table nat has other rules than were written");
-    assert_eq!(bench.look_thoroughly().await, (vec![what], LISTING));
+fn has_other_rules(chain: &str) -> String {
+    format!("chain {chain} of table nat has other rules than were written")
 }
 
 #[tokio::test]
-async fn a_table_of_another_size_is_listed_whoever_made_it_so() {
-    let mut bench = listed().await;
-    let chain = bench.tables()["nat"].keys().rfind(|name| name.starts_with("KUBE-SVC-")).unwrap().clone();
+async fn a_rule_in_anothers_place_is_found_in_a_legacy_table() {
+    let mut bench = legacy().await;
+    let good = bench.tables().clone();
+    for chain in good["nat"].keys().filter(|name| name.starts_with("KUBE-S")).step_by(17) {
+        replace_with_like(bench.backend.tools(), chain);
+        assert_eq!(bench.look().await, (vec![], 0), "its size is the same");
+        assert_eq!(bench.look_thoroughly().await, (vec![has_other_rules(chain)], LISTING));
+        bench.baseline = None;
+        bench.sync().await.unwrap();
+        assert_eq!(bench.tables(), &good);
+        assert_eq!(bench.look_thoroughly().await, (vec![], LISTING));
+    }
+}
+
+#[tokio::test]
+async fn a_rule_is_found_in_anothers_place_in_whatever_chain_we_have_just_written() {
+    for harms_written in [true, false] {
+        let mut bench = legacy().await;
+        let before = bench.tables()["nat"].clone();
+        bench.tracker.fold(crate::testing::cluster::slice(7, 3));
+        bench.tracker.fold(WatchEvent::ServiceGone(crate::testing::cluster::name(3)));
+        bench.sync().await.unwrap();
+        assert_eq!(bench.look_thoroughly().await, (vec![], LISTING));
+        let after = bench.tables()["nat"].clone();
+        let is_written = |name: &&String| (before.get(*name) != after.get(*name)) == harms_written;
+        let chains: Vec<_> =
+            after.keys().filter(|name| name.starts_with("KUBE-S")).filter(is_written).take(3).collect();
+        assert!(!chains.is_empty());
+        for chain in &chains {
+            replace_with_like(bench.backend.tools(), chain);
+        }
+        let what: Vec<_> = chains.into_iter().map(|chain| has_other_rules(chain)).collect();
+        assert_eq!(bench.look_thoroughly().await, (what, LISTING));
+    }
+}
+
+#[tokio::test]
+async fn rules_of_legacy_tables_in_another_order_are_found() {
+    let mut bench = legacy().await;
+    let all = bench.tables()["nat"].clone();
+    let is_long = |(name, rules): &(&String, &Vec<String>)| name.starts_with("KUBE-SVC-") && rules.len() > 3;
+    let (chain, _) = all.iter().find(is_long).unwrap();
+    bench.backend.tools().meddle("nat", |nat| nat.get_mut(chain).unwrap().swap(1, 2));
+    assert_eq!(bench.look_thoroughly().await, (vec![has_other_rules(chain)], LISTING));
+}
+
+#[tokio::test]
+async fn rules_are_known_by_what_they_say_and_not_by_how_it_is_put() {
+    let mut bench = legacy().await;
     bench.backend.tools().meddle("nat", |nat| {
-        nat.get_mut(&chain).unwrap().insert(0, "-s 192.0.2.1 -j ACCEPT".to_owned());
+        for rule in nat.values_mut().flatten() {
+            *rule = rule
+                .replace("--or-mark 0x00004000", "--set-xmark 0x4000/0x4000")
+                .replace("-m tcp -p tcp", "-p tcp -m tcp");
+        }
     });
-    // By a program that does not take the lock.
-    bench.backend.tools().was_used = false;
-    assert_eq!(bench.look().await.0, Vec::<String>::new(), "nothing is missing");
-    let what = format!("chain {chain} of table nat has other rules than were written");
-    assert_eq!(bench.look_thoroughly().await, (vec![what], LISTING));
+    assert_eq!(bench.look_thoroughly().await.0, Vec::<String>::new());
 }
 
 #[tokio::test]
-async fn what_could_not_be_listed_is_written_again_or_listed_later() {
-    let mut bench = listed().await;
-    bench.backend.tools().was_used = true;
+async fn what_could_not_be_listed_is_an_error_and_is_listed_at_the_next_look() {
+    let mut bench = legacy().await;
     bench.backend.tools().listing_fails = true;
     let baseline = bench.baseline.as_mut().unwrap();
     assert!(bench.backend.verify(baseline, Look::Thorough).await.is_err());
     assert_eq!(bench.look_thoroughly().await, (vec![], LISTING));
-
-    bench.backend.tools().listing_fails = true;
-    bench.baseline = None;
-    bench.sync().await.unwrap();
-    let baseline = bench.baseline.as_mut().unwrap();
-    let found = bench.backend.verify(baseline, Look::Thorough).await.unwrap();
-    assert!(matches!(found[..], [Finding::Outdated(_)]), "{found:?}");
 }
 
 #[tokio::test]
-async fn a_table_that_grows_too_large_is_listed_from_then_on() {
-    let mut bench = Bench::new(IpFamily::V4, Flavor::Legacy, usize::MAX);
-    bench.tracker.fold(crate::testing::cluster::service(1));
-    bench.tracker.fold(crate::testing::cluster::slice(1, 5));
-    bench.sync().await.unwrap();
-    bench.backend.tools().is_too_large = true;
-    bench.tracker.fold(crate::testing::cluster::slice(1, 3));
-    bench.sync().await.unwrap();
-    assert_eq!(bench.look_thoroughly().await, (vec![], 0));
-    let chain = bench.tables()["nat"].keys().rfind(|name| name.starts_with("KUBE-SEP-")).unwrap().clone();
-    replace_with_like(bench.backend.tools(), &chain);
-    let what = format!("chain {chain} of table nat has other rules than were written");
-    assert_eq!(bench.look_thoroughly().await, (vec![what], LISTING));
+async fn a_jump_that_was_changed_in_a_legacy_table_is_named() {
+    let mut bench = legacy().await;
+    bench.backend.tools().meddle("nat", |nat| {
+        let rule = &mut nat.get_mut("PREROUTING").unwrap()[0];
+        *rule = rule.replace("portals", "portalz");
+    });
+    let what = "jump PREROUTING to KUBE-SERVICES in table nat is gone or was changed";
+    assert_eq!(bench.look_thoroughly().await.0, [what]);
 }
 
 #[tokio::test]
 async fn what_others_put_into_a_canary_is_left_alone() {
-    let mut bench = listed().await;
+    let mut bench = legacy().await;
     bench.backend.tools().meddle("nat", |nat| nat.get_mut(CANARY).unwrap().push("-j RETURN".to_owned()));
-    assert_eq!(bench.look_thoroughly().await, (vec![], 1 + 2 * LISTING), "uses are counted, too");
+    assert_eq!(bench.look_thoroughly().await, (vec![], 3 + LISTING), "uses are counted, too");
 }
 
 #[tokio::test]
-async fn rules_where_there_should_be_none_show_in_a_listing() {
-    let mut bench = listed().await;
+async fn rules_where_there_should_be_none_show_in_a_legacy_table() {
+    let mut bench = legacy().await;
     bench.backend.tools().meddle("filter", |filter| {
         filter.get_mut("KUBE-EXTERNAL-SERVICES").unwrap().push("-j ACCEPT".to_owned());
     });
     let what = "chain KUBE-EXTERNAL-SERVICES of table filter has rules and should have none";
     assert_eq!(bench.look_thoroughly().await.0, [what]);
+}
+
+#[tokio::test]
+async fn a_chain_of_a_legacy_table_that_others_hold_has_to_be_empty() {
+    let mut bench = legacy().await;
+    let nat = bench.backend.tools().tables.get_mut("nat").unwrap();
+    let held = nat.keys().find(|name| name.starts_with("KUBE-SVC-")).unwrap().clone();
+    nat.insert("MINE".to_owned(), vec![format!("-j {held}")]);
+    for number in 0..20 {
+        bench.tracker.fold(WatchEvent::ServiceGone(crate::testing::cluster::name(number)));
+    }
+    if bench.sync().await.is_err() {
+        bench.sync().await.unwrap();
+    }
+    assert_eq!(bench.tables()["nat"].keys().filter(|name| ChainId::parse(name).is_some()).count(), 1);
+    assert_eq!(bench.look_thoroughly().await.0, Vec::<String>::new());
+    bench.backend.tools().meddle("nat", |nat| nat.get_mut(&held).unwrap().push("-j ACCEPT".to_owned()));
+    let what = format!("chain {held} of table nat has rules and should have none");
+    assert_eq!(bench.look_thoroughly().await.0, [what]);
+}
+
+#[tokio::test]
+async fn a_refused_service_leaves_nothing_to_be_found() {
+    let mut bench = legacy().await;
+    bench.backend.tools().refused = vec!["s-000007:".to_owned()];
+    bench.baseline = None;
+    assert_eq!(bench.sync().await.unwrap().refused.len(), 1);
+    assert_eq!(bench.look_thoroughly().await.0, Vec::<String>::new());
 }

@@ -7,10 +7,11 @@ use super::names::{
     CANARY, ChainId, EXTERNAL_SERVICES, FIREWALL, FORWARD, MARK_MASQ, NODE_PORTS, POSTROUTING,
     PROXY_FIREWALL, SERVICES,
 };
-use crate::backend::kept::{Chains, Kept};
+use crate::backend::jumps::Jump;
+use crate::backend::kept::{Chains, Kept, Record};
 use crate::backend::rule_count::RuleCount;
 use crate::backend::{Drift, DriftKind};
-use crate::kernel::iptables::{Flavor, Xtables};
+use crate::kernel::iptables::Xtables;
 use crate::kernel::nft::{ChainUse, Part};
 use anyhow::Result;
 use std::collections::BTreeSet;
@@ -78,58 +79,30 @@ impl Chains for OurChains {
         &["nat", "filter"]
     }
 
-    fn shared(&self) -> BTreeSet<(&'static str, &'static str)> {
-        let jumps = JUMPS.iter().map(|jump| (jump.table, jump.from));
-        jumps.chain([("filter", FIREWALL)]).collect()
-    }
-
-    fn has_jump(&self, table: &str, from: &str, to: &str) -> bool {
-        let goes = |jump: &crate::backend::jumps::Jump| (jump.table, jump.from, jump.to) == (table, from, to);
-        JUMPS.iter().any(|jump| goes(jump) && !jump.is_shared_with_kubelet())
+    fn jumps(&self) -> impl Iterator<Item = &'static Jump> {
+        JUMPS.iter().filter(|jump| !jump.is_shared_with_kubelet())
     }
 
     /// Kubelet writes this one, too.
-    fn is_mixed(&self, table: &str, chain: &str) -> bool {
-        (table, chain) == ("filter", FIREWALL)
+    fn mixed(&self) -> Option<(&'static str, &'static str)> {
+        Some(("filter", FIREWALL))
     }
 }
 
-/// The chains that changes write.
-fn written(changes: &Changes) -> Vec<ChainKey> {
-    let parts: [(bool, &[(&str, &str)]); 4] = [
-        (changes.fixed, &[("filter", FORWARD), ("nat", POSTROUTING), ("nat", MARK_MASQ)]),
-        (
-            changes.filter_dispatch,
-            &[
-                ("filter", SERVICES),
-                ("filter", EXTERNAL_SERVICES),
-                ("filter", NODE_PORTS),
-                ("filter", PROXY_FIREWALL),
-            ],
-        ),
-        (changes.nat_dispatch, &[("nat", SERVICES)]),
-        (changes.node_ports, &[("nat", NODE_PORTS)]),
-    ];
-    let shared = parts.into_iter().filter(|(written, _)| *written).flat_map(|(_, chains)| chains);
-    let services = changes.services.iter().flat_map(|service| service.write.iter().copied());
-    let nets = changes.write_nets.iter().map(|chain| chain.net.chain());
-    let own = services.chain(nets).map(ChainKey::Own);
-    shared.filter_map(|(table, chain)| fixed(table, chain)).chain(own).collect()
-}
-
 /// What a pass writes.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub(super) struct Written {
     /// Nothing but this is in force then.
     all: bool,
-    chains: Vec<ChainKey>,
-    deleted: Vec<ChainKey>,
+    is_large: bool,
 }
 
 impl Written {
     pub(super) fn by(changes: &Changes) -> Self {
-        let deleted = changes.delete.iter().copied().map(ChainKey::Own).collect();
-        Written { all: changes.set_up, chains: written(changes), deleted }
+        let written: usize = changes.services.iter().map(|service| service.write.len()).sum();
+        let chains = written + changes.write_nets.len() + changes.delete.len();
+        let all = changes.set_up;
+        Written { all, is_large: all || chains > MOST_FOLLOWED }
     }
 
     /// Everything is written.
@@ -139,27 +112,26 @@ impl Written {
 
     /// Too much is written to be listened to.
     pub(super) fn is_large(&self) -> bool {
-        self.all || self.chains.len() + self.deleted.len() > MOST_FOLLOWED
+        self.is_large
     }
 }
 
-/// Notes how the kernel shows what was just written. Without that nothing can be compared later. Of
-/// nf_tables only what stands among rules of others is read: what happens to our own chains is heard.
+/// Notes what has to be found later: in legacy tables what was recorded, and of nf_tables how the kernel shows
+/// what stands among rules of others. What happens to our own chains there is heard.
 ///
 /// # Errors
 /// When that could not be seen: then there is nothing to compare with.
-pub(super) async fn keep(tools: &mut impl Xtables, written: Written, baseline: &mut Baseline) -> Result<()> {
-    let Written { all, mut chains, deleted } = written;
-    if tools.flavor() == Flavor::Nft {
-        chains.clear();
-    }
-    match baseline.kept.take() {
-        _ if all => baseline.kept = Some(Kept::all(tools, &OurChains, &chains).await?),
-        Some(mut kept) => {
-            kept.refresh(tools, &OurChains, (&chains, &deleted)).await?;
-            baseline.kept = Some(kept);
-        }
-        None => {}
+pub(super) fn keep(
+    tools: &mut impl Xtables,
+    written: Written,
+    record: Option<Record<OurChains>>,
+    baseline: &mut Baseline,
+) -> Result<()> {
+    match (record, &mut baseline.kept) {
+        (Some(record), Some(kept)) if !written.all => kept.add(record),
+        (Some(record), kept) => *kept = written.all.then(|| Kept::recorded(OurChains, record)),
+        (None, kept) if written.all => *kept = Some(Kept::shown(tools, OurChains, &[])?),
+        (None, _) => {}
     }
     Ok(())
 }
@@ -184,9 +156,9 @@ pub(super) async fn count(tools: &mut impl Xtables, baseline: &Baseline) -> Resu
 }
 
 /// Compares rules with what was written, as far as that is known.
-pub(super) async fn compare(tools: &mut impl Xtables, baseline: &mut Baseline) -> Result<Vec<Drift>> {
-    match &mut baseline.kept {
-        Some(kept) => kept.compare(tools, &OurChains).await,
+pub(super) async fn compare(tools: &mut impl Xtables, baseline: &Baseline) -> Result<Vec<Drift>> {
+    match &baseline.kept {
+        Some(kept) => kept.compare(tools).await,
         None => Ok(Vec::new()),
     }
 }

@@ -64,8 +64,7 @@ impl<X: Xtables> Apply<'_, X> {
             self.jump().await?;
         }
         if let Some(rules) = &changes.rules {
-            let jumps = input::jumps(self.upstream_compat).count();
-            self.tables.keep(self.tools, rules, jumps).await?;
+            self.tables.keep(self.tools, rules, self.upstream_compat).await?;
         }
         refused.extend(self.operate(&changes.servers).await?);
         self.calls += usize::from(!changes.add_addresses.is_empty() || !changes.delete_addresses.is_empty());

@@ -6,7 +6,8 @@ use super::desired::{Baseline, Held};
 use super::input::{CHAINS, jumps};
 use super::names::{INTERFACE, MARK_MASQ, SetId};
 use super::observe::Addresses;
-use crate::backend::kept::{Chains, Kept};
+use crate::backend::jumps::Jump;
+use crate::backend::kept::{Chains, Kept, Record};
 use crate::backend::rule_count::RuleCount;
 use crate::backend::{Drift, DriftKind, Look};
 use crate::kernel::iptables::{Flavor, Stamp, Xtables};
@@ -28,7 +29,9 @@ pub(super) type ChainKey = (u8, u8);
 
 /// The chains of IPVS mode.
 #[derive(Clone, Copy, Debug)]
-struct OurChains;
+struct OurChains {
+    upstream_compat: bool,
+}
 
 impl Chains for OurChains {
     type Key = ChainKey;
@@ -48,12 +51,8 @@ impl Chains for OurChains {
         &["nat", "filter", "mangle"]
     }
 
-    fn shared(&self) -> BTreeSet<(&'static str, &'static str)> {
-        jumps(false).map(|jump| (jump.table, jump.from)).collect()
-    }
-
-    fn has_jump(&self, table: &str, from: &str, to: &str) -> bool {
-        jumps(false).any(|jump| (jump.table, jump.from, jump.to) == (table, from, to))
+    fn jumps(&self) -> impl Iterator<Item = &'static Jump> {
+        jumps(self.upstream_compat)
     }
 }
 
@@ -64,25 +63,28 @@ pub(super) struct Tables {
     stamp: Option<Stamp>,
     /// How often our chains have to be used there.
     uses: u32,
-    /// Our chains as the kernel showed them.
-    kept: Option<Kept<ChainKey>>,
+    /// What has to be found of our chains.
+    kept: Option<Kept<OurChains>>,
     /// Somebody else has changed tables since all rules were compared.
     changed_by_others: bool,
 }
 
 impl Tables {
-    /// Notes how the kernel shows rules that were just written, and their jumps.
+    /// Notes what has to be found of rules that were just written, and of their jumps.
     ///
     /// What somebody else has changed since then is not ours: fewer uses than were written leave no
     /// stamp, so that the next look counts and tells.
-    pub(super) async fn keep(&mut self, tools: &mut impl Xtables, rules: &str, jumps: usize) -> Result<()> {
+    pub(super) async fn keep(
+        &mut self,
+        tools: &mut impl Xtables,
+        rules: &str,
+        upstream_compat: bool,
+    ) -> Result<()> {
         *self = Tables::default();
-        let jumps = u32::try_from(jumps).unwrap_or(u32::MAX);
+        let jumps = u32::try_from(jumps(upstream_compat).count()).unwrap_or(u32::MAX);
         self.uses = RuleCount::of(rules).uses.saturating_add(jumps);
         let stamp = tools.stamp()?;
-        let ours = CHAINS.iter().flat_map(|(table, chains)| chains.iter().map(move |chain| (table, chain)));
-        let ours: Vec<_> = ours.filter_map(|(table, chain)| OurChains.key(table, chain)).collect();
-        self.kept = Some(Kept::all(tools, &OurChains, &ours).await?);
+        self.kept = Some(kept(tools, OurChains { upstream_compat }, rules)?);
         self.stamp = (count_uses(tools).await? >= self.uses).then_some(stamp);
         Ok(())
     }
@@ -93,15 +95,10 @@ impl Tables {
         let is_ours = self.stamp == Some(stamp);
         let lost = if is_ours { 0 } else { self.uses.saturating_sub(count_uses(tools).await?) };
         // A legacy table's stamp is its size, which a rule in another's place does not change.
-        let is_blind = tools.flavor() == Flavor::Legacy;
-        let others_wrote = (is_blind && tools.was_used()) || !is_ours;
-        self.changed_by_others |= others_wrote;
-        let is_due = match &mut self.kept {
-            Some(kept) if is_blind => kept.is_due(look, others_wrote),
-            _ => look == Look::Thorough && self.changed_by_others,
-        };
-        let mut drift = match &mut self.kept {
-            Some(kept) if is_due || lost > 0 => kept.compare(tools, &OurChains).await?,
+        self.changed_by_others |= !is_ours || tools.flavor() == Flavor::Legacy;
+        let is_due = look == Look::Thorough && self.changed_by_others;
+        let mut drift = match &self.kept {
+            Some(kept) if is_due || lost > 0 => kept.compare(tools).await?,
             _ => Vec::new(),
         };
         if drift.is_empty() && lost > 0 {
@@ -117,6 +114,19 @@ impl Tables {
         }
         Ok(drift)
     }
+}
+
+/// What has to be found of rules that were just written: in legacy tables what they say, and in nf_tables how the
+/// kernel shows them.
+fn kept(tools: &mut impl Xtables, chains: OurChains, rules: &str) -> Result<Kept<OurChains>> {
+    if tools.flavor() == Flavor::Legacy {
+        let mut record = Record::of(chains);
+        rules.lines().for_each(|line| record.take(line));
+        return Ok(Kept::recorded(chains, record));
+    }
+    let all = CHAINS.iter().flat_map(|(table, names)| names.iter().map(move |name| (table, name)));
+    let all: Vec<_> = all.filter_map(|(table, name)| chains.key(table, name)).collect();
+    Kept::shown(tools, chains, &all)
 }
 
 /// How often our chains are used: by rules in them and jumps to them. Not counted is the one that

@@ -1,7 +1,7 @@
 //! iptables in memory: tables, chains and rules, with the kernel's strictness about jumps to
 //! chains that do not exist and deletions of chains that are in use.
 
-use crate::kernel::iptables::{Flavor, Place, RestoreError, Rule, Stamp, Version, Xtables};
+use crate::kernel::iptables::{Flavor, Place, RestoreError, Rule, Said, Stamp, Version, Xtables};
 use crate::kernel::nft::{ChainUse, Part, RuleMark, Told};
 use crate::kernel::xtables_info::TableSize;
 use anyhow::{Result, bail};
@@ -37,8 +37,6 @@ pub struct FakeXtables {
     pub packets: BTreeMap<(String, String, String), u64>,
     /// The tables are too large to be read, and have to be listed.
     pub is_too_large: bool,
-    /// Others have used the legacy tools.
-    pub was_used: bool,
     /// The next listing fails.
     pub listing_fails: bool,
     /// How often rules were read, or the uses of chains.
@@ -99,7 +97,6 @@ impl FakeXtables {
             flushed_after_restore: false,
             packets: BTreeMap::new(),
             is_too_large: false,
-            was_used: false,
             listing_fails: false,
             readings: 0,
             inputs: Vec::new(),
@@ -124,7 +121,6 @@ impl FakeXtables {
     /// Puts a table in the place of what it was, and tells.
     fn commit(&mut self, name: &str, table: Table, by: &'static str) {
         self.generation += 1;
-        self.was_used |= by == OTHERS;
         let old = self.tables.insert(name.to_owned(), table).unwrap_or_default();
         let new = &self.tables[name];
         let Some(told) = &mut self.told else { return };
@@ -345,22 +341,16 @@ impl Xtables for FakeXtables {
         Ok(true)
     }
 
-    async fn list_rules(&mut self, table: &str, visit: &mut dyn FnMut(Part<Rule<'_>>)) -> Result<()> {
+    async fn list_rules(&mut self, table: &str, visit: &mut dyn FnMut(Said<'_>)) -> Result<()> {
         self.readings += 1;
         if std::mem::take(&mut self.listing_fails) {
             bail!("the tool was killed");
         }
-        visit(Part::Start);
-        self.each_rule(table, None, &mut |part| match part {
-            Part::Start => visit(part),
-            // The same rule does not look the same in a listing.
-            Part::Item(rule) => visit(Part::Item(Rule { content: !rule.content, ..rule })),
-        });
+        let Some(table) = self.tables.get(table) else { return Ok(()) };
+        for (chain, rules) in table {
+            rules.iter().for_each(|says| visit(Said { chain, says, jumps_to: target(says) }));
+        }
         Ok(())
-    }
-
-    fn was_used(&mut self) -> bool {
-        std::mem::take(&mut self.was_used)
     }
 
     fn listen(&mut self, on: bool) -> Result<()> {

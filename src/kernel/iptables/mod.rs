@@ -63,12 +63,24 @@ pub struct Place<'a> {
 pub struct Rule<'a> {
     /// The chain it stands in.
     pub chain: &'a str,
-    /// A hash of all that it says; counters and its place in the table do not count.
+    /// A hash of all that it says; counters and its place in the table do not count. Of legacy rules nobody asks
+    /// for it, and it is 0: they are compared in words.
     pub content: u64,
     /// The chain that it jumps or goes to.
     pub jumps_to: Option<&'a str>,
     /// Packets that it has counted since it was written.
     pub packets: u64,
+}
+
+/// A rule in words, as it is sent and as it is listed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Said<'a> {
+    /// The chain it stands in.
+    pub chain: &'a str,
+    /// All options.
+    pub says: &'a str,
+    /// Its target, be it a chain or not.
+    pub jumps_to: Option<&'a str>,
 }
 
 /// Why iptables-restore did not take an input.
@@ -142,16 +154,12 @@ pub trait Xtables {
         visit: &mut dyn FnMut(Part<Rule<'_>>),
     ) -> anyhow::Result<bool>;
 
-    /// Visits all rules of a table, however large it is: a legacy one is listed by a tool. Their contents
-    /// compare with those of other listings, and with nothing else. `Part::Start` as for `survey`.
+    /// Visits all rules of a legacy table in words, in order, however large it is; those of one chain come one after
+    /// the other. A table that is not there has none.
     ///
     /// # Errors
-    /// When the table cannot be read.
-    async fn list_rules(&mut self, table: &str, visit: &mut dyn FnMut(Part<Rule<'_>>)) -> anyhow::Result<()>;
-
-    /// Whether others than this backend may have written to legacy tables since this was last asked. Programs
-    /// that write without the tools' lock are not seen, nor is one that came while ours waited.
-    fn was_used(&mut self) -> bool;
+    /// When the table cannot be read; what was visited is not all then.
+    async fn list_rules(&mut self, table: &str, visit: &mut dyn FnMut(Said<'_>)) -> anyhow::Result<()>;
 
     /// Begins or ends to listen to what anybody writes to the family's tables. What was told before is
     /// forgotten. Legacy tables tell nothing.

@@ -1,14 +1,12 @@
 //! What iptables-save prints of a legacy table, line by line: the whole of a large one is in the tool's
 //! memory and never in ours.
 
-use super::Rule;
+use super::Said;
 use crate::kernel::nft::ChainUse;
 use anyhow::{Context, Result, bail};
 use nix::fcntl::{FcntlArg, fcntl};
 use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::collections::hash_map::DefaultHasher;
-use std::hash::{Hash, Hasher};
 use std::io;
 use std::process::Stdio;
 use std::time::Duration;
@@ -83,7 +81,7 @@ impl Uses {
             if let (Some(name), Some("-")) = (words.next(), words.next()) {
                 self.0.insert(name.to_owned(), 0);
             }
-        } else if let Some(rule) = rule(line) {
+        } else if let Some(rule) = Said::parse(line) {
             for name in [Some(rule.chain), rule.jumps_to].into_iter().flatten() {
                 if let Some(uses) = self.0.get_mut(name) {
                     *uses += 1;
@@ -97,16 +95,17 @@ impl Uses {
     }
 }
 
-/// The rule in a line. Its target is taken for a chain, whatever it is, and packets are not counted.
-pub(super) fn rule(line: &str) -> Option<Rule<'_>> {
-    let rule = line.strip_prefix("-A ")?;
-    let (chain, says) = rule.split_once(' ').unwrap_or((rule, ""));
-    let mut hasher = DefaultHasher::new();
-    says.hash(&mut hasher);
-    // Matches, comments among them, come before the target. The first rule option has no space before it.
-    let target = says.rsplit_once("-j ").map(|(_, rest)| rest);
-    let jumps_to = target.and_then(|target| target.split_whitespace().next());
-    Some(Rule { chain, content: hasher.finish(), jumps_to, packets: 0 })
+impl<'a> Said<'a> {
+    /// The rule in a line of an input or a listing.
+    #[must_use]
+    pub fn parse(line: &'a str) -> Option<Self> {
+        let rule = line.strip_prefix("-A ")?;
+        let (chain, says) = rule.split_once(' ').unwrap_or((rule, ""));
+        // Matches, comments among them, come before the target. The first rule option has no space before it.
+        let target = says.rsplit_once("-j ").map(|(_, rest)| rest);
+        let jumps_to = target.and_then(|target| target.split_whitespace().next());
+        Some(Said { chain, says, jumps_to })
+    }
 }
 
 /// Reads whatever it is, for fuzzing.
@@ -140,21 +139,24 @@ mod tests {
     #[tokio::test]
     async fn a_comment_in_another_encoding_is_no_error() {
         let read = read(b"-A A -m comment --comment \"\xe9t\xe9\" -j B\nlast").await;
-        assert_eq!(rule(&read[0]).and_then(|rule| rule.jumps_to), Some("B"));
+        assert_eq!(Said::parse(&read[0]).and_then(|rule| rule.jumps_to), Some("B"));
         assert_eq!(read[1], "last");
     }
 
     #[test]
-    fn rules_are_told_apart_by_all_that_they_say() {
-        let says = |line: &str| rule(line).unwrap().content;
-        assert_eq!(says("-A A -s 192.0.2.1/32 -j B"), says("-A OTHER -s 192.0.2.1/32 -j B"));
-        assert_ne!(says("-A A -s 192.0.2.1/32 -j B"), says("-A A -s 192.0.2.1/32 -j C"));
-        assert_eq!(rule("-A A -j B").unwrap().jumps_to, Some("B"));
+    fn a_rule_is_what_stands_behind_its_chain() {
+        let rule = Said::parse("-A A -s 192.0.2.1/32 -m comment --comment \"-j C\" -j B --x y").unwrap();
+        assert_eq!(rule.says, "-s 192.0.2.1/32 -m comment --comment \"-j C\" -j B --x y");
+        assert_eq!((rule.chain, rule.jumps_to), ("A", Some("B")));
+        assert_eq!(Said::parse("-A A -j B").unwrap().jumps_to, Some("B"));
         for without_target in ["-A A -m comment --comment x", "-A A"] {
-            assert_eq!(rule(without_target).map(|rule| (rule.chain, rule.jumps_to)), Some(("A", None)));
+            assert_eq!(
+                Said::parse(without_target).map(|rule| (rule.chain, rule.jumps_to)),
+                Some(("A", None))
+            );
         }
         for line in ["*nat", ":A - [0:0]", "COMMIT", "# a comment", ""] {
-            assert_eq!(rule(line), None, "{line}");
+            assert_eq!(Said::parse(line), None, "{line}");
         }
     }
 }

@@ -2,10 +2,9 @@
 
 use super::find::Programs;
 use super::saved::{self, Uses};
-use super::{Flavor, Place, RestoreError, Rule, Stamp, Version, Xtables};
+use super::{Flavor, Place, RestoreError, Rule, Said, Stamp, Version, Xtables};
 use crate::kernel::nfacct::Nfacct;
 use crate::kernel::nft::{ChainUse, Commits, Nft, Part, Told};
-use crate::kernel::xtables_lock::LockWatch;
 use crate::kernel::{xtables_entries, xtables_info};
 use crate::model::IpFamily;
 use anyhow::{Context, Result, bail};
@@ -38,32 +37,11 @@ pub struct Tools {
     nft: Option<Nft>,
     /// There while we listen.
     commits: Option<Commits>,
-    /// Who uses the legacy tools.
-    lock: LockWatch,
 }
 
 impl Tools {
     pub(super) fn new(family: IpFamily, flavor: Flavor, version: Version, programs: Programs) -> Self {
-        Tools {
-            family,
-            flavor,
-            version,
-            programs,
-            nft: None,
-            commits: None,
-            lock: LockWatch::of_this_process(),
-        }
-    }
-
-    /// Waits for one of the tools. Those of nf_tables use no lock.
-    async fn with_lock<T>(&self, tool: impl Future<Output = T>) -> T {
-        if self.flavor == Flavor::Nft {
-            return tool.await;
-        }
-        self.lock.begin_own_use();
-        let done = tool.await;
-        self.lock.end_own_use();
-        done
+        Tools { family, flavor, version, programs, nft: None, commits: None }
     }
 
     /// Asks nf_tables. After a failure the next question goes through a new handle.
@@ -86,8 +64,7 @@ impl Tools {
         let run = tokio::task::spawn_blocking(move || {
             tool.execute(&table, &command).map_err(|error| anyhow::anyhow!("{error}"))
         });
-        let output = self
-            .with_lock(timeout(RULE_LIMIT, run))
+        let output = timeout(RULE_LIMIT, run)
             .await
             .with_context(|| format!("{program} did not come back within {RULE_LIMIT:?}"))?;
         output?.with_context(|| format!("cannot run {program}"))
@@ -380,20 +357,8 @@ impl Xtables for Tools {
         }
     }
 
-    async fn list_rules(&mut self, table: &str, visit: &mut dyn FnMut(Part<Rule<'_>>)) -> Result<()> {
-        visit(Part::Start);
-        match self.flavor {
-            Flavor::Nft => self.visit_rules(table, None, visit).map(drop),
-            Flavor::Legacy => {
-                let mut take =
-                    |line: &str| saved::rule(line).into_iter().map(Part::Item).for_each(&mut *visit);
-                self.print(table, &mut take).await
-            }
-        }
-    }
-
-    fn was_used(&mut self) -> bool {
-        self.lock.was_used()
+    async fn list_rules(&mut self, table: &str, visit: &mut dyn FnMut(Said<'_>)) -> Result<()> {
+        self.print(table, &mut |line| Said::parse(line).into_iter().for_each(&mut *visit)).await
     }
 
     fn listen(&mut self, on: bool) -> Result<()> {
@@ -409,7 +374,7 @@ impl Xtables for Tools {
     }
 
     async fn restore(&mut self, pieces: &mut dyn Iterator<Item = String>) -> Result<(), RestoreError> {
-        self.with_lock(self.send(pieces)).await
+        self.send(pieces).await
     }
 
     async fn ensure_chain(&mut self, place: Place<'_>) -> Result<()> {

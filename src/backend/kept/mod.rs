@@ -1,0 +1,219 @@
+//! The rules of our chains as they have to be found later: one hash per chain, the order of its rules
+//! included. Whatever differs is somebody else's doing.
+//!
+//! A legacy table is listed as a whole by a tool, and what a rule says there is compared with what we said. The rules
+//! of nf_tables are not put into words, so there the reference is what the kernel showed after our own writes;
+//! chains are read one by one, because the kernel finds its place anew for each piece of a table's list:
+//! 170,000 rules took it 12 s that way.
+
+mod reader;
+mod record;
+
+pub(super) use record::Record;
+
+use super::jumps::Jump;
+use super::{Drift, DriftKind};
+use crate::kernel::iptables::{Flavor, Rule, Xtables};
+use crate::kernel::nft::Part;
+use anyhow::Result;
+use reader::Reader;
+use std::collections::{BTreeMap, BTreeSet};
+use std::hash::{DefaultHasher, Hash, Hasher};
+
+/// A hash of a chain's rules.
+type Print = [u8; 4];
+/// That of a chain without rules, or of none.
+const EMPTY: Print = [0; 4];
+
+/// The print of a chain with one more rule.
+fn with_rule(print: Print, content: u64) -> Print {
+    let mut hasher = DefaultHasher::new();
+    (print, content).hash(&mut hasher);
+    let [.., a, b, c, d] = hasher.finish().to_be_bytes();
+    // Whatever is there is not `EMPTY`.
+    [a | 1, b, c, d]
+}
+
+/// How a backend calls its chains.
+pub(super) trait Chains: Copy {
+    /// A chain of ours, small: there are many.
+    type Key: Copy + Ord;
+
+    /// The chain of ours with this name; `None` if it is none of ours, or others write it, too.
+    fn key(&self, table: &str, chain: &str) -> Option<Self::Key>;
+
+    /// The same, if it holds rules of ours.
+    fn holder(&self, table: &str, chain: &str) -> Option<Self::Key> {
+        self.key(table, chain)
+    }
+
+    /// The table and the name of a chain of ours.
+    fn place(&self, key: Self::Key) -> (&'static str, String);
+
+    /// The tables that hold chains of ours.
+    fn tables(&self) -> &'static [&'static str];
+
+    /// The jumps that we keep in built-in chains.
+    fn jumps(&self) -> impl Iterator<Item = &'static Jump>;
+
+    /// Whether one of these goes this way.
+    fn has_jump(&self, table: &str, from: &str, to: &str) -> bool {
+        self.jumps().any(|jump| (jump.table, jump.from, jump.to) == (table, from, to))
+    }
+
+    /// The table and the name of a chain with rules of ours, other than jumps, among those of others.
+    fn mixed(&self) -> Option<(&'static str, &'static str)> {
+        None
+    }
+}
+
+/// A rule of ours in a chain where others have rules, too.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct SharedRule {
+    table: &'static str,
+    chain: String,
+    /// The chain of ours that it jumps to.
+    jumps_to: Option<String>,
+    content: u64,
+}
+
+impl SharedRule {
+    /// A rule, if it may be one of ours.
+    fn of(chains: &impl Chains, table: &'static str, rule: Rule<'_>) -> Option<Self> {
+        let jumps_to = rule.jumps_to.filter(|to| chains.has_jump(table, rule.chain, to)).map(str::to_owned);
+        let is_ours = jumps_to.is_some() || chains.mixed() == Some((table, rule.chain));
+        let (chain, content) = (rule.chain.to_owned(), rule.content);
+        is_ours.then_some(SharedRule { table, chain, jumps_to, content })
+    }
+
+    fn missed(&self) -> Drift {
+        let SharedRule { table, chain, jumps_to, .. } = self;
+        match jumps_to {
+            Some(to) => {
+                let name = format!("{chain} to {to} in table {table}");
+                Drift::new(DriftKind::Jump, name, "is gone or was changed")
+            }
+            None => Drift::new(DriftKind::Chain, format!("{chain} of table {table}"), "lacks a rule of ours"),
+        }
+    }
+}
+
+/// What has to be found of our chains.
+#[derive(Debug)]
+pub(super) struct Kept<C: Chains> {
+    chains: C,
+    prints: BTreeMap<C::Key, Print>,
+    shared: BTreeSet<SharedRule>,
+}
+
+impl<C: Chains> Kept<C> {
+    /// Chains of nf_tables that have just been written, as the kernel shows them, and the rules of ours among those
+    /// of others.
+    ///
+    /// # Errors
+    /// When that cannot be read.
+    pub(super) fn shown(tools: &mut impl Xtables, chains: C, written: &[C::Key]) -> Result<Self> {
+        let found = read(tools, chains, written)?;
+        let print = |key: &C::Key| (*key, found.print(*key));
+        Ok(Kept { prints: written.iter().map(print).collect(), ..found })
+    }
+
+    /// What was written to legacy tables: nothing but this is in force, and our jumps stand.
+    pub(super) fn recorded(chains: C, record: Record<C>) -> Self {
+        let (mut prints, mut shared) = record.into_parts();
+        prints.retain(|_, print| *print != EMPTY);
+        shared.extend(record::jumps(&chains));
+        Kept { chains, prints, shared }
+    }
+
+    /// More was written to legacy tables.
+    pub(super) fn add(&mut self, record: Record<C>) {
+        let (prints, shared) = record.into_parts();
+        self.shared.extend(shared);
+        for (key, print) in prints {
+            match print {
+                EMPTY => self.prints.remove(&key),
+                print => self.prints.insert(key, print),
+            };
+        }
+    }
+
+    /// What differs now.
+    ///
+    /// # Errors
+    /// When the tables cannot be read.
+    pub(super) async fn compare(&self, tools: &mut impl Xtables) -> Result<Vec<Drift>> {
+        let (found, keys) = match tools.flavor() {
+            Flavor::Legacy => {
+                let found = list(tools, self.chains).await?;
+                let keys = differing(&self.prints, &found.prints);
+                (found, keys)
+            }
+            Flavor::Nft => {
+                let keys: Vec<C::Key> = self.prints.keys().copied().collect();
+                (read(tools, self.chains, &keys)?, keys)
+            }
+        };
+        Ok(self.differences(&found, keys))
+    }
+
+    fn print(&self, key: C::Key) -> Print {
+        self.prints.get(&key).copied().unwrap_or(EMPTY)
+    }
+
+    /// What is different in some chains, and in the rules of ours among those of others.
+    fn differences(&self, found: &Kept<C>, keys: Vec<C::Key>) -> Vec<Drift> {
+        let missed = self.shared.difference(&found.shared).map(SharedRule::missed);
+        let drifted = |key: C::Key| {
+            let what = differs(self.print(key), found.print(key))?;
+            let (table, chain) = self.chains.place(key);
+            Some(Drift::new(DriftKind::Chain, format!("{chain} of table {table}"), what))
+        };
+        missed.chain(keys.into_iter().filter_map(drifted)).collect()
+    }
+}
+
+/// The chains that are not the same in both. There are very many, so both are walked and none is looked up.
+fn differing<K: Copy + Ord>(known: &BTreeMap<K, Print>, found: &BTreeMap<K, Print>) -> Vec<K> {
+    let (mut known, mut found) = (known.iter().peekable(), found.iter().peekable());
+    let mut differing = Vec::new();
+    while let Some(key) = known.peek().into_iter().chain(found.peek()).map(|(key, _)| **key).min() {
+        if known.next_if(|(at, _)| **at == key) != found.next_if(|(at, _)| **at == key) {
+            differing.push(key);
+        }
+    }
+    differing
+}
+
+/// What is wrong with a chain, if anything is.
+fn differs(known: Print, found: Print) -> Option<&'static str> {
+    match (known, found) {
+        (known, found) if known == found => None,
+        (_, EMPTY) => Some("is gone or has no rules left"),
+        (EMPTY, _) => Some("has rules and should have none"),
+        _ => Some("has other rules than were written"),
+    }
+}
+
+/// Reads chains of nf_tables, and the rules of ours among those of others.
+fn read<C: Chains>(tools: &mut impl Xtables, chains: C, keys: &[C::Key]) -> Result<Kept<C>> {
+    let shared: BTreeSet<_> =
+        chains.jumps().map(|jump| (jump.table, jump.from)).chain(chains.mixed()).collect();
+    let shared = shared.into_iter().map(|(table, chain)| (table, chain.to_owned()));
+    let mut reader = Reader::of(chains);
+    for (table, chain) in shared.chain(keys.iter().map(|key| chains.place(*key))) {
+        tools.visit_rules(table, Some(&chain), &mut |part| reader.take(table, part))?;
+        reader.end_part();
+    }
+    Ok(reader.finish())
+}
+
+/// Lists the legacy tables that hold chains of ours.
+async fn list<C: Chains>(tools: &mut impl Xtables, chains: C) -> Result<Kept<C>> {
+    let mut reader = Reader::of(chains);
+    for table in chains.tables() {
+        tools.list_rules(table, &mut |rule| reader.take(table, Part::Item(record::said(rule)))).await?;
+        reader.end_part();
+    }
+    Ok(reader.finish())
+}
