@@ -141,7 +141,7 @@ impl Sabotage {
 
 /// Drift that the program in a namespace has counted.
 pub(crate) fn drift(node: &Namespace) -> f64 {
-    metric_sum(&metrics(node).unwrap_or_default(), "kubeproxy_rs_drift_total")
+    metric_sum(&metrics(node).unwrap(), "kubeproxy_rs_drift_total")
 }
 
 /// Waits until all is as it was, and says what was not named.

@@ -12,11 +12,21 @@ use std::net::{IpAddr, SocketAddr};
 /// The kernel throws dice with so many sides.
 const CHANCES: f64 = (1_u32 << 31) as f64;
 
-/// A hash of a rule without `-A CHAIN`. Its comment counts.
+/// A hash of all that a rule says, without `-A CHAIN`.
 pub(super) fn meaning(rule: &str) -> u64 {
+    sum(rule, &|_| true)
+}
+
+/// A hash of what a rule does: its comment does not count.
+pub(super) fn effect(rule: &str) -> u64 {
+    sum(rule, &|extension| extension != "comment")
+}
+
+/// The sum of a rule's options that belong to such extensions, or to none.
+fn sum(rule: &str, counts: &dyn Fn(&str) -> bool) -> u64 {
     let mut words = words(rule).peekable();
     let is_value = |word: &Word<'_>| word.is_quoted || !(word.text == "!" || word.text.starts_with('-'));
-    let (mut sum, mut is_negated) = (0_u64, false);
+    let (mut sum, mut is_negated, mut extension) = (0_u64, false, "");
     while let Some(Word { text: name, .. }) = words.next() {
         if name == "!" {
             is_negated = true;
@@ -25,8 +35,14 @@ pub(super) fn meaning(rule: &str) -> u64 {
         let value = words.next_if(is_value).map_or("", |word| word.text);
         let more =
             std::iter::from_fn(|| words.next_if(is_value)).fold(0, |more, word| hash(&(more, word.text)));
-        if let Some((name, value)) = in_one_form(is_negated, name, value) {
-            sum = sum.wrapping_add(hash(&(is_negated, name, value, more)));
+        if ["-m", "-j", "-g"].contains(&name) {
+            extension = value;
+        }
+        let of = if name.starts_with("--") || name == "-m" { extension } else { "" };
+        if counts(of)
+            && let Some((name, value)) = in_one_form(is_negated, name, value)
+        {
+            sum = sum.wrapping_add(hash(&(of, is_negated, name, value, more)));
         }
         is_negated = false;
     }
@@ -150,8 +166,17 @@ mod tests {
     #[case("-m recent --name L --set", "-m recent --name M --set")]
     #[case("-p tcp --dport 80", "-p udp --dport 80")]
     #[case("! -s 0.0.0.0/0 -j A", "-j A")]
+    #[case("-m mark --mark 1 -m connmark --mark 2", "-m mark --mark 2 -m connmark --mark 1")]
     fn rules_that_differ_are_told_apart(#[case] one: &str, #[case] other: &str) {
         assert_ne!(meaning(one), meaning(other));
+    }
+
+    #[test]
+    fn a_comment_has_no_effect() {
+        let (one, other) = ("-s 10.0.0.1 -j A", "-s 10.0.0.1/32 -m comment --comment \"-j B\" -j A");
+        assert_eq!(effect(one), effect(other));
+        assert_ne!(meaning(one), meaning(other));
+        assert_ne!(effect(one), effect("-s 10.0.0.2 -j A"));
     }
 
     #[test]

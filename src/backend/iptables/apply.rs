@@ -186,6 +186,7 @@ impl<X: Xtables> Run<'_, '_, X> {
     async fn empty(&mut self, chains: &[ChainId]) -> Result<(), RestoreError> {
         let declared: String = chains.iter().map(|id| format!(":{id} - [0:0]\n")).collect();
         match self.restore(std::iter::once(format!("*nat\n{declared}COMMIT\n"))).await {
+            // Refused, it holds what it held, which the next look finds.
             Ok(()) | Err(RestoreError::Refused { .. }) => Ok(()),
             Err(error) => Err(error),
         }

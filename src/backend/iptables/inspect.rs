@@ -5,7 +5,7 @@ use super::base::{self, Features, JUMPS};
 use super::names::ChainId;
 use super::render_inputs;
 use crate::backend::KernelObject;
-use crate::backend::meaning::meaning;
+use crate::backend::meaning::effect;
 use crate::backend::rule::{Match, Rule, Target};
 use crate::backend::walk::{Outcome, Packet, Tables, Walk};
 use crate::kernel::iptables::Flavor;
@@ -43,10 +43,11 @@ pub(super) fn wanted(plan: &Plan<'_>, features: &Features) -> Vec<KernelObject> 
 }
 
 /// The lines of `wanted` that are not among `found`, and those of `found` that nobody wants. What
-/// stands in a chain that others share with us is never unwanted.
+/// stands in a chain that others share with us is never unwanted. Comments are left out when there are many
+/// endpoints, and come back with the next full sync, so they make no difference.
 #[must_use]
 pub fn differences(wanted: &KernelObject, found: &[String]) -> (Vec<String>, Vec<String>) {
-    let read = |lines: &[String]| lines.iter().map(|line| meaning(line)).collect::<Vec<_>>();
+    let read = |lines: &[String]| lines.iter().map(|line| effect(line)).collect::<Vec<_>>();
     let (ours, theirs) = (read(&wanted.lines), read(found));
     let beyond = |lines: &[String], all: &[u64], other: &[u64]| {
         let mut left = other.to_vec();
@@ -141,6 +142,13 @@ mod tests {
             (strings(&["-j B"]), strings(&["-j C"]))
         );
         assert_eq!(differences(&wanted, &strings(&["-j A", "-j A", "-j B"])), (vec![], strings(&["-j A"])));
+    }
+
+    #[test]
+    fn a_comment_makes_no_difference() {
+        let (with, without) = ("-s 10.0.0.1 -m comment --comment a/b -j A", "-s 10.0.0.1 -j A");
+        assert_eq!(differences(&object(&[with], false), &strings(&[without])), (vec![], vec![]));
+        assert_eq!(differences(&object(&[without], false), &strings(&[with])), (vec![], vec![]));
     }
 
     #[test]

@@ -75,8 +75,8 @@ impl Chains for OurChains {
         }
     }
 
-    fn tables(&self) -> &'static [&'static str] {
-        &["nat", "filter"]
+    fn tables(&self) -> impl Iterator<Item = &'static str> {
+        ["nat", "filter"].into_iter()
     }
 
     fn jumps(&self) -> impl Iterator<Item = &'static Jump> {

@@ -51,12 +51,17 @@ pub(super) fn jumps(upstream_compat: bool) -> impl Iterator<Item = &'static Jump
     JUMPS.iter().filter(move |jump| !upstream_compat || jump.table != "mangle")
 }
 
-/// Our chains, by table.
-pub(super) const CHAINS: [(&str, &[&str]); 3] = [
+/// Our chains, by table; kube-proxy does not have the last one.
+pub(super) static CHAINS: [(&str, &[&str]); 3] = [
     ("nat", &[SERVICES, POSTROUTING, NODE_PORT, LOAD_BALANCER, MARK_MASQ]),
     ("filter", &[FORWARD, NODE_PORT, PROXY_FIREWALL, SOURCE_RANGES, FILTER, OUT_FILTER]),
     ("mangle", &[LOCAL_POLICY]),
 ];
+
+/// Those that are in use.
+pub(super) fn chains(upstream_compat: bool) -> &'static [(&'static str, &'static [&'static str])] {
+    if upstream_compat { &CHAINS[..2] } else { &CHAINS }
+}
 
 /// What the rules depend on.
 #[derive(Debug)]
@@ -73,13 +78,10 @@ impl Rules<'_> {
     /// The whole input.
     pub(super) fn text(&self) -> String {
         let mut input = Text::default();
-        for (table, chains) in CHAINS {
-            if table == "mangle" && self.features.upstream_compat {
-                continue;
-            }
+        for (table, chains) in chains(self.features.upstream_compat) {
             line!(input, "*{table}");
             chains.iter().for_each(|chain| line!(input, ":{chain} - [0:0]"));
-            match table {
+            match *table {
                 "nat" => self.nat(&mut input),
                 "filter" => self.filter(&mut input),
                 _ => self.mangle(&mut input),

@@ -3,7 +3,7 @@
 use super::Kernel;
 use super::apply::set_spec;
 use super::desired::{Baseline, Held};
-use super::input::{CHAINS, jumps};
+use super::input::{CHAINS, chains, jumps};
 use super::names::{INTERFACE, MARK_MASQ, SetId};
 use super::observe::Addresses;
 use crate::backend::jumps::Jump;
@@ -37,7 +37,7 @@ impl Chains for OurChains {
     type Key = ChainKey;
 
     fn key(&self, table: &str, chain: &str) -> Option<ChainKey> {
-        let index = CHAINS.iter().position(|(known, _)| *known == table)?;
+        let index = chains(self.upstream_compat).iter().position(|(known, _)| *known == table)?;
         let place = CHAINS[index].1.iter().position(|known| *known == chain)?;
         Some((u8::try_from(index).ok()?, u8::try_from(place).ok()?))
     }
@@ -47,8 +47,8 @@ impl Chains for OurChains {
         (name, chains[usize::from(chain)].to_owned())
     }
 
-    fn tables(&self) -> &'static [&'static str] {
-        &["nat", "filter", "mangle"]
+    fn tables(&self) -> impl Iterator<Item = &'static str> {
+        chains(self.upstream_compat).iter().map(|(table, _)| *table)
     }
 
     fn jumps(&self) -> impl Iterator<Item = &'static Jump> {
@@ -118,15 +118,15 @@ impl Tables {
 
 /// What has to be found of rules that were just written: in legacy tables what they say, and in nf_tables how the
 /// kernel shows them.
-fn kept(tools: &mut impl Xtables, chains: OurChains, rules: &str) -> Result<Kept<OurChains>> {
+fn kept(tools: &mut impl Xtables, ours: OurChains, rules: &str) -> Result<Kept<OurChains>> {
     if tools.flavor() == Flavor::Legacy {
-        let mut record = Record::of(chains);
+        let mut record = Record::of(ours);
         rules.lines().for_each(|line| record.take(line));
-        return Ok(Kept::recorded(chains, record));
+        return Ok(Kept::recorded(ours, record));
     }
     let all = CHAINS.iter().flat_map(|(table, names)| names.iter().map(move |name| (table, name)));
-    let all: Vec<_> = all.filter_map(|(table, name)| chains.key(table, name)).collect();
-    Kept::shown(tools, chains, &all)
+    let all: Vec<_> = all.filter_map(|(table, name)| ours.key(table, name)).collect();
+    Kept::shown(tools, ours, &all)
 }
 
 /// How often our chains are used: by rules in them and jumps to them. Not counted is the one that

@@ -13,12 +13,12 @@ pub(super) use record::Record;
 
 use super::jumps::Jump;
 use super::{Drift, DriftKind};
-use crate::kernel::iptables::{Flavor, Rule, Xtables};
-use crate::kernel::nft::Part;
+use crate::kernel::iptables::{Flavor, Xtables};
 use anyhow::Result;
 use reader::Reader;
+use std::collections::hash_map::DefaultHasher;
 use std::collections::{BTreeMap, BTreeSet};
-use std::hash::{DefaultHasher, Hash, Hasher};
+use std::hash::{Hash, Hasher};
 
 /// A hash of a chain's rules.
 type Print = [u8; 4];
@@ -51,7 +51,7 @@ pub(super) trait Chains: Copy {
     fn place(&self, key: Self::Key) -> (&'static str, String);
 
     /// The tables that hold chains of ours.
-    fn tables(&self) -> &'static [&'static str];
+    fn tables(&self) -> impl Iterator<Item = &'static str>;
 
     /// The jumps that we keep in built-in chains.
     fn jumps(&self) -> impl Iterator<Item = &'static Jump>;
@@ -67,6 +67,14 @@ pub(super) trait Chains: Copy {
     }
 }
 
+/// Where a rule stands and leads to.
+#[derive(Clone, Copy)]
+struct At<'a> {
+    table: &'static str,
+    chain: &'a str,
+    jumps_to: Option<&'a str>,
+}
+
 /// A rule of ours in a chain where others have rules, too.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct SharedRule {
@@ -79,11 +87,11 @@ struct SharedRule {
 
 impl SharedRule {
     /// A rule, if it may be one of ours.
-    fn of(chains: &impl Chains, table: &'static str, rule: Rule<'_>) -> Option<Self> {
-        let jumps_to = rule.jumps_to.filter(|to| chains.has_jump(table, rule.chain, to)).map(str::to_owned);
-        let is_ours = jumps_to.is_some() || chains.mixed() == Some((table, rule.chain));
-        let (chain, content) = (rule.chain.to_owned(), rule.content);
-        is_ours.then_some(SharedRule { table, chain, jumps_to, content })
+    fn of(chains: &impl Chains, at: At<'_>, content: impl FnOnce() -> u64) -> Option<Self> {
+        let At { table, chain, jumps_to } = at;
+        let jumps_to = jumps_to.filter(|to| chains.has_jump(table, chain, to)).map(str::to_owned);
+        let is_ours = jumps_to.is_some() || chains.mixed() == Some((table, chain));
+        is_ours.then(|| SharedRule { table, chain: chain.to_owned(), jumps_to, content: content() })
     }
 
     fn missed(&self) -> Drift {
@@ -98,12 +106,18 @@ impl SharedRule {
     }
 }
 
+/// The rules of our chains, and those of ours among rules of others.
+#[derive(Debug)]
+struct Rules<K> {
+    prints: BTreeMap<K, Print>,
+    shared: BTreeSet<SharedRule>,
+}
+
 /// What has to be found of our chains.
 #[derive(Debug)]
 pub(super) struct Kept<C: Chains> {
     chains: C,
-    prints: BTreeMap<C::Key, Print>,
-    shared: BTreeSet<SharedRule>,
+    rules: Rules<C::Key>,
 }
 
 impl<C: Chains> Kept<C> {
@@ -113,27 +127,30 @@ impl<C: Chains> Kept<C> {
     /// # Errors
     /// When that cannot be read.
     pub(super) fn shown(tools: &mut impl Xtables, chains: C, written: &[C::Key]) -> Result<Self> {
-        let found = read(tools, chains, written)?;
-        let print = |key: &C::Key| (*key, found.print(*key));
-        Ok(Kept { prints: written.iter().map(print).collect(), ..found })
+        let mut rules = read(tools, chains, written.iter().copied())?;
+        for key in written {
+            // Without rules it is to be read again, too.
+            rules.prints.entry(*key).or_insert(EMPTY);
+        }
+        Ok(Kept { chains, rules })
     }
 
     /// What was written to legacy tables: nothing but this is in force, and our jumps stand.
     pub(super) fn recorded(chains: C, record: Record<C>) -> Self {
-        let (mut prints, mut shared) = record.into_parts();
-        prints.retain(|_, print| *print != EMPTY);
-        shared.extend(record::jumps(&chains));
-        Kept { chains, prints, shared }
+        let mut rules = record.into_rules();
+        rules.prints.retain(|_, print| *print != EMPTY);
+        rules.shared.extend(record::jumps(&chains));
+        Kept { chains, rules }
     }
 
     /// More was written to legacy tables.
     pub(super) fn add(&mut self, record: Record<C>) {
-        let (prints, shared) = record.into_parts();
-        self.shared.extend(shared);
-        for (key, print) in prints {
+        let later = record.into_rules();
+        self.rules.shared.extend(later.shared);
+        for (key, print) in later.prints {
             match print {
-                EMPTY => self.prints.remove(&key),
-                print => self.prints.insert(key, print),
+                EMPTY => self.rules.prints.remove(&key),
+                print => self.rules.prints.insert(key, print),
             };
         }
     }
@@ -143,76 +160,63 @@ impl<C: Chains> Kept<C> {
     /// # Errors
     /// When the tables cannot be read.
     pub(super) async fn compare(&self, tools: &mut impl Xtables) -> Result<Vec<Drift>> {
-        let (found, keys) = match tools.flavor() {
-            Flavor::Legacy => {
-                let found = list(tools, self.chains).await?;
-                let keys = differing(&self.prints, &found.prints);
-                (found, keys)
-            }
-            Flavor::Nft => {
-                let keys: Vec<C::Key> = self.prints.keys().copied().collect();
-                (read(tools, self.chains, &keys)?, keys)
-            }
+        let found = match tools.flavor() {
+            Flavor::Legacy => list(tools, self.chains).await?,
+            Flavor::Nft => read(tools, self.chains, self.rules.prints.keys().copied())?,
         };
-        Ok(self.differences(&found, keys))
-    }
-
-    fn print(&self, key: C::Key) -> Print {
-        self.prints.get(&key).copied().unwrap_or(EMPTY)
-    }
-
-    /// What is different in some chains, and in the rules of ours among those of others.
-    fn differences(&self, found: &Kept<C>, keys: Vec<C::Key>) -> Vec<Drift> {
-        let missed = self.shared.difference(&found.shared).map(SharedRule::missed);
-        let drifted = |key: C::Key| {
-            let what = differs(self.print(key), found.print(key))?;
+        let missed = self.rules.shared.difference(&found.shared).map(SharedRule::missed);
+        let drifted = differing(&self.rules.prints, &found.prints).into_iter().map(|(key, what)| {
             let (table, chain) = self.chains.place(key);
-            Some(Drift::new(DriftKind::Chain, format!("{chain} of table {table}"), what))
-        };
-        missed.chain(keys.into_iter().filter_map(drifted)).collect()
+            Drift::new(DriftKind::Chain, format!("{chain} of table {table}"), what)
+        });
+        Ok(missed.chain(drifted).collect())
     }
 }
 
-/// The chains that are not the same in both. There are very many, so both are walked and none is looked up.
-fn differing<K: Copy + Ord>(known: &BTreeMap<K, Print>, found: &BTreeMap<K, Print>) -> Vec<K> {
+/// The chains that are not the same in both, and what is wrong with them. There are very many, so both are walked and
+/// none is looked up.
+fn differing<K: Copy + Ord>(
+    known: &BTreeMap<K, Print>,
+    found: &BTreeMap<K, Print>,
+) -> Vec<(K, &'static str)> {
     let (mut known, mut found) = (known.iter().peekable(), found.iter().peekable());
     let mut differing = Vec::new();
     while let Some(key) = known.peek().into_iter().chain(found.peek()).map(|(key, _)| **key).min() {
-        if known.next_if(|(at, _)| **at == key) != found.next_if(|(at, _)| **at == key) {
-            differing.push(key);
-        }
+        let known = known.next_if(|(at, _)| **at == key).map_or(EMPTY, |(_, print)| *print);
+        let found = found.next_if(|(at, _)| **at == key).map_or(EMPTY, |(_, print)| *print);
+        let what = match (known, found) {
+            (known, found) if known == found => continue,
+            (_, EMPTY) => "is gone or has no rules left",
+            (EMPTY, _) => "has rules and should have none",
+            _ => "has other rules than were written",
+        };
+        differing.push((key, what));
     }
     differing
 }
 
-/// What is wrong with a chain, if anything is.
-fn differs(known: Print, found: Print) -> Option<&'static str> {
-    match (known, found) {
-        (known, found) if known == found => None,
-        (_, EMPTY) => Some("is gone or has no rules left"),
-        (EMPTY, _) => Some("has rules and should have none"),
-        _ => Some("has other rules than were written"),
-    }
-}
-
 /// Reads chains of nf_tables, and the rules of ours among those of others.
-fn read<C: Chains>(tools: &mut impl Xtables, chains: C, keys: &[C::Key]) -> Result<Kept<C>> {
+fn read<C: Chains>(
+    tools: &mut impl Xtables,
+    chains: C,
+    keys: impl Iterator<Item = C::Key>,
+) -> Result<Rules<C::Key>> {
     let shared: BTreeSet<_> =
         chains.jumps().map(|jump| (jump.table, jump.from)).chain(chains.mixed()).collect();
     let shared = shared.into_iter().map(|(table, chain)| (table, chain.to_owned()));
     let mut reader = Reader::of(chains);
-    for (table, chain) in shared.chain(keys.iter().map(|key| chains.place(*key))) {
-        tools.visit_rules(table, Some(&chain), &mut |part| reader.take(table, part))?;
+    for (table, chain) in shared.chain(keys.map(|key| chains.place(key))) {
+        tools.visit_rules(table, Some(&chain), &mut |part| reader.take_part(table, part))?;
         reader.end_part();
     }
     Ok(reader.finish())
 }
 
 /// Lists the legacy tables that hold chains of ours.
-async fn list<C: Chains>(tools: &mut impl Xtables, chains: C) -> Result<Kept<C>> {
+async fn list<C: Chains>(tools: &mut impl Xtables, chains: C) -> Result<Rules<C::Key>> {
     let mut reader = Reader::of(chains);
     for table in chains.tables() {
-        tools.list_rules(table, &mut |rule| reader.take(table, Part::Item(record::said(rule)))).await?;
+        tools.list_rules(table, &mut |rule| reader.take_said(table, rule)).await?;
         reader.end_part();
     }
     Ok(reader.finish())

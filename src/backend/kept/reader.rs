@@ -1,7 +1,8 @@
 //! Reading what tables hold of ours.
 
-use super::{Chains, EMPTY, Kept, Print, SharedRule, with_rule};
-use crate::kernel::iptables::Rule;
+use super::{At, Chains, EMPTY, Print, Rules, SharedRule, with_rule};
+use crate::backend::meaning::meaning;
+use crate::kernel::iptables::{Rule, Said};
 use crate::kernel::nft::Part;
 
 /// Reads rules, table by table or chain by chain.
@@ -11,7 +12,7 @@ pub(super) struct Reader<C: Chains> {
     shared: Vec<SharedRule>,
     /// How many of these are of parts that have been read to their ends.
     done: (usize, usize),
-    /// The chain that is being read, if it is one of ours.
+    /// The chain that is being read; no key if it is none of ours.
     name: String,
     key: Option<C::Key>,
     print: Print,
@@ -23,23 +24,37 @@ impl<C: Chains> Reader<C> {
         Reader { chains, prints, shared, done: (0, 0), name, key: None, print: EMPTY }
     }
 
-    /// The rules of one chain come one after the other.
-    pub(super) fn take(&mut self, table: &'static str, part: Part<Rule<'_>>) {
-        let Part::Item(rule) = part else {
-            self.prints.truncate(self.done.0);
-            self.shared.truncate(self.done.1);
-            (self.key, self.print) = (None, EMPTY);
-            self.name.clear();
-            return;
-        };
-        if self.name != rule.chain {
+    /// A rule as nf_tables shows it, or the news that this part comes once more from its start.
+    pub(super) fn take_part(&mut self, table: &'static str, part: Part<Rule<'_>>) {
+        match part {
+            Part::Start => {
+                self.prints.truncate(self.done.0);
+                self.shared.truncate(self.done.1);
+                (self.key, self.print) = (None, EMPTY);
+                self.name.clear();
+            }
+            Part::Item(Rule { chain, jumps_to, content, .. }) => {
+                self.take(At { table, chain, jumps_to }, || content);
+            }
+        }
+    }
+
+    /// A rule of a legacy table, as a tool lists it.
+    pub(super) fn take_said(&mut self, table: &'static str, rule: Said<'_>) {
+        let Said { chain, jumps_to, says } = rule;
+        self.take(At { table, chain, jumps_to }, || meaning(says));
+    }
+
+    /// The rules of one chain come one after the other. What those of others say does not matter.
+    fn take(&mut self, at: At<'_>, content: impl FnOnce() -> u64) {
+        if self.name != at.chain {
             self.end_chain();
-            self.name.push_str(rule.chain);
-            self.key = self.chains.holder(table, rule.chain);
+            self.name.push_str(at.chain);
+            self.key = self.chains.holder(at.table, at.chain);
         }
         match self.key {
-            Some(_) => self.print = with_rule(self.print, rule.content),
-            None => self.shared.extend(SharedRule::of(&self.chains, table, rule)),
+            Some(_) => self.print = with_rule(self.print, content()),
+            None => self.shared.extend(SharedRule::of(&self.chains, at, content)),
         }
     }
 
@@ -55,8 +70,7 @@ impl<C: Chains> Reader<C> {
         self.done = (self.prints.len(), self.shared.len());
     }
 
-    pub(super) fn finish(self) -> Kept<C> {
-        let (prints, shared) = (self.prints.into_iter().collect(), self.shared.into_iter().collect());
-        Kept { chains: self.chains, prints, shared }
+    pub(super) fn finish(self) -> Rules<C::Key> {
+        Rules { prints: self.prints.into_iter().collect(), shared: self.shared.into_iter().collect() }
     }
 }

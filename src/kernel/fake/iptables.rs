@@ -205,11 +205,10 @@ impl FakeXtables {
         let Some(table) = self.tables.get(table) else { return };
         for (name, rules) in table.iter().filter(|(name, _)| chain.is_none_or(|chain| chain == *name)) {
             for rule in rules {
-                let mut hasher = DefaultHasher::new();
-                rule.hash(&mut hasher);
+                let content = if self.flavor == Flavor::Nft { mark(rule).content } else { 0 };
                 let jumps_to = target(rule).filter(|target| table.contains_key(*target));
                 let packets = self.packets.get(&place(name, rule)).copied().unwrap_or_default();
-                visit(Part::Item(Rule { chain: name, content: hasher.finish(), jumps_to, packets }));
+                visit(Part::Item(Rule { chain: name, content, jumps_to, packets }));
             }
         }
     }

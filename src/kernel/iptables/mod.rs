@@ -63,8 +63,8 @@ pub struct Place<'a> {
 pub struct Rule<'a> {
     /// The chain it stands in.
     pub chain: &'a str,
-    /// A hash of all that it says; counters and its place in the table do not count. Of legacy rules nobody asks
-    /// for it, and it is 0: they are compared in words.
+    /// A hash of all that it says; counters and its place in the table do not count. 0 in legacy tables, whose rules
+    /// are compared in words.
     pub content: u64,
     /// The chain that it jumps or goes to.
     pub jumps_to: Option<&'a str>,
