@@ -5,6 +5,7 @@ mod deviations;
 mod drain;
 mod explain;
 mod fixtures;
+mod handing_back;
 mod harm;
 mod kubeadm;
 mod legacy;

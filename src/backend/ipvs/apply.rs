@@ -1,6 +1,7 @@
 //! Telling the kernel.
 
 use super::Kernel;
+use super::cleanup;
 use super::desired::Fact;
 use super::diff::{Changes, Object};
 use super::input;
@@ -89,9 +90,14 @@ impl<X: Xtables> Apply<'_, X> {
         Ok(())
     }
 
-    /// Leads packets into our chains, which restoring the rules has made.
+    /// Leads packets into our chains, which restoring the rules has made, and no longer into those that are not
+    /// wanted any more.
     async fn jump(&mut self) -> Result<()> {
-        jumps::ensure(self.tools, input::jumps(self.upstream_compat)).await
+        jumps::ensure(self.tools, input::jumps(self.upstream_compat)).await?;
+        if self.upstream_compat {
+            cleanup::remove_additions(self.tools, self.kernel, self.family).await?;
+        }
+        Ok(())
     }
 
     async fn restore(&mut self, rules: &str) -> Result<()> {

@@ -45,6 +45,22 @@ pub async fn remove_rules(tools: &mut impl Xtables, standing: &Standing) -> Resu
     in_one(outcomes).map(|()| true)
 }
 
+/// Removes the rules and sets that kube-proxy does not have: a run before this one made them.
+///
+/// # Errors
+/// All that went wrong, in one. As long as rules are left, so are the sets.
+pub(super) async fn remove_additions(
+    tools: &mut impl Xtables,
+    kernel: &mut Kernel,
+    family: IpFamily,
+) -> Result<()> {
+    remove_rules(tools, &in_force(true)).await?;
+    for id in SetId::ALL.into_iter().filter(|id| id.is_ours()) {
+        kernel.sets.destroy(&id.name(family))?;
+    }
+    Ok(())
+}
+
 /// Empties all chains that this mode has, also under names that another mode uses, so that none of
 /// them leads to another.
 ///
@@ -72,8 +88,13 @@ pub async fn holds_rules(tools: &mut impl Xtables) -> Result<bool> {
 /// The rules of this mode whose names another mode uses, too.
 #[must_use]
 pub fn standing() -> Standing {
-    let chains = CHAINS.iter().flat_map(|(table, chains)| chains.iter().map(|chain| (*table, *chain)));
-    let jumps = input::jumps(false).map(|jump| (jump.table, jump.from, jump.arguments()));
+    in_force(false)
+}
+
+fn in_force(upstream_compat: bool) -> Standing {
+    let chains = input::chains(upstream_compat).iter();
+    let chains = chains.flat_map(|(table, chains)| chains.iter().map(|chain| (*table, *chain)));
+    let jumps = input::jumps(upstream_compat).map(|jump| (jump.table, jump.from, jump.arguments()));
     Standing { chains: chains.collect(), jumps: jumps.collect() }
 }
 

@@ -771,6 +771,39 @@ async fn harm_to_the_rules_around_ipvs_is_named_and_healed(
     }
 }
 
+#[rstest::rstest]
+#[tokio::test]
+async fn what_kube_proxy_does_not_have_goes_when_we_are_to_do_as_it_does(
+    #[values(Flavor::Nft, Flavor::Legacy)] flavor: Flavor,
+) {
+    let (mut bench, _) = bench_with_web(Protocol::Tcp, &[1, 2]).await;
+    bench.backend.tools = FakeXtables::new(flavor);
+    bench.baseline = None;
+    bench.sync().await.unwrap();
+    let ours = |bench: &Bench| -> Vec<String> {
+        let mangle = bench.backend.tools.tables["mangle"].iter();
+        let rules = mangle.map(|(chain, rules)| format!("{chain} {rules:?}"));
+        let sets = bench
+            .node
+            .state()
+            .sets
+            .keys()
+            .filter(|name| name.contains("NO-LOCAL"))
+            .cloned()
+            .collect::<Vec<_>>();
+        rules.filter(|rule| rule.contains("KUBE-LOCAL")).chain(sets).collect()
+    };
+    bench.backend.tools.meddle("mangle", |mangle| {
+        mangle.get_mut("KUBE-LOCAL-POLICY").unwrap().push("-s 192.0.2.1 -j DROP".to_owned());
+    });
+    assert_eq!(ours(&bench).len(), 5, "a chain, two jumps, two sets: {:?}", ours(&bench));
+    bench.backend.features = features(true);
+    bench.baseline = None;
+    bench.sync().await.unwrap();
+    assert_eq!(ours(&bench), Vec::<String>::new());
+    assert_eq!(bench.find().await, Vec::<String>::new());
+}
+
 #[tokio::test]
 async fn a_rule_lost_between_writing_and_reading_it_back_is_noticed() {
     let (mut bench, _) = bench_with_web(Protocol::Tcp, &[1, 2]).await;
