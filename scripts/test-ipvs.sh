@@ -6,7 +6,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 built() { # the test binary that cargo names last
-    cargo test --locked --no-run "$@" 2>&1 | tee /dev/stderr | sed -n 's/^ *Executable .*(\(.*\))$/\1/p' | tail -n 1
+    cargo test --locked --no-run "$@" 2>&1 | tee >(cat >&2) | sed -n 's/^ *Executable .*(\(.*\))$/\1/p' | tail -n 1
 }
 cargo build --locked -p ipvs-rs --example list
 library=$(built -p ipvs-rs --test live)
