@@ -113,6 +113,13 @@ struct Rules<K> {
     shared: BTreeSet<SharedRule>,
 }
 
+/// The same as tables hold them now: only to be walked once, and there are very many.
+struct Found<K> {
+    /// In order.
+    prints: Vec<(K, Print)>,
+    shared: BTreeSet<SharedRule>,
+}
+
 /// What has to be found of our chains.
 #[derive(Debug)]
 pub(super) struct Kept<C: Chains> {
@@ -127,12 +134,10 @@ impl<C: Chains> Kept<C> {
     /// # Errors
     /// When that cannot be read.
     pub(super) fn shown(tools: &mut impl Xtables, chains: C, written: &[C::Key]) -> Result<Self> {
-        let mut rules = read(tools, chains, written.iter().copied())?;
-        for key in written {
-            // Without rules it is to be read again, too.
-            rules.prints.entry(*key).or_insert(EMPTY);
-        }
-        Ok(Kept { chains, rules })
+        let Found { prints, shared } = read(tools, chains, written.iter().copied())?;
+        // Those without rules are to be read again, too.
+        let prints = written.iter().map(|key| (*key, EMPTY)).chain(prints).collect();
+        Ok(Kept { chains, rules: Rules { prints, shared } })
     }
 
     /// What was written to legacy tables: nothing but this is in force, and our jumps stand.
@@ -165,7 +170,7 @@ impl<C: Chains> Kept<C> {
             Flavor::Nft => read(tools, self.chains, self.rules.prints.keys().copied())?,
         };
         let missed = self.rules.shared.difference(&found.shared).map(SharedRule::missed);
-        let drifted = differing(&self.rules.prints, &found.prints).into_iter().map(|(key, what)| {
+        let drifted = differing(&self.rules.prints, found.prints).into_iter().map(|(key, what)| {
             let (table, chain) = self.chains.place(key);
             Drift::new(DriftKind::Chain, format!("{chain} of table {table}"), what)
         });
@@ -173,17 +178,14 @@ impl<C: Chains> Kept<C> {
     }
 }
 
-/// The chains that are not the same in both, and what is wrong with them. There are very many, so both are walked and
-/// none is looked up.
-fn differing<K: Copy + Ord>(
-    known: &BTreeMap<K, Print>,
-    found: &BTreeMap<K, Print>,
-) -> Vec<(K, &'static str)> {
-    let (mut known, mut found) = (known.iter().peekable(), found.iter().peekable());
+/// The chains that are not the same in both, and what is wrong with them.
+fn differing<K: Copy + Ord>(known: &BTreeMap<K, Print>, found: Vec<(K, Print)>) -> Vec<(K, &'static str)> {
+    let known = known.iter().map(|(key, print)| (*key, *print));
+    let (mut known, mut found) = (known.peekable(), found.into_iter().peekable());
     let mut differing = Vec::new();
-    while let Some(key) = known.peek().into_iter().chain(found.peek()).map(|(key, _)| **key).min() {
-        let known = known.next_if(|(at, _)| **at == key).map_or(EMPTY, |(_, print)| *print);
-        let found = found.next_if(|(at, _)| **at == key).map_or(EMPTY, |(_, print)| *print);
+    while let Some(key) = known.peek().into_iter().chain(found.peek()).map(|(key, _)| *key).min() {
+        let known = known.next_if(|(at, _)| *at == key).map_or(EMPTY, |(_, print)| print);
+        let found = found.next_if(|(at, _)| *at == key).map_or(EMPTY, |(_, print)| print);
         let what = match (known, found) {
             (known, found) if known == found => continue,
             (_, EMPTY) => "is gone or has no rules left",
@@ -200,7 +202,7 @@ fn read<C: Chains>(
     tools: &mut impl Xtables,
     chains: C,
     keys: impl Iterator<Item = C::Key>,
-) -> Result<Rules<C::Key>> {
+) -> Result<Found<C::Key>> {
     let shared: BTreeSet<_> =
         chains.jumps().map(|jump| (jump.table, jump.from)).chain(chains.mixed()).collect();
     let shared = shared.into_iter().map(|(table, chain)| (table, chain.to_owned()));
@@ -213,7 +215,7 @@ fn read<C: Chains>(
 }
 
 /// Lists the legacy tables that hold chains of ours.
-async fn list<C: Chains>(tools: &mut impl Xtables, chains: C) -> Result<Rules<C::Key>> {
+async fn list<C: Chains>(tools: &mut impl Xtables, chains: C) -> Result<Found<C::Key>> {
     let mut reader = Reader::of(chains);
     for table in chains.tables() {
         tools.list_rules(table, &mut |rule| reader.take_said(table, rule)).await?;

@@ -1,6 +1,6 @@
 //! Reading what tables hold of ours.
 
-use super::{At, Chains, EMPTY, Print, Rules, SharedRule, with_rule};
+use super::{At, Chains, EMPTY, Found, Print, SharedRule, with_rule};
 use crate::backend::meaning::meaning;
 use crate::kernel::iptables::{Rule, Said};
 use crate::kernel::nft::Part;
@@ -70,7 +70,8 @@ impl<C: Chains> Reader<C> {
         self.done = (self.prints.len(), self.shared.len());
     }
 
-    pub(super) fn finish(self) -> Rules<C::Key> {
-        Rules { prints: self.prints.into_iter().collect(), shared: self.shared.into_iter().collect() }
+    pub(super) fn finish(mut self) -> Found<C::Key> {
+        self.prints.sort_unstable_by_key(|(key, _)| *key);
+        Found { prints: self.prints, shared: self.shared.into_iter().collect() }
     }
 }
