@@ -141,7 +141,10 @@ impl Sabotage {
 
 /// Drift that the program in a namespace has counted.
 pub(crate) fn drift(node: &Namespace) -> f64 {
-    metric_sum(&metrics(node).unwrap(), "kubeproxy_rs_drift_total")
+    let mut text = String::new();
+    let is_read = || metrics(node).map(|read| text = read).is_ok();
+    wait_until("its metrics are read", HEALED, is_read).unwrap();
+    metric_sum(&text, "kubeproxy_rs_drift_total")
 }
 
 /// Waits until all is as it was, and says what was not named.

@@ -131,7 +131,7 @@ impl Random {
     fn shape(&mut self) -> Shape {
         let exposed = self.below(2) == 0;
         Shape {
-            protocol: [Protocol::Tcp, Protocol::Udp, Protocol::Sctp][usize::from(self.below(3))],
+            protocol: Protocol::ALL[usize::from(self.below(3))],
             endpoints: self.endpoints(),
             exposed,
             external_local: exposed && self.below(2) == 0,

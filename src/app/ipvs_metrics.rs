@@ -1,9 +1,9 @@
 //! Turns what IPVS mode does, and what it counts, into metrics.
 
 use crate::backend::ipvs::Census;
-use crate::kernel::ipvs::{Connections, Refused, Timeouts, VirtualServers};
+use crate::kernel::ipvs::{Connections, Listed, Reason, Refused, Timeouts, VirtualServers};
 use crate::metrics::Metrics;
-use crate::model::{Counts, Frontend, RealServer, ServerOperation, ServiceName, VirtualServer};
+use crate::model::{Counts, Frontend, RealServer, ServerOperation, ServiceName};
 use anyhow::Result;
 use std::cell::RefCell;
 use std::collections::BTreeSet;
@@ -24,16 +24,21 @@ impl Counted {
 
 /// Why the kernel refused, in one word.
 fn reason(refused: &Refused) -> &'static str {
-    match refused {
-        Refused { is_missing: true, .. } => "missing",
-        Refused { lacks_scheduler: true, .. } => "scheduler",
+    match refused.reason {
+        Reason::NoSuchVirtualServer | Reason::NoSuchRealServer => "missing",
+        Reason::Exists => "exists",
+        Reason::NoSuchScheduler => "scheduler",
         _ => "other",
     }
 }
 
 impl VirtualServers for Counted {
-    fn list(&mut self) -> Result<Vec<(Frontend, Option<VirtualServer>)>> {
+    fn list(&mut self) -> Result<Vec<Listed>> {
         self.servers.list()
+    }
+
+    fn find(&mut self, frontend: &Frontend) -> Result<Option<Listed>> {
+        self.servers.find(frontend)
     }
 
     fn real_servers(&mut self, frontend: &Frontend) -> Result<Connections> {
@@ -96,7 +101,7 @@ mod tests {
     use super::*;
     use crate::kernel::fake::ipvs::FakeNode;
     use crate::metrics::{BuildFacts, MetricSet};
-    use crate::model::{IpFamily, IpvsScheduler, Protocol};
+    use crate::model::{IpFamily, IpvsScheduler, Protocol, VirtualServer};
 
     fn metrics() -> Arc<Metrics> {
         let build = BuildFacts { version: "1", compatible_with: "1.36.2" };

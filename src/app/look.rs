@@ -224,8 +224,7 @@ fn tracking() -> Option<Tracking> {
 }
 
 fn protocol(port: &PortView) -> Protocol {
-    let all = [Protocol::Tcp, Protocol::Udp, Protocol::Sctp];
-    all.into_iter().find(|it| it.as_str() == port.protocol).unwrap_or_default()
+    Protocol::ALL.into_iter().find(|it| it.as_str() == port.protocol).unwrap_or_default()
 }
 
 /// Counts the flows to the Service's frontends by the endpoint that answers them.

@@ -202,7 +202,7 @@ fn number(protocol: Protocol) -> u8 {
 }
 
 fn protocol(number: u8) -> Option<Protocol> {
-    [Protocol::Tcp, Protocol::Udp, Protocol::Sctp].into_iter().find(|known| self::number(*known) == number)
+    Protocol::ALL.into_iter().find(|known| self::number(*known) == number)
 }
 
 fn write_filter(buf: &mut MsgBuf, to: &Destination) {

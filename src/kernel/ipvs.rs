@@ -4,12 +4,17 @@ use crate::model::{
     Counts, Frontend, IpvsScheduler, Protocol, RealServer, ServerOperation, Traffic, VirtualServer,
 };
 use anyhow::{Context, Result};
+pub use ipvs_rs::Reason;
 use ipvs_rs::{
-    Family, Forward, Ipvs, Key, Operation as Sent, Persistence, Reason, Scheduler, SchedulerFlags,
-    TableEntry, TimeoutChange,
+    Family, Forward, Ipvs, Key, ListedVirtualServer, Operation as Sent, Persistence, Scheduler,
+    SchedulerFlags, TableEntry, TimeoutChange,
 };
 use std::net::SocketAddr;
 use std::time::Duration;
+
+/// A virtual server as it is there. `None` stands for switches that are none of ours: another forwarding
+/// method, one-packet scheduling, a persistence engine.
+pub type Listed = (Frontend, Option<VirtualServer>);
 
 /// Real servers of one virtual server, with how many connections each still has.
 pub type Connections = Vec<(RealServer, u32)>;
@@ -21,12 +26,18 @@ pub struct Refused {
     pub frontend: Frontend,
     /// What was to be done: a [`ServerOperation::kind`].
     pub operation: &'static str,
-    /// The object to be removed or changed is not there.
-    pub is_missing: bool,
-    /// The kernel has no such scheduler.
-    pub lacks_scheduler: bool,
+    /// Why not.
+    pub reason: Reason,
     /// What was asked and why not.
     pub message: String,
+}
+
+impl Refused {
+    /// Whether the object to be removed or changed is not there.
+    #[must_use]
+    pub fn is_missing(&self) -> bool {
+        matches!(self.reason, Reason::NoSuchVirtualServer | Reason::NoSuchRealServer)
+    }
 }
 
 /// How long idle connections are remembered; zero leaves a value as it is.
@@ -42,12 +53,19 @@ pub struct Timeouts {
 
 /// What a backend asks of the kernel's IPVS.
 pub trait VirtualServers {
-    /// All virtual servers with an address, in no particular order. `None` stands for switches that
-    /// are none of ours: another forwarding method, one-packet scheduling, a persistence engine.
+    /// All virtual servers with an address, in no particular order. Perhaps not all of them, and some twice, if
+    /// others come or go meanwhile, in whatever network namespace: the kernel counts through those of all. What
+    /// is not listed may still be [found](VirtualServers::find).
     ///
     /// # Errors
     /// When the kernel cannot be asked.
-    fn list(&mut self) -> Result<Vec<(Frontend, Option<VirtualServer>)>>;
+    fn list(&mut self) -> Result<Vec<Listed>>;
+
+    /// One virtual server, if there is one there.
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked.
+    fn find(&mut self, frontend: &Frontend) -> Result<Option<Listed>>;
 
     /// The real servers of one virtual server; none if there is no such virtual server.
     ///
@@ -109,11 +127,12 @@ impl KernelIpvs {
 }
 
 impl VirtualServers for KernelIpvs {
-    fn list(&mut self) -> Result<Vec<(Frontend, Option<VirtualServer>)>> {
-        let listed = self.ipvs.list_virtual_servers()?;
-        let known =
-            |it: ipvs_rs::ListedVirtualServer| Some((frontend(&it.server.key)?, switches(&it.server)));
-        Ok(listed.into_iter().filter_map(known).collect())
+    fn list(&mut self) -> Result<Vec<Listed>> {
+        Ok(self.ipvs.list_virtual_servers()?.iter().filter_map(listed).collect())
+    }
+
+    fn find(&mut self, frontend: &Frontend) -> Result<Option<Listed>> {
+        Ok(self.ipvs.find_virtual_server(&key(frontend))?.as_ref().and_then(listed))
     }
 
     fn real_servers(&mut self, frontend: &Frontend) -> Result<Connections> {
@@ -196,14 +215,12 @@ fn describe(refused: &ipvs_rs::Refused) -> Option<Refused> {
         Sent::RemoveRealServer(key, _) => (key, "remove_real"),
         _ => return None,
     };
-    let reason = refused.reason();
-    Some(Refused {
-        frontend: frontend(key)?,
-        operation,
-        is_missing: matches!(reason, Reason::NoSuchVirtualServer | Reason::NoSuchRealServer),
-        lacks_scheduler: reason == Reason::NoSuchScheduler,
-        message: refused.to_string(),
-    })
+    let (reason, message) = (refused.reason(), refused.to_string());
+    Some(Refused { frontend: frontend(key)?, operation, reason, message })
+}
+
+fn listed(found: &ListedVirtualServer) -> Option<Listed> {
+    Some((frontend(&found.server.key)?, switches(&found.server)))
 }
 
 fn key(frontend: &Frontend) -> Key {

@@ -3,8 +3,8 @@
 //! Looking for leftovers must not load modules, and what nobody loaded holds nothing.
 
 use super::ipset::{Ipsets, SetSpec};
-use super::ipvs::{Connections, Refused, Timeouts, VirtualServers};
-use crate::model::{Counts, Frontend, RealServer, ServerOperation, SetEntry, VirtualServer};
+use super::ipvs::{Connections, Listed, Refused, Timeouts, VirtualServers};
+use crate::model::{Counts, Frontend, RealServer, ServerOperation, SetEntry};
 use anyhow::{Result, bail};
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -14,8 +14,12 @@ use std::net::SocketAddr;
 pub struct NotLoaded;
 
 impl VirtualServers for NotLoaded {
-    fn list(&mut self) -> Result<Vec<(Frontend, Option<VirtualServer>)>> {
+    fn list(&mut self) -> Result<Vec<Listed>> {
         Ok(Vec::new())
+    }
+
+    fn find(&mut self, _: &Frontend) -> Result<Option<Listed>> {
+        Ok(None)
     }
 
     fn real_servers(&mut self, _: &Frontend) -> Result<Connections> {

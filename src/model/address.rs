@@ -101,6 +101,9 @@ pub enum Protocol {
 }
 
 impl Protocol {
+    /// All of them.
+    pub const ALL: [Protocol; 3] = [Protocol::Tcp, Protocol::Udp, Protocol::Sctp];
+
     /// The spelling of rules and of chain-name hashes: `tcp`, `udp`, `sctp`.
     #[must_use]
     pub fn as_str(self) -> &'static str {

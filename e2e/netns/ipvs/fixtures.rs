@@ -8,7 +8,9 @@ use kube_proxy_rs::testing::netns::Namespace;
 use kube_proxy_rs::testing::proxy::{Flavor, Folder, metrics, save};
 use rstest::rstest;
 
-use super::{BTreeMap, BTreeSet, LIMIT, addresses, deviations, launch, lines, rules, strip, wait_until};
+use super::{
+    BTreeMap, BTreeSet, LIMIT, addresses, deviations, launch, lines, rules, servers, strip, wait_until,
+};
 
 /// The Service that the reference's API server had besides the fixtures'.
 const KUBERNETES: &str = "
@@ -59,7 +61,7 @@ fn differences(node: &Namespace, expected: &Path) -> BTreeSet<String> {
     let interface = node.output("ip", &["-o", "address", "show", "kube-ipvs0"]).unwrap_or_default();
     let mut found = BTreeSet::new();
     for (tool, is, should) in [
-        ("ipvsadm", lines(node, "ipvsadm", &["-Sn"]), wanted("ipvsadm")),
+        ("ipvsadm", servers(node), wanted("ipvsadm")),
         ("ipset", lines(node, "ipset", &["save"]), wanted("ipset")),
         ("address", addresses(&interface), addresses(&read("addrs"))),
     ] {

@@ -3,7 +3,7 @@
 use kube_proxy_rs::testing::lab::lone_node;
 
 use super::sabotage::is_told_and_over;
-use super::{BTreeSet, Flavor, LIMIT, Lab, Launch, Namespace, Place, launch, lines, service, state};
+use super::{BTreeSet, Flavor, LIMIT, Lab, Launch, Namespace, Place, launch, lines, servers, service, state};
 use super::{wait_for_markers, wait_until};
 
 /// Deletes a set; the rules that name it have to go first.
@@ -49,7 +49,7 @@ fn state_is_mended_and_what_is_foreign_stays_also_at_cleanup() {
     let flags = ["--cleanup"];
     let mut cleanup = Launch { flags: &flags, ..launch }.start(&objects).unwrap();
     wait_until("the cleanup has ended", LIMIT, || !cleanup.is_running()).unwrap();
-    assert_eq!(lines(node, "ipvsadm", &["-Sn"]), BTreeSet::from([foreign.join(" ")]));
+    assert_eq!(servers(node), BTreeSet::from([foreign.join(" ")]));
     assert!(lines(node, "ipset", &["save"]).is_empty(), "{}", cleanup.log_tail());
     assert!(node.output("ip", &["link", "show", "kube-ipvs0"]).is_err());
 }

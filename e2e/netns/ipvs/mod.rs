@@ -1,6 +1,7 @@
 //! IPVS mode on a real kernel: `make test-ipvs` runs these, in a virtual machine where the host's
 //! kernel has no `ip_vs`.
 
+mod alone;
 mod deviations;
 mod drain;
 mod explain;
@@ -9,7 +10,6 @@ mod handing_back;
 mod harm;
 mod kubeadm;
 mod legacy;
-mod modules;
 mod packets;
 mod refusal;
 mod sabotage;
@@ -57,6 +57,20 @@ fn strip(line: &str) -> String {
     kept.join(" ")
 }
 
+/// The virtual servers of a node, in the words of `ipvsadm -Sn`, which leaves some out while others in other
+/// namespaces come or go: what it says twice running.
+fn servers(node: &Namespace) -> BTreeSet<String> {
+    let mut before = BTreeSet::new();
+    for _ in 0..20 {
+        let now = lines(node, "ipvsadm", &["-Sn"]);
+        if now == before {
+            break;
+        }
+        before = now;
+    }
+    before
+}
+
 /// Addresses of `kube-ipvs0` in `ip -o address`.
 fn addresses(text: &str) -> BTreeSet<String> {
     let line = |line: &str| {
@@ -86,7 +100,7 @@ fn rules(text: &str) -> BTreeMap<(String, String), Vec<String>> {
 
 /// Everything of IPVS mode in a node's kernel, to compare.
 fn state(node: &Namespace, flavor: Flavor) -> BTreeSet<String> {
-    let mut found = lines(node, "ipvsadm", &["-Sn"]);
+    let mut found = servers(node);
     found.extend(lines(node, "ipset", &["save"]));
     found.extend(addresses(&node.output("ip", &["-o", "address", "show", "kube-ipvs0"]).unwrap_or_default()));
     for v6 in [false, true] {

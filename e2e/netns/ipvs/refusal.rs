@@ -3,7 +3,7 @@
 use kube_proxy_rs::testing::stub_api::StubApi;
 
 use super::wait_for_markers;
-use super::{BTreeMap, BTreeSet, Lab, Place, Protocol, at, counts, launch, lines, service, service_of};
+use super::{BTreeMap, Lab, Place, Protocol, at, counts, launch, servers, service, service_of};
 use crate::refusal::expect_named;
 use crate::resilience::thousand_services;
 
@@ -23,8 +23,8 @@ fn a_service_that_the_kernel_refuses_is_named_and_left_out_and_all_others_work()
     wait_for_markers(&mut proxy, node);
     expect_named(node, (&proxy, &server), "packets/bad");
     assert_eq!(counts(&lab, at("10.96.9.1"), 4), BTreeMap::from([("local-1".to_owned(), 4)]));
-    let servers: BTreeSet<String> = lines(node, "ipvsadm", &["-Sn"]);
-    let of = |start: &str| servers.iter().filter(|line| line.starts_with(start)).count();
+    let listed = servers(node);
+    let of = |start: &str| listed.iter().filter(|line| line.starts_with(start)).count();
     assert!(of("-A -t 10.") >= 1001, "{}", of("-A -t 10."));
     assert_eq!(of("-A -t 10.96.9.9:80 "), 0);
 }

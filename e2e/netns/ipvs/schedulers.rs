@@ -3,7 +3,7 @@
 use kube_proxy_rs::testing::traffic::Client;
 
 use super::{Answer, BTreeSet, IpAddr, IpFamily, Lab, Place, Protocol, SocketAddr};
-use super::{at, counts, json, launch, lines, pod, service, wait_for_markers};
+use super::{at, counts, json, launch, pod, servers, service, wait_for_markers};
 
 #[test]
 #[ignore = "needs ip_vs; make test-ipvs"]
@@ -50,7 +50,7 @@ fn another_scheduler_or_affinity_cuts_no_connection_off() {
     proxy.apply(&objects).unwrap();
     wait_for_markers(&mut proxy, lab.node());
     let wanted = format!("-A -t {IP}:80 -s sh -p 77 -b sh-fallback,sh-port");
-    let there = lines(lab.node(), "ipvsadm", &["-Sn"]);
+    let there = servers(lab.node());
     assert!(there.contains(&wanted), "{there:#?}");
     assert_eq!(held.iter_mut().map(pod).collect::<Vec<_>>(), pods);
 }

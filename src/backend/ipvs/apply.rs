@@ -10,7 +10,7 @@ use super::watch::Tables;
 use crate::backend::jumps;
 use crate::kernel::ipset::SetSpec;
 use crate::kernel::iptables::{RestoreError, Xtables};
-use crate::kernel::ipvs::Refused as RefusedServer;
+use crate::kernel::ipvs::{Reason, Refused as RefusedServer};
 use crate::model::{IpFamily, ServerOperation};
 use anyhow::{Context, Result};
 use std::collections::BTreeSet;
@@ -25,6 +25,8 @@ pub(super) struct Refused {
     pub(super) object: Object,
     /// What was asked and why not, in the kernel's words.
     pub(super) reason: String,
+    /// It is there, and was not seen when the kernel was looked at: nobody's fault.
+    pub(super) was_unseen: bool,
 }
 
 /// A node's hands, and how they are to be used.
@@ -55,8 +57,7 @@ impl<X: Xtables> Apply<'_, X> {
         for (id, entries) in &changes.add_entries {
             self.calls += 1;
             let no = self.kernel.sets.add(set_spec(*id, &id.name(self.family), self.family), entries)?;
-            let entry = |(entry, reason)| Refused { object: Object::Fact(Fact::Entry(*id, entry)), reason };
-            refused.extend(no.into_iter().map(entry));
+            refused.extend(no.into_iter().map(|(entry, reason)| fact(Fact::Entry(*id, entry), reason)));
         }
         if let Some(rules) = &changes.rules {
             self.restore(rules).await?;
@@ -71,8 +72,7 @@ impl<X: Xtables> Apply<'_, X> {
         self.calls += usize::from(!changes.add_addresses.is_empty() || !changes.delete_addresses.is_empty());
         let links = &mut self.kernel.links;
         let no = links.change_addresses(INTERFACE, &changes.add_addresses, &changes.delete_addresses)?;
-        let address = |(address, reason)| Refused { object: Object::Fact(Fact::Address(address)), reason };
-        refused.extend(no.into_iter().map(address));
+        refused.extend(no.into_iter().map(|(address, reason)| fact(Fact::Address(address), reason)));
         refused.extend(self.operate(&changes.removed).await?);
         for (id, entries) in &changes.delete_entries {
             self.calls += 1;
@@ -128,13 +128,17 @@ impl<X: Xtables> Apply<'_, X> {
             tokio::task::yield_now().await;
         }
         self.note_missing_schedulers(&refused, operations);
-        let refusal = |it: RefusedServer| Refused { object: Object::Server(it.frontend), reason: it.message };
+        let refusal = |it: RefusedServer| Refused {
+            object: Object::Server(it.frontend),
+            was_unseen: it.reason == Reason::Exists,
+            reason: it.message,
+        };
         Ok(refused.into_iter().map(refusal).collect())
     }
 
     /// Services that ask for a scheduler that the kernel lacks get the default next time.
     fn note_missing_schedulers(&mut self, refused: &[RefusedServer], operations: &[ServerOperation]) {
-        for refused in refused.iter().filter(|refused| refused.lacks_scheduler) {
+        for refused in refused.iter().filter(|it| it.reason == Reason::NoSuchScheduler) {
             let asked_for = operations.iter().find_map(|operation| match operation {
                 ServerOperation::Add(at, with) | ServerOperation::Update(at, with)
                     if *at == refused.frontend =>
@@ -152,9 +156,13 @@ impl<X: Xtables> Apply<'_, X> {
     }
 }
 
+fn fact(fact: Fact, reason: String) -> Refused {
+    Refused { object: Object::Fact(fact), reason, was_unseen: false }
+}
+
 /// What was to go is gone.
 fn is_done_already(refused: &RefusedServer, operations: &[ServerOperation]) -> bool {
-    refused.is_missing
+    refused.is_missing()
         && operations.iter().any(|operation| match operation {
             ServerOperation::Remove(at) | ServerOperation::RemoveReal(at, _) => *at == refused.frontend,
             _ => false,

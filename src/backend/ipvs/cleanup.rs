@@ -155,7 +155,7 @@ fn remove_servers(kernel: &mut Kernel, features: &Features, found: &Baseline) ->
     let ours = found.servers.iter().filter(|(at, held)| !held.is_foreign && !excluded(&at.address));
     let removals: Vec<_> = ours.map(|(at, _)| ServerOperation::Remove(*at)).collect();
     let refused = kernel.servers.run(&removals)?;
-    match refused.iter().find(|refused| !refused.is_missing) {
+    match refused.iter().find(|refused| !refused.is_missing()) {
         Some(refused) => bail!("virtual server: {}", refused.message),
         None => Ok(removals.len()),
     }

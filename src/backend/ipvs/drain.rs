@@ -28,7 +28,7 @@ pub(super) fn sweep(
     let removals: Vec<_> = done.iter().map(|(at, real)| ServerOperation::RemoveReal(*at, *real)).collect();
     if !removals.is_empty() {
         let refused = servers.run(&removals)?;
-        if let Some(refused) = refused.iter().find(|refused| !refused.is_missing) {
+        if let Some(refused) = refused.iter().find(|refused| !refused.is_missing()) {
             bail!("{}", refused.message);
         }
     }

@@ -8,10 +8,10 @@ use super::names::{INTERFACE, SetId};
 use super::text::entry_text;
 use crate::backend::KernelObject;
 use crate::backend::walk::{Outcome, Packet, Tables, Walk};
-use crate::model::{Frontend, IpFamily, RealServer, SetEntry, VirtualServer};
-use anyhow::Result;
+use crate::model::{Frontend, IpFamily, Protocol, RealServer, SetEntry, VirtualServer};
+use anyhow::{Context, Result};
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 const SERVER: &str = "virtual server ";
 const SET: &str = "set ";
@@ -68,8 +68,6 @@ pub fn look(
     family: IpFamily,
     wanted: &[KernelObject],
 ) -> Result<Vec<Option<Vec<String>>>> {
-    let listed: BTreeMap<String, (Frontend, Option<VirtualServer>)> =
-        kernel.servers.list()?.into_iter().map(|(at, with)| (format!("{SERVER}{at}"), (at, with))).collect();
     let addresses = kernel.links.addresses(family)?;
     let mut found = Vec::new();
     for object in wanted {
@@ -84,15 +82,24 @@ pub fn look(
             found.push(entries.map(|entries| entries.iter().map(entry_text).collect()));
             continue;
         }
-        let Some((at, with)) = listed.get(&object.name) else {
+        let at = frontend(&object.name).with_context(|| format!("no kernel object: {}", object.name))?;
+        let Some((_, with)) = kernel.servers.find(&at)? else {
             found.push(None);
             continue;
         };
         let first = with.as_ref().map_or_else(|| "switches that are not ours".to_owned(), switches);
-        let reals = real_servers(kernel, at)?;
+        let reals = real_servers(kernel, &at)?;
         found.push(Some(std::iter::once(first).chain(reals.iter().map(real)).collect()));
     }
     Ok(found)
+}
+
+/// Of which frontend a virtual server is, by the name that `object` gave it.
+fn frontend(name: &str) -> Option<Frontend> {
+    let (at, protocol) = name.strip_prefix(SERVER)?.rsplit_once('/')?;
+    let at: SocketAddr = at.parse().ok()?;
+    let protocol = Protocol::ALL.into_iter().find(|it| it.as_str() == protocol)?;
+    Some(Frontend { address: at.ip(), port: at.port(), protocol })
 }
 
 fn real_servers(kernel: &mut Kernel, at: &Frontend) -> Result<Vec<RealServer>> {
@@ -131,7 +138,7 @@ impl Surroundings {
                 found.sets.insert(name, entries);
             }
         }
-        if kernel.servers.list()?.iter().any(|(at, _)| *at == to) {
+        if kernel.servers.find(&to)?.is_some() {
             found.server = Some((to, real_servers(kernel, &to)?));
         }
         found.addresses = kernel.links.addresses(family)?.into_iter().map(|it| it.address).collect();

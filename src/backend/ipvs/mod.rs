@@ -160,7 +160,10 @@ impl<X: Xtables> Ipvs<X> {
         }
         let schedulers = apply.missing_schedulers.len();
         let refused = apply.run(&changes).await?;
-        if !refused.is_empty() && (!changes.set_up || apply.missing_schedulers.len() > schedulers) {
+        let is_nobodys_fault = !changes.set_up
+            || apply.missing_schedulers.len() > schedulers
+            || refused.iter().any(|refused| refused.was_unseen);
+        if !refused.is_empty() && is_nobodys_fault {
             bail!("{} operations refused: {}", refused.len(), shown(&refused));
         }
         let found = blame(&changes, &refused)?;

@@ -7,7 +7,7 @@ use super::input::Features;
 use super::names::{INTERFACE, SetId};
 use crate::model::{Frontend, IpFamily, IpvsScheduler, Protocol, RealServer, SetEntry, VirtualServer};
 use anyhow::Result;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -54,10 +54,7 @@ pub(super) fn all(
             baseline.note_found(Fact::Address(*address));
         }
     }
-    for (at, with) in kernel.servers.list()? {
-        if at.family() != family {
-            continue;
-        }
+    for (at, with) in servers(kernel)?.into_iter().filter(|(at, _)| at.family() == family) {
         let mut reals: Vec<RealServer> =
             kernel.servers.real_servers(&at)?.into_iter().map(|(real, _)| real).collect();
         reals.sort_unstable();
@@ -72,6 +69,18 @@ pub(super) fn all(
         baseline.note_server(at, Some(held));
     }
     Ok(baseline)
+}
+
+/// All virtual servers. A list and a survey lose different ones while others come and go: the list those behind a
+/// change in any network namespace, the survey only those behind a change in this one.
+fn servers(kernel: &mut Kernel) -> Result<BTreeMap<Frontend, Option<VirtualServer>>> {
+    let mut all: BTreeMap<_, _> = kernel.servers.list()?.into_iter().collect();
+    let mut unlisted = Vec::new();
+    kernel.servers.survey(&mut |at, _| unlisted.extend((!all.contains_key(&at)).then_some(at)));
+    for at in unlisted {
+        all.extend(kernel.servers.find(&at)?);
+    }
+    Ok(all)
 }
 
 /// Whether a virtual server was made by us, or by a kube-proxy before us: our sets name every

@@ -3,7 +3,7 @@
 
 use super::Kernel;
 use crate::kernel::ipset::{self, Ipsets, KernelIpsets};
-use crate::kernel::ipvs::{self, KernelIpvs, Timeouts, VirtualServers};
+use crate::kernel::ipvs::{self, KernelIpvs, Reason, Timeouts, VirtualServers};
 use crate::kernel::links::KernelLinks;
 use crate::kernel::not_loaded::NotLoaded;
 use crate::kernel::sysctl::Sysctls;
@@ -105,7 +105,7 @@ fn is_available(servers: &mut dyn VirtualServers, scheduler: &IpvsScheduler) -> 
     servers.run(&[ServerOperation::Remove(TRIAL)])?;
     match refused.first() {
         None => Ok(true),
-        Some(refused) if refused.lacks_scheduler => Ok(false),
+        Some(refused) if refused.reason == Reason::NoSuchScheduler => Ok(false),
         Some(refused) => bail!("trying the scheduler {}: {}", scheduler.name, refused.message),
     }
 }

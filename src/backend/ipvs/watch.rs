@@ -200,19 +200,25 @@ impl Watch {
         Ok(drift)
     }
 
-    /// Costs as much as there are virtual servers in the kernel, whosever they are.
+    /// Costs as much as there are virtual servers in the kernel, whosever they are. What is not listed is asked
+    /// for before it counts as gone.
     fn compare_servers(&mut self, kernel: &mut Kernel, baseline: &Baseline) -> Result<Vec<Drift>> {
-        let listed: BTreeMap<_, _> = kernel.servers.list()?.into_iter().collect();
+        let mut listed: BTreeMap<_, _> = kernel.servers.list()?.into_iter().collect();
         self.listed = listed.len();
-        let differs = |(at, held): (&Frontend, &Held)| {
-            let what = match listed.get(at) {
-                None => "is gone",
-                Some(with) if with.as_ref() != Some(&held.server.with) => "was changed",
-                Some(_) => return None,
+        let mut drift = Vec::new();
+        for (at, held) in ours(baseline, Bound::Unbounded) {
+            let found = match listed.remove_entry(at) {
+                Some(found) => Some(found),
+                None => kernel.servers.find(at)?,
             };
-            Some(Drift::new(DriftKind::VirtualServer, at.to_string(), what))
-        };
-        Ok(ours(baseline, Bound::Unbounded).filter_map(differs).collect())
+            let what = match found {
+                None => "is gone",
+                Some((_, with)) if with.as_ref() != Some(&held.server.with) => "was changed",
+                Some(_) => continue,
+            };
+            drift.push(Drift::new(DriftKind::VirtualServer, at.to_string(), what));
+        }
+        Ok(drift)
     }
 
     fn compare_real_servers(

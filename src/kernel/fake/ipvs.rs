@@ -2,7 +2,7 @@
 
 use crate::kernel::addresses::InterfaceAddress;
 use crate::kernel::ipset::{Ipsets, SetSpec};
-use crate::kernel::ipvs::{Connections, Refused, Timeouts, VirtualServers};
+use crate::kernel::ipvs::{Connections, Listed, Reason, Refused, Timeouts, VirtualServers};
 use crate::kernel::links::Links;
 use crate::model::{
     Counts, Frontend, IpFamily, RealServer, ServerOperation, SetEntry, SetType, Traffic, VirtualServer,
@@ -55,6 +55,8 @@ pub struct State {
     pub schedulers: Vec<&'static str>,
     /// The kernel takes no virtual server, set entry or address of a Service with one of these.
     pub refused: BTreeSet<(FakeObject, IpAddr)>,
+    /// A virtual server that neither lists nor surveys show.
+    pub hidden: Option<Frontend>,
     /// So many writes succeed before one fails; `None` means that all do.
     pub fails_after: Option<usize>,
     /// Every change, in order.
@@ -88,6 +90,7 @@ impl Default for FakeNode {
             interfaces: BTreeMap::from([interface("eth0", &eth0), interface("lo", &lo)]),
             schedulers: vec!["rr", "lc", "sh", "mh"],
             refused: BTreeSet::new(),
+            hidden: None,
             fails_after: None,
             log: Vec::new(),
             writes: 0,
@@ -125,25 +128,25 @@ impl FakeNode {
 
 impl State {
     fn carry_out(&mut self, operation: &ServerOperation) -> Result<(), Refused> {
-        let refuse = |at: &Frontend, is_missing: bool, lacks_scheduler: bool, message: &str| {
+        let refuse = |at: &Frontend, reason: Reason, message: &str| {
             let (operation, message) = (operation.kind(), format!("{at}: {message}"));
-            Err(Refused { frontend: *at, operation, is_missing, lacks_scheduler, message })
+            Err(Refused { frontend: *at, operation, reason, message })
         };
         let refused = |object, address| self.refused.contains(&(object, address));
         match operation {
             ServerOperation::Add(at, _) if refused(FakeObject::VirtualServer, at.address) => {
-                refuse(at, false, false, "no memory for this virtual server")
+                refuse(at, Reason::Other, "no memory for this virtual server")
             }
             ServerOperation::AddReal(at, real) if refused(FakeObject::RealServer, real.address.ip()) => {
-                refuse(at, false, false, "no memory for this real server")
+                refuse(at, Reason::Other, "no memory for this real server")
             }
             ServerOperation::Add(at, with) | ServerOperation::Update(at, with)
                 if !self.schedulers.contains(&&*with.scheduler.name) =>
             {
-                refuse(at, false, true, "no such scheduler")
+                refuse(at, Reason::NoSuchScheduler, "no such scheduler")
             }
             ServerOperation::Add(at, _) if self.servers.contains_key(at) => {
-                refuse(at, false, false, "it exists")
+                refuse(at, Reason::Exists, "it exists")
             }
             ServerOperation::Add(at, with) => {
                 let server = FakeServer { with: Some(with.clone()), reals: BTreeMap::new() };
@@ -155,35 +158,36 @@ impl State {
                     self.opened.retain(|(of, _), _| of != at);
                     Ok(())
                 }
-                None => refuse(at, true, false, "no such virtual server"),
+                None => refuse(at, Reason::NoSuchVirtualServer, "no such virtual server"),
             },
             ServerOperation::Update(at, _)
             | ServerOperation::AddReal(at, _)
             | ServerOperation::UpdateReal(at, _)
             | ServerOperation::RemoveReal(at, _) => match self.servers.get_mut(at) {
-                None => refuse(at, true, false, "no such virtual server"),
-                Some(server) => change_server(server, operation)
-                    .or_else(|(is_missing, message)| refuse(at, is_missing, false, message)),
+                None => refuse(at, Reason::NoSuchVirtualServer, "no such virtual server"),
+                Some(server) => {
+                    change_server(server, operation).or_else(|(reason, message)| refuse(at, reason, message))
+                }
             },
         }
     }
 }
 
-fn change_server(server: &mut FakeServer, operation: &ServerOperation) -> Result<(), (bool, &'static str)> {
+fn change_server(server: &mut FakeServer, operation: &ServerOperation) -> Result<(), (Reason, &'static str)> {
     match operation {
         ServerOperation::Update(_, with) => server.with = Some(with.clone()),
         ServerOperation::AddReal(_, real) => {
             if server.reals.insert(real.address, real.weight).is_some() {
-                return Err((false, "real server exists"));
+                return Err((Reason::Exists, "real server exists"));
             }
         }
         ServerOperation::UpdateReal(_, real) => match server.reals.get_mut(&real.address) {
             Some(weight) => *weight = real.weight,
-            None => return Err((true, "no such real server")),
+            None => return Err((Reason::NoSuchRealServer, "no such real server")),
         },
         ServerOperation::RemoveReal(_, address) => {
             if server.reals.remove(address).is_none() {
-                return Err((true, "no such real server"));
+                return Err((Reason::NoSuchRealServer, "no such real server"));
             }
         }
         ServerOperation::Add(..) | ServerOperation::Remove(_) => {}
@@ -205,11 +209,20 @@ fn address(entry: &SetEntry) -> Option<IpAddr> {
 }
 
 impl VirtualServers for FakeNode {
-    fn list(&mut self) -> Result<Vec<(Frontend, Option<VirtualServer>)>> {
-        let all: Vec<_> =
+    /// Passes over the last of several and lists the first twice, as if others came and went.
+    fn list(&mut self) -> Result<Vec<Listed>> {
+        let mut all: Vec<Listed> =
             self.state().servers.iter().map(|(at, server)| (*at, server.with.clone())).collect();
+        let last = if all.len() > 1 { all.pop() } else { None };
+        all.extend(last.and(all.first().cloned()));
+        all.retain(|(at, _)| self.state().hidden != Some(*at));
         self.answer(all.len());
         Ok(all)
+    }
+
+    fn find(&mut self, frontend: &Frontend) -> Result<Option<Listed>> {
+        self.answer(1);
+        Ok(self.state().servers.get(frontend).map(|server| (*frontend, server.with.clone())))
     }
 
     fn real_servers(&mut self, frontend: &Frontend) -> Result<Connections> {
@@ -235,7 +248,13 @@ impl VirtualServers for FakeNode {
                 };
                 server.reals.iter().map(real).collect()
             };
-            state.servers.iter().skip(1).map(|(at, server)| (*at, reals(server))).collect()
+            state
+                .servers
+                .iter()
+                .skip(1)
+                .filter(|(at, _)| state.hidden != Some(**at))
+                .map(|(at, server)| (*at, reals(server)))
+                .collect()
         };
         self.answer(shown.iter().map(|(_, reals)| 1 + reals.len()).sum());
         shown.iter().for_each(|(at, reals)| visit(*at, reals));

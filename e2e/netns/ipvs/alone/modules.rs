@@ -1,5 +1,4 @@
-//! Kernel modules that are missing. This takes them out of the running kernel, and so is for a
-//! virtual machine, and for a time at which no other test runs.
+//! Kernel modules that are missing. This takes them out of the running kernel, and so is for a virtual machine.
 
 use std::fs;
 use std::path::Path;
@@ -7,8 +6,8 @@ use std::process::Command;
 
 use kube_proxy_rs::testing::lab::lone_node;
 
-use super::harm::last_words;
-use super::{LIMIT, Place, launch, service, wait_for_markers, wait_until};
+use super::super::harm::last_words;
+use super::super::{LIMIT, Place, launch, service, wait_for_markers, wait_until};
 
 /// The program that the kernel runs to load a module.
 const LOADER: &str = "/proc/sys/kernel/modprobe";

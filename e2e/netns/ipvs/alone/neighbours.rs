@@ -1,0 +1,105 @@
+//! Somebody in another network namespace changes virtual servers all the time. The kernel counts through those
+//! of all namespaces when it lists, and so leaves some of ours out of what it says.
+
+use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use kube_proxy_rs::kernel::ipvs::{KernelIpvs, VirtualServers};
+use kube_proxy_rs::model::{Frontend, IpFamily, IpvsScheduler, ServerOperation, VirtualServer};
+use kube_proxy_rs::testing::lab::{give_idle_uplink, lone_node};
+use serde_json::Value;
+
+use super::super::{LIMIT, Namespace, Place, Protocol, launch, service, wait_for_markers, wait_until};
+use crate::explain::{codes, explain};
+use crate::sabotage::drift;
+
+/// So many that the kernel lists them in several pieces.
+const SERVICES: usize = 250;
+/// Services that are asked about.
+const ASKED: usize = 20;
+/// Every look is a thorough one.
+const FLAGS: [&str; 3] = ["--proxy-mode=ipvs", "--ipvs-sync-period=2s", "--ipvs-min-sync-period=50ms"];
+/// Time for several looks.
+const A_WHILE: Duration = Duration::from_secs(20);
+
+fn cluster_ip(index: usize) -> String {
+    format!("10.96.9.{}", index + 1)
+}
+
+fn services() -> Vec<Value> {
+    let one = |index| service(&format!("web-{index}"), &cluster_ip(index), None, &[Place::Local1]);
+    (0..SERVICES).flat_map(one).collect()
+}
+
+/// Adds and removes virtual servers until told to end; how often.
+fn churn(namespace: &Namespace, ends: &AtomicBool) -> usize {
+    let at = |last| Frontend { address: [192, 0, 2, last].into(), port: 80, protocol: Protocol::Tcp };
+    let with = || VirtualServer { scheduler: IpvsScheduler::as_upstream("rr"), affinity_seconds: None };
+    let adds: Vec<_> = (0..=u8::MAX).map(|last| ServerOperation::Add(at(last), with())).collect();
+    let removals: Vec<_> = (0..=u8::MAX).map(|last| ServerOperation::Remove(at(last))).collect();
+    let rounds = namespace.run(|| {
+        let mut ipvs = KernelIpvs::open().unwrap();
+        let mut rounds = 0;
+        while !ends.load(Ordering::Relaxed) {
+            assert_eq!(ipvs.run(&adds).unwrap(), []);
+            assert_eq!(ipvs.run(&removals).unwrap(), []);
+            rounds += 1;
+        }
+        rounds
+    });
+    rounds.unwrap()
+}
+
+/// Ends the churn also when the test fails.
+struct Ends<'a>(&'a AtomicBool);
+
+impl Drop for Ends<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Whether the kernel now leaves out some of a node's virtual servers that rest.
+fn are_hidden(node: &Namespace) -> bool {
+    let listed = node.run(|| KernelIpvs::open().unwrap().list().unwrap()).unwrap();
+    let ours: BTreeSet<_> = listed.into_iter().filter(|(at, _)| at.family() == IpFamily::V4).collect();
+    ours.len() < SERVICES
+}
+
+#[test]
+#[ignore = "needs ip_vs; make test-ipvs"]
+fn virtual_servers_of_other_namespaces_hide_none_of_ours() {
+    let node = lone_node().unwrap();
+    give_idle_uplink(&node).unwrap();
+    let neighbour = Namespace::create("neighbour").unwrap();
+    let launch = launch(&node, &FLAGS);
+    let mut proxy = launch.start(&services()).unwrap();
+    wait_for_markers(&mut proxy, &node);
+    assert!(!are_hidden(&node));
+    let ends = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let churning = scope.spawn(|| churn(&neighbour, &ends));
+        let at_last = Ends(&ends);
+        wait_until("the kernel leaves out some of ours", LIMIT, || are_hidden(&node)).unwrap();
+        let socket = proxy.control_socket();
+        for index in 0..ASKED {
+            let name = format!("packets/web-{index}");
+            let (report, status) = explain(&node, &["--control-socket", socket.to_str().unwrap(), &name]);
+            assert_eq!((codes(&report), status), ([].into(), 0), "{report:#}");
+        }
+        thread::sleep(A_WHILE);
+        assert_eq!(drift(&node), 0.0, "{}", proxy.log_tail());
+        proxy.terminate().unwrap();
+        launch.start_again(&mut proxy).unwrap();
+        let is_synced = || proxy.log().contains("\"synced\" family=\"IPv6\"");
+        wait_until("it has taken over what there is", LIMIT, is_synced).unwrap();
+        thread::sleep(A_WHILE);
+        assert_eq!(drift(&node), 0.0, "{}", proxy.log_tail());
+        assert!(!proxy.log().contains("it exists"), "{}", proxy.log());
+        drop(at_last);
+        assert!(churning.join().unwrap() > 1);
+    });
+    assert!(!are_hidden(&node) && proxy.is_running());
+}
