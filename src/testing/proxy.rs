@@ -424,7 +424,7 @@ pub fn metric_sum(text: &str, name: &str) -> f64 {
 ///
 /// When the connection fails.
 pub fn http_get(namespace: &Namespace, address: SocketAddr, path: &str) -> Result<String> {
-    let limit = Duration::from_secs(3);
+    let limit = Duration::from_secs(20);
     let mut stream = namespace.run(|| TcpStream::connect_timeout(&address, limit))??;
     stream.set_read_timeout(Some(limit))?;
     write!(stream, "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n")?;

@@ -54,10 +54,7 @@ pub(super) fn all(
             baseline.note_found(Fact::Address(*address));
         }
     }
-    for (at, with) in servers(kernel)?.into_iter().filter(|(at, _)| at.family() == family) {
-        let mut reals: Vec<RealServer> =
-            kernel.servers.real_servers(&at)?.into_iter().map(|(real, _)| real).collect();
-        reals.sort_unstable();
+    for (at, with, reals) in servers(kernel, family)? {
         let is_strange = with.is_none();
         let with = with.unwrap_or_else(|| VirtualServer {
             scheduler: IpvsScheduler::as_upstream(""),
@@ -71,16 +68,35 @@ pub(super) fn all(
     Ok(baseline)
 }
 
-/// All virtual servers. A list and a survey lose different ones while others come and go: the list those behind a
-/// change in any network namespace, the survey only those behind a change in this one.
-fn servers(kernel: &mut Kernel) -> Result<BTreeMap<Frontend, Option<VirtualServer>>> {
-    let mut all: BTreeMap<_, _> = kernel.servers.list()?.into_iter().collect();
-    let mut unlisted = Vec::new();
-    kernel.servers.survey(&mut |at, _| unlisted.extend((!all.contains_key(&at)).then_some(at)));
-    for at in unlisted {
-        all.extend(kernel.servers.find(&at)?);
+/// A virtual server, its switches if they are ours, and its real servers.
+type Found = (Frontend, Option<VirtualServer>, Vec<RealServer>);
+
+/// All virtual servers of a family. A list and a survey lose different ones while others come and go: the list
+/// those behind a change in any network namespace, the survey only those behind a change in this one. What one
+/// of them lacks is asked for.
+fn servers(kernel: &mut Kernel, family: IpFamily) -> Result<Vec<Found>> {
+    let mut surveyed: BTreeMap<Frontend, Vec<RealServer>> = BTreeMap::new();
+    kernel.servers.survey(&mut |at, reals| {
+        if at.family() == family {
+            surveyed.insert(at, reals.to_vec());
+        }
+    });
+    let mut listed: BTreeMap<_, _> = kernel.servers.list()?.into_iter().collect();
+    for at in surveyed.keys() {
+        if !listed.contains_key(at) {
+            listed.extend(kernel.servers.find(at)?);
+        }
     }
-    Ok(all)
+    let mut found = Vec::new();
+    for (at, with) in listed.into_iter().filter(|(at, _)| at.family() == family) {
+        let mut reals = match surveyed.remove(&at) {
+            Some(reals) => reals,
+            None => kernel.servers.real_servers(&at)?.into_iter().map(|(real, _)| real).collect(),
+        };
+        reals.sort_unstable();
+        found.push((at, with, reals));
+    }
+    Ok(found)
 }
 
 /// Whether a virtual server was made by us, or by a kube-proxy before us: our sets name every

@@ -501,6 +501,22 @@ async fn a_quick_look_costs_the_same_however_many_services_there_are() {
 }
 
 #[tokio::test]
+async fn a_restart_asks_as_many_questions_however_many_services_there_are() {
+    let mut questions = Vec::new();
+    for services in [200_u16, 1000] {
+        let mut bench = Bench::new(IpFamily::V4);
+        (0..services).flat_map(numbered).for_each(|event| bench.tracker.fold(event));
+        bench.sync().await.unwrap();
+        let mut next = bench.restarted();
+        bench.node.state().asked = (0, 0);
+        next.sync().await.unwrap();
+        assert!(next.is_settled());
+        questions.push(bench.node.state().asked.0);
+    }
+    assert_eq!(questions[0], questions[1]);
+}
+
+#[tokio::test]
 async fn node_ports_follow_the_nodes_addresses() {
     let mut bench = Bench::new(IpFamily::V4);
     let (_, mut service) = web(Protocol::Tcp);
