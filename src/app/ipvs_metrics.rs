@@ -121,13 +121,14 @@ mod tests {
         let with =
             |name| VirtualServer { scheduler: IpvsScheduler::parse(name).unwrap(), affinity_seconds: None };
         servers.run(&[ServerOperation::Add(at, with("nq")), ServerOperation::Add(at, with("rr"))]).unwrap();
+        servers.run(&[ServerOperation::Add(at, with("rr"))]).unwrap();
         servers.run(&[ServerOperation::RemoveReal(at, "10.0.0.1:1".parse().unwrap())]).unwrap();
         node.state().fails_after = Some(0);
         servers.run(&[ServerOperation::Remove(at)]).unwrap_err();
         assert_eq!(
             series(&metrics, "kubeproxy_ipvs_operations_total"),
             [
-                "{ip_family=\"IPv4\",operation=\"add_virtual\"} 2",
+                "{ip_family=\"IPv4\",operation=\"add_virtual\"} 3",
                 "{ip_family=\"IPv4\",operation=\"remove_real\"} 1",
                 "{ip_family=\"IPv4\",operation=\"remove_virtual\"} 1",
             ]
@@ -135,6 +136,7 @@ mod tests {
         assert_eq!(
             series(&metrics, "kubeproxy_ipvs_operation_failures_total"),
             [
+                "{ip_family=\"IPv4\",operation=\"add_virtual\",reason=\"exists\"} 1",
                 "{ip_family=\"IPv4\",operation=\"add_virtual\",reason=\"scheduler\"} 1",
                 "{ip_family=\"IPv4\",operation=\"remove_real\",reason=\"missing\"} 1",
                 "{ip_family=\"IPv4\",operation=\"remove_virtual\",reason=\"exchange\"} 1",

@@ -74,7 +74,8 @@ pub trait VirtualServers {
     fn real_servers(&mut self, frontend: &Frontend) -> Result<Connections>;
 
     /// Visits virtual servers with their real servers, at a fraction of the cost of asking for each. Perhaps
-    /// not all of them, if others come or go meanwhile: what is not visited has to be asked for.
+    /// not all of them, if others come or go meanwhile or another network namespace has some, too: what is not
+    /// visited has to be asked for.
     fn survey(&mut self, visit: &mut dyn FnMut(Frontend, &[RealServer]));
 
     /// What one virtual server has counted; `None` if there is no such virtual server.

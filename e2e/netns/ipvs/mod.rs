@@ -60,15 +60,15 @@ fn strip(line: &str) -> String {
 /// The virtual servers of a node, in the words of `ipvsadm -Sn`, which leaves some out while others in other
 /// namespaces come or go: what it says twice running.
 fn servers(node: &Namespace) -> BTreeSet<String> {
-    let mut before = BTreeSet::new();
+    let mut before = None;
     for _ in 0..20 {
         let now = lines(node, "ipvsadm", &["-Sn"]);
-        if now == before {
-            break;
+        if before.as_ref() == Some(&now) {
+            return now;
         }
-        before = now;
+        before = Some(now);
     }
-    before
+    panic!("the virtual servers are different each time: {before:#?}")
 }
 
 /// Addresses of `kube-ipvs0` in `ip -o address`.

@@ -168,3 +168,19 @@ pub fn trace(chains: &[KernelObject], around: &Surroundings, packet: &Packet) ->
     }
     Walk { tables: &tables, is_local: &is_local }.trace(&packet, None)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_virtual_server_is_found_again_by_its_name() {
+        for address in ["10.96.0.1".parse().unwrap(), "fd00:96::1".parse().unwrap()] {
+            for protocol in Protocol::ALL {
+                let at = Frontend { address, port: 80, protocol };
+                assert_eq!(frontend(&format!("{SERVER}{at}")), Some(at));
+            }
+        }
+        assert_eq!(frontend("set KUBE-CLUSTER-IP"), None);
+    }
+}

@@ -35,6 +35,10 @@ impl Addresses {
     }
 }
 
+/// Sets whose entries are frontends.
+const BY_ADDRESS: [SetId; 5] =
+    [SetId::ClusterIp, SetId::ExternalIp, SetId::ExternalIpLocal, SetId::LoadBalancer, SetId::NodePortSctp];
+
 /// Everything of a family that is there.
 pub(super) fn all(
     kernel: &mut Kernel,
@@ -54,7 +58,8 @@ pub(super) fn all(
             baseline.note_found(Fact::Address(*address));
         }
     }
-    for (at, with, reals) in servers(kernel, family)? {
+    let named: BTreeSet<Frontend> = named(&baseline, addresses).collect();
+    for (at, with, reals) in servers(kernel, family, &named)? {
         let is_strange = with.is_none();
         let with = with.unwrap_or_else(|| VirtualServer {
             scheduler: IpvsScheduler::as_upstream(""),
@@ -71,10 +76,9 @@ pub(super) fn all(
 /// A virtual server, its switches if they are ours, and its real servers.
 type Found = (Frontend, Option<VirtualServer>, Vec<RealServer>);
 
-/// All virtual servers of a family. A list and a survey lose different ones while others come and go: the list
-/// those behind a change in any network namespace, the survey only those behind a change in this one. What one
-/// of them lacks is asked for.
-fn servers(kernel: &mut Kernel, family: IpFamily) -> Result<Vec<Found>> {
+/// All virtual servers of a family. The list may lack some, and so may the survey; those that are `named` are asked
+/// for then, so that none of ours is passed over.
+fn servers(kernel: &mut Kernel, family: IpFamily, named: &BTreeSet<Frontend>) -> Result<Vec<Found>> {
     let mut surveyed: BTreeMap<Frontend, Vec<RealServer>> = BTreeMap::new();
     kernel.servers.survey(&mut |at, reals| {
         if at.family() == family {
@@ -82,7 +86,7 @@ fn servers(kernel: &mut Kernel, family: IpFamily) -> Result<Vec<Found>> {
         }
     });
     let mut listed: BTreeMap<_, _> = kernel.servers.list()?.into_iter().collect();
-    for at in surveyed.keys() {
+    for at in surveyed.keys().chain(named) {
         if !listed.contains_key(at) {
             listed.extend(kernel.servers.find(at)?);
         }
@@ -103,11 +107,25 @@ fn servers(kernel: &mut Kernel, family: IpFamily) -> Result<Vec<Found>> {
 /// frontend. Entries come before a virtual server and go after it, so a crash does not part them.
 fn is_ours(baseline: &Baseline, at: &Frontend, features: &Features) -> bool {
     let has = |set, entry| baseline.facts.contains_key(&Fact::Entry(set, entry));
-    let node_port = match at.protocol {
+    let by_port = match at.protocol {
         Protocol::Tcp => has(SetId::NodePortTcp, SetEntry::Port(at.port)),
         Protocol::Udp => has(SetId::NodePortUdp, SetEntry::Port(at.port)),
-        Protocol::Sctp => has(SetId::NodePortSctp, SetEntry::IpPort(*at)),
+        Protocol::Sctp => false,
     };
-    let by_address = [SetId::ClusterIp, SetId::ExternalIp, SetId::ExternalIpLocal, SetId::LoadBalancer];
-    features.upstream_compat || node_port || by_address.into_iter().any(|set| has(set, SetEntry::IpPort(*at)))
+    features.upstream_compat || by_port || BY_ADDRESS.into_iter().any(|set| has(set, SetEntry::IpPort(*at)))
+}
+
+/// The frontends that our sets name.
+fn named(baseline: &Baseline, addresses: &Addresses) -> impl Iterator<Item = Frontend> {
+    let node_port = |protocol, port| {
+        // The kernel has no virtual servers there.
+        let usable = addresses.node.iter().filter(|address| !address.is_loopback());
+        usable.map(move |address| Frontend { address: *address, port, protocol }).collect()
+    };
+    baseline.facts.keys().flat_map(move |fact| match *fact {
+        Fact::Entry(set, SetEntry::IpPort(at)) if BY_ADDRESS.contains(&set) => vec![at],
+        Fact::Entry(SetId::NodePortTcp, SetEntry::Port(port)) => node_port(Protocol::Tcp, port),
+        Fact::Entry(SetId::NodePortUdp, SetEntry::Port(port)) => node_port(Protocol::Udp, port),
+        _ => Vec::new(),
+    })
 }

@@ -203,8 +203,9 @@ impl Watch {
     /// Costs as much as there are virtual servers in the kernel, whosever they are. What is not listed is asked
     /// for before it counts as gone.
     fn compare_servers(&mut self, kernel: &mut Kernel, baseline: &Baseline) -> Result<Vec<Drift>> {
-        let mut listed: BTreeMap<_, _> = kernel.servers.list()?.into_iter().collect();
+        let listed = kernel.servers.list()?;
         self.listed = listed.len();
+        let mut listed: BTreeMap<_, _> = listed.into_iter().collect();
         let mut drift = Vec::new();
         for (at, held) in ours(baseline, Bound::Unbounded) {
             let found = match listed.remove_entry(at) {
