@@ -18,9 +18,14 @@ export VM_TIMEOUT=${VM_TIMEOUT:-2100}
 # shellcheck disable=SC2016 # the inner shell expands them
 exec scripts/with-ipvs.sh bash -euc '
     library=$1 mode=$2 filter=$3
-    alone=$("$mode" --list --ignored | sed -n "s/^\(ipvs::alone::.*\): test\$/\1/p" | grep -F -- "$filter" || true)
-    if [ -z "${VM_SHARE:-}" ]; then
-        echo "test-ipvs: not in a virtual machine, so the tests of ipvs::alone, which unload modules, are LEFT OUT"
+    named() { "$1" --list --ignored | sed -n "s/: test\$//p" | grep -F -- "$filter" || true; }
+    alone=$(named "$mode" | grep "^ipvs::alone::" || true)
+    if [ -z "$(named "$library")$(named "$mode" | grep "^ipvs::")" ]; then
+        echo "test-ipvs: no test is named like $filter" >&2
+        exit 1
+    fi
+    if [ -n "$alone" ] && [ ! -e /mnt/vm/.guest ]; then
+        echo "test-ipvs: not in a virtual machine, so what disturbs all else on a kernel is LEFT OUT:" $alone
     elif [ -n "$alone" ]; then
         # shellcheck disable=SC2086 # a list of names
         "$mode" --ignored --exact $alone --test-threads 1
