@@ -227,13 +227,6 @@ pub struct Applied {
 }
 
 impl Applied {
-    /// Kernel objects of all kinds.
-    #[must_use]
-    pub fn object_count(&self) -> u32 {
-        let total: usize = self.objects.iter().map(|count| count.total).sum();
-        u32::try_from(total).unwrap_or(u32::MAX)
-    }
-
     /// Services that this pass tried and the kernel refused.
     pub fn newly_refused(&self) -> impl Iterator<Item = &Refusal> {
         self.refused.iter().filter(|refusal| refusal.is_new)

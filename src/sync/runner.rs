@@ -15,10 +15,6 @@ use tokio::time::Instant;
 /// How often a look is taken at whether the kernel still has our rules. The look costs one small
 /// question to the kernel as long as nobody changed anything.
 const CHECK_PERIOD: Duration = Duration::from_secs(2);
-/// A thorough look comes once in a sync period, but with more than 200,000 objects only after so long
-/// for each of them: taking 2 to 5 µs for one, it takes a few hundredths of a core at the most. Not by the
-/// clock: on a busy node everything takes long, and that is no reason to look away.
-const REST_PER_OBJECT: Duration = Duration::from_micros(150);
 /// The first wait after a failure; it doubles up to the sync period.
 const FIRST_RETRY: Duration = Duration::from_secs(1);
 
@@ -63,9 +59,8 @@ pub struct Runner<B: Backend, R> {
     /// Passes that failed in a row.
     failures: u32,
     last_full: Instant,
-    /// Kernel objects that the last sync counted.
-    objects: u32,
-    /// The first look from then on is a thorough one.
+    /// The first look from then on is a thorough one: one in a sync period, whatever it costs, for drift must
+    /// not stand longer.
     thorough_from: Instant,
     /// When Services that the kernel refused are tried again, all else being well.
     retry_refused: Option<Instant>,
@@ -93,7 +88,6 @@ impl<B: Backend, R: Recorder> Runner<B, R> {
             latest: None,
             failures: 0,
             last_full: now,
-            objects: 0,
             thorough_from: now,
             retry_refused: None,
             refusals: 0,
@@ -205,13 +199,11 @@ impl<B: Backend, R: Recorder> Runner<B, R> {
             self.retry_refused = None;
         }
         let (mut failed, mut refused) = (false, false);
-        self.objects = 0;
         for family in &mut self.families {
             let report = pass(family, &self.tracker, &changes).await;
             failed |= matches!(report.outcome, Outcome::Failed(_));
             self.recorder.passed(&report);
             if let Outcome::Done(applied) = &report.outcome {
-                self.objects = self.objects.saturating_add(applied.object_count());
                 refused |= applied.newly_refused().next().is_some();
                 let left_out = applied.refused.iter().map(|refusal| refusal.service.clone()).collect();
                 let plan = family.plan(self.tracker.snapshot(), &changes, report.kind);
@@ -285,8 +277,7 @@ impl<B: Backend, R: Recorder> Runner<B, R> {
             }
         }
         if look == Look::Thorough {
-            let rest = self.periods.sync.saturating_sub(CHECK_PERIOD);
-            self.thorough_from = now + rest.max(REST_PER_OBJECT.saturating_mul(self.objects));
+            self.thorough_from = now + self.periods.sync.saturating_sub(CHECK_PERIOD);
         }
         if drifted {
             self.request();

@@ -5,6 +5,7 @@ use crate::backend::Finding;
 use crate::backend::iptables::{Features, Iptables};
 use crate::health::PortTaken;
 use crate::kernel::fake::iptables::FakeXtables;
+use crate::kernel::iptables::Flavor;
 use crate::model::{Cidr, IpFamily, NodeFacts, ObjectKind, WatchEvent};
 use crate::plan::{FamilySettings, NodePortAddresses};
 use crate::state::{ExternalIpClaim, NodePortConflict, Tracker};
@@ -293,6 +294,26 @@ async fn a_flush_from_outside_is_noticed_within_seconds_and_mended_at_once() {
     assert!(tokio::time::timeout(Duration::from_secs(3), runner.run(&mut events)).await.is_err());
     assert_eq!(diary.times("drifted").len(), 1);
     assert_eq!(runner.backend().tools().tables, good);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_rule_in_anothers_place_stands_for_a_sync_period_at_the_most() {
+    let diary = Diary::new();
+    let mut runner = runner(FakeXtables::new(Flavor::Legacy), &diary);
+    let (sender, mut events) = mpsc::channel(1024);
+    complete(&sender).await;
+    assert!(tokio::time::timeout(Duration::from_secs(60), runner.run(&mut events)).await.is_err());
+    let good = runner.backend().tools().tables.clone();
+    // As many rules as before: only a thorough look shows it.
+    for later in [1, 7, 29, 30] {
+        assert!(tokio::time::timeout(Duration::from_secs(later), runner.run(&mut events)).await.is_err());
+        let nat = runner.backend().tools().tables.get_mut("nat").unwrap();
+        nat.get_mut("KUBE-POSTROUTING").unwrap()[0] = "-j RETURN".to_owned();
+        let before = diary.times("drifted").len();
+        assert!(tokio::time::timeout(Duration::from_secs(30), runner.run(&mut events)).await.is_err());
+        assert_eq!(diary.times("drifted").len(), before + 1);
+        assert_eq!(runner.backend().tools().tables, good);
+    }
 }
 
 #[tokio::test(start_paused = true)]
