@@ -57,7 +57,8 @@ impl<X: Xtables> Apply<'_, X> {
         for (id, entries) in &changes.add_entries {
             self.calls += 1;
             let no = self.kernel.sets.add(set_spec(*id, &id.name(self.family), self.family), entries)?;
-            refused.extend(no.into_iter().map(|(entry, reason)| fact(Fact::Entry(*id, entry), reason)));
+            refused
+                .extend(no.into_iter().map(|(entry, reason)| refused_fact(Fact::Entry(*id, entry), reason)));
         }
         if let Some(rules) = &changes.rules {
             self.restore(rules).await?;
@@ -72,7 +73,7 @@ impl<X: Xtables> Apply<'_, X> {
         self.calls += usize::from(!changes.add_addresses.is_empty() || !changes.delete_addresses.is_empty());
         let links = &mut self.kernel.links;
         let no = links.change_addresses(INTERFACE, &changes.add_addresses, &changes.delete_addresses)?;
-        refused.extend(no.into_iter().map(|(address, reason)| fact(Fact::Address(address), reason)));
+        refused.extend(no.into_iter().map(|(address, reason)| refused_fact(Fact::Address(address), reason)));
         refused.extend(self.operate(&changes.removed).await?);
         for (id, entries) in &changes.delete_entries {
             self.calls += 1;
@@ -156,7 +157,7 @@ impl<X: Xtables> Apply<'_, X> {
     }
 }
 
-fn fact(fact: Fact, reason: String) -> Refused {
+fn refused_fact(fact: Fact, reason: String) -> Refused {
     Refused { object: Object::Fact(fact), reason, was_unseen: false }
 }
 

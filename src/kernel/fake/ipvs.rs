@@ -213,8 +213,10 @@ impl VirtualServers for FakeNode {
     fn list(&mut self) -> Result<Vec<Listed>> {
         let mut all: Vec<Listed> =
             self.state().servers.iter().map(|(at, server)| (*at, server.with.clone())).collect();
-        let last = if all.len() > 1 { all.pop() } else { None };
-        all.extend(last.and(all.first().cloned()));
+        if all.len() > 1 {
+            all.pop();
+            all.push(all[0].clone());
+        }
         all.retain(|(at, _)| self.state().hidden != Some(*at));
         self.answer(all.len());
         Ok(all)

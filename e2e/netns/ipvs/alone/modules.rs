@@ -6,8 +6,8 @@ use std::process::Command;
 
 use kube_proxy_rs::testing::lab::lone_node;
 
-use super::super::harm::last_words;
-use super::super::{LIMIT, Place, launch, service, wait_for_markers, wait_until};
+use crate::ipvs::harm::last_words;
+use crate::ipvs::{LIMIT, Place, launch, service, wait_for_markers, wait_until};
 
 /// The program that the kernel runs to load a module.
 const LOADER: &str = "/proc/sys/kernel/modprobe";

@@ -11,10 +11,10 @@ use kube_proxy_rs::testing::lab::{give_idle_uplink, lone_node};
 use kube_proxy_rs::testing::proxy::Proxy;
 use serde_json::Value;
 
-use super::super::{
+use crate::explain::{codes, explain};
+use crate::ipvs::{
     LIMIT, Namespace, Place, Protocol, launch, servers, service, wait_for_markers, wait_until,
 };
-use crate::explain::{codes, explain};
 
 /// So many that the kernel lists them in several pieces.
 const SERVICES: usize = 250;
