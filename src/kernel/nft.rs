@@ -12,15 +12,10 @@ mod rules;
 pub use commits::{Commits, RuleMark, Told};
 pub use netlink::Part;
 
-const SUBSYSTEM: u16 = 10 << 8;
+const NF_TABLES: u8 = 10;
+const SUBSYSTEM: u16 = (NF_TABLES as u16) << 8;
 const DELETE_TABLE: u16 = SUBSYSTEM | 2;
 const TABLE_NAME: u16 = 1;
-/// Around the requests of one nf_tables transaction.
-const BATCH_BEGIN: u16 = 0x10;
-const BATCH_END: u16 = 0x11;
-/// The subsystem a transaction is for, in network order.
-const BATCH_HEADER: [u8; HEADER_LEN] = [0, 0, 0, 10];
-const ACKNOWLEDGE: u16 = 4;
 const NEW_CHAIN: u16 = SUBSYSTEM | 3;
 const GET_CHAIN: u16 = SUBSYSTEM | 4;
 const NEW_GENERATION: u16 = SUBSYSTEM | 15;
@@ -90,14 +85,13 @@ impl Nft {
     /// # Errors
     /// If the kernel refuses.
     pub fn delete_table(&mut self, family: IpFamily, table: &str) -> Result<bool> {
-        self.request.clear();
-        self.request.begin(BATCH_BEGIN, 0);
-        self.request.header(&BATCH_HEADER);
-        nfnetlink::begin(&mut self.request, DELETE_TABLE, ACKNOWLEDGE, nfnetlink::number(family));
+        self.begin(DELETE_TABLE, nfnetlink::number(family));
         self.request.string(TABLE_NAME, table);
-        self.request.begin(BATCH_END, 0);
-        self.request.header(&BATCH_HEADER);
-        match self.socket.transaction(&mut self.request) {
+        let refused = self.socket.transaction(NF_TABLES, None, &mut self.request).and_then(|refused| {
+            let refusal = refused.into_iter().next().map(|refused| refused.refusal);
+            refusal.map_or(Ok(()), |refusal| Err(refusal.into()))
+        });
+        match refused {
             Ok(()) => Ok(true),
             Err(error) if error.errno() == Some(libc::ENOENT) => Ok(false),
             Err(error) => Err(error).with_context(|| format!("cannot delete nf_tables table {table}")),

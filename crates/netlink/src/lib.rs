@@ -33,7 +33,7 @@ pub use generic::{GENERIC_HEADER_LEN, family_id, generic_header};
 pub use notices::Notices;
 pub use read::{Attribute, Attributes, Message, Messages};
 pub use socket::{Part, Protocol, Refused, Socket};
-pub use write::MsgBuf;
+pub use write::{List, MsgBuf};
 
 /// Length of `struct nlmsghdr`.
 const HEADER_LEN: usize = 16;

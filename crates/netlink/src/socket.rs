@@ -5,7 +5,7 @@ use crate::{Attributes, Error, HEADER_LEN, Malformed, Message, Messages, MsgBuf,
 use nix::errno::Errno;
 use nix::sys::socket::{self, MsgFlags, sockopt};
 use nix::sys::time::{TimeVal, TimeValLike};
-use std::io;
+use std::io::{self, IoSlice};
 use std::os::fd::AsRawFd;
 
 /// Dumps come in pieces of at most 32 KiB; single answers are smaller.
@@ -17,6 +17,14 @@ const BATCH_MESSAGES: usize = 128;
 const DUMP_ATTEMPTS: u32 = 10;
 /// The kernel answers from within `send`, so this only ends what would otherwise hang for ever.
 const TIME_LIMIT_SECONDS: i64 = 30;
+
+/// What a send buffer must hold besides the datagram.
+const HEADROOM: usize = 4096;
+
+/// Around the requests of one netfilter transaction.
+const BATCH_BEGIN: u16 = 0x10;
+const BATCH_END: u16 = 0x11;
+const BATCH_GENERATION: u16 = 1;
 
 const NLMSG_NOOP: u16 = 1;
 const NLMSG_ERROR: u16 = 2;
@@ -175,7 +183,7 @@ impl Socket {
             let (end, count) = chunk(&bytes[start..]);
             let piece = &mut bytes[start..start + end];
             let first = self.number(piece, F_REQUEST, Some(F_ACK));
-            self.transmit(piece)?;
+            self.transmit(&[IoSlice::new(piece)])?;
             self.acknowledgements(first, count, count - 1, &mut |index, outcome| {
                 let refusal = |refusal| Refused { index: sent + index, refusal };
                 refused.extend(outcome.err().map(refusal));
@@ -187,19 +195,78 @@ impl Socket {
         Ok(refused)
     }
 
-    /// Sends the requests of one transaction in one piece: the kernel carries out all or none. The
-    /// first and the last message mark its ends; of those between, the last must ask for an
-    /// acknowledgement, which comes once all are in force.
+    /// Carries out the requests of one transaction of a netfilter subsystem (10 for nf_tables): all or none.
+    /// Returns those that were refused; if there are any, none was carried out.
+    ///
+    /// With a `generation`, the kernel carries out nothing unless it is the current one. All is sent at once; the
+    /// send buffer grows with it. Without requests, it waits for transactions that are under way, and tells whether
+    /// the generation is the current one then.
     ///
     /// # Errors
-    /// [`Error::Refused`] with the first refusal; any failure of the exchange.
-    pub fn transaction(&mut self, requests: &mut MsgBuf) -> Result<(), Error> {
-        let count = requests.messages();
-        debug_assert!(count > 2);
+    /// [`Error::Refused`] if the kernel refuses the transaction as a whole: with `ERESTART` because its generation
+    /// is another one, with `ENOMEM` for want of memory. Any failure of the exchange.
+    pub fn transaction(
+        &mut self,
+        subsystem: u8,
+        generation: Option<u32>,
+        requests: &mut MsgBuf,
+    ) -> Result<Vec<Refused>, Error> {
+        let last = requests.messages();
         let bytes = requests.sendable().ok_or(Error::TooLong)?;
-        let first = self.number(bytes, F_REQUEST, None);
-        self.transmit(bytes)?;
-        self.acknowledgements(first, count, count - 2, &mut |_, outcome| Ok(outcome?))
+        let mut begin = batch_end(BATCH_BEGIN, subsystem);
+        if let Some(generation) = generation {
+            begin.be32(BATCH_GENERATION, generation);
+        }
+        let mut end = batch_end(BATCH_END, subsystem);
+        let begin = begin.sendable().ok_or(Error::TooLong)?;
+        let end = end.sendable().ok_or(Error::TooLong)?;
+
+        let first = self.number(begin, F_REQUEST, None);
+        self.number(bytes, F_REQUEST, Some(F_ACK));
+        self.number(end, F_REQUEST, None);
+        self.transmit(&[IoSlice::new(begin), IoSlice::new(bytes), IoSlice::new(end)])?;
+        let mut refused = Vec::new();
+        if last == 0 {
+            self.refusal_of_empty(first)?;
+            return Ok(refused);
+        }
+        self.acknowledgements(first, last + 1, last, &mut |index, outcome| {
+            match (index.checked_sub(1), outcome) {
+                (_, Ok(())) => {}
+                (Some(index), Err(refusal)) => refused.push(Refused { index, refusal }),
+                (None, Err(refusal)) => return Err(refusal.into()),
+            }
+            Ok(())
+        })?;
+        Ok(refused)
+    }
+
+    /// Nothing acknowledges a transaction without requests. The kernel answers from within `send`, so what it refused
+    /// is there already.
+    fn refusal_of_empty(&mut self, begin: u32) -> Result<(), Error> {
+        loop {
+            let len = match self.receive(MsgFlags::MSG_DONTWAIT) {
+                Err(Error::Timeout) => return Ok(()),
+                received => received?,
+            };
+            for message in Messages::new(&self.receive[..len]) {
+                let message = message?;
+                if message.kind == NLMSG_ERROR && message.seq == begin {
+                    acknowledgement(&message)??;
+                }
+            }
+        }
+    }
+
+    /// Lets this many bytes of answers wait, the kernel's own bookkeeping included; without the right to do so
+    /// (`CAP_NET_ADMIN`), as many as the system allows. They take memory only while they wait.
+    ///
+    /// # Errors
+    /// If the socket fails.
+    pub fn let_wait(&self, bytes: usize) -> Result<(), Error> {
+        let set = socket::setsockopt(&self.socket, sockopt::RcvBufForce, &bytes)
+            .or_else(|_| socket::setsockopt(&self.socket, sockopt::RcvBuf, &bytes));
+        set.map_err(|errno| Error::Io { doing: "set the receive buffer", source: errno.into() })
     }
 
     /// Reads the answers to `count` requests numbered from `first`, until the one at index `last` is
@@ -212,7 +279,7 @@ impl Socket {
         take: &mut dyn FnMut(usize, Result<(), Refusal>) -> Result<(), Error>,
     ) -> Result<(), Error> {
         loop {
-            let len = self.receive()?;
+            let len = self.receive(MsgFlags::empty())?;
             for message in Messages::new(&self.receive[..len]) {
                 let message = message?;
                 // Numbers may wrap around; the distance stays right.
@@ -232,7 +299,7 @@ impl Socket {
     fn send(&mut self, request: &mut MsgBuf, flags: u16) -> Result<u32, Error> {
         let bytes = request.sendable().ok_or(Error::TooLong)?;
         let seq = self.number(bytes, F_REQUEST | flags, None);
-        self.transmit(bytes)?;
+        self.transmit(&[IoSlice::new(bytes)])?;
         Ok(seq)
     }
 
@@ -254,20 +321,34 @@ impl Socket {
     }
 
     /// One `send`; netlink takes a datagram whole or not at all.
-    fn transmit(&self, bytes: &[u8]) -> Result<(), Error> {
+    fn transmit(&self, parts: &[IoSlice<'_>]) -> Result<(), Error> {
+        let fd = self.socket.as_raw_fd();
+        let mut may_grow = true;
         loop {
-            match socket::send(self.socket.as_raw_fd(), bytes, MsgFlags::empty()) {
+            match socket::sendmsg::<()>(fd, parts, &[], MsgFlags::empty(), None) {
                 Ok(_) => return Ok(()),
                 Err(Errno::EINTR) => {}
+                Err(Errno::EMSGSIZE) if may_grow => {
+                    self.grow_send_buffer(parts.iter().map(|part| part.len()).sum())?;
+                    may_grow = false;
+                }
                 Err(errno) => return Err(Error::Io { doing: "send", source: errno.into() }),
             }
         }
     }
 
+    /// Makes room for a datagram of `len` bytes; without `CAP_NET_ADMIN`, as far as the system allows.
+    fn grow_send_buffer(&self, len: usize) -> Result<(), Error> {
+        let len = len + HEADROOM;
+        socket::setsockopt(&self.socket, sockopt::SndBufForce, &len)
+            .or_else(|_| socket::setsockopt(&self.socket, sockopt::SndBuf, &len))
+            .map_err(|errno| Error::Io { doing: "grow the send buffer", source: errno.into() })
+    }
+
     /// One datagram into the buffer; returns its length.
-    fn receive(&mut self) -> Result<usize, Error> {
+    fn receive(&mut self, flags: MsgFlags) -> Result<usize, Error> {
         loop {
-            match socket::recv(self.socket.as_raw_fd(), &mut self.receive, MsgFlags::MSG_TRUNC) {
+            match socket::recv(self.socket.as_raw_fd(), &mut self.receive, MsgFlags::MSG_TRUNC | flags) {
                 Ok(len) if len > self.receive.len() => {
                     return Err(Malformed("datagram longer than the buffer").into());
                 }
@@ -283,7 +364,7 @@ impl Socket {
     fn answers(&mut self, seq: u32, visit: &mut dyn FnMut(Message<'_>)) -> Result<Ended, Error> {
         let mut interrupted = false;
         loop {
-            let len = self.receive()?;
+            let len = self.receive(MsgFlags::empty())?;
             for message in Messages::new(&self.receive[..len]) {
                 let message = message?;
                 if message.seq != seq {
@@ -299,6 +380,14 @@ impl Socket {
             }
         }
     }
+}
+
+/// One end of a transaction: `nfgenmsg` without a family, with the subsystem.
+fn batch_end(kind: u16, subsystem: u8) -> MsgBuf {
+    let mut end = MsgBuf::new();
+    end.begin(kind, 0);
+    end.header(&[0, 0, 0, subsystem]);
+    end
 }
 
 /// How a request ended.

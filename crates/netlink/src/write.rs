@@ -20,6 +20,12 @@ pub struct MsgBuf {
     too_long: bool,
 }
 
+/// A list of attributes that is still being written; see [`MsgBuf::begin_list`].
+#[derive(Clone, Copy, Debug)]
+pub struct List {
+    start: usize,
+}
+
 impl MsgBuf {
     /// An empty buffer.
     #[must_use]
@@ -108,6 +114,21 @@ impl MsgBuf {
         let start = self.attribute(kind | NESTED);
         fill(self);
         self.close(start);
+    }
+
+    /// Adds a list of attributes that [`extend`](MsgBuf::extend) adds to, so that a long list needs no closure
+    /// around all of it.
+    pub fn begin_list(&mut self, kind: u16) -> List {
+        let start = self.attribute(kind | NESTED);
+        self.close(start);
+        List { start }
+    }
+
+    /// Adds to a list what `fill` writes. The list must be the last attribute of its message, and in no other
+    /// one.
+    pub fn extend(&mut self, list: List, fill: impl FnOnce(&mut MsgBuf)) {
+        fill(self);
+        self.close(list.start);
     }
 
     /// Bytes written so far, all messages together.
@@ -206,6 +227,19 @@ mod tests {
             6, 0, 4, 0, 0, 80, 0, 0,
         ]);
         assert_eq!(buf.as_bytes()[..4], 36_u32.to_ne_bytes());
+    }
+
+    #[test]
+    fn a_list_that_is_extended_is_the_same_as_one_written_at_once() {
+        let item = |value| move |buf: &mut MsgBuf| buf.nest(1, |buf| buf.u8(1, value));
+        let mut at_once = MsgBuf::new();
+        at_once.begin(1, 0);
+        at_once.nest(3, |buf| (0..3).for_each(|value| item(value)(buf)));
+        let mut extended = MsgBuf::new();
+        extended.begin(1, 0);
+        let list = extended.begin_list(3);
+        (0..3).for_each(|value| extended.extend(list, item(value)));
+        assert_eq!(extended.as_bytes(), at_once.as_bytes());
     }
 
     #[test]
