@@ -45,7 +45,7 @@ $(DENY):
 # Without root, the kernel handles' tests against the live kernel are left out, and it says so.
 unit: ## unit, property, loop, golden, packet-table and API-stub tests
 	@[ "$$(id -u)" = 0 ] || echo "make unit: not root, so the tests of kernel/ are LEFT OUT"
-	$(CARGO) test --locked --workspace --lib --bins --test cli --test apiserver --test limits \
+	$(CARGO) test --locked --workspace --lib --bins --test cli --test apiserver --test limits --test recorded --test allocations \
 		$$([ "$$(id -u)" = 0 ] || echo -- --skip kernel::)
 
 SECONDS ?= 60
@@ -61,6 +61,7 @@ api: ## the watch tests; with KUBEBUILDER_ASSETS set, also against a real API se
 netns: deps ## real packets and the reference's fixtures, in network namespaces; needs root
 	@[ "$$(id -u)" = 0 ] || { echo "make netns: needs root, for network namespaces and iptables" >&2; exit 1; }
 	$(CARGO) test --locked --test fixtures --test netns
+	$(CARGO) test --locked -p nftables-rs --test live --test packets -- --ignored
 
 # SHOTS=FOLDER keeps what the browser showed.
 page-test: ## the status page in headless Chromium: two widths, light and dark, healthy and degraded; needs root
