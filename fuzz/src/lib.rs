@@ -19,6 +19,7 @@ pub const TARGETS: &[Target] = &[
     ("ipvs", ipvs_rs::fuzzing::parse_anything),
     ("manifests", manifests),
     ("netlink", netlink),
+    ("nftables", nftables_rs::fuzzing::parse_anything),
     ("rules", rules),
     ("tools", tools),
 ];

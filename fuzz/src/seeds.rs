@@ -5,7 +5,8 @@ use std::io::{self, Error};
 use std::path::{Path, PathBuf};
 
 const MANIFESTS: &str = "e2e/fixtures";
-const RECORDED: &str = "crates/ipvs-rs/src/recorded";
+const IPVS: &str = "crates/ipvs-rs/src/recorded";
+const NF_TABLES: &str = "crates/nftables-rs/tests/recorded";
 
 /// The seeds of a target.
 ///
@@ -15,7 +16,8 @@ pub fn of(target: &str) -> io::Result<Vec<Vec<u8>>> {
     match target {
         "api" => watch_lines(),
         "manifests" | "rules" => manifests(),
-        "ipvs" | "netlink" => recorded(),
+        "ipvs" | "netlink" => Ok([recorded(IPVS)?, netfilter()].concat()),
+        "nftables" => Ok(recorded(NF_TABLES)?.iter().flat_map(|bytes| messages(bytes)).collect()),
         "configuration" => Ok(texts(CONFIGURATIONS)),
         "command-line" => Ok(texts(COMMAND_LINES)),
         _ => Ok(texts(TOOL_OUTPUT)),
@@ -66,16 +68,27 @@ fn watch_lines() -> io::Result<Vec<Vec<u8>>> {
 }
 
 /// Recordings are hexadecimal digits, and comments after `#`.
-fn recorded() -> io::Result<Vec<Vec<u8>>> {
+fn recorded(folder: &str) -> io::Result<Vec<Vec<u8>>> {
     let mut found = Vec::new();
-    for path in files(RECORDED, "hex")? {
+    for path in files(folder, "hex")? {
         let text = std::fs::read_to_string(path)?;
         let digits: String = text.lines().filter(|line| !line.starts_with('#')).collect();
         let byte = |at: usize| u8::from_str_radix(&digits[at..at + 2], 16).map_err(Error::other);
         found.push((0..digits.len() - 1).step_by(2).map(byte).collect::<io::Result<_>>()?);
     }
-    found.extend(netfilter());
     Ok(found)
+}
+
+/// The messages of a recording, each by itself: small inputs are tried more often.
+fn messages(mut bytes: &[u8]) -> Vec<Vec<u8>> {
+    let mut found = Vec::new();
+    while let Some(len) = bytes.first_chunk().map(|len| u32::from_ne_bytes(*len)) {
+        let len = usize::try_from(len).unwrap_or(usize::MAX).clamp(16, bytes.len().max(16));
+        let (message, rest) = bytes.split_at_checked(len).unwrap_or((bytes, &[]));
+        found.push(message.to_vec());
+        bytes = rest;
+    }
+    found
 }
 
 /// Answers of nf_tables, ipset, conntrack and nfacct, as small as they come.
