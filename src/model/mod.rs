@@ -13,7 +13,7 @@ mod process;
 mod service;
 mod time;
 
-pub use address::{Cidr, IpFamily, PerFamily, Protocol};
+pub use address::{Cidr, IpFamily, PerFamily, Protocol, parse_cidr, parse_ip};
 pub use counts::{Counts, Traffic};
 pub use endpoint::{EndpointFacts, EndpointSlice, Hints, SliceEndpoint, SliceName, SlicePort};
 pub use flow::{ObjectKind, ServiceRecord, Snapshot, WatchEvent};
