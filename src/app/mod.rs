@@ -21,7 +21,7 @@ mod service_metrics;
 mod source;
 mod status;
 
-use crate::config::{self, Action, CommandLine, LogFormat, Resolved};
+use crate::config::{self, Action, CommandLine, ConfigFile, LogFormat, Resolved};
 use crate::kernel::memory;
 use crate::telemetry;
 use anyhow::{Context, Result};
@@ -108,18 +108,18 @@ fn act(line: &CommandLine) -> Result<ExitCode> {
 }
 
 fn resolve(line: &CommandLine) -> Result<Resolved> {
-    let file = match line.config_file() {
-        Some(path) => Some(
-            std::fs::read_to_string(&path)
-                .with_context(|| format!("failed to read the configuration file {}", path.display()))?,
-        ),
-        None => None,
-    };
-    resolve_text(line, file.as_deref())
+    let file = line.config_file().as_deref().map(read_config).transpose()?;
+    resolve_file(line, file.as_ref())
 }
 
-fn resolve_text(line: &CommandLine, file: Option<&str>) -> Result<Resolved> {
+fn resolve_file(line: &CommandLine, file: Option<&ConfigFile>) -> Result<Resolved> {
     Ok(config::resolve(line, file, &hostname()?)?)
+}
+
+fn read_config(path: &Path) -> Result<ConfigFile> {
+    let content = std::fs::read(path)
+        .with_context(|| format!("failed to read the configuration file {}", path.display()))?;
+    Ok(ConfigFile { path: path.to_owned(), content })
 }
 
 fn hostname() -> Result<String> {
@@ -129,9 +129,7 @@ fn hostname() -> Result<String> {
 
 /// `kube-proxy-rs config check FILE`.
 fn check_config(line: &CommandLine, file: &Path) -> Result<ExitCode> {
-    let text = std::fs::read_to_string(file)
-        .with_context(|| format!("failed to read the configuration file {}", file.display()))?;
-    let (settings, notices) = config::explain(line, &text, &hostname()?)?;
+    let (settings, notices) = config::explain(line, &read_config(file)?, &hostname()?)?;
     for notice in notices {
         eprintln!("Warning: {notice}");
     }

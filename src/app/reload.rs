@@ -3,9 +3,9 @@
 //! The file is looked at, not listened to: a ConfigMap volume exchanges a symbolic link two folders
 //! above it, editors put a new file in its place, and a look a second finds out all the same.
 
-use crate::config::{CommandLine, Effective, Resolved};
+use crate::config::{CommandLine, ConfigFile, Effective, Resolved};
 use crate::telemetry;
-use std::path::PathBuf;
+use std::path::Path;
 use std::time::Duration;
 
 const PERIOD: Duration = Duration::from_secs(1);
@@ -16,19 +16,19 @@ const LIVE: &str = "logging.verbosity";
 pub(super) struct Watched {
     line: CommandLine,
     effective: Effective,
-    text: Option<String>,
+    file: Option<ConfigFile>,
 }
 
 impl Watched {
     pub(super) fn new(line: CommandLine, effective: Effective) -> Self {
-        Watched { line, effective, text: None }
+        Watched { line, effective, file: None }
     }
 
     /// Waits until the file asks for what only a restart gives; returns the settings that do.
     pub(super) async fn ask_for_restart(mut self) -> Vec<String> {
         let Some(path) = self.line.config_file() else { return std::future::pending().await };
-        self.text = read(&path);
-        let mut before = self.text.clone();
+        self.file = read(&path);
+        let mut before = self.file.clone();
         let mut look = tokio::time::interval(PERIOD);
         look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
@@ -37,10 +37,10 @@ impl Watched {
             // Twice the same: nobody is in the middle of writing it.
             let settled = now == before;
             before.clone_from(&now);
-            if !settled || now.is_none() || now == self.text {
+            if !settled || now.is_none() || now == self.file {
                 continue;
             }
-            self.text = now;
+            self.file = now;
             let reasons = self.take_over();
             if !reasons.is_empty() {
                 return reasons;
@@ -50,7 +50,7 @@ impl Watched {
 
     /// Applies what can be applied at once; returns the settings that need a restart.
     fn take_over(&mut self) -> Vec<String> {
-        let Resolved { config, effective, .. } = match super::resolve_text(&self.line, self.text.as_deref()) {
+        let Resolved { config, effective, .. } = match super::resolve_file(&self.line, self.file.as_ref()) {
             Ok(resolved) => resolved,
             Err(error) => {
                 tracing::error!(
@@ -72,15 +72,14 @@ impl Watched {
 }
 
 /// `None` while the file is being exchanged, or is gone.
-fn read(path: &PathBuf) -> Option<String> {
-    std::fs::read_to_string(path).ok()
+fn read(path: &Path) -> Option<ConfigFile> {
+    super::read_config(path).ok()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use std::os::unix::fs::symlink;
-    use std::path::Path;
 
     const HEAD: &str = "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\n";
 

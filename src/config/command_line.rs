@@ -1,11 +1,13 @@
 //! The command line as a whole: what to do, and the flags with Go's manners.
 
 use super::flags::Flags;
-use super::values;
+use super::{number, values};
 use clap::builder::ValueParser;
 use clap::parser::ValueSource;
 use clap::{Arg, ArgAction, Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
+use std::any::TypeId;
 use std::collections::BTreeSet;
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 /// The flags that still count when `--config` is given: those that no configuration field stands
@@ -255,11 +257,11 @@ impl CommandLine {
 ///
 /// # Errors
 /// When there is nothing to run: bad flags, or `--help`.
-pub fn parse<S: Into<String>>(args: impl IntoIterator<Item = S>) -> Result<CommandLine, FlagStop> {
+pub fn parse<S: Into<OsString>>(args: impl IntoIterator<Item = S>) -> Result<CommandLine, FlagStop> {
     let mut command = command();
-    let matches = command
-        .try_get_matches_from_mut(args.into_iter().map(|arg| dashed(arg.into())))
-        .map_err(|error| stop(&error))?;
+    let args = args.into_iter().map(Into::into).enumerate().map(text).collect::<Result<Vec<_>, _>>()?;
+    let args = as_go_reads_them(args, &command);
+    let matches = command.try_get_matches_from_mut(args).map_err(|error| stop(&error))?;
     let given = command
         .get_arguments()
         .map(|arg| arg.get_id().as_str())
@@ -317,8 +319,8 @@ fn command() -> clap::Command {
     Cli::command().mut_args(as_pflag)
 }
 
-/// Gives a flag the manners of Go's: booleans take `=true`, numbers may be negative, and every
-/// flag may stand after the subcommand too.
+/// Gives a flag the manners of Go's: booleans take `=true`, numbers are read as Go reads them and may be
+/// negative, and every flag may stand after the subcommand too.
 fn as_pflag(arg: Arg) -> Arg {
     let arg = arg.global(true);
     if matches!(arg.get_action(), ArgAction::SetTrue) {
@@ -332,10 +334,62 @@ fn as_pflag(arg: Arg) -> Arg {
             .value_parser(ValueParser::from(values::boolean));
     }
     let arg = if arg.is_require_equals_set() { arg } else { arg.allow_hyphen_values(true) };
+    let arg = with_number_parser(arg);
     if arg.get_value_delimiter().is_some() { arg.action(ArgAction::Append) } else { arg }
 }
 
-/// Underscores in flag names are dashes.
+/// Exchanges the library's parsers of numbers.
+fn with_number_parser(arg: Arg) -> Arg {
+    let kind = arg.get_value_parser().type_id();
+    if kind == TypeId::of::<i32>() {
+        arg.value_parser(number::int32)
+    } else if kind == TypeId::of::<u32>() {
+        arg.value_parser(number::uint32)
+    } else if kind == TypeId::of::<f32>() {
+        arg.value_parser(number::float32)
+    } else {
+        arg
+    }
+}
+
+/// An argument as text.
+fn text((index, arg): (usize, OsString)) -> Result<String, FlagStop> {
+    arg.into_string().map_err(|arg| FlagStop {
+        text: format!("Error: argument {} is not text in UTF-8: {arg:?}\n", index + 1),
+        exit_code: 1,
+    })
+}
+
+/// Underscores in flag names are dashes, and empty arguments mean nothing, as templates leave them
+/// behind. The value of a flag that stands by itself is left alone.
+fn as_go_reads_them(args: Vec<String>, command: &clap::Command) -> Vec<String> {
+    let mut read = Vec::with_capacity(args.len());
+    let mut is_value = false;
+    for arg in args {
+        if is_value {
+            is_value = false;
+            read.push(arg);
+        } else if !arg.is_empty() {
+            let arg = dashed(arg);
+            is_value = takes_next(&arg, command);
+            read.push(arg);
+        }
+    }
+    read
+}
+
+/// Whether the next argument is the value of this one.
+fn takes_next(arg: &str, command: &clap::Command) -> bool {
+    let own = command.get_subcommands().flat_map(clap::Command::get_arguments);
+    let is_named = |flag: &&Arg| match arg.strip_prefix("--") {
+        Some(long) => flag.get_long_and_visible_aliases().is_some_and(|names| names.contains(&long)),
+        None => flag.get_short().is_some_and(|short| arg == format!("-{short}")),
+    };
+    let flag = command.get_arguments().chain(own).find(is_named);
+    flag.is_some_and(|flag| flag.get_action().takes_values() && !flag.is_require_equals_set())
+}
+
+/// An argument with dashes in the name of its flag.
 fn dashed(arg: String) -> String {
     if !arg.starts_with("--") {
         return arg;

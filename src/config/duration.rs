@@ -8,8 +8,6 @@ use std::time::Duration;
 const SECOND: i64 = 1_000_000_000;
 const MINUTE: i64 = 60 * SECOND;
 const HOUR: i64 = 60 * MINUTE;
-/// Digits of a fraction that can still matter to the nanosecond of an hour.
-const FRACTION_DIGITS: usize = 18;
 
 /// A signed number of nanoseconds with Go's text form.
 ///
@@ -50,9 +48,8 @@ impl GoDuration {
 impl FromStr for GoDuration {
     type Err = String;
 
-    /// Accepts what Go's `time.ParseDuration` accepts, and complains in its words.
+    /// Accepts what Go's `time.ParseDuration` accepts.
     fn from_str(text: &str) -> Result<Self, String> {
-        let invalid = || format!("time: invalid duration {text:?}");
         let (negative, mut rest) = match text.as_bytes().first() {
             Some(b'-') => (true, &text[1..]),
             Some(b'+') => (false, &text[1..]),
@@ -62,25 +59,38 @@ impl FromStr for GoDuration {
             return Ok(GoDuration::ZERO);
         }
         if rest.is_empty() {
-            return Err(invalid());
+            return Err(invalid(text));
         }
         let mut total: i128 = 0;
         while !rest.is_empty() {
             let (nanos, tail) = parse_term(rest, text)?;
             total += nanos;
             if total > i128::from(i64::MAX) + 1 {
-                return Err(invalid());
+                return Err(too_long(text));
             }
             rest = tail;
         }
         let signed = if negative { -total } else { total };
-        i64::try_from(signed).map(GoDuration).map_err(|_| invalid())
+        i64::try_from(signed).map(GoDuration).map_err(|_| too_long(text))
     }
 }
 
+fn invalid(text: &str) -> String {
+    format!("{text:?} is not a duration such as {EXAMPLES}")
+}
+
+fn no_unit(text: impl fmt::Display) -> String {
+    format!("{text} has no unit; write a duration such as {EXAMPLES}")
+}
+
+fn too_long(text: &str) -> String {
+    format!("{text:?} is more than {}", GoDuration(i64::MAX))
+}
+
+const EXAMPLES: &str = "30s, 5m or 1h30m";
+
 /// Parses one number with its unit from the front of `rest`; `whole` is for the complaint.
 fn parse_term<'a>(rest: &'a str, whole: &str) -> Result<(i128, &'a str), String> {
-    let invalid = || format!("time: invalid duration {whole:?}");
     let digits = |text: &str| text.bytes().take_while(u8::is_ascii_digit).count();
     let (integer, rest) = rest.split_at(digits(rest));
     let (fraction, rest) = match rest.strip_prefix('.') {
@@ -88,29 +98,36 @@ fn parse_term<'a>(rest: &'a str, whole: &str) -> Result<(i128, &'a str), String>
         None => ("", rest),
     };
     if integer.is_empty() && fraction.is_empty() {
-        return Err(invalid());
+        return Err(invalid(whole));
     }
     let end = rest.find(|c: char| c == '.' || c.is_ascii_digit()).unwrap_or(rest.len());
     let (unit, rest) = rest.split_at(end);
     let unit = match unit {
-        "" => return Err(format!("time: missing unit in duration {whole:?}")),
+        "" => return Err(no_unit(format_args!("{whole:?}"))),
         "ns" => 1,
         "us" | "\u{b5}s" | "\u{3bc}s" => 1_000,
         "ms" => 1_000_000,
         "s" => SECOND,
         "m" => MINUTE,
         "h" => HOUR,
-        other => return Err(format!("time: unknown unit {other:?} in duration {whole:?}")),
+        other => return Err(format!("{whole:?} has the unit {other:?}; there are h, m, s, ms, us and ns")),
     };
-    let integer: u64 = if integer.is_empty() { 0 } else { integer.parse().map_err(|_| invalid())? };
+    let integer: u64 = if integer.is_empty() { 0 } else { integer.parse().map_err(|_| too_long(whole))? };
     let nanos = i128::from(integer) * i128::from(unit) + fraction_of(fraction, unit);
     Ok((nanos, rest))
 }
 
+/// Computed as Go does, in floating point, so that the last nanosecond is the same.
 fn fraction_of(digits: &str, unit: i64) -> i128 {
-    let digits = &digits[..digits.len().min(FRACTION_DIGITS)];
-    let scale = digits.bytes().fold(1_i128, |scale, _| scale * 10);
-    digits.parse::<i128>().map_or(0, |value| value * i128::from(unit) / scale)
+    let (mut value, mut scale) = (0_u64, 1.0);
+    for digit in digits.bytes().map(|digit| u64::from(digit - b'0')) {
+        if value > i64::MAX.unsigned_abs() / 10 {
+            break;
+        }
+        value = value * 10 + digit;
+        scale *= 10.0;
+    }
+    (value as f64 * (unit as f64 / scale)) as i128
 }
 
 impl fmt::Display for GoDuration {
@@ -159,30 +176,48 @@ impl Serialize for GoDuration {
 }
 
 impl<'de> Deserialize<'de> for GoDuration {
-    /// From its text, or from a number of nanoseconds (which upstream allows for
-    /// `logging.flushFrequency`).
+    /// From its text; a bare number has no unit, and no field may guess one.
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Visitor;
-        impl de::Visitor<'_> for Visitor {
-            type Value = GoDuration;
+        deserializer.deserialize_any(DurationVisitor { nanoseconds: false })
+    }
+}
 
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a duration such as 1m30s")
-            }
-
-            fn visit_str<E: de::Error>(self, text: &str) -> Result<GoDuration, E> {
-                text.parse().map_err(E::custom)
-            }
-
-            fn visit_i64<E: de::Error>(self, nanos: i64) -> Result<GoDuration, E> {
-                Ok(GoDuration(nanos))
-            }
-
-            fn visit_u64<E: de::Error>(self, nanos: u64) -> Result<GoDuration, E> {
-                i64::try_from(nanos).map(GoDuration).map_err(E::custom)
-            }
+/// Decodes the one field that upstream also takes as a number, of nanoseconds: `logging.flushFrequency`.
+pub(super) fn or_nanoseconds<'de, D: Deserializer<'de>>(input: D) -> Result<Option<GoDuration>, D::Error> {
+    struct OrNanoseconds(GoDuration);
+    impl<'de> Deserialize<'de> for OrNanoseconds {
+        fn deserialize<D: Deserializer<'de>>(input: D) -> Result<Self, D::Error> {
+            input.deserialize_any(DurationVisitor { nanoseconds: true }).map(OrNanoseconds)
         }
-        deserializer.deserialize_any(Visitor)
+    }
+    Option::<OrNanoseconds>::deserialize(input).map(|found| found.map(|found| found.0))
+}
+
+struct DurationVisitor {
+    nanoseconds: bool,
+}
+
+impl de::Visitor<'_> for DurationVisitor {
+    type Value = GoDuration;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "a duration such as {EXAMPLES}")
+    }
+
+    fn visit_str<E: de::Error>(self, text: &str) -> Result<GoDuration, E> {
+        text.parse().map_err(E::custom)
+    }
+
+    fn visit_i64<E: de::Error>(self, number: i64) -> Result<GoDuration, E> {
+        if self.nanoseconds { Ok(GoDuration(number)) } else { Err(E::custom(no_unit(number))) }
+    }
+
+    fn visit_f64<E: de::Error>(self, number: f64) -> Result<GoDuration, E> {
+        let whole = number as i64;
+        if self.nanoseconds && whole as f64 == number {
+            return Ok(GoDuration(whole));
+        }
+        Err(E::custom(no_unit(number)))
     }
 }
 
@@ -220,7 +255,8 @@ mod tests {
             ("24h", 24 * HOUR),
             ("3h30m", 3 * HOUR + 30 * MINUTE),
             ("10.5s4m", 4 * MINUTE + 10_500_000_000),
-            ("0.3333333333333333333h", 20 * MINUTE - 1),
+            ("0.3333333333333333333h", 20 * MINUTE),
+            ("0.830103483285477580700h", 49 * MINUTE + 48 * SECOND + 372_539_827),
             ("9223372036854775807ns", i64::MAX),
             ("-9223372036854775808ns", i64::MIN),
         ] {
@@ -229,18 +265,18 @@ mod tests {
     }
 
     #[test]
-    fn complaints_use_gos_words() {
+    fn complaints_say_what_a_duration_looks_like() {
+        let invalid = |text: &str| format!("{text:?} is not a duration such as 30s, 5m or 1h30m");
+        for text in ["", "-", "s", ".", ".s", "abc"] {
+            assert_eq!(nanos(text), Err(invalid(text)), "{text}");
+        }
         for (text, want) in [
-            ("", "time: invalid duration \"\""),
-            ("3", "time: missing unit in duration \"3\""),
-            ("-", "time: invalid duration \"-\""),
-            ("s", "time: invalid duration \"s\""),
-            (".", "time: invalid duration \".\""),
-            (".s", "time: invalid duration \".s\""),
-            ("1d", "time: unknown unit \"d\" in duration \"1d\""),
-            ("1 s", "time: unknown unit \" s\" in duration \"1 s\""),
-            ("9223372036854775808ns", "time: invalid duration \"9223372036854775808ns\""),
-            ("3000000h", "time: invalid duration \"3000000h\""),
+            ("3", "\"3\" has no unit; write a duration such as 30s, 5m or 1h30m"),
+            ("1m30", "\"1m30\" has no unit; write a duration such as 30s, 5m or 1h30m"),
+            ("1d", "\"1d\" has the unit \"d\"; there are h, m, s, ms, us and ns"),
+            ("1 s", "\"1 s\" has the unit \" s\"; there are h, m, s, ms, us and ns"),
+            ("9223372036854775808ns", "\"9223372036854775808ns\" is more than 2562047h47m16.854775807s"),
+            ("3000000h", "\"3000000h\" is more than 2562047h47m16.854775807s"),
         ] {
             assert_eq!(nanos(text), Err(want.to_owned()), "{text}");
         }

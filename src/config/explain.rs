@@ -1,7 +1,7 @@
 //! Where each value of the effective configuration comes from, and in what two of them differ.
 
-use super::file::{API_VERSION, KIND};
-use super::{CommandLine, ConfigError, Effective, Resolved, parse, resolve};
+use super::file::{API_VERSION, KIND, parse as parse_file};
+use super::{CommandLine, ConfigError, ConfigFile, Effective, Resolved, parse, resolve};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -11,9 +11,14 @@ use std::fmt::Write as _;
 ///
 /// # Errors
 /// Every complaint about the file or the settings.
-pub fn explain(line: &CommandLine, file: &str, hostname: &str) -> Result<(String, Vec<String>), ConfigError> {
+pub fn explain(
+    line: &CommandLine,
+    file: &ConfigFile,
+    hostname: &str,
+) -> Result<(String, Vec<String>), ConfigError> {
     let Resolved { effective, notices, .. } = resolve(line, Some(file), hostname)?;
-    let given = serde_saphyr::from_str::<Value>(file).map(|value| flatten(&value)).unwrap_or_default();
+    let (given, _) = parse_file(file).map_err(|complaints| ConfigError { complaints })?;
+    let given = serde_json::to_value(given).map(|value| flatten(&value)).unwrap_or_default();
     let defaults = defaults(hostname).map(|defaults| defaults.settings()).unwrap_or_default();
     let mut text = String::new();
     for (path, value) in effective.settings() {
@@ -33,7 +38,8 @@ pub fn explain(line: &CommandLine, file: &str, hostname: &str) -> Result<(String
 /// What an empty file without any flags means.
 fn defaults(hostname: &str) -> Option<Effective> {
     let line = parse(std::iter::empty::<String>()).ok()?;
-    let empty = format!("apiVersion: {API_VERSION}\nkind: {KIND}\n");
+    let content = format!("apiVersion: {API_VERSION}\nkind: {KIND}\n").into_bytes();
+    let empty = ConfigFile { path: "defaults".into(), content };
     resolve(&line, Some(&empty), hostname).ok().map(|resolved| resolved.effective)
 }
 
@@ -82,15 +88,19 @@ mod tests {
 
     const HEAD: &str = "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\n";
 
+    fn config_file(body: &str) -> ConfigFile {
+        ConfigFile { path: "config.yaml".into(), content: format!("{HEAD}{body}").into_bytes() }
+    }
+
     fn effective(file: &str) -> Effective {
         let line = parse(std::iter::empty::<String>()).unwrap();
-        resolve(&line, Some(&format!("{HEAD}{file}")), "node-0").unwrap().effective
+        resolve(&line, Some(&config_file(file)), "node-0").unwrap().effective
     }
 
     #[test]
     fn every_value_says_where_it_comes_from() {
         let line = parse(["-v=4"]).unwrap();
-        let file = format!("{HEAD}mode: ipvs\niptables: {{masqueradeBit: 14, masqueradeAll: true}}\n");
+        let file = config_file("mode: ipvs\niptables: {masqueradeBit: 14, masqueradeAll: true}\n");
         let (text, notices) = explain(&line, &file, "node-0").unwrap();
         assert_eq!(notices, Vec::<String>::new());
         for expected in [
@@ -107,7 +117,7 @@ mod tests {
     #[test]
     fn mistakes_are_all_reported() {
         let line = parse(std::iter::empty::<String>()).unwrap();
-        let file = format!("{HEAD}mode: nonsense\niptables: {{masqueradeBit: 77}}\n");
+        let file = config_file("mode: nonsense\niptables: {masqueradeBit: 77}\n");
         let error = explain(&line, &file, "node-0").unwrap_err();
         assert_eq!(error.complaints.len(), 2, "{error}");
     }

@@ -1,19 +1,21 @@
 //! The KubeProxyConfiguration file: `kubeproxy.config.k8s.io/v1alpha1`, YAML or JSON.
 //!
-//! It is decoded leniently, and what a strict decoder would have refused (unknown and duplicate
-//! fields) is returned as notices, which is what upstream does for this version. Absent and null
-//! are the same everywhere: kubeadm writes most fields out as null.
+//! As upstream does for this version, fields that are unknown or stand there twice are said and
+//! accepted; whatever else is wrong is an error. Absent and null are the same everywhere: kubeadm
+//! writes most fields out as null.
 
-use super::duration::GoDuration;
+use super::decode::decode;
+use super::duration::{GoDuration, or_nanoseconds};
 use super::settings::{
     ClientSettings, ConntrackSettings, DetectLocalSettings, IpvsSettings, LoggingSettings, ServingSettings,
     Settings, StreamSettings, split_cidrs,
 };
 use super::values::{self, VmoduleRule};
+use super::yaml::{self, Fault, Node, Path, Value};
+use crate::model::parse_ip;
 use serde::{Deserialize, Serialize};
-use serde_saphyr::options::DuplicateKeyPolicy;
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::path::PathBuf;
 
 /// The only version there is.
 pub(super) const API_VERSION: &str = "kubeproxy.config.k8s.io/v1alpha1";
@@ -125,10 +127,11 @@ pub(super) struct Nftables {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub(super) struct Logging {
+    #[serde(deserialize_with = "or_nanoseconds")]
     pub(super) flush_frequency: Option<GoDuration>,
     pub(super) format: Option<String>,
     pub(super) options: Option<LoggingOptions>,
-    pub(super) verbosity: Option<u32>,
+    pub(super) verbosity: Option<i32>,
     pub(super) vmodule: Option<Vec<VmoduleRule>>,
 }
 
@@ -142,6 +145,7 @@ pub(super) struct LoggingOptions {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub(super) struct StreamOptions {
+    #[serde(deserialize_with = "values::quantity_field")]
     pub(super) info_buffer_size: Option<String>,
     pub(super) split_stream: Option<bool>,
 }
@@ -157,44 +161,54 @@ pub(super) struct Winkernel {
     pub(super) source_vip: Option<String>,
 }
 
-/// Decodes a file. The second part lists the fields that a strict decoder would refuse.
-pub(super) fn parse(text: &str) -> Result<(FileConfig, Vec<String>), String> {
-    let failed = |error: String| format!("failed to decode the configuration: {error}");
-    let mut unknown = Vec::new();
-    let lenient = serde_saphyr::options! { duplicate_keys: DuplicateKeyPolicy::LastWins };
-    let config: FileConfig =
-        serde_saphyr::with_deserializer_from_str_with_options(text, lenient, |deserializer| {
-            serde_ignored::deserialize(deserializer, |path| unknown.push(plain_path(&path.to_string())))
-        })
-        .map_err(|error| failed(error.to_string()))?;
-    match (config.api_version.as_deref().unwrap_or(""), config.kind.as_deref().unwrap_or("")) {
-        (API_VERSION, KIND) => {}
-        ("", _) => return Err(failed("apiVersion is not set".to_owned())),
-        (_, "") => return Err(failed("kind is not set".to_owned())),
-        (version, kind) => {
-            return Err(failed(format!("no kind {kind:?} is registered for version {version:?}")));
-        }
-    }
-    let mut notices: Vec<String> = unknown
-        .iter()
-        .map(|path| format!("unknown field {path:?} in the configuration file, ignored"))
-        .collect();
-    if let Some(complaint) = duplicate_field(text) {
-        notices
-            .push(format!("duplicate field in the configuration file, its last value counts: {complaint}"));
-    }
+/// A configuration file as it was read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConfigFile {
+    /// Its name, for complaints.
+    pub path: PathBuf,
+    /// What is in it.
+    pub content: Vec<u8>,
+}
+
+/// Decodes a file. The second part says what is in it without being used.
+pub(super) fn parse(file: &ConfigFile) -> Result<(FileConfig, Vec<String>), Vec<String>> {
+    let name = file.path.display();
+    let said = |fault: &Fault| format!("{name}:{fault}");
+    let mut document = text(&file.content).and_then(yaml::read).map_err(|fault| vec![said(&fault)])?;
+    check_kind(&mut document.root).map_err(|fault| vec![said(&fault)])?;
+    let decoded = decode::<FileConfig>(document.root);
+    let (config, unknown) = decoded.map_err(|faults| faults.iter().map(said).collect::<Vec<_>>())?;
+    let mut notices: Vec<String> = unknown.iter().chain(&document.duplicates).map(said).collect();
+    notices.extend(document.rest.map(|line| {
+        format!("{name}:{line}: only the first YAML document of a file counts; what follows here is ignored")
+    }));
     Ok((config, notices))
 }
 
-/// `serde_ignored` marks optional values with a question mark in the path.
-fn plain_path(path: &str) -> String {
-    path.replace(".?", "")
+fn text(content: &[u8]) -> Result<&str, Fault> {
+    std::str::from_utf8(content).map_err(|error| {
+        let before = &content[..error.valid_up_to()];
+        let line = 1 + before.iter().filter(|byte| **byte == b'\n').count();
+        Fault { line, message: "is not text in UTF-8".to_owned(), ..Fault::default() }
+    })
 }
 
-/// The complaint of a decoder that forbids duplicates, if the text decodes otherwise.
-fn duplicate_field(text: &str) -> Option<String> {
-    let strict = serde_saphyr::options! { duplicate_keys: DuplicateKeyPolicy::Error, with_snippet: false };
-    serde_saphyr::from_str_with_options::<FileConfig>(text, strict).err().map(|error| error.to_string())
+/// Whether it is the kind of file that is ours; fields of another kind are not worth a complaint.
+fn check_kind(root: &mut Node) -> Result<(), Fault> {
+    for (field, expected) in [("apiVersion", API_VERSION), ("kind", KIND)] {
+        // Upstream looks at these two without regard to case.
+        root.rename(field);
+        let found = root.get(field);
+        let message = match found.map(|node| &node.value) {
+            Some(Value::Text(text)) if text == expected => continue,
+            Some(Value::Text(text)) if !text.is_empty() => format!("must be {expected}, but is {text:?}"),
+            None | Some(Value::Null | Value::Text(_)) => format!("is missing; it must be {expected}"),
+            Some(_) => format!("must be {expected}"),
+        };
+        let line = found.unwrap_or(root).line;
+        return Err(Fault { line, path: Path::default().child(field), message });
+    }
+    Ok(())
 }
 
 impl Winkernel {
@@ -277,7 +291,7 @@ impl FileConfig {
     fn serving(&self) -> ServingSettings {
         let text = |field: &Option<String>| field.clone().unwrap_or_default();
         let bind_address = self.bind_address.as_deref().and_then(values::non_empty).unwrap_or(BIND_ADDRESS);
-        let six = bind_address.parse::<IpAddr>().is_ok_and(|address| address.is_ipv6());
+        let six = parse_ip(bind_address).is_some_and(|address| address.is_ipv6());
         let address = |field: &Option<String>, default: (&str, &str), port: i32| {
             let default = if six { default.1 } else { default.0 };
             values::with_port(field.as_deref().and_then(values::non_empty).unwrap_or(default), port)
@@ -339,7 +353,7 @@ fn logging(section: Logging) -> LoggingSettings {
     LoggingSettings {
         format: section.format.filter(|text| !text.is_empty()).unwrap_or_else(|| "text".to_owned()),
         flush_frequency: or_default(section.flush_frequency, GoDuration::from_secs(5)),
-        verbosity: section.verbosity.map_or(0, |level| i32::try_from(level).unwrap_or(i32::MAX)),
+        verbosity: section.verbosity.unwrap_or(0),
         vmodule: section.vmodule.unwrap_or_default(),
         text: stream(options.text),
         json: stream(options.json),

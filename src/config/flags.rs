@@ -4,7 +4,7 @@
 //! few of our own. What the values mean together is settled in `settings` and `validate`.
 
 use super::duration::GoDuration;
-use super::values::{self, Gate, VmoduleRule};
+use super::values::{self, Gate, Verbosity, VmoduleRule};
 use crate::model::Cidr;
 use clap::{Args, ValueEnum};
 use std::path::PathBuf;
@@ -78,7 +78,7 @@ pub(super) struct GeneralFlags {
     pub(super) hostname_override: String,
     /// Feature gates as NAME=true|false; accepted without effect
     #[arg(long, value_name = "GATES", value_delimiter = ',', value_parser = values::gate)]
-    pub(super) feature_gates: Vec<Gate>,
+    pub(super) feature_gates: Vec<Option<Gate>>,
     /// Lowest comes first when the kernel runs out of memory; for this process, -1000 to 1000
     #[arg(long, value_name = "N", default_value_t = -999)]
     pub(super) oom_score_adj: i32,
@@ -161,11 +161,11 @@ pub(super) struct ServingFlags {
 #[command(next_help_heading = "Logs")]
 pub(super) struct LoggingFlags {
     /// How much to log
-    #[arg(short = 'v', long = "v", value_name = "LEVEL", default_value_t = 0)]
-    pub(super) v: i32,
+    #[arg(short = 'v', long = "v", value_name = "LEVEL", default_value = "0")]
+    pub(super) v: Verbosity,
     /// Levels per source file, as PATTERN=N; accepted without effect
     #[arg(long, value_name = "RULES", value_delimiter = ',', value_parser = values::vmodule)]
-    pub(super) vmodule: Vec<VmoduleRule>,
+    pub(super) vmodule: Vec<Option<VmoduleRule>>,
     /// `text` or `json`
     #[arg(long, value_name = "FORMAT", default_value = "text")]
     pub(super) logging_format: String,
@@ -231,7 +231,7 @@ pub(super) struct IpvsFlags {
     #[arg(long, value_name = "NAME", default_value = "", hide_default_value = true)]
     pub(super) ipvs_scheduler: String,
     /// Networks whose virtual servers are left alone
-    #[arg(long, value_name = "CIDRS", value_delimiter = ',')]
+    #[arg(long, value_name = "CIDRS", value_delimiter = ',', value_parser = values::list_entry)]
     pub(super) ipvs_exclude_cidrs: Vec<String>,
     /// Answer ARP only for the interface's own addresses
     #[arg(long)]
@@ -270,7 +270,7 @@ pub(super) struct TrafficFlags {
     #[arg(long, value_name = "CIDR[,CIDR]", default_value = "", hide_default_value = true)]
     pub(super) cluster_cidr: String,
     /// Networks whose local addresses answer on node ports, or `primary`; all when not given
-    #[arg(long, value_name = "CIDRS", value_delimiter = ',')]
+    #[arg(long, value_name = "CIDRS", value_delimiter = ',', value_parser = values::list_entry)]
     pub(super) nodeport_addresses: Vec<String>,
     /// Ports that the cluster gives out as node ports
     #[arg(long, value_name = "FIRST-LAST", default_value = "30000-32767", value_parser = values::port_range)]

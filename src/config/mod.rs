@@ -2,27 +2,33 @@
 //!
 //! Flags and file become one unchecked record (`settings`), the record is validated as a whole,
 //! and only then becomes a [`Config`] whose types leave nothing to check. Nothing in here reads a
-//! file, the environment or the host: the caller passes in the file's text and the host's name.
+//! file, the environment or the host: the caller passes in the file's content and the host's name.
 
 mod command_line;
+mod decode;
 mod duration;
 mod explain;
 mod file;
 mod flags;
+mod number;
 mod resolve;
 mod settings;
 mod validate;
 mod values;
 mod write;
+mod yaml;
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tests_spellings;
 
 pub use command_line::{
     Action, CommandLine, Explain, FlagRow, FlagStop, OutputForm, TableForm, flag_rows, parse,
 };
 pub use duration::GoDuration;
 pub use explain::explain;
+pub use file::ConfigFile;
 pub use flags::{Flags, Flavor, ServiceMetrics};
 pub use resolve::{ConfigError, Resolved, resolve};
 pub use write::Effective;

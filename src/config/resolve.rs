@@ -2,11 +2,11 @@
 
 use super::settings::Settings;
 use super::{
-    CommandLine, Config, ConntrackConfig, DetectLocal, Effective, ExternalIpConfig, IptablesConfig,
-    IpvsConfig, LogFormat, LoggingConfig, Mode, NodePortAddresses, NodePortConfig, Sources, SyncConfig, file,
-    validate, values,
+    CommandLine, Config, ConfigFile, ConntrackConfig, DetectLocal, Effective, ExternalIpConfig,
+    IptablesConfig, IpvsConfig, LogFormat, LoggingConfig, Mode, NodePortAddresses, NodePortConfig, Sources,
+    SyncConfig, file, validate, values,
 };
-use crate::model::{Cidr, IpFamily, PerFamily};
+use crate::model::{Cidr, IpFamily, PerFamily, parse_cidr, parse_ip};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr};
@@ -41,15 +41,18 @@ impl fmt::Display for ConfigError {
 
 /// Puts flags and file together, fills in defaults and checks the result.
 ///
-/// `file` is the text of the file that `--config` names; `hostname` is the kernel's name for
-/// this host, used where no override is given.
+/// `file` is the file that `--config` names; `hostname` is the kernel's name for this host, used
+/// where no override is given.
 ///
 /// # Errors
 /// Every complaint about the file or the settings.
-pub fn resolve(line: &CommandLine, file: Option<&str>, hostname: &str) -> Result<Resolved, ConfigError> {
+pub fn resolve(
+    line: &CommandLine,
+    file: Option<&ConfigFile>,
+    hostname: &str,
+) -> Result<Resolved, ConfigError> {
     let mut notices = Vec::new();
-    let settings =
-        settings(line, file, &mut notices).map_err(|error| ConfigError { complaints: vec![error] })?;
+    let settings = settings(line, file, &mut notices).map_err(|complaints| ConfigError { complaints })?;
     let mut complaints = validate::complaints(&settings);
     let node_name = node_name(line, &settings, hostname).map_err(|error| complaints.push(error));
     let (Ok(node_name), true) = (node_name, complaints.is_empty()) else {
@@ -72,13 +75,13 @@ pub fn resolve(line: &CommandLine, file: Option<&str>, hostname: &str) -> Result
 /// The completed record, and what had to be said about the file.
 pub(super) fn settings(
     line: &CommandLine,
-    file: Option<&str>,
+    file: Option<&ConfigFile>,
     notices: &mut Vec<String>,
-) -> Result<Settings, String> {
+) -> Result<Settings, Vec<String>> {
     let mut settings = match file {
-        Some(text) => {
-            let (file, strict) = file::parse(text)?;
-            notices.extend(strict);
+        Some(file) => {
+            let (file, unused) = file::parse(file)?;
+            notices.extend(unused);
             let unused = |section| format!("{section} in the configuration file has no effect on Linux");
             notices.extend(file.unused_sections().into_iter().map(unused));
             notices.extend(
@@ -199,7 +202,7 @@ fn config(line: &CommandLine, settings: &Settings, node_name: String) -> Config 
         service_metrics: line.flags.serving.service_metrics,
         service_metrics_limit: line.flags.serving.service_metrics_limit,
         node_readiness_taint: line.flags.general.node_readiness_taint.clone(),
-        bind_address: serving.bind_address.parse().unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED)),
+        bind_address: parse_ip(&serving.bind_address).unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED)),
         healthz: address(&serving.healthz_bind_address),
         metrics: address(&serving.metrics_bind_address),
         control_socket: values::non_empty(&line.flags.serving.control_socket).map(PathBuf::from),
@@ -226,7 +229,7 @@ fn ipvs(settings: &Settings, line: &CommandLine) -> IpvsConfig {
     let ipvs = &settings.ipvs;
     IpvsConfig {
         scheduler: values::non_empty(&ipvs.scheduler).unwrap_or("rr").to_owned(),
-        exclude_cidrs: ipvs.exclude_cidrs.iter().filter_map(|cidr| masked(cidr)).collect(),
+        exclude_cidrs: ipvs.exclude_cidrs.iter().filter_map(|cidr| parse_cidr(cidr)).collect(),
         strict_arp: ipvs.strict_arp,
         tcp_timeout: ipvs.tcp_timeout.to_duration(),
         tcp_fin_timeout: ipvs.tcp_fin_timeout.to_duration(),
@@ -243,7 +246,7 @@ fn detect_local(settings: &Settings) -> DetectLocal {
         "BridgeInterface" => DetectLocal::BridgeInterface(detect.bridge_interface.clone()),
         "InterfaceNamePrefix" => DetectLocal::InterfaceNamePrefix(detect.interface_name_prefix.clone()),
         _ => {
-            let cidrs: Vec<Cidr> = detect.cluster_cidrs.iter().filter_map(|cidr| masked(cidr)).collect();
+            let cidrs: Vec<Cidr> = detect.cluster_cidrs.iter().filter_map(|cidr| parse_cidr(cidr)).collect();
             DetectLocal::ClusterCidr(PerFamily::build(|family| {
                 cidrs.iter().copied().find(|cidr| IpFamily::of_cidr(cidr) == family)
             }))
@@ -255,7 +258,7 @@ fn node_port_addresses(addresses: &[String]) -> NodePortAddresses {
     match addresses {
         [] => NodePortAddresses::All,
         [one] if one == "primary" => NodePortAddresses::Primary,
-        several => NodePortAddresses::Cidrs(several.iter().filter_map(|cidr| masked(cidr)).collect()),
+        several => NodePortAddresses::Cidrs(several.iter().filter_map(|cidr| parse_cidr(cidr)).collect()),
     }
 }
 
@@ -264,7 +267,12 @@ fn external_ips(line: &CommandLine, settings: &Settings) -> ExternalIpConfig {
     ExternalIpConfig {
         enabled: settings.feature_gates.get(EXTERNAL_IPS_GATE).copied().unwrap_or(true),
         strict: flags.strict_external_ips,
-        cluster_cidrs: settings.detect_local.cluster_cidrs.iter().filter_map(|cidr| masked(cidr)).collect(),
+        cluster_cidrs: settings
+            .detect_local
+            .cluster_cidrs
+            .iter()
+            .filter_map(|cidr| parse_cidr(cidr))
+            .collect(),
         service_cidrs: flags.service_cluster_ip_range.clone(),
     }
 }
@@ -281,9 +289,4 @@ fn conntrack(line: &CommandLine, settings: &Settings) -> ConntrackConfig {
         udp_stream_timeout: conntrack.udp_stream_timeout.to_duration(),
         strict: line.flags.conntrack.conntrack_strict,
     }
-}
-
-/// The network with its host bits cleared.
-fn masked(cidr: &str) -> Option<Cidr> {
-    cidr.parse::<Cidr>().ok().map(|cidr| cidr.trunc())
 }

@@ -107,7 +107,7 @@ impl Settings {
             false => (mode.iptables_sync_period, mode.iptables_min_sync_period),
         };
         Settings {
-            feature_gates: general.feature_gates.iter().cloned().collect(),
+            feature_gates: general.feature_gates.iter().flatten().cloned().collect(),
             client: client_settings(flags),
             logging: logging_settings(flags),
             hostname_override: String::new(),
@@ -132,7 +132,7 @@ impl Settings {
     pub(super) fn overlay(&mut self, line: &CommandLine) {
         let (logging, flags) = (&mut self.logging, &line.flags.logging);
         if line.gave("v") {
-            logging.verbosity = flags.v;
+            logging.verbosity = flags.v.0.cast_signed();
         }
         if line.gave("logging-format") {
             logging.format.clone_from(&flags.logging_format);
@@ -140,7 +140,7 @@ impl Settings {
         if line.gave("log-flush-frequency") {
             logging.flush_frequency = flags.log_flush_frequency;
         }
-        let rules = flags.vmodule.iter().cloned().chain(std::mem::take(&mut logging.vmodule));
+        let rules = flags.vmodule.iter().flatten().cloned().chain(std::mem::take(&mut logging.vmodule));
         logging.vmodule = rules.collect();
         if line.gave("log-text-split-stream") {
             logging.text.split_stream = flags.log_text_split_stream;
@@ -186,7 +186,7 @@ fn logging_settings(flags: &Flags) -> LoggingSettings {
     LoggingSettings {
         format: logging.logging_format.clone(),
         flush_frequency: logging.log_flush_frequency,
-        verbosity: logging.v,
+        verbosity: logging.v.0.cast_signed(),
         // `overlay` puts the flag's rules in front of the file's; here there are none yet.
         vmodule: Vec::new(),
         text: StreamSettings {

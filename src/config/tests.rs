@@ -21,8 +21,13 @@ fn complaints(args: &[&str]) -> Vec<String> {
     resolve(&line(args), None, "host-1").unwrap_err().complaints
 }
 
-fn file(body: &str) -> String {
-    format!("apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\n{body}")
+pub(super) fn config_file(text: impl Into<Vec<u8>>) -> ConfigFile {
+    ConfigFile { path: "config.yaml".into(), content: text.into() }
+}
+
+/// A file of our kind; the body starts in line 3.
+pub(super) fn file(body: &str) -> ConfigFile {
+    config_file(format!("apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\n{body}"))
 }
 
 fn from_file(body: &str) -> Resolved {
@@ -30,8 +35,8 @@ fn from_file(body: &str) -> Resolved {
 }
 
 fn settings_of(args: &[&str], body: Option<&str>) -> Settings {
-    let text = body.map(file);
-    resolve::settings(&line(args), text.as_deref(), &mut Vec::new()).unwrap()
+    let file = body.map(file);
+    resolve::settings(&line(args), file.as_ref(), &mut Vec::new()).unwrap()
 }
 
 fn secs(seconds: u64) -> Duration {
@@ -359,7 +364,14 @@ fn deprecated_ports_move_or_turn_off_their_servers() {
 #[rstest]
 #[case(&["--nope"], "Error: unexpected argument '--nope' found")]
 #[case(&["stray"], "Error: unrecognized subcommand 'stray'")]
-#[case(&["--iptables-sync-period=1d"], "time: unknown unit \"d\" in duration \"1d\"")]
+#[case(&["--iptables-sync-period=1d"], "\"1d\" has the unit \"d\"; there are h, m, s, ms, us and ns")]
+#[case(&["--conntrack-min=08"], "must be a whole number")]
+#[case(&["--conntrack-min=2147483648"], "must be a whole number from -2147483648 to 2147483647")]
+#[case(&["--v=-1"], "must be a decimal number from 0 to 2147483647")]
+#[case(&["--v=0x1"], "must be a decimal number from 0 to 2147483647")]
+#[case(&["--kube-api-qps=many"], "must be a number")]
+#[case(&["--vmodule==1"], "expected PATTERN=N")]
+#[case(&["--vmodule=a=b=1"], "must be a decimal number")]
 #[case(&["--bind-address=host"], "must be a valid IP address")]
 #[case(&["--healthz-bind-address=1.2.3.4:0"], "must be a valid port number, from 1 to 65535")]
 #[case(&["--healthz-bind-address=1.2.3.4:70000"], "must be a valid port number, from 1 to 65535")]
@@ -514,9 +526,21 @@ fn a_field_changes_its_setting_and_nothing_else(#[case] body: &str, #[case] chan
 #[case("configSyncPeriod: 1m", "setting configSyncPeriod")]
 #[case("logging: {vmodule: [{filePattern: a, verbosity: 2}]}", "setting logging.vmodule")]
 #[case("logging: {options: {json: {infoBufferSize: 1Mi}}}", "setting logging.options.json.infoBufferSize")]
-#[case("nope: 1", "unknown field \"nope\"")]
-#[case("iptables: {nope: 1}", "unknown field \"iptables.nope\"")]
-#[case("oomScoreAdj: -999\noomScoreAdj: -999", "duplicate field in the configuration file")]
+#[case("nope: 1", "config.yaml:3: nope: there is no such field, it is ignored")]
+#[case("iptables:\n  nope: 1", "config.yaml:4: iptables.nope: there is no such field, it is ignored")]
+#[case(
+    "iptables: {MasqueradeBit: 3}",
+    "config.yaml:3: iptables.MasqueradeBit: there is no such field, it is ignored; masqueradeBit is one"
+)]
+#[case(
+    "oomScoreAdj: -999\noomScoreAdj: -999",
+    "config.yaml:4: oomScoreAdj: stands here a second time; the last value counts"
+)]
+#[case(
+    "mode: iptables\n---\nmode: ipvs",
+    "config.yaml:4: only the first YAML document of a file counts; what follows here is ignored"
+)]
+#[case("mode: iptables\n---\n\t{ [", "config.yaml:")]
 fn a_field_without_effect_is_accepted_and_said(#[case] body: &str, #[case] notice: &str) {
     assert_it_only_says(notice, &from_file(body));
 }
@@ -562,26 +586,38 @@ windowsRunAsService: false
 #[test]
 fn the_file_may_be_json() {
     let text = format!(r#"{{"apiVersion":"{}","kind":"{}","mode":"ipvs"}}"#, file::API_VERSION, file::KIND);
-    let resolved = resolve(&line(&["--config=c"]), Some(&text), "host-1").unwrap();
+    let resolved = resolve(&line(&["--config=c"]), Some(&config_file(text)), "host-1").unwrap();
     assert_eq!(resolved.config.mode, Mode::Ipvs);
 }
 
 #[rstest]
-#[case("kind: KubeProxyConfiguration", "apiVersion is not set")]
-#[case("apiVersion: kubeproxy.config.k8s.io/v1alpha1", "kind is not set")]
-#[case("apiVersion: v1\nkind: Pod", "no kind \"Pod\" is registered for version \"v1\"")]
-#[case("apiVersion: [", "failed to decode the configuration")]
 #[case(
-    "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\nmode: {}",
-    "failed to decode the configuration"
+    "kind: KubeProxyConfiguration",
+    "config.yaml:1: apiVersion: is missing; it must be kubeproxy.config.k8s.io/v1alpha1"
 )]
 #[case(
-    "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\niptables: {syncPeriod: 1x}",
-    "unknown unit \"x\""
+    "\napiVersion: kubeproxy.config.k8s.io/v1alpha1",
+    "config.yaml:2: kind: is missing; it must be KubeProxyConfiguration"
+)]
+#[case("", "config.yaml:1: apiVersion: is missing; it must be kubeproxy.config.k8s.io/v1alpha1")]
+#[case(
+    "apiVersion: v1\nkind: Pod\nmode: {}",
+    "config.yaml:1: apiVersion: must be kubeproxy.config.k8s.io/v1alpha1, but is \"v1\""
+)]
+#[case("a: [", "config.yaml:1: a[0]: cannot be read as YAML: a bracket is not closed, or a comma is missing")]
+#[case(
+    "a:\n\tb: c",
+    "config.yaml:2: a: cannot be read as YAML: a tab stands where only spaces may; indent with spaces"
 )]
 fn a_file_that_cannot_be_read_is_fatal(#[case] text: &str, #[case] want: &str) {
-    let error = resolve(&line(&["--config=c"]), Some(text), "host-1").unwrap_err();
-    assert!(error.to_string().contains(want), "{error}");
+    let error = resolve(&line(&["--config=c"]), Some(&config_file(text)), "host-1").unwrap_err();
+    assert_eq!(error.to_string(), want);
+}
+
+#[test]
+fn a_file_that_is_not_text_names_the_line() {
+    let error = resolve(&line(&["--config=c"]), Some(&config_file(b"a: b\nc: \xff".to_vec())), "host-1");
+    assert_eq!(error.unwrap_err().to_string(), "config.yaml:2: is not text in UTF-8");
 }
 
 #[test]
@@ -656,7 +692,7 @@ fn a_blank_node_name_is_an_error() {
 #[case(&["--cluster-cidr=x"], "DetectLocalConfiguration.ClusterCIDRs: Invalid value: \"x\"")]
 #[case(&["--cluster-cidr=10.0.0.0/8,11.0.0.0/8"], "DetectLocalConfiguration.ClusterCIDRs: Invalid value: \"10.0.0.0/8,11.0.0.0/8\"")]
 #[case(&["--logging-format=xml"], "logging.format: Invalid value: \"xml\"")]
-#[case(&["--v=-1"], "logging.verbosity: Invalid value: -1")]
+#[case(&["--log-flush-frequency=0"], "logging.flushFrequency: Invalid value: \"0s\": must be greater than 0")]
 #[case(&["--logging-format=json", "--vmodule=a=1"], "logging.vmodule: Invalid value: \"a=1\"")]
 fn a_setting_that_cannot_be_is_named_by_its_path(#[case] args: &[&str], #[case] want: &str) {
     let complaints = complaints(args);

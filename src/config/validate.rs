@@ -3,9 +3,8 @@
 use super::duration::GoDuration;
 use super::settings::{ConntrackSettings, DetectLocalSettings, IpvsSettings, ServingSettings, Settings};
 use super::values;
-use crate::model::{Cidr, IpFamily};
+use crate::model::{IpFamily, parse_cidr, parse_ip};
 use std::fmt::Debug;
-use std::net::IpAddr;
 
 /// Modes that a configuration may name; the ones we do not have yet are refused with a reason.
 const MODES: [&str; 3] = ["iptables", "ipvs", "nftables"];
@@ -82,7 +81,7 @@ fn ipvs(ipvs: &IpvsSettings, list: &mut Complaints) {
 }
 
 fn check_cidr(path: &str, cidr: &str, list: &mut Complaints) {
-    if cidr.parse::<Cidr>().is_err() {
+    if parse_cidr(cidr).is_none() {
         list.invalid(path, &cidr, "must be a valid CIDR block (e.g. 10.100.0.0/16 or fde4:8dba:82e1::/48)");
     }
 }
@@ -131,7 +130,7 @@ fn periods(settings: &Settings, list: &mut Complaints) {
 }
 
 fn serving(serving: &ServingSettings, list: &mut Complaints) {
-    if serving.bind_address.parse::<IpAddr>().is_err() {
+    if parse_ip(&serving.bind_address).is_none() {
         list.invalid(
             "BindAddress",
             &serving.bind_address,
@@ -167,7 +166,7 @@ fn node_port_addresses(addresses: &[String], list: &mut Complaints) {
         let path = format!("NodePortAddresses[{index}]");
         if primary(address) {
             list.invalid(&path, address, "can't use both 'primary' and CIDRs");
-        } else if address.parse::<Cidr>().is_err() {
+        } else if parse_cidr(address).is_none() {
             list.invalid(&path, address, "must be a valid CIDR block, or the single word 'primary'");
         }
     }
@@ -200,11 +199,8 @@ fn cluster_cidrs(cidrs: &[String], list: &mut Complaints) {
     for cidr in cidrs {
         check_cidr(path, cidr, list);
     }
-    let families: Vec<IpFamily> = cidrs
-        .iter()
-        .filter_map(|cidr| cidr.parse().ok())
-        .map(|cidr: Cidr| IpFamily::of_cidr(&cidr))
-        .collect();
+    let families: Vec<IpFamily> =
+        cidrs.iter().filter_map(|cidr| parse_cidr(cidr)).map(|cidr| IpFamily::of_cidr(&cidr)).collect();
     if cidrs.len() > 2 {
         list.invalid(path, &cidrs.join(","), "only one CIDR of each IP family is allowed");
     } else if families.len() == 2 && families[0] == families[1] {
@@ -219,6 +215,16 @@ fn logging(settings: &Settings, list: &mut Complaints) {
     }
     if logging.verbosity < 0 {
         list.invalid("logging.verbosity", &logging.verbosity, "must be greater than or equal to 0");
+    }
+    if logging.flush_frequency <= GoDuration::ZERO {
+        list.duration("logging.flushFrequency", logging.flush_frequency, "must be greater than 0");
+    }
+    for (index, rule) in logging.vmodule.iter().enumerate() {
+        let pattern = &rule.file_pattern;
+        if pattern.is_empty() || pattern.contains(['=', ',']) {
+            let path = format!("logging.vmodule[{index}].filePattern");
+            list.invalid(&path, pattern, "must be a pattern without equal signs and commas");
+        }
     }
     if logging.format == "json" && !logging.vmodule.is_empty() {
         let rules: Vec<String> =

@@ -153,20 +153,20 @@ fn logging(settings: &Settings) -> Logging {
         flush_frequency: Some(logging.flush_frequency),
         format: Some(logging.format.clone()),
         options: Some(LoggingOptions { json: stream(&logging.json), text: stream(&logging.text) }),
-        verbosity: u32::try_from(logging.verbosity).ok(),
+        verbosity: Some(logging.verbosity),
         vmodule: Some(logging.vmodule.clone()),
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::file::parse;
+    use super::super::file::{ConfigFile, parse};
     use super::super::{command_line, resolve};
     use super::*;
 
-    fn settings(args: &[&str], file: Option<&str>) -> Settings {
+    fn settings(args: &[&str]) -> Settings {
         let line = command_line::parse(args.iter().copied()).unwrap();
-        resolve::settings(&line, file, &mut Vec::new()).unwrap()
+        resolve::settings(&line, None, &mut Vec::new()).unwrap()
     }
 
     #[test]
@@ -193,10 +193,11 @@ mod tests {
                 "--log-text-split-stream",
             ],
         ] {
-            let before = settings(args, None);
+            let before = settings(args);
             let written = Effective::of(&before);
             for text in [written.to_yaml().unwrap(), serde_json::to_string(&written.0).unwrap()] {
-                let (file, notices) = parse(&text).unwrap();
+                let file = ConfigFile { path: "written".into(), content: text.clone().into() };
+                let (file, notices) = parse(&file).unwrap();
                 assert_eq!(notices, Vec::<String>::new(), "{text}");
                 let mut after = file.into_settings();
                 after.complete();
@@ -206,8 +207,20 @@ mod tests {
     }
 
     #[test]
+    fn text_that_looks_like_something_else_stays_text() {
+        for text in [
+            "yes", "1_000", "017", "08", "0o17", "1e3", ".5", "~", "null", "a: b", "a #b", "- a", " a", "é\n",
+        ] {
+            let before = settings(&[&format!("--kubeconfig={text}")]);
+            let content = Effective::of(&before).to_yaml().unwrap().into_bytes();
+            let (file, _) = parse(&ConfigFile { path: "written".into(), content }).unwrap();
+            assert_eq!(file.into_settings().client.kubeconfig, text);
+        }
+    }
+
+    #[test]
     fn periods_stand_in_the_section_of_the_mode() {
-        let text = Effective::of(&settings(&["--mode=ipvs"], None)).to_yaml().unwrap();
+        let text = Effective::of(&settings(&["--mode=ipvs"])).to_yaml().unwrap();
         let section = |name: &str| {
             text.split(&format!("\n{name}:\n")).nth(1).unwrap().split("\n  sync").nth(1).unwrap()
         };
@@ -217,7 +230,7 @@ mod tests {
 
     #[test]
     fn configz_has_the_file_under_its_group() {
-        let text = Effective::of(&settings(&[], None)).to_configz().unwrap();
+        let text = Effective::of(&settings(&[])).to_configz().unwrap();
         let value: serde_json::Value = serde_json::from_str(&text).unwrap();
         let config = &value["kubeproxy.config.k8s.io"];
         assert_eq!(config["kind"], "KubeProxyConfiguration");

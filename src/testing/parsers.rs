@@ -4,7 +4,7 @@ pub use crate::kernel::fuzzing::{reply as kernel_reply, tool_output};
 pub use crate::watch::fuzzing::watch_line;
 
 use crate::backend::iptables::{Features, render_inputs};
-use crate::config::{self, CommandLine};
+use crate::config::{self, CommandLine, ConfigFile};
 use crate::kernel::iptables::Flavor;
 use crate::model::{IpFamily, NodeFacts, WatchEvent};
 use crate::plan::{FamilySettings, Plan, Scope};
@@ -47,8 +47,9 @@ pub fn rules(text: &str) -> Vec<String> {
 pub fn configuration(text: &str) {
     static LINE: LazyLock<Option<CommandLine>> = LazyLock::new(|| config::parse(["--config=fuzzed"]).ok());
     let Some(line) = &*LINE else { return };
-    if config::resolve(line, Some(text), "host").is_ok() {
-        drop(config::explain(line, text, "host"));
+    let file = ConfigFile { path: "fuzzed".into(), content: text.into() };
+    if config::resolve(line, Some(&file), "host").is_ok() {
+        drop(config::explain(line, &file, "host"));
     }
 }
 
