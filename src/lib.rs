@@ -8,6 +8,7 @@
 //! ```
 //!
 //! `sync` drives the pipeline, `app` puts it together; `docs/architecture.md` has the map.
+#![warn(clippy::print_stdout, clippy::print_stderr, reason = "they panic; app::output does not")]
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::disallowed_methods))]
 
 pub mod app;
@@ -28,5 +29,6 @@ pub mod state;
 pub mod sync;
 pub mod telemetry;
 #[cfg(any(test, feature = "testing"))]
+#[allow(clippy::print_stderr, reason = "what tests leave behind is said to people")]
 pub mod testing;
 pub mod watch;

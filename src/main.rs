@@ -3,5 +3,5 @@
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    kube_proxy_rs::app::main(std::env::args().skip(1))
+    kube_proxy_rs::app::main(std::env::args_os().skip(1))
 }

@@ -5,6 +5,7 @@
 mod check;
 mod golden;
 mod mistakes;
+mod output;
 
 use std::path::Path;
 use std::process::{Command, Output};

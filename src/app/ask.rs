@@ -1,7 +1,8 @@
 //! `explain`, `services` and `status`: who is asked, and how the answer is printed.
 
+use super::look;
 use super::offline::Offline;
-use super::{look, print};
+use super::output::{Answer, complain};
 use crate::config::{Config, Explain, OutputForm, TableForm};
 use crate::explain::{ApiFacts, Kind, Report, Row, ServiceView, Services, table};
 use crate::http;
@@ -13,7 +14,6 @@ use crate::watch::manifests;
 use anyhow::{Context, Result, bail};
 use serde::de::DeserializeOwned;
 use std::path::Path;
-use std::process::ExitCode;
 use tokio::sync::oneshot;
 
 /// Who is asked.
@@ -74,7 +74,7 @@ async fn answer_of(socket: &Path, path: &str) -> Result<Vec<u8>> {
 }
 
 /// `explain`.
-pub(super) async fn explain(config: &Config, asked: &Explain) -> Result<ExitCode> {
+pub(super) async fn explain(config: &Config, asked: &Explain) -> Result<Answer> {
     let (service, port) = match asked.service.rsplit_once(':') {
         Some((service, port)) => (service, Some(port)),
         None => (asked.service.as_str(), None),
@@ -105,8 +105,7 @@ pub(super) async fn explain(config: &Config, asked: &Explain) -> Result<ExitCode
         OutputForm::Json => json(&report)?,
         OutputForm::Text => report.to_string(),
     };
-    print(&text);
-    Ok(ExitCode::from(report.exit_status()))
+    Ok(Answer { text, status: report.exit_status() })
 }
 
 /// A traced packet is of one family, so the other one is left out.
@@ -139,7 +138,7 @@ async fn api_facts(config: &Config, namespace: &str, name: &str) -> Result<Optio
         match asked.await {
             Ok(raw) => raw,
             Err(error) => {
-                eprintln!("Warning: the API server was not asked: {error:#}");
+                complain(format_args!("Warning: the API server was not asked: {error:#}"));
                 return Ok(None);
             }
         }
@@ -162,7 +161,7 @@ fn facts_of(raw: Raw) -> ApiFacts {
 }
 
 /// `services`.
-pub(super) async fn services(config: &Config, namespace: Option<&str>, form: TableForm) -> Result<ExitCode> {
+pub(super) async fn services(config: &Config, namespace: Option<&str>, form: TableForm) -> Result<Answer> {
     let source = Source::of(config).await?;
     let mut rows: Vec<Row> = Vec::new();
     let mut after: Option<String> = None;
@@ -184,11 +183,11 @@ pub(super) async fn services(config: &Config, namespace: Option<&str>, form: Tab
         TableForm::Json => json(&Services { items: rows, next: None })?,
         TableForm::Text | TableForm::Wide => table(&rows, form == TableForm::Wide),
     };
-    Ok(print(&text))
+    Ok(text.into())
 }
 
 /// `status`.
-pub(super) async fn status(config: &Config, form: OutputForm) -> Result<ExitCode> {
+pub(super) async fn status(config: &Config, form: OutputForm) -> Result<Answer> {
     let Some(socket) = &config.control_socket else {
         bail!("--control-socket has to say who is to be asked")
     };
@@ -200,9 +199,9 @@ pub(super) async fn status(config: &Config, form: OutputForm) -> Result<ExitCode
     match form {
         OutputForm::Json => {
             let value: serde_json::Value = serde_json::from_slice(&body).context("reading the answer")?;
-            Ok(print(&json(&value)?))
+            Ok(json(&value)?.into())
         }
-        OutputForm::Text => Ok(print(&String::from_utf8_lossy(&body))),
+        OutputForm::Text => Ok(String::from_utf8_lossy(&body).into_owned().into()),
     }
 }
 

@@ -1,6 +1,6 @@
 //! `kube-proxy-rs check`: is this node fit for this configuration?
 
-use super::print;
+use super::output::{Answer, complain};
 use crate::check::{self, Purpose, Request, ServicePortUse};
 use crate::config::{Config, Flavor, OutputForm};
 use crate::kernel::iptables as tools;
@@ -10,7 +10,6 @@ use crate::watch::api::{self, WatchOptions};
 use crate::watch::client::{ClientOptions, Connection};
 use crate::watch::manifests::{self, ManifestOptions};
 use anyhow::{Context, Result, bail};
-use std::process::ExitCode;
 use std::time::Duration;
 use tokio::sync::mpsc;
 
@@ -18,14 +17,14 @@ use tokio::sync::mpsc;
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Prints one finding a line; fails if one of them did.
-pub(super) async fn check(config: &Config, form: OutputForm) -> Result<ExitCode> {
+pub(super) async fn check(config: &Config, form: OutputForm) -> Result<Answer> {
     let request = request(config).await?;
     let findings = check::judge(&check::gather(&request).await, &request);
-    print(&match form {
+    let text = match form {
         OutputForm::Text => check::text(&findings),
         OutputForm::Json => check::json(&findings, config.mode),
-    });
-    Ok(if check::is_fit(&findings) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    };
+    Ok(Answer { text, status: u8::from(!check::is_fit(&findings)) })
 }
 
 async fn request(config: &Config) -> Result<Request> {
@@ -53,7 +52,7 @@ async fn services(config: &Config) -> Result<Option<Tracker>> {
     if !sources.manifests.is_empty() {
         let options = ManifestOptions { node_name: config.node_name.clone(), node_port_range };
         let (events, errors) = manifests::load(&sources.manifests, &options)?;
-        errors.iter().for_each(|error| eprintln!("Error: {error}"));
+        errors.iter().for_each(|error| complain(format_args!("Error: {error}")));
         events.into_iter().for_each(|event| tracker.fold(event));
         return Ok(Some(tracker));
     }

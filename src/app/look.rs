@@ -1,6 +1,7 @@
 //! What the node has for one Service, read live: rules or servers, settings, flows. Runs in the process
 //! of whoever asks, never in the loop.
 
+use super::output::complain;
 use crate::backend::{KernelObject, Outcome, Packet, SERVER_RULE, Verdict, iptables, ipvs};
 use crate::config::{Config, Explain, Flavor};
 use crate::explain::{
@@ -56,7 +57,7 @@ pub(super) async fn around(config: &Config, view: &ServiceView, asked: &Explain)
         };
         match outcomes {
             Ok(outcomes) => node.decisions.extend(outcomes.iter().map(decision)),
-            Err(error) => eprintln!("Warning: the packet was not traced: {error:#}"),
+            Err(error) => complain(format_args!("Warning: the packet was not traced: {error:#}")),
         }
     }
     node

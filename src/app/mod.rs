@@ -12,75 +12,96 @@ mod families;
 mod ipvs_metrics;
 mod look;
 mod offline;
+mod output;
 mod readiness_taint;
 mod reload;
 mod render;
+mod replace_file;
 mod run;
 mod servers;
 mod service_metrics;
 mod source;
 mod status;
 
-use crate::config::{self, Action, CommandLine, ConfigFile, LogFormat, Resolved};
+use crate::config::{
+    self, Action, CommandLine, Config, ConfigFile, Effective, LogFormat, LoggingConfig, Resolved,
+};
 use crate::kernel::memory;
 use crate::telemetry;
 use anyhow::{Context, Result};
+use output::{Answer, complain};
+use std::ffi::OsString;
 use std::path::Path;
 use std::process::ExitCode;
 
 /// Runs the program with these arguments, without the program's name.
 #[must_use]
-pub fn main(arguments: impl IntoIterator<Item = String>) -> ExitCode {
+pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     memory::keep_little();
     let line = match config::parse(arguments) {
         Ok(line) => line,
-        Err(stop) if stop.exit_code == 0 => return print(&stop.text),
+        Err(stop) if stop.exit_code == 0 => return Answer::from(stop.text).deliver(),
         Err(stop) => {
-            eprintln!("{}", stop.text);
+            complain(stop.text);
             return ExitCode::from(stop.exit_code);
         }
     };
-    match act(&line) {
-        Ok(code) => code,
-        Err(error) => {
-            eprintln!("Error: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
-}
-
-/// Prints a text; a reader that went away is none of our business.
-fn print(text: &str) -> ExitCode {
-    use std::io::Write as _;
-    let _ = std::io::stdout().write_all(text.as_bytes());
-    ExitCode::SUCCESS
+    act(&line).unwrap_or_else(|error| {
+        complain(format_args!("Error: {error:#}"));
+        ExitCode::FAILURE
+    })
 }
 
 fn act(line: &CommandLine) -> Result<ExitCode> {
-    if let Action::PrintVersion(text) = &line.action {
-        return Ok(print(&format!("{text}\n")));
+    match &line.action {
+        Action::PrintVersion(text) => return Ok(Answer::from(format!("{text}\n")).deliver()),
+        Action::CheckConfig(file) => return Ok(check_config(line, file)?.deliver()),
+        _ => {}
     }
-    if let Action::CheckConfig(file) = &line.action {
-        return check_config(line, file);
+    let Resolved { config, effective, notices } = resolve(line)?;
+    // People who ask want the answer only.
+    let asked = match &line.action {
+        Action::Explain(asked) => block_on(ask::explain(&config, asked)),
+        Action::Services(namespace, format) => {
+            block_on(ask::services(&config, namespace.as_deref(), *format))
+        }
+        Action::Status(format) => block_on(ask::status(&config, *format)),
+        _ => {
+            start_logging(line, config.logging, &notices)?;
+            return act_with_log(line, config, &effective);
+        }
+    };
+    Ok(asked?.deliver())
+}
+
+fn act_with_log(line: &CommandLine, config: Config, effective: &Effective) -> Result<ExitCode> {
+    match &line.action {
+        Action::Render(family) => Ok(render::render(&config, *family)?.deliver()),
+        Action::CheckNode(form) => Ok(block_on(check::check(&config, *form))?.deliver()),
+        Action::WriteConfig(path) => {
+            let text = effective.to_yaml().map_err(anyhow::Error::msg)?;
+            replace_file::replace(path, &text)?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Action::InitOnly => block_on(run::init_only(config)),
+        Action::Cleanup => block_on(async move { cleanup::everything(&config).await }),
+        Action::Run => block_on(run::run(config, line.clone(), effective.clone())),
+        // Answered without a log.
+        Action::PrintVersion(_)
+        | Action::CheckConfig(_)
+        | Action::Explain(_)
+        | Action::Services(..)
+        | Action::Status(_) => Ok(ExitCode::SUCCESS),
     }
-    let resolved = resolve(line)?;
-    let logging = resolved.config.logging;
+}
+
+fn start_logging(line: &CommandLine, logging: LoggingConfig, notices: &[String]) -> Result<()> {
     let format = match logging.format {
         LogFormat::Text => telemetry::LineFormat::Text,
         LogFormat::Json => telemetry::LineFormat::Json,
     };
-    let Resolved { config, effective, notices } = resolved;
-    // People who ask want the answer only.
-    match &line.action {
-        Action::Explain(asked) => return block_on(ask::explain(&config, asked)),
-        Action::Services(namespace, format) => {
-            return block_on(ask::services(&config, namespace.as_deref(), *format));
-        }
-        Action::Status(format) => return block_on(ask::status(&config, *format)),
-        _ => {}
-    }
     telemetry::init(logging.verbosity, format)?;
-    for notice in &notices {
+    for notice in notices {
         tracing::warn!("{notice}");
     }
     if logging.verbosity > 0 {
@@ -88,23 +109,7 @@ fn act(line: &CommandLine) -> Result<ExitCode> {
             tracing::info!("FLAG: --{name}={value:?}");
         }
     }
-    match &line.action {
-        Action::PrintVersion(_)
-        | Action::CheckConfig(_)
-        | Action::Explain(_)
-        | Action::Services(..)
-        | Action::Status(_) => Ok(ExitCode::SUCCESS),
-        Action::Render(family) => render::render(&config, *family).map(|text| print(&text)),
-        Action::WriteConfig(path) => {
-            let text = effective.to_yaml().map_err(anyhow::Error::msg)?;
-            std::fs::write(path, text).with_context(|| format!("writing {}", path.display()))?;
-            Ok(ExitCode::SUCCESS)
-        }
-        Action::Run => block_on(run::run(config, line.clone(), effective)),
-        Action::InitOnly => block_on(run::init_only(config)),
-        Action::CheckNode(form) => block_on(async move { check::check(&config, *form).await }),
-        Action::Cleanup => block_on(async move { cleanup::everything(&config).await }),
-    }
+    Ok(())
 }
 
 fn resolve(line: &CommandLine) -> Result<Resolved> {
@@ -128,16 +133,16 @@ fn hostname() -> Result<String> {
 }
 
 /// `kube-proxy-rs config check FILE`.
-fn check_config(line: &CommandLine, file: &Path) -> Result<ExitCode> {
+fn check_config(line: &CommandLine, file: &Path) -> Result<Answer> {
     let (settings, notices) = config::explain(line, &read_config(file)?, &hostname()?)?;
     for notice in notices {
-        eprintln!("Warning: {notice}");
+        complain(format_args!("Warning: {notice}"));
     }
-    Ok(print(&settings))
+    Ok(settings.into())
 }
 
 /// One thread does everything: the work is waiting for the API server, the kernel and its tools.
-fn block_on(task: impl Future<Output = Result<ExitCode>>) -> Result<ExitCode> {
+fn block_on<T>(task: impl Future<Output = Result<T>>) -> Result<T> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .max_blocking_threads(4)

@@ -1,6 +1,7 @@
 //! The same answers without a running proxy: the source is read once, and nothing is programmed.
 
 use super::families::{self, Dataplanes};
+use super::output::complain;
 use crate::backend::Backend;
 use crate::backend::iptables::Iptables;
 use crate::backend::ipvs::Ipvs;
@@ -74,7 +75,7 @@ async fn picture(config: &Config) -> Result<Tracker> {
         let options = ManifestOptions { node_name: config.node_name.clone(), node_port_range };
         let (events, errors) = manifests::load(&config.sources.manifests, &options)?;
         for error in errors {
-            eprintln!("Warning: {error}");
+            complain(format_args!("Warning: {error}"));
         }
         events.into_iter().for_each(|event| tracker.fold(event));
         return Ok(tracker);

@@ -1,6 +1,7 @@
 //! `kube-proxy-rs render`: what would be programmed for some manifests, without touching the kernel.
 
 use super::families::{self, NodeIps, settings};
+use super::output::{Answer, complain};
 use crate::backend::iptables::{Features, render_inputs};
 use crate::backend::ipvs::{INTERFACE, render_text};
 use crate::config::{Config, Flavor, Mode};
@@ -10,31 +11,31 @@ use crate::model::{IpFamily, NodeFacts};
 use crate::plan::{Plan, Scope};
 use crate::state::Tracker;
 use crate::watch::manifests::{self, ManifestOptions};
-use anyhow::{Result, bail};
+use anyhow::Result;
 use std::net::IpAddr;
 
 /// In mode iptables, what would be sent to iptables-restore on a node without rules; several inputs are
 /// set apart by comment lines. In mode ipvs, the same and what `ipset`, `ipvsadm` and `ip` would take.
 /// The packet counters of nfacct are taken to be missing: whether they are
 /// there is the kernel's to say.
-pub(super) fn render(config: &Config, family: IpFamily) -> Result<String> {
+pub(super) fn render(config: &Config, family: IpFamily) -> Result<Answer> {
     let options = ManifestOptions {
         node_name: config.node_name.clone(),
         node_port_range: config.node_ports.range.0..=config.node_ports.range.1,
     };
     let (events, errors) = manifests::load(&config.sources.manifests, &options)?;
     for error in &errors {
-        eprintln!("Error: {error}");
+        complain(format_args!("Error: {error}"));
     }
     let node = NodeFacts { name: config.node_name.as_str().into(), ..NodeFacts::default() };
     let mut tracker = Tracker::new(node, i64::MAX).reserving(families::reserved(config));
     events.into_iter().for_each(|event| tracker.fold(event));
     let changes = tracker.take_changes();
     for conflict in changes.conflicts {
-        eprintln!("Error: {conflict}");
+        complain(format_args!("Error: {conflict}"));
     }
     for claim in changes.claims {
-        eprintln!("Warning: {claim}");
+        complain(format_args!("Warning: {claim}"));
     }
     let mut settings =
         settings(config, family, &tracker.snapshot().node, &NodeIps::of(config, &tracker.snapshot().node));
@@ -46,11 +47,11 @@ pub(super) fn render(config: &Config, family: IpFamily) -> Result<String> {
         Mode::Iptables => iptables(config, plan)?,
         Mode::Ipvs => ipvs(config, &plan)?,
     };
-    if errors.is_empty() {
-        return Ok(text);
+    if !errors.is_empty() {
+        let count = errors.len();
+        complain(format_args!("Error: {count} problems in the manifests; the rules are those of the rest"));
     }
-    print!("{text}");
-    bail!("{} problems in the manifests; the rules are those of the rest", errors.len())
+    Ok(Answer { text, status: u8::from(!errors.is_empty()) })
 }
 
 fn iptables(config: &Config, plan: Plan<'_>) -> Result<String> {
