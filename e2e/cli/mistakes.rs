@@ -74,7 +74,7 @@ fn of_two_claimants_of_a_node_port_the_second_by_name_goes_without() {
     let output = render(folder.path());
     let said = stderr(&output);
     assert!(
-        said.contains("Service shop/second: node port 30080/tcp belongs to Service shop/first"),
+        said.contains("Service shop/second: spec.ports[].nodePort: 30080/tcp belongs to Service shop/first"),
         "{said}"
     );
     let rules = stdout(&output);

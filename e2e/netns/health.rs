@@ -10,8 +10,10 @@ use kube_proxy_rs::testing::lab::{give_idle_uplink, lone_node};
 use kube_proxy_rs::testing::packets::{EndpointState, NODE_NAME, PacketCase, Place, cases, node_object};
 use kube_proxy_rs::testing::proxy::{Flavor, Folder, Launch, http_get, metrics, wait_until};
 use kube_proxy_rs::testing::stub_api::StubApi;
+use serde_json::{Value, json};
 
 use crate::BINARY;
+use crate::explain::{codes, explain};
 use crate::running::Running;
 
 const SYNC: Duration = Duration::from_secs(120);
@@ -99,4 +101,60 @@ fn the_health_check_node_port_follows_the_api_server_within_a_second() {
         }
     }
     panic!("503 and 200 never within a second: {best:?}");
+}
+
+/// A load-balancer Service with policy Local; the fields of its ports are given.
+fn balancer(name: &str, last: u8, (node_port, health_check): (u16, u16)) -> [Value; 2] {
+    let cluster_ip = format!("10.96.0.{last}");
+    let service = json!({
+        "apiVersion": "v1", "kind": "Service", "metadata": {"name": name, "namespace": "shop"},
+        "spec": {
+            "type": "LoadBalancer", "externalTrafficPolicy": "Local", "healthCheckNodePort": health_check,
+            "clusterIP": cluster_ip, "clusterIPs": [cluster_ip], "ipFamilies": ["IPv4"],
+            "ports": [{"name": "http", "port": 80, "protocol": "TCP", "nodePort": node_port}],
+        },
+    });
+    let slice = json!({
+        "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4",
+        "metadata": {"name": name, "namespace": "shop", "labels": {"kubernetes.io/service-name": name}},
+        "ports": [{"name": "http", "protocol": "TCP", "port": 8080}],
+        "endpoints": [{"addresses": ["10.128.0.5"], "nodeName": NODE_NAME}],
+    });
+    [service, slice]
+}
+
+/// Without a say in it, the rules of the node port would take the load balancer's question to an endpoint.
+#[test]
+fn a_health_check_node_port_that_another_service_wants_for_traffic_answers_and_the_other_is_told() {
+    let node = lone_node().unwrap();
+    give_idle_uplink(&node).unwrap();
+    let server = node.run(StubApi::start_on_a_thread).unwrap().unwrap();
+    let objects = [balancer("first", 31, (30031, 32031)), balancer("second", 32, (32031, 32032))].concat();
+    let launch = Launch { binary: BINARY, namespace: &node, flavor: Flavor::Nft, flags: &[] };
+    let mut proxy = launch.start_watching(&server, &objects).unwrap();
+    proxy.wait_for_sync(&node, Flavor::Nft, SYNC).unwrap();
+    let ask = |port| {
+        let address = SocketAddr::new(Place::Node.address(IpFamily::V4), port);
+        http_get(&node, address, "/").unwrap_or_default()
+    };
+    wait_until("both health checks answer", SOON, || {
+        ask(32031).contains("\"name\": \"first\"") && ask(32032).contains("\"name\": \"second\"")
+    })
+    .unwrap_or_else(|error| panic!("{error}: {}; its log:\n{}", ask(32031), proxy.log_tail()));
+
+    let complaint = "32031/tcp belongs to Service shop/first (spec.healthCheckNodePort)";
+    assert!(proxy.log().contains(complaint), "{}", proxy.log_tail());
+    let is_told = |event: &Value| {
+        let note = event["note"].as_str().unwrap_or_default();
+        event["reason"] == "NodePortConflict"
+            && event["regarding"]["name"] == "second"
+            && note.contains(complaint)
+    };
+    wait_until("an Event tells", SOON, || server.events().iter().any(is_told)).unwrap();
+    let socket = proxy.control_socket();
+    let status = node.command(BINARY).arg("status").arg("--control-socket").arg(&socket).output().unwrap();
+    let status = String::from_utf8(status.stdout).unwrap();
+    assert!(status.contains(complaint) && status.contains("shop/second"), "{status}");
+    let (report, _) = explain(&node, &["shop/second", "--control-socket", socket.to_str().unwrap()]);
+    assert!(codes(&report).contains("node-port-taken"), "{report:#}");
 }

@@ -152,7 +152,7 @@ impl Status {
         }
         format!(
             "{}<p class=\"note\">{}</p>",
-            table("Endpoints and external IPs left out or doubtful", &["Service", "Reason"], &rows),
+            table("Parts of Services left out or doubtful", &["Service", "Reason"], &rows),
             escaped(&doubts(&self.readiness.doubtful))
         )
     }
@@ -161,8 +161,8 @@ impl Status {
 /// How many there are, in words.
 fn doubts(it: &Doubtful) -> String {
     format!(
-        "{} endpoints and {} external IPs refused, {} external IPs reported",
-        it.refused_endpoints, it.refused_external_ips, it.reported_external_ips
+        "{} endpoints and {} external IPs refused, {} external IPs reported, {} node ports contested",
+        it.refused_endpoints, it.refused_external_ips, it.reported_external_ips, it.contested_node_ports
     )
 }
 

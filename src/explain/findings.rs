@@ -27,7 +27,7 @@ pub enum Code {
     WrongFamily,
     /// The client of `--client` is outside the source ranges.
     ClientOutsideSourceRanges,
-    /// The node port belongs to another Service.
+    /// The node port, or the health-check node port, belongs to another Service.
     NodePortTaken,
     /// The node port is outside the range of the cluster.
     NodePortOutsideRange,
@@ -143,6 +143,13 @@ fn left_out(view: &ServiceView) -> Vec<Finding> {
         ),
     });
     let mut found: Vec<Finding> = contested.collect();
+    found.extend(view.contested_ports.iter().map(|port| {
+        finding(
+            (Code::NodePortTaken, Severity::Problem),
+            port.complaint.as_str(),
+            "Of two Services the older one has the port. Give one of the two another port.",
+        )
+    }));
     if view.refused_endpoints > 0 {
         found.push(finding(
             (Code::EndpointsRefused, Severity::Problem),
@@ -332,15 +339,6 @@ fn policies(family: &FamilyView, port: &PortView) -> Vec<Finding> {
 fn node_port(port: &PortView, node: &NodeState) -> Vec<Finding> {
     let (label, number) = (port.label(), port.node_port);
     let mut found = Vec::new();
-    if let Some(owner) = &port.node_port_owner {
-        found.push(finding(
-            (Code::NodePortTaken, Severity::Problem),
-            format!(
-                "port {label}: node port {number} belongs to the older Service {owner}; this one goes without"
-            ),
-            "Give one of the two another nodePort.",
-        ));
-    }
     if let Some((first, last)) = node.node_port_range
         && number != 0
         && !(first..=last).contains(&number)

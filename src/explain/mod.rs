@@ -17,7 +17,9 @@ pub use facts::{
 pub use findings::{Code, Finding, Severity};
 pub use report::Report;
 pub use table::{Row, Services, table};
-pub use view::{Answer, ContestedIp, EndpointView, FamilyView, FrontendView, PortView, ServiceView};
+pub use view::{
+    Answer, ContestedIp, ContestedPort, EndpointView, FamilyView, FrontendView, PortView, ServiceView,
+};
 
 #[cfg(test)]
 mod tests;

@@ -67,8 +67,7 @@ fn view(objects: &[Value]) -> Option<ServiceView> {
     }
     let settings = FamilySettings::new(IpFamily::V4);
     let plan = Plan::new(&settings, tracker.snapshot(), Scope::All);
-    let owner = |protocol, port| tracker.node_port_owner(protocol, port);
-    let family = FamilyView::of(&plan, &ServiceName::new("shop", "web"), &owner)?;
+    let family = FamilyView::of(&plan, &ServiceName::new("shop", "web"))?;
     Some(ServiceView {
         service: "shop/web".to_owned(),
         node: NODE.to_owned(),
@@ -124,12 +123,19 @@ fn what_is_refused_before_the_kernel_is_asked_is_named() {
     };
     view.contested_ips = vec![contested(1, true), contested(2, false)];
     view.refused_endpoints = 3;
+    view.contested_ports = vec![ContestedPort {
+        node_port: 30080,
+        protocol: "tcp".to_owned(),
+        owner: "shop/older".to_owned(),
+        complaint: "spec.healthCheckNodePort: 30080/tcp belongs to Service shop/older".to_owned(),
+    }];
     let report = Report::new("shop/web".to_owned(), Some(view), NodeState::default());
-    let wanted = [Code::ExternalIpRefused, Code::EndpointsRefused, Code::ExternalIpContested];
+    let wanted =
+        [Code::ExternalIpRefused, Code::NodePortTaken, Code::EndpointsRefused, Code::ExternalIpContested];
     assert_eq!(codes(&report), wanted);
     let text = report.to_string();
     assert!(text.contains("198.51.100.1 is") && text.contains("198.51.100.2 is"), "{text}");
-    assert!(text.contains("3 endpoints are not used"), "{text}");
+    assert!(text.contains("3 endpoints are not used") && text.contains("shop/older"), "{text}");
 }
 
 #[test]
@@ -137,23 +143,6 @@ fn endpoints_of_a_family_that_the_service_lacks_are_named() {
     let mut other = slice(&[json!({"addresses": ["fd00:128::5"], "conditions": {"ready": true}})]);
     other["addressType"] = json!("IPv6");
     assert_eq!(codes(&report(&[service(&json!({})), other], NodeState::default())), [Code::WrongFamily]);
-}
-
-#[test]
-fn a_node_port_that_an_older_service_has_is_named() {
-    let exposed = json!({
-        "type": "NodePort", "ports": [{"name": "http", "port": 80, "protocol": "TCP", "nodePort": 30080}],
-    });
-    let mut older = service(&exposed);
-    older["metadata"] =
-        json!({"namespace": "shop", "name": "older", "creationTimestamp": "2020-01-01T00:00:00Z"});
-    older["spec"]["clusterIP"] = json!("10.96.0.11");
-    older["spec"]["clusterIPs"] = json!(["10.96.0.11"]);
-    let mut younger = service(&exposed);
-    younger["metadata"]["creationTimestamp"] = json!("2024-01-01T00:00:00Z");
-    let report = report(&[older, younger, slice(&[endpoint(5, NODE)])], NodeState::default());
-    assert_eq!(codes(&report), [Code::NodePortTaken]);
-    assert!(report.findings[0].message.contains("shop/older"), "{report}");
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! What the plan makes of one Service, in a form that can be sent.
 
 use crate::backend::KernelObject;
-use crate::model::{IpFamily, Protocol, ServiceName, TrafficPolicy};
+use crate::model::{IpFamily, ServiceName, TrafficPolicy};
 use crate::plan::{EndpointUse, Plan, ReasonedPort, Route, Unused};
 use serde::{Deserialize, Serialize};
 use std::net::{IpAddr, SocketAddr};
@@ -22,6 +22,8 @@ pub struct ServiceView {
     pub flavor: String,
     /// External and load-balancer IPs that it asks for and that are somebody else's.
     pub contested_ips: Vec<ContestedIp>,
+    /// Ports of the node that it asks for and that another Service has, or another use in the same Service.
+    pub contested_ports: Vec<ContestedPort>,
     /// Endpoints that its slices have and that are left out because of the range of their address.
     pub refused_endpoints: usize,
     /// One part for each IP family that the Service has.
@@ -36,6 +38,20 @@ pub struct ContestedIp {
     pub address: IpAddr,
     /// The Service goes without it.
     pub refused: bool,
+    /// Where the Service asks for it, and whose it is.
+    pub complaint: String,
+}
+
+/// A port of the node that another Service has, or another use in the same Service.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ContestedPort {
+    /// It.
+    pub node_port: u16,
+    /// `tcp`, `udp` or `sctp`.
+    pub protocol: String,
+    /// The Service that has it.
+    pub owner: String,
     /// Where the Service asks for it, and whose it is.
     pub complaint: String,
 }
@@ -97,8 +113,6 @@ pub struct PortView {
     pub source_ranges: Vec<String>,
     /// The node port that the Service asks for; 0 for none.
     pub node_port: u16,
-    /// The Service that has it, if it is another one, or another port of the same one.
-    pub node_port_owner: Option<String>,
     /// Every endpoint.
     pub endpoints: Vec<EndpointView>,
 }
@@ -128,18 +142,13 @@ pub struct EndpointView {
 }
 
 impl FamilyView {
-    /// A plan's part of a Service; `None` when the family has nothing of it. `owner` says which
-    /// Service has a node port.
+    /// A plan's part of a Service; `None` when the family has nothing of it.
     #[must_use]
-    pub fn of<'t>(
-        plan: &Plan<'_>,
-        name: &ServiceName,
-        owner: &dyn Fn(Protocol, u16) -> Option<&'t ServiceName>,
-    ) -> Option<FamilyView> {
+    pub fn of(plan: &Plan<'_>, name: &ServiceName) -> Option<FamilyView> {
         let ports = plan.reasons(name)?;
         Some(FamilyView {
             family: plan.family().to_string(),
-            ports: ports.iter().map(|port| PortView::of(port, owner)).collect(),
+            ports: ports.iter().map(PortView::of).collect(),
             wanted: Vec::new(),
             refused: None,
         })
@@ -153,10 +162,8 @@ impl FamilyView {
 }
 
 impl PortView {
-    fn of<'t>(port: &ReasonedPort, owner: &dyn Fn(Protocol, u16) -> Option<&'t ServiceName>) -> PortView {
+    fn of(port: &ReasonedPort) -> PortView {
         let (plan, frontends) = (&port.plan, &port.plan.frontends);
-        let is_refused = port.node_port != 0 && frontends.node_port.is_none();
-        let owner = owner(plan.name.protocol, port.node_port).filter(|_| is_refused);
         PortView {
             name: plan.name.port.to_string(),
             protocol: plan.name.protocol.to_string(),
@@ -167,7 +174,6 @@ impl PortView {
             external: frontends.externally_accessible().then(|| Answer::of(plan.external)),
             source_ranges: frontends.source_ranges.iter().map(ToString::to_string).collect(),
             node_port: port.node_port,
-            node_port_owner: owner.map(ToString::to_string),
             endpoints: port.endpoints.iter().map(EndpointView::of).collect(),
         }
     }

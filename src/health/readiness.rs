@@ -20,8 +20,8 @@ pub struct Readiness {
     pub reasons: Vec<String>,
     /// When it was asked, in UTC.
     pub current_time: String,
-    /// Parts of Services that are left out or doubtful, whatever the kernel says of the rest: endpoints
-    /// and external IPs.
+    /// Parts of Services that are left out or doubtful, whatever the kernel says of the rest: endpoints,
+    /// external IPs and node ports.
     #[serde(flatten)]
     pub doubtful: Doubtful,
     /// By `IPv4` and `IPv6`; a family that this node does not serve is not there.
@@ -52,7 +52,7 @@ pub struct FamilyReadiness {
     pub last_drift_time: Option<String>,
 }
 
-/// Endpoints and external IPs that are not used, or had better not be.
+/// Endpoints, external IPs and node ports that are not used, or had better not be.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Doubtful {
@@ -62,6 +62,8 @@ pub struct Doubtful {
     pub refused_external_ips: usize,
     /// Those that are only reported.
     pub reported_external_ips: usize,
+    /// Ports of the node that another Service has.
+    pub contested_node_ports: usize,
     /// The first Services that have such, and what is wrong.
     pub doubtful: Vec<RefusedObject>,
 }

@@ -18,6 +18,7 @@ pub(super) struct SyncMetrics {
     pub(super) no_local_endpoints: IntGaugeVec,
     pub(super) refused_services: IntGaugeVec,
     pub(super) refused_endpoints: IntGauge,
+    pub(super) contested_node_ports: IntGauge,
     pub(super) contested_external_ips: IntGaugeVec,
     pub(super) drift: IntCounterVec,
 }
@@ -98,6 +99,10 @@ impl SyncMetrics {
             refused_endpoints: IntGauge::with_opts(opts(
                 "rs_refused_endpoints",
                 "Endpoints left out because of the range of their address",
+            ))?,
+            contested_node_ports: IntGauge::with_opts(opts(
+                "rs_contested_node_ports",
+                "Node ports and health-check node ports that Services ask for and that others have",
             ))?,
             contested_external_ips: IntGaugeVec::new(
                 opts(

@@ -40,6 +40,27 @@ pub enum WatchEvent {
     NodeGone,
 }
 
+/// What a Service wants a port of the node for. Where it wants one port for several uses, the first in this
+/// order has it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum NodePortUse {
+    /// As the node port of its port with this index.
+    Traffic(usize),
+    /// For load balancers to ask on.
+    HealthCheck,
+}
+
+impl NodePortUse {
+    /// The field of the Service that asks for it.
+    #[must_use]
+    pub fn field(self) -> &'static str {
+        match self {
+            NodePortUse::Traffic(_) => "spec.ports[].nodePort",
+            NodePortUse::HealthCheck => "spec.healthCheckNodePort",
+        }
+    }
+}
+
 /// All that is known about one Service name: the Service, its slices, or only one of the two.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct ServiceRecord {
@@ -47,10 +68,30 @@ pub struct ServiceRecord {
     pub service: Option<Box<Service>>,
     /// Its slices, sorted by name.
     pub slices: Vec<EndpointSlice>,
-    /// Indexes of the Service's ports whose node port belongs to somebody else.
-    pub refused_node_ports: Vec<usize>,
+    /// Ports of the node that the Service asks for and that belong to somebody else.
+    pub refused_node_ports: Vec<NodePortUse>,
     /// External and load-balancer IPs that are somebody else's, where those are refused.
     pub refused_external_ips: Box<[IpAddr]>,
+}
+
+impl ServiceRecord {
+    /// The node port of the Service's port with this index, if the Service has it.
+    #[must_use]
+    pub fn node_port(&self, index: usize) -> Option<u16> {
+        let port = self.service.as_deref()?.ports.get(index)?.node_port;
+        self.unless_refused(NodePortUse::Traffic(index), port)
+    }
+
+    /// The port on which load balancers ask for the Service, if the Service has it.
+    #[must_use]
+    pub fn health_check_node_port(&self) -> Option<u16> {
+        let port = self.service.as_deref()?.external.as_deref()?.health_check_node_port;
+        self.unless_refused(NodePortUse::HealthCheck, port)
+    }
+
+    fn unless_refused(&self, wanted_for: NodePortUse, port: u16) -> Option<u16> {
+        (port != 0 && !self.refused_node_ports.contains(&wanted_for)).then_some(port)
+    }
 }
 
 /// The whole picture: every Service with its slices, and our node.

@@ -39,7 +39,6 @@ impl Frontends {
         cluster_ip: IpAddr,
     ) -> Self {
         let port = &service.ports[index];
-        let refused = record.refused_node_ports.contains(&index);
         let mut frontends = Frontends {
             cluster_ip,
             port: port.port,
@@ -48,8 +47,8 @@ impl Frontends {
             load_balancer_ips: Vec::new(),
             source_ranges: Vec::new(),
             node_in_source_ranges: false,
-            node_port: (port.node_port != 0 && !refused).then_some(port.node_port),
-            health_check_node_port: None,
+            node_port: record.node_port(index),
+            health_check_node_port: record.health_check_node_port(),
             external_policy: TrafficPolicy::Cluster,
         };
         if let Some(external) = &service.external {
@@ -65,8 +64,6 @@ impl Frontends {
             frontends.source_ranges = source_ranges(&external.source_ranges, family);
             frontends.node_in_source_ranges =
                 frontends.source_ranges.iter().any(|range| range.contains(&settings.node_ip));
-            frontends.health_check_node_port =
-                (external.health_check_node_port != 0).then_some(external.health_check_node_port);
             frontends.external_policy = external.traffic_policy;
         }
         frontends

@@ -45,10 +45,9 @@ impl Plan<'_> {
     /// The port on which load balancers ask for a Service; none when the family has nothing of it.
     #[must_use]
     pub fn health_check_node_port(&self, name: &ServiceName) -> Option<u16> {
-        let service = self.snapshot.services.get(name)?.service.as_deref()?;
-        (*service.cluster_ips.get(self.family()))?;
-        let port = service.external.as_deref()?.health_check_node_port;
-        (port != 0).then_some(port)
+        let record = self.snapshot.services.get(name)?;
+        (*record.service.as_deref()?.cluster_ips.get(self.family()))?;
+        record.health_check_node_port()
     }
 
     /// How many endpoints of a Service on this node are ready, by address: what a load balancer

@@ -1,10 +1,10 @@
 //! The tracker: owner of the snapshot, and of what changed in it since the last pass.
 
 use super::external_ips::{ExternalIpClaim, ExternalIps, Reserved};
-use super::node_ports::{NodePortConflict, NodePorts, ports_of};
+use super::node_ports::{NodePortConflict, NodePorts};
 use crate::model::{
-    EndpointSlice, IpFamily, NodeFacts, ObjectKind, PerFamily, Protocol, Service, ServiceName, SliceName,
-    Snapshot, WatchEvent,
+    EndpointSlice, IpFamily, NodeFacts, ObjectKind, PerFamily, Service, ServiceName, SliceName, Snapshot,
+    WatchEvent,
 };
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -18,7 +18,7 @@ pub struct Changes {
     pub topology: bool,
     /// Trigger times (milliseconds since 1970) of the endpoint changes, for the latency metric.
     pub triggered: Vec<i64>,
-    /// Node ports newly found to be claimed twice.
+    /// Ports of the node newly found to be claimed twice.
     pub conflicts: Vec<NodePortConflict>,
     /// External addresses newly found to be somebody else's.
     pub claims: Vec<ExternalIpClaim>,
@@ -108,10 +108,15 @@ impl Tracker {
         *self.endpoints.get(family)
     }
 
-    /// The Service that has a node port, of those that claim it.
+    /// Ports of the node that Services ask for now and other Services have.
+    pub fn conflicts(&self) -> impl Iterator<Item = &NodePortConflict> {
+        self.node_ports.standing()
+    }
+
+    /// Those that one Service asks for.
     #[must_use]
-    pub fn node_port_owner(&self, protocol: Protocol, port: u16) -> Option<&ServiceName> {
-        self.node_ports.owner((protocol, port))
+    pub fn conflicts_of(&self, name: &ServiceName) -> &[NodePortConflict] {
+        self.node_ports.of(name)
     }
 
     /// External addresses that are somebody else's, as far as Services ask for them now.
@@ -141,6 +146,8 @@ impl Tracker {
     pub fn take_changes(&mut self) -> Changes {
         let mut changes = std::mem::take(&mut self.changes);
         changes.triggered = std::mem::take(&mut self.triggers).into_values().flatten().collect();
+        // A list can name the owner of a port last.
+        changes.conflicts.retain(|conflict| self.conflicts_of(&conflict.service).contains(conflict));
         changes
     }
 
@@ -213,11 +220,12 @@ impl Tracker {
             return;
         }
         let old = record.service.take();
-        let askers = self.move_claims(old.as_deref(), Some(&service));
+        let askers = self.external_ips.replace(old.as_deref(), Some(&service));
+        let claimants = self.node_ports.replace(old.as_deref(), Some(&service));
         if let Some(record) = self.snapshot.services.get_mut(&name) {
             record.service = Some(service);
         }
-        self.settle_node_ports(&name, old.as_deref());
+        self.settle_node_ports(claimants);
         self.settle_external_ips(askers);
         self.changes.services.insert(name);
     }
@@ -226,23 +234,12 @@ impl Tracker {
         self.seen.services += 1;
         let Some(record) = self.snapshot.services.get_mut(name) else { return };
         let Some(old) = record.service.take() else { return };
-        record.refused_node_ports = Vec::new();
-        let askers = self.move_claims(Some(&old), None);
-        self.settle_node_ports(name, Some(&old));
+        let askers = self.external_ips.replace(Some(&old), None);
+        let claimants = self.node_ports.replace(Some(&old), None);
+        self.settle_node_ports(claimants);
         self.settle_external_ips(askers);
         self.changes.services.insert(name.clone());
         self.drop_empty(name);
-    }
-
-    /// Returns the Services whose external addresses are to be judged again.
-    fn move_claims(&mut self, old: Option<&Service>, new: Option<&Service>) -> BTreeSet<ServiceName> {
-        if let Some(old) = old {
-            self.node_ports.release(old);
-        }
-        if let Some(new) = new {
-            self.node_ports.claim(new);
-        }
-        self.external_ips.replace(old, new)
     }
 
     fn settle_external_ips(&mut self, askers: BTreeSet<ServiceName>) {
@@ -259,29 +256,12 @@ impl Tracker {
         }
     }
 
-    /// Re-decides the node ports of a Service that changed, and of those it contends with.
-    fn settle_node_ports(&mut self, name: &ServiceName, old: Option<&Service>) {
-        let new = self.snapshot.services.get(name).and_then(|record| record.service.as_deref());
-        let ports: BTreeSet<_> = [old, new].into_iter().flatten().flat_map(ports_of).collect();
-        if ports.is_empty() {
-            return;
-        }
-        let mut affected = self.node_ports.claimants(ports.iter().copied());
-        affected.extend(ports.iter().filter_map(|port| self.node_ports.owner(*port)).cloned());
-        affected.insert(name.clone());
-        for name in affected {
-            self.settle_one(&name);
-        }
-    }
-
-    fn settle_one(&mut self, name: &ServiceName) {
-        let Some(record) = self.snapshot.services.get_mut(name) else { return };
-        let Some(service) = &record.service else { return };
-        let (refused, conflicts): (Vec<_>, Vec<_>) =
-            self.node_ports.conflicts_of(service).into_iter().unzip();
-        if refused != record.refused_node_ports {
-            record.refused_node_ports = refused;
-            self.changes.services.insert(name.clone());
+    fn settle_node_ports(&mut self, claimants: BTreeSet<ServiceName>) {
+        for name in claimants {
+            let Some(record) = self.snapshot.services.get_mut(&name) else { continue };
+            let Some(conflicts) = self.node_ports.judge(&name, record.service.as_deref()) else { continue };
+            record.refused_node_ports = conflicts.iter().map(|conflict| conflict.wanted_for).collect();
+            self.changes.services.insert(name);
             self.changes.conflicts.extend(conflicts);
         }
     }

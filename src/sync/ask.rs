@@ -3,9 +3,9 @@
 
 use super::pass::FamilySync;
 use crate::backend::Backend;
-use crate::explain::{ContestedIp, Row, ServiceView, Services};
+use crate::explain::{ContestedIp, ContestedPort, Row, ServiceView, Services};
 use crate::model::{ServiceName, Snapshot};
-use crate::state::{ExternalIpClaim, Tracker};
+use crate::state::{ExternalIpClaim, NodePortConflict, Tracker};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::ops::Bound;
@@ -93,8 +93,17 @@ pub(super) async fn next(questions: &mut Option<mpsc::Receiver<Question>>) -> Qu
     std::future::pending().await
 }
 
-fn contested(claim: &ExternalIpClaim) -> ContestedIp {
+fn contested_ip(claim: &ExternalIpClaim) -> ContestedIp {
     ContestedIp { address: claim.address, refused: claim.refused, complaint: claim.complaint() }
+}
+
+fn contested_port(conflict: &NodePortConflict) -> ContestedPort {
+    ContestedPort {
+        node_port: conflict.node_port,
+        protocol: conflict.protocol.to_string(),
+        owner: conflict.owner.to_string(),
+        complaint: conflict.complaint(),
+    }
 }
 
 /// What can be told of a picture and the families that it is programmed for.
@@ -128,10 +137,9 @@ impl<B: Backend> Told<'_, B> {
             services: BTreeMap::from([(name.clone(), record.clone())]),
             node: snapshot.node.clone(),
         };
-        let owner = |protocol, port| self.tracker.node_port_owner(protocol, port);
         let part = |family: &FamilySync<B>| {
             let endpoints = self.tracker.endpoints(family.family());
-            family.view((&one, name), endpoints, &owner, with_kernel)
+            family.view((&one, name), endpoints, with_kernel)
         };
         Some(ServiceView {
             service: name.to_string(),
@@ -139,7 +147,8 @@ impl<B: Backend> Told<'_, B> {
             zone: snapshot.node.zone.as_deref().map(str::to_owned),
             mode: self.identity.mode.clone(),
             flavor: self.identity.flavor.clone(),
-            contested_ips: self.tracker.claims_of(name).iter().map(contested).collect(),
+            contested_ips: self.tracker.claims_of(name).iter().map(contested_ip).collect(),
+            contested_ports: self.tracker.conflicts_of(name).iter().map(contested_port).collect(),
             refused_endpoints: record.slices.iter().map(|slice| usize::from(slice.refused)).sum(),
             families: self.families.iter().filter_map(part).collect(),
         })

@@ -3,7 +3,7 @@
 use super::report::{Outcome, PassKind};
 use crate::backend::{Applied, Backend, Finding, Look, Refusal};
 use crate::explain::FamilyView;
-use crate::model::{IpFamily, Protocol, ServiceName, Snapshot};
+use crate::model::{IpFamily, ServiceName, Snapshot};
 use crate::plan::{FamilySettings, NodePortAddresses, Plan, Scope};
 use crate::state::Changes;
 use anyhow::{Context, Result};
@@ -91,17 +91,16 @@ impl<B: Backend> FamilySync<B> {
 
     /// What becomes of one Service, of a snapshot that holds nothing else; `None` when the family
     /// has nothing of it.
-    pub(super) fn view<'t>(
+    pub(super) fn view(
         &self,
         (one, name): (&Snapshot, &ServiceName),
         endpoints: usize,
-        owner: &dyn Fn(Protocol, u16) -> Option<&'t ServiceName>,
         with_kernel: bool,
     ) -> Option<FamilyView> {
         let plan = Plan::new(&self.settings, one, Scope::All)
             .with_local_addresses(&self.addresses)
             .with_endpoint_count(endpoints);
-        let mut view = FamilyView::of(&plan, name, owner)?;
+        let mut view = FamilyView::of(&plan, name)?;
         if with_kernel {
             view.wanted = self.backend.wanted(&plan);
         }

@@ -201,10 +201,7 @@ impl Recorder for Records {
 
     fn conflicts(&mut self, conflicts: &[NodePortConflict]) {
         for conflict in conflicts {
-            tracing::error!(
-                service = %conflict.service, node_port = conflict.node_port, protocol = %conflict.protocol,
-                owner = %conflict.owner, "node port belongs to another Service; this one goes without"
-            );
+            tracing::error!("{conflict}");
             self.warn(Some(&conflict.service), "NodePortConflict", "Sync", conflict.to_string());
         }
     }
@@ -238,6 +235,12 @@ impl Recorder for Records {
             }
             doubtful.name(|| RefusedObject { service: claim.service.to_string(), reason: claim.complaint() });
         }
+        for conflict in tracker.conflicts() {
+            doubtful.contested_node_ports += 1;
+            let service = conflict.service.to_string();
+            doubtful.name(|| RefusedObject { service, reason: conflict.complaint() });
+        }
+        self.metrics.contested_node_ports().set(gauge(doubtful.contested_node_ports));
         self.metrics.refused_endpoints().set(gauge(doubtful.refused_endpoints));
         self.metrics.contested_external_ips(true).set(gauge(doubtful.refused_external_ips));
         self.metrics.contested_external_ips(false).set(gauge(doubtful.reported_external_ips));

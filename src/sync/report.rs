@@ -86,7 +86,7 @@ pub trait Recorder {
     /// A check of the kernel failed.
     fn unverified(&mut self, family: IpFamily, error: &anyhow::Error);
 
-    /// Service ports go without their node port.
+    /// Services go without a port of the node that others have.
     fn conflicts(&mut self, conflicts: &[NodePortConflict]);
 
     /// Services ask for traffic to addresses that are somebody else's.

@@ -1,5 +1,6 @@
 use super::*;
-use crate::model::{EndpointFacts, Protocol, ServicePort, SliceEndpoint, SlicePort};
+use crate::model::{EndpointFacts, External, NodePortUse, Protocol, ServicePort, SliceEndpoint, SlicePort};
+use rstest::rstest;
 
 fn service(name: &str, created: i64, node_port: u16) -> WatchEvent {
     WatchEvent::Service(Box::new(Service {
@@ -98,12 +99,83 @@ fn the_older_service_keeps_a_contested_node_port_and_the_other_gets_it_when_it_g
     assert_eq!(changes.conflicts[0].service.as_str(), "shop/young");
     assert_eq!(changes.conflicts[0].owner.as_str(), "shop/old");
     let young = &tracker.snapshot().services[&ServiceName::new("shop", "young")];
-    assert_eq!(young.refused_node_ports, [0]);
+    assert_eq!(young.refused_node_ports, [NodePortUse::Traffic(0)]);
 
     tracker.fold(WatchEvent::ServiceGone(ServiceName::new("shop", "old")));
     assert_eq!(names(&tracker.take_changes()), ["shop/old", "shop/young"]);
     let young = &tracker.snapshot().services[&ServiceName::new("shop", "young")];
     assert!(young.refused_node_ports.is_empty());
+}
+
+/// A Service that wants port 30080 of the node.
+fn claimant(name: &str, created: i64, uses: &[(NodePortUse, Protocol)]) -> WatchEvent {
+    let WatchEvent::Service(mut claimant) = service(name, created, 0) else { unreachable!() };
+    let of_use = |port: Option<usize>| {
+        uses.iter().find(|(it, _)| port.map_or(NodePortUse::HealthCheck, NodePortUse::Traffic) == *it)
+    };
+    let port = |index| {
+        of_use(Some(index)).map(|(_, protocol)| ServicePort {
+            name: format!("p{index}").into(),
+            protocol: *protocol,
+            port: 80,
+            node_port: 30080,
+        })
+    };
+    claimant.ports = (0..2).filter_map(port).collect();
+    let health_check_node_port = if of_use(None).is_some() { 30080 } else { 0 };
+    claimant.external = Some(Box::new(External { health_check_node_port, ..External::default() }));
+    WatchEvent::Service(claimant)
+}
+
+const TCP: (NodePortUse, Protocol) = (NodePortUse::Traffic(0), Protocol::Tcp);
+const SECOND_TCP: (NodePortUse, Protocol) = (NodePortUse::Traffic(1), Protocol::Tcp);
+const UDP: (NodePortUse, Protocol) = (NodePortUse::Traffic(0), Protocol::Udp);
+const HEALTH_CHECK: (NodePortUse, Protocol) = (NodePortUse::HealthCheck, Protocol::Tcp);
+
+#[rstest]
+#[case::two_node_ports(&[TCP], &[TCP], &[TCP])]
+#[case::a_health_check_on_a_node_port(&[TCP], &[HEALTH_CHECK], &[HEALTH_CHECK])]
+#[case::a_node_port_on_a_health_check(&[HEALTH_CHECK], &[TCP], &[TCP])]
+#[case::two_health_checks(&[HEALTH_CHECK], &[HEALTH_CHECK], &[HEALTH_CHECK])]
+#[case::all_at_once(&[TCP, HEALTH_CHECK], &[TCP, SECOND_TCP, HEALTH_CHECK], &[TCP, SECOND_TCP, HEALTH_CHECK])]
+#[case::another_protocol(&[UDP], &[HEALTH_CHECK], &[])]
+fn whoever_claims_a_port_of_the_node_second_goes_without(
+    #[case] first: &[(NodePortUse, Protocol)],
+    #[case] second: &[(NodePortUse, Protocol)],
+    #[case] refused: &[(NodePortUse, Protocol)],
+) {
+    let mut tracker = Tracker::default();
+    tracker.fold(claimant("young", 9, second));
+    tracker.fold(claimant("old", 1, first));
+    let told = tracker.take_changes().conflicts;
+    assert_eq!(tracker.conflicts().cloned().collect::<Vec<_>>(), told);
+    let of_young = told.iter().filter(|conflict| conflict.service.as_str() == "shop/young");
+    let of_young: Vec<_> = of_young.cloned().collect();
+    assert_eq!(tracker.conflicts_of(&ServiceName::new("shop", "young")), of_young);
+    assert!(told.iter().all(|conflict| conflict.owner.as_str() == "shop/old" && conflict.node_port == 30080));
+    let refused_of = |tracker: &Tracker, name| {
+        tracker.snapshot().services[&ServiceName::new("shop", name)].refused_node_ports.clone()
+    };
+    let refused: Vec<NodePortUse> = refused.iter().map(|(it, _)| *it).collect();
+    assert_eq!(refused_of(&tracker, "young"), refused);
+    let own: Vec<NodePortUse> = first.iter().skip(1).map(|(it, _)| *it).collect();
+    assert_eq!(refused_of(&tracker, "old"), own, "a port serves one use");
+
+    tracker.fold(WatchEvent::ServiceGone(ServiceName::new("shop", "old")));
+    let own: Vec<NodePortUse> = refused.iter().skip(1).copied().collect();
+    assert_eq!(refused_of(&tracker, "young"), own);
+    tracker.fold(WatchEvent::ServiceGone(ServiceName::new("shop", "young")));
+    assert!(tracker.node_ports.is_empty());
+}
+
+#[test]
+fn a_list_that_names_the_owner_of_a_port_last_tells_of_that_owner_only() {
+    let mut tracker = Tracker::default();
+    for (name, created) in [("c", 3), ("b", 2), ("a", 1)] {
+        tracker.fold(claimant(name, created, &[TCP]));
+    }
+    let owners: Vec<_> = tracker.take_changes().conflicts.into_iter().map(|it| it.owner).collect();
+    assert_eq!(owners, [ServiceName::new("shop", "a"), ServiceName::new("shop", "a")]);
 }
 
 #[test]
@@ -145,7 +217,7 @@ fn add_and_delete_leave_no_residue() {
     assert!(tracker.snapshot().services.is_empty());
     assert!(tracker.slice_services.is_empty());
     assert_eq!(tracker.endpoints(IpFamily::V4), 0);
-    assert!(tracker.node_ports.owner((Protocol::Tcp, 30080)).is_none());
+    assert!(tracker.node_ports.is_empty());
 }
 
 #[test]

@@ -178,3 +178,41 @@ async fn what_is_refused_before_the_kernel_is_asked_is_named_in_the_metrics_and_
     told.run_for(2).await;
     assert!(told.metrics().contains("kubeproxy_rs_contested_external_ips{outcome=\"reported\"} 0\n"));
 }
+
+/// A Service that load balancers ask for on port 31000 of the node.
+fn health_checked(number: u16) -> WatchEvent {
+    let WatchEvent::Service(mut service) = crate::testing::cluster::service(number.into()) else {
+        unreachable!()
+    };
+    service.external =
+        Some(Box::new(crate::model::External { health_check_node_port: 31000, ..Default::default() }));
+    WatchEvent::Service(service)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_contested_health_check_node_port_is_told_like_any_other_contested_port() {
+    let mut told = Told::new(FakeXtables::default(), 0).await;
+    let [WatchEvent::Service(first), WatchEvent::Service(second)] = [0, 1].map(health_checked) else {
+        unreachable!()
+    };
+    let [owner, loser] = [first.name.clone(), second.name.clone()];
+    for service in [first, second] {
+        told.events.send(WatchEvent::Service(service)).await.unwrap();
+    }
+    told.run_for(2).await;
+    let complaint =
+        format!("spec.healthCheckNodePort: 31000/tcp belongs to Service {owner} (spec.healthCheckNodePort)");
+    let notices = told.notices("NodePortConflict");
+    assert_eq!(notices.len(), 1, "{notices:?}");
+    assert_eq!(notices[0].service, Some(loser.clone()));
+    assert!(notices[0].note.contains(&complaint), "{}", notices[0].note);
+    assert!(told.metrics().contains("kubeproxy_rs_contested_node_ports 1\n"));
+    let (status, body) = told.get("/readyz");
+    assert_eq!((status, &body["contestedNodePorts"]), (200, &1.into()), "{body}");
+    assert_eq!(body["doubtful"][0]["service"], loser.to_string());
+    assert!(body["doubtful"][0]["reason"].as_str().unwrap().contains(&complaint), "{body}");
+
+    told.events.send(WatchEvent::ServiceGone(owner)).await.unwrap();
+    told.run_for(2).await;
+    assert!(told.metrics().contains("kubeproxy_rs_contested_node_ports 0\n"));
+}
