@@ -20,7 +20,7 @@ const SYNC: Duration = Duration::from_secs(120);
 const SOON: Duration = Duration::from_secs(5);
 
 /// A load-balancer Service with policy Local and these endpoints.
-fn service(endpoints: &[Place]) -> PacketCase {
+pub(crate) fn service(endpoints: &[Place]) -> PacketCase {
     let exposed = |case: &PacketCase| case.shape.exposed && case.shape.external_local;
     let mut case = cases().into_iter().find(exposed).unwrap();
     case.shape.endpoints = endpoints.iter().map(|place| (*place, EndpointState::Ready)).collect();

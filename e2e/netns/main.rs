@@ -13,6 +13,7 @@ mod ipvs;
 mod kubeadm;
 mod localhost;
 mod memory;
+mod node_address;
 mod packets;
 mod prometheus;
 mod refusal;

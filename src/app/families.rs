@@ -1,4 +1,4 @@
-//! What holds for each IP family of this node: settled once, before the first rule.
+//! What holds for each IP family of this node.
 
 use super::consistency;
 use super::ipvs_metrics::{self, Counted};
@@ -6,8 +6,8 @@ use super::service_metrics::measuring;
 use crate::backend::Backend;
 use crate::backend::iptables::{self, Iptables, OwnWrites};
 use crate::backend::ipvs::{self, Ipvs};
-use crate::config::{Config, DetectLocal, Flavor, NodePortAddresses as ConfiguredAddresses};
-use crate::kernel::addresses::local_addresses;
+use crate::config::{Config, DetectLocal, Flavor, Mode, NodePortAddresses as ConfiguredAddresses};
+use crate::kernel::addresses::local_addresses_beside;
 use crate::kernel::iptables::{self as tools, Tools, Xtables};
 use crate::kernel::ipvs::Timeouts;
 use crate::kernel::sysctl::Sysctls;
@@ -51,7 +51,8 @@ impl NodeIps {
 }
 
 /// The settings of a family, from configuration and node.
-pub(super) fn settings(config: &Config, family: IpFamily, node: &NodeFacts, ips: &NodeIps) -> FamilySettings {
+pub(super) fn settings(config: &Config, family: IpFamily, node: &NodeFacts) -> FamilySettings {
+    let ips = NodeIps::of(config, node);
     let mut settings = FamilySettings::new(family);
     settings.detector = detector(&config.detect_local, family, node);
     settings.masquerade_all = config.iptables.masquerade_all;
@@ -59,8 +60,10 @@ pub(super) fn settings(config: &Config, family: IpFamily, node: &NodeFacts, ips:
     if let Some(ip) = ips.ips.get(family) {
         settings.node_ip = *ip;
     }
-    settings.node_port_addresses = node_port_addresses(config, family, ips);
+    settings.node_port_addresses = node_port_addresses(config, family, &ips);
+    // IPVS does not take packets from 127.0.0.0/8.
     settings.localhost_node_ports = config.iptables.localhost_node_ports
+        && config.mode == Mode::Iptables
         && family == IpFamily::V4
         && settings.node_port_addresses.includes_v4_loopback();
     settings
@@ -109,9 +112,14 @@ impl<B: Backend> Dataplanes<B> {
         Dataplanes { families: Vec::new(), flavors: Vec::new() }
     }
 
-    fn add(&mut self, backend: B, settings: FamilySettings, flavor: tools::Flavor) {
-        self.flavors.push((settings.family, flavor));
-        self.families.push(FamilySync::new(backend, settings, Box::new(local_addresses)));
+    fn add(&mut self, backend: B, settings: FamilySettings, (config, flavor): (&Config, tools::Flavor)) {
+        let (family, config) = (settings.family, config.clone());
+        self.flavors.push((family, flavor));
+        // Those on the interface of IPVS mode are Services'.
+        let node_addresses = Box::new(|family| local_addresses_beside(ipvs::INTERFACE, family));
+        let family_sync = FamilySync::new(backend, settings, node_addresses);
+        let make_settings = Box::new(move |node: &NodeFacts| self::settings(&config, family, node));
+        self.families.push(family_sync.following_node(make_settings));
     }
 
     /// What is told to those who ask.
@@ -130,10 +138,9 @@ pub(super) async fn iptables(
     node: &NodeFacts,
     metrics: &Arc<Metrics>,
 ) -> Result<Dataplanes<Iptables<Tools>>> {
-    let ips = NodeIps::of(config, node);
     let (mut planes, own) = (Dataplanes::none(), OwnWrites::default());
-    for (family, tools) in usable_families(config, node, &ips).await? {
-        let settings = settings(config, family, node, &ips);
+    for (family, tools) in usable_families(config, node).await? {
+        let settings = settings(config, family, node);
         let features = iptables::Features {
             tree_threshold: usize::try_from(config.iptables.dispatch_tree_threshold)?,
             ..iptables::features(&settings, config.iptables.masquerade_bit, tools.version())?
@@ -143,7 +150,7 @@ pub(super) async fn iptables(
         if let Some(measuring) = measuring(config, family, metrics) {
             backend = backend.measuring(measuring);
         }
-        planes.add(backend, settings, flavor);
+        planes.add(backend, settings, (config, flavor));
     }
     Ok(planes)
 }
@@ -153,12 +160,11 @@ pub(super) async fn iptables_to_look_at(
     config: &Config,
     node: &NodeFacts,
 ) -> Result<Dataplanes<Iptables<Tools>>> {
-    let ips = NodeIps::of(config, node);
     let mut planes = Dataplanes::none();
-    for (family, tools) in usable_families(config, node, &ips).await? {
+    for (family, tools) in usable_families(config, node).await? {
         let features = iptables::features_as_found(config.iptables.masquerade_bit, tools.version());
         let flavor = tools.flavor();
-        planes.add(Iptables::new(tools, features), settings(config, family, node, &ips), flavor);
+        planes.add(Iptables::new(tools, features), settings(config, family, node), (config, flavor));
     }
     Ok(planes)
 }
@@ -189,7 +195,7 @@ pub(super) async fn ipvs(
         if let Some(measuring) = measuring(config, settings.family, metrics) {
             backend = backend.measuring(measuring);
         }
-        planes.add(backend, settings, flavor);
+        planes.add(backend, settings, (config, flavor));
     }
     Ok(planes)
 }
@@ -200,7 +206,7 @@ pub(super) async fn ipvs_to_look_at(config: &Config, node: &NodeFacts) -> Result
     for IpvsFamily { settings, tools, features } in ipvs_families(config, node).await? {
         let flavor = tools.flavor();
         let backend = Ipvs::new(tools, ipvs::Kernel::open()?, settings.family, features);
-        planes.add(backend, settings, flavor);
+        planes.add(backend, settings, (config, flavor));
     }
     Ok(planes)
 }
@@ -213,16 +219,13 @@ struct IpvsFamily {
 }
 
 async fn ipvs_families(config: &Config, node: &NodeFacts) -> Result<Vec<IpvsFamily>> {
-    let ips = NodeIps::of(config, node);
     let scheduler = scheduler(config)?;
     let of_family = |(family, tools): (IpFamily, Tools)| {
-        let mut settings = settings(config, family, node, &ips);
-        // IPVS does not take packets from 127.0.0.0/8.
-        settings.localhost_node_ports = false;
+        let settings = settings(config, family, node);
         let features = ipvs_features(config, family, scheduler.clone(), tools.version());
         IpvsFamily { settings, tools, features }
     };
-    Ok(usable_families(config, node, &ips).await?.into_iter().map(of_family).collect())
+    Ok(usable_families(config, node).await?.into_iter().map(of_family).collect())
 }
 
 /// By what the virtual servers that IPVS mode left are told from others: by the sets that name them, in
@@ -261,8 +264,8 @@ pub(super) fn scheduler(config: &Config) -> Result<IpvsScheduler> {
 }
 
 /// The families that this node can run, the primary one first, with their tools.
-async fn usable_families(config: &Config, node: &NodeFacts, ips: &NodeIps) -> Result<Vec<(IpFamily, Tools)>> {
-    let mut usable = Vec::new();
+async fn usable_families(config: &Config, node: &NodeFacts) -> Result<Vec<(IpFamily, Tools)>> {
+    let (ips, mut usable) = (NodeIps::of(config, node), Vec::new());
     for family in [ips.primary, ips.primary.other()] {
         match usable_tools(config, family).await {
             Ok(tools) => {
@@ -277,7 +280,7 @@ async fn usable_families(config: &Config, node: &NodeFacts, ips: &NodeIps) -> Re
             }
         }
     }
-    consistency::check(config, node, ips, usable.len() > 1)?;
+    consistency::check(config, node, &ips, usable.len() > 1)?;
     Ok(usable)
 }
 
@@ -320,7 +323,7 @@ mod tests {
 
     fn settled(flags: &[&str], family: IpFamily) -> FamilySettings {
         let config = config(flags);
-        settings(&config, family, &node(), &NodeIps::of(&config, &node()))
+        settings(&config, family, &node())
     }
 
     #[test]
@@ -339,11 +342,26 @@ mod tests {
     }
 
     #[test]
+    fn an_address_given_by_flag_stays_whatever_the_node_says() {
+        let config = config(&["--nodeport-addresses=primary", "--bind-address=10.200.0.99"]);
+        let mut moved = node();
+        moved.addresses = ["10.200.0.12".parse().unwrap(), "fd00:200::12".parse().unwrap()].into();
+        let of = |node: &NodeFacts| IpFamily::ALL.map(|family| settings(&config, family, node).node_ip);
+        let ips = |texts: [&str; 2]| texts.map(|text| text.parse::<IpAddr>().unwrap());
+        assert_eq!(of(&node()), ips(["10.200.0.99", "fd00:200::11"]));
+        assert_eq!(of(&moved), ips(["10.200.0.99", "fd00:200::12"]));
+        let only: Cidr = "10.200.0.99/32".parse().unwrap();
+        let within = settings(&config, IpFamily::V4, &moved).node_port_addresses;
+        assert_eq!(within, NodePortAddresses::Within(vec![only]));
+    }
+
+    #[test]
     fn localhost_node_ports_need_ipv4_and_a_loopback_among_the_addresses() {
         assert!(settled(&[], IpFamily::V4).localhost_node_ports);
         assert!(!settled(&[], IpFamily::V6).localhost_node_ports);
         assert!(!settled(&["--nodeport-addresses=10.0.0.0/8"], IpFamily::V4).localhost_node_ports);
         assert!(!settled(&["--iptables-localhost-nodeports=false"], IpFamily::V4).localhost_node_ports);
+        assert!(!settled(&["--proxy-mode=ipvs"], IpFamily::V4).localhost_node_ports);
     }
 
     #[test]

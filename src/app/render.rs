@@ -1,6 +1,6 @@
 //! `kube-proxy-rs render`: what would be programmed for some manifests, without touching the kernel.
 
-use super::families::{self, NodeIps, settings};
+use super::families::{self, settings};
 use super::output::{Answer, complain};
 use crate::backend::iptables::{Features, render_inputs};
 use crate::backend::ipvs::{INTERFACE, render_text};
@@ -37,10 +37,7 @@ pub(super) fn render(config: &Config, family: IpFamily) -> Result<Answer> {
     for claim in changes.claims {
         complain(format_args!("Warning: {claim}"));
     }
-    let mut settings =
-        settings(config, family, &tracker.snapshot().node, &NodeIps::of(config, &tracker.snapshot().node));
-    // IPVS does not take packets from 127.0.0.0/8.
-    settings.localhost_node_ports &= config.mode == Mode::Iptables;
+    let settings = settings(config, family, &tracker.snapshot().node);
     let plan =
         Plan::new(&settings, tracker.snapshot(), Scope::All).with_endpoint_count(tracker.endpoints(family));
     let text = match config.mode {

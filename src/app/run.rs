@@ -16,7 +16,7 @@ use crate::kernel::{memory, process};
 use crate::metrics::{BuildFacts, MetricSet, Metrics};
 use crate::model::{IpFamily, NodeFacts, ObjectKind, PerFamily, WatchEvent};
 use crate::state::Tracker;
-use crate::sync::{End, Periods, Question, Records, Runner, Settlement, since_1970};
+use crate::sync::{Periods, Question, Records, Runner, Settlement, since_1970};
 use anyhow::{Context, Result, bail};
 use std::convert::Infallible;
 use std::process::ExitCode;
@@ -91,15 +91,9 @@ async fn serve(config: Config, line: CommandLine, effective: Effective) -> Resul
     let program = Program { config: &config, tracker, events, questions, records, settlement, metrics };
     tokio::select! {
         ended = program.run() => {
-            match ended? {
-                End::SourceGone => {
-                    source.await.context("the source of objects ended")??;
-                    bail!("the source of objects ended");
-                }
-                End::PodCidrsChanged { from, to } => {
-                    bail!("the Node's pod networks changed from {from:?} to {to:?}; a restart makes rules for the new ones");
-                }
-            }
+            ended?;
+            source.await.context("the source of objects ended")??;
+            bail!("the source of objects ended");
         }
         never = control => match never {},
         failed = servers => failed.map(|()| ExitCode::FAILURE),
@@ -168,10 +162,10 @@ struct Program<'a> {
 }
 
 impl Program<'_> {
-    /// Programs the kernel until there is a reason to end.
-    async fn run(mut self) -> Result<End> {
+    /// Programs the kernel until the source of objects is gone.
+    async fn run(mut self) -> Result<()> {
         if !await_node(self.config, &mut self.tracker, &mut self.events).await? {
-            return Ok(End::SourceGone);
+            return Ok(());
         }
         let node = self.tracker.snapshot().node.clone();
         match self.config.mode {
@@ -187,7 +181,7 @@ impl Program<'_> {
     }
 
     /// The loop, on whichever dataplane.
-    async fn drive<B: Backend>(self, mut planes: Dataplanes<B>) -> Result<End> {
+    async fn drive<B: Backend>(self, mut planes: Dataplanes<B>) -> Result<()> {
         let Program { config, tracker, mut events, questions, records, mut settlement, .. } = self;
         for family in &mut planes.families {
             family.backend().probe().await?;
@@ -199,10 +193,7 @@ impl Program<'_> {
         let mut runner = Runner::new(tracker, planes.families, periods, records)
             .settling(settlement)
             .answering(identity, questions);
-        if config.detect_local == DetectLocal::NodeCidr {
-            runner = runner.ending_with_pod_cidrs();
-        }
-        tokio::select! { end = runner.run(&mut events) => Ok(end), never = afterwards => match never {} }
+        tokio::select! { () = runner.run(&mut events) => Ok(()), never = afterwards => match never {} }
     }
 }
 

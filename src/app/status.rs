@@ -2,7 +2,7 @@
 
 use crate::health::{Doubtful, FamilyReadiness, Readiness, RefusedObject};
 use crate::model::UtcTime;
-use crate::sync::{Identity, Picture};
+use crate::sync::{Identity, Picture, node_port_words};
 use serde::Serialize;
 use std::fmt;
 use std::time::SystemTime;
@@ -80,6 +80,12 @@ impl Status {
         };
         let mut facts = fact("Mode", mode) + &fact("iptables tools", flavor);
         facts += &fact("Zone", picture.zone.as_deref().unwrap_or("none"));
+        for (family, ip) in &picture.node_ips {
+            facts += &fact(&format!("{family} node IP"), &ip.to_string());
+        }
+        for (family, ips) in &picture.node_port_ips {
+            facts += &fact(&format!("{family} node ports on"), &node_port_words(ips.as_deref()));
+        }
         facts += &fact("Services", &picture.services.to_string());
         for (family, count) in &picture.endpoints {
             facts += &fact(&format!("{family} endpoints"), &count.to_string());

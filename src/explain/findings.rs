@@ -29,6 +29,8 @@ pub enum Code {
     ClientOutsideSourceRanges,
     /// The node port, or the health-check node port, belongs to another Service.
     NodePortTaken,
+    /// The node has no address that may answer on node ports.
+    NodePortWithoutAddress,
     /// The node port is outside the range of the cluster.
     NodePortOutsideRange,
     /// Rules or servers that should be in the kernel are not.
@@ -108,6 +110,7 @@ pub(super) fn all(view: Option<&ServiceView>, node: &NodeState) -> Vec<Finding> 
         for port in &family.ports {
             found.extend(port_findings(family, port, node));
         }
+        found.extend(node_port_without_address(family));
         if let Some(reason) = &family.refused {
             found.push(finding(
                 (Code::RefusedByKernel, Severity::Broken),
@@ -334,6 +337,22 @@ fn policies(family: &FamilyView, port: &PortView) -> Vec<Finding> {
         ));
     }
     found
+}
+
+fn node_port_without_address(family: &FamilyView) -> Option<Finding> {
+    let is_nowhere = family.node_port_ips.as_ref().is_some_and(Vec::is_empty);
+    let is_wanted = family.ports.iter().any(|port| port.node_port != 0);
+    (is_nowhere && is_wanted).then(|| {
+        finding(
+            (Code::NodePortWithoutAddress, Severity::Problem),
+            format!(
+                "the node port answers on no {} address: the node has none that --nodeport-addresses allows",
+                family.family
+            ),
+            "Compare --nodeport-addresses (primary: the addresses in the Node's status) with the addresses of the \
+             node's interfaces.",
+        )
+    })
 }
 
 fn node_port(port: &PortView, node: &NodeState) -> Vec<Finding> {

@@ -64,6 +64,8 @@ pub struct FamilyView {
     pub family: String,
     /// Its ports.
     pub ports: Vec<PortView>,
+    /// The addresses that answer on node ports; `None` means every address of the node.
+    pub node_port_ips: Option<Vec<IpAddr>>,
     /// What it needs of the kernel.
     pub wanted: Vec<KernelObject>,
     /// The kernel's words, if it refuses the Service.
@@ -87,7 +89,7 @@ pub enum Answer {
 pub struct FrontendView {
     /// `cluster IP`, `external IP`, `load-balancer IP` or `node port`.
     pub kind: String,
-    /// `10.96.0.1:80`; `*:30080` for a node port.
+    /// `10.96.0.1:80`; `*:30080` for a node port on every address.
     pub address: String,
 }
 
@@ -148,7 +150,8 @@ impl FamilyView {
         let ports = plan.reasons(name)?;
         Some(FamilyView {
             family: plan.family().to_string(),
-            ports: ports.iter().map(PortView::of).collect(),
+            ports: ports.iter().map(|port| PortView::of(port, plan)).collect(),
+            node_port_ips: plan.node_port_ips(),
             wanted: Vec::new(),
             refused: None,
         })
@@ -162,12 +165,12 @@ impl FamilyView {
 }
 
 impl PortView {
-    fn of(port: &ReasonedPort) -> PortView {
+    fn of(port: &ReasonedPort, family: &Plan<'_>) -> PortView {
         let (plan, frontends) = (&port.plan, &port.plan.frontends);
         PortView {
             name: plan.name.port.to_string(),
             protocol: plan.name.protocol.to_string(),
-            frontends: frontend_views(port),
+            frontends: frontend_views(port, family.node_port_ips()),
             internal_local: port.internal_policy == TrafficPolicy::Local,
             external_local: frontends.external_policy == TrafficPolicy::Local,
             internal: Answer::of(plan.internal),
@@ -188,20 +191,20 @@ impl PortView {
     }
 }
 
-fn frontend_views(port: &ReasonedPort) -> Vec<FrontendView> {
+fn frontend_views(port: &ReasonedPort, node_port_ips: Option<Vec<IpAddr>>) -> Vec<FrontendView> {
     let frontends = &port.plan.frontends;
-    let view = |kind: &str, ip: IpAddr| FrontendView {
-        kind: kind.to_owned(),
-        address: SocketAddr::new(ip, frontends.port).to_string(),
-    };
-    let mut views = vec![view("cluster IP", frontends.cluster_ip)];
-    views.extend(frontends.external_ips.iter().map(|ip| view("external IP", *ip)));
-    views.extend(frontends.load_balancer_ips.iter().map(|ip| view("load-balancer IP", *ip)));
-    views.extend(
-        frontends
-            .node_port
-            .map(|port| FrontendView { kind: "node port".to_owned(), address: format!("*:{port}") }),
-    );
+    let view = |kind: &str, address: String| FrontendView { kind: kind.to_owned(), address };
+    let at = |ip: &IpAddr| SocketAddr::new(*ip, frontends.port).to_string();
+    let mut views = vec![view("cluster IP", at(&frontends.cluster_ip))];
+    views.extend(frontends.external_ips.iter().map(|ip| view("external IP", at(ip))));
+    views.extend(frontends.load_balancer_ips.iter().map(|ip| view("load-balancer IP", at(ip))));
+    if let Some(port) = frontends.node_port {
+        let addresses = match node_port_ips {
+            None => vec![format!("*:{port}")],
+            Some(ips) => ips.into_iter().map(|ip| SocketAddr::new(ip, port).to_string()).collect(),
+        };
+        views.extend(addresses.into_iter().map(|address| view("node port", address)));
+    }
     views
 }
 

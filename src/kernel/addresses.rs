@@ -39,7 +39,16 @@ pub fn interface_addresses(family: IpFamily) -> Result<Vec<InterfaceAddress>> {
 /// # Errors
 /// If the system cannot list them.
 pub fn local_addresses(family: IpFamily) -> Result<Vec<IpAddr>> {
-    let mut addresses: Vec<_> = interface_addresses(family)?.into_iter().map(|entry| entry.address).collect();
+    local_addresses_beside("", family)
+}
+
+/// The same without those that only one interface has.
+///
+/// # Errors
+/// If the system cannot list them.
+pub fn local_addresses_beside(interface: &str, family: IpFamily) -> Result<Vec<IpAddr>> {
+    let others = interface_addresses(family)?.into_iter().filter(|entry| entry.interface != interface);
+    let mut addresses: Vec<_> = others.map(|entry| entry.address).collect();
     addresses.sort_unstable();
     addresses.dedup();
     Ok(addresses)
@@ -71,6 +80,8 @@ mod tests {
             };
             assert_eq!(texts(IpFamily::V4), ["10.0.0.1", "127.0.0.1", "192.0.2.9"]);
             assert_eq!(texts(IpFamily::V6), ["::1", "2001:db8::1"]);
+            let beside_v1: Vec<_> = local_addresses_beside("v1", IpFamily::V4).unwrap();
+            assert_eq!(beside_v1, ["127.0.0.1", "192.0.2.9"].map(|text| text.parse::<IpAddr>().unwrap()));
             let on_v1 = interface_addresses(IpFamily::V4).unwrap();
             assert_eq!(on_v1.iter().filter(|entry| entry.interface == "v1").count(), 2);
         });

@@ -27,4 +27,20 @@ impl NodeFacts {
     pub fn address(&self, family: IpFamily) -> Option<IpAddr> {
         self.addresses.iter().copied().find(|address| IpFamily::of(*address) == family)
     }
+
+    /// These facts, with what was known before of a family of which they name no address, or no pod
+    /// network. A Node that is registered again has neither for a while; meanwhile node ports must not
+    /// open on all addresses, nor may the traffic of local pods be taken for another's.
+    #[must_use]
+    pub fn filled_up_from(&self, known: &NodeFacts) -> NodeFacts {
+        fn filled_up<T: Copy>(now: &[T], known: &[T], family: fn(&T) -> IpFamily) -> Box<[T]> {
+            let is_lacking = |it: &&T| !now.iter().any(|other| family(other) == family(it));
+            now.iter().chain(known.iter().filter(is_lacking)).copied().collect()
+        }
+        NodeFacts {
+            addresses: filled_up(&self.addresses, &known.addresses, |address| IpFamily::of(*address)),
+            pod_cidrs: filled_up(&self.pod_cidrs, &known.pod_cidrs, IpFamily::of_cidr),
+            ..self.clone()
+        }
+    }
 }

@@ -124,16 +124,9 @@ impl<'a> Plan<'a> {
     }
 
     /// The addresses on which node ports answer; `None` means every address of the node.
-    ///
-    /// Loopback addresses count only where node ports on localhost are wanted (kube-proxy).
     #[must_use]
     pub fn node_port_ips(&self) -> Option<Vec<IpAddr>> {
-        let NodePortAddresses::Within(cidrs) = &self.settings.node_port_addresses else { return None };
-        let loopback = self.settings.localhost_node_ports;
-        let within = |ip: &IpAddr| cidrs.iter().any(|cidr| cidr.contains(ip));
-        let usable = |ip: &IpAddr| within(ip) && (loopback || !ip.is_loopback());
-        let found: BTreeSet<IpAddr> = self.local_addresses.iter().copied().filter(usable).collect();
-        Some(found.into_iter().collect())
+        self.settings.node_port_ips(self.local_addresses)
     }
 
     /// The family.

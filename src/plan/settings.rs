@@ -1,6 +1,7 @@
-//! What holds for every Service of a family, settled once at start.
+//! What holds for every Service of a family: made of the configuration and what is known of our Node.
 
 use crate::model::{Cidr, IpFamily};
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 /// How to tell traffic of this node's (or the cluster's) pods from other traffic.
@@ -71,6 +72,18 @@ pub struct FamilySettings {
 }
 
 impl FamilySettings {
+    /// Which of these addresses of the node answer on node ports; `None` means every address of the node.
+    ///
+    /// Loopback addresses count only where node ports on localhost are wanted (kube-proxy).
+    #[must_use]
+    pub fn node_port_ips(&self, local_addresses: &[IpAddr]) -> Option<Vec<IpAddr>> {
+        let NodePortAddresses::Within(cidrs) = &self.node_port_addresses else { return None };
+        let within = |ip: &IpAddr| cidrs.iter().any(|cidr| cidr.contains(ip));
+        let usable = |ip: &IpAddr| within(ip) && (self.localhost_node_ports || !ip.is_loopback());
+        let found: BTreeSet<IpAddr> = local_addresses.iter().copied().filter(usable).collect();
+        Some(found.into_iter().collect())
+    }
+
     /// Settings that detect nothing and restrict nothing.
     #[must_use]
     pub fn new(family: IpFamily) -> Self {

@@ -14,8 +14,8 @@ use std::sync::Arc;
 pub struct Changes {
     /// Services of which the object or a slice changed.
     pub services: BTreeSet<ServiceName>,
-    /// The zone of our node changed: every Service may route differently.
-    pub topology: bool,
+    /// Our node's zone, addresses or pod networks changed: every Service may route differently.
+    pub node: bool,
     /// Trigger times (milliseconds since 1970) of the endpoint changes, for the latency metric.
     pub triggered: Vec<i64>,
     /// Ports of the node newly found to be claimed twice.
@@ -28,7 +28,7 @@ impl Changes {
     /// Whether there is nothing to do.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.services.is_empty() && !self.topology
+        self.services.is_empty() && !self.node
     }
 }
 
@@ -328,10 +328,11 @@ impl Tracker {
     }
 
     fn fold_node(&mut self, node: Arc<NodeFacts>) {
+        let node = Arc::new(node.filled_up_from(&self.snapshot.node));
         let known = std::mem::replace(&mut self.snapshot.node, node);
         let node = &self.snapshot.node;
-        self.changes.topology |= known.zone != node.zone;
         let moved = (&known.addresses, &known.pod_cidrs) != (&node.addresses, &node.pod_cidrs);
+        self.changes.node |= known.zone != node.zone || moved;
         if moved {
             self.settle_external_ips(self.external_ips.all_askers());
         }

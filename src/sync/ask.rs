@@ -8,6 +8,7 @@ use crate::model::{ServiceName, Snapshot};
 use crate::state::{ExternalIpClaim, NodePortConflict, Tracker};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::ops::Bound;
 use tokio::sync::{mpsc, oneshot};
 
@@ -34,6 +35,10 @@ pub struct Picture {
     pub node: String,
     /// Its zone, if it has one.
     pub zone: Option<String>,
+    /// The node's own IP by family, where it is known.
+    pub node_ips: BTreeMap<String, IpAddr>,
+    /// The addresses that answer on node ports, by family; nothing means every address of the node.
+    pub node_port_ips: BTreeMap<String, Option<Vec<IpAddr>>>,
     /// Services and EndpointSlices have been listed once.
     pub is_complete: bool,
     /// Services with a cluster IP.
@@ -51,6 +56,10 @@ impl std::fmt::Display for Picture {
         let zone = self.zone.as_deref().map(|zone| format!(", zone {zone}")).unwrap_or_default();
         let Identity { mode, flavor } = &self.identity;
         writeln!(f, "Node       {}{zone}", self.node)?;
+        writeln!(f, "Node IPs   {}", listed(self.node_ips.values()))?;
+        for (family, ips) in &self.node_port_ips {
+            writeln!(f, "Node ports {family} on {}", node_port_words(ips.as_deref()))?;
+        }
         writeln!(f, "Mode       {mode} (tools: iptables-{flavor})")?;
         writeln!(f, "Services   {}, {} waiting for a sync", self.services, self.pending)?;
         for (family, count) in &self.endpoints {
@@ -62,6 +71,21 @@ impl std::fmt::Display for Picture {
         }
         Ok(())
     }
+}
+
+/// Where node ports answer, in words.
+#[must_use]
+pub fn node_port_words(ips: Option<&[IpAddr]>) -> String {
+    match ips {
+        None => "every address of the node".to_owned(),
+        Some([]) => "NO address: the node has none that --nodeport-addresses allows".to_owned(),
+        Some(ips) => listed(ips),
+    }
+}
+
+fn listed<'i>(ips: impl IntoIterator<Item = &'i IpAddr>) -> String {
+    let texts: Vec<String> = ips.into_iter().map(ToString::to_string).collect();
+    if texts.is_empty() { "unknown".to_owned() } else { texts.join(", ") }
 }
 
 /// A question, with the way back. An asker that has gone is none of the loop's business.
@@ -181,7 +205,11 @@ impl<B: Backend> Told<'_, B> {
         let slices = records.clone().flat_map(|record| &record.slices);
         let drains = |facts: crate::model::EndpointFacts| facts.terminating() && facts.serving();
         let endpoints = self.families.iter().map(|it| it.family());
+        let node_ip = |it: &FamilySync<B>| Some((it.family().to_string(), it.node_ip()?));
+        let node_port_ips = |it: &FamilySync<B>| (it.family().to_string(), it.node_port_ips());
         Picture {
+            node_ips: self.families.iter().filter_map(node_ip).collect(),
+            node_port_ips: self.families.iter().map(node_port_ips).collect(),
             identity: self.identity.clone(),
             node: snapshot.node.name.to_string(),
             zone: snapshot.node.zone.as_deref().map(str::to_owned),

@@ -11,11 +11,11 @@ mod report;
 mod runner;
 mod settle;
 
-pub use ask::{Identity, Picture, Question, Told};
-pub use pass::{FamilySync, ReadAddresses};
+pub use ask::{Identity, Picture, Question, Told, node_port_words};
+pub use pass::{FamilySync, MakeSettings, ReadAddresses};
 pub use record::{Records, since_1970};
 pub use report::{Notice, Outcome, PassKind, Recorder, Severity, SyncReport};
-pub use runner::{End, Periods, Runner};
+pub use runner::{Periods, Runner};
 pub use settle::{Settled, Settlement};
 
 #[cfg(test)]

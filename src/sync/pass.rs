@@ -3,7 +3,7 @@
 use super::report::{Outcome, PassKind};
 use crate::backend::{Applied, Backend, Finding, Look, Refusal};
 use crate::explain::FamilyView;
-use crate::model::{IpFamily, ServiceName, Snapshot};
+use crate::model::{IpFamily, NodeFacts, ServiceName, Snapshot};
 use crate::plan::{FamilySettings, NodePortAddresses, Plan, Scope};
 use crate::state::Changes;
 use anyhow::{Context, Result};
@@ -15,10 +15,14 @@ const MOST_TRIGGERED: usize = 10_000;
 /// Reads this node's addresses of a family, each once, sorted.
 pub type ReadAddresses = Box<dyn Fn(IpFamily) -> Result<Vec<IpAddr>>>;
 
+/// Makes a family's settings of what is known of our Node.
+pub type MakeSettings = Box<dyn Fn(&NodeFacts) -> FamilySettings>;
+
 /// One family's dataplane and what we believe of it. Nobody else holds its baseline.
 pub struct FamilySync<B: Backend> {
     backend: B,
     settings: FamilySettings,
+    make_settings: Option<MakeSettings>,
     read_addresses: ReadAddresses,
     /// `None`: nothing is known, so the next pass looks first and writes everything.
     baseline: Option<B::Baseline>,
@@ -36,6 +40,7 @@ impl<B: Backend> FamilySync<B> {
         FamilySync {
             backend,
             settings,
+            make_settings: None,
             read_addresses,
             baseline: None,
             addresses: Vec::new(),
@@ -44,9 +49,26 @@ impl<B: Backend> FamilySync<B> {
         }
     }
 
+    /// Has the settings made again when what is known of our Node changes.
+    #[must_use]
+    pub fn following_node(mut self, make_settings: MakeSettings) -> Self {
+        self.make_settings = Some(make_settings);
+        self
+    }
+
     /// The family.
     pub fn family(&self) -> IpFamily {
         self.settings.family
+    }
+
+    /// The node's own IP, where it is known.
+    pub(super) fn node_ip(&self) -> Option<IpAddr> {
+        Some(self.settings.node_ip).filter(|ip| !ip.is_loopback())
+    }
+
+    /// The addresses that answered on node ports at the last pass; `None` means every address.
+    pub(super) fn node_port_ips(&self) -> Option<Vec<IpAddr>> {
+        self.settings.node_port_ips(&self.addresses)
     }
 
     /// Makes the next pass look at the kernel and write everything anew.
@@ -68,6 +90,9 @@ impl<B: Backend> FamilySync<B> {
         endpoints: usize,
     ) -> (PassKind, Outcome) {
         let kind = self.next_kind(changes);
+        if let Some(make_settings) = self.make_settings.as_ref().filter(|_| kind == PassKind::Full) {
+            self.settings = make_settings(&snapshot.node);
+        }
         self.triggered.extend(&changes.triggered);
         self.triggered.truncate(MOST_TRIGGERED);
         match self.try_pass(snapshot, changes, endpoints).await {
@@ -83,7 +108,7 @@ impl<B: Backend> FamilySync<B> {
     }
 
     fn next_kind(&self, changes: &Changes) -> PassKind {
-        match (&self.baseline, changes.topology) {
+        match (&self.baseline, changes.node) {
             (None, _) | (_, true) => PassKind::Full,
             _ => PassKind::Partial,
         }

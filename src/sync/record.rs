@@ -1,5 +1,6 @@
 //! Tells metrics, health and the log what the loop does.
 
+use super::ask::node_port_words;
 use super::report::{Notice, Outcome, PassKind, Recorder, Severity, SyncReport};
 use super::settle::Settled;
 use crate::backend::{Applied, Drift, Finding, ObjectCount, ObjectKind, Refusal, is_tool_failure};
@@ -7,6 +8,7 @@ use crate::health::{Clock, Doubtful, PortTaken, ProxyHealth, RefusedObject};
 use crate::metrics::{Metrics, PolicyKind, Table};
 use crate::model::{IpFamily, NodeFacts, PerFamily, ServiceName};
 use crate::state::{ExternalIpClaim, NodePortConflict, Tracker};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -23,14 +25,25 @@ pub struct Records {
     counted: (u64, u64),
     /// Families of which it has been said that their rules cannot be checked.
     unverified: PerFamily<bool>,
+    /// What has been told of our Node, and of where node ports answer.
+    node: NodeFacts,
+    node_port_ips: PerFamily<Option<Vec<IpAddr>>>,
 }
 
 impl Records {
     /// A recorder.
     #[must_use]
     pub fn new(metrics: Arc<Metrics>, health: Arc<ProxyHealth>, clock: Clock) -> Self {
-        let unverified = PerFamily::default();
-        Records { metrics, health, clock, tell: Box::new(|_| {}), counted: (0, 0), unverified }
+        Records {
+            metrics,
+            health,
+            clock,
+            tell: Box::new(|_| {}),
+            counted: (0, 0),
+            unverified: PerFamily::default(),
+            node: NodeFacts::default(),
+            node_port_ips: PerFamily::default(),
+        }
     }
 
     /// The same recorder, which also tells the owners of Services and nodes.
@@ -165,6 +178,16 @@ impl Recorder for Records {
         gauge(PolicyKind::Internal, settled.no_local.internal);
         gauge(PolicyKind::External, settled.no_local.external);
         self.taken(&settled.taken);
+        let told = self.node_port_ips.get_mut(family);
+        if *told != settled.node_port_ips {
+            told.clone_from(&settled.node_port_ips);
+            match settled.node_port_ips.as_deref() {
+                Some([]) => tracing::warn!(%family, "node ports answer on {}", node_port_words(Some(&[]))),
+                ips => {
+                    tracing::info!(%family, "node ports and health checks answer on {}", node_port_words(ips))
+                }
+            }
+        }
     }
 
     fn taken(&mut self, taken: &[PortTaken]) {
@@ -248,6 +271,15 @@ impl Recorder for Records {
     }
 
     fn node(&mut self, node: &NodeFacts) {
+        let followed = |node: &NodeFacts| (node.addresses.clone(), node.pod_cidrs.clone());
+        let (from, to) = (followed(&self.node), followed(node));
+        if from != to {
+            tracing::info!(
+                addresses = ?to.0, pod_cidrs = ?to.1, former_addresses = ?from.0, former_pod_cidrs = ?from.1,
+                "our Node's addresses and pod networks are now these; rules follow them"
+            );
+            self.node = node.clone();
+        }
         self.health.set_node(Some(node));
     }
 

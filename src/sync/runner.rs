@@ -6,7 +6,7 @@ use super::pass::FamilySync;
 use super::report::{Outcome, Recorder, SyncReport};
 use super::settle::Settlement;
 use crate::backend::{Backend, Look};
-use crate::model::{Cidr, WatchEvent};
+use crate::model::WatchEvent;
 use crate::state::{Changes, Tracker};
 use std::time::Duration;
 use tokio::sync::mpsc;
@@ -27,20 +27,6 @@ pub struct Periods {
     pub min: Duration,
     /// How long after a full pass another one is made for good measure (kube-proxy: 1 h).
     pub full: Duration,
-}
-
-/// Why the loop ended. Whatever is in the kernel stays there.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum End {
-    /// The source of events is gone.
-    SourceGone,
-    /// The node's pod networks are not those that the rules were made for.
-    PodCidrsChanged {
-        /// Those at the start.
-        from: Box<[Cidr]>,
-        /// Those now.
-        to: Box<[Cidr]>,
-    },
 }
 
 /// The loop: sole owner of the tracker and of every family's baseline.
@@ -66,8 +52,6 @@ pub struct Runner<B: Backend, R> {
     retry_refused: Option<Instant>,
     /// Full passes in a row in which a Service was refused.
     refusals: u32,
-    /// The node's pod networks, where rules depend on them.
-    pod_cidrs: Option<Box<[Cidr]>>,
     /// Mode and tools, for those who ask.
     identity: Identity,
     questions: Option<mpsc::Receiver<Question>>,
@@ -91,18 +75,9 @@ impl<B: Backend, R: Recorder> Runner<B, R> {
             thorough_from: now,
             retry_refused: None,
             refusals: 0,
-            pod_cidrs: None,
             identity: Identity::default(),
             questions: None,
         }
-    }
-
-    /// Makes the loop end when the node's pod networks change: rules are made of those that it
-    /// has now (`--detect-local-mode=NodeCIDR`; kube-proxy restarts, too).
-    #[must_use]
-    pub fn ending_with_pod_cidrs(mut self) -> Self {
-        self.pod_cidrs = Some(self.tracker.snapshot().node.pod_cidrs.clone());
-        self
     }
 
     /// Answers questions between passes.
@@ -119,8 +94,8 @@ impl<B: Backend, R: Recorder> Runner<B, R> {
         self
     }
 
-    /// Runs until there is a reason to end.
-    pub async fn run(&mut self, events: &mut mpsc::Receiver<WatchEvent>) -> End {
+    /// Runs until the source of events is gone. Whatever is in the kernel stays there.
+    pub async fn run(&mut self, events: &mut mpsc::Receiver<WatchEvent>) {
         if self.tracker.is_complete() {
             self.request();
         }
@@ -132,14 +107,11 @@ impl<B: Backend, R: Recorder> Runner<B, R> {
             tokio::select! {
                 event = events.recv() => match event {
                     Some(event) => self.fold(event, events),
-                    None => return End::SourceGone,
+                    None => return,
                 },
                 () = sleep_until(next) => self.sync().await,
                 _ = check.tick() => self.check().await,
                 question = ask::next(&mut questions) => self.answer(question),
-            }
-            if let Some(end) = self.pod_cidrs_changed() {
-                return end;
             }
         }
     }
@@ -162,11 +134,6 @@ impl<B: Backend, R: Recorder> Runner<B, R> {
     fn answer(&self, question: Question) {
         let told = Told { identity: &self.identity, tracker: &self.tracker, families: &self.families };
         told.answer(question);
-    }
-
-    fn pod_cidrs_changed(&self) -> Option<End> {
-        let (from, to) = (self.pod_cidrs.as_ref()?, &self.tracker.snapshot().node.pod_cidrs);
-        (from != to).then(|| End::PodCidrsChanged { from: from.clone(), to: to.clone() })
     }
 
     fn request(&mut self) {

@@ -6,6 +6,7 @@ use crate::health::{PortTaken, ServicePorts};
 use crate::model::{PerFamily, ServiceName};
 use crate::plan::{Plan, Route, Scope, ServicePlan};
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use tokio::sync::oneshot;
 
 /// Told the plan of every pass that succeeded.
@@ -36,6 +37,8 @@ pub struct Settled {
     pub no_local: NoLocal,
     /// Health-check node ports that turned out to belong to somebody else.
     pub taken: Vec<PortTaken>,
+    /// The addresses that answer on node ports; `None` means every address of the node.
+    pub node_port_ips: Option<Vec<IpAddr>>,
 }
 
 impl Settlement {
@@ -101,7 +104,7 @@ impl Settlement {
             Some(ports) => ports.get_mut(plan.family()).settle(plan, refused).await,
             None => Vec::new(),
         };
-        Settled { no_local: self.count_no_local(plan), taken }
+        Settled { no_local: self.count_no_local(plan), taken, node_port_ips: plan.node_port_ips() }
     }
 
     fn count_no_local(&mut self, plan: &Plan<'_>) -> NoLocal {

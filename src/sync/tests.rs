@@ -7,7 +7,7 @@ use crate::health::PortTaken;
 use crate::kernel::fake::iptables::FakeXtables;
 use crate::kernel::iptables::Flavor;
 use crate::model::{Cidr, IpFamily, NodeFacts, ObjectKind, WatchEvent};
-use crate::plan::{FamilySettings, NodePortAddresses};
+use crate::plan::{FamilySettings, LocalDetector, NodePortAddresses};
 use crate::state::{ExternalIpClaim, NodePortConflict, Tracker};
 use crate::testing::generate::Generator;
 use std::cell::RefCell;
@@ -112,15 +112,12 @@ fn runner_of(family: FamilySync<Iptables<FakeXtables>>, diary: &Diary) -> TestRu
 }
 
 /// Runs the loop while `script` feeds it, and until the script ends.
-async fn play(
-    tools: FakeXtables,
-    script: impl AsyncFnOnce(mpsc::Sender<WatchEvent>),
-) -> (Diary, TestRunner, End) {
+async fn play(tools: FakeXtables, script: impl AsyncFnOnce(mpsc::Sender<WatchEvent>)) -> (Diary, TestRunner) {
     let diary = Diary::new();
     let mut runner = runner(tools, &diary);
     let (sender, mut events) = mpsc::channel(1024);
-    let (end, ()) = tokio::join!(runner.run(&mut events), script(sender));
-    (diary, runner, end)
+    tokio::join!(runner.run(&mut events), script(sender));
+    (diary, runner)
 }
 
 async fn send(sender: &mpsc::Sender<WatchEvent>, event: WatchEvent) {
@@ -146,7 +143,7 @@ async fn change_services(sender: &mpsc::Sender<WatchEvent>, generator: &mut Gene
 
 #[tokio::test(start_paused = true)]
 async fn nothing_is_programmed_before_the_first_full_picture() {
-    let (diary, mut runner, _) = play(FakeXtables::default(), async |sender| {
+    let (diary, mut runner) = play(FakeXtables::default(), async |sender| {
         send(&sender, WatchEvent::Listed(ObjectKind::Service)).await;
         change_services(&sender, &mut Generator::new(1), 20).await;
         sleep(Duration::from_secs(7200)).await;
@@ -227,7 +224,7 @@ async fn changes_of_services_are_partial_passes_and_identical_replays_are_none()
 async fn failures_are_retried_ever_more_slowly_and_nothing_pending_is_lost() {
     let mut tools = FakeXtables::default();
     tools.failures = 2 * 8;
-    let (diary, mut runner, _) = play(tools, async |sender| {
+    let (diary, mut runner) = play(tools, async |sender| {
         complete(&sender).await;
         change_services(&sender, &mut Generator::new(9), 60).await;
         sleep(Duration::from_secs(300)).await;
@@ -343,7 +340,7 @@ async fn a_new_address_of_the_node_gets_node_ports_where_they_depend_on_addresse
 
 #[tokio::test(start_paused = true)]
 async fn an_idle_loop_writes_nothing_for_an_hour_and_then_once_for_good_measure() {
-    let (diary, mut runner, _) = play(FakeXtables::default(), async |sender| {
+    let (diary, mut runner) = play(FakeXtables::default(), async |sender| {
         complete(&sender).await;
         sleep(Duration::from_secs(3700)).await;
     })
@@ -354,29 +351,50 @@ async fn an_idle_loop_writes_nothing_for_an_hour_and_then_once_for_good_measure(
 
 #[tokio::test(start_paused = true)]
 async fn the_loop_ends_with_its_source_and_leaves_the_rules() {
-    let (_, mut runner, end) = play(FakeXtables::default(), async |sender| {
+    let (_, mut runner) = play(FakeXtables::default(), async |sender| {
         complete(&sender).await;
         sleep(Duration::from_secs(1)).await;
     })
     .await;
-    assert_eq!(end, End::SourceGone);
     assert!(!runner.backend().tools().rules("nat", "KUBE-POSTROUTING").is_empty());
 }
 
-#[tokio::test(start_paused = true)]
-async fn changed_pod_networks_end_the_loop_only_where_rules_depend_on_them() {
-    let pods: Cidr = "10.1.0.0/24".parse().unwrap();
-    let node = NodeFacts { pod_cidrs: [pods].into(), ..NodeFacts::default() };
-    for depends in [true, false] {
-        let diary = Diary::new();
-        let mut runner = runner(FakeXtables::default(), &diary);
-        if depends {
-            runner = runner.ending_with_pod_cidrs();
-        }
-        let (sender, mut events) = mpsc::channel(16);
-        complete(&sender).await;
-        send(&sender, WatchEvent::Node(Arc::new(node.clone()))).await;
-        let end = tokio::time::timeout(Duration::from_secs(1), runner.run(&mut events)).await;
-        assert_eq!(matches!(end, Ok(End::PodCidrsChanged { .. })), depends);
+/// Node ports on the node's primary address, and local pods told by their network.
+fn by_node(node: &NodeFacts) -> FamilySettings {
+    let own: Vec<Cidr> = node.address(IpFamily::V4).map(Cidr::from).into_iter().collect();
+    FamilySettings {
+        node_port_addresses: NodePortAddresses::Within(own),
+        detector: node.pod_cidrs.first().copied().map(LocalDetector::Cidr),
+        ..FamilySettings::new(IpFamily::V4)
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_rules_depend_on_of_our_node_is_followed_without_a_restart() {
+    let diary = Diary::new();
+    let backend = Iptables::new(FakeXtables::default(), Features::default());
+    let addresses = Box::new(|_| Ok(["10.0.0.1", "10.0.0.2"].map(|ip| ip.parse().unwrap()).to_vec()));
+    let settings = FamilySettings::new(IpFamily::V4);
+    let family = FamilySync::new(backend, settings, addresses).following_node(Box::new(by_node));
+    let mut runner = runner_of(family, &diary);
+    let (sender, mut events) = mpsc::channel(16);
+    let node = |address: &str, pods: &str| {
+        let (addresses, pod_cidrs) = ([address.parse().unwrap()].into(), [pods.parse().unwrap()].into());
+        WatchEvent::Node(Arc::new(NodeFacts { addresses, pod_cidrs, ..NodeFacts::default() }))
+    };
+    send(&sender, crate::testing::cluster::service(0)).await;
+    send(&sender, crate::testing::cluster::slice(0, 2)).await;
+    complete(&sender).await;
+    for (address, pods) in
+        [("10.0.0.1", "10.1.0.0/24"), ("10.0.0.2", "10.1.0.0/24"), ("10.0.0.2", "10.9.0.0/24")]
+    {
+        send(&sender, node(address, pods)).await;
+        assert!(tokio::time::timeout(Duration::from_secs(5), runner.run(&mut events)).await.is_err());
+        let nat = runner.backend().tools().tables["nat"].values().flatten().cloned().collect::<Vec<_>>();
+        let node_ports = nat.iter().filter(|rule| rule.ends_with("-j KUBE-NODEPORTS"));
+        assert!(node_ports.clone().all(|rule| rule.contains(&format!("-d {address} "))), "{nat:#?}");
+        assert_eq!(node_ports.count(), 1);
+        assert!(nat.iter().any(|rule| rule.contains(&format!("! -s {pods} -j KUBE-MARK-MASQ"))), "{nat:#?}");
+    }
+    assert_eq!((diary.times("done Full").len(), diary.times("drifted").len()), (3, 0));
 }

@@ -10,6 +10,7 @@ mod handing_back;
 mod harm;
 mod kubeadm;
 mod legacy;
+mod node_address;
 mod packets;
 mod refusal;
 mod sabotage;

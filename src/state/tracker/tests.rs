@@ -198,13 +198,37 @@ fn trigger_times_before_the_start_and_of_removed_slices_are_not_reported() {
 }
 
 #[test]
-fn only_a_new_zone_counts_as_a_topology_change() {
+fn only_what_rules_depend_on_counts_as_a_change_of_our_node() {
     let mut tracker = Tracker::default();
-    let zone = |zone: &str| NodeFacts { zone: Some(zone.into()), ..NodeFacts::default() };
-    tracker.fold(WatchEvent::Node(Arc::new(zone("z0"))));
-    assert!(tracker.take_changes().topology);
-    tracker.fold(WatchEvent::Node(Arc::new(zone("z0"))));
-    assert!(!tracker.has_changes());
+    let mut facts = NodeFacts::default();
+    let mut counts = |change: fn(&mut NodeFacts)| {
+        change(&mut facts);
+        tracker.fold(WatchEvent::Node(Arc::new(facts.clone())));
+        let first = tracker.take_changes().node;
+        tracker.fold(WatchEvent::Node(Arc::new(facts.clone())));
+        (first, tracker.has_changes())
+    };
+    assert_eq!(counts(|node| node.zone = Some("z0".into())), (true, false));
+    assert_eq!(counts(|node| node.addresses = ["10.0.0.1".parse().unwrap()].into()), (true, false));
+    assert_eq!(counts(|node| node.addresses = ["10.0.0.2".parse().unwrap()].into()), (true, false));
+    assert_eq!(counts(|node| node.pod_cidrs = ["10.1.0.0/24".parse().unwrap()].into()), (true, false));
+    assert_eq!(counts(|node| (node.deleting, node.to_be_deleted) = (true, true)), (false, false));
+}
+
+#[test]
+fn what_our_node_no_longer_names_stays_in_force_until_it_names_another() {
+    let mut tracker = Tracker::default();
+    let addresses = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect::<Vec<_>>();
+    let mut known = |texts: &[&str]| {
+        let node = NodeFacts { addresses: addresses(texts).into(), ..NodeFacts::default() };
+        tracker.fold(WatchEvent::Node(Arc::new(node)));
+        tracker.snapshot().node.addresses.to_vec()
+    };
+    let both = addresses(&["10.0.0.1", "fd00::1"]);
+    assert_eq!(known(&["10.0.0.1", "fd00::1"]), both);
+    assert_eq!(known(&[]), both);
+    assert_eq!(known(&["10.0.0.2"]), addresses(&["10.0.0.2", "fd00::1"]));
+    assert_eq!(known(&["fd00::2", "10.0.0.3"]), addresses(&["fd00::2", "10.0.0.3"]));
 }
 
 #[test]
