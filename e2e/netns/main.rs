@@ -14,6 +14,7 @@ mod kubeadm;
 mod localhost;
 mod memory;
 mod node_address;
+mod options;
 mod packets;
 mod prometheus;
 mod refusal;

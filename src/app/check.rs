@@ -1,10 +1,11 @@
 //! `kube-proxy-rs check`: is this node fit for this configuration?
 
 use super::output::{Answer, complain};
+use crate::backend::{iptables, ipvs};
 use crate::check::{self, Purpose, Request, ServicePortUse};
-use crate::config::{Config, Flavor, OutputForm};
+use crate::config::{Config, Flavor, Mode, OutputForm};
 use crate::kernel::iptables as tools;
-use crate::model::{NodeFacts, ObjectKind, Protocol, Snapshot};
+use crate::model::{NodeFacts, ObjectKind, PerFamily, Protocol, Snapshot};
 use crate::state::Tracker;
 use crate::watch::api::{self, WatchOptions};
 use crate::watch::client::{ClientOptions, Connection};
@@ -36,6 +37,10 @@ async fn request(config: &Config) -> Result<Request> {
             Flavor::Nft => Some(tools::Flavor::Nft),
             Flavor::Legacy => Some(tools::Flavor::Legacy),
         },
+        rule_kinds: PerFamily::build(match config.mode {
+            Mode::Iptables => iptables::rule_kinds,
+            Mode::Ipvs => ipvs::rule_kinds,
+        }),
         localhost_node_ports: config.iptables.localhost_node_ports,
         node_port_range: config.node_ports.range,
         servers: servers.into_iter().filter_map(|(name, address)| Some((name, address?))).collect(),

@@ -1,7 +1,7 @@
 //! What is asked, and what was found out about the node: plain data.
 
 use crate::config::Mode;
-use crate::kernel::iptables::{Flavor, Version};
+use crate::kernel::iptables::{Flavor, RuleKind, Version};
 use crate::kernel::process::Neighbour;
 use crate::kernel::sockets::Listener;
 use crate::model::{PerFamily, Protocol};
@@ -15,6 +15,8 @@ pub struct Request {
     pub mode: Mode,
     /// The flavour of iptables to use; `None` is the one in use.
     pub flavor: Option<Flavor>,
+    /// The kinds of rules that the dataplane writes.
+    pub rule_kinds: PerFamily<Vec<RuleKind>>,
     /// Node ports are to answer on 127.0.0.1, too.
     pub localhost_node_ports: bool,
     /// First and last port that the cluster gives out as node ports.
@@ -98,8 +100,8 @@ pub struct ToolFacts {
     pub version: Version,
     /// Why the nat table cannot be used.
     pub nat_table: Result<(), String>,
-    /// Kinds of rule that tools or kernel do not know, with their words.
-    pub missing: Vec<(&'static str, String)>,
+    /// Kinds of rules that tools or kernel refuse, with their words.
+    pub refused: Vec<(RuleKind, String)>,
 }
 
 impl Facts {

@@ -5,7 +5,7 @@ use super::settings;
 use crate::config::Mode;
 use crate::kernel::addresses::interface_addresses;
 use crate::kernel::ipset::{Ipsets as _, KernelIpsets, SetSpec};
-use crate::kernel::iptables::{self, Flavor, Xtables as _};
+use crate::kernel::iptables::{self, Flavor, Trial, Xtables as _};
 use crate::kernel::ipvs::{KernelIpvs, VirtualServers as _};
 use crate::kernel::nft::{ChainUse, Nft, Part};
 use crate::kernel::sysctl::Sysctls;
@@ -22,22 +22,9 @@ const PROXY_CHAIN: &str = "KUBE-SERVICES";
 /// The interface of IPVS mode.
 const IPVS_INTERFACE: &str = "kube-ipvs0";
 
-/// One rule of every kind that the proxy writes, by what it needs.
-const KINDS: [(&str, &str); 9] = [
-    ("comment", "-m comment --comment check -j RETURN"),
-    ("addrtype", "-m addrtype --dst-type LOCAL -j RETURN"),
-    ("statistic", "-m statistic --mode random --probability 0.5 -j RETURN"),
-    ("recent", "-m recent --name KUBE-CHECK --rcheck --seconds 10 --reap -j RETURN"),
-    ("conntrack", "-m conntrack --ctstate INVALID -j RETURN"),
-    ("mark", "-m mark ! --mark 0x4000/0x4000 -j RETURN"),
-    ("MARK", "-j MARK --or-mark 0x4000"),
-    ("MASQUERADE", "-j MASQUERADE"),
-    ("DNAT", "-p tcp -m tcp -j DNAT --to-destination "),
-];
-
 /// Finds out what is to be judged.
 pub async fn gather(request: &Request) -> Facts {
-    let (v4, v6) = (tools(IpFamily::V4, request.flavor).await, tools(IpFamily::V6, request.flavor).await);
+    let (v4, v6) = (tools(IpFamily::V4, request).await, tools(IpFamily::V6, request).await);
     let other = [other_flavor(IpFamily::V4, &v4).await, other_flavor(IpFamily::V6, &v6).await];
     let [other_v4, other_v6] = other.map(words);
     let addresses = IpFamily::ALL.map(|family| interface_addresses(family).unwrap_or_default());
@@ -76,28 +63,17 @@ fn read_settings() -> BTreeMap<&'static str, Setting> {
     settings::NAMES.into_iter().filter_map(read).collect()
 }
 
-async fn tools(family: IpFamily, flavor: Option<Flavor>) -> Result<ToolFacts> {
-    let tools = iptables::find(family, flavor).await?;
-    let nat_table = words(tools.check_nat_table().await);
-    let mut missing = Vec::new();
-    if nat_table.is_ok() {
-        for (what, rule) in KINDS {
-            if let Err(error) = tools.try_input(&trial(family, what, rule)).await {
-                missing.push((what, format!("{error:#}")));
-            }
-        }
-    }
-    Ok(ToolFacts { flavor: tools.flavor(), version: tools.version(), nat_table, missing })
-}
-
-/// A restore input of one rule in a chain of its own.
-fn trial(family: IpFamily, what: &str, rule: &str) -> String {
-    let address = match (what, family) {
-        ("DNAT", IpFamily::V4) => "192.0.2.1:80",
-        ("DNAT", IpFamily::V6) => "[2001:db8::1]:80",
-        _ => "",
+async fn tools(family: IpFamily, request: &Request) -> Result<ToolFacts> {
+    let mut tools = iptables::find(family, request.flavor).await?;
+    let looked = async {
+        tools.check_nat_table().await?;
+        Ok(iptables::refused(&mut tools, request.rule_kinds.get(family), Trial::Write).await?)
     };
-    format!("*nat\n:KUBE-CHECK - [0:0]\n-A KUBE-CHECK {rule}{address}\nCOMMIT\n")
+    let (nat_table, refused) = match looked.await.map_err(|error: anyhow::Error| format!("{error:#}")) {
+        Ok(refused) => (Ok(()), refused),
+        Err(error) => (Err(error), Vec::new()),
+    };
+    Ok(ToolFacts { flavor: tools.flavor(), version: tools.version(), nat_table, refused })
 }
 
 /// Whether the flavour that is not used has rules of a proxy. Tables that nobody made are not made

@@ -3,7 +3,7 @@
 use super::facts::{Facts, Request, ToolFacts};
 use super::{Finding, settings};
 use crate::config::Mode;
-use crate::kernel::iptables::{Flavor, Version};
+use crate::kernel::iptables::{Flavor, Need, RuleKind, Version};
 use crate::model::IpFamily;
 
 pub(super) fn judge(facts: &Facts, request: &Request) -> Vec<Finding> {
@@ -52,25 +52,42 @@ fn tools(facts: &Facts, family: IpFamily) -> Finding {
         Err(error) => return broken(error.clone(), "install the package iptables, or fix --iptables-flavor"),
     };
     let name = format!("{} {}", found.flavor, found.version);
-    match (&found.nat_table, found.missing.first()) {
+    match (&found.nat_table, found.refused.is_empty()) {
         (Err(error), _) if !facts.may(Facts::NET_ADMIN) => Finding::warning(
             check,
             format!("{name}; its tables could not be looked at: {error}"),
             "run this check as root",
         ),
         (Err(error), _) => broken(format!("{name}: {error}"), nat_remedy(facts, found)),
-        (Ok(()), Some((what, words))) => {
-            let all: Vec<&str> = found.missing.iter().map(|(what, _)| *what).collect();
-            let message = format!("{name} cannot make rules with {} ({what}: {words})", all.join(", "));
-            broken(message, "load the kernel module xt_NAME of each, or use a kernel that has them")
+        (Ok(()), false) => {
+            let message = format!("{name} refuses rules with {}", lost(&found.refused));
+            let is_vital = |(kind, _): &(RuleKind, String)| matches!(kind.need, Need::Vital(_));
+            match found.refused.iter().any(is_vital) {
+                true => broken(message, REFUSED_REMEDY),
+                false => Finding::warning(check, message, REFUSED_REMEDY),
+            }
         }
-        (Ok(()), None) if found.version < Version::RANDOM_FULLY => Finding::warning(
+        (Ok(()), true) if found.version < Version::RANDOM_FULLY => Finding::warning(
             check,
             format!("{name} cannot choose source ports at random and does not wait for its lock"),
             format!("install iptables {} or later", Version::RANDOM_FULLY),
         ),
-        (Ok(()), None) => Finding::ok(check, format!("{name}, its nat table and all kinds of rule work")),
+        (Ok(()), true) => Finding::ok(check, format!("{name}, its nat table and all kinds of rule work")),
     }
+}
+
+const REFUSED_REMEDY: &str =
+    "load the kernel module xt_NAME of each, or use a kernel and an iptables that have them";
+
+/// What each refused kind of rules is there for, with the tool's words.
+fn lost(refused: &[(RuleKind, String)]) -> String {
+    let one = |(kind, words): &(RuleKind, String)| match kind.need {
+        Need::Option(lost) => format!("{}, which are written without it: {lost} ({words})", kind.name),
+        Need::Some(services) | Need::Vital(services) => {
+            format!("{}, without which {services} are not served ({words})", kind.name)
+        }
+    };
+    refused.iter().map(one).collect::<Vec<_>>().join("; ")
 }
 
 fn nat_remedy(facts: &Facts, found: &ToolFacts) -> &'static str {

@@ -3,14 +3,19 @@
 use super::facts::{Setting, ToolFacts};
 use super::*;
 use crate::config::Mode;
-use crate::kernel::iptables::{Flavor, Version};
+use crate::kernel::iptables::{Flavor, Need, RuleKind, Version};
 use crate::kernel::process::Neighbour;
 use crate::kernel::sockets::Listener;
 use crate::model::{PerFamily, Protocol};
 use rstest::rstest;
 
 fn tools() -> ToolFacts {
-    ToolFacts { flavor: Flavor::Nft, version: Version(1, 8, 9), nat_table: Ok(()), missing: Vec::new() }
+    ToolFacts { flavor: Flavor::Nft, version: Version(1, 8, 9), nat_table: Ok(()), refused: Vec::new() }
+}
+
+fn refuse(facts: &mut Facts, need: Need) {
+    let kind = RuleKind { name: "KIND", table: "nat", rules: &[], need };
+    facts.tools.v4.as_mut().unwrap().refused.push((kind, "its words".to_owned()));
 }
 
 fn settings() -> Vec<(&'static str, &'static str)> {
@@ -53,6 +58,7 @@ fn wanted(mode: Mode) -> Request {
     Request {
         mode,
         flavor: None,
+        rule_kinds: PerFamily::default(),
         localhost_node_ports: true,
         node_port_range: (30000, 32767),
         servers: vec![("healthz", "0.0.0.0:10256".parse().unwrap())],
@@ -102,8 +108,9 @@ type Change = fn(&mut Facts);
     let tools = f.tools.v4.as_mut().unwrap();
     (tools.flavor, tools.nat_table) = (Flavor::Legacy, Err("x".into()));
 }, "Failed iptables (IPv4)", "ip_tables")]
-#[case::no_match(
-    |f: &mut Facts| f.tools.v4.as_mut().unwrap().missing.push(("recent", "x".into())), "Failed iptables (IPv4)", "xt_NAME")]
+#[case::no_match(|f: &mut Facts| refuse(f, Need::Vital("all Services")), "Failed iptables (IPv4)", "xt_NAME")]
+#[case::no_match_for_few(|f: &mut Facts| refuse(f, Need::Some("few")), "Warning iptables (IPv4)", "xt_NAME")]
+#[case::no_option(|f: &mut Facts| refuse(f, Need::Option("not counted")), "Warning iptables (IPv4)", "xt_NAME")]
 #[case::old_tools(|f: &mut Facts| f.tools.v4.as_mut().unwrap().version = Version(1, 6, 1), "Warning iptables (IPv4)", "1.6.2")]
 #[case::no_forwarding(|f: &mut Facts| set(f, "net/ipv4/ip_forward", "0"), "Failed IPv4 forwarding", "net.ipv4.ip_forward=1")]
 #[case::no_v6_forwarding(
@@ -272,4 +279,19 @@ fn what_is_printed_is_one_line_each_or_json() {
     assert_eq!((&value["mode"], &value["fit"]), (&"ipvs".into(), &false.into()));
     assert_eq!(value["findings"][1]["level"], "failed");
     assert_eq!(value["findings"][0]["remedy"], serde_json::Value::Null);
+}
+
+#[test]
+fn a_refused_kind_of_rules_is_named_with_what_it_is_for_and_the_words_of_the_tool() {
+    let mut facts = fit();
+    refuse(&mut facts, Need::Option("packets are not counted"));
+    refuse(&mut facts, Need::Some("Services with session affinity"));
+    let found = judge(&facts, &wanted(Mode::Iptables));
+    let iptables = found.iter().find(|it| it.check == "iptables (IPv4)").unwrap();
+    for said in [
+        "KIND, which are written without it: packets are not counted (its words)",
+        "KIND, without which Services with session affinity are not served (its words)",
+    ] {
+        assert!(iptables.message.contains(said), "{}", iptables.message);
+    }
 }

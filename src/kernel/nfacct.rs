@@ -1,6 +1,6 @@
 //! Netfilter accounting: named packet counters that rules refer to.
 //!
-//! Counters belong to the network namespace, outlive us on purpose, and are never deleted.
+//! Counters belong to the network namespace. Those of our rules outlive us on purpose, and are never deleted.
 
 use super::nfnetlink::{self, HEADER_LEN};
 use anyhow::{Context, Result, bail};
@@ -9,6 +9,7 @@ use netlink::{Malformed, Message, MsgBuf, Protocol, Socket};
 const SUBSYSTEM: u16 = 7 << 8;
 const NEW: u16 = SUBSYSTEM;
 const GET: u16 = SUBSYSTEM | 1;
+const DELETE: u16 = SUBSYSTEM | 3;
 const NAME: u16 = 1;
 const PACKETS: u16 = 2;
 const BYTES: u16 = 3;
@@ -69,6 +70,17 @@ impl Nfacct {
             .with_context(|| format!("cannot make counter {name}"))
     }
 
+    /// Deletes a counter.
+    ///
+    /// # Errors
+    /// If there is none, or a rule names it.
+    pub fn remove(&mut self, name: &str) -> Result<()> {
+        self.begin(DELETE, 0, name);
+        self.socket
+            .request(&mut self.request, &mut |_| Ok(()))
+            .with_context(|| format!("cannot delete counter {name}"))
+    }
+
     /// The counter's value, or `None` if there is no such counter.
     ///
     /// # Errors
@@ -127,6 +139,10 @@ mod tests {
             socket.send_to(b"x", socket.local_addr().unwrap()).unwrap();
             nfacct.ensure(name).unwrap();
             assert_eq!(nfacct.get(name).unwrap(), Some(Counter { packets: 1, bytes: 20 + 8 + 1 }));
+            assert!(nfacct.remove(name).is_err(), "a rule names it");
+            run("iptables-nft -F OUTPUT");
+            nfacct.remove(name).unwrap();
+            assert_eq!(nfacct.get(name).unwrap(), None);
         });
     }
 

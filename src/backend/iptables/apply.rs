@@ -7,6 +7,7 @@ use super::input::Input;
 use super::names::{CANARY, ChainId};
 use super::watch::OurChains;
 use crate::backend::kept::Record;
+use crate::backend::options::OptionsRefused;
 use crate::backend::{Refusal, jumps};
 use crate::kernel::iptables::{Flavor, Place, RestoreError, Stamp, Xtables};
 use crate::model::ServiceName;
@@ -231,9 +232,19 @@ impl<X: Xtables> Run<'_, '_, X> {
         services: &[usize],
         excluded: &BTreeSet<ServiceName>,
     ) -> Result<(), RestoreError> {
+        self.send_of(self.desired, step, services, excluded).await
+    }
+
+    async fn send_of(
+        &mut self,
+        desired: &Desired<'_>,
+        step: &Step,
+        services: &[usize],
+        excluded: &BTreeSet<ServiceName>,
+    ) -> Result<(), RestoreError> {
         let delete = self.deletions(step);
         let input = Input {
-            desired: self.desired,
+            desired,
             changes: self.changes,
             baseline: self.baseline,
             step,
@@ -242,6 +253,13 @@ impl<X: Xtables> Run<'_, '_, X> {
             excluded,
         };
         self.restore(input.pieces()).await
+    }
+
+    /// Whether it is options that make the step be refused.
+    async fn is_taken_without_options(&mut self, step: &Step, services: &[usize]) -> bool {
+        let Some(plain) = self.desired.without_options() else { return false };
+        let excluded = self.excluded.clone();
+        self.send_of(&plain, step, services, &excluded).await.is_ok()
     }
 
     fn deletions(&self, step: &Step) -> Vec<ChainId> {
@@ -255,7 +273,13 @@ impl<X: Xtables> Run<'_, '_, X> {
     /// Only when everything is written, and without the tree. Before that the tables may have been
     /// damaged by somebody else, which is no Service's fault and is mended by writing everything.
     async fn isolate(&mut self, step: Step, services: Vec<usize>, error: anyhow::Error) -> Result<()> {
-        if !self.changes.set_up || self.changes.nets.is_some() {
+        if !self.changes.set_up {
+            return Err(error);
+        }
+        if self.is_taken_without_options(&step, &services).await {
+            return Err(error.context(OptionsRefused));
+        }
+        if self.changes.nets.is_some() {
             return Err(error);
         }
         tracing::warn!(error = format!("{error:#}"), "input refused; looking for the Service at fault");

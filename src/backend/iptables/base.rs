@@ -16,16 +16,25 @@ use crate::plan::{FamilySettings, Plan};
 pub struct Features {
     /// The bit of the packet mark that asks for masquerading, as a mask.
     pub masquerade_mark: u32,
-    /// The tool knows `--random-fully` (1.6.2 and later).
+    /// Tool and kernel take `--random-fully`.
     pub random_fully: bool,
     /// Conntrack is lenient (`nf_conntrack_tcp_be_liberal`), so INVALID packets are not dropped.
     pub be_liberal: bool,
-    /// The nfacct object that counts dropped INVALID packets is there.
+    /// The nfacct object that counts dropped INVALID packets is there, and rules can name it.
     pub counts_invalid: bool,
-    /// The nfacct object that counts node-port packets on localhost is there.
+    /// The nfacct object that counts node-port packets on localhost is there, and rules can name it.
     pub counts_localhost: bool,
     /// With more rules than this in the nat table's `KUBE-SERVICES`, a tree of chains takes over.
     pub tree_threshold: usize,
+}
+
+impl Features {
+    /// The same without what changes no packet's way; `None` if there is nothing of the kind.
+    pub(super) fn without_options(&self) -> Option<Features> {
+        let plain =
+            Features { random_fully: false, counts_invalid: false, counts_localhost: false, ..self.clone() };
+        (plain != *self).then_some(plain)
+    }
 }
 
 impl Default for Features {

@@ -5,7 +5,7 @@ use super::names::{ChainId, NODE_PORTS, SERVICES};
 use crate::backend::Standing;
 use crate::backend::jumps::Jump;
 use crate::backend::lines::{Text, line};
-use crate::kernel::iptables::{Place, Xtables};
+use crate::kernel::iptables::{Place, TRIAL, Xtables};
 use crate::kernel::nft::Part;
 use anyhow::{Result, anyhow};
 use std::collections::BTreeSet;
@@ -38,6 +38,11 @@ pub(super) fn standing() -> Standing {
     Standing { chains: base::CANARY_TABLES.into_iter().flat_map(of_table).collect(), jumps: jumps.collect() }
 }
 
+/// One of ours that is no Service's; what a trial left counts, too.
+fn is_fixed(table: &str, chain: &str) -> bool {
+    base::fixed_chains(table).contains(&chain) || chain == TRIAL
+}
+
 /// Whether there is anything to remove.
 pub(super) async fn holds_rules(tools: &mut impl Xtables, standing: &Standing) -> Result<bool> {
     for table in base::CANARY_TABLES {
@@ -46,8 +51,7 @@ pub(super) async fn holds_rules(tools: &mut impl Xtables, standing: &Standing) -
             .survey(table, &mut |part| match part {
                 Part::Start => found = false,
                 Part::Item(chain) => {
-                    let fixed = base::fixed_chains(table).contains(&chain.name);
-                    found |= fixed && !standing.has_chain(table, chain.name);
+                    found |= is_fixed(table, chain.name) && !standing.has_chain(table, chain.name);
                     found |= ChainId::parse(chain.name).is_some();
                 }
             })
@@ -73,7 +77,7 @@ async fn remove_chains(
                 fixed.clear();
                 services.clear();
             }
-            Part::Item(chain) if base::fixed_chains(table).contains(&chain.name) => {
+            Part::Item(chain) if is_fixed(table, chain.name) => {
                 if !standing.has_chain(table, chain.name) {
                     fixed.insert(chain.name.to_owned());
                 }

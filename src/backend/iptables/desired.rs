@@ -133,6 +133,12 @@ impl<'a> Desired<'a> {
         desired
     }
 
+    /// The same plan for rules without options, as far as an input needs it; `None` if there are no options.
+    pub(super) fn without_options(&self) -> Option<Self> {
+        let features = self.features.without_options()?;
+        Some(Desired { plan: self.plan, features, fixed: FixedPrint::default(), services: Vec::new() })
+    }
+
     pub(super) fn style(&self) -> Style<'_> {
         Style::new(self.plan.settings, &self.features, self.plan.endpoint_count)
     }

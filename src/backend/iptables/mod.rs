@@ -14,6 +14,7 @@ mod doubt;
 mod heard;
 mod input;
 mod inspect;
+mod kinds;
 mod known;
 mod meters;
 mod names;
@@ -26,19 +27,23 @@ pub use base::Features;
 pub use desired::{Baseline, Desired};
 pub use diff::Changes;
 pub use inspect::{branch, differences, foreign_obstacles, trace as trace_packet};
+pub use kinds::rule_kinds;
 pub use known::OwnWrites;
 pub use setup::{features, features_as_found};
 
 use super::kept::Record;
+use super::kinds::RANDOM_FULLY;
+use super::options::{Options, OptionsRefused};
 use super::tally::{Measuring, Tally};
 use super::{
     Applied, Backend, Drift, DriftKind, Finding, KernelObject, Look, ObjectCount, ObjectKind, Refusal,
     Standing,
 };
-use crate::kernel::iptables::{Flavor, RestoreError, Xtables};
+use crate::kernel::iptables::{Flavor, RestoreError, Trial, Version, Xtables};
 use crate::kernel::nft::{ChainUse, Part};
 use crate::plan::Plan;
 use anyhow::{Context, Result};
+use kinds::NFACCT;
 use known::Known;
 use meters::ChainCounters;
 use names::{ChainId, INVALID_DROPPED, LOCALHOST_ACCEPTED};
@@ -60,6 +65,7 @@ fn most_chains(flavor: Flavor) -> usize {
 pub struct Iptables<X> {
     tools: X,
     features: Features,
+    options: Options,
     most_chains: usize,
     /// The threshold of the tree as it was asked for; `features` has the one in force.
     tree_threshold: usize,
@@ -79,6 +85,7 @@ impl<X: Xtables> Iptables<X> {
         Iptables {
             tools,
             features,
+            options: Options::default(),
             most_chains,
             tree_threshold,
             tree_waits: false,
@@ -134,6 +141,19 @@ impl<X: Xtables> Iptables<X> {
     fn measure_after(&mut self, desired: &Desired<'_>, written: &BTreeSet<ChainId>) {
         let Some(tally) = &mut self.tally else { return };
         tally.update(&desired.plan, &meters::meters, &|chain| written.contains(chain));
+    }
+
+    /// Finds out which options rules can have, given the counters that are there.
+    async fn learn_options(&mut self, [invalid, localhost]: [bool; 2], trial: Trial) -> Result<()> {
+        let is_known = self.tools.version() >= Version::RANDOM_FULLY;
+        let wanted = [(RANDOM_FULLY, is_known), (NFACCT, invalid)];
+        let wanted: Vec<_> = wanted.into_iter().filter(|(_, is_wanted)| *is_wanted).map(|it| it.0).collect();
+        let found_out = self.options.find_out(&mut self.tools, (&wanted, trial)).await;
+        let counts = self.options.allow(&NFACCT);
+        self.features.counts_invalid = invalid && counts;
+        self.features.counts_localhost = localhost && counts;
+        self.features.random_fully = is_known && self.options.allow(&RANDOM_FULLY);
+        Ok(found_out?)
     }
 
     /// Finding the Service that the kernel refuses is done without the tree: it is off from a
@@ -209,15 +229,16 @@ impl<X: Xtables> Backend for Iptables<X> {
             Part::Item(chain) => strays.extend(ChainId::parse(chain.name)),
         };
         self.tools.survey("nat", &mut look).await.context("listing the chains of the nat table")?;
-        self.features.counts_invalid = self.tools.ensure_counter(INVALID_DROPPED);
-        self.features.counts_localhost = self.tools.ensure_counter(LOCALHOST_ACCEPTED);
+        let counters = [INVALID_DROPPED, LOCALHOST_ACCEPTED].map(|name| self.tools.ensure_counter(name));
+        self.learn_options(counters, Trial::Write).await.context("trying what rules can have")?;
         self.known.forget(&mut self.tools)?;
         Ok(Baseline::observed(strays))
     }
 
     async fn learn(&mut self) -> Result<()> {
-        self.features.counts_invalid = self.tools.has_counter(INVALID_DROPPED);
-        self.features.counts_localhost = self.tools.has_counter(LOCALHOST_ACCEPTED);
+        let counters = [INVALID_DROPPED, LOCALHOST_ACCEPTED].map(|name| self.tools.has_counter(name));
+        // Who may not run the tool may look at the rest.
+        let _ = self.learn_options(counters, Trial::Read).await;
         Ok(())
     }
 
@@ -250,10 +271,14 @@ impl<X: Xtables> Backend for Iptables<X> {
             let outcome = apply::run(&mut self.tools, desired, (&changes, self.most_chains), baseline).await;
             if let Err(error) = &outcome
                 && changes.nets.is_some()
+                && !error.is::<OptionsRefused>()
                 && matches!(error.downcast_ref(), Some(RestoreError::Refused { .. }))
             {
                 tracing::warn!("input refused; the next sync does without the tree of networks");
                 self.settle_tree(true);
+            }
+            if let Err(error) = &outcome {
+                self.options.failed(error);
             }
             let outcome = outcome?;
             self.known.end(&mut self.tools, &begun, &outcome)?;
@@ -314,6 +339,8 @@ impl<X: Xtables> Backend for Iptables<X> {
 
 #[cfg(test)]
 mod meters_tests;
+#[cfg(test)]
+mod options_tests;
 #[cfg(test)]
 mod tests;
 #[cfg(test)]

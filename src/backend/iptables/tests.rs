@@ -34,7 +34,7 @@ impl Bench {
     }
 
     /// The same picture on an empty kernel.
-    fn afresh(&self, flavor: Flavor) -> Bench {
+    pub(super) fn afresh(&self, flavor: Flavor) -> Bench {
         let mut fresh = Bench::new(self.settings.family, flavor, usize::MAX)
             .with_tree_above(self.backend.features.tree_threshold);
         pass::copy_picture(&self.tracker, &mut fresh.tracker);
@@ -341,6 +341,12 @@ async fn cleanup_takes_what_is_ours_and_nothing_else() {
     };
     foreign(bench.backend.tools());
     bench.sync().await.unwrap();
+    let left_by_a_trial = |table: &mut crate::kernel::fake::iptables::Table| {
+        table.insert(crate::kernel::iptables::TRIAL.to_owned(), vec!["-j RETURN".to_owned()]);
+    };
+    for table in ["nat", "filter"] {
+        bench.backend.tools().meddle(table, left_by_a_trial);
+    }
     for holds in [true, false] {
         let tools = bench.backend.tools();
         assert_eq!(holds_rules(tools, &Standing::default()).await.unwrap(), holds);

@@ -13,6 +13,7 @@ mod diff;
 mod drain;
 mod input;
 mod inspect;
+mod kinds;
 mod meters;
 mod names;
 mod observe;
@@ -27,14 +28,17 @@ pub use desired::{Baseline, Desired};
 pub use diff::Changes;
 pub use input::Features;
 pub use inspect::{Surroundings, look, tables, trace as trace_packet};
+pub use kinds::rule_kinds;
 pub use names::INTERFACE;
 pub use setup::prepare;
 pub use text::render_text;
 
+use super::kinds::RANDOM_FULLY;
+use super::options::Options;
 use super::tally::{Measuring, Tally};
 use super::{Applied, Backend, Finding, KernelObject, Look, ObjectCount, ObjectKind, Refusal};
 use crate::kernel::ipset::Ipsets;
-use crate::kernel::iptables::Xtables;
+use crate::kernel::iptables::{RuleKind, Trial, Version, Xtables};
 use crate::kernel::ipvs::VirtualServers;
 use crate::kernel::links::Links;
 use crate::model::{Frontend, IpFamily, ServiceName};
@@ -71,6 +75,7 @@ pub struct Ipvs<X> {
     kernel: Kernel,
     family: IpFamily,
     features: Features,
+    options: Options,
     /// The node's own addresses when we last looked.
     node_addresses: BTreeSet<IpAddr>,
     missing_schedulers: BTreeSet<Arc<str>>,
@@ -88,6 +93,7 @@ impl<X: Xtables> Ipvs<X> {
             kernel,
             family,
             features,
+            options: Options::default(),
             node_addresses: BTreeSet::new(),
             missing_schedulers: BTreeSet::new(),
             watch: Watch::default(),
@@ -114,6 +120,15 @@ impl<X: Xtables> Ipvs<X> {
     /// The tools it works with.
     pub fn tools(&mut self) -> &mut X {
         &mut self.tools
+    }
+
+    /// Finds out which options rules can have.
+    async fn learn_options(&mut self, trial: Trial) -> Result<()> {
+        let is_known = self.tools.version() >= Version::RANDOM_FULLY;
+        let wanted: &[RuleKind] = if is_known { &[RANDOM_FULLY] } else { &[] };
+        let found_out = self.options.find_out(&mut self.tools, (wanted, trial)).await;
+        self.features.random_fully = is_known && self.options.allow(&RANDOM_FULLY);
+        Ok(found_out?)
     }
 
     fn style(&self, plan: &Plan<'_>) -> Style<'_> {
@@ -230,6 +245,7 @@ impl<X: Xtables> Backend for Ipvs<X> {
         let addresses = Addresses::read(&mut self.kernel, self.family)?;
         let baseline = observe::all(&mut self.kernel, self.family, &self.features, &addresses)
             .context("listing what IPVS mode left in the kernel")?;
+        self.learn_options(Trial::Write).await.context("trying what rules can have")?;
         self.node_addresses = addresses.node;
         self.watch.tables = Tables::default();
         Ok(baseline)
@@ -245,6 +261,8 @@ impl<X: Xtables> Backend for Ipvs<X> {
 
     async fn learn(&mut self) -> Result<()> {
         self.node_addresses = Addresses::read(&mut self.kernel, self.family)?.node;
+        // Who may not run the tool may look at the rest.
+        let _ = self.learn_options(Trial::Read).await;
         Ok(())
     }
 
@@ -265,7 +283,8 @@ impl<X: Xtables> Backend for Ipvs<X> {
             baseline.refused.clear();
         }
         desired.services.iter().for_each(|(name, _)| drop(baseline.refused.remove(name)));
-        let (calls, found) = self.carry_out(desired, changes, baseline).await?;
+        let carried_out = self.carry_out(desired, changes, baseline).await;
+        let (calls, found) = carried_out.inspect_err(|error| self.options.failed(error))?;
         drain::sweep(self.kernel.servers.as_mut(), drain, baseline)?;
         self.measure(desired, &new);
         let rules = baseline.rules.as_deref().unwrap_or_default();

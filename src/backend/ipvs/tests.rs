@@ -871,3 +871,25 @@ async fn a_rule_lost_between_writing_and_reading_it_back_is_noticed() {
     let found = bench.verify().await.unwrap();
     assert!(found.starts_with("table nat, filter or mangle lacks about "), "{found}");
 }
+
+#[tokio::test]
+async fn random_source_ports_that_are_refused_are_left_out_whenever_that_shows() {
+    let is_random = |bench: &Bench| {
+        bench.backend.tools.rules("nat", "KUBE-POSTROUTING").join("\n").contains("--random-fully")
+    };
+    let mut bench = Bench::new(IpFamily::V4);
+    bench.sync().await.unwrap();
+    assert!(is_random(&bench));
+    // Later, when everything is written again; the pass that shows it fails.
+    bench.backend.tools.refused = vec!["--random-fully".to_owned()];
+    bench.baseline = None;
+    bench.sync().await.unwrap_err();
+    bench.sync().await.unwrap();
+    assert!(!is_random(&bench));
+    // From the start, it is found out before the first input.
+    let mut fresh = bench.afresh();
+    fresh.backend.tools.refused = vec!["--random-fully".to_owned()];
+    fresh.sync().await.unwrap();
+    assert!(!is_random(&fresh));
+    assert_eq!(fresh.backend.tools.inputs.len(), 1);
+}

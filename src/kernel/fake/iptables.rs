@@ -1,7 +1,9 @@
 //! iptables in memory: tables, chains and rules, with the kernel's strictness about jumps to
 //! chains that do not exist and deletions of chains that are in use.
 
-use crate::kernel::iptables::{Flavor, Place, RestoreError, Rule, Said, Stamp, Version, Xtables};
+use crate::kernel::iptables::{
+    Flavor, Place, RestoreError, Rule, RuleKind, Said, Stamp, Trial, Version, Xtables, trial_inputs,
+};
 use crate::kernel::nft::{ChainUse, Part, RuleMark, Told};
 use crate::kernel::xtables_info::TableSize;
 use anyhow::{Result, bail};
@@ -214,6 +216,10 @@ impl FakeXtables {
     }
 }
 
+fn refused((line, message): (usize, String)) -> RestoreError {
+    RestoreError::Refused { tool: TOOL, line: Some(line), message }
+}
+
 /// Here a rule's number is as good as what it says.
 fn mark(rule: &str) -> RuleMark {
     let mut hasher = DefaultHasher::new();
@@ -375,16 +381,18 @@ impl Xtables for FakeXtables {
             return Err(RestoreError::Unable { tool: TOOL, message: "the lock is taken".to_owned() });
         }
         let input: String = pieces.collect();
-        self.take(&input).map_err(|(line, message)| RestoreError::Refused {
-            tool: TOOL,
-            line: Some(line),
-            message,
-        })?;
+        self.take(&input).map_err(refused)?;
         self.inputs.push(input);
         if std::mem::take(&mut self.flushed_after_restore) {
             self.flush("nat");
         }
         Ok(())
+    }
+
+    /// What is tried leaves nothing behind, and counts as no input.
+    async fn try_rules(&mut self, kinds: &[RuleKind], _: Trial) -> Result<(), RestoreError> {
+        let [write, _] = trial_inputs(kinds);
+        self.clone().take(&write).map_err(refused)
     }
 
     async fn ensure_chain(&mut self, place: Place<'_>) -> Result<()> {

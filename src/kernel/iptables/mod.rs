@@ -6,9 +6,12 @@
 mod find;
 mod saved;
 mod tools;
+mod trial;
 
 pub use find::{Version, find};
 pub use tools::Tools;
+pub(super) use trial::inputs as trial_inputs;
+pub use trial::{Need, RuleKind, TRIAL, Trial, refused};
 
 use super::nft::{ChainUse, Part, Told};
 use super::xtables_info::TableSize;
@@ -180,6 +183,12 @@ pub trait Xtables {
     /// # Errors
     /// When the input did not take effect as a whole.
     async fn restore(&mut self, pieces: &mut dyn Iterator<Item = String>) -> Result<(), RestoreError>;
+
+    /// Tries kinds of rules in a chain that nothing leads to. Nothing of it is left.
+    ///
+    /// # Errors
+    /// When they are not all taken.
+    async fn try_rules(&mut self, kinds: &[RuleKind], trial: Trial) -> Result<(), RestoreError>;
 
     /// Makes a chain unless it is there.
     ///

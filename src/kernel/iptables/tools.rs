@@ -2,7 +2,10 @@
 
 use super::find::Programs;
 use super::saved::{self, Uses};
-use super::{Flavor, Place, RestoreError, Rule, Said, Stamp, Version, Xtables};
+use super::trial::Named;
+use super::{
+    Flavor, Place, RestoreError, Rule, RuleKind, Said, Stamp, Trial, Version, Xtables, trial_inputs,
+};
 use crate::kernel::nfacct::Nfacct;
 use crate::kernel::nft::{ChainUse, Commits, Nft, Part, Told};
 use crate::kernel::{xtables_entries, xtables_info};
@@ -114,24 +117,6 @@ impl Tools {
         }
     }
 
-    /// Has iptables-restore read an input and build its rules, and change nothing.
-    ///
-    /// # Errors
-    /// The tool's words, if it or the kernel does not know a kind of rule.
-    pub async fn try_input(&self, input: &str) -> Result<()> {
-        let mut command = self.restore_command();
-        let child =
-            command.arg("--test").spawn().with_context(|| format!("cannot run {}", self.programs.restore))?;
-        let mut pieces = std::iter::once(input.to_owned());
-        let fed = timeout(RULE_LIMIT, self.feed(child, &mut pieces)).await;
-        let (status, message) = fed.context("it did not come back")??;
-        // A kernel that lacks a match makes the nft flavour warn and go on.
-        if !status.success() || message.contains("missing kernel module") {
-            bail!("{}", message.lines().next().unwrap_or("no reason given"));
-        }
-        Ok(())
-    }
-
     /// A legacy table that is not there is not made.
     async fn print(&self, table: &str, take: &mut dyn FnMut(&str)) -> Result<()> {
         match xtables_info::num_entries(self.family, table)? {
@@ -158,16 +143,21 @@ impl Tools {
         command
     }
 
-    async fn send(&self, pieces: &mut dyn Iterator<Item = String>) -> Result<(), RestoreError> {
-        let child = self.restore_command().spawn().map_err(|error| self.unable(error))?;
+    /// Feeds a restore with an input. Returns what it has to say to one that it takes.
+    async fn send(
+        &self,
+        mut command: Command,
+        pieces: &mut dyn Iterator<Item = String>,
+    ) -> Result<String, RestoreError> {
+        let child = command.spawn().map_err(|error| self.unable(error))?;
         let fed = timeout(RESTORE_LIMIT, self.feed(child, pieces)).await;
         let (status, message) = fed
             .map_err(|_| self.unable(format!("no end after {RESTORE_LIMIT:?}")))?
             .map_err(|error| self.unable(error))?;
-        if status.success() {
-            return Ok(());
-        }
         let (tool, message) = (self.programs.restore, message.replace('\n', "; "));
+        if status.success() {
+            return Ok(message);
+        }
         match (status.code(), line_at_fault(&message)) {
             (Some(EXIT_RESOURCE) | None, None) => Err(self.unable(format!("{status}: {message}"))),
             (_, line) => Err(RestoreError::Refused { tool, line, message }),
@@ -374,7 +364,29 @@ impl Xtables for Tools {
     }
 
     async fn restore(&mut self, pieces: &mut dyn Iterator<Item = String>) -> Result<(), RestoreError> {
-        self.send(pieces).await
+        self.send(self.restore_command(), pieces).await.map(drop)
+    }
+
+    async fn try_rules(&mut self, kinds: &[RuleKind], trial: Trial) -> Result<(), RestoreError> {
+        let [write, delete] = trial_inputs(kinds);
+        let mut command = self.restore_command();
+        if trial == Trial::Read {
+            command.arg("--test");
+            let message = self.send(command, &mut std::iter::once(write)).await?;
+            // A kernel that lacks a match makes the tools warn and go on.
+            return match message.contains("missing kernel module") {
+                true => Err(RestoreError::Refused { tool: self.programs.restore, line: None, message }),
+                false => Ok(()),
+            };
+        }
+        let tool = self.programs.restore;
+        let named = Named::by(kinds, self.family);
+        let refused = |error| RestoreError::Refused { tool, line: None, message: format!("{error:#}") };
+        let _named = named.map_err(refused)?;
+        let written = self.send(command, &mut std::iter::once(write)).await;
+        // Of several tables, the first may have been written although the next was refused.
+        let deleted = self.send(self.restore_command(), &mut std::iter::once(delete)).await;
+        written.and(deleted).map(drop)
     }
 
     async fn ensure_chain(&mut self, place: Place<'_>) -> Result<()> {
