@@ -89,10 +89,14 @@ fn what_only_counts_or_is_optional_is_left_out_from_the_start(
     #[values(Flavor::Nft, Flavor::Legacy)] flavor: Flavor,
     #[values("nfacct", "--random-fully")] option: &str,
 ) {
+    expect_left_out(flavor, option, &[]);
+}
+
+pub(crate) fn expect_left_out(flavor: Flavor, option: &str, flags: &[&str]) {
     let lab = Lab::create().unwrap();
     let tools = Tools::of(flavor, lab.node());
     tools.refuse(option);
-    let launch = Launch { binary: &tools.program, namespace: lab.node(), flavor, flags: &[] };
+    let launch = Launch { binary: &tools.program, namespace: lab.node(), flavor, flags };
     let proxy = launch.start(&service(&[Place::Local1]).objects()).unwrap();
     expect_served_without(option, (&lab, &proxy, flavor));
     let failures = metric_sum(

@@ -68,7 +68,7 @@ pub struct ServiceRecord {
     pub service: Option<Box<Service>>,
     /// Its slices, sorted by name.
     pub slices: Vec<EndpointSlice>,
-    /// Ports of the node that the Service asks for and that belong to somebody else.
+    /// Ports of the node that the Service asks for and that belong to another Service, or to another use.
     pub refused_node_ports: Vec<NodePortUse>,
     /// External and load-balancer IPs that are somebody else's, where those are refused.
     pub refused_external_ips: Box<[IpAddr]>,

@@ -11,6 +11,7 @@ mod harm;
 mod kubeadm;
 mod legacy;
 mod node_address;
+mod options;
 mod packets;
 mod refusal;
 mod sabotage;

@@ -139,7 +139,7 @@ const HEALTH_CHECK: (NodePortUse, Protocol) = (NodePortUse::HealthCheck, Protoco
 #[case::two_health_checks(&[HEALTH_CHECK], &[HEALTH_CHECK], &[HEALTH_CHECK])]
 #[case::all_at_once(&[TCP, HEALTH_CHECK], &[TCP, SECOND_TCP, HEALTH_CHECK], &[TCP, SECOND_TCP, HEALTH_CHECK])]
 #[case::another_protocol(&[UDP], &[HEALTH_CHECK], &[])]
-fn whoever_claims_a_port_of_the_node_second_goes_without(
+fn the_second_claimant_of_a_port_of_the_node_goes_without(
     #[case] first: &[(NodePortUse, Protocol)],
     #[case] second: &[(NodePortUse, Protocol)],
     #[case] refused: &[(NodePortUse, Protocol)],
