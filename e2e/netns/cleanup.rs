@@ -1,13 +1,16 @@
 //! What is removed, and what must not be touched.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::time::Duration;
 
+use kube_proxy_rs::model::IpFamily;
 use kube_proxy_rs::testing::lab::{give_idle_uplink, lone_node};
 use kube_proxy_rs::testing::netns::Namespace;
 use kube_proxy_rs::testing::packets::cases;
 use kube_proxy_rs::testing::proxy::{Flavor, Folder, Launch, Proxy, save, wait_until};
+use rstest::rstest;
 
 use crate::BINARY;
 
@@ -163,6 +166,81 @@ fn cleanup_names_what_it_cannot_remove_goes_on_and_may_be_repeated() {
     node.output("iptables-nft", &[&["-D"], &rule[..]].concat()).unwrap();
     node.output(BINARY, &["--cleanup"]).unwrap();
     assert_eq!(node.output("ipset", &["list", "-n"]).unwrap().trim(), "");
+}
+
+/// A folder that stands for PATH: the given tools work, and the other ones are there and broken.
+fn path_with(working: &[&str], broken: &[&str]) -> Folder {
+    let folder = Folder::create().unwrap();
+    for tool in working {
+        std::os::unix::fs::symlink("/usr/sbin/xtables-nft-multi", folder.path().join(tool)).unwrap();
+    }
+    for tool in broken {
+        let path = folder.path().join(tool);
+        fs::write(&path, "#!/bin/sh\necho 'libxtables.so.12: cannot open' >&2\nexit 127\n").unwrap();
+        fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    folder
+}
+
+/// Runs the cleanup with another PATH; what it said, and whether it succeeded.
+fn cleanup_with(node: &Namespace, path: &Path) -> (bool, String) {
+    let path = format!("PATH={}", path.display());
+    let output = node.command("env").args([&path, BINARY, "--cleanup"]).output().unwrap();
+    (output.status.success(), String::from_utf8_lossy(&output.stderr).into_owned())
+}
+
+#[rstest]
+#[case::not_in_path(&[], "iptables-nft is not in PATH", "iptables-legacy is not in PATH")]
+#[case::broken(&["iptables-nft", "ip6tables-nft", "iptables", "iptables-legacy"], "libxtables.so.12", "libxtables.so.12")]
+fn cleanup_where_no_tool_works_names_it_and_removes_what_needs_none(
+    #[case] broken: &[&str],
+    #[case] nft: &str,
+    #[case] legacy: &str,
+) {
+    let node = node();
+    for flavor in BOTH {
+        program(&node, flavor, &[]).terminate().unwrap();
+    }
+    node.output("nft", &["add", "table", "ip6", "kube-proxy"]).unwrap();
+    node.ip(&format!("link add {INTERFACE} type bridge")).unwrap();
+    let path = path_with(&[], broken);
+    let (succeeded, said) = cleanup_with(&node, path.path());
+    assert!(!succeeded, "{said}");
+    for family in [IpFamily::V4, IpFamily::V6] {
+        for (flavor, words) in [(Flavor::Nft, nft), (Flavor::Legacy, legacy)] {
+            let about = format!("removing {flavor} iptables rules of {family}");
+            let line = said.lines().find(|line| line.contains(&about)).unwrap_or_else(|| panic!("{said}"));
+            assert!(line.contains("install the package iptables"), "{line}");
+            assert!(family == IpFamily::V6 || line.contains(words), "{line}");
+        }
+    }
+    let after = everything(&node);
+    assert_eq!(after.matches(":KUBE-SERVICES").count(), 2 * 2 * 2, "the rules stay: {after}");
+    assert!(!after.contains("kube-proxy\n") && !after.contains(INTERFACE), "the rest goes: {after}");
+    node.output(BINARY, &["--cleanup"]).unwrap();
+    assert!(!everything(&node).contains("KUBE-SERVICES"));
+}
+
+#[test]
+fn cleanup_does_without_tools_for_tables_that_hold_nothing_of_ours() {
+    let node = node();
+    let none = path_with(&[], &[]);
+    let (succeeded, said) = cleanup_with(&node, none.path());
+    assert!(succeeded, "there is nothing to remove: {said}");
+
+    let nft = ["iptables-nft", "iptables-nft-restore", "ip6tables-nft", "ip6tables-nft-restore"];
+    let only_nft = path_with(&nft, &[]);
+    program(&node, Flavor::Nft, &[]).terminate().unwrap();
+    // A tool that looks makes tables; they are empty.
+    node.output("iptables-legacy", &["-t", "nat", "-S"]).unwrap();
+    let (succeeded, said) = cleanup_with(&node, only_nft.path());
+    assert!(succeeded, "no tool is missing for anything that is there: {said}");
+    assert!(!everything(&node).contains("KUBE-SERVICES"));
+
+    node.output("iptables-legacy", &["-A", "FORWARD", "-d", "198.18.0.2/32", "-j", "ACCEPT"]).unwrap();
+    let (succeeded, said) = cleanup_with(&node, only_nft.path());
+    assert!(!succeeded && said.contains("there may be KUBE- rules"), "they cannot be looked for: {said}");
+    assert!(said.contains("iptables-legacy is not in PATH"), "{said}");
 }
 
 #[test]

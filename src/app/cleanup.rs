@@ -30,18 +30,36 @@ pub(super) async fn everything(config: &Config) -> Result<ExitCode> {
         tracing::error!(error = format!("{failure:#}"), "cleanup");
     }
     if failures.is_empty() {
+        tracing::info!(
+            "cleanup is done: the kernel has no rules, tables, sets or servers of a service proxy"
+        );
         return Ok(ExitCode::SUCCESS);
     }
     bail!("encountered an error while tearing down rules");
 }
 
-/// The tools of a flavour, if they are installed and hold rules that carry our names. Tables that
-/// nobody has made are not made by looking.
+/// The tools of a flavour, if its tables hold rules that carry our names. Tables that nobody has made are not made by
+/// looking.
+///
+/// # Errors
+/// Where no tool works and the kernel holds such rules, or does not show whether it does.
 async fn tools_with_rules(family: IpFamily, flavor: Flavor) -> Result<Option<Tools>> {
-    let Ok(mut tools) = tools::find(family, Some(flavor)).await else { return Ok(None) };
-    let holds = iptables::holds_rules(&mut tools, &Standing::default()).await?
-        || ipvs::holds_rules(&mut tools).await?;
-    Ok(holds.then_some(tools))
+    if flavor == Flavor::Nft && Nft::open_if_there()?.is_none() {
+        return Ok(None);
+    }
+    let (mut tools, fault) = tools::find_to_look(family, flavor).await;
+    let holds = holds_rules(&mut tools).await;
+    match (holds, fault) {
+        (Ok(false), _) => Ok(None),
+        (Ok(true), None) => Ok(Some(tools)),
+        (Ok(true), Some(fault)) => Err(fault.context("there are KUBE- rules, which stay")),
+        (Err(error), None) => Err(error),
+        (Err(error), Some(fault)) => Err(fault.context(format!("there may be KUBE- rules: {error:#}"))),
+    }
+}
+
+async fn holds_rules(tools: &mut impl Xtables) -> Result<bool> {
+    Ok(iptables::holds_rules(tools, &Standing::default()).await? || ipvs::holds_rules(tools).await?)
 }
 
 async fn remove_rules(family: IpFamily, flavor: Flavor) -> Result<()> {
@@ -59,8 +77,7 @@ async fn remove_rules_of_all_modes(tools: &mut impl Xtables) -> Result<()> {
 }
 
 fn remove_nft_table(family: IpFamily) -> Result<()> {
-    // Without nf_tables in the kernel there is no table in it.
-    let Ok(mut nft) = Nft::open() else { return Ok(()) };
+    let Some(mut nft) = Nft::open_if_there()? else { return Ok(()) };
     let removed = nft.delete_table(family, NFT_TABLE);
     if removed.with_context(|| format!("removing nftables table {NFT_TABLE} of {family}"))? {
         tracing::info!(%family, table = NFT_TABLE, "nftables table removed");

@@ -32,7 +32,7 @@ const IPVS: &str = "ipvs";
 pub(super) async fn around(config: &Config, view: &ServiceView, asked: &Explain) -> NodeState {
     let mut node = NodeState {
         tracking: tracking(),
-        flows: flows(view).ok(),
+        flows: or_warn("open flows are not counted", flows(view)),
         refusing: refusing(view).await,
         excluded_client: excluded_client(view, asked),
         node_port_range: Some(config.node_ports.range),
@@ -43,7 +43,8 @@ pub(super) async fn around(config: &Config, view: &ServiceView, asked: &Explain)
         let tools = tools(config, view, of).await;
         let (facts, found) = family_facts(view, (of, family), tools.as_ref()).await;
         node.families.push(facts);
-        let Some(packet) = packet(family, asked) else { continue };
+        let own = or_warn("the node's addresses are unknown", local_addresses(of)).unwrap_or_default();
+        let Some(packet) = packet((of, family), asked, &own) else { continue };
         let outcomes = match (view.mode.as_str(), &tools) {
             (IPVS, Ok(tools)) => traced_by_servers(tools, &packet).await,
             // That they cannot be read is said already.
@@ -51,7 +52,6 @@ pub(super) async fn around(config: &Config, view: &ServiceView, asked: &Explain)
             _ => {
                 // Where the kernel could not be read, what should be there decides.
                 let objects = if found.is_empty() { &family.wanted } else { &found };
-                let own = local_addresses(of).unwrap_or_default();
                 Ok(iptables::trace_packet(objects, &packet, &own))
             }
         };
@@ -61,6 +61,11 @@ pub(super) async fn around(config: &Config, view: &ServiceView, asked: &Explain)
         }
     }
     node
+}
+
+/// What was found; where it could not be looked for, a warning and nothing.
+fn or_warn<T>(what: &str, found: Result<T>) -> Option<T> {
+    found.map_err(|error| complain(format_args!("Warning: {what}: {error:#}"))).ok()
 }
 
 /// What becomes of a packet in mode ipvs: by all rules of the tables, others' included, the sets, and
@@ -302,15 +307,13 @@ fn excluded_client(view: &ServiceView, asked: &Explain) -> Option<(String, Vec<S
 }
 
 /// The packet to trace in a family: what was asked for, or one of the client to the cluster IP.
-fn packet(family: &FamilyView, asked: &Explain) -> Option<Packet> {
-    let of = family.ip_family()?;
+fn packet((of, family): (IpFamily, &FamilyView), asked: &Explain, own: &[IpAddr]) -> Option<Packet> {
     let fits = |address: IpAddr| IpFamily::of(address) == of;
     if asked.client.is_none() && asked.to.is_none() {
         return None;
     }
     let cluster_ip = || family.ports.first()?.frontends.first()?.address.parse().ok();
     let destination: SocketAddr = asked.to.or_else(cluster_ip).filter(|to| fits(to.ip()))?;
-    let own = local_addresses(of).unwrap_or_default();
     // Without a client, the node itself asks.
     let source = asked.client.or_else(|| own.iter().copied().find(|ip| !ip.is_loopback()));
     let source = source.filter(|ip| fits(*ip))?;

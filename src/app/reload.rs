@@ -29,6 +29,7 @@ impl Watched {
         let Some(path) = self.line.config_file() else { return std::future::pending().await };
         self.file = read(&path);
         let mut before = self.file.clone();
+        let mut is_gone = false;
         let mut look = tokio::time::interval(PERIOD);
         look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
@@ -37,6 +38,10 @@ impl Watched {
             // Twice the same: nobody is in the middle of writing it.
             let settled = now == before;
             before.clone_from(&now);
+            if settled && is_gone != now.is_none() {
+                is_gone = now.is_none();
+                tell_whether_it_is_there(&path, is_gone);
+            }
             if !settled || now.is_none() || now == self.file {
                 continue;
             }
@@ -68,6 +73,15 @@ impl Watched {
         self.effective = effective;
         changed.retain(|path| path != LIVE);
         changed
+    }
+}
+
+fn tell_whether_it_is_there(path: &Path, is_gone: bool) {
+    let file = path.display();
+    if is_gone {
+        tracing::warn!(%file, "the configuration file cannot be read any more; the configuration in force stays");
+    } else {
+        tracing::info!(%file, "the configuration file can be read again");
     }
 }
 

@@ -79,12 +79,16 @@ async fn tools(family: IpFamily, request: &Request) -> Result<ToolFacts> {
 /// Whether the flavour that is not used has rules of a proxy. Tables that nobody made are not made
 /// by looking.
 async fn other_flavor(family: IpFamily, used: &Result<ToolFacts>) -> Result<bool> {
+    // Without tools, the one that is looked for is the only finding.
     let Ok(used) = used else { return Ok(false) };
+    if used.flavor == Flavor::Legacy && Nft::open_if_there()?.is_none() {
+        return Ok(false);
+    }
     let other = match used.flavor {
         Flavor::Nft => Flavor::Legacy,
         Flavor::Legacy => Flavor::Nft,
     };
-    let Ok(mut tools) = iptables::find(family, Some(other)).await else { return Ok(false) };
+    let (mut tools, _) = iptables::find_to_look(family, other).await;
     let mut found = false;
     let mut look = |part: Part<ChainUse<'_>>| match part {
         Part::Start => found = false,
@@ -95,8 +99,7 @@ async fn other_flavor(family: IpFamily, used: &Result<ToolFacts>) -> Result<bool
 }
 
 fn has_nft_table(family: IpFamily) -> Result<bool> {
-    // Without nf_tables in the kernel there is no table in it.
-    let Ok(mut nft) = Nft::open() else { return Ok(false) };
+    let Some(mut nft) = Nft::open_if_there()? else { return Ok(false) };
     let mut found = false;
     // It has chains as long as it is in use.
     nft.chains(family, NFT_TABLE, &mut |part| found = matches!(part, Part::Item(_)))?;

@@ -122,10 +122,12 @@ pub struct KernelIpsets {
     request: MsgBuf,
 }
 
-/// Whether the kernel has ipsets now; asking it over netlink would load them.
+/// Whether the kernel may have ipsets now; asking it over netlink would load them.
 #[must_use]
 pub fn is_loaded() -> bool {
-    std::path::Path::new("/sys/module/ip_set").exists()
+    let is_there = |path| std::path::Path::new(path).exists();
+    // Without /sys it is not known.
+    is_there("/sys/module/ip_set") || !is_there("/sys/module")
 }
 
 impl KernelIpsets {

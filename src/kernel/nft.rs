@@ -56,6 +56,18 @@ impl Nft {
         Ok(Nft { socket, request: MsgBuf::new() })
     }
 
+    /// Opens the handle, unless the kernel has no nf_tables: then there are no tables in it either.
+    ///
+    /// # Errors
+    /// On lack of permission, or if the kernel fails otherwise.
+    pub fn open_if_there() -> Result<Option<Nft>> {
+        let opened = Nft::open().and_then(|mut nft| nft.generation().map(|_| nft));
+        match opened {
+            Err(error) if is_missing(&error) => Ok(None),
+            opened => opened.map(Some),
+        }
+    }
+
     fn begin(&mut self, kind: u16, family: u8) {
         self.request.clear();
         nfnetlink::begin(&mut self.request, kind, 0, family);
@@ -129,7 +141,17 @@ impl Nft {
     }
 }
 
-/// `NFPROTO_IPV4` or `NFPROTO_IPV6`.
+/// Whether the kernel says that it has no nf_tables: no netfilter netlink at all, or none of that kind.
+fn is_missing(error: &anyhow::Error) -> bool {
+    match error.downcast_ref::<netlink::Error>() {
+        Some(netlink::Error::Io { source, .. }) => {
+            matches!(source.raw_os_error(), Some(libc::EPROTONOSUPPORT | libc::EAFNOSUPPORT))
+        }
+        Some(refused) => refused.errno() == Some(libc::EINVAL),
+        None => false,
+    }
+}
+
 fn parse_generation(message: &Message<'_>) -> Result<Option<u32>, Malformed> {
     for attribute in message.attributes(HEADER_LEN)? {
         let attribute = attribute?;
@@ -253,6 +275,19 @@ mod tests {
             assert!(list(&mut nft, IpFamily::V4, "doomed").is_empty());
             assert_eq!(list(&mut nft, IpFamily::V4, "other").len(), 1);
             assert_eq!(list(&mut nft, IpFamily::V6, "doomed").len(), 1);
+        });
+    }
+
+    #[test]
+    fn a_kernel_without_the_subsystem_says_so() {
+        in_fresh_netns(|| {
+            assert!(Nft::open_if_there().unwrap().is_some());
+            // As the kernel answers where a module is missing.
+            const NO_SUBSYSTEM: u16 = 200 << 8;
+            let mut nft = Nft::open().unwrap();
+            nft.begin(NO_SUBSYSTEM, 0);
+            let refused = nft.socket.request(&mut nft.request, &mut |_| Ok(())).unwrap_err();
+            assert!(is_missing(&anyhow::Error::from(refused).context("asking")));
         });
     }
 

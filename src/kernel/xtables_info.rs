@@ -43,16 +43,18 @@ struct GetInfo {
 /// # Errors
 /// Without `CAP_NET_ADMIN`, or if the kernel fails otherwise.
 pub fn num_entries(family: IpFamily, table: &str) -> Result<Option<TableSize>> {
-    let describe = || format!("cannot read the size of legacy {family} table {table}");
-    if !exists(family, table).with_context(describe)? {
-        return Ok(None);
-    }
-    match get_info(family, table) {
-        Ok(info) => Ok(Some(TableSize { entries: info.entries, size: info.size })),
-        // The table or its module went away since, or the family is off.
-        Err(Errno::ENOENT | Errno::ENOPROTOOPT | Errno::EAFNOSUPPORT) => Ok(None),
-        Err(errno) => Err(errno).with_context(describe),
-    }
+    let info = existing_info(family, table)?;
+    Ok(info.map(|info| TableSize { entries: info.entries, size: info.size }))
+}
+
+/// Whether a legacy table has no rules and only built-in chains, or the namespace does not have the table.
+///
+/// # Errors
+/// As [`num_entries`].
+pub(super) fn is_empty(family: IpFamily, table: &str) -> Result<bool> {
+    // Each built-in chain has its policy, and the table its end mark.
+    let only_built_in = |info: GetInfo| info.entries == info.valid_hooks.count_ones() + 1;
+    Ok(existing_info(family, table)?.is_none_or(only_built_in))
 }
 
 /// How much the entries of a table take, and where its built-in chains begin, by hook number.
@@ -63,16 +65,22 @@ pub(super) struct TableLayout {
 
 /// The layout of a legacy table, or `None` if the namespace does not have the table.
 pub(super) fn table_layout(family: IpFamily, table: &str) -> Result<Option<TableLayout>> {
-    if !exists(family, table)? {
-        return Ok(None);
-    }
-    let info = match get_info(family, table) {
-        Ok(info) => info,
-        Err(Errno::ENOENT | Errno::ENOPROTOOPT | Errno::EAFNOSUPPORT) => return Ok(None),
-        Err(errno) => return Err(errno.into()),
-    };
+    let Some(info) = existing_info(family, table)? else { return Ok(None) };
     let begins = |hook: usize| (info.valid_hooks & (1 << hook) != 0).then(|| info.hook_entry[hook]);
     Ok(Some(TableLayout { size: info.size, hooks: std::array::from_fn(begins) }))
+}
+
+fn existing_info(family: IpFamily, table: &str) -> Result<Option<GetInfo>> {
+    let describe = || format!("cannot read the size of legacy {family} table {table}");
+    if !exists(family, table).with_context(describe)? {
+        return Ok(None);
+    }
+    match get_info(family, table) {
+        Ok(info) => Ok(Some(info)),
+        // The table or its module went away since, or the family is off.
+        Err(Errno::ENOENT | Errno::ENOPROTOOPT | Errno::EAFNOSUPPORT) => Ok(None),
+        Err(errno) => Err(errno).with_context(describe),
+    }
 }
 
 /// A socket for the options of a family, and their level.
@@ -146,10 +154,11 @@ mod tests {
                 run(&format!("{tool} -w -t nat -L -n > /dev/null"));
                 let empty = num_entries(family, "nat").unwrap().unwrap();
                 assert_eq!(empty.entries, 4 + 1, "four built-in chains and the end mark");
+                assert!(is_empty(family, "nat").unwrap() && is_empty(family, "filter").unwrap());
                 run(&format!("{tool} -w -t nat -N A; {tool} -w -t nat -A A -j RETURN"));
                 let filled = num_entries(family, "nat").unwrap().unwrap();
                 assert_eq!(filled.entries, empty.entries + 3, "head, rule and tail of the chain");
-                assert!(filled.size > empty.size);
+                assert!(filled.size > empty.size && !is_empty(family, "nat").unwrap());
             }
         });
     }

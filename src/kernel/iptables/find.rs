@@ -1,13 +1,19 @@
 //! Which iptables is installed, and which of two flavours this node uses.
 
+use super::tools::words;
 use super::{Flavor, Tools};
 use crate::kernel::nft::{ChainUse, Nft, Part};
 use crate::kernel::xtables_info;
 use crate::model::IpFamily;
 use anyhow::{Context, Result, bail};
-use std::fmt;
 use std::process::Stdio;
+use std::time::Duration;
+use std::{fmt, io};
 use tokio::process::Command;
+use tokio::time::timeout;
+
+/// A tool that does not tell its version by then does not work.
+const VERSION_LIMIT: Duration = Duration::from_secs(10);
 
 /// The version of the tools.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -69,39 +75,57 @@ fn candidates(family: IpFamily, flavor: Flavor) -> [Programs; 2] {
 /// The tools of a family: of the flavour asked for, or of the one this node uses.
 ///
 /// # Errors
-/// When no fitting tool is installed; names the programs looked for.
+/// When no fitting tool works; names the programs that were tried and what is wrong with each.
 pub async fn find(family: IpFamily, flavor: Option<Flavor>) -> Result<Tools> {
     let flavor = match flavor {
         Some(flavor) => flavor,
         None => flavor_in_use(family).await?,
     };
     match installed(family, flavor).await {
-        Some((programs, version)) => Ok(Tools::new(family, flavor, version, programs)),
-        None => {
-            let [telling, plain] = candidates(family, flavor);
-            bail!(
-                "no {flavor} iptables found for {family}: looked for {} and {}; install the package iptables, \
-                 or choose another --iptables-flavor",
-                telling.rules,
-                plain.rules
-            )
+        Ok((programs, version)) => Ok(Tools::new(family, flavor, version, programs)),
+        Err(faults) => {
+            bail!("no {flavor} iptables for {family} works ({faults}); install the package iptables")
         }
     }
 }
 
-async fn installed(family: IpFamily, flavor: Flavor) -> Option<(Programs, Version)> {
+/// The tools of a family and flavour for looking: where no tool works, with the reason, ones that only see what the
+/// kernel shows without a tool: the chains of nf_tables, and whether a legacy table is empty.
+pub async fn find_to_look(family: IpFamily, flavor: Flavor) -> (Tools, Option<anyhow::Error>) {
+    match find(family, Some(flavor)).await {
+        Ok(tools) => (tools, None),
+        Err(error) => {
+            let [telling, _] = candidates(family, flavor);
+            (Tools::new(family, flavor, Version::RANDOM_FULLY, telling), Some(error))
+        }
+    }
+}
+
+async fn installed(family: IpFamily, flavor: Flavor) -> Result<(Programs, Version), String> {
+    let mut faults = Vec::new();
     for programs in candidates(family, flavor) {
         match version_of(programs.rules).await {
-            Some((version, found)) if found == flavor => return Some((programs, version)),
-            _ => {}
+            Ok((version, found)) if found == flavor => return Ok((programs, version)),
+            Ok((_, found)) => faults.push(format!("{} is of the {found} flavour", programs.rules)),
+            Err(fault) => faults.push(fault),
         }
     }
-    None
+    Err(faults.join(", "))
 }
 
-async fn version_of(program: &str) -> Option<(Version, Flavor)> {
-    let output = Command::new(program).arg("--version").stdin(Stdio::null()).output().await.ok()?;
+async fn version_of(program: &str) -> Result<(Version, Flavor), String> {
+    let mut command = Command::new(program);
+    let run = command.arg("--version").stdin(Stdio::null()).kill_on_drop(true).output();
+    let output = match timeout(VERSION_LIMIT, run).await {
+        Ok(Ok(output)) => output,
+        Ok(Err(error)) if error.kind() == io::ErrorKind::NotFound => {
+            return Err(format!("{program} is not in PATH"));
+        }
+        Ok(Err(error)) => return Err(format!("{program} cannot be run: {error}")),
+        Err(_) => return Err(format!("{program} --version did not come back within {VERSION_LIMIT:?}")),
+    };
     Version::parse(&String::from_utf8_lossy(&output.stdout))
+        .ok_or_else(|| format!("{program} --version fails: {}", words(&output)))
 }
 
 /// The flavour whose tables already hold kubelet's or our own marks; else the one that plain
@@ -110,15 +134,13 @@ async fn flavor_in_use(family: IpFamily) -> Result<Flavor> {
     let nft = installed(family, Flavor::Nft).await;
     let legacy = installed(family, Flavor::Legacy).await;
     match (&nft, &legacy) {
-        (Some(_), None) => return Ok(Flavor::Nft),
-        (None, Some(_)) => return Ok(Flavor::Legacy),
-        (None, None) => {
-            let name = candidates(family, Flavor::Nft)[1].rules;
-            bail!(
-                "{name} is not installed (neither the nft nor the legacy flavour); install the package iptables"
-            )
-        }
-        (Some(_), Some((programs, version))) => {
+        (Ok(_), Err(_)) => return Ok(Flavor::Nft),
+        (Err(_), Ok(_)) => return Ok(Flavor::Legacy),
+        (Err(of_nft), Err(of_legacy)) => bail!(
+            "no iptables for {family} works, neither nft ({of_nft}) nor legacy ({of_legacy}); \
+             install the package iptables"
+        ),
+        (Ok(_), Ok((programs, version))) => {
             if nft_has_marks(family)
                 .context("cannot look at the node's rules; this needs root or CAP_NET_ADMIN")?
             {

@@ -8,7 +8,7 @@ mod saved;
 mod tools;
 mod trial;
 
-pub use find::{Version, find};
+pub use find::{Version, find, find_to_look};
 pub use tools::Tools;
 pub(super) use trial::inputs as trial_inputs;
 pub use trial::{Need, RuleKind, TRIAL, Trial, refused};

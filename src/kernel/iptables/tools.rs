@@ -117,12 +117,12 @@ impl Tools {
         }
     }
 
-    /// A legacy table that is not there is not made.
+    /// A legacy table that is not there is not made, and for an empty one no tool is run.
     async fn print(&self, table: &str, take: &mut dyn FnMut(&str)) -> Result<()> {
-        match xtables_info::num_entries(self.family, table)? {
-            Some(_) => saved::print(self.programs.save, table, take).await,
-            None => Ok(()),
+        if xtables_info::is_empty(self.family, table)? {
+            return Ok(());
         }
+        saved::print(self.programs.save, table, take).await
     }
 
     fn unable(&self, message: impl ToString) -> RestoreError {
@@ -244,7 +244,7 @@ fn chains(text: &str) -> BTreeMap<String, Vec<String>> {
 }
 
 /// A tool's complaint, on one line.
-fn words(output: &Output) -> String {
+pub(super) fn words(output: &Output) -> String {
     let text = String::from_utf8_lossy(&output.stderr);
     let text = text.trim();
     if text.is_empty() { output.status.to_string() } else { text.replace('\n', "; ") }
