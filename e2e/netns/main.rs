@@ -11,6 +11,7 @@ mod explain;
 mod health;
 mod ipvs;
 mod kubeadm;
+mod lifecycle;
 mod localhost;
 mod memory;
 mod node_address;

@@ -1,8 +1,8 @@
 //! What holds for each IP family of this node.
 
-use super::consistency;
 use super::ipvs_metrics::{self, Counted};
 use super::service_metrics::measuring;
+use super::{conntrack, consistency};
 use crate::backend::Backend;
 use crate::backend::iptables::{self, Iptables, OwnWrites};
 use crate::backend::ipvs::{self, Ipvs};
@@ -129,21 +129,24 @@ impl<B: Backend> Dataplanes<B> {
     }
 }
 
-/// The iptables dataplanes.
+/// The iptables dataplanes. The node is prepared for them once it is known that it can run them.
 ///
 /// # Errors
-/// If the primary family cannot run; says why.
+/// If the primary family cannot run, or a setting of the kernel cannot be made; says why.
 pub(super) async fn iptables(
     config: &Config,
     node: &NodeFacts,
     metrics: &Arc<Metrics>,
 ) -> Result<Dataplanes<Iptables<Tools>>> {
+    let usable = usable_families(config, node).await?;
+    conntrack::set_limits(&config.conntrack)?;
     let (mut planes, own) = (Dataplanes::none(), OwnWrites::default());
-    for (family, tools) in usable_families(config, node).await? {
+    for (family, tools) in usable {
         let settings = settings(config, family, node);
+        iptables::prepare(&settings)?;
         let features = iptables::Features {
             tree_threshold: usize::try_from(config.iptables.dispatch_tree_threshold)?,
-            ..iptables::features(&settings, config.iptables.masquerade_bit, tools.version())?
+            ..iptables::features(config.iptables.masquerade_bit, tools.version())
         };
         let flavor = tools.flavor();
         let mut backend = Iptables::new(tools, features).sharing(own.clone());
@@ -162,14 +165,14 @@ pub(super) async fn iptables_to_look_at(
 ) -> Result<Dataplanes<Iptables<Tools>>> {
     let mut planes = Dataplanes::none();
     for (family, tools) in usable_families(config, node).await? {
-        let features = iptables::features_as_found(config.iptables.masquerade_bit, tools.version());
+        let features = iptables::features(config.iptables.masquerade_bit, tools.version());
         let flavor = tools.flavor();
         planes.add(Iptables::new(tools, features), settings(config, family, node), (config, flavor));
     }
     Ok(planes)
 }
 
-/// The IPVS dataplanes.
+/// The IPVS dataplanes. The node is prepared for them once it is known that it can run them.
 ///
 /// # Errors
 /// If the kernel lacks IPVS or a setting of it, or if the primary family cannot run; says why.
@@ -178,12 +181,6 @@ pub(super) async fn ipvs(
     node: &NodeFacts,
     metrics: &Arc<Metrics>,
 ) -> Result<Dataplanes<Ipvs<Tools>>> {
-    let timeouts = Timeouts {
-        tcp: config.ipvs.tcp_timeout,
-        tcp_fin: config.ipvs.tcp_fin_timeout,
-        udp: config.ipvs.udp_timeout,
-    };
-    ipvs::prepare(&mut ipvs::Kernel::open()?, config.ipvs.strict_arp, &timeouts)?;
     let mut planes = Dataplanes::none();
     for IpvsFamily { settings, tools, features } in ipvs_families(config, node).await? {
         let mut kernel = ipvs::Kernel::open()?;
@@ -195,8 +192,16 @@ pub(super) async fn ipvs(
         if let Some(measuring) = measuring(config, settings.family, metrics) {
             backend = backend.measuring(measuring);
         }
+        backend.probe().await?;
         planes.add(backend, settings, (config, flavor));
     }
+    conntrack::set_limits(&config.conntrack)?;
+    let timeouts = Timeouts {
+        tcp: config.ipvs.tcp_timeout,
+        tcp_fin: config.ipvs.tcp_fin_timeout,
+        udp: config.ipvs.udp_timeout,
+    };
+    ipvs::prepare(&mut ipvs::Kernel::open()?, config.ipvs.strict_arp, &timeouts)?;
     Ok(planes)
 }
 

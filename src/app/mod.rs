@@ -20,6 +20,7 @@ mod replace_file;
 mod run;
 mod servers;
 mod service_metrics;
+mod signals;
 mod source;
 mod status;
 

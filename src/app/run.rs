@@ -5,8 +5,8 @@ use super::families::{self, Dataplanes};
 use super::readiness_taint::ReadinessTaint;
 use super::reload::Watched;
 use super::servers::{self, Facts, Observed};
-use super::source::{self, Feed};
-use super::{cleanup, conntrack, control};
+use super::source::{self, Feed, Source};
+use super::{cleanup, conntrack, control, signals};
 use crate::backend::Backend;
 use crate::config::{CommandLine, Config, DetectLocal, Effective, Mode};
 use crate::health::{Clock, Now, ProxyHealth, ServicePorts};
@@ -17,12 +17,11 @@ use crate::metrics::{BuildFacts, MetricSet, Metrics};
 use crate::model::{IpFamily, NodeFacts, ObjectKind, PerFamily, WatchEvent};
 use crate::state::Tracker;
 use crate::sync::{Periods, Question, Records, Runner, Settlement, since_1970};
-use anyhow::{Context, Result, bail};
+use anyhow::{Error, Result, anyhow, bail};
 use std::convert::Infallible;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 
 /// Events on their way from a source to the loop; a full channel makes the source wait.
@@ -35,12 +34,10 @@ const POD_CIDR_WAIT: Duration = Duration::from_secs(330);
 const FULL_SYNC_PERIOD: Duration = Duration::from_secs(3600);
 /// Runs until a signal or a reason to be restarted.
 pub(super) async fn run(config: Config, line: CommandLine, effective: Effective) -> Result<ExitCode> {
-    let mut terminate = signal(SignalKind::terminate()).context("listening for SIGTERM")?;
-    let mut interrupt = signal(SignalKind::interrupt()).context("listening for SIGINT")?;
+    let signalled = signals::until_end()?;
     tokio::select! {
         code = serve(config, line, effective) => code,
-        _ = terminate.recv() => Ok(leave("SIGTERM")),
-        _ = interrupt.recv() => Ok(leave("SIGINT")),
+        signal = signalled => Ok(leave(signal)),
     }
 }
 
@@ -54,6 +51,8 @@ fn clock() -> Clock {
     Arc::new(|| Now { steady: Instant::now(), wall: SystemTime::now() })
 }
 
+/// First all that can be wrong is looked at, and then others see and hear of us.
+/// The node itself is changed last, once it is known what runs here.
 async fn serve(config: Config, line: CommandLine, effective: Effective) -> Result<ExitCode> {
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
@@ -61,39 +60,32 @@ async fn serve(config: Config, line: CommandLine, effective: Effective) -> Resul
         mode = config.mode.as_str(),
         "starting"
     );
-    set_oom_score(config.oom_score_adj);
     let clock = clock();
-    let health = Arc::new(ProxyHealth::new(config.sync.period));
+    let started = clock().wall;
     let metrics = Arc::new(metrics(config.mode)?);
-    conntrack::set_limits(&config.conntrack)?;
+    let configz = effective.to_configz().map_err(anyhow::Error::msg)?;
+    let opened = source::open(&config, &metrics).await?;
+    set_oom_score(config.oom_score_adj);
+    let health = Arc::new(ProxyHealth::new(config.sync.period));
     let mut settlement = settlement(&health, &metrics, &clock);
     let (asker, questions) = mpsc::channel(control::QUESTIONS);
-    let started = clock().wall;
     let asked = Asked { questions: asker, health: health.clone(), clock: clock.clone(), started };
     let control = control::serve(&config, asked.clone());
-    let facts = Facts {
-        status: asked.page(),
-        configz: effective.to_configz().map_err(anyhow::Error::msg)?,
-        flags: line.values.clone(),
-        started,
-    };
+    let facts = Facts { status: asked.page(), configz, flags: line.values.clone(), started };
     let watched = Watched::new(line, effective);
     let (sender, events) = mpsc::channel(CHANNEL);
-    let Feed { source, events: notices, client } = source::start(&config, sender, &metrics, &clock).await?;
+    let Feed { source, events: notices, client } = source::start(opened, &config, sender, &clock)?;
     let taint = readiness_taint(&config, client, settlement.working());
     let observed = Observed { health: health.clone(), metrics: metrics.clone(), clock: clock.clone() };
     let servers = servers::serve(&config, facts, observed, notices.clone());
     let records = Records::new(metrics.clone(), health.clone(), clock.clone())
         .telling(Box::new(move |notice| notices.tell(notice)));
-    let started = i64::try_from(since_1970(clock().wall).as_millis()).unwrap_or(i64::MAX);
-    let node = NodeFacts { name: config.node_name.as_str().into(), ..NodeFacts::default() };
-    let tracker = Tracker::new(node, started).reserving(families::reserved(&config));
+    let tracker = tracker(&config, started);
     let program = Program { config: &config, tracker, events, questions, records, settlement, metrics };
     tokio::select! {
         ended = program.run() => {
             ended?;
-            source.await.context("the source of objects ended")??;
-            bail!("the source of objects ended");
+            Err(why_it_ended(source).await)
         }
         never = control => match never {},
         failed = servers => failed.map(|()| ExitCode::FAILURE),
@@ -101,6 +93,21 @@ async fn serve(config: Config, line: CommandLine, effective: Effective) -> Resul
         changed = watched.ask_for_restart() => {
             bail!("the configuration file changed ({}); a restart puts it in force, the rules stay", changed.join(", "));
         }
+    }
+}
+
+fn tracker(config: &Config, started: SystemTime) -> Tracker {
+    let started = i64::try_from(since_1970(started).as_millis()).unwrap_or(i64::MAX);
+    let node = NodeFacts { name: config.node_name.as_str().into(), ..NodeFacts::default() };
+    Tracker::new(node, started).reserving(families::reserved(config))
+}
+
+/// Without a source there is nothing to do.
+async fn why_it_ended(source: Source) -> Error {
+    match source.await {
+        Ok(Err(error)) => error,
+        Err(error) => Error::new(error).context("the source of objects ended"),
+        Ok(Ok(())) => anyhow!("the source of objects ended"),
     }
 }
 
@@ -181,11 +188,8 @@ impl Program<'_> {
     }
 
     /// The loop, on whichever dataplane.
-    async fn drive<B: Backend>(self, mut planes: Dataplanes<B>) -> Result<()> {
+    async fn drive<B: Backend>(self, planes: Dataplanes<B>) -> Result<()> {
         let Program { config, tracker, mut events, questions, records, mut settlement, .. } = self;
-        for family in &mut planes.families {
-            family.backend().probe().await?;
-        }
         let identity = planes.identity(config);
         let afterwards = after_first_sync(config, planes.flavors, settlement.standing());
         let periods =
@@ -266,7 +270,6 @@ fn accounted(counter: &str) -> Option<u64> {
 
 /// The privileged part of the start: sysctls and counters.
 pub(super) async fn init_only(config: Config) -> Result<ExitCode> {
-    conntrack::set_limits(&config.conntrack)?;
     let metrics = Arc::new(metrics(config.mode)?);
     match config.mode {
         Mode::Iptables => drop(families::iptables(&config, &NodeFacts::default(), &metrics).await?),

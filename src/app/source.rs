@@ -10,6 +10,7 @@ use crate::watch::api::WatchOptions;
 use crate::watch::client::{ClientOptions, Connection, Exchange};
 use crate::watch::{api, manifests};
 use anyhow::Result;
+use std::path::PathBuf;
 use std::sync::Arc;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -26,32 +27,52 @@ pub(super) struct Feed {
     pub(super) client: Option<kube::Client>,
 }
 
-/// Starts the source of objects.
-pub(super) async fn start(
-    config: &Config,
-    sender: mpsc::Sender<WatchEvent>,
-    metrics: &Arc<Metrics>,
-    clock: &Clock,
-) -> Result<Feed> {
-    let node_port_range = config.node_ports.range.0..=config.node_ports.range.1;
-    if !config.sources.manifests.is_empty() {
-        let options = manifests::ManifestOptions { node_name: config.node_name.clone(), node_port_range };
-        let paths = config.sources.manifests.clone();
-        let source = tokio::spawn(manifests::run(paths, options, sender));
-        return Ok(Feed { source, events: Events::nowhere(), client: None });
+/// A source whose configuration is good. Nothing has been sent to anybody.
+pub(super) enum Opened {
+    Manifests(Vec<PathBuf>),
+    Api(Connection),
+}
+
+/// Reads how to get at the source of objects.
+///
+/// # Errors
+/// If that makes no sense, naming the file.
+pub(super) async fn open(config: &Config, metrics: &Arc<Metrics>) -> Result<Opened> {
+    let paths = &config.sources.manifests;
+    if !paths.is_empty() {
+        manifests::check_paths(paths)?;
+        return Ok(Opened::Manifests(paths.clone()));
     }
     let options = ClientOptions {
         kubeconfig: config.sources.kubeconfig.clone(),
         master: config.sources.master.clone(),
     };
     let counted = Arc::clone(metrics);
-    let connection =
-        Connection::observed(&options, Arc::new(move |exchange| count(&counted, exchange))).await?;
+    let observer = Arc::new(move |exchange: &Exchange| count(&counted, exchange));
+    Ok(Opened::Api(Connection::observed(&options, observer).await?))
+}
+
+/// Starts the source of objects.
+pub(super) fn start(
+    opened: Opened,
+    config: &Config,
+    sender: mpsc::Sender<WatchEvent>,
+    clock: &Clock,
+) -> Result<Feed> {
+    let node_port_range = config.node_ports.range.0..=config.node_ports.range.1;
+    let node_name = config.node_name.clone();
+    let connection = match opened {
+        Opened::Manifests(paths) => {
+            let options = manifests::ManifestOptions { node_name, node_port_range };
+            let source = tokio::spawn(manifests::run(paths, options, sender));
+            return Ok(Feed { source, events: Events::nowhere(), client: None });
+        }
+        Opened::Api(connection) => connection,
+    };
     tracing::info!(server = connection.url(), "watching the API server");
-    let reporter = Reporter { node: config.node_name.clone(), host: super::hostname()? };
+    let reporter = Reporter { node: node_name.clone(), host: super::hostname()? };
     let client = Some(connection.client());
     let events = Events::start(connection.client(), reporter, clock.clone());
-    let node_name = config.node_name.clone();
     let source = tokio::spawn(async move {
         let options = WatchOptions { node_port_range, ..WatchOptions::default() };
         api::run(connection, &node_name, sender, options).await;

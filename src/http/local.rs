@@ -8,8 +8,8 @@ use hyper_util::rt::TokioIo;
 use std::convert::Infallible;
 use std::fs::{self, DirBuilder, Permissions};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, FileTypeExt, PermissionsExt};
-use std::path::Path;
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::{UnixListener, UnixStream};
@@ -29,12 +29,35 @@ const ROOT: u32 = 0;
 /// Answers to paths and queries.
 pub type LocalRoutes = Arc<dyn Fn(&str, &str) -> Answering + Send + Sync>;
 
-/// Makes the socket, in a folder that only its owner may enter. What an earlier process left of it
+/// A socket that is listened on. Its file goes with it.
+#[derive(Debug)]
+pub struct LocalListener {
+    listener: UnixListener,
+    path: PathBuf,
+    /// Device and inode of the file: another process may have put its own in the place.
+    file: (u64, u64),
+}
+
+impl Drop for LocalListener {
+    fn drop(&mut self) {
+        if file(&self.path).is_ok_and(|file| file == self.file)
+            && let Err(error) = fs::remove_file(&self.path)
+        {
+            warn!(socket = %self.path.display(), %error, "cannot remove the control socket");
+        }
+    }
+}
+
+fn file(path: &Path) -> io::Result<(u64, u64)> {
+    fs::symlink_metadata(path).map(|found| (found.dev(), found.ino()))
+}
+
+/// Makes the socket, in a folder that only its owner may enter. What a killed process left of it
 /// is removed; a socket that somebody answers on stays.
 ///
 /// # Errors
 /// If the folder cannot be written to, or another process listens there.
-pub async fn bind_local(path: &Path) -> io::Result<UnixListener> {
+pub async fn bind_local(path: &Path) -> io::Result<LocalListener> {
     if let Some(folder) = path.parent().filter(|folder| !folder.exists()) {
         DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
     }
@@ -49,19 +72,20 @@ pub async fn bind_local(path: &Path) -> io::Result<UnixListener> {
         Err(_) => {}
     }
     let listener = UnixListener::bind(path)?;
+    let listener = LocalListener { listener, path: path.to_owned(), file: file(path)? };
     fs::set_permissions(path, Permissions::from_mode(0o600))?;
     Ok(listener)
 }
 
 /// Serves the socket until dropped. Who is neither root nor our own user gets no answer.
-pub async fn serve_local(listener: UnixListener, routes: LocalRoutes) -> Infallible {
+pub async fn serve_local(listener: LocalListener, routes: LocalRoutes) -> Infallible {
     let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let mut connections = tokio::task::JoinSet::new();
     loop {
         // The semaphore is never closed, so an error cannot come up; waiting again is harmless.
         let Ok(permit) = Arc::clone(&permits).acquire_owned().await else { continue };
         while connections.try_join_next().is_some() {}
-        if let Some(stream) = accept(&listener).await {
+        if let Some(stream) = accept(&listener.listener).await {
             connections.spawn(converse(stream, Arc::clone(&routes), permit));
         }
     }
@@ -149,9 +173,26 @@ mod tests {
     async fn a_socket_that_was_left_behind_is_replaced_and_a_live_one_is_not() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("control.sock");
-        drop(bind_local(&path).await.unwrap());
+        drop(UnixListener::bind(&path).unwrap());
         let _live = bind_local(&path).await.unwrap();
         assert_eq!(bind_local(&path).await.unwrap_err().kind(), io::ErrorKind::AddrInUse);
+    }
+
+    #[tokio::test]
+    async fn its_file_goes_with_it_and_another_ones_stays() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("control.sock");
+        let listener = bind_local(&path).await.unwrap();
+        assert!(timeout(Duration::ZERO, serve_local(listener, echo())).await.is_err());
+        assert!(!path.exists());
+
+        let first = bind_local(&path).await.unwrap();
+        fs::remove_file(&path).unwrap();
+        let second = bind_local(&path).await.unwrap();
+        drop(first);
+        assert!(path.exists());
+        drop(second);
+        assert!(!path.exists());
     }
 
     #[tokio::test]

@@ -294,6 +294,12 @@ impl Proxy {
         status_kb(self.child.id(), field)
     }
 
+    /// Its process.
+    #[must_use]
+    pub fn pid(&self) -> Pid {
+        Pid::from_raw(self.child.id().cast_signed())
+    }
+
     /// Whether it has not exited yet.
     pub fn is_running(&mut self) -> bool {
         matches!(self.child.try_wait(), Ok(None))
@@ -314,7 +320,16 @@ impl Proxy {
     ///
     /// When it is still there after a minute.
     pub fn terminate(&mut self) -> Result<()> {
-        kill(Pid::from_raw(self.child.id().cast_signed()), Signal::SIGTERM).context("cannot signal it")?;
+        self.end_by(Signal::SIGTERM)
+    }
+
+    /// Sends it a signal and waits until it has ended.
+    ///
+    /// # Errors
+    ///
+    /// When it is still there after a minute.
+    pub fn end_by(&mut self, signal: Signal) -> Result<()> {
+        kill(self.pid(), signal).context("cannot signal it")?;
         wait_until("the program has stopped", Duration::from_secs(60), || !self.is_running())
     }
 
@@ -334,7 +349,7 @@ impl Proxy {
     ///
     /// When it is not found waiting within `limit`.
     pub fn pause(&self, limit: Duration) -> Result<()> {
-        let pid = Pid::from_raw(self.child.id().cast_signed());
+        let pid = self.pid();
         wait_until("the program is stopped at rest", limit, || {
             kill(pid, Signal::SIGSTOP).is_ok() && (self.is_at_rest() || kill(pid, Signal::SIGCONT).is_err())
         })
@@ -346,7 +361,7 @@ impl Proxy {
     ///
     /// When it has gone.
     pub fn resume(&self) -> Result<()> {
-        kill(Pid::from_raw(self.child.id().cast_signed()), Signal::SIGCONT).context("cannot signal it")
+        kill(self.pid(), Signal::SIGCONT).context("cannot signal it")
     }
 
     /// Whether its main thread has stopped while it waited for events, and not for a tool of its own.

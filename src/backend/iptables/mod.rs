@@ -29,7 +29,7 @@ pub use diff::Changes;
 pub use inspect::{branch, differences, foreign_obstacles, trace as trace_packet};
 pub use kinds::rule_kinds;
 pub use known::OwnWrites;
-pub use setup::{features, features_as_found};
+pub use setup::{features, prepare};
 
 use super::kept::Record;
 use super::kinds::RANDOM_FULLY;

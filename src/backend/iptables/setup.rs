@@ -10,23 +10,22 @@ use anyhow::{Context, Result};
 const BE_LIBERAL: &str = "net/netfilter/nf_conntrack_tcp_be_liberal";
 const ROUTE_LOCALNET: &str = "net/ipv4/conf/all/route_localnet";
 
-/// Prepares the node and learns what it can do.
+/// Prepares the node.
 ///
 /// # Errors
 /// If node ports on localhost are wanted and `route_localnet` cannot be switched on.
-pub fn features(settings: &FamilySettings, masquerade_bit: u8, tools: Version) -> Result<Features> {
-    let sysctls = Sysctls::default();
+pub fn prepare(settings: &FamilySettings) -> Result<()> {
     if settings.localhost_node_ports {
-        sysctls
+        Sysctls::default()
             .ensure(ROUTE_LOCALNET, "1")
             .context("node ports on localhost need it; --iptables-localhost-nodeports=false does without")?;
     }
-    Ok(features_as_found(masquerade_bit, tools))
+    Ok(())
 }
 
 /// What the node can do, as it is now.
 #[must_use]
-pub fn features_as_found(masquerade_bit: u8, tools: Version) -> Features {
+pub fn features(masquerade_bit: u8, tools: Version) -> Features {
     let sysctls = Sysctls::default();
     Features {
         masquerade_mark: 1 << u32::from(masquerade_bit.min(31)),

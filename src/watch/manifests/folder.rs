@@ -64,8 +64,11 @@ pub(super) struct Listing {
     pub(super) errors: Vec<ManifestError>,
 }
 
-/// Makes sure that every path leads to a file or a folder; names all that do not.
-pub(super) fn check_paths(paths: &[PathBuf]) -> Result<()> {
+/// Makes sure that every path leads to a file or a folder.
+///
+/// # Errors
+/// Names all that do not.
+pub fn check_paths(paths: &[PathBuf]) -> Result<()> {
     let problem = |path: &PathBuf| match fs::metadata(path) {
         Err(error) => Some(format!("{}: {error}", path.display())),
         Ok(found) if !found.is_dir() && !found.is_file() => {

@@ -15,6 +15,7 @@ mod notify;
 mod raw;
 mod validate;
 
+pub use self::folder::check_paths;
 pub use self::raw::raw;
 
 use self::catalog::{Catalog, Update};
