@@ -1,6 +1,6 @@
 //! Whatever is wrong gets one clear line, and the right exit status or the rest goes on.
 
-use super::{program, stderr, stdout};
+use super::{BINARY, program, program_alone, stderr, stdout};
 use rstest::rstest;
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -8,6 +8,9 @@ use std::path::Path;
 use std::process::{Child, Output, Stdio};
 use std::sync::mpsc;
 use std::time::Duration;
+
+/// Ports that nobody else wants.
+const SERVERS: &[&str] = &["--healthz-bind-address", "127.0.0.1:1", "--metrics-bind-address", "127.0.0.1:1"];
 
 const GOOD: &str = "
 apiVersion: v1
@@ -108,8 +111,7 @@ fn some_manifests() -> tempfile::TempDir {
 #[test]
 fn without_iptables_it_says_what_to_install() {
     let folder = some_manifests();
-    let mut command =
-        program(&["--healthz-bind-address", "127.0.0.1:1", "--metrics-bind-address", "127.0.0.1:1"]);
+    let mut command = program_alone(None, BINARY, SERVERS);
     let output = command.arg("--manifests").arg(folder.path()).env("PATH", "/nowhere").output().unwrap();
     assert_eq!(output.status.code(), Some(1));
     assert!(stderr(&output).contains("install the package iptables"), "{}", stderr(&output));
@@ -118,17 +120,12 @@ fn without_iptables_it_says_what_to_install() {
 #[test]
 fn without_root_it_says_what_it_needs() {
     use std::os::unix::fs::PermissionsExt;
-    use std::os::unix::process::CommandExt;
     let folder = some_manifests();
     fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
     // The build folder may be closed to others; a copy is not.
     let copy = folder.path().join("kube-proxy-rs");
-    fs::copy(env!("CARGO_BIN_EXE_kube-proxy-rs"), &copy).unwrap();
-    let mut command = std::process::Command::new(&copy);
-    if nix::unistd::geteuid().is_root() {
-        command.uid(65534).gid(65534);
-    }
-    command.args(["--healthz-bind-address", "127.0.0.1:1", "--metrics-bind-address", "127.0.0.1:1"]);
+    fs::copy(BINARY, &copy).unwrap();
+    let mut command = program_alone(Some("65534"), copy.to_str().unwrap(), SERVERS);
     let output = command.arg("--manifests").arg(folder.path()).output().unwrap();
     assert_eq!(output.status.code(), Some(1));
     assert!(stderr(&output).contains("needs root or CAP_NET_ADMIN"), "{}", stderr(&output));
@@ -146,8 +143,7 @@ impl Drop for Running {
 
 /// Starts the program and waits for a line that holds all the words.
 fn until_it_says(arguments: &[&str], words: &[&str]) -> (Running, String) {
-    let mut command = program(arguments);
-    command.args(["--healthz-bind-address", "127.0.0.1:1", "--metrics-bind-address", "127.0.0.1:1"]);
+    let mut command = program_alone(None, BINARY, &[arguments, SERVERS].concat());
     let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
     let lines = BufReader::new(child.stderr.take().unwrap()).lines();
     let running = Running(child);

@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Output;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use kube_proxy_rs::testing::lab::{give_idle_uplink, lone_node};
 use kube_proxy_rs::testing::netns::Namespace;
@@ -155,4 +155,93 @@ fn signals_that_mean_something_else_are_named_and_change_nothing() {
     }
     proxy.apply(&cases()[1].objects()).unwrap();
     proxy.wait_for_sync(&node, Flavor::Nft, SYNC).unwrap();
+}
+
+/// Runs a second program in another container, as far as mounts and processes go, until it ends.
+fn in_another_container(node: &Namespace, arguments: &[&str]) -> Output {
+    let mut command = node.command("timeout");
+    let container = ["60", "unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"];
+    command.args(container).arg(BINARY).args(arguments);
+    command.output().unwrap()
+}
+
+#[test]
+fn a_second_one_says_who_is_there_and_ends_without_having_changed_anything() {
+    let node = node();
+    let mut first = started(&node, &[]);
+    let manifests = format!("--manifests={}", first.manifests()[0].display());
+    let second = [&manifests, "--control-socket=", "--conntrack-udp-timeout=77s"];
+    let before = state(&node);
+    let rules = crate::saved::rules(&node, Flavor::Nft, false);
+    for (in_sight, output) in
+        [(true, run(&node, PATH, &second)), (false, in_another_container(&node, &second))]
+    {
+        let said = stderr(&output);
+        assert_eq!(output.status.code(), Some(1), "{said}");
+        let error = said.lines().find(|line| line.starts_with("Error: ")).unwrap();
+        let who = if in_sight { format!("pid {}", first.pid()) } else { "another container".to_owned() };
+        for words in ["another kube-proxy-rs", &who, "mode iptables", "stop that one first"] {
+            assert!(error.contains(words), "{words} in {error}");
+        }
+    }
+    assert_eq!(state(&node), before);
+    assert_eq!(crate::saved::rules(&node, Flavor::Nft, false), rules);
+    assert!(first.is_running() && !first.log().contains("somebody else"), "{}", first.log_tail());
+}
+
+#[test]
+fn one_that_is_about_to_end_is_waited_for_and_a_killed_one_leaves_no_lock() {
+    let node = node();
+    let mut first = started(&node, &[]);
+    let mut second = launch(&node, &[]).start_on(first.manifests()).unwrap();
+    wait_until("it waits", SYNC, || second.log().contains("waiting for it to end")).unwrap();
+    first.kill().unwrap();
+    let takes_over = || answers(&node, second.control_socket());
+    wait_until("the second one takes over", SYNC, takes_over).unwrap();
+    assert!(second.is_running());
+    second.kill().unwrap();
+    let begin = Instant::now();
+    let third = launch(&node, &[]).start_on(first.manifests()).unwrap();
+    wait_until("the third one starts at once", SYNC, || answers(&node, third.control_socket())).unwrap();
+    assert!(!third.log().contains("another kube-proxy-rs"), "{:?}: {}", begin.elapsed(), third.log());
+}
+
+fn answers(node: &Namespace, socket: PathBuf) -> bool {
+    node.output(BINARY, &["status", "--control-socket", socket.to_str().unwrap()]).is_ok()
+}
+
+#[test]
+fn whoever_only_asks_or_cleans_up_needs_not_be_alone() {
+    let node = node();
+    let first = started(&node, &[]);
+    let manifests = first.manifests()[0].to_str().unwrap().to_owned();
+    let begin = Instant::now();
+    for arguments in [
+        &["render", "--manifests", &manifests][..],
+        &["explain", "packets/none", "--manifests", &manifests],
+        &["services", "--manifests", &manifests],
+        &["check", "--manifests", &manifests],
+        &["--init-only", "--manifests", &manifests],
+        &["--cleanup"],
+    ] {
+        let said = stderr(&run(&node, PATH, arguments));
+        assert!(!said.contains("another kube-proxy-rs programs"), "{arguments:?}: {said}");
+    }
+    assert!(begin.elapsed() < Duration::from_secs(60));
+}
+
+/// Nobody without rights can keep the proxy from starting.
+#[test]
+fn a_lock_of_a_process_without_rights_is_no_lock() {
+    let node = node();
+    let bind = r#"socket(S, PF_UNIX, SOCK_STREAM, 0); bind(S, pack_sockaddr_un("\0kube-proxy-rs")) or die;
+        listen(S, 5); sleep 600"#;
+    let mut command = node.command("setpriv");
+    command.args(["--reuid=65534", "--regid=65534", "--clear-groups", "perl", "-MSocket", "-e", bind]);
+    let mut squatter = crate::running::Running::start(&mut command);
+    let bound = || node.output("grep", &["@kube-proxy-rs", "/proc/net/unix"]).is_ok();
+    wait_until("it is bound", SYNC, bound).unwrap();
+    let proxy = started(&node, &[]);
+    assert!(proxy.log().contains("no proxy"), "{}", proxy.log());
+    assert!(!squatter.has_ended());
 }

@@ -21,6 +21,7 @@ mod run;
 mod servers;
 mod service_metrics;
 mod signals;
+mod sole;
 mod source;
 mod status;
 

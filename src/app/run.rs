@@ -5,6 +5,7 @@ use super::families::{self, Dataplanes};
 use super::readiness_taint::ReadinessTaint;
 use super::reload::Watched;
 use super::servers::{self, Facts, Observed};
+use super::sole::Sole;
 use super::source::{self, Feed, Source};
 use super::{cleanup, conntrack, control, signals};
 use crate::backend::Backend;
@@ -51,7 +52,7 @@ fn clock() -> Clock {
     Arc::new(|| Now { steady: Instant::now(), wall: SystemTime::now() })
 }
 
-/// First all that can be wrong is looked at, and then others see and hear of us.
+/// First all that can be wrong is looked at, then we make sure that we are alone, and then others see and hear of us.
 /// The node itself is changed last, once it is known what runs here.
 async fn serve(config: Config, line: CommandLine, effective: Effective) -> Result<ExitCode> {
     tracing::info!(
@@ -65,6 +66,7 @@ async fn serve(config: Config, line: CommandLine, effective: Effective) -> Resul
     let metrics = Arc::new(metrics(config.mode)?);
     let configz = effective.to_configz().map_err(anyhow::Error::msg)?;
     let opened = source::open(&config, &metrics).await?;
+    let sole = Sole::claim().await?;
     set_oom_score(config.oom_score_adj);
     let health = Arc::new(ProxyHealth::new(config.sync.period));
     let mut settlement = settlement(&health, &metrics, &clock);
@@ -88,6 +90,7 @@ async fn serve(config: Config, line: CommandLine, effective: Effective) -> Resul
             Err(why_it_ended(source).await)
         }
         never = control => match never {},
+        never = sole.describe(&config, started) => match never {},
         failed = servers => failed.map(|()| ExitCode::FAILURE),
         never = taint => match never {},
         changed = watched.ask_for_restart() => {

@@ -19,6 +19,7 @@ pub mod iptables;
 pub mod ipvs;
 pub mod links;
 pub mod memory;
+pub mod netns_lock;
 pub mod nfacct;
 mod nfnetlink;
 pub mod nft;
