@@ -31,7 +31,7 @@ fn program_alone(user: Option<&str>, program: &str, arguments: &[&str]) -> Comma
     let mut command = Command::new("/usr/bin/unshare");
     command.arg("--net");
     user.into_iter().for_each(|user| _ = command.args(["--setuid", user, "--setgid", user]));
-    // Where there is no ip, nobody asks for the loopback.
+    // The test that has no ip in PATH does not need the loopback.
     command.args(["/bin/sh", "-c", r#"ip link set lo up 2>/dev/null; exec "$0" "$@""#, program]);
     command.args(arguments);
     command

@@ -9,7 +9,7 @@ use std::process::{Child, Output, Stdio};
 use std::sync::mpsc;
 use std::time::Duration;
 
-/// Ports that nobody else wants.
+/// Ports that no other program uses.
 const SERVERS: &[&str] = &["--healthz-bind-address", "127.0.0.1:1", "--metrics-bind-address", "127.0.0.1:1"];
 
 const GOOD: &str = "

@@ -78,7 +78,7 @@ const PATH: &str = "PATH=/usr/sbin:/usr/bin:/sbin:/bin";
 #[case::missing_kubeconfig(PATH, &["--kubeconfig=/nowhere/kubeconfig"], "/nowhere/kubeconfig")]
 #[case::bad_kubeconfig(PATH, &["--kubeconfig=/etc/hostname"], "/etc/hostname")]
 #[case::bad_master(PATH, &["--master=http://"], "http://")]
-#[case::nobody_to_ask(PATH, &[], "service account")]
+#[case::no_source(PATH, &[], "service account")]
 #[case::missing_manifests(PATH, &["--manifests=/nowhere/manifests"], "/nowhere/manifests")]
 #[case::no_tools("PATH=/nowhere", &["MANIFESTS"], "install the package iptables")]
 #[case::no_pod_networks(PATH, &["MANIFESTS", "--detect-local-mode=NodeCIDR"], "spec.podCIDRs")]
@@ -131,13 +131,15 @@ fn no_socket_stays_after_an_error_and_what_a_killed_one_left_is_replaced() {
     let flag = format!("--config={}", folder.path().join("config").display());
     let mut proxy = started(&node, &[&flag]);
     proxy.kill().unwrap();
-    assert!(proxy.control_socket().exists(), "nobody could take it away");
+    assert!(proxy.control_socket().exists(), "a killed process removes nothing");
     launch(&node, &[&flag]).start_again(&mut proxy).unwrap();
     let answers = || {
         let socket = proxy.control_socket();
         node.output(BINARY, &["status", "--control-socket", socket.to_str().unwrap()]).is_ok()
     };
     wait_until("it answers", SYNC, answers).unwrap();
+    fs::remove_file(folder.path().join("config")).unwrap();
+    wait_until("the lost file is named", SYNC, || proxy.log().contains("cannot be read any more")).unwrap();
     config("conntrack: {min: 7}\n");
     wait_until("it ends", SYNC, || !proxy.is_running()).unwrap();
     assert!(proxy.log_tail().contains("conntrack.min"), "{}", proxy.log_tail());
@@ -211,7 +213,7 @@ fn answers(node: &Namespace, socket: PathBuf) -> bool {
 }
 
 #[test]
-fn whoever_only_asks_or_cleans_up_needs_not_be_alone() {
+fn commands_that_only_ask_or_clean_up_need_no_lock() {
     let node = node();
     let first = started(&node, &[]);
     let manifests = first.manifests()[0].to_str().unwrap().to_owned();
@@ -230,7 +232,7 @@ fn whoever_only_asks_or_cleans_up_needs_not_be_alone() {
     assert!(begin.elapsed() < Duration::from_secs(60));
 }
 
-/// Nobody without rights can keep the proxy from starting.
+/// A process without rights cannot keep the proxy from starting.
 #[test]
 fn a_lock_of_a_process_without_rights_is_no_lock() {
     let node = node();

@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use kube_proxy_rs::model::IpFamily;
-use kube_proxy_rs::testing::lab::Lab;
+use kube_proxy_rs::testing::lab::{Lab, give_idle_uplink, lone_node};
 use kube_proxy_rs::testing::packets::Place;
-use kube_proxy_rs::testing::proxy::{Flavor, Folder, Launch, save, wait_until};
+use kube_proxy_rs::testing::proxy::{Flavor, Folder, Launch, http_get, save, wait_until};
 use rstest::rstest;
 
 use crate::BINARY;
@@ -121,4 +121,39 @@ fn open_connections_outlive_the_change_from_kube_proxy_and_back(
         connection.ping().expect("an open connection must outlive the change back");
     }
     assert_eq!(ask(), answered_by);
+}
+
+#[rstest]
+fn a_proxy_that_writes_its_rules_again_each_time_is_told_of_once_and_makes_the_node_not_ready(
+    #[values(Flavor::Nft, Flavor::Legacy)] flavor: Flavor,
+) {
+    let node = lone_node().unwrap();
+    give_idle_uplink(&node).unwrap();
+    let folder = Folder::create().unwrap();
+    folder.write("theirs.rules", &left_rules()).unwrap();
+    let theirs = folder.path().join("theirs.rules");
+    let manifests = [fixture(&format!("{TCP}.yaml")), fixture("nodes.yaml")];
+    // Every look is a thorough one.
+    let launch = Launch { binary: BINARY, namespace: &node, flavor, flags: &["--iptables-sync-period=2s"] };
+    let proxy = launch.start_on(&manifests).unwrap();
+    let of_gone = || save(flavor, &node, false).unwrap().contains("shop/web");
+    let ready = || http_get(&node, SocketAddr::from(([127, 0, 0, 1], 10256)), "/readyz").unwrap_or_default();
+    wait_until("it is ready", SYNC, || ready().starts_with("HTTP/1.1 200")).unwrap();
+    for _ in 0..5 {
+        let restore = format!("iptables-{flavor}-restore");
+        node.output(&restore, &["-w", "30", "--noflush", theirs.to_str().unwrap()]).unwrap();
+        assert!(of_gone());
+        wait_until("our rules are back", SYNC, || !of_gone())
+            .unwrap_or_else(|error| panic!("{error}: {}", proxy.log_tail()));
+    }
+    let told = ready();
+    assert!(told.starts_with("HTTP/1.1 503") && told.contains("another program"), "{told}");
+    let socket = proxy.control_socket();
+    let status = node.output(BINARY, &["status", "--control-socket", socket.to_str().unwrap()]).unwrap();
+    assert!(status.contains("DEGRADED") && status.contains("stop the other"), "{status}");
+    let log = proxy.log();
+    let lines = |words: &str| log.lines().filter(|line| line.contains(words)).count();
+    assert_eq!(lines("is another service proxy, such as kube-proxy"), 1, "{log}");
+    let after = log.split("is another service proxy, such as").nth(1).unwrap();
+    assert!(!after.contains("changed by somebody else"), "{log}");
 }

@@ -38,8 +38,7 @@ pub(super) async fn everything(config: &Config) -> Result<ExitCode> {
     bail!("encountered an error while tearing down rules");
 }
 
-/// The tools of a flavour, if its tables hold rules that carry our names. Tables that nobody has made are not made by
-/// looking.
+/// The tools of a flavour, if its tables hold rules that carry our names. Looking makes no tables.
 ///
 /// # Errors
 /// Where no tool works and the kernel holds such rules, or does not show whether it does.

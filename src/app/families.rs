@@ -296,7 +296,11 @@ pub(super) async fn usable_tools(config: &Config, family: IpFamily) -> Result<To
         Flavor::Nft => Some(tools::Flavor::Nft),
         Flavor::Legacy => Some(tools::Flavor::Legacy),
     };
-    let tools = tools::find(family, flavor).await?;
+    let found = tools::find(family, flavor).await;
+    let tools = match flavor {
+        None => found,
+        Some(flavor) => found.with_context(|| format!("--iptables-flavor={flavor}")),
+    }?;
     if family == IpFamily::V6 && !ipv6_enabled() {
         bail!("IPv6 is switched off on this host");
     }

@@ -167,18 +167,21 @@ pub struct Drift {
     pub name: String,
     /// What is wrong with it.
     pub what: String,
+    /// The program that did it, where the kernel tells.
+    pub by: Option<String>,
 }
 
 impl Drift {
     fn new(kind: DriftKind, name: impl Into<String>, what: impl Into<String>) -> Self {
-        Drift { kind, name: name.into(), what: what.into() }
+        Drift { kind, name: name.into(), what: what.into(), by: None }
     }
 }
 
 impl fmt::Display for Drift {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let kind = self.kind.as_str().replace('_', " ");
-        write!(f, "{kind} {} {}", self.name, self.what)
+        write!(f, "{kind} {} {}", self.name, self.what)?;
+        self.by.as_ref().map_or(Ok(()), |by| write!(f, " by {by}"))
     }
 }
 

@@ -58,6 +58,8 @@ pub(super) struct Family {
     pub(super) refused: Vec<RefusedObject>,
     pub(super) drift_total: u64,
     pub(super) last_drift: Option<(SystemTime, String)>,
+    /// Who keeps changing our rules, in a sentence, if anybody does.
+    contended: Option<String>,
 }
 
 #[derive(Serialize)]
@@ -126,6 +128,11 @@ impl ProxyHealth {
         family.last_drift = Some((now.wall, last));
     }
 
+    /// Another program keeps changing the rules of this family, or has stopped to.
+    pub fn contended(&self, family: IpFamily, why: Option<String>) {
+        self.state().families.get_mut(family).contended = why;
+    }
+
     /// All that is known.
     #[must_use]
     pub fn readiness(&self, now: Now) -> Readiness {
@@ -138,6 +145,8 @@ impl ProxyHealth {
         let mut reasons = state.reasons(self.timeout, now);
         let unsynced = known.iter().filter(|(_, it)| it.last_updated.is_none());
         reasons.extend(unsynced.map(|(family, _)| format!("{family}: the first sync is not done")));
+        let contended = known.iter().filter_map(|(family, it)| Some((family, it.contended.as_ref()?)));
+        reasons.extend(contended.map(|(family, why)| format!("{family}: {why}")));
         if known.is_empty() {
             reasons.push("the first list of Services and EndpointSlices is not complete".to_owned());
         }

@@ -57,11 +57,11 @@ impl NetnsLock {
         }
     }
 
-    /// Describes the holder to whoever asks. Never ends.
+    /// Describes the holder to each process that connects. Never ends.
     pub async fn describe(&self, says: &str) -> Infallible {
         loop {
             match self.0.accept().await {
-                // It fits into the socket, so nobody is waited for; whoever has gone misses it.
+                // It fits into the socket's buffer, so this does not wait. A peer that has gone misses it.
                 Ok((mut stream, _)) => _ = stream.write_all(says.as_bytes()).await,
                 Err(_) => sleep(PATIENCE).await,
             }
@@ -72,7 +72,7 @@ impl NetnsLock {
 /// Asks who has the lock of this name in the calling thread's network namespace.
 ///
 /// # Errors
-/// If nobody has it, or the holder cannot be asked.
+/// If no process has it, or the holder cannot be asked.
 pub async fn holder(name: &str) -> io::Result<Holder> {
     let stream = UnixStream::connect(address(name)).await?;
     let peer = stream.peer_cred()?;

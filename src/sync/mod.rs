@@ -5,6 +5,7 @@
 //! and `report` turns that into metrics, health and one log line.
 
 mod ask;
+mod contention;
 mod pass;
 mod record;
 mod report;

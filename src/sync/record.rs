@@ -1,6 +1,7 @@
 //! Tells metrics, health and the log what the loop does.
 
 use super::ask::node_port_words;
+use super::contention::{Contention, Turn};
 use super::report::{Notice, Outcome, PassKind, Recorder, Severity, SyncReport};
 use super::settle::Settled;
 use crate::backend::{Applied, Drift, Finding, ObjectCount, ObjectKind, Refusal, is_tool_failure};
@@ -28,6 +29,8 @@ pub struct Records {
     /// What has been told of our Node, and of where node ports answer.
     node: NodeFacts,
     node_port_ips: PerFamily<Option<Vec<IpAddr>>>,
+    /// Whether another program keeps changing what we write.
+    contention: PerFamily<Contention>,
 }
 
 impl Records {
@@ -43,6 +46,7 @@ impl Records {
             unverified: PerFamily::default(),
             node: NodeFacts::default(),
             node_port_ips: PerFamily::default(),
+            contention: PerFamily::default(),
         }
     }
 
@@ -113,27 +117,52 @@ impl Records {
         self.health.refused(family, refused.map(object).collect());
     }
 
-    fn record_drift(&self, family: IpFamily, drift: &[&Drift]) {
+    fn record_drift(&mut self, family: IpFamily, drift: &[&Drift]) {
         let Some(first) = drift.first() else { return };
         drift.iter().for_each(|it| self.metrics.drift(it.kind.as_str(), family).inc());
-        for it in drift.iter().take(MOST_SHOWN) {
-            tracing::warn!(%family, what = %it, "changed by somebody else; writing everything anew");
-        }
         let note = match drift.len() {
             1 => first.to_string(),
             count => format!("{first}, and {} more", count - 1),
         };
+        let (count, now) = (u64::try_from(drift.len()).unwrap_or(u64::MAX), (self.clock)());
+        self.health.drifted(family, count, note.clone(), now);
+        let contention = self.contention.get_mut(family);
+        contention.drifted(drift.iter().find_map(|it| it.by.as_deref()), now.steady);
+        if contention.is_told() {
+            let named: Vec<String> = drift.iter().take(MOST_SHOWN).map(ToString::to_string).collect();
+            tracing::debug!(%family, what = named.join(", "), count, "changed again; rewriting everything");
+        } else {
+            self.tell_drift(family, drift, &note);
+        }
+    }
+
+    fn tell_drift(&self, family: IpFamily, drift: &[&Drift], note: &str) {
+        for it in drift.iter().take(MOST_SHOWN) {
+            tracing::warn!(%family, what = %it, "changed by somebody else; writing everything anew");
+        }
         if drift.len() > MOST_SHOWN {
             tracing::warn!(%family, what = note, "changed by somebody else, in all");
         }
-        let count = u64::try_from(drift.len()).unwrap_or(u64::MAX);
-        self.health.drifted(family, count, note.clone(), (self.clock)());
-        self.warn(
-            None,
-            "RulesChangedByOthers",
-            "Sync",
-            format!("{family}: {note}; everything is written anew"),
-        );
+        let note = format!("{family}: {note}; everything is written anew");
+        self.warn(None, "RulesChangedByOthers", "Sync", note);
+    }
+
+    /// Tells when another program begins to change what we write each time, and when it has stopped.
+    fn record_contention(&mut self, family: IpFamily) {
+        let contention = self.contention.get_mut(family);
+        match contention.turn((self.clock)().steady) {
+            Some(Turn::Begins) => {
+                let why = contention.sentence();
+                tracing::error!(%family, "{why}; the debug log has what it changes from now on");
+                self.health.contended(family, Some(why.clone()));
+                self.warn(None, "RulesContended", "Sync", format!("{family}: {why}"));
+            }
+            Some(Turn::Ends) => {
+                tracing::info!(%family, "no other program changes our rules any more");
+                self.health.contended(family, None);
+            }
+            None => {}
+        }
     }
 
     fn record_failure(&mut self, report: &SyncReport, error: &anyhow::Error) {
@@ -204,7 +233,7 @@ impl Recorder for Records {
         }
     }
 
-    fn drifted(&mut self, family: IpFamily, found: &[Finding]) {
+    fn verified(&mut self, family: IpFamily, found: &[Finding]) {
         let mut drift = Vec::new();
         for finding in found {
             match finding {
@@ -213,6 +242,7 @@ impl Recorder for Records {
             }
         }
         self.record_drift(family, &drift);
+        self.record_contention(family);
     }
 
     fn unverified(&mut self, family: IpFamily, error: &anyhow::Error) {

@@ -80,8 +80,8 @@ pub trait Recorder {
     /// Health-check node ports turned out to belong to somebody else.
     fn taken(&mut self, taken: &[PortTaken]);
 
-    /// The kernel did not have what was programmed, or should not any more; it is written anew.
-    fn drifted(&mut self, family: IpFamily, found: &[Finding]);
+    /// A check of the kernel ended; if it found anything, everything is written again.
+    fn verified(&mut self, family: IpFamily, found: &[Finding]);
 
     /// A check of the kernel failed.
     fn unverified(&mut self, family: IpFamily, error: &anyhow::Error);

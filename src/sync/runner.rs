@@ -232,10 +232,9 @@ impl<B: Backend, R: Recorder> Runner<B, R> {
                 Err(error) => self.recorder.unverified(family.family(), &error),
             }
             match family.verify(look).await {
-                Ok(found) if found.is_empty() => {}
                 Ok(found) => {
-                    drifted = true;
-                    self.recorder.drifted(family.family(), &found);
+                    drifted |= !found.is_empty();
+                    self.recorder.verified(family.family(), &found);
                 }
                 Err(error) => {
                     checked = false;

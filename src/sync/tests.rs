@@ -66,8 +66,10 @@ impl Recorder for Diary {
         }
     }
 
-    fn drifted(&mut self, _: IpFamily, found: &[Finding]) {
-        self.note(format!("drifted: {found:?}"));
+    fn verified(&mut self, _: IpFamily, found: &[Finding]) {
+        if !found.is_empty() {
+            self.note(format!("drifted: {found:?}"));
+        }
     }
 
     fn unverified(&mut self, _: IpFamily, error: &anyhow::Error) {

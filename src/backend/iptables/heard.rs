@@ -183,10 +183,10 @@ impl Heard {
         let named = acts.into_iter().take(MOST_NAMED).map(|(key, (act, by))| {
             let (table, chain) = OurChains.place(key);
             let what = match act {
-                Act::Changed => format!("was changed by {by}"),
-                Act::Deleted => format!("was deleted by {by}"),
+                Act::Changed => "was changed",
+                Act::Deleted => "was deleted",
             };
-            Drift::new(DriftKind::Chain, format!("{chain} of table {table}"), what)
+            Drift { by: Some(by), ..Drift::new(DriftKind::Chain, format!("{chain} of table {table}"), what) }
         });
         let more = (unnamed > 0).then(|| {
             Drift::new(

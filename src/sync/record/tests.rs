@@ -153,6 +153,38 @@ async fn what_others_changed_is_named_on_the_node_in_the_metrics_and_in_the_stat
 }
 
 #[tokio::test(start_paused = true)]
+async fn another_program_that_changes_rules_back_is_told_once_and_makes_us_not_ready_until_it_is_gone() {
+    let mut told = Told::new(FakeXtables::default(), 40).await;
+    told.run_for(10).await;
+    let meddle = |told: &mut Told| {
+        told.runner.backend().tools().meddle("nat", |nat| {
+            let rule = &mut nat.get_mut("KUBE-POSTROUTING").unwrap()[0];
+            *rule = format!("-s 192.0.2.1 {rule}");
+        });
+    };
+    for time in 1..=10 {
+        meddle(&mut told);
+        told.run_for(4).await;
+        let (status, body) = told.get("/readyz");
+        assert_eq!(
+            (status, body["ready"] == true),
+            if time < 3 { (200, true) } else { (503, false) },
+            "{body}"
+        );
+        assert_eq!((told.get("/healthz").0, told.get("/livez").0), (200, 200), "traffic goes on");
+        assert_eq!(body["families"]["IPv4"]["driftTotal"], time, "each is mended and counted");
+    }
+    let reason = told.get("/readyz").1["reasons"][0].as_str().unwrap().to_owned();
+    assert!(reason.starts_with("IPv4: another program (meddler) changes our rules again"), "{reason}");
+    assert_eq!((told.notices("RulesContended").len(), told.notices("RulesChangedByOthers").len()), (1, 3));
+    told.run_for(62).await;
+    assert_eq!(told.get("/readyz").0, 200, "it is gone: {}", told.get("/readyz").1);
+    meddle(&mut told);
+    told.run_for(4).await;
+    assert_eq!(told.notices("RulesChangedByOthers").len(), 4, "the next act is an act of its own");
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_is_refused_before_the_kernel_is_asked_is_named_in_the_metrics_and_in_the_status() {
     let mut told = Told::new(FakeXtables::default(), 0).await;
     let WatchEvent::Slice(mut slice) = crate::testing::cluster::slice(0, 2) else { unreachable!() };
