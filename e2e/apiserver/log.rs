@@ -4,10 +4,11 @@ use crate::objects::{service, slice};
 use crate::picture::{Picture, hurried};
 use crate::server::Stub;
 use kube_proxy_rs::model::{ObjectKind, WatchEvent};
-use kube_proxy_rs::testing::stub_api::{Absent, Fault, Resource, Rule};
+use kube_proxy_rs::testing::stub_api::{Absent, Fault, InitialEvents, Resource, Rule, Verb};
 use kube_proxy_rs::watch::api::WatchOptions;
 use std::io::Write;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 use tracing::Level;
 use tracing::subscriber::DefaultGuard;
 use tracing_subscriber::filter::Targets;
@@ -55,13 +56,14 @@ async fn a_missing_permission_is_said_once_in_the_servers_words() {
     let lines = log.lines("WARN");
     assert_eq!(lines.len(), 1, "{lines:#?}");
     assert!(
-        lines[0].contains("endpointslices is forbidden") && lines[0].contains("cannot watch"),
+        lines[0].contains("endpointslices is forbidden") && lines[0].contains("cannot list"),
         "{lines:?}"
     );
     assert!(lines[0].contains(&server.url()), "{lines:?}");
     let lines = log.lines("works again");
     assert_eq!(lines.len(), 1, "{lines:#?}");
-    assert!(lines[0].contains("failures=5"), "{lines:?}");
+    // Each attempt is one failure, though it asks for a stream and for a page.
+    assert!(lines[0].contains("failures=2"), "{lines:?}");
 }
 
 #[tokio::test]
@@ -104,17 +106,86 @@ async fn a_defect_of_an_object_is_said_once_with_its_field_however_often_it_come
     assert!(lines[0].contains(r#"namespace="shop" name="db""#), "{lines:?}");
 }
 
+#[rstest::rstest]
+#[case::turned_off(InitialEvents::Rejected(422), "sendInitialEvents is forbidden for watch")]
+#[case::old_etcd(
+    InitialEvents::Failed(500),
+    "500 a watch stream was requested by the client but the required"
+)]
+#[case::ended(InitialEvents::Ended, "the stream ended before the end of the list was marked")]
 #[tokio::test]
-async fn the_end_of_streaming_lists_is_said_once_for_all_kinds() {
+async fn a_server_that_cannot_stream_lists_is_said_once_for_each_kind_and_is_no_failure(
+    #[case] ends: InitialEvents,
+    #[case] reason: &str,
+) {
     let (log, _guard) = Log::record();
     let server = Stub::start();
-    let refused = kube_proxy_rs::testing::stub_api::InitialEvents::Rejected(422);
-    server.behave(|behaviour| behaviour.initial_events = refused);
+    server.behave(|behaviour| behaviour.initial_events = ends);
     let mut picture = server.watch().await;
     picture.until_listed(1).await;
-    assert_eq!(log.lines("no streaming lists").len(), 1);
+    let lines = log.lines("the streaming list failed, listing in pages");
+    assert_eq!(lines.len(), 3, "{lines:#?}");
+    assert!(lines.iter().all(|line| line.contains(reason)), "{lines:#?}");
     assert_eq!(log.lines("WARN"), Vec::<String>::new());
+    assert_eq!(log.lines("works again"), Vec::<String>::new());
     assert_eq!(picture.lists[&ObjectKind::Node], 1);
+}
+
+/// A list that begins and breaks off, again and again, does not work.
+#[rstest::rstest]
+#[case::streaming(true)]
+#[case::in_pages(false)]
+#[tokio::test]
+async fn works_again_is_said_when_a_list_is_complete(#[case] streaming_lists: bool) {
+    let (log, _guard) = Log::record();
+    let server = Stub::start();
+    for number in 0..3 {
+        server.put(service(&format!("web-{number}"), number));
+    }
+    let broken = Rule::always(Fault::Garbage(r#"{"items":[{"metadata":{"name":"web"#.into()));
+    server.behave(|behaviour| {
+        behaviour.initial_events = InitialEvents::Cut;
+        behaviour.rules.push(broken.on(Resource::Services).verb(Verb::List).times(4));
+    });
+    let mut picture = server.watch_with(WatchOptions { streaming_lists, ..hurried() }).await;
+    picture.until_listed(1).await;
+    let log = log.lines("resource=\"services\"");
+    let places = |text: &str| -> Vec<usize> {
+        log.iter().enumerate().filter(|(_, line)| line.contains(text)).map(|(place, _)| place).collect()
+    };
+    let (listed, again) = (places(" listed "), places("works again"));
+    assert_eq!((listed.len(), again.len()), (1, 1), "{log:#?}");
+    assert!(listed[0].abs_diff(again[0]) == 1 && log.len() - 2 <= again[0].min(listed[0]), "{log:#?}");
+}
+
+#[tokio::test]
+async fn a_watch_that_is_quiet_after_a_failure_works_again_all_the_same() {
+    let (log, _guard) = Log::record();
+    let server = Stub::start();
+    let options = WatchOptions { quiet_limit: Duration::from_millis(300), ..hurried() };
+    let mut picture = server.watch_with(options).await;
+    picture.until_listed(1).await;
+    server.behave(|behaviour| behaviour.rules.push(Rule::always(Fault::Status(503)).times(6)));
+    server.disconnect();
+    let said = async {
+        while log.lines("works again").len() < 3 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), said).await.expect("it must be said");
+    assert_eq!(picture.lists[&ObjectKind::Service], 1);
+}
+
+#[tokio::test]
+async fn an_expired_version_is_no_failure() {
+    let (log, _guard) = Log::record();
+    let server = Stub::start();
+    let mut picture = server.watch().await;
+    picture.until_listed(1).await;
+    server.expire_watches();
+    picture.until_listed(2).await;
+    assert_eq!(log.lines("the version has expired, listing again").len(), 3);
+    assert_eq!(log.lines("WARN"), Vec::<String>::new());
 }
 
 #[tokio::test]

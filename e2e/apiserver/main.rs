@@ -1,9 +1,10 @@
 //! Watch traffic end to end: what reaches the program of what an API server has.
 //!
 //! `well_behaved` and `load` run against a real API server when `KUBEBUILDER_ASSETS` names a folder with
-//! `etcd` and `kube-apiserver`, and else against the stub; `misbehaving` needs the stub.
+//! `etcd` and `kube-apiserver`, and else against the stub; the others need the stub.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod first_list;
 mod load;
 mod log;
 mod misbehaving;

@@ -23,54 +23,6 @@ const WEB: &str = "service shop/web 10.96.0.10";
 const DB: &str = "service shop/db 10.96.0.11";
 
 #[tokio::test]
-async fn a_streaming_list_needs_no_list_request() {
-    let (server, _picture) = settled().await;
-    assert!(server.seen().iter().all(|seen| seen.verb == Verb::Watch));
-    assert_eq!(server.requests_with("sendInitialEvents"), 1);
-}
-
-#[rstest::rstest]
-#[case::invalid(422)]
-#[case::unknown(400)]
-#[tokio::test]
-async fn a_server_that_refuses_streaming_lists_is_listed_in_pages(#[case] code: u16) {
-    let server = Stub::start();
-    server.behave(|behaviour| behaviour.initial_events = InitialEvents::Rejected(code));
-    for number in 0..25 {
-        server.put(service(&format!("web-{number}"), number));
-    }
-    let mut picture = server.watch_with(WatchOptions { page_size: 10, ..hurried() }).await;
-    picture.until_listed(1).await;
-    assert_eq!(picture.sent.len(), 25);
-    assert_eq!(server.requests_with("limit"), 3);
-    assert!(
-        server
-            .seen()
-            .iter()
-            .all(|seen| seen.parameter("resourceVersion") != Some("0") || seen.verb == Verb::Watch)
-    );
-
-    // The choice is remembered: another list does not try to stream again.
-    let tried = server.requests_with("sendInitialEvents");
-    server.compact();
-    server.expire_watches();
-    picture.until_listed(2).await;
-    assert_eq!(server.requests_with("sendInitialEvents"), tried);
-}
-
-#[tokio::test]
-async fn a_server_that_ignores_the_request_for_a_streaming_list_is_listed_in_pages() {
-    let server = Stub::start();
-    server.behave(|behaviour| behaviour.initial_events = InitialEvents::Ignored);
-    server.put(service("web", 10));
-    let options = WatchOptions { streaming_limit: Duration::from_millis(200), ..hurried() };
-    let mut picture = server.watch_with(options).await;
-    picture.until_listed(1).await;
-    assert_eq!(picture.describe(), format!("{WEB}\n"));
-    assert_eq!(server.requests_with("limit"), 1);
-}
-
-#[tokio::test]
 async fn a_kind_without_permission_is_never_called_listed_until_it_is_granted() {
     let server = Stub::start();
     let rule = Rule::always(Fault::Status(403)).on(Resource::EndpointSlices);
@@ -167,13 +119,46 @@ async fn an_expired_version_leads_to_a_new_list_that_tells_what_is_gone(#[case] 
     assert_eq!(picture.lists[&ObjectKind::Service], 2);
 }
 
+/// Pauses that no test outlives.
+fn patient() -> WatchOptions {
+    let pause = Duration::from_secs(600);
+    WatchOptions { backoff_min: pause, backoff_max: pause, ..WatchOptions::default() }
+}
+
+#[rstest::rstest]
+#[case::in_the_stream(Expired::InStream)]
+#[case::as_a_status(Expired::Http)]
 #[tokio::test]
-async fn a_watch_that_expires_while_it_runs_is_listed_again() {
-    let (server, mut picture) = settled().await;
-    server.expire_watches();
-    picture.until_listed(2).await;
+async fn the_list_after_an_expired_version_waits_for_nothing(#[case] expired: Expired) {
+    let server = Stub::start();
+    server.put(service("web", 10));
+    let mut picture = server.watch_with(patient()).await;
+    picture.until_listed(1).await;
+    server.behave(|behaviour| behaviour.expired = expired);
+    server.delete(Resource::Services, "shop/web");
     server.put(service("db", 11));
-    picture.until_it_shows(&[DB, WEB]).await;
+    server.compact();
+    server.end_watches();
+    picture.until_it_shows(&[DB]).await;
+}
+
+#[tokio::test]
+async fn a_server_whose_watches_always_expire_is_not_listed_without_pause() {
+    let server = Stub::start();
+    server.behave(|behaviour| behaviour.initial_events = InitialEvents::Rejected(422));
+    let expired = Rule::always(Fault::Status(410)).on(Resource::Services).verb(Verb::Watch);
+    server.behave(|behaviour| behaviour.rules.push(expired));
+    let mut picture = server.watch_with(patient()).await;
+    picture
+        .until("the services to be listed twice", |picture| {
+            picture.lists.get(&ObjectKind::Service) == Some(&2)
+        })
+        .await;
+    for number in 0..20 {
+        server.put(slice("web", &format!("10.244.0.{number}")));
+        picture.until_it_shows(&[&format!("slice shop/web-x 10.244.0.{number}")]).await;
+    }
+    assert_eq!(picture.lists[&ObjectKind::Service], 2);
 }
 
 #[tokio::test]

@@ -83,14 +83,4 @@ impl Stub {
     pub(crate) async fn watch_with(&self, options: WatchOptions) -> Picture {
         Picture::watch(&self.kubeconfig(self.folder.path()).unwrap(), options).await
     }
-
-    /// How many requests there were for lists or watches of Services with a parameter.
-    pub(crate) fn requests_with(&self, parameter: &str) -> usize {
-        let seen = self.seen();
-        let fits = |seen: &&_| {
-            let seen: &kube_proxy_rs::testing::stub_api::Seen = seen;
-            seen.resource == Resource::Services && seen.parameter(parameter).is_some()
-        };
-        seen.iter().filter(fits).count()
-    }
 }

@@ -9,11 +9,10 @@ use super::endpoint_slices::EndpointSlices;
 use super::node::OwnNode;
 use super::outage::random;
 use super::services::Services;
-use super::stream::{Shared, Stream};
+use super::stream::Stream;
 use crate::model::WatchEvent;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 use tokio::sync::mpsc;
 
@@ -24,12 +23,15 @@ pub struct WatchOptions {
     pub backoff_min: Duration,
     /// ... up to this.
     pub backoff_max: Duration,
-    /// Ask for the first objects as part of the watch; servers that cannot do it are noticed.
+    /// Ask for the first objects as part of the watch; when that fails, they come in pages.
     pub streaming_lists: bool,
-    /// How long a streaming list may take before we take it that the server cannot do it.
+    /// How long a streaming list may take.
     pub streaming_limit: Duration,
     /// How long a list in pages may make no progress at all.
     pub stall_limit: Duration,
+    /// A watch that was begun again works when it has not failed for so long. Longer than a server may take for
+    /// its answer.
+    pub quiet_limit: Duration,
     /// Objects in a page. A page is in memory three times for a moment.
     pub page_size: u32,
     /// After this many seconds the server ends a watch, and we ask for the next one.
@@ -46,6 +48,7 @@ impl Default for WatchOptions {
             streaming_lists: true,
             streaming_limit: Duration::from_secs(30),
             stall_limit: Duration::from_secs(60),
+            quiet_limit: Duration::from_secs(40),
             page_size: 250,
             watch_seconds: watch_seconds(),
             node_port_range: 30_000..=32_767,
@@ -70,13 +73,12 @@ pub async fn run(
     options: WatchOptions,
 ) {
     let node_name: Arc<str> = node_name.into();
-    let paged = AtomicBool::new(!options.streaming_lists);
     let services = Services { node_port_range: options.node_port_range.clone() };
-    let shared = Arc::new(Shared { options, paged });
-    let mut services = Stream::new(services, connection.clone(), sender.clone(), shared.clone());
+    let options = Arc::new(options);
+    let mut services = Stream::new(services, connection.clone(), sender.clone(), options.clone());
     let slices = EndpointSlices { node_name: node_name.clone() };
-    let mut slices = Stream::new(slices, connection.clone(), sender.clone(), shared.clone());
-    let mut node = Stream::new(OwnNode { name: node_name }, connection, sender.clone(), shared);
+    let mut slices = Stream::new(slices, connection.clone(), sender.clone(), options.clone());
+    let mut node = Stream::new(OwnNode { name: node_name }, connection, sender.clone(), options);
     tokio::select! {
         () = sender.closed() => {}
         _ = async { tokio::join!(services.follow(), slices.follow(), node.follow()) } => {}

@@ -20,21 +20,17 @@ fn status(error: &Error) -> Option<&Status> {
     }
 }
 
-/// The server does not know streaming lists (400), or has them turned off (422).
-pub(super) fn refuses_streaming(error: &Error) -> bool {
-    matches!(error, Error::WatchStartFailed(_))
-        && status(error).is_some_and(|status| matches!(status.code, 400 | 422))
+/// Whether the server no longer has the version that we go on from. It is in order, and so are we.
+pub(super) fn is_expired(error: &Error) -> bool {
+    status(error).is_some_and(|status| status.code == 410)
 }
 
-/// Whether only a new list helps, which the watcher does not know by itself.
+/// Whether the watch cannot go on, so that a list is due.
 pub(super) fn needs_list(error: &Error) -> bool {
     match error {
-        // A watch that is refused like this is refused for ever; kube knows the code inside of
-        // streams only.
-        Error::WatchStartFailed(_) => status(error).is_some_and(|status| status.code == 410),
         // Some change could not be read, and which one it was we cannot know.
-        Error::WatchFailed(kube::Error::SerdeError(_)) => true,
-        _ => false,
+        Error::WatchFailed(kube::Error::SerdeError(_)) | Error::NoResourceVersion => true,
+        _ => is_expired(error),
     }
 }
 
@@ -85,18 +81,16 @@ mod tests {
     }
 
     #[test]
-    fn only_a_refused_watch_says_that_streaming_lists_are_off() {
-        assert!(refuses_streaming(&refused(400)) && refuses_streaming(&refused(422)));
-        assert!(!refuses_streaming(&refused(403)) && !refuses_streaming(&refused(500)));
-        let status = Status::failure("", "").with_code(422).boxed();
-        assert!(!refuses_streaming(&Error::InitialListFailed(kube::Error::Api(status))));
-    }
-
-    #[test]
-    fn an_expired_version_needs_a_list_where_kube_does_not_know_it() {
-        assert!(needs_list(&refused(410)));
-        assert!(!needs_list(&refused(403)));
-        assert!(!needs_list(&Error::WatchError(Status::failure("", "").with_code(410).boxed())));
+    fn a_list_is_due_when_the_version_has_expired_wherever_that_is_said_or_a_change_is_lost() {
+        let status = |code| Status::failure("", "").with_code(code).boxed();
+        let listing = |code| Error::InitialListFailed(kube::Error::Api(status(code)));
+        for expired in [refused(410), Error::WatchError(status(410)), listing(410)] {
+            assert!(is_expired(&expired) && needs_list(&expired), "{expired}");
+        }
+        for other in [refused(403), Error::WatchError(status(500)), listing(503)] {
+            assert!(!is_expired(&other) && !needs_list(&other), "{other}");
+        }
+        assert!(needs_list(&Error::NoResourceVersion) && !is_expired(&Error::NoResourceVersion));
     }
 
     #[test]

@@ -14,34 +14,45 @@ pub(super) fn random() -> f64 {
     f64::from(u32::try_from(bits).unwrap_or_default()) / f64::from(1_u32 << 24)
 }
 
-/// Pauses that double while failures follow each other closely.
+/// Pauses that double while they follow each other closely.
 pub(super) struct Backoff {
+    first: Duration,
     min: Duration,
     max: Duration,
+    /// After this time without another pause, and after twice the last one, they start over.
+    calm: Duration,
     last: Option<(Instant, Duration)>,
 }
 
 impl Backoff {
-    pub(super) fn new(min: Duration, max: Duration) -> Self {
-        Backoff { min, max, last: None }
+    /// For attempts after failures.
+    pub(super) fn for_retries(min: Duration, max: Duration) -> Self {
+        Backoff { first: min, min, max, calm: Duration::ZERO, last: None }
+    }
+
+    /// For lists that are due because a watch cannot go on: the first one waits for nothing. A list takes its
+    /// time and succeeds, so only a long calm is a sign that watches last.
+    pub(super) fn for_lists(min: Duration, max: Duration) -> Self {
+        Backoff { first: Duration::ZERO, min, max, calm: 2 * max, last: None }
     }
 
     /// How long to wait before the next attempt, give or take a quarter, so that a fleet of nodes
     /// does not come back in step.
-    ///
-    /// The pauses start over once things have gone well for twice the last one. A counter that
-    /// the first success resets would have a server that fails after each list listed from every
-    /// node without pause.
     pub(super) fn next(&mut self) -> Duration {
         let now = Instant::now();
         let pause = match self.last {
-            Some((until, pause)) if now.saturating_duration_since(until) < 2 * pause => {
-                (2 * pause).min(self.max)
+            Some((until, pause)) if now.saturating_duration_since(until) < self.calm.max(2 * pause) => {
+                (2 * pause).clamp(self.min, self.max)
             }
-            _ => self.min,
+            _ => self.first,
         };
         self.last = Some((now + pause, pause));
         pause.mul_f64(0.75 + random() / 2.0)
+    }
+
+    /// Starts over, since the server answers again.
+    pub(super) fn start_over(&mut self) {
+        self.last = None;
     }
 }
 
@@ -91,7 +102,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn pauses_double_up_to_the_limit() {
-        let mut backoff = Backoff::new(second(1), second(4));
+        let mut backoff = Backoff::for_retries(second(1), second(4));
         for expected in [1, 2, 4, 4] {
             let pause = backoff.next();
             assert!(is_about(pause, second(expected)), "{pause:?}");
@@ -101,12 +112,35 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn pauses_start_over_after_a_good_while() {
-        let mut backoff = Backoff::new(second(1), second(30));
+        let mut backoff = Backoff::for_retries(second(1), second(30));
         for _ in 0..4 {
             tokio::time::sleep(backoff.next()).await;
         }
         tokio::time::sleep(second(60)).await;
         assert!(is_about(backoff.next(), second(1)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn pauses_start_over_with_the_first_answer() {
+        let mut backoff = Backoff::for_retries(second(1), second(30));
+        for _ in 0..6 {
+            tokio::time::sleep(backoff.next()).await;
+        }
+        backoff.start_over();
+        assert!(is_about(backoff.next(), second(1)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_first_list_waits_for_nothing_and_the_next_ones_longer_and_longer() {
+        let mut lists = Backoff::for_lists(second(1), second(30));
+        for expected in [0, 1, 2, 4] {
+            let pause = lists.next();
+            assert!(is_about(pause, second(expected)), "{pause:?}");
+            // A list of a large cluster takes longer than the pause before it.
+            tokio::time::sleep(pause + second(10)).await;
+        }
+        tokio::time::sleep(second(70)).await;
+        assert_eq!(lists.next(), Duration::ZERO);
     }
 
     #[tokio::test(start_paused = true)]

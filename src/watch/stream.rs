@@ -3,6 +3,10 @@
 //! kube's `watcher` does the walking. What it does not do by itself is done here: pausing after
 //! failures, falling back to lists in pages, noticing that a version has expired or that a list has
 //! stalled, and saying all this once.
+//!
+//! Each attempt at the first list begins with a streaming list, which spares the API server. Whatever ends it
+//! before its end is marked, the attempt goes on with a list in pages: servers, and what stands in front of
+//! them, refuse, break and swallow streams in too many ways to tell them apart. Later lists come in pages.
 
 use super::api::WatchOptions;
 use super::client::Connection;
@@ -20,7 +24,6 @@ use std::fmt::Debug;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
@@ -45,13 +48,6 @@ pub(super) trait Source {
     fn gone(&self, namespace: &str, name: &str) -> WatchEvent;
 }
 
-/// What the watches of one process have in common.
-pub(super) struct Shared {
-    pub(super) options: WatchOptions,
-    /// The server cannot stream lists. Never taken back: lists in pages work everywhere.
-    pub(super) paged: AtomicBool,
-}
-
 /// Nobody listens any more.
 pub(super) struct Closed;
 
@@ -60,6 +56,13 @@ struct Listing {
     started: Instant,
     progress: Instant,
     objects: usize,
+}
+
+impl Listing {
+    fn begin() -> Self {
+        let now = Instant::now();
+        Listing { started: now, progress: now, objects: 0 }
+    }
 }
 
 /// How to go on after a failure.
@@ -75,7 +78,10 @@ enum Remedy {
 enum Step<K> {
     Event(Event<Decoded<K>>),
     Failure(watcher::Error),
+    /// The list takes too long.
     Overdue,
+    /// The watch was begun again after a failure, and would have failed by now.
+    Quiet,
 }
 
 /// One watch.
@@ -83,13 +89,17 @@ pub(super) struct Stream<S> {
     source: S,
     connection: Connection,
     sender: mpsc::Sender<WatchEvent>,
-    shared: Arc<Shared>,
-    backoff: Backoff,
+    options: Arc<WatchOptions>,
+    retries: Backoff,
+    lists: Backoff,
     outage: Outage,
     told: Told,
     listing: Option<Listing>,
-    /// Whether the watcher that runs lists in pages. Another watch may have found out meanwhile
-    /// that it has to.
+    /// When the watch was begun again after a failure.
+    retried: Option<Instant>,
+    /// The last attempt at the first list was a streaming list, and has failed.
+    stream_failed: bool,
+    /// Whether the watcher that runs lists in pages.
     paged: bool,
     /// There has been a whole list. Later ones come in pages: kube begins a streaming list at
     /// whatever age the server's cache has, and one that lags must not take us back in time.
@@ -101,18 +111,22 @@ impl<S: Source> Stream<S> {
         source: S,
         connection: Connection,
         sender: mpsc::Sender<WatchEvent>,
-        shared: Arc<Shared>,
+        options: Arc<WatchOptions>,
     ) -> Self {
-        let backoff = Backoff::new(shared.options.backoff_min, shared.options.backoff_max);
+        let retries = Backoff::for_retries(options.backoff_min, options.backoff_max);
+        let lists = Backoff::for_lists(options.backoff_min, options.backoff_max);
         Stream {
             source,
             connection,
             sender,
-            shared,
-            backoff,
+            options,
+            retries,
+            lists,
             outage: Outage::default(),
             told: Told::default(),
             listing: None,
+            retried: None,
+            stream_failed: false,
             paged: false,
             listed: false,
         }
@@ -129,14 +143,22 @@ impl<S: Source> Stream<S> {
 
     /// Runs one watcher until another one is needed.
     async fn follow_once(&mut self) -> Result<(), Closed> {
-        self.paged = self.listed || self.shared.paged.load(Ordering::Relaxed);
+        self.paged = self.listed || self.stream_failed || !self.options.streaming_lists;
+        self.listing = Some(Listing::begin());
         let api = Api::<Decoded<S::Object>>::all(self.connection.client());
         let mut events = pin!(watcher(api, self.config()));
-        self.listing = None;
+        let mut begun = false;
         loop {
             match self.step(events.as_mut()).await {
-                Step::Event(Event::Init) if self.listed && !self.paged => return Ok(()),
-                Step::Event(event) => self.pass_on(event).await?,
+                // The watcher begins a second list by itself when the stream of the first one ends.
+                Step::Event(Event::Init) if begun && !self.paged => {
+                    self.fall_back("the stream ended before the end of the list was marked");
+                    return Ok(());
+                }
+                Step::Event(event) => {
+                    begun = true;
+                    self.pass_on(event).await?;
+                }
                 Step::Failure(error) => {
                     if self.recover(&error).await == Remedy::StartOver {
                         return Ok(());
@@ -146,13 +168,13 @@ impl<S: Source> Stream<S> {
                     self.give_up_list().await;
                     return Ok(());
                 }
+                Step::Quiet => self.all_well(),
             }
         }
     }
 
     fn config(&self) -> watcher::Config {
-        let options = &self.shared.options;
-        let config = watcher::Config::default().timeout(options.watch_seconds);
+        let config = watcher::Config::default().timeout(self.options.watch_seconds);
         let config = match self.source.labels() {
             "" => config,
             labels => config.labels(labels),
@@ -162,7 +184,7 @@ impl<S: Source> Stream<S> {
             Some(fields) => config.fields(&fields),
         };
         // Never `any_semantic`: the server then ignores the page size, and all objects come at once.
-        if self.paged { config.page_size(options.page_size) } else { config.streaming_lists() }
+        if self.paged { config.page_size(self.options.page_size) } else { config.streaming_lists() }
     }
 
     async fn step(
@@ -174,6 +196,7 @@ impl<S: Source> Stream<S> {
             None => next.await,
             Some(deadline) => match tokio::time::timeout_at(deadline, next).await {
                 Ok(item) => item,
+                Err(_) if self.listing.is_none() => return Step::Quiet,
                 Err(_) => return Step::Overdue,
             },
         };
@@ -185,34 +208,33 @@ impl<S: Source> Stream<S> {
         }
     }
 
-    /// When the list under way has taken too long. While a watch runs, kube itself keeps the time.
+    /// When the list under way has taken too long, or the watch long enough. While a watch runs, kube itself
+    /// keeps the time.
     fn deadline(&self) -> Option<Instant> {
-        let listing = self.listing.as_ref()?;
-        let options = &self.shared.options;
-        Some(if self.paged {
-            listing.progress + options.stall_limit
-        } else {
-            listing.started + options.streaming_limit
-        })
+        match &self.listing {
+            None => self.retried.map(|retried| retried + self.options.quiet_limit),
+            Some(listing) if self.paged => Some(listing.progress + self.options.stall_limit),
+            Some(listing) => Some(listing.started + self.options.streaming_limit),
+        }
     }
 
     async fn give_up_list(&mut self) {
         if self.paged {
             self.report("list", "the list makes no progress");
-            tokio::time::sleep(self.backoff.next()).await;
+            self.stream_failed = false;
+            tokio::time::sleep(self.retries.next()).await;
         } else {
-            self.fall_back("the server does not mark the end of the list");
+            self.fall_back("the end of the list was not marked in time");
         }
     }
 
-    fn fall_back(&self, reason: &str) {
-        // Another watch may have been faster; one line is enough.
-        if !self.shared.paged.swap(true, Ordering::Relaxed) {
-            tracing::info!(
-                resource = Self::plural(),
-                reason,
-                "no streaming lists, listing in pages from now on"
-            );
+    /// What the streaming list did not give comes in pages, at once.
+    fn fall_back(&mut self, reason: &str) {
+        self.stream_failed = true;
+        if self.outage.failures() == 0 {
+            tracing::info!(resource = Self::plural(), reason, "the streaming list failed, listing in pages");
+        } else {
+            tracing::debug!(resource = Self::plural(), reason, "the streaming list failed again");
         }
     }
 
@@ -220,8 +242,8 @@ impl<S: Source> Stream<S> {
         if let Some(listing) = &mut self.listing {
             listing.progress = Instant::now();
         }
-        // In pages, `Init` comes before anything is asked of the server.
-        if !(matches!(event, Event::Init) && self.paged) {
+        // Of a list, only the end says that it works.
+        if matches!(event, Event::InitDone | Event::Apply(_) | Event::Delete(_)) {
             self.all_well();
         }
         match self.news(event) {
@@ -242,6 +264,8 @@ impl<S: Source> Stream<S> {
     }
 
     fn all_well(&mut self) {
+        self.retries.start_over();
+        self.retried = None;
         if let Some(failures) = self.outage.over() {
             tracing::info!(resource = Self::plural(), failures, "the watch works again");
         }
@@ -251,10 +275,7 @@ impl<S: Source> Stream<S> {
     fn news(&mut self, event: Event<Decoded<S::Object>>) -> Option<WatchEvent> {
         match event {
             Event::Init => {
-                let now = Instant::now();
-                // Kept when a streaming list was cut short: the limit is for all attempts together.
-                let listing = self.listing.get_or_insert(Listing { started: now, progress: now, objects: 0 });
-                listing.objects = 0;
+                self.listing.get_or_insert_with(Listing::begin).objects = 0;
                 Some(WatchEvent::Listing(S::KIND))
             }
             Event::InitDone => {
@@ -313,12 +334,20 @@ impl<S: Source> Stream<S> {
     async fn recover(&mut self, error: &watcher::Error) -> Remedy {
         // The list that this ends, if there is one, gets its full time again.
         self.listing = None;
-        if !self.paged && failure::refuses_streaming(error) {
+        if !self.paged && !self.listed {
             self.fall_back(&failure::describe(error));
             return Remedy::StartOver;
         }
-        self.report(failure::verb(error), &failure::describe(error));
-        tokio::time::sleep(self.backoff.next()).await;
+        self.stream_failed = false;
+        let needs_list = failure::needs_list(error);
+        let pause = if needs_list { self.lists.next() } else { self.retries.next() };
+        if failure::is_expired(error) && pause.is_zero() {
+            self.retries.start_over();
+            tracing::info!(resource = Self::plural(), "the version has expired, listing again");
+        } else {
+            self.report(failure::verb(error), &failure::describe(error));
+        }
+        tokio::time::sleep(pause).await;
         let reopened = self.connection.reopen_if_changed().await;
         let reopened = reopened.unwrap_or_else(|error| {
             self.report("connect", &format!("{error:#}"));
@@ -331,7 +360,8 @@ impl<S: Source> Stream<S> {
                 "connecting with the new files"
             );
         }
-        if reopened || failure::needs_list(error) { Remedy::StartOver } else { Remedy::Continue }
+        self.retried = Some(Instant::now());
+        if reopened || needs_list || !self.listed { Remedy::StartOver } else { Remedy::Continue }
     }
 
     fn report(&mut self, verb: &str, error: &str) {

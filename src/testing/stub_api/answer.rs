@@ -167,6 +167,15 @@ fn list(shared: &Shared, asked: &Seen, selector: &Selector) -> Answer {
     Response::new(full(list_object(asked.resource, version, &page)))
 }
 
+/// What kube-apiserver v1.36.2 sends, with code 500, where etcd is older than 3.5.13.
+fn failed_line(code: u16) -> String {
+    let message = "a watch stream was requested by the client but the required storage feature \
+                   RequestWatchProgress is disabled";
+    let mut line = String::new();
+    write_line(&mut line, "ERROR", &status_object(code, "InternalError", message));
+    line
+}
+
 fn list_object(resource: Resource, version: u64, page: &Page) -> String {
     let next = page.next.as_ref().map(|key| format!("{version} {key}")).unwrap_or_default();
     let metadata = json!({"resourceVersion": version.to_string(), "continue": next});
@@ -199,6 +208,10 @@ fn watch(shared: Arc<Shared>, asked: &Seen, selector: Selector, behaviour: Behav
     if expired && behaviour.expired == Expired::Http {
         return status(410, "Expired", "too old resource version");
     }
+    let ending = match behaviour.initial_events {
+        InitialEvents::Failed(code) if initial => Some(failed_line(code)),
+        _ => expired.then(gone_line),
+    };
     let everything = from == 0 || initial;
     let page = everything.then(|| store.page(asked.resource, &selector, None, usize::MAX));
     let cursor = if everything { store.version } else { from };
@@ -209,13 +222,13 @@ fn watch(shared: Arc<Shared>, asked: &Seen, selector: Selector, behaviour: Behav
         selector,
         cursor,
         initial: page.map(|page| page.items.into()).unwrap_or_default(),
-        mark_end: initial && behaviour.initial_events == InitialEvents::Supported,
+        after_initial: initial.then_some(behaviour.initial_events),
         bookmarks: asked.parameter("allowWatchBookmarks") == Some("true"),
         bookmark_every: behaviour.bookmark_every.unwrap_or(EVER),
         dribble: behaviour.dribble,
         unsent: Bytes::new(),
         ends: Instant::now() + seconds.map_or(EVER, Duration::from_secs),
-        ending: expired.then(|| gone_line().into()),
+        ending: ending.map(Bytes::from),
         changed: shared.version.subscribe(),
         commands: shared.commands.subscribe(),
         open: Open::count(shared, asked.resource),
@@ -260,8 +273,8 @@ struct Watch {
     cursor: u64,
     /// Objects of the first picture that are still to be sent ...
     initial: VecDeque<Arc<Stored>>,
-    /// ... and whether their end is to be marked.
-    mark_end: bool,
+    /// ... and what comes after them.
+    after_initial: Option<InitialEvents>,
     bookmarks: bool,
     bookmark_every: Duration,
     dribble: Option<Duration>,
@@ -291,6 +304,11 @@ impl Watch {
                 self.unsent = text.into();
                 continue;
             }
+            match self.after_initial.take() {
+                Some(InitialEvents::Ended) => return None,
+                Some(InitialEvents::Cut) => return Some(Err(io::Error::other("the stub server hangs up"))),
+                _ => {}
+            }
             if let Err(cut) = self.idle().await {
                 return Some(Err(cut));
             }
@@ -314,7 +332,7 @@ impl Watch {
         if !self.initial.is_empty() {
             return text;
         }
-        if std::mem::take(&mut self.mark_end) {
+        if self.after_initial.take_if(|after| *after == InitialEvents::Supported).is_some() {
             write_line(&mut text, "BOOKMARK", &self.bookmark(&json!({"k8s.io/initial-events-end": "true"})));
             return text;
         }

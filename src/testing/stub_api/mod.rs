@@ -115,6 +115,13 @@ pub enum InitialEvents {
     Ignored,
     /// An error with this status code: a server that has it turned off says 422.
     Rejected(u16),
+    /// Status 200, and an ERROR event with this status code inside of the stream: kube-apiserver says 500 so
+    /// where its etcd has no progress notifications.
+    Failed(u16),
+    /// Objects first, then the end of the stream.
+    Ended,
+    /// Objects first, then the connection is cut.
+    Cut,
 }
 
 /// How a watch from a forgotten version fails.
