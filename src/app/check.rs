@@ -66,7 +66,7 @@ async fn services(config: &Config) -> Result<Option<Tracker>> {
     }
     let options = ClientOptions { kubeconfig: sources.kubeconfig.clone(), master: sources.master.clone() };
     let connection = Connection::open(&options).await?;
-    let url = connection.url().to_owned();
+    let url = connection.url();
     let (sender, mut events) = mpsc::channel(64);
     let watching = api::run(
         connection,

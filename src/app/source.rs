@@ -69,7 +69,7 @@ pub(super) fn start(
         }
         Opened::Api(connection) => connection,
     };
-    tracing::info!(server = connection.url(), "watching the API server");
+    tracing::info!(server = &*connection.url(), "watching the API server");
     let reporter = Reporter { node: node_name.clone(), host: super::hostname()? };
     let client = Some(connection.client());
     let events = Events::start(connection.client(), reporter, clock.clone());

@@ -70,7 +70,7 @@ impl Listing {
 enum Remedy {
     /// The watcher knows where it was.
     Continue,
-    /// It does not, or its client is out of date: it takes a new one.
+    /// It does not, or it was at another server: it takes a new one.
     StartOver,
 }
 
@@ -88,6 +88,8 @@ enum Step<K> {
 pub(super) struct Stream<S> {
     source: S,
     connection: Connection,
+    /// The server that the watcher which runs is at.
+    url: Arc<str>,
     sender: mpsc::Sender<WatchEvent>,
     options: Arc<WatchOptions>,
     retries: Backoff,
@@ -117,6 +119,7 @@ impl<S: Source> Stream<S> {
         let lists = Backoff::for_lists(options.backoff_min, options.backoff_max);
         Stream {
             source,
+            url: connection.url(),
             connection,
             sender,
             options,
@@ -145,7 +148,8 @@ impl<S: Source> Stream<S> {
     async fn follow_once(&mut self) -> Result<(), Closed> {
         self.paged = self.listed || self.stream_failed || !self.options.streaming_lists;
         self.listing = Some(Listing::begin());
-        let api = Api::<Decoded<S::Object>>::all(self.connection.client());
+        self.url = self.connection.url();
+        let api = Api::<Decoded<S::Object>>::all(self.connection.client_of_server(&self.url));
         let mut events = pin!(watcher(api, self.config()));
         let mut begun = false;
         loop {
@@ -348,24 +352,13 @@ impl<S: Source> Stream<S> {
             self.report(failure::verb(error), &failure::describe(error));
         }
         tokio::time::sleep(pause).await;
-        let reopened = self.connection.reopen_if_changed().await;
-        let reopened = reopened.unwrap_or_else(|error| {
-            self.report("connect", &format!("{error:#}"));
-            false
-        });
-        if reopened {
-            tracing::info!(
-                resource = Self::plural(),
-                url = self.connection.url(),
-                "connecting with the new files"
-            );
-        }
         self.retried = Some(Instant::now());
-        if reopened || needs_list || !self.listed { Remedy::StartOver } else { Remedy::Continue }
+        let moved = self.url != self.connection.url();
+        if moved || needs_list || !self.listed { Remedy::StartOver } else { Remedy::Continue }
     }
 
     fn report(&mut self, verb: &str, error: &str) {
-        let url = self.connection.url();
+        let url = &*self.url;
         let news = self.outage.failed(error);
         let failures = self.outage.failures();
         if news {

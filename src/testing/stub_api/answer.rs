@@ -52,6 +52,9 @@ pub(super) async fn answer(shared: Arc<Shared>, request: Request<Incoming>) -> i
     if let Some(fault) = fault {
         return fail(fault, &asked).await;
     }
+    if behaviour.token.as_ref().is_some_and(|token| !carries(&request, token)) {
+        return Ok(status(401, "Unauthorized", "Unauthorized"));
+    }
     if !matches!(verb, Verb::List | Verb::Watch) {
         let body = request.into_body().collect().await.map_err(io::Error::other)?.to_bytes();
         return Ok(write::answer(&shared, &place, verb, serde_json::from_slice(&body).unwrap_or_default()));
@@ -67,6 +70,12 @@ pub(super) async fn answer(shared: Arc<Shared>, request: Request<Incoming>) -> i
         Verb::Watch => watch(shared, &asked, selector, behaviour),
         _ => list(&shared, &asked, &selector),
     })
+}
+
+/// Whether a request has this token and no other.
+fn carries<B>(request: &Request<B>, token: &str) -> bool {
+    let sent: Vec<_> = request.headers().get_all(hyper::header::AUTHORIZATION).iter().collect();
+    sent == [format!("Bearer {token}").as_str()]
 }
 
 /// Whether a path is that of a namespace's Events.

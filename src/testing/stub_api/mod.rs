@@ -201,6 +201,8 @@ pub struct Behaviour {
     pub dribble: Option<Duration>,
     /// The interval of bookmarks, for watches that allow them.
     pub bookmark_every: Option<Duration>,
+    /// The only bearer token that is let in; anybody is without it.
+    pub token: Option<String>,
 }
 
 /// A request the server has seen.

@@ -1,44 +1,60 @@
 //! Where the API server is and who we are to it, from a kubeconfig or from the pod.
 
 use super::ClientOptions;
+use super::stamp::Stamp;
 use anyhow::{Context, bail};
 use http::{HeaderValue, Uri, header};
-use kube::config::{KubeConfigOptions, Kubeconfig};
-use std::path::{Path, PathBuf};
+use kube::config::{AuthInfo, Cluster, Kubeconfig};
+use secrecy::ExposeSecret;
+use std::path::Path;
 
 const USER_AGENT: &str = concat!("kube-proxy-rs/", env!("CARGO_PKG_VERSION"));
 
-/// The settings, and the files that a change of makes us build a new client.
-pub(super) async fn load(options: &ClientOptions) -> anyhow::Result<(kube::Config, Vec<PathBuf>)> {
-    let (mut config, files) = match (&options.kubeconfig, &options.master) {
+/// What a connection is made from.
+pub(super) struct Settings {
+    pub(super) config: kube::Config,
+    /// Of all that was read, taken before.
+    pub(super) stamps: Vec<Stamp>,
+}
+
+pub(super) fn load(options: &ClientOptions) -> anyhow::Result<Settings> {
+    let mut settings = match (&options.kubeconfig, &options.master) {
         (Some(path), master) => from_kubeconfig(path, master.as_deref())
-            .await
             .with_context(|| format!("kubeconfig {}", path.display()))?,
-        (None, Some(master)) => (kube::Config::new(parse_master(master)?), Vec::new()),
-        (None, None) => {
-            let config = kube::Config::incluster_env().context(
-                "neither a kubeconfig nor --master is given, and the service account of the pod is no use",
-            )?;
-            (config, Vec::new())
+        (None, Some(master)) => {
+            Settings { config: kube::Config::new(parse_master(master)?), stamps: Vec::new() }
         }
+        (None, None) => from_pod()?,
     };
+    let config = &mut settings.config;
     config.cluster_url = absolute(config.cluster_url.clone(), config.root_cert.is_some())?;
     config.headers.push((header::USER_AGENT, HeaderValue::from_static(USER_AGENT)));
     if let Some(proxy) = config.proxy_url.take() {
         tracing::warn!(%proxy, "HTTP proxies are not supported, the API server is dialled directly");
     }
-    Ok((config, files))
+    Ok(settings)
 }
 
 fn parse_master(master: &str) -> anyhow::Result<Uri> {
     master.parse().with_context(|| format!("master address {master:?}"))
 }
 
-async fn from_kubeconfig(path: &Path, master: Option<&str>) -> anyhow::Result<(kube::Config, Vec<PathBuf>)> {
-    // Opened first because kube's own message has the path in it a second time.
-    std::fs::File::open(path)?;
-    let mut kubeconfig = Kubeconfig::read_from(path)?;
-    let selected = Selected::find(&mut kubeconfig)?;
+fn from_pod() -> anyhow::Result<Settings> {
+    let what = "neither a kubeconfig nor --master is given, and the service account of the pod is no use";
+    let mut config = kube::Config::incluster_env().context(what)?;
+    let mut stamps: Vec<Stamp> = config.root_cert_file.take().into_iter().map(Stamp::of_file).collect();
+    stamps.extend(config.auth_info.token_file.iter().map(Stamp::of_file));
+    take_token(&mut config).context(what)?;
+    Ok(Settings { config, stamps })
+}
+
+fn from_kubeconfig(path: &Path, master: Option<&str>) -> anyhow::Result<Settings> {
+    let mut stamps = vec![Stamp::of_file(path)];
+    let mut kubeconfig = Kubeconfig::from_yaml(&std::fs::read_to_string(path)?)?;
+    let mut selected = Selected::find(&mut kubeconfig)?;
+    selected.drop_empty();
+    selected.trim();
+    selected.resolve(path.parent().unwrap_or(Path::new("")));
     if let Some(master) = master {
         parse_master(master)?;
         selected.cluster.server = Some(master.to_owned());
@@ -46,20 +62,17 @@ async fn from_kubeconfig(path: &Path, master: Option<&str>) -> anyhow::Result<(k
     if selected.cluster.server.as_deref().unwrap_or_default().is_empty() {
         bail!("cluster {:?} has no server", selected.cluster_name);
     }
-    let authority = selected.authority();
-    let mut files = selected.identity();
-    files.push(path.to_owned());
-    let mut config = kube::Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;
-    // Only with the path set does kube look at the file again when the authority is rotated.
-    config.root_cert_file = authority;
-    Ok((config, files))
+    stamps.extend(selected.stamps());
+    let mut config = kube::Config::try_from(kubeconfig)?;
+    take_token(&mut config)?;
+    Ok(Settings { config, stamps })
 }
 
 /// The parts of a kubeconfig that its current context points at.
 struct Selected<'a> {
     cluster_name: String,
-    cluster: &'a mut kube::config::Cluster,
-    user: Option<&'a kube::config::AuthInfo>,
+    cluster: &'a mut Cluster,
+    user: Option<&'a mut AuthInfo>,
 }
 
 impl<'a> Selected<'a> {
@@ -78,26 +91,96 @@ impl<'a> Selected<'a> {
         };
         // A user that is not there is no mistake: anonymous access is legal.
         let user = context.user.as_ref();
-        let user = kubeconfig.auth_infos.iter().find(|info| Some(&info.name) == user);
-        Ok(Selected { cluster_name, cluster, user: user.and_then(|info| info.auth_info.as_ref()) })
+        let user = kubeconfig.auth_infos.iter_mut().find(|info| Some(&info.name) == user);
+        Ok(Selected { cluster_name, cluster, user: user.and_then(|info| info.auth_info.as_mut()) })
     }
 
-    /// The file of the certificate authority, unless the kubeconfig carries it.
-    fn authority(&self) -> Option<PathBuf> {
-        let carried = self.cluster.certificate_authority_data.as_ref().is_some_and(|data| !data.is_empty());
-        let file = self.cluster.certificate_authority.as_ref().filter(|file| !file.is_empty() && !carried);
-        file.map(PathBuf::from)
+    /// Empty is absent, as in client-go; to kube it is a value, or the folder that the kubeconfig is in.
+    fn drop_empty(&mut self) {
+        let cluster = &mut self.cluster;
+        let fields = [
+            &mut cluster.certificate_authority,
+            &mut cluster.certificate_authority_data,
+            &mut cluster.tls_server_name,
+            &mut cluster.proxy_url,
+        ];
+        fields.into_iter().for_each(|field| drop(field.take_if(|text| text.is_empty())));
+        let Some(user) = &mut self.user else { return };
+        let fields = [
+            &mut user.username,
+            &mut user.token_file,
+            &mut user.client_certificate,
+            &mut user.client_certificate_data,
+            &mut user.client_key,
+            &mut user.impersonate,
+            &mut user.impersonate_uid,
+        ];
+        fields.into_iter().for_each(|field| drop(field.take_if(|text| text.is_empty())));
+        let secrets = [&mut user.password, &mut user.token, &mut user.client_key_data];
+        secrets.into_iter().for_each(|field| drop(field.take_if(|text| text.expose_secret().is_empty())));
     }
 
-    /// The files of the client certificate.
-    fn identity(&self) -> Vec<PathBuf> {
-        let user = self.user.iter();
-        user.flat_map(|user| [&user.client_certificate, &user.client_key])
-            .flatten()
-            .filter(|file| !file.is_empty())
-            .map(PathBuf::from)
-            .collect()
+    /// What is sent in a header has no white space around it.
+    fn trim(&mut self) {
+        let Some(user) = &mut self.user else { return };
+        let groups = user.impersonate_groups.iter_mut().flatten();
+        let names = [&mut user.impersonate, &mut user.impersonate_uid].into_iter().flatten();
+        names.chain(groups).for_each(|name| *name = name.trim().to_owned());
     }
+
+    /// Names of files are relative to the folder of the kubeconfig, a command only if it is a path.
+    fn resolve(&mut self, folder: &Path) {
+        let resolve = |file: &mut String| *file = folder.join(&*file).to_string_lossy().into_owned();
+        self.cluster.certificate_authority.iter_mut().for_each(resolve);
+        let Some(user) = &mut self.user else { return };
+        let files = [&mut user.token_file, &mut user.client_certificate, &mut user.client_key];
+        files.into_iter().flatten().for_each(resolve);
+        let command = user.exec.as_mut().and_then(|exec| exec.command.as_mut());
+        command.filter(|command| command.contains('/')).map(resolve);
+    }
+
+    /// Of the files that are read unless the kubeconfig carries what is in them.
+    fn stamps(&self) -> Vec<Stamp> {
+        let carried = self.cluster.certificate_authority_data.is_some();
+        let authority = self.cluster.certificate_authority.as_ref().filter(|_| !carried);
+        let Some(user) = self.user.as_deref() else {
+            return authority.map(Stamp::of_file).into_iter().collect();
+        };
+        let files = [&user.client_certificate, &user.client_key, &user.token_file];
+        let plugin = user.exec.as_ref().map(|exec| exec.command.as_deref().unwrap_or_default());
+        let files = authority.into_iter().chain(files.into_iter().flatten()).map(Stamp::of_file);
+        files.chain(plugin.map(Stamp::of_plugin)).collect()
+    }
+}
+
+/// Turns the token into a header. Its file counts for more, and a token for more than a plugin, as in client-go;
+/// kube does not trim what it reads, and panics where a header cannot be made of it.
+fn take_token(config: &mut kube::Config) -> anyhow::Result<()> {
+    let user = &mut config.auth_info;
+    let inline = user.token.take().map(|token| token.expose_secret().trim().to_owned());
+    let token = match (user.token_file.take(), inline) {
+        (Some(file), inline) => read_token(Path::new(&file)).or_else(|error| inline.ok_or(error))?,
+        (None, Some(inline)) => inline,
+        (None, None) => return Ok(()),
+    };
+    if user.username.is_some() {
+        bail!("the user has a token and a username, and only one of them can be sent");
+    }
+    (user.exec, user.auth_provider) = (None, None);
+    let mut value = HeaderValue::try_from(format!("Bearer {token}")).context("the token cannot be sent")?;
+    value.set_sensitive(true);
+    config.headers.push((header::AUTHORIZATION, value));
+    Ok(())
+}
+
+fn read_token(file: &Path) -> anyhow::Result<String> {
+    let what = || format!("token file {}", file.display());
+    let text = std::fs::read_to_string(file).with_context(what)?;
+    let token = text.trim();
+    if token.is_empty() {
+        bail!("{} is empty", what());
+    }
+    Ok(token.to_owned())
 }
 
 /// Adds the scheme to an address that has none, as kubectl does: TLS where an authority is known.

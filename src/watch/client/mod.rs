@@ -1,40 +1,27 @@
 //! The connection to the API server.
 //!
-//! kube's own stack retries silently for minutes, notices a dead server after five and reads a
-//! kubeconfig's files only once, so the stack is put together here from its parts. Whatever goes
-//! wrong is told to the caller at once; when to try again is the caller's business.
+//! kube's own stack retries silently for minutes, notices a dead server after five and reads most
+//! files only once, so the stack is put together here from its parts. Whatever goes wrong is told to
+//! the caller at once; when to try again is the caller's business.
+//!
+//! Files change under a running program: tokens and certificates expire and are replaced. Before each
+//! request, which is rare, the files that the stack was made from are looked at, and a change of any
+//! of them makes a new stack.
 
 mod kubeconfig;
 mod pace;
+mod stack;
+mod stamp;
 
 use anyhow::Context;
-use http::{Request, Response};
-use hyper::body::Incoming;
-use hyper_util::client::legacy::connect::HttpConnector;
-use hyper_util::rt::TokioExecutor;
-use kube::client::{Body, ConfigExt};
-use kubeconfig::load;
-use pace::Pace;
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::time::{Duration, SystemTime};
-use tokio::time::Instant;
-use tower::{BoxError, ServiceBuilder};
-
-/// A node has to give up a dead API server quickly, as a load balancer may know a live one.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// From sending a request to the first line of the answer. The server itself gives up after 60 s.
-const RESPONSE_TIMEOUT: Duration = Duration::from_secs(30);
-/// An idle connection is probed after this time, then every `KEEPALIVE_INTERVAL` ...
-const KEEPALIVE_IDLE: Duration = Duration::from_secs(8);
-/// ... and it is dead when `KEEPALIVE_PROBES` went unanswered: 14 s in all.
-const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(3);
-const KEEPALIVE_PROBES: u32 = 2;
-/// The same limit for data that is not acknowledged.
-const USER_TIMEOUT: Duration = Duration::from_secs(14);
-/// Watches may start in bursts, but in the long run no faster than one in `WATCH_PACE`.
-const WATCH_BURST: u64 = 30;
-const WATCH_PACE: Duration = Duration::from_secs(1);
+use http::{Request, StatusCode};
+use kube::client::Body;
+use stack::Stack;
+use stamp::Stamp;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use tower::{BoxError, ServiceExt};
 
 /// Where the API server is, and who we are to it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -69,14 +56,28 @@ pub async fn client(options: &ClientOptions) -> anyhow::Result<kube::Client> {
     Ok(Connection::open(options).await?.client())
 }
 
-/// A client that can be made anew when the files it was made from have changed.
+/// The way to the API server, which follows the files that it was made from.
 #[derive(Clone)]
 pub struct Connection {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
     options: ClientOptions,
     observer: Observer,
-    client: kube::Client,
+    current: Mutex<Made>,
+    /// Held while the files are looked at, so that one change makes one stack.
+    looking: tokio::sync::Mutex<()>,
+}
+
+/// A stack, and what it was made from.
+#[derive(Clone)]
+struct Made {
+    stack: Stack,
     url: Arc<str>,
     stamps: Vec<Stamp>,
+    /// Why there is no newer one, if the files have changed since.
+    complaint: Option<String>,
 }
 
 impl Connection {
@@ -95,211 +96,112 @@ impl Connection {
     pub async fn observed(options: &ClientOptions, observer: Observer) -> anyhow::Result<Self> {
         // Refused when a provider is installed already, which is what we want to be the case.
         let _ = rustls::crypto::ring::default_provider().install_default();
-        let (config, files) = load(options).await?;
-        let url: Arc<str> = config.cluster_url.to_string().into();
-        let stamps = files.into_iter().map(Stamp::take).collect();
-        let client = build(&config, observer.clone())
-            .with_context(|| format!("setting up the connection to {url}"))?;
-        Ok(Connection { options: options.clone(), observer, client, url, stamps })
+        let made = make(options, &observer).await?;
+        let shared = Shared {
+            options: options.clone(),
+            observer,
+            current: Mutex::new(made),
+            looking: tokio::sync::Mutex::default(),
+        };
+        Ok(Connection { shared: Arc::new(shared) })
     }
 
-    /// The client.
+    /// A client for requests that stand alone.
     #[must_use]
     pub fn client(&self) -> kube::Client {
-        self.client.clone()
+        self.client_of(None)
+    }
+
+    /// A client that sends nothing to any other server than the one at `url`, for requests that go on from
+    /// what the server said before.
+    pub(super) fn client_of_server(&self, url: &Arc<str>) -> kube::Client {
+        self.client_of(Some(url.clone()))
+    }
+
+    fn client_of(&self, server: Option<Arc<str>>) -> kube::Client {
+        let shared = self.shared.clone();
+        let send = tower::service_fn(move |request| send(shared.clone(), server.clone(), request));
+        // All objects are asked for with their namespaces, or in all of them.
+        kube::Client::new(send, "default")
     }
 
     /// The server's address, for messages.
     #[must_use]
-    pub fn url(&self) -> &str {
-        &self.url
+    pub fn url(&self) -> Arc<str> {
+        self.shared.current().url.clone()
+    }
+}
+
+async fn send(
+    shared: Arc<Shared>,
+    server: Option<Arc<str>>,
+    request: Request<Body>,
+) -> Result<http::Response<hyper::body::Incoming>, BoxError> {
+    let made = shared.follow_files().await;
+    if server.is_some_and(|server| server != made.url) {
+        return Err(format!("the kubeconfig names another server now: {}", made.url).into());
+    }
+    let response = made.stack.oneshot(request).await?;
+    if response.status() == StatusCode::UNAUTHORIZED {
+        shared.current().stamps.iter_mut().for_each(Stamp::refuse);
+    }
+    Ok(response)
+}
+
+impl Shared {
+    fn current(&self) -> MutexGuard<'_, Made> {
+        self.current.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Builds the client again if the kubeconfig or a client certificate has changed on disk.
-    /// Tokens and CA files need none of this: they are read again once a minute.
-    ///
-    /// # Errors
-    /// Fails when the new files are no good; the old client stays then, and so does the wish for
-    /// a new one.
-    pub async fn reopen_if_changed(&mut self) -> anyhow::Result<bool> {
-        if self.stamps.iter().all(Stamp::holds) {
-            return Ok(false);
+    /// The stack as the files would have it now. As long as they are no good, the last one stays, and so does
+    /// the wish for a new one.
+    async fn follow_files(&self) -> Made {
+        let _looking = self.looking.lock().await;
+        let made = self.current().clone();
+        let changed: Vec<_> = made.stamps.iter().filter(|stamp| !stamp.holds()).collect();
+        if changed.is_empty() {
+            return made;
         }
-        *self = Connection::observed(&self.options, self.observer.clone()).await?;
-        Ok(true)
-    }
-}
-
-/// A file as it was when we read it.
-#[derive(Clone)]
-struct Stamp {
-    path: PathBuf,
-    seen: Option<(SystemTime, u64)>,
-}
-
-impl Stamp {
-    fn take(path: PathBuf) -> Self {
-        let seen = Self::look(&path);
-        Stamp { path, seen }
-    }
-
-    fn look(path: &Path) -> Option<(SystemTime, u64)> {
-        let metadata = std::fs::metadata(path).ok()?;
-        Some((metadata.modified().ok()?, metadata.len()))
-    }
-
-    fn holds(&self) -> bool {
-        Self::look(&self.path) == self.seen
-    }
-}
-
-fn connector() -> HttpConnector {
-    let mut connector = HttpConnector::new();
-    connector.enforce_http(false);
-    connector.set_nodelay(true);
-    connector.set_connect_timeout(Some(CONNECT_TIMEOUT));
-    connector.set_keepalive(Some(KEEPALIVE_IDLE));
-    connector.set_keepalive_interval(Some(KEEPALIVE_INTERVAL));
-    connector.set_keepalive_retries(Some(KEEPALIVE_PROBES));
-    connector.set_tcp_user_timeout(Some(USER_TIMEOUT));
-    connector
-}
-
-/// Puts the stack together. What kube's own has on top, retries and a span for each request, is
-/// left out on purpose: the first hides outages, the second is of no use to anybody.
-fn build(config: &kube::Config, observer: Observer) -> anyhow::Result<kube::Client> {
-    let https = config.rustls_https_connector_with_connector(connector())?;
-    let dialler = hyper_util::client::legacy::Client::builder(TokioExecutor::new()).build::<_, Body>(https);
-    let pace = Arc::new(Pace::new(WATCH_PACE, WATCH_BURST));
-    let send = tower::service_fn(move |request: Request<Body>| {
-        let (dialler, pace, observer) = (dialler.clone(), pace.clone(), observer.clone());
-        async move {
-            if is_watch(&request) {
-                pace.wait().await;
+        let next = make(&self.options, &self.observer).await;
+        let mut current = self.current();
+        match next {
+            Ok(next) => {
+                let files = changed.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+                tracing::info!(url = &*next.url, files, "connecting with what has changed");
+                *current = next;
             }
-            let host = request.uri().authority().map_or_else(String::new, ToString::to_string);
-            let (method, start) = (request.method().clone(), Instant::now());
-            let answered = answer(dialler.request(request)).await;
-            let status = answered.as_ref().ok().map(|response| response.status().as_u16());
-            observer(&Exchange { method, host, status, elapsed: start.elapsed() });
-            answered
+            Err(error) => current.complain(format!("{error:#}")),
         }
-    });
-    let service = ServiceBuilder::new()
-        .layer(config.base_uri_layer())
-        .option_layer(config.auth_layer()?)
-        .layer(config.extra_headers_layer()?)
-        .map_err(BoxError::from)
-        .service(send);
-    Ok(kube::Client::new(service, config.default_namespace.clone()))
-}
-
-/// Waits for the head of an answer; how long its body takes is for the reader to judge.
-async fn answer<E: Into<BoxError>>(
-    response: impl Future<Output = Result<Response<Incoming>, E>>,
-) -> Result<Response<Incoming>, BoxError> {
-    match tokio::time::timeout(RESPONSE_TIMEOUT, response).await {
-        Ok(response) => response.map_err(Into::into),
-        Err(_) => Err(format!("no answer within {RESPONSE_TIMEOUT:?}").into()),
+        current.clone()
     }
 }
 
-fn is_watch(request: &Request<Body>) -> bool {
-    request.uri().query().is_some_and(|query| query.split('&').any(|pair| pair == "watch=true"))
+impl Made {
+    fn complain(&mut self, error: String) {
+        if self.complaint.as_ref() != Some(&error) {
+            tracing::warn!(
+                url = &*self.url,
+                error,
+                "the changed files are no good, connecting with the last ones"
+            );
+        }
+        self.complaint = Some(error);
+    }
+}
+
+/// Makes a stack from the files as they are. Not on our thread: an exec plugin may take its time, and what it
+/// says may make kube panic.
+async fn make(options: &ClientOptions, observer: &Observer) -> anyhow::Result<Made> {
+    let (options, observer) = (options.clone(), observer.clone());
+    let making = tokio::task::spawn_blocking(move || {
+        let settings = kubeconfig::load(&options)?;
+        let url: Arc<str> = settings.config.cluster_url.to_string().into();
+        let stack = stack::build(&settings, observer)
+            .with_context(|| format!("setting up the connection to {url}"))?;
+        Ok(Made { stack, url, stamps: settings.stamps, complaint: None })
+    });
+    making.await?
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const KUBECONFIG: &str = r#"
-apiVersion: v1
-kind: Config
-current-context: main
-contexts: [{name: main, context: {cluster: one, user: me}}]
-clusters: [{name: one, cluster: {server: "http://192.0.2.1:6443"}}]
-users: [{name: me, user: {token: secret}}]
-"#;
-
-    async fn open(text: &str, master: Option<&str>) -> anyhow::Result<Connection> {
-        let file = tempfile::NamedTempFile::new()?;
-        std::fs::write(file.path(), text)?;
-        let kubeconfig = Some(file.path().to_owned());
-        Connection::open(&ClientOptions { kubeconfig, master: master.map(str::to_owned) }).await
-    }
-
-    async fn complaint(text: &str) -> String {
-        format!("{:#}", open(text, None).await.err().expect("this kubeconfig must be refused"))
-    }
-
-    #[tokio::test]
-    async fn a_kubeconfig_names_the_server() {
-        assert_eq!(open(KUBECONFIG, None).await.unwrap().url(), "http://192.0.2.1:6443/");
-    }
-
-    #[tokio::test]
-    async fn master_replaces_the_server_of_the_kubeconfig() {
-        let connection = open(KUBECONFIG, Some("https://198.51.100.7")).await.unwrap();
-        assert_eq!(connection.url(), "https://198.51.100.7/");
-    }
-
-    #[tokio::test]
-    async fn master_alone_is_enough_and_needs_no_scheme() {
-        let options = ClientOptions { kubeconfig: None, master: Some("198.51.100.7:8080".into()) };
-        assert_eq!(Connection::open(&options).await.unwrap().url(), "http://198.51.100.7:8080/");
-    }
-
-    #[tokio::test]
-    async fn a_missing_kubeconfig_is_named_once() {
-        let options = ClientOptions { kubeconfig: Some("/nonexistent/kubeconfig".into()), master: None };
-        let error = format!("{:#}", Connection::open(&options).await.err().unwrap());
-        assert_eq!(error, "kubeconfig /nonexistent/kubeconfig: No such file or directory (os error 2)");
-    }
-
-    #[tokio::test]
-    async fn what_a_kubeconfig_lacks_is_named() {
-        assert!(complaint("{}").await.contains("current-context is not set"));
-        let error = complaint(&KUBECONFIG.replace("current-context: main", "current-context: other")).await;
-        assert!(error.contains("current-context is \"other\""), "{error}");
-        let error = complaint(&KUBECONFIG.replace("cluster: one", "cluster: two")).await;
-        assert!(error.contains("names cluster \"two\""), "{error}");
-        let error = complaint(&KUBECONFIG.replace("{server: \"http://192.0.2.1:6443\"}", "{}")).await;
-        assert!(error.contains("cluster \"one\" has no server"), "{error}");
-        let error = complaint("contexts: 7").await;
-        assert!(error.contains("YAML"), "{error}");
-    }
-
-    #[tokio::test]
-    async fn a_missing_client_certificate_is_named() {
-        let error = complaint(&KUBECONFIG.replace(
-            "{token: secret}",
-            "{client-certificate: /nonexistent/crt, client-key: /nonexistent/key}",
-        ))
-        .await;
-        assert!(error.contains("/nonexistent/"), "{error}");
-    }
-
-    #[tokio::test]
-    async fn a_changed_kubeconfig_gives_a_new_client() {
-        let file = tempfile::NamedTempFile::new().unwrap();
-        std::fs::write(file.path(), KUBECONFIG).unwrap();
-        let options = ClientOptions { kubeconfig: Some(file.path().to_owned()), master: None };
-        let mut connection = Connection::open(&options).await.unwrap();
-        assert!(!connection.reopen_if_changed().await.unwrap());
-        std::fs::write(file.path(), KUBECONFIG.replace("192.0.2.1:6443", "192.0.2.200:6443")).unwrap();
-        assert!(connection.reopen_if_changed().await.unwrap());
-        assert_eq!(connection.url(), "http://192.0.2.200:6443/");
-    }
-
-    #[tokio::test]
-    async fn a_broken_kubeconfig_leaves_the_old_client_and_is_looked_at_again() {
-        let file = tempfile::NamedTempFile::new().unwrap();
-        std::fs::write(file.path(), KUBECONFIG).unwrap();
-        let options = ClientOptions { kubeconfig: Some(file.path().to_owned()), master: None };
-        let mut connection = Connection::open(&options).await.unwrap();
-        std::fs::write(file.path(), "half a fi").unwrap();
-        assert!(connection.reopen_if_changed().await.is_err());
-        std::fs::write(file.path(), KUBECONFIG.replace("secret", "another")).unwrap();
-        assert!(connection.reopen_if_changed().await.unwrap());
-    }
-}
+mod tests;

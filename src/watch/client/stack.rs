@@ -1,0 +1,89 @@
+//! The layers between a request and the network.
+
+use super::kubeconfig::Settings;
+use super::pace::Pace;
+use super::{Exchange, Observer};
+use http::{Request, Response};
+use hyper::body::Incoming;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::TokioExecutor;
+use kube::client::{Body, ConfigExt};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::Instant;
+use tower::util::BoxCloneService;
+use tower::{BoxError, ServiceBuilder};
+
+/// A node has to give up a dead API server quickly, as a load balancer may know a live one.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// From sending a request to the first line of the answer. The server itself gives up after 60 s.
+const RESPONSE_TIMEOUT: Duration = Duration::from_secs(30);
+/// An idle connection is probed after this time, then every `KEEPALIVE_INTERVAL` ...
+const KEEPALIVE_IDLE: Duration = Duration::from_secs(8);
+/// ... and it is dead when `KEEPALIVE_PROBES` went unanswered: 14 s in all.
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(3);
+const KEEPALIVE_PROBES: u32 = 2;
+/// The same limit for data that is not acknowledged.
+const USER_TIMEOUT: Duration = Duration::from_secs(14);
+/// Watches may start in bursts, but in the long run no faster than one in `WATCH_PACE`.
+const WATCH_BURST: u64 = 30;
+const WATCH_PACE: Duration = Duration::from_secs(1);
+
+/// Takes requests without an address.
+pub(super) type Stack = BoxCloneService<Request<Body>, Response<Incoming>, BoxError>;
+
+fn connector() -> HttpConnector {
+    let mut connector = HttpConnector::new();
+    connector.enforce_http(false);
+    connector.set_nodelay(true);
+    connector.set_connect_timeout(Some(CONNECT_TIMEOUT));
+    connector.set_keepalive(Some(KEEPALIVE_IDLE));
+    connector.set_keepalive_interval(Some(KEEPALIVE_INTERVAL));
+    connector.set_keepalive_retries(Some(KEEPALIVE_PROBES));
+    connector.set_tcp_user_timeout(Some(USER_TIMEOUT));
+    connector
+}
+
+/// Puts the stack together. What kube's own has on top, retries and a span for each request, is
+/// left out on purpose: the first hides outages, the second is of no use to anybody.
+pub(super) fn build(settings: &Settings, observer: Observer) -> anyhow::Result<Stack> {
+    let config = &settings.config;
+    let https = config.rustls_https_connector_with_connector(connector())?;
+    let dialler = hyper_util::client::legacy::Client::builder(TokioExecutor::new()).build::<_, Body>(https);
+    let pace = Arc::new(Pace::new(WATCH_PACE, WATCH_BURST));
+    let send = tower::service_fn(move |request: Request<Body>| {
+        let (dialler, pace, observer) = (dialler.clone(), pace.clone(), observer.clone());
+        async move {
+            if is_watch(&request) {
+                pace.wait().await;
+            }
+            let host = request.uri().authority().map_or_else(String::new, ToString::to_string);
+            let (method, start) = (request.method().clone(), Instant::now());
+            let answered = answer(dialler.request(request)).await;
+            let status = answered.as_ref().ok().map(|response| response.status().as_u16());
+            observer(&Exchange { method, host, status, elapsed: start.elapsed() });
+            answered
+        }
+    });
+    let service = ServiceBuilder::new()
+        .layer(config.base_uri_layer())
+        .option_layer(config.auth_layer()?)
+        .layer(config.extra_headers_layer()?)
+        .map_err(BoxError::from)
+        .service(send);
+    Ok(Stack::new(service))
+}
+
+/// Waits for the head of an answer; how long its body takes is for the reader to judge.
+async fn answer<E: Into<BoxError>>(
+    response: impl Future<Output = Result<Response<Incoming>, E>>,
+) -> Result<Response<Incoming>, BoxError> {
+    match tokio::time::timeout(RESPONSE_TIMEOUT, response).await {
+        Ok(response) => response.map_err(Into::into),
+        Err(_) => Err(format!("no answer within {RESPONSE_TIMEOUT:?}").into()),
+    }
+}
+
+fn is_watch(request: &Request<Body>) -> bool {
+    request.uri().query().is_some_and(|query| query.split('&').any(|pair| pair == "watch=true"))
+}
