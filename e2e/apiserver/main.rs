@@ -4,8 +4,10 @@
 //! `etcd` and `kube-apiserver`, and else against the stub; the others need the stub.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod certificates;
 mod credentials;
 mod first_list;
+mod front;
 mod load;
 mod log;
 mod misbehaving;
@@ -13,4 +15,5 @@ mod objects;
 mod picture;
 mod real;
 mod server;
+mod tls;
 mod well_behaved;

@@ -339,6 +339,12 @@ impl StubApi {
         format!("http://{}", self.address)
     }
 
+    /// The same, without a scheme.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
     /// Writes a kubeconfig for this server into a folder and returns its path.
     ///
     /// # Errors

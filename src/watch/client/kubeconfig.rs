@@ -62,6 +62,12 @@ fn from_kubeconfig(path: &Path, master: Option<&str>) -> anyhow::Result<Settings
     if selected.cluster.server.as_deref().unwrap_or_default().is_empty() {
         bail!("cluster {:?} has no server", selected.cluster_name);
     }
+    if selected.cluster.insecure_skip_tls_verify == Some(true) && selected.has_authority() {
+        bail!(
+            "cluster {:?} sets insecure-skip-tls-verify, but names an authority, too",
+            selected.cluster_name
+        );
+    }
     stamps.extend(selected.stamps());
     let mut config = kube::Config::try_from(kubeconfig)?;
     take_token(&mut config)?;
@@ -137,6 +143,10 @@ impl<'a> Selected<'a> {
         files.into_iter().flatten().for_each(resolve);
         let command = user.exec.as_mut().and_then(|exec| exec.command.as_mut());
         command.filter(|command| command.contains('/')).map(resolve);
+    }
+
+    fn has_authority(&self) -> bool {
+        self.cluster.certificate_authority.is_some() || self.cluster.certificate_authority_data.is_some()
     }
 
     /// Of the files that are read unless the kubeconfig carries what is in them.

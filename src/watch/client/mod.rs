@@ -12,6 +12,7 @@ mod kubeconfig;
 mod pace;
 mod stack;
 mod stamp;
+mod trust;
 
 use anyhow::Context;
 use http::{Request, StatusCode};
@@ -196,9 +197,10 @@ async fn make(options: &ClientOptions, observer: &Observer) -> anyhow::Result<Ma
     let making = tokio::task::spawn_blocking(move || {
         let settings = kubeconfig::load(&options)?;
         let url: Arc<str> = settings.config.cluster_url.to_string().into();
-        let stack = stack::build(&settings, observer)
+        let stamps = settings.stamps.clone();
+        let stack = stack::build(settings, observer)
             .with_context(|| format!("setting up the connection to {url}"))?;
-        Ok(Made { stack, url, stamps: settings.stamps, complaint: None })
+        Ok(Made { stack, url, stamps, complaint: None })
     });
     making.await?
 }

@@ -2,12 +2,18 @@
 
 use super::kubeconfig::Settings;
 use super::pace::Pace;
+use super::trust::{Verifier, explain};
 use super::{Exchange, Observer};
+use anyhow::Context;
+use http::uri::Scheme;
 use http::{Request, Response};
 use hyper::body::Incoming;
+use hyper_rustls::{DefaultServerNameResolver, FixedServerNameResolver, HttpsConnector, ResolveServerName};
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 use kube::client::{Body, ConfigExt};
+use rustls::ClientConfig;
+use rustls::pki_types::ServerName;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
@@ -46,9 +52,9 @@ fn connector() -> HttpConnector {
 
 /// Puts the stack together. What kube's own has on top, retries and a span for each request, is
 /// left out on purpose: the first hides outages, the second is of no use to anybody.
-pub(super) fn build(settings: &Settings, observer: Observer) -> anyhow::Result<Stack> {
-    let config = &settings.config;
-    let https = config.rustls_https_connector_with_connector(connector())?;
+pub(super) fn build(settings: Settings, observer: Observer) -> anyhow::Result<Stack> {
+    let mut config = settings.config;
+    let https = HttpsConnector::new(connector(), tls(&mut config)?, false, server_name(&config)?);
     let dialler = hyper_util::client::legacy::Client::builder(TokioExecutor::new()).build::<_, Body>(https);
     let pace = Arc::new(Pace::new(WATCH_PACE, WATCH_BURST));
     let send = tower::service_fn(move |request: Request<Body>| {
@@ -74,12 +80,32 @@ pub(super) fn build(settings: &Settings, observer: Observer) -> anyhow::Result<S
     Ok(Stack::new(service))
 }
 
+/// How TLS is spoken. Whom to trust is our business: to kube, the system is to be asked where nobody is named, and
+/// asked now, even if no TLS is spoken.
+fn tls(config: &mut kube::Config) -> anyhow::Result<ClientConfig> {
+    let authorities = config.root_cert.replace(Vec::new());
+    let mut tls = config.rustls_client_config()?;
+    if config.cluster_url.scheme() == Some(&Scheme::HTTPS) && !config.accept_invalid_certs {
+        tls.dangerous().set_certificate_verifier(Arc::new(Verifier::new(authorities)?));
+    }
+    Ok(tls)
+}
+
+/// The name that the server's certificate has to be for.
+fn server_name(config: &kube::Config) -> anyhow::Result<Arc<dyn ResolveServerName + Send + Sync>> {
+    let Some(name) = config.tls_server_name.clone() else {
+        return Ok(Arc::new(DefaultServerNameResolver::default()));
+    };
+    let name = ServerName::try_from(name).context("tls-server-name")?;
+    Ok(Arc::new(FixedServerNameResolver::new(name)))
+}
+
 /// Waits for the head of an answer; how long its body takes is for the reader to judge.
 async fn answer<E: Into<BoxError>>(
     response: impl Future<Output = Result<Response<Incoming>, E>>,
 ) -> Result<Response<Incoming>, BoxError> {
     match tokio::time::timeout(RESPONSE_TIMEOUT, response).await {
-        Ok(response) => response.map_err(Into::into),
+        Ok(response) => response.map_err(|error| explain(error.into())),
         Err(_) => Err(format!("no answer within {RESPONSE_TIMEOUT:?}").into()),
     }
 }

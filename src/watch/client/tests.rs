@@ -99,6 +99,26 @@ async fn what_is_empty_or_not_needed_is_no_mistake(#[case] user: &str) {
     open(&text, None).await.unwrap();
 }
 
+/// What is at the place of the server in the kubeconfig is refused with these words.
+#[rstest::rstest]
+#[case::no_file("certificate-authority: /nonexistent/ca", "/nonexistent/ca")]
+#[case::no_certificate(
+    "certificate-authority: /dev/null",
+    "no certificate of an authority in certificate-authority"
+)]
+#[case::not_encoded("certificate-authority-data: '***'", "certificate authority: failed to decode base64")]
+#[case::not_checked(
+    "insecure-skip-tls-verify: true, certificate-authority: /etc/ca",
+    "insecure-skip-tls-verify"
+)]
+#[case::no_name("tls-server-name: 'a b'", "tls-server-name")]
+#[tokio::test]
+async fn a_server_that_cannot_be_checked_is_refused_by_name(#[case] fields: &str, #[case] words: &str) {
+    let cluster = format!("{{server: \"https://192.0.2.1:6443\", {fields}}}");
+    let error = complaint(&KUBECONFIG.replace("{server: \"http://192.0.2.1:6443\"}", &cluster)).await;
+    assert!(error.contains(words), "{error}");
+}
+
 struct Followed {
     file: tempfile::NamedTempFile,
     connection: Connection,
