@@ -69,6 +69,10 @@ impl TlsFront {
         TlsFront { address, config, clients, accepting }
     }
 
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.address
+    }
+
     pub(crate) fn url(&self) -> String {
         format!("https://{}", self.address)
     }

@@ -13,6 +13,7 @@ mod log;
 mod misbehaving;
 mod objects;
 mod picture;
+mod proxies;
 mod real;
 mod server;
 mod tls;

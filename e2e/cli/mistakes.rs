@@ -5,7 +5,7 @@ use rstest::rstest;
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::path::Path;
-use std::process::{Child, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::sync::mpsc;
 use std::time::Duration;
 
@@ -143,7 +143,10 @@ impl Drop for Running {
 
 /// Starts the program and waits for a line that holds all the words.
 fn until_it_says(arguments: &[&str], words: &[&str]) -> (Running, String) {
-    let mut command = program_alone(None, BINARY, &[arguments, SERVERS].concat());
+    until_says(program_alone(None, BINARY, &[arguments, SERVERS].concat()), words)
+}
+
+fn until_says(mut command: Command, words: &[&str]) -> (Running, String) {
     let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
     let lines = BufReader::new(child.stderr.take().unwrap()).lines();
     let running = Running(child);
@@ -166,4 +169,19 @@ fn an_unreachable_api_server_is_named_and_waited_for() {
     let url = format!("http://127.0.0.1:{port}");
     let (mut running, _) = until_it_says(&["--master", &url], &["services", &url, "Connection refused"]);
     assert!(running.0.try_wait().unwrap().is_none(), "it goes on trying");
+}
+
+#[test]
+fn a_proxy_of_the_environment_is_used_unless_it_cannot_be() {
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let proxy = format!("http://127.0.0.1:{port}");
+    let server = "http://192.0.2.1:6443";
+    let start = || program_alone(None, BINARY, &[&["--master", server], SERVERS].concat());
+    let mut command = start();
+    command.env("HTTP_PROXY", &proxy).env_remove("NO_PROXY").env_remove("no_proxy");
+    let _ = until_says(command, &["services", server, &format!("the proxy {proxy}/"), "Connection refused"]);
+    let mut command = start();
+    command.env("HTTP_PROXY", "ftp://me:secret@proxy").env_remove("NO_PROXY").env_remove("no_proxy");
+    let (_, line) = until_says(command, &["Error: ", "HTTP_PROXY", "http://, https:// or socks5://"]);
+    assert!(!line.contains("secret"), "{line}");
 }

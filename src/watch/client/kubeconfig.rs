@@ -1,6 +1,7 @@
 //! Where the API server is and who we are to it, from a kubeconfig or from the pod.
 
 use super::ClientOptions;
+use super::proxy::{self, Proxy};
 use super::stamp::Stamp;
 use anyhow::{Context, bail};
 use http::{HeaderValue, Uri, header};
@@ -13,24 +14,28 @@ const USER_AGENT: &str = concat!("kube-proxy-rs/", env!("CARGO_PKG_VERSION"));
 /// What a connection is made from.
 pub(super) struct Settings {
     pub(super) config: kube::Config,
+    pub(super) proxy: Option<Proxy>,
     /// Of all that was read, taken before.
     pub(super) stamps: Vec<Stamp>,
+}
+
+impl Settings {
+    fn new(config: kube::Config) -> Self {
+        Settings { config, proxy: None, stamps: Vec::new() }
+    }
 }
 
 pub(super) fn load(options: &ClientOptions) -> anyhow::Result<Settings> {
     let mut settings = match (&options.kubeconfig, &options.master) {
         (Some(path), master) => from_kubeconfig(path, master.as_deref())
             .with_context(|| format!("kubeconfig {}", path.display()))?,
-        (None, Some(master)) => {
-            Settings { config: kube::Config::new(parse_master(master)?), stamps: Vec::new() }
-        }
+        (None, Some(master)) => Settings::new(kube::Config::new(absolute(parse_master(master)?, false)?)),
         (None, None) => from_pod()?,
     };
     let config = &mut settings.config;
-    config.cluster_url = absolute(config.cluster_url.clone(), config.root_cert.is_some())?;
     config.headers.push((header::USER_AGENT, HeaderValue::from_static(USER_AGENT)));
-    if let Some(proxy) = config.proxy_url.take() {
-        tracing::warn!(%proxy, "HTTP proxies are not supported, the API server is dialled directly");
+    if settings.proxy.is_none() {
+        settings.proxy = proxy::of_environment(&config.cluster_url, |name| std::env::var(name).ok())?;
     }
     Ok(settings)
 }
@@ -45,7 +50,7 @@ fn from_pod() -> anyhow::Result<Settings> {
     let mut stamps: Vec<Stamp> = config.root_cert_file.take().into_iter().map(Stamp::of_file).collect();
     stamps.extend(config.auth_info.token_file.iter().map(Stamp::of_file));
     take_token(&mut config).context(what)?;
-    Ok(Settings { config, stamps })
+    Ok(Settings { stamps, ..Settings::new(config) })
 }
 
 fn from_kubeconfig(path: &Path, master: Option<&str>) -> anyhow::Result<Settings> {
@@ -69,9 +74,13 @@ fn from_kubeconfig(path: &Path, master: Option<&str>) -> anyhow::Result<Settings
         );
     }
     stamps.extend(selected.stamps());
+    // Were it absent, kube would look at the environment, in its own way.
+    let proxy = selected.cluster.proxy_url.replace("http://proxy".to_owned());
     let mut config = kube::Config::try_from(kubeconfig)?;
     take_token(&mut config)?;
-    Ok(Settings { config, stamps })
+    config.cluster_url = absolute(config.cluster_url, config.root_cert.is_some())?;
+    let proxy = proxy.map(|url| proxy::parse(&url).context("proxy-url")).transpose()?;
+    Ok(Settings { config, proxy, stamps })
 }
 
 /// The parts of a kubeconfig that its current context points at.

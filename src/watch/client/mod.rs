@@ -10,6 +10,7 @@
 
 mod kubeconfig;
 mod pace;
+mod proxy;
 mod stack;
 mod stamp;
 mod trust;
@@ -76,6 +77,7 @@ struct Shared {
 struct Made {
     stack: Stack,
     url: Arc<str>,
+    proxy: Option<String>,
     stamps: Vec<Stamp>,
     /// Why there is no newer one, if the files have changed since.
     complaint: Option<String>,
@@ -98,6 +100,9 @@ impl Connection {
         // Refused when a provider is installed already, which is what we want to be the case.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let made = make(options, &observer).await?;
+        if let Some(proxy) = &made.proxy {
+            tracing::info!(url = &*made.url, proxy, "the API server is reached through a proxy");
+        }
         let shared = Shared {
             options: options.clone(),
             observer,
@@ -197,10 +202,11 @@ async fn make(options: &ClientOptions, observer: &Observer) -> anyhow::Result<Ma
     let making = tokio::task::spawn_blocking(move || {
         let settings = kubeconfig::load(&options)?;
         let url: Arc<str> = settings.config.cluster_url.to_string().into();
+        let proxy = settings.proxy.as_ref().map(|proxy| proxy.uri().to_string());
         let stamps = settings.stamps.clone();
         let stack = stack::build(settings, observer)
             .with_context(|| format!("setting up the connection to {url}"))?;
-        Ok(Made { stack, url, stamps, complaint: None })
+        Ok(Made { stack, url, proxy, stamps, complaint: None })
     });
     making.await?
 }

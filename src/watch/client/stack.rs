@@ -2,11 +2,12 @@
 
 use super::kubeconfig::Settings;
 use super::pace::Pace;
+use super::proxy::{Dialler, Proxy};
 use super::trust::{Verifier, explain};
 use super::{Exchange, Observer};
 use anyhow::Context;
 use http::uri::Scheme;
-use http::{Request, Response};
+use http::{Request, Response, Uri};
 use hyper::body::Incoming;
 use hyper_rustls::{DefaultServerNameResolver, FixedServerNameResolver, HttpsConnector, ResolveServerName};
 use hyper_util::client::legacy::connect::HttpConnector;
@@ -54,7 +55,9 @@ fn connector() -> HttpConnector {
 /// left out on purpose: the first hides outages, the second is of no use to anybody.
 pub(super) fn build(settings: Settings, observer: Observer) -> anyhow::Result<Stack> {
     let mut config = settings.config;
-    let https = HttpsConnector::new(connector(), tls(&mut config)?, false, server_name(&config)?);
+    let tls = tls(&mut config, settings.proxy.as_ref())?;
+    let dialler = Dialler::new(settings.proxy, connector(), tls.clone())?;
+    let https = HttpsConnector::new(dialler, tls, false, server_name(&config)?);
     let dialler = hyper_util::client::legacy::Client::builder(TokioExecutor::new()).build::<_, Body>(https);
     let pace = Arc::new(Pace::new(WATCH_PACE, WATCH_BURST));
     let send = tower::service_fn(move |request: Request<Body>| {
@@ -82,10 +85,12 @@ pub(super) fn build(settings: Settings, observer: Observer) -> anyhow::Result<St
 
 /// How TLS is spoken. Whom to trust is our business: to kube, the system is to be asked where nobody is named, and
 /// asked now, even if no TLS is spoken.
-fn tls(config: &mut kube::Config) -> anyhow::Result<ClientConfig> {
+fn tls(config: &mut kube::Config, proxy: Option<&Proxy>) -> anyhow::Result<ClientConfig> {
     let authorities = config.root_cert.replace(Vec::new());
     let mut tls = config.rustls_client_config()?;
-    if config.cluster_url.scheme() == Some(&Scheme::HTTPS) && !config.accept_invalid_certs {
+    let is_spoken = [Some(&config.cluster_url), proxy.map(Proxy::uri)].into_iter().flatten();
+    if is_spoken.map(Uri::scheme).any(|scheme| scheme == Some(&Scheme::HTTPS)) && !config.accept_invalid_certs
+    {
         tls.dangerous().set_certificate_verifier(Arc::new(Verifier::new(authorities)?));
     }
     Ok(tls)
