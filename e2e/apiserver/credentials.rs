@@ -1,5 +1,7 @@
 //! Who we are to the API server: tokens from files, and what happens when the files change.
 
+use crate::certificates::{Identity, called};
+use crate::front::{TlsFront, server};
 use crate::objects::service;
 use crate::picture::{Picture, hurried};
 use crate::server::Stub;
@@ -15,14 +17,18 @@ const DB: &str = "service shop/db 10.96.0.11";
 /// A server that lets in one token, and a folder for the files of its client.
 struct Guarded {
     server: Stub,
+    front: TlsFront,
     folder: TempDir,
 }
 
 impl Guarded {
-    fn start(token: &str) -> Self {
-        let server = Stub::start();
-        server.put(service("web", 10));
-        let guarded = Guarded { server, folder: TempDir::new().unwrap() };
+    async fn start(token: &str) -> Self {
+        let stub = Stub::start();
+        stub.put(service("web", 10));
+        let own = Identity::self_signed(called("server"));
+        let front = TlsFront::start(server(&own), stub.address()).await;
+        let guarded = Guarded { server: stub, front, folder: TempDir::new().unwrap() };
+        guarded.write("ca.crt", &own.pem());
         guarded.let_in(token);
         guarded
     }
@@ -43,7 +49,9 @@ impl Guarded {
         let config = json!({
             "current-context": "stub",
             "contexts": [{"name": "stub", "context": {"cluster": "stub", "user": "me"}}],
-            "clusters": [{"name": "stub", "cluster": {"server": self.server.url()}}],
+            "clusters": [{"name": "stub", "cluster": {
+                "server": self.front.url(), "certificate-authority": "ca.crt",
+            }}],
             "users": [{"name": "me", "user": user}],
         });
         self.write("kubeconfig", &config.to_string());
@@ -74,7 +82,7 @@ impl Guarded {
 #[case::nothing("secret")]
 #[tokio::test]
 async fn a_token_is_sent_without_the_white_space_around_it(#[case] text: &str) {
-    let guarded = Guarded::start("secret");
+    let guarded = Guarded::start("secret").await;
     guarded.write("token", text);
     for user in [json!({"tokenFile": "token"}), json!({"token": text})] {
         let mut picture = guarded.watch(user).await;
@@ -84,7 +92,7 @@ async fn a_token_is_sent_without_the_white_space_around_it(#[case] text: &str) {
 
 #[tokio::test]
 async fn the_file_of_a_token_counts_for_more_than_the_token() {
-    let guarded = Guarded::start("secret");
+    let guarded = Guarded::start("secret").await;
     guarded.write("token", "secret");
     let mut picture = guarded.watch(json!({"tokenFile": "token", "token": "old"})).await;
     picture.until_it_shows(&[WEB]).await;
@@ -92,7 +100,7 @@ async fn the_file_of_a_token_counts_for_more_than_the_token() {
 
 #[tokio::test]
 async fn a_token_that_is_replaced_is_used_from_the_next_request_on() {
-    let guarded = Guarded::start("first");
+    let guarded = Guarded::start("first").await;
     guarded.write("token", "first\n");
     let mut picture = guarded.watch(json!({"tokenFile": "token"})).await;
     picture.until_listed(1).await;
@@ -105,7 +113,7 @@ async fn a_token_that_is_replaced_is_used_from_the_next_request_on() {
 /// The kubelet replaces the tokens of a pod by pointing a link at another folder.
 #[tokio::test]
 async fn a_token_behind_a_link_that_is_turned_is_used_from_the_next_request_on() {
-    let guarded = Guarded::start("first");
+    let guarded = Guarded::start("first").await;
     let turn = |folder: &str, token: &str| {
         std::fs::create_dir(guarded.file(folder)).unwrap();
         guarded.write(&format!("{folder}/token"), token);
@@ -123,7 +131,7 @@ async fn a_token_behind_a_link_that_is_turned_is_used_from_the_next_request_on()
 
 #[tokio::test]
 async fn a_token_that_expires_before_its_file_is_replaced_costs_no_list() {
-    let guarded = Guarded::start("first");
+    let guarded = Guarded::start("first").await;
     guarded.write("token", "first");
     let mut picture = guarded.watch(json!({"tokenFile": "token"})).await;
     picture.until_listed(1).await;
@@ -140,7 +148,7 @@ async fn a_token_that_expires_before_its_file_is_replaced_costs_no_list() {
 #[case::is_empty(|file: &Path| std::fs::write(file, "\n").unwrap())]
 #[tokio::test]
 async fn the_last_token_counts_as_long_as_its_file(#[case] spoil: fn(&Path)) {
-    let guarded = Guarded::start("secret");
+    let guarded = Guarded::start("secret").await;
     guarded.write("token", "secret");
     let mut picture = guarded.watch(json!({"tokenFile": "token"})).await;
     picture.until_listed(1).await;
@@ -151,7 +159,7 @@ async fn the_last_token_counts_as_long_as_its_file(#[case] spoil: fn(&Path)) {
 /// An exec plugin that says what is in a file, as a token without an end.
 #[tokio::test]
 async fn a_plugin_is_asked_again_when_its_token_is_refused() {
-    let guarded = Guarded::start("first");
+    let guarded = Guarded::start("first").await;
     let credential = |token: &str| {
         let credential = json!({
             "apiVersion": "client.authentication.k8s.io/v1", "kind": "ExecCredential",

@@ -19,7 +19,7 @@ use tokio::task::JoinHandle;
 const WEB: &str = "service shop/web 10.96.0.10";
 const NAME: &str = "api.invalid";
 
-/// A proxy that connects everybody to one address, and notes whom it was asked for.
+/// A proxy that connects every client to one address, and notes what it was asked for.
 struct Proxy {
     address: SocketAddr,
     asked: Arc<Mutex<Vec<String>>>,
@@ -119,7 +119,7 @@ fn text(bytes: Vec<u8>) -> String {
     String::from_utf8(bytes).unwrap()
 }
 
-/// The stub server behind TLS, under a name that nobody resolves.
+/// The stub server behind TLS, under a name that does not resolve.
 struct Hidden {
     server: Stub,
     front: TlsFront,
@@ -238,9 +238,9 @@ async fn a_proxy_that_does_not_connect_us_is_named() {
     let error = hidden.complaint(&server, &format!("http://me:secret@{}", proxy.address)).await;
     assert!(error.contains(&format!("the proxy http://{}/", proxy.address)), "{error}");
     assert!(!error.contains("secret"), "{error}");
-    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     for scheme in ["http", "https", "socks5"] {
-        let error = hidden.complaint(&server, &format!("{scheme}://{nobody}")).await;
+        let error = hidden.complaint(&server, &format!("{scheme}://{closed}")).await;
         assert!(error.contains("the proxy") && error.contains("Connection refused"), "{error}");
     }
 }

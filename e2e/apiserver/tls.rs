@@ -87,7 +87,7 @@ fn named(name: &str) -> CertificateParams {
 #[rstest::rstest]
 #[case::an_authority(authority("server"), json!({}))]
 #[case::no_authority(called("server"), json!({}))]
-#[case::of_nobody(with(called("server"), |params| params.is_ca = IsCa::ExplicitNoCa), json!({}))]
+#[case::explicitly_no_authority(with(called("server"), |params| params.is_ca = IsCa::ExplicitNoCa), json!({}))]
 #[case::of_leaves(
     with(called("server"), |params| params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0))), json!({})
 )]
@@ -107,7 +107,7 @@ async fn a_server_certificate_that_is_its_own_authority_is_trusted(
 #[case::an_authority(authority("server"), "an authority (CA:TRUE) which certificate-authority does not name")]
 #[case::no_authority(called("server"), "no authority that we trust has signed it")]
 #[tokio::test]
-async fn a_certificate_that_nobody_has_vouched_for_is_refused(
+async fn a_certificate_that_no_trusted_authority_has_signed_is_refused(
     #[case] params: CertificateParams,
     #[case] words: &str,
 ) {

@@ -201,7 +201,7 @@ pub struct Behaviour {
     pub dribble: Option<Duration>,
     /// The interval of bookmarks, for watches that allow them.
     pub bookmark_every: Option<Duration>,
-    /// The only bearer token that is let in; anybody is without it.
+    /// The only bearer token that is let in; without it, every request is.
     pub token: Option<String>,
 }
 

@@ -4,6 +4,7 @@ use super::ClientOptions;
 use super::proxy::{self, Proxy};
 use super::stamp::Stamp;
 use anyhow::{Context, bail};
+use http::uri::Scheme;
 use http::{HeaderValue, Uri, header};
 use kube::config::{AuthInfo, Cluster, Kubeconfig};
 use secrecy::ExposeSecret;
@@ -77,8 +78,8 @@ fn from_kubeconfig(path: &Path, master: Option<&str>) -> anyhow::Result<Settings
     // Were it absent, kube would look at the environment, in its own way.
     let proxy = selected.cluster.proxy_url.replace("http://proxy".to_owned());
     let mut config = kube::Config::try_from(kubeconfig)?;
-    take_token(&mut config)?;
     config.cluster_url = absolute(config.cluster_url, config.root_cert.is_some())?;
+    take_token(&mut config)?;
     let proxy = proxy.map(|url| proxy::parse(&url).context("proxy-url")).transpose()?;
     Ok(Settings { config, proxy, stamps })
 }
@@ -176,6 +177,10 @@ impl<'a> Selected<'a> {
 /// kube does not trim what it reads, and panics where a header cannot be made of it.
 fn take_token(config: &mut kube::Config) -> anyhow::Result<()> {
     let user = &mut config.auth_info;
+    if config.cluster_url.scheme() == Some(&Scheme::HTTP) {
+        *user = without_secrets(user);
+        return Ok(());
+    }
     let inline = user.token.take().map(|token| token.expose_secret().trim().to_owned());
     let token = match (user.token_file.take(), inline) {
         (Some(file), inline) => read_token(Path::new(&file)).or_else(|error| inline.ok_or(error))?,
@@ -190,6 +195,17 @@ fn take_token(config: &mut kube::Config) -> anyhow::Result<()> {
     value.set_sensitive(true);
     config.headers.push((header::AUTHORIZATION, value));
     Ok(())
+}
+
+/// The user to act for. As in client-go, no secret is sent over a connection without TLS.
+fn without_secrets(user: &AuthInfo) -> AuthInfo {
+    AuthInfo {
+        impersonate: user.impersonate.clone(),
+        impersonate_uid: user.impersonate_uid.clone(),
+        impersonate_groups: user.impersonate_groups.clone(),
+        impersonate_user_extra: user.impersonate_user_extra.clone(),
+        ..AuthInfo::default()
+    }
 }
 
 fn read_token(file: &Path) -> anyhow::Result<String> {
@@ -211,7 +227,7 @@ fn absolute(url: Uri, tls: bool) -> anyhow::Result<Uri> {
         return Ok(url);
     }
     let mut parts = url.into_parts();
-    parts.scheme = Some(if tls { http::uri::Scheme::HTTPS } else { http::uri::Scheme::HTTP });
+    parts.scheme = Some(if tls { Scheme::HTTPS } else { Scheme::HTTP });
     parts.path_and_query.get_or_insert(http::uri::PathAndQuery::from_static("/"));
     Ok(Uri::from_parts(parts)?)
 }

@@ -15,7 +15,7 @@ mod stack;
 mod stamp;
 mod trust;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use http::{Request, StatusCode};
 use kube::client::Body;
 use stack::Stack;
@@ -24,6 +24,9 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tower::{BoxError, ServiceExt};
+
+/// Only an exec plugin can take that long.
+const MAKING_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Where the API server is, and who we are to it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -92,7 +95,7 @@ impl Connection {
         Connection::observed(options, Arc::new(|_| {})).await
     }
 
-    /// The same, telling somebody of every exchange.
+    /// The same; `observer` is told of every exchange.
     ///
     /// # Errors
     /// As [`open`](Connection::open).
@@ -195,8 +198,8 @@ impl Made {
     }
 }
 
-/// Makes a stack from the files as they are. Not on our thread: an exec plugin may take its time, and what it
-/// says may make kube panic.
+/// Makes a stack from the files as they are. Not on our thread: an exec plugin may take long, and kube panics on
+/// some of what it may print.
 async fn make(options: &ClientOptions, observer: &Observer) -> anyhow::Result<Made> {
     let (options, observer) = (options.clone(), observer.clone());
     let making = tokio::task::spawn_blocking(move || {
@@ -208,7 +211,10 @@ async fn make(options: &ClientOptions, observer: &Observer) -> anyhow::Result<Ma
             .with_context(|| format!("setting up the connection to {url}"))?;
         Ok(Made { stack, url, proxy, stamps, complaint: None })
     });
-    making.await?
+    match tokio::time::timeout(MAKING_TIMEOUT, making).await {
+        Ok(made) => made?,
+        Err(_) => bail!("credentials were not there within {MAKING_TIMEOUT:?}"),
+    }
 }
 
 #[cfg(test)]

@@ -83,8 +83,7 @@ pub(super) fn build(settings: Settings, observer: Observer) -> anyhow::Result<St
     Ok(Stack::new(service))
 }
 
-/// How TLS is spoken. Whom to trust is our business: to kube, the system is to be asked where nobody is named, and
-/// asked now, even if no TLS is spoken.
+/// Which certificates are trusted is decided here. kube would read the system's authorities even if no TLS is spoken.
 fn tls(config: &mut kube::Config, proxy: Option<&Proxy>) -> anyhow::Result<ClientConfig> {
     let authorities = config.root_cert.replace(Vec::new());
     let mut tls = config.rustls_client_config()?;

@@ -24,7 +24,7 @@ impl Stamp {
         Stamp::Plugin { command: command.to_owned(), refused: false }
     }
 
-    /// Notes that the server does not take us for anybody.
+    /// Notes that the server refuses who we say we are.
     pub(super) fn refuse(&mut self) {
         if let Stamp::Plugin { refused, .. } = self {
             *refused = true;

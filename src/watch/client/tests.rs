@@ -7,7 +7,7 @@ apiVersion: v1
 kind: Config
 current-context: main
 contexts: [{name: main, context: {cluster: one, user: me}}]
-clusters: [{name: one, cluster: {server: "http://192.0.2.1:6443"}}]
+clusters: [{name: one, cluster: {server: "https://192.0.2.1:6443", insecure-skip-tls-verify: true}}]
 users: [{name: me, user: {token: secret}}]
 "#;
 
@@ -24,7 +24,7 @@ async fn complaint(text: &str) -> String {
 
 #[tokio::test]
 async fn a_kubeconfig_names_the_server() {
-    assert_eq!(&*open(KUBECONFIG, None).await.unwrap().url(), "http://192.0.2.1:6443/");
+    assert_eq!(&*open(KUBECONFIG, None).await.unwrap().url(), "https://192.0.2.1:6443/");
 }
 
 #[tokio::test]
@@ -53,7 +53,7 @@ async fn what_a_kubeconfig_lacks_is_named() {
     assert!(error.contains("current-context is \"other\""), "{error}");
     let error = complaint(&KUBECONFIG.replace("cluster: one", "cluster: two")).await;
     assert!(error.contains("names cluster \"two\""), "{error}");
-    let error = complaint(&KUBECONFIG.replace("{server: \"http://192.0.2.1:6443\"}", "{}")).await;
+    let error = complaint(&KUBECONFIG.replace("server:", "tls-server-name:")).await;
     assert!(error.contains("cluster \"one\" has no server"), "{error}");
     let error = complaint("contexts: 7").await;
     assert!(error.contains("YAML"), "{error}");
@@ -114,9 +114,24 @@ async fn what_is_empty_or_not_needed_is_no_mistake(#[case] user: &str) {
 #[case::no_name("tls-server-name: 'a b'", "tls-server-name")]
 #[tokio::test]
 async fn a_server_that_cannot_be_checked_is_refused_by_name(#[case] fields: &str, #[case] words: &str) {
-    let cluster = format!("{{server: \"https://192.0.2.1:6443\", {fields}}}");
-    let error = complaint(&KUBECONFIG.replace("{server: \"http://192.0.2.1:6443\"}", &cluster)).await;
+    let error = complaint(&KUBECONFIG.replace("insecure-skip-tls-verify: true", fields)).await;
     assert!(error.contains(words), "{error}");
+}
+
+#[tokio::test]
+async fn no_secret_is_sent_without_tls() {
+    let text = KUBECONFIG.replace("https://", "http://");
+    for user in
+        ["{token: secret}", "{tokenFile: /nonexistent}", "{username: me, password: secret}", "{as: me}"]
+    {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), text.replace("{token: secret}", user)).unwrap();
+        let options = ClientOptions { kubeconfig: Some(file.path().to_owned()), master: None };
+        let config = kubeconfig::load(&options).unwrap().config;
+        assert!(config.headers.iter().all(|(name, _)| name != http::header::AUTHORIZATION));
+        assert!(config.auth_info.username.is_none() && config.auth_info.token_file.is_none());
+        assert_eq!(config.auth_info.impersonate.as_deref() == Some("me"), user == "{as: me}");
+    }
 }
 
 struct Followed {
@@ -144,17 +159,17 @@ impl Followed {
 async fn a_changed_kubeconfig_is_followed() {
     let followed = Followed::open().await;
     let changed = KUBECONFIG.replace("192.0.2.1:6443", "192.0.2.200:6443");
-    assert_eq!(followed.after(&changed).await, ("http://192.0.2.200:6443/".to_owned(), None));
+    assert_eq!(followed.after(&changed).await, ("https://192.0.2.200:6443/".to_owned(), None));
 }
 
 #[tokio::test]
 async fn a_broken_kubeconfig_leaves_the_old_server_until_it_is_mended() {
     let followed = Followed::open().await;
     let (url, complaint) = followed.after("half a fi").await;
-    assert_eq!(url, "http://192.0.2.1:6443/");
+    assert_eq!(url, "https://192.0.2.1:6443/");
     assert!(complaint.unwrap().contains("kubeconfig "));
     let changed = KUBECONFIG.replace("192.0.2.1:6443", "192.0.2.200:6443");
-    assert_eq!(followed.after(&changed).await, ("http://192.0.2.200:6443/".to_owned(), None));
+    assert_eq!(followed.after(&changed).await, ("https://192.0.2.200:6443/".to_owned(), None));
 }
 
 #[tokio::test]
@@ -164,5 +179,5 @@ async fn a_client_of_one_server_sends_nothing_to_another() {
     followed.after(&KUBECONFIG.replace("192.0.2.1:6443", "192.0.2.200:6443")).await;
     let request = http::Request::get("/version").body(Vec::new()).unwrap();
     let error = client.request_text(request).await.unwrap_err().to_string();
-    assert!(error.contains("the kubeconfig names another server now: http://192.0.2.200:6443/"), "{error}");
+    assert!(error.contains("the kubeconfig names another server now: https://192.0.2.200:6443/"), "{error}");
 }
