@@ -143,6 +143,23 @@ async fn the_list_after_an_expired_version_waits_for_nothing(#[case] expired: Ex
 }
 
 #[tokio::test]
+async fn the_first_answer_ends_the_pauses_of_the_other_kinds() {
+    let server = Stub::start();
+    server.put(service("web", 10));
+    server.put(slice("web", "10.244.0.1"));
+    for resource in [Resource::EndpointSlices, Resource::Nodes] {
+        // The stream and the page of one attempt.
+        let rule = Rule::always(Fault::Status(503)).on(resource).times(2);
+        server.behave(|behaviour| behaviour.rules.push(rule));
+    }
+    // The list of Services comes to its end after the others have failed.
+    server.behave(|behaviour| behaviour.dribble = Some(Duration::from_millis(3)));
+    let mut picture = server.watch_with(patient()).await;
+    picture.until_listed(1).await;
+    assert_eq!(picture.describe(), format!("{WEB}\nslice shop/web-x 10.244.0.1\n"));
+}
+
+#[tokio::test]
 async fn a_server_whose_watches_always_expire_is_not_listed_without_pause() {
     let server = Stub::start();
     server.behave(|behaviour| behaviour.initial_events = InitialEvents::Rejected(422));

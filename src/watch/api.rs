@@ -9,12 +9,12 @@ use super::endpoint_slices::EndpointSlices;
 use super::node::OwnNode;
 use super::outage::random;
 use super::services::Services;
-use super::stream::Stream;
+use super::stream::{Shared, Stream};
 use crate::model::WatchEvent;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 
 /// How the watches are run. The default is for production, tests are in more of a hurry.
 #[derive(Clone, Debug)]
@@ -74,11 +74,11 @@ pub async fn run(
 ) {
     let node_name: Arc<str> = node_name.into();
     let services = Services { node_port_range: options.node_port_range.clone() };
-    let options = Arc::new(options);
-    let mut services = Stream::new(services, connection.clone(), sender.clone(), options.clone());
+    let shared = Arc::new(Shared { options, answered: Notify::new() });
+    let mut services = Stream::new(services, connection.clone(), sender.clone(), shared.clone());
     let slices = EndpointSlices { node_name: node_name.clone() };
-    let mut slices = Stream::new(slices, connection.clone(), sender.clone(), options.clone());
-    let mut node = Stream::new(OwnNode { name: node_name }, connection, sender.clone(), options);
+    let mut slices = Stream::new(slices, connection.clone(), sender.clone(), shared.clone());
+    let mut node = Stream::new(OwnNode { name: node_name }, connection, sender.clone(), shared);
     tokio::select! {
         () = sender.closed() => {}
         _ = async { tokio::join!(services.follow(), slices.follow(), node.follow()) } => {}

@@ -24,7 +24,7 @@ use std::fmt::Debug;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tokio::time::Instant;
 
 /// What is watched, and what becomes of it.
@@ -46,6 +46,13 @@ pub(super) trait Source {
     fn convert(&self, object: &Self::Object) -> Converted<WatchEvent>;
     /// What to say when the object is gone.
     fn gone(&self, namespace: &str, name: &str) -> WatchEvent;
+}
+
+/// What the watches of one process have in common.
+pub(super) struct Shared {
+    pub(super) options: WatchOptions,
+    /// The server answers one of them again, so the others need not wait for their next attempt.
+    pub(super) answered: Notify,
 }
 
 /// Nobody listens any more.
@@ -91,7 +98,7 @@ pub(super) struct Stream<S> {
     /// The server that the watcher which runs is at.
     url: Arc<str>,
     sender: mpsc::Sender<WatchEvent>,
-    options: Arc<WatchOptions>,
+    shared: Arc<Shared>,
     retries: Backoff,
     lists: Backoff,
     outage: Outage,
@@ -113,8 +120,9 @@ impl<S: Source> Stream<S> {
         source: S,
         connection: Connection,
         sender: mpsc::Sender<WatchEvent>,
-        options: Arc<WatchOptions>,
+        shared: Arc<Shared>,
     ) -> Self {
+        let options = &shared.options;
         let retries = Backoff::for_retries(options.backoff_min, options.backoff_max);
         let lists = Backoff::for_lists(options.backoff_min, options.backoff_max);
         Stream {
@@ -122,7 +130,7 @@ impl<S: Source> Stream<S> {
             url: connection.url(),
             connection,
             sender,
-            options,
+            shared,
             retries,
             lists,
             outage: Outage::default(),
@@ -146,7 +154,7 @@ impl<S: Source> Stream<S> {
 
     /// Runs one watcher until another one is needed.
     async fn follow_once(&mut self) -> Result<(), Closed> {
-        self.paged = self.listed || self.stream_failed || !self.options.streaming_lists;
+        self.paged = self.listed || self.stream_failed || !self.shared.options.streaming_lists;
         self.listing = Some(Listing::begin());
         self.url = self.connection.url();
         let api = Api::<Decoded<S::Object>>::all(self.connection.client_of_server(&self.url));
@@ -178,7 +186,7 @@ impl<S: Source> Stream<S> {
     }
 
     fn config(&self) -> watcher::Config {
-        let config = watcher::Config::default().timeout(self.options.watch_seconds);
+        let config = watcher::Config::default().timeout(self.shared.options.watch_seconds);
         let config = match self.source.labels() {
             "" => config,
             labels => config.labels(labels),
@@ -188,7 +196,7 @@ impl<S: Source> Stream<S> {
             Some(fields) => config.fields(&fields),
         };
         // Never `any_semantic`: the server then ignores the page size, and all objects come at once.
-        if self.paged { config.page_size(self.options.page_size) } else { config.streaming_lists() }
+        if self.paged { config.page_size(self.shared.options.page_size) } else { config.streaming_lists() }
     }
 
     async fn step(
@@ -216,9 +224,9 @@ impl<S: Source> Stream<S> {
     /// keeps the time.
     fn deadline(&self) -> Option<Instant> {
         match &self.listing {
-            None => self.retried.map(|retried| retried + self.options.quiet_limit),
-            Some(listing) if self.paged => Some(listing.progress + self.options.stall_limit),
-            Some(listing) => Some(listing.started + self.options.streaming_limit),
+            None => self.retried.map(|retried| retried + self.shared.options.quiet_limit),
+            Some(listing) if self.paged => Some(listing.progress + self.shared.options.stall_limit),
+            Some(listing) => Some(listing.started + self.shared.options.streaming_limit),
         }
     }
 
@@ -226,9 +234,16 @@ impl<S: Source> Stream<S> {
         if self.paged {
             self.report("list", "the list makes no progress");
             self.stream_failed = false;
-            tokio::time::sleep(self.retries.next()).await;
+            self.wait_to_retry().await;
         } else {
             self.fall_back("the end of the list was not marked in time");
+        }
+    }
+
+    async fn wait_to_retry(&mut self) {
+        tokio::select! {
+            () = tokio::time::sleep(self.retries.next()) => {}
+            () = self.shared.answered.notified() => self.retries.start_over(),
         }
     }
 
@@ -247,8 +262,13 @@ impl<S: Source> Stream<S> {
             listing.progress = Instant::now();
         }
         // Of a list, only the end says that it works.
-        if matches!(event, Event::InitDone | Event::Apply(_) | Event::Delete(_)) {
-            self.all_well();
+        match event {
+            Event::InitDone => {
+                self.all_well();
+                self.shared.answered.notify_waiters();
+            }
+            Event::Apply(_) | Event::Delete(_) => self.all_well(),
+            Event::Init | Event::InitApply(_) => {}
         }
         match self.news(event) {
             None => Ok(()),
@@ -272,6 +292,7 @@ impl<S: Source> Stream<S> {
         self.retried = None;
         if let Some(failures) = self.outage.over() {
             tracing::info!(resource = Self::plural(), failures, "the watch works again");
+            self.shared.answered.notify_waiters();
         }
     }
 
@@ -344,7 +365,20 @@ impl<S: Source> Stream<S> {
         }
         self.stream_failed = false;
         let needs_list = failure::needs_list(error);
-        let pause = if needs_list { self.lists.next() } else { self.retries.next() };
+        if needs_list {
+            self.wait_to_list(error).await;
+        } else {
+            self.report(failure::verb(error), &failure::describe(error));
+            self.wait_to_retry().await;
+        }
+        self.retried = Some(Instant::now());
+        let moved = self.url != self.connection.url();
+        if moved || needs_list || !self.listed { Remedy::StartOver } else { Remedy::Continue }
+    }
+
+    /// Waits for nothing, unless such lists follow each other.
+    async fn wait_to_list(&mut self, error: &watcher::Error) {
+        let pause = self.lists.next();
         if failure::is_expired(error) && pause.is_zero() {
             self.retries.start_over();
             tracing::info!(resource = Self::plural(), "the version has expired, listing again");
@@ -352,9 +386,6 @@ impl<S: Source> Stream<S> {
             self.report(failure::verb(error), &failure::describe(error));
         }
         tokio::time::sleep(pause).await;
-        self.retried = Some(Instant::now());
-        let moved = self.url != self.connection.url();
-        if moved || needs_list || !self.listed { Remedy::StartOver } else { Remedy::Continue }
     }
 
     fn report(&mut self, verb: &str, error: &str) {
