@@ -141,7 +141,8 @@ async fn a_trusted_certificate_of_another_name_or_time_is_refused(#[case] params
         assert!(error.contains(words), "{error}");
     };
     let other = named("api.example").subject_alt_names;
-    expect(with(params.clone(), |params| params.subject_alt_names = other), "127.0.0.1").await;
+    let words = "it is not for 127.0.0.1, but for api.example; tls-server-name may name what it is for";
+    expect(with(params.clone(), |params| params.subject_alt_names = other), words).await;
     expect(with(params.clone(), |params| params.not_after = date_time_ymd(2001, 1, 1)), "expired").await;
     expect(with(params, |params| params.not_before = date_time_ymd(4000, 1, 1)), "not valid yet").await;
 }

@@ -20,29 +20,25 @@ pub(super) struct Settings {
     pub(super) stamps: Vec<Stamp>,
 }
 
-impl Settings {
-    fn new(config: kube::Config) -> Self {
-        Settings { config, proxy: None, stamps: Vec::new() }
-    }
-}
-
 pub(super) fn load(options: &ClientOptions) -> anyhow::Result<Settings> {
     let mut settings = match (&options.kubeconfig, &options.master) {
         (Some(path), master) => from_kubeconfig(path, master.as_deref())
             .with_context(|| format!("kubeconfig {}", path.display()))?,
-        (None, Some(master)) => Settings::new(kube::Config::new(absolute(parse_master(master)?, false)?)),
+        (None, Some(master)) => from_master(master)?,
         (None, None) => from_pod()?,
     };
-    let config = &mut settings.config;
-    config.headers.push((header::USER_AGENT, HeaderValue::from_static(USER_AGENT)));
-    if settings.proxy.is_none() {
-        settings.proxy = proxy::of_environment(&config.cluster_url, |name| std::env::var(name).ok())?;
-    }
+    settings.config.headers.push((header::USER_AGENT, HeaderValue::from_static(USER_AGENT)));
     Ok(settings)
 }
 
 fn parse_master(master: &str) -> anyhow::Result<Uri> {
     master.parse().with_context(|| format!("master address {master:?}"))
+}
+
+fn from_master(master: &str) -> anyhow::Result<Settings> {
+    let server = absolute(parse_master(master)?, false)?;
+    let proxy = proxy::towards(&server, None)?;
+    Ok(Settings { config: kube::Config::new(server), proxy, stamps: Vec::new() })
 }
 
 fn from_pod() -> anyhow::Result<Settings> {
@@ -51,7 +47,8 @@ fn from_pod() -> anyhow::Result<Settings> {
     let mut stamps: Vec<Stamp> = config.root_cert_file.take().into_iter().map(Stamp::of_file).collect();
     stamps.extend(config.auth_info.token_file.iter().map(Stamp::of_file));
     take_token(&mut config).context(what)?;
-    Ok(Settings { stamps, ..Settings::new(config) })
+    let proxy = proxy::towards(&config.cluster_url, None)?;
+    Ok(Settings { config, proxy, stamps })
 }
 
 fn from_kubeconfig(path: &Path, master: Option<&str>) -> anyhow::Result<Settings> {
@@ -65,9 +62,6 @@ fn from_kubeconfig(path: &Path, master: Option<&str>) -> anyhow::Result<Settings
         parse_master(master)?;
         selected.cluster.server = Some(master.to_owned());
     }
-    if selected.cluster.server.as_deref().unwrap_or_default().is_empty() {
-        bail!("cluster {:?} has no server", selected.cluster_name);
-    }
     if selected.cluster.insecure_skip_tls_verify == Some(true) && selected.has_authority() {
         bail!(
             "cluster {:?} sets insecure-skip-tls-verify, but names an authority, too",
@@ -75,12 +69,11 @@ fn from_kubeconfig(path: &Path, master: Option<&str>) -> anyhow::Result<Settings
         );
     }
     stamps.extend(selected.stamps());
-    // Were it absent, kube would look at the environment, in its own way.
-    let proxy = selected.cluster.proxy_url.replace("http://proxy".to_owned());
+    let server = selected.server()?;
+    let proxy = proxy::towards(&server, selected.cluster.proxy_url.as_deref())?;
     let mut config = kube::Config::try_from(kubeconfig)?;
-    config.cluster_url = absolute(config.cluster_url, config.root_cert.is_some())?;
+    config.cluster_url = server;
     take_token(&mut config)?;
-    let proxy = proxy.map(|url| proxy::parse(&url).context("proxy-url")).transpose()?;
     Ok(Settings { config, proxy, stamps })
 }
 
@@ -153,6 +146,15 @@ impl<'a> Selected<'a> {
         files.into_iter().flatten().for_each(resolve);
         let command = user.exec.as_mut().and_then(|exec| exec.command.as_mut());
         command.filter(|command| command.contains('/')).map(resolve);
+    }
+
+    fn server(&self) -> anyhow::Result<Uri> {
+        let name = &self.cluster_name;
+        let Some(server) = self.cluster.server.as_ref().filter(|server| !server.is_empty()) else {
+            bail!("cluster {name:?} has no server");
+        };
+        let server = server.parse().with_context(|| format!("server {server:?} of cluster {name:?}"))?;
+        absolute(server, self.has_authority())
     }
 
     fn has_authority(&self) -> bool {

@@ -22,11 +22,16 @@ use tower::{BoxError, Service, ServiceExt};
 /// Where a proxy is, and who we are to it.
 pub(super) type Proxy = Intercept;
 
+/// The proxy on the way to a server, where `configured` is that of the kubeconfig.
+pub(super) fn towards(server: &Uri, configured: Option<&str>) -> anyhow::Result<Option<Proxy>> {
+    match configured {
+        Some(url) => parse(url).context("proxy-url").map(Some),
+        None => of_environment(server, |name| std::env::var(name).ok()),
+    }
+}
+
 /// The proxy that the environment has for a server. `variable` looks it up.
-pub(super) fn of_environment(
-    server: &Uri,
-    variable: impl Fn(&str) -> Option<String>,
-) -> anyhow::Result<Option<Proxy>> {
+fn of_environment(server: &Uri, variable: impl Fn(&str) -> Option<String>) -> anyhow::Result<Option<Proxy>> {
     let first = |names: [&'static str; 2]| {
         names.into_iter().find_map(|name| Some((name, variable(name).filter(|value| !value.is_empty())?)))
     };
@@ -43,7 +48,7 @@ pub(super) fn of_environment(
 }
 
 /// The URL stays out of the complaint: there may be a password in it.
-pub(super) fn parse(url: &str) -> anyhow::Result<Proxy> {
+fn parse(url: &str) -> anyhow::Result<Proxy> {
     let scheme = url.split_once("://").map(|(scheme, _)| scheme);
     let proxy = Matcher::builder().all(url).build().intercept(&Uri::from_static("https://server"));
     match (scheme, proxy) {

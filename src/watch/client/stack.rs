@@ -52,7 +52,7 @@ fn connector() -> HttpConnector {
 }
 
 /// Puts the stack together. What kube's own has on top, retries and a span for each request, is
-/// left out on purpose: the first hides outages, the second is of no use to anybody.
+/// left out on purpose: the first hides outages, the second serves nothing here.
 pub(super) fn build(settings: Settings, observer: Observer) -> anyhow::Result<Stack> {
     let mut config = settings.config;
     let tls = tls(&mut config, settings.proxy.as_ref())?;

@@ -142,7 +142,7 @@ fn words(error: &rustls::Error) -> String {
         CertificateError::NotValidForNameContext { expected, presented } => format!(
             "it is not for {}, but for {}; tls-server-name may name what it is for",
             expected.to_str(),
-            presented.join(", "),
+            presented.iter().map(|name| bare(name)).collect::<Vec<_>>().join(", "),
         ),
         _ if is_marked_as_authority(error) => {
             "it is that of an authority (CA:TRUE) which certificate-authority does not name; a server needs one with \
@@ -151,6 +151,11 @@ fn words(error: &rustls::Error) -> String {
         }
         _ => wrong.to_string(),
     }
+}
+
+/// The name in `DnsName("api.example")` and `IpAddress(192.0.2.1)`.
+fn bare(name: &str) -> &str {
+    name.split_once('(').map_or(name, |(_, name)| name.trim_matches([')', '"']))
 }
 
 /// A time in whole days, or less.
