@@ -62,10 +62,14 @@ fn is_on_this_node(server: &Uri) -> bool {
     host == "localhost" || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
 }
 
-/// The library knows hosts, domains and networks, but no ports.
+/// The library knows hosts, domains and networks, but no ports, and `*` not for addresses.
 fn is_named_in(list: &str, server: &Uri) -> bool {
     let port = port_of(server).to_string();
-    let entries = list.split(',').map(str::trim).filter_map(|entry| match entry.rsplit_once(':') {
+    let entries = list.split(',').map(str::trim);
+    if entries.clone().any(|entry| entry == "*") {
+        return true;
+    }
+    let entries = entries.filter_map(|entry| match entry.rsplit_once(':') {
         Some((host, of)) if !host.contains(':') || host.ends_with(']') => (of == port).then_some(host),
         _ => Some(entry),
     });
@@ -220,6 +224,7 @@ mod tests {
     #[case::subdomain_with_a_star("https://api.example:6443", "*.example", true)]
     #[case::large_letters("https://api.example:6443", "API.Example", true)]
     #[case::all("https://api.example:6443", "*", true)]
+    #[case::all_and_an_address("https://10.0.0.1:6443", "a, *", true)]
     #[case::port("https://api.example:6443", "api.example:6443", true)]
     #[case::another_port("https://api.example:6443", "api.example:443", false)]
     #[case::port_of_the_scheme("https://api.example", "api.example:443", true)]
