@@ -56,7 +56,7 @@ pub(super) fn describe(error: &Error) -> String {
 }
 
 /// An error and its causes, less the causes that are part of the text already.
-fn chain(error: &dyn std::error::Error) -> String {
+pub(super) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut next = error.source();
     while let Some(cause) = next {

@@ -1,20 +1,27 @@
 //! Where the API server is and who we are to it, from a kubeconfig or from the pod.
 
 use super::ClientOptions;
+use super::pem;
 use super::proxy::{self, Proxy};
 use super::stamp::Stamp;
 use anyhow::{Context, bail};
 use http::uri::Scheme;
 use http::{HeaderValue, Uri, header};
 use kube::config::{AuthInfo, Cluster, Kubeconfig};
+use rustls::pki_types::CertificateDer;
+use rustls::sign::SingleCertAndKey;
 use secrecy::ExposeSecret;
 use std::path::Path;
+use std::sync::Arc;
 
 const USER_AGENT: &str = concat!("kube-proxy-rs/", env!("CARGO_PKG_VERSION"));
 
 /// What a connection is made from.
 pub(super) struct Settings {
     pub(super) config: kube::Config,
+    /// Those to trust; without, the system's.
+    pub(super) authorities: Option<Vec<CertificateDer<'static>>>,
+    pub(super) identity: Option<Arc<SingleCertAndKey>>,
     pub(super) proxy: Option<Proxy>,
     /// Of all that was read, taken before.
     pub(super) stamps: Vec<Stamp>,
@@ -38,7 +45,8 @@ fn parse_master(master: &str) -> anyhow::Result<Uri> {
 fn from_master(master: &str) -> anyhow::Result<Settings> {
     let server = absolute(parse_master(master)?, false)?;
     let proxy = proxy::towards(&server, None)?;
-    Ok(Settings { config: kube::Config::new(server), proxy, stamps: Vec::new() })
+    let config = kube::Config::new(server);
+    Ok(Settings { config, authorities: None, identity: None, proxy, stamps: Vec::new() })
 }
 
 fn from_pod() -> anyhow::Result<Settings> {
@@ -47,8 +55,10 @@ fn from_pod() -> anyhow::Result<Settings> {
     let mut stamps: Vec<Stamp> = config.root_cert_file.take().into_iter().map(Stamp::of_file).collect();
     stamps.extend(config.auth_info.token_file.iter().map(Stamp::of_file));
     take_token(&mut config).context(what)?;
+    let authorities = config.root_cert.take().unwrap_or_default();
+    let authorities = Some(authorities.into_iter().map(CertificateDer::from).collect());
     let proxy = proxy::towards(&config.cluster_url, None)?;
-    Ok(Settings { config, proxy, stamps })
+    Ok(Settings { config, authorities, identity: None, proxy, stamps })
 }
 
 fn from_kubeconfig(path: &Path, master: Option<&str>) -> anyhow::Result<Settings> {
@@ -71,10 +81,11 @@ fn from_kubeconfig(path: &Path, master: Option<&str>) -> anyhow::Result<Settings
     stamps.extend(selected.stamps());
     let server = selected.server()?;
     let proxy = proxy::towards(&server, selected.cluster.proxy_url.as_deref())?;
+    let authorities = pem::authorities(selected.cluster)?;
     let mut config = kube::Config::try_from(kubeconfig)?;
     config.cluster_url = server;
-    take_token(&mut config)?;
-    Ok(Settings { config, proxy, stamps })
+    let identity = take_identity(&mut config)?;
+    Ok(Settings { config, authorities, identity, proxy, stamps })
 }
 
 /// The parts of a kubeconfig that its current context points at.
@@ -175,14 +186,23 @@ impl<'a> Selected<'a> {
     }
 }
 
+/// Takes what says who we are. As in client-go, no secret is sent over a connection without TLS.
+fn take_identity(config: &mut kube::Config) -> anyhow::Result<Option<Arc<SingleCertAndKey>>> {
+    if config.cluster_url.scheme() == Some(&Scheme::HTTP) {
+        config.auth_info = without_secrets(&config.auth_info);
+    }
+    let user = &mut config.auth_info;
+    let identity = pem::identity(user)?;
+    (user.client_certificate, user.client_certificate_data) = (None, None);
+    (user.client_key, user.client_key_data) = (None, None);
+    take_token(config)?;
+    Ok(identity)
+}
+
 /// Turns the token into a header. Its file counts for more, and a token for more than a plugin, as in client-go;
 /// kube does not trim what it reads, and panics where a header cannot be made of it.
 fn take_token(config: &mut kube::Config) -> anyhow::Result<()> {
     let user = &mut config.auth_info;
-    if config.cluster_url.scheme() == Some(&Scheme::HTTP) {
-        *user = without_secrets(user);
-        return Ok(());
-    }
     let inline = user.token.take().map(|token| token.expose_secret().trim().to_owned());
     let token = match (user.token_file.take(), inline) {
         (Some(file), inline) => read_token(Path::new(&file)).or_else(|error| inline.ok_or(error))?,
@@ -199,7 +219,7 @@ fn take_token(config: &mut kube::Config) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The user to act for. As in client-go, no secret is sent over a connection without TLS.
+/// The user to act for.
 fn without_secrets(user: &AuthInfo) -> AuthInfo {
     AuthInfo {
         impersonate: user.impersonate.clone(),

@@ -10,6 +10,7 @@
 
 mod kubeconfig;
 mod pace;
+mod pem;
 mod proxy;
 mod stack;
 mod stamp;
@@ -212,7 +213,10 @@ async fn make(options: &ClientOptions, observer: &Observer) -> anyhow::Result<Ma
         Ok(Made { stack, url, proxy, stamps, complaint: None })
     });
     match tokio::time::timeout(MAKING_TIMEOUT, making).await {
-        Ok(made) => made?,
+        // Of all that is made here, only what a plugin prints can make kube panic.
+        Ok(made) => {
+            made.context("what the exec plugin printed is no use, such as a token with a line break")?
+        }
         Err(_) => bail!("credentials were not there within {MAKING_TIMEOUT:?}"),
     }
 }

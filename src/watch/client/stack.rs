@@ -5,7 +5,8 @@ use super::pace::Pace;
 use super::proxy::{Dialler, Proxy};
 use super::trust::{Verifier, explain};
 use super::{Exchange, Observer};
-use anyhow::Context;
+use crate::watch::failure::chain;
+use anyhow::{Context, anyhow};
 use http::uri::Scheme;
 use http::{Request, Response, Uri};
 use hyper::body::Incoming;
@@ -54,8 +55,8 @@ fn connector() -> HttpConnector {
 /// Puts the stack together. What kube's own has on top, retries and a span for each request, is
 /// left out on purpose: the first hides outages, the second serves nothing here.
 pub(super) fn build(settings: Settings, observer: Observer) -> anyhow::Result<Stack> {
-    let mut config = settings.config;
-    let tls = tls(&mut config, settings.proxy.as_ref())?;
+    let tls = tls(&settings)?;
+    let config = settings.config;
     let dialler = Dialler::new(settings.proxy, connector(), tls.clone())?;
     let https = HttpsConnector::new(dialler, tls, false, server_name(&config)?);
     let dialler = hyper_util::client::legacy::Client::builder(TokioExecutor::new()).build::<_, Body>(https);
@@ -76,23 +77,33 @@ pub(super) fn build(settings: Settings, observer: Observer) -> anyhow::Result<St
     });
     let service = ServiceBuilder::new()
         .layer(config.base_uri_layer())
-        .option_layer(config.auth_layer()?)
-        .layer(config.extra_headers_layer()?)
+        .option_layer(config.auth_layer().map_err(briefly)?)
+        .layer(config.extra_headers_layer().map_err(briefly)?)
         .map_err(BoxError::from)
         .service(send);
     Ok(Stack::new(service))
 }
 
 /// Which certificates are trusted is decided here. kube would read the system's authorities even if no TLS is spoken.
-fn tls(config: &mut kube::Config, proxy: Option<&Proxy>) -> anyhow::Result<ClientConfig> {
-    let authorities = config.root_cert.replace(Vec::new());
-    let mut tls = config.rustls_client_config()?;
-    let is_spoken = [Some(&config.cluster_url), proxy.map(Proxy::uri)].into_iter().flatten();
-    if is_spoken.map(Uri::scheme).any(|scheme| scheme == Some(&Scheme::HTTPS)) && !config.accept_invalid_certs
-    {
-        tls.dangerous().set_certificate_verifier(Arc::new(Verifier::new(authorities)?));
+fn tls(settings: &Settings) -> anyhow::Result<ClientConfig> {
+    let mut config = settings.config.clone();
+    config.root_cert = Some(Vec::new());
+    let mut tls = config.rustls_client_config().map_err(briefly)?;
+    let is_spoken = [Some(&config.cluster_url), settings.proxy.as_ref().map(Proxy::uri)];
+    let mut is_spoken = is_spoken.into_iter().flatten().map(Uri::scheme);
+    if is_spoken.any(|scheme| scheme == Some(&Scheme::HTTPS)) && !config.accept_invalid_certs {
+        let verifier = Verifier::new(settings.authorities.clone())?;
+        tls.dangerous().set_certificate_verifier(Arc::new(verifier));
+    }
+    if let Some(identity) = &settings.identity {
+        tls.client_auth_cert_resolver = identity.clone();
     }
     Ok(tls)
+}
+
+/// kube says the cause of an error in each of its causes.
+fn briefly(error: kube::Error) -> anyhow::Error {
+    anyhow!(chain(&error))
 }
 
 /// The name that the server's certificate has to be for.

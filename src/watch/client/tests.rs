@@ -79,6 +79,10 @@ async fn a_missing_client_certificate_is_named() {
     "token file /proc/self/exe: stream did not contain valid UTF-8"
 )]
 #[case::several_lines("{token: \"a\\nb\"}", "the token cannot be sent: ")]
+#[case::no_plugin(
+    "{exec: {command: /nonexistent/plugin}}",
+    "unable to run auth exec: No such file or directory"
+)]
 #[case::twice("{token: a, username: me, password: b}", "a token and a username")]
 #[tokio::test]
 async fn a_user_who_cannot_be_used_is_refused_by_name(#[case] user: &str, #[case] words: &str) {
@@ -101,12 +105,15 @@ async fn what_is_empty_or_not_needed_is_no_mistake(#[case] user: &str) {
 
 /// What is at the place of the server in the kubeconfig is refused with these words.
 #[rstest::rstest]
-#[case::no_file("certificate-authority: /nonexistent/ca", "/nonexistent/ca")]
+#[case::no_file(
+    "certificate-authority: /nonexistent/ca",
+    "certificate-authority /nonexistent/ca: No such file"
+)]
 #[case::no_certificate(
     "certificate-authority: /dev/null",
-    "no certificate of an authority in certificate-authority"
+    "there is no certificate in certificate-authority"
 )]
-#[case::not_encoded("certificate-authority-data: '***'", "certificate authority: failed to decode base64")]
+#[case::not_encoded("certificate-authority-data: '***'", "certificate-authority-data is not base64")]
 #[case::not_checked(
     "insecure-skip-tls-verify: true, certificate-authority: /etc/ca",
     "insecure-skip-tls-verify"

@@ -26,15 +26,12 @@ pub(super) struct Verifier {
 
 impl Verifier {
     /// Trusts these authorities, or the system's if there are none.
-    pub(super) fn new(authorities: Option<Vec<Vec<u8>>>) -> anyhow::Result<Self> {
+    pub(super) fn new(authorities: Option<Vec<CertificateDer<'static>>>) -> anyhow::Result<Self> {
         let whose = if authorities.is_some() { "certificate-authority" } else { "the system's store" };
-        let authorities: Vec<_> = match authorities {
-            Some(authorities) => authorities.into_iter().map(CertificateDer::from).collect(),
-            None => rustls_native_certs::load_native_certs().certs,
-        };
+        let authorities = authorities.unwrap_or_else(|| rustls_native_certs::load_native_certs().certs);
         let mut roots = RootCertStore::empty();
         if roots.add_parsable_certificates(authorities.iter().cloned()).0 == 0 {
-            bail!("there is no certificate of an authority in {whose}");
+            bail!("there is no usable certificate in {whose}");
         }
         let webpki = WebPkiServerVerifier::builder(Arc::new(roots)).build().context(whose)?;
         Ok(Verifier { authorities, webpki })
