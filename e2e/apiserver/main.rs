@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod certificates;
+mod counts;
 mod credentials;
 mod first_list;
 mod front;

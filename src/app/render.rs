@@ -30,11 +30,11 @@ pub(super) fn render(config: &Config, family: IpFamily) -> Result<Answer> {
     let node = NodeFacts { name: config.node_name.as_str().into(), ..NodeFacts::default() };
     let mut tracker = Tracker::new(node, i64::MAX).reserving(families::reserved(config));
     events.into_iter().for_each(|event| tracker.fold(event));
-    let changes = tracker.take_changes();
-    for conflict in changes.conflicts {
+    let disputes = tracker.take_disputes();
+    for conflict in disputes.conflicts {
         complain(format_args!("Error: {conflict}"));
     }
-    for claim in changes.claims {
+    for claim in disputes.claims {
         complain(format_args!("Warning: {claim}"));
     }
     let settings = settings(config, family, &tracker.snapshot().node);

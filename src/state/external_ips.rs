@@ -201,8 +201,8 @@ impl ExternalIps {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{External, PerFamily, WatchEvent};
-    use crate::state::{Changes, Tracker};
+    use crate::model::{External, IpFamily, PerFamily, WatchEvent};
+    use crate::state::{Disputes, Tracker};
     use rstest::rstest;
     use std::sync::Arc;
 
@@ -242,8 +242,8 @@ mod tests {
         })
     }
 
-    fn texts(changes: &Changes) -> Vec<String> {
-        changes.claims.iter().map(ToString::to_string).collect()
+    fn texts(disputes: &Disputes) -> Vec<String> {
+        disputes.claims.iter().map(ToString::to_string).collect()
     }
 
     fn refused(tracker: &Tracker, name: &str) -> Vec<String> {
@@ -275,7 +275,7 @@ mod tests {
                 .iter()
                 .map(|whose| format!("Service shop/web: {field}: {address} is {whose}"))
                 .collect();
-            assert_eq!(texts(&tracker.take_changes()), wanted);
+            assert_eq!(texts(&tracker.take_disputes()), wanted);
             assert!(refused(&tracker, "web").is_empty(), "reported only");
         }
     }
@@ -285,7 +285,7 @@ mod tests {
         let mut tracker = tracker(true);
         tracker.fold(service("web", [10, 96, 0, 1], &["10.128.0.9", "198.51.100.1"], &[]));
         let text = "Service shop/web: spec.externalIPs: 10.128.0.9 is within the pod network; it is not used";
-        assert_eq!(texts(&tracker.take_changes()), [text]);
+        assert_eq!(texts(&tracker.take_disputes()), [text]);
         assert_eq!(refused(&tracker, "web"), ["10.128.0.9"]);
     }
 
@@ -293,16 +293,16 @@ mod tests {
     fn a_cluster_ip_given_out_later_makes_the_claim_and_its_end_unmakes_it() {
         let mut tracker = tracker(true);
         tracker.fold(service("thief", [10, 96, 0, 1], &["172.30.0.7"], &[]));
-        assert!(tracker.take_changes().claims.is_empty());
+        assert!(tracker.take_disputes().claims.is_empty());
         tracker.fold(service("bank", [172, 30, 0, 7], &[], &[]));
-        let changes = tracker.take_changes();
+        let changes = tracker.take_changes(IpFamily::V4);
         let names: Vec<&str> = changes.services.iter().map(ServiceName::as_str).collect();
-        assert_eq!((names, changes.claims.len()), (vec!["shop/bank", "shop/thief"], 1));
+        assert_eq!((names, tracker.take_disputes().claims.len()), (vec!["shop/bank", "shop/thief"], 1));
         assert_eq!(refused(&tracker, "thief"), ["172.30.0.7"]);
 
         tracker.fold(WatchEvent::ServiceGone(ServiceName::new("shop", "bank")));
         let thief = ServiceName::new("shop", "thief");
-        assert!(tracker.take_changes().services.contains(&thief), "it gets its address back");
+        assert!(tracker.take_changes(IpFamily::V4).services.contains(&thief), "it gets its address back");
         assert!(refused(&tracker, "thief").is_empty());
     }
 
@@ -310,7 +310,7 @@ mod tests {
     fn a_node_that_gets_the_address_makes_the_claim() {
         let mut tracker = tracker(true);
         tracker.fold(service("web", [10, 96, 0, 1], &[], &["192.0.2.1"]));
-        assert!(tracker.take_changes().claims.is_empty());
+        assert!(tracker.take_disputes().claims.is_empty());
         tracker.fold(node("192.0.2.1"));
         assert_eq!(refused(&tracker, "web"), ["192.0.2.1"]);
     }
@@ -319,9 +319,9 @@ mod tests {
     fn the_same_claim_is_told_once() {
         let mut tracker = tracker(false);
         tracker.fold(service("web", [10, 96, 0, 1], &["10.128.0.9"], &[]));
-        assert_eq!(tracker.take_changes().claims.len(), 1);
+        assert_eq!(tracker.take_disputes().claims.len(), 1);
         tracker.fold(service("web", [10, 96, 0, 2], &["10.128.0.9"], &[]));
         tracker.fold(node("192.0.2.1"));
-        assert!(tracker.take_changes().claims.is_empty());
+        assert!(tracker.take_disputes().claims.is_empty());
     }
 }

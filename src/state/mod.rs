@@ -11,4 +11,4 @@ mod tracker;
 
 pub use external_ips::{AddressOwner, ExternalIpClaim, Reserved};
 pub use node_ports::NodePortConflict;
-pub use tracker::{Changes, Tracker};
+pub use tracker::{Changes, Disputes, Seen, Tracker};

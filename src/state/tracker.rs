@@ -9,7 +9,7 @@ use crate::model::{
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
-/// What happened since the last pass.
+/// What happened to one IP family since its last pass.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Changes {
     /// Services of which the object or a slice changed.
@@ -18,9 +18,14 @@ pub struct Changes {
     pub node: bool,
     /// Trigger times (milliseconds since 1970) of the endpoint changes, for the latency metric.
     pub triggered: Vec<i64>,
-    /// Ports of the node newly found to be claimed twice.
+}
+
+/// What Services newly ask for and cannot have.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Disputes {
+    /// Ports of the node that another Service has.
     pub conflicts: Vec<NodePortConflict>,
-    /// External addresses newly found to be somebody else's.
+    /// External addresses that are somebody else's.
     pub claims: Vec<ExternalIpClaim>,
 }
 
@@ -32,13 +37,14 @@ impl Changes {
     }
 }
 
-/// How many objects of each kind were seen to change; the source of upstream's counters.
+/// How many objects of each kind were seen to change; the source of upstream's counters. An object of a
+/// list counts if it is new or differs from what was known.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Seen {
     /// Service events.
     pub services: u64,
     /// EndpointSlice events.
-    pub slices: u64,
+    pub slices: PerFamily<u64>,
 }
 
 /// Folds events into a `Snapshot`.
@@ -54,8 +60,11 @@ pub struct Tracker {
     endpoints: PerFamily<usize>,
     unlisted: Unlisted,
     complete: BTreeSet<ObjectKind>,
-    changes: Changes,
-    triggers: BTreeMap<ServiceName, Vec<i64>>,
+    /// What changes of these families is of no interest.
+    unserved: PerFamily<bool>,
+    changes: PerFamily<Changes>,
+    triggers: PerFamily<BTreeMap<ServiceName, Vec<i64>>>,
+    disputes: Disputes,
     started: i64,
     seen: Seen,
 }
@@ -81,6 +90,17 @@ impl Tracker {
     pub fn reserving(mut self, reserved: Reserved) -> Self {
         self.external_ips.reserved = reserved;
         self
+    }
+
+    /// Only these families are served: what changes of others is noted no more, and forgotten.
+    pub fn serve_only(&mut self, families: impl Iterator<Item = IpFamily>) {
+        self.unserved = PerFamily { v4: true, v6: true };
+        families.for_each(|family| *self.unserved.get_mut(family) = false);
+        for family in IpFamily::ALL {
+            if *self.unserved.get(family) {
+                self.take_changes(family);
+            }
+        }
     }
 
     /// The picture as it is now.
@@ -142,25 +162,31 @@ impl Tracker {
         self.seen
     }
 
-    /// What changed since this was last called.
-    pub fn take_changes(&mut self) -> Changes {
-        let mut changes = std::mem::take(&mut self.changes);
-        changes.triggered = std::mem::take(&mut self.triggers).into_values().flatten().collect();
-        // A list can name the owner of a port last.
-        changes.conflicts.retain(|conflict| self.conflicts_of(&conflict.service).contains(conflict));
+    /// What changed of a family since this was last called for it.
+    pub fn take_changes(&mut self, family: IpFamily) -> Changes {
+        let mut changes = std::mem::take(self.changes.get_mut(family));
+        changes.triggered = std::mem::take(self.triggers.get_mut(family)).into_values().flatten().collect();
         changes
+    }
+
+    /// What Services newly ask for and cannot have, since this was last called.
+    pub fn take_disputes(&mut self) -> Disputes {
+        let mut disputes = std::mem::take(&mut self.disputes);
+        // A list can name the owner of a port last.
+        disputes.conflicts.retain(|conflict| self.conflicts_of(&conflict.service).contains(conflict));
+        disputes
     }
 
     /// How many Services wait for a pass.
     #[must_use]
     pub fn pending(&self) -> usize {
-        self.changes.services.len()
+        self.changes.v4.services.union(&self.changes.v6.services).count()
     }
 
     /// Whether `take_changes` would yield something to do.
     #[must_use]
-    pub fn has_changes(&self) -> bool {
-        !self.changes.is_empty()
+    pub fn has_changes(&self, family: IpFamily) -> bool {
+        !self.changes.get(family).is_empty()
     }
 
     /// Folds one event into the picture.
@@ -209,17 +235,33 @@ impl Tracker {
         }
     }
 
+    /// Notes that the families of a Service have to look at it.
+    fn mark(&mut self, name: &ServiceName, families: PerFamily<bool>) {
+        for family in IpFamily::ALL.into_iter().filter(|family| *families.get(*family)) {
+            self.mark_in(family, name);
+        }
+    }
+
+    fn mark_in(&mut self, family: IpFamily, name: &ServiceName) {
+        if !self.unserved.get(family) {
+            self.changes.get_mut(family).services.insert(name.clone());
+        }
+    }
+
     fn fold_service(&mut self, service: Box<Service>) {
-        self.seen.services += 1;
+        let is_listed = self.unlisted.services.is_some();
         if let Some(unlisted) = &mut self.unlisted.services {
             unlisted.remove(&service.name);
         }
         let name = service.name.clone();
         let record = self.snapshot.services.entry(name.clone()).or_default();
-        if record.service.as_ref() == Some(&service) {
+        let is_known = record.service.as_ref() == Some(&service);
+        self.seen.services += u64::from(!(is_listed && is_known));
+        if is_known {
             return;
         }
         let old = record.service.take();
+        let families = families([old.as_deref(), Some(&service)]);
         let askers = self.external_ips.replace(old.as_deref(), Some(&service));
         let claimants = self.node_ports.replace(old.as_deref(), Some(&service));
         if let Some(record) = self.snapshot.services.get_mut(&name) {
@@ -227,18 +269,20 @@ impl Tracker {
         }
         self.settle_node_ports(claimants);
         self.settle_external_ips(askers);
-        self.changes.services.insert(name);
+        self.mark(&name, families);
     }
 
     fn remove_service(&mut self, name: &ServiceName) {
-        self.seen.services += 1;
-        let Some(record) = self.snapshot.services.get_mut(name) else { return };
-        let Some(old) = record.service.take() else { return };
+        let is_listed_again = self.unlisted.services.is_some() && self.has_listed(ObjectKind::Service);
+        let old = self.snapshot.services.get_mut(name).and_then(|record| record.service.take());
+        // Outside of a list, a Service that is none of ours counts, too, whenever it changes (kube-proxy).
+        self.seen.services += u64::from(!(is_listed_again && old.is_none()));
+        let Some(old) = old else { return };
         let askers = self.external_ips.replace(Some(&old), None);
         let claimants = self.node_ports.replace(Some(&old), None);
         self.settle_node_ports(claimants);
         self.settle_external_ips(askers);
-        self.changes.services.insert(name.clone());
+        self.mark(name, families([Some(&*old), None]));
         self.drop_empty(name);
     }
 
@@ -248,11 +292,12 @@ impl Tracker {
             let judged = self.external_ips.judge(&name, record.service.as_deref(), &self.snapshot.node);
             let Some(claims) = judged else { continue };
             let refused = claims.iter().filter(|claim| claim.refused).map(|claim| claim.address).collect();
+            self.disputes.claims.extend(claims);
             if record.refused_external_ips != refused {
                 record.refused_external_ips = refused;
-                self.changes.services.insert(name);
+                let families = families([record.service.as_deref(), None]);
+                self.mark(&name, families);
             }
-            self.changes.claims.extend(claims);
         }
     }
 
@@ -261,13 +306,14 @@ impl Tracker {
             let Some(record) = self.snapshot.services.get_mut(&name) else { continue };
             let Some(conflicts) = self.node_ports.judge(&name, record.service.as_deref()) else { continue };
             record.refused_node_ports = conflicts.iter().map(|conflict| conflict.wanted_for).collect();
-            self.changes.services.insert(name);
-            self.changes.conflicts.extend(conflicts);
+            let families = families([record.service.as_deref(), None]);
+            self.disputes.conflicts.extend(conflicts);
+            self.mark(&name, families);
         }
     }
 
     fn fold_slice(&mut self, slice: EndpointSlice) {
-        self.seen.slices += 1;
+        let is_listed = self.unlisted.slices.is_some();
         if let Some(unlisted) = &mut self.unlisted.slices {
             unlisted.remove(&slice.name);
         }
@@ -276,19 +322,32 @@ impl Tracker {
         }
         let record = self.snapshot.services.entry(slice.service.clone()).or_default();
         let place = record.slices.binary_search_by(|known| known.name.cmp(&slice.name));
-        if place.is_ok_and(|index| record.slices[index] == slice) {
+        if is_listed && place.is_ok_and(|index| record.slices[index] == slice) {
             return;
         }
-        self.changes.services.insert(slice.service.clone());
-        if let Some(time) = slice.triggered.filter(|time| *time >= self.started) {
-            self.triggers.entry(slice.service.clone()).or_default().push(time);
+        self.note_slice(&slice);
+        self.put_slice(slice);
+    }
+
+    /// Notes that a slice has changed, be it in a field that the model leaves out, such as a label:
+    /// kube-proxy syncs and measures then, too.
+    fn note_slice(&mut self, slice: &EndpointSlice) {
+        *self.seen.slices.get_mut(slice.family) += 1;
+        self.mark_in(slice.family, &slice.service);
+        let triggered = slice.triggered.filter(|time| *time >= self.started);
+        if let Some(time) = triggered.filter(|_| !self.unserved.get(slice.family)) {
+            self.triggers.get_mut(slice.family).entry(slice.service.clone()).or_default().push(time);
         }
-        *self.endpoints.get_mut(slice.family) += weight(&slice);
         match slice.refused {
             0 => self.refused_endpoints.remove(&slice.name),
             count => self.refused_endpoints.insert(slice.name.clone(), count),
         };
-        match place {
+    }
+
+    fn put_slice(&mut self, slice: EndpointSlice) {
+        *self.endpoints.get_mut(slice.family) += weight(&slice);
+        let record = self.snapshot.services.entry(slice.service.clone()).or_default();
+        match record.slices.binary_search_by(|known| known.name.cmp(&slice.name)) {
             Ok(index) => {
                 let old = std::mem::replace(&mut record.slices[index], slice);
                 *self.endpoints.get_mut(old.family) -= weight(&old);
@@ -301,22 +360,25 @@ impl Tracker {
         }
     }
 
+    /// A slice that was never known was of no use, or never there: it does not count (kube-proxy).
     fn remove_slice(&mut self, name: &SliceName) {
-        self.seen.slices += 1;
-        self.take_slice(name);
+        if let Some(family) = self.take_slice(name) {
+            *self.seen.slices.get_mut(family) += 1;
+        }
     }
 
-    fn take_slice(&mut self, name: &SliceName) {
-        let Some(service) = self.slice_services.remove(name) else { return };
+    /// Takes a slice out; returns its family.
+    fn take_slice(&mut self, name: &SliceName) -> Option<IpFamily> {
+        let service = self.slice_services.remove(name)?;
         self.refused_endpoints.remove(name);
-        let Some(record) = self.snapshot.services.get_mut(&service) else { return };
-        if let Ok(index) = record.slices.binary_search_by(|known| known.name.cmp(name)) {
-            let old = record.slices.remove(index);
-            *self.endpoints.get_mut(old.family) -= weight(&old);
-        }
-        self.triggers.remove(&service);
+        let record = self.snapshot.services.get_mut(&service)?;
+        let index = record.slices.binary_search_by(|known| known.name.cmp(name)).ok()?;
+        let old = record.slices.remove(index);
+        *self.endpoints.get_mut(old.family) -= weight(&old);
+        self.triggers.get_mut(old.family).remove(&service);
         self.drop_empty(&service);
-        self.changes.services.insert(service);
+        self.mark_in(old.family, &service);
+        Some(old.family)
     }
 
     fn drop_empty(&mut self, name: &ServiceName) {
@@ -332,11 +394,20 @@ impl Tracker {
         let known = std::mem::replace(&mut self.snapshot.node, node);
         let node = &self.snapshot.node;
         let moved = (&known.addresses, &known.pod_cidrs) != (&node.addresses, &node.pod_cidrs);
-        self.changes.node |= known.zone != node.zone || moved;
+        let counts = known.zone != node.zone || moved;
+        for family in IpFamily::ALL {
+            self.changes.get_mut(family).node |= counts;
+        }
         if moved {
             self.settle_external_ips(self.external_ips.all_askers());
         }
     }
+}
+
+/// The families in which any of these has a cluster IP.
+fn families(services: [Option<&Service>; 2]) -> PerFamily<bool> {
+    let serves = |family| services.iter().flatten().any(|service| service.cluster_ips.get(family).is_some());
+    PerFamily::build(serves)
 }
 
 fn weight(slice: &EndpointSlice) -> usize {

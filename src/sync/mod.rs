@@ -10,6 +10,7 @@ mod pass;
 mod record;
 mod report;
 mod runner;
+mod schedule;
 mod settle;
 
 pub use ask::{Identity, Picture, Question, Told, node_port_words};

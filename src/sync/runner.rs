@@ -4,10 +4,12 @@
 use super::ask::{self, Identity, Question, Told};
 use super::pass::FamilySync;
 use super::report::{Outcome, Recorder, SyncReport};
+use super::schedule::{Ended, Schedule};
 use super::settle::Settlement;
 use crate::backend::{Backend, Look};
-use crate::model::WatchEvent;
+use crate::model::{PerFamily, WatchEvent};
 use crate::state::{Changes, Tracker};
+use anyhow::Result;
 use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
@@ -15,9 +17,6 @@ use tokio::time::Instant;
 /// How often a look is taken at whether the kernel still has our rules. The look costs one small
 /// question to the kernel as long as nobody changed anything.
 const CHECK_PERIOD: Duration = Duration::from_secs(2);
-/// The first wait after a failure; it doubles up to the sync period.
-const FIRST_RETRY: Duration = Duration::from_secs(1);
-
 /// The loop's periods.
 #[derive(Clone, Copy, Debug)]
 pub struct Periods {
@@ -36,22 +35,11 @@ pub struct Runner<B: Backend, R> {
     periods: Periods,
     recorder: R,
     settlement: Settlement,
-    /// Somebody wants a pass.
-    requested: bool,
-    /// No pass before this.
-    earliest: Instant,
-    /// A pass at the latest then.
-    latest: Option<Instant>,
-    /// Passes that failed in a row.
-    failures: u32,
-    last_full: Instant,
+    /// When each family is synced: each by its own changes, as in kube-proxy.
+    schedules: PerFamily<Schedule>,
     /// The first look from then on is a thorough one: one in a sync period, whatever it costs, for drift must
     /// not stand longer.
     thorough_from: Instant,
-    /// When Services that the kernel refused are tried again, all else being well.
-    retry_refused: Option<Instant>,
-    /// Full passes in a row in which a Service was refused.
-    refusals: u32,
     /// Mode and tools, for those who ask.
     identity: Identity,
     questions: Option<mpsc::Receiver<Question>>,
@@ -59,22 +47,17 @@ pub struct Runner<B: Backend, R> {
 
 impl<B: Backend, R: Recorder> Runner<B, R> {
     /// A loop that has seen nothing yet.
-    pub fn new(tracker: Tracker, families: Vec<FamilySync<B>>, periods: Periods, recorder: R) -> Self {
+    pub fn new(mut tracker: Tracker, families: Vec<FamilySync<B>>, periods: Periods, recorder: R) -> Self {
         let now = Instant::now();
+        tracker.serve_only(families.iter().map(FamilySync::family));
         Runner {
             tracker,
             families,
             periods,
             recorder,
             settlement: Settlement::default(),
-            requested: false,
-            earliest: now,
-            latest: None,
-            failures: 0,
-            last_full: now,
+            schedules: PerFamily::build(|_| Schedule::new(now)),
             thorough_from: now,
-            retry_refused: None,
-            refusals: 0,
             identity: Identity::default(),
             questions: None,
         }
@@ -97,7 +80,7 @@ impl<B: Backend, R: Recorder> Runner<B, R> {
     /// Runs until the source of events is gone. Whatever is in the kernel stays there.
     pub async fn run(&mut self, events: &mut mpsc::Receiver<WatchEvent>) {
         if self.tracker.is_complete() {
-            self.request();
+            self.request_what_changed();
         }
         let mut check = tokio::time::interval(CHECK_PERIOD);
         check.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -122,12 +105,10 @@ impl<B: Backend, R: Recorder> Runner<B, R> {
         while let Ok(event) = events.try_recv() {
             self.tracker.fold(event);
         }
-        let first = self.latest.is_none() && self.failures == 0;
-        if self.tracker.is_complete() && (self.tracker.has_changes() || first) {
-            self.request();
+        if self.tracker.is_complete() {
+            self.request_what_changed();
         }
-        let seen = self.tracker.seen();
-        self.recorder.seen(seen.services, seen.slices, self.tracker.pending());
+        self.tell_seen();
         self.recorder.node(&self.tracker.snapshot().node);
     }
 
@@ -136,11 +117,24 @@ impl<B: Backend, R: Recorder> Runner<B, R> {
         told.answer(question);
     }
 
-    fn request(&mut self) {
-        self.requested = true;
-        for family in &self.families {
-            self.recorder.queued(family.family());
+    /// Asks for a pass over every family that has something to do, or was never synced.
+    fn request_what_changed(&mut self) {
+        for family in self.families.iter().map(FamilySync::family) {
+            let schedule = self.schedules.get_mut(family);
+            if schedule.is_new() || self.tracker.has_changes(family) {
+                schedule.request();
+                self.recorder.queued(family);
+            }
         }
+    }
+
+    fn tell_seen(&mut self) {
+        let seen = self.tracker.seen();
+        let families = self.families.iter().map(FamilySync::family);
+        let slices = families.clone().map(|family| seen.slices.get(family)).sum();
+        // Each family of kube-proxy counts all Services.
+        let services = seen.services * families.map(|_| 1).sum::<u64>();
+        self.recorder.seen(services, slices, self.tracker.pending());
     }
 
     /// When the next pass is due.
@@ -148,74 +142,47 @@ impl<B: Backend, R: Recorder> Runner<B, R> {
         if !self.tracker.is_complete() {
             return None;
         }
-        if self.requested { Some(self.earliest) } else { self.latest.map(|latest| latest.max(self.earliest)) }
+        self.families.iter().filter_map(|family| self.schedules.get(family.family()).due()).min()
     }
 
-    /// One pass over every family. They are independent: one that fails does not hold up the
-    /// other.
+    /// One pass over every family whose time has come. They are independent: one that fails does not hold
+    /// up the other.
     async fn sync(&mut self) {
-        self.requested = false;
-        let changes = self.tracker.take_changes();
-        self.recorder.conflicts(&changes.conflicts);
-        self.recorder.claims(&changes.claims);
+        let disputes = self.tracker.take_disputes();
+        self.recorder.conflicts(&disputes.conflicts);
+        self.recorder.claims(&disputes.claims);
         self.recorder.doubted(&self.tracker);
-        let retry = self.retry_refused.is_some_and(|due| due <= Instant::now());
-        if retry || self.last_full.elapsed() >= self.periods.full {
-            self.families.iter_mut().for_each(FamilySync::forget);
-            self.last_full = Instant::now();
-            self.retry_refused = None;
-        }
-        let (mut failed, mut refused) = (false, false);
-        for family in &mut self.families {
-            let report = pass(family, &self.tracker, &changes).await;
-            failed |= matches!(report.outcome, Outcome::Failed(_));
-            self.recorder.passed(&report);
-            if let Outcome::Done(applied) = &report.outcome {
-                refused |= applied.newly_refused().next().is_some();
-                let left_out = applied.refused.iter().map(|refusal| refusal.service.clone()).collect();
-                let plan = family.plan(self.tracker.snapshot(), &changes, report.kind);
-                let settled = self.settlement.settle(&plan, &left_out).await;
-                self.recorder.settled(family.family(), &settled);
+        for index in 0..self.families.len() {
+            let due = self.schedules.get(self.families[index].family()).due();
+            if due.is_some_and(|due| due <= Instant::now()) {
+                self.sync_family(index).await;
             }
         }
-        if !failed {
+        if self.families.iter().all(|family| self.schedules.get(family.family()).stands()) {
             self.settlement.stands();
         }
-        self.schedule_refused(refused);
-        self.schedule(failed);
-        let seen = self.tracker.seen();
-        self.recorder.seen(seen.services, seen.slices, self.tracker.pending());
+        self.tell_seen();
     }
 
-    /// Every family is as the last changes want it, as far as we know.
-    fn is_synced(&self) -> bool {
-        self.latest.is_some() && self.failures == 0 && !self.requested
-    }
-
-    fn schedule(&mut self, failed: bool) {
-        let now = Instant::now();
-        self.earliest = now + self.periods.min;
-        if failed {
-            let doubled = FIRST_RETRY.saturating_mul(1 << self.failures.min(16));
-            self.failures += 1;
-            self.latest = Some(now + doubled.min(self.periods.sync));
-        } else {
-            self.failures = 0;
-            let full = self.last_full + self.periods.full;
-            self.latest = Some(self.retry_refused.map_or(full, |retry| retry.min(full)));
+    async fn sync_family(&mut self, index: usize) {
+        let Runner { families, schedules, tracker, recorder, settlement, periods, .. } = self;
+        let family = &mut families[index];
+        let schedule = schedules.get_mut(family.family());
+        if schedule.begin(Instant::now(), periods.full) {
+            family.forget();
         }
-    }
-
-    /// What made the kernel refuse a Service may go away without the Service changing: it is
-    /// tried again, ever more seldom.
-    fn schedule_refused(&mut self, refused: bool) {
-        if refused {
-            let doubled = self.periods.sync.saturating_mul(1 << self.refusals.min(16));
-            self.refusals += 1;
-            self.retry_refused = Some(Instant::now() + doubled.min(self.periods.full));
-        } else if self.retry_refused.is_none() {
-            self.refusals = 0;
+        let changes = tracker.take_changes(family.family());
+        let report = pass(family, tracker, &changes).await;
+        recorder.passed(&report);
+        let mut ended = Ended::Failed;
+        if let Outcome::Done(applied) = &report.outcome {
+            ended = if applied.newly_refused().next().is_some() { Ended::Refusing } else { Ended::Well };
+            let left_out = applied.refused.iter().map(|refusal| refusal.service.clone()).collect();
+            let plan = family.plan(tracker.snapshot(), &changes, report.kind);
+            let settled = settlement.settle(&plan, &left_out).await;
+            recorder.settled(family.family(), &settled);
         }
+        schedule.end(Instant::now(), ended, periods);
     }
 
     /// Looks whether the kernel still has our rules, and the node its addresses; if not, there is
@@ -225,19 +192,19 @@ impl<B: Backend, R: Recorder> Runner<B, R> {
         self.recorder.taken(&taken);
         let now = Instant::now();
         let look = if self.thorough_from <= now { Look::Thorough } else { Look::Quick };
-        let (mut drifted, mut checked) = (false, self.is_synced());
+        let mut fine = true;
         for family in &mut self.families {
-            match family.addresses_changed() {
-                Ok(changed) => drifted |= changed,
-                Err(error) => self.recorder.unverified(family.family(), &error),
-            }
-            match family.verify(look).await {
-                Ok(found) => {
-                    drifted |= !found.is_empty();
-                    self.recorder.verified(family.family(), &found);
+            let schedule = self.schedules.get_mut(family.family());
+            fine &= schedule.is_synced();
+            match found_changed(family, look, &mut self.recorder).await {
+                Ok(false) => {}
+                Ok(true) => {
+                    fine = false;
+                    schedule.request_now(Instant::now());
+                    self.recorder.queued(family.family());
                 }
                 Err(error) => {
-                    checked = false;
+                    fine = false;
                     self.recorder.unverified(family.family(), &error);
                 }
             }
@@ -245,13 +212,25 @@ impl<B: Backend, R: Recorder> Runner<B, R> {
         if look == Look::Thorough {
             self.thorough_from = now + self.periods.sync.saturating_sub(CHECK_PERIOD);
         }
-        if drifted {
-            self.request();
-            self.earliest = Instant::now();
-        } else if checked {
+        if fine {
             self.settlement.works();
         }
     }
+}
+
+/// Whether the kernel has something else than we left there, or the node other addresses.
+async fn found_changed<B: Backend>(
+    family: &mut FamilySync<B>,
+    look: Look,
+    recorder: &mut impl Recorder,
+) -> Result<bool> {
+    let moved = family.addresses_changed().unwrap_or_else(|error| {
+        recorder.unverified(family.family(), &error);
+        false
+    });
+    let found = family.verify(look).await?;
+    recorder.verified(family.family(), &found);
+    Ok(moved || !found.is_empty())
 }
 
 #[cfg(test)]

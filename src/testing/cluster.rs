@@ -39,7 +39,7 @@ impl Cluster {
             tracker.fold(service(number));
             tracker.fold(slice(number, if number % 100 == 7 { 0 } else { ENDPOINTS }));
         }
-        tracker.take_changes();
+        tracker.take_changes(IpFamily::V4);
         let features = Features { tree_threshold: 100, ..Features::default() };
         let mut cluster = Cluster {
             tracker,
@@ -64,7 +64,7 @@ impl Cluster {
     /// Takes an event in; what the next pass is told of it.
     pub fn fold(&mut self, event: WatchEvent) -> Changes {
         self.tracker.fold(event);
-        self.tracker.take_changes()
+        self.tracker.take_changes(IpFamily::V4)
     }
 
     /// The plan of what changed, or of everything.

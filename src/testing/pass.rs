@@ -37,7 +37,7 @@ pub async fn run<B: Backend>(
     backend: &mut B,
     known: &mut Option<B::Baseline>,
 ) -> Result<Applied> {
-    let changes = tracker.take_changes();
+    let changes = tracker.take_changes(settings.family);
     let (mut baseline, scope) = match known.take() {
         Some(baseline) => (baseline, Scope::Only(&changes.services)),
         None => (backend.observe().await?, Scope::All),

@@ -308,14 +308,13 @@ impl<S: Source> Stream<S> {
                 self.listed = true;
                 Some(WatchEvent::Listed(S::KIND))
             }
-            Event::InitApply(object) => {
+            Event::InitApply(object) | Event::Apply(object) => {
                 if let Some(listing) = &mut self.listing {
                     listing.objects += 1;
                 }
-                // What a list does not name is gone, so the unusable need not be named.
-                self.convert(&object)
+                // In a list, too: whoever counts events counts those of no use.
+                self.convert(&object).or_else(|| self.gone(&object))
             }
-            Event::Apply(object) => self.convert(&object).or_else(|| self.gone(&object)),
             Event::Delete(object) => {
                 let (namespace, name) = names(&object);
                 self.told.forget(namespace, name);

@@ -51,10 +51,13 @@ fn an_identical_replay_changes_nothing() {
     let mut tracker = Tracker::default();
     tracker.fold(service("web", 1, 0));
     tracker.fold(slice("web-1", "web", 5));
-    assert_eq!(names(&tracker.take_changes()), ["shop/web"]);
+    assert_eq!(names(&tracker.take_changes(IpFamily::V4)), ["shop/web"]);
+    for kind in [ObjectKind::Service, ObjectKind::EndpointSlice] {
+        tracker.fold(WatchEvent::Listing(kind));
+    }
     tracker.fold(service("web", 1, 0));
     tracker.fold(slice("web-1", "web", 5));
-    assert!(!tracker.has_changes());
+    assert!(!tracker.has_changes(IpFamily::V4));
 }
 
 #[test]
@@ -64,14 +67,14 @@ fn a_relist_removes_what_it_does_not_name() {
         tracker.fold(service(name, 1, 0));
         tracker.fold(slice(name, name, 5));
     }
-    tracker.take_changes();
+    tracker.take_changes(IpFamily::V4);
     tracker.fold(WatchEvent::Listing(ObjectKind::Service));
     tracker.fold(service("a", 1, 0));
     tracker.fold(WatchEvent::Listed(ObjectKind::Service));
     tracker.fold(WatchEvent::Listing(ObjectKind::EndpointSlice));
     tracker.fold(slice("a", "a", 5));
     tracker.fold(WatchEvent::Listed(ObjectKind::EndpointSlice));
-    assert_eq!(names(&tracker.take_changes()), ["shop/b"]);
+    assert_eq!(names(&tracker.take_changes(IpFamily::V4)), ["shop/b"]);
     assert_eq!(tracker.snapshot().services.len(), 1);
     assert_eq!(tracker.endpoints(IpFamily::V4), 1);
 }
@@ -80,9 +83,9 @@ fn a_relist_removes_what_it_does_not_name() {
 fn a_slice_that_changes_its_service_leaves_the_old_one() {
     let mut tracker = Tracker::default();
     tracker.fold(slice("s", "a", 5));
-    tracker.take_changes();
+    tracker.take_changes(IpFamily::V4);
     tracker.fold(slice("s", "b", 5));
-    assert_eq!(names(&tracker.take_changes()), ["shop/a", "shop/b"]);
+    assert_eq!(names(&tracker.take_changes(IpFamily::V4)), ["shop/a", "shop/b"]);
     assert_eq!(tracker.snapshot().services.len(), 1);
     assert_eq!(tracker.endpoints(IpFamily::V4), 1);
 }
@@ -91,18 +94,19 @@ fn a_slice_that_changes_its_service_leaves_the_old_one() {
 fn the_older_service_keeps_a_contested_node_port_and_the_other_gets_it_when_it_goes() {
     let mut tracker = Tracker::default();
     tracker.fold(service("young", 9, 30080));
-    assert!(tracker.take_changes().conflicts.is_empty());
+    assert!(tracker.take_disputes().conflicts.is_empty());
     tracker.fold(service("old", 1, 30080));
-    let changes = tracker.take_changes();
+    let changes = tracker.take_changes(IpFamily::V4);
     assert_eq!(names(&changes), ["shop/old", "shop/young"]);
-    assert_eq!(changes.conflicts.len(), 1);
-    assert_eq!(changes.conflicts[0].service.as_str(), "shop/young");
-    assert_eq!(changes.conflicts[0].owner.as_str(), "shop/old");
+    let conflicts = tracker.take_disputes().conflicts;
+    assert_eq!(conflicts.len(), 1);
+    assert_eq!(conflicts[0].service.as_str(), "shop/young");
+    assert_eq!(conflicts[0].owner.as_str(), "shop/old");
     let young = &tracker.snapshot().services[&ServiceName::new("shop", "young")];
     assert_eq!(young.refused_node_ports, [NodePortUse::Traffic(0)]);
 
     tracker.fold(WatchEvent::ServiceGone(ServiceName::new("shop", "old")));
-    assert_eq!(names(&tracker.take_changes()), ["shop/old", "shop/young"]);
+    assert_eq!(names(&tracker.take_changes(IpFamily::V4)), ["shop/old", "shop/young"]);
     let young = &tracker.snapshot().services[&ServiceName::new("shop", "young")];
     assert!(young.refused_node_ports.is_empty());
 }
@@ -147,7 +151,7 @@ fn the_second_claimant_of_a_port_of_the_node_goes_without(
     let mut tracker = Tracker::default();
     tracker.fold(claimant("young", 9, second));
     tracker.fold(claimant("old", 1, first));
-    let told = tracker.take_changes().conflicts;
+    let told = tracker.take_disputes().conflicts;
     assert_eq!(tracker.conflicts().cloned().collect::<Vec<_>>(), told);
     let of_young = told.iter().filter(|conflict| conflict.service.as_str() == "shop/young");
     let of_young: Vec<_> = of_young.cloned().collect();
@@ -174,7 +178,7 @@ fn a_list_that_names_the_owner_of_a_port_last_tells_of_that_owner_only() {
     for (name, created) in [("c", 3), ("b", 2), ("a", 1)] {
         tracker.fold(claimant(name, created, &[TCP]));
     }
-    let owners: Vec<_> = tracker.take_changes().conflicts.into_iter().map(|it| it.owner).collect();
+    let owners: Vec<_> = tracker.take_disputes().conflicts.into_iter().map(|it| it.owner).collect();
     assert_eq!(owners, [ServiceName::new("shop", "a"), ServiceName::new("shop", "a")]);
 }
 
@@ -183,7 +187,7 @@ fn services_of_the_same_age_are_ordered_by_name() {
     let mut tracker = Tracker::default();
     tracker.fold(service("b", 1, 30080));
     tracker.fold(service("a", 1, 30080));
-    assert_eq!(tracker.take_changes().conflicts[0].service.as_str(), "shop/b");
+    assert_eq!(tracker.take_disputes().conflicts[0].service.as_str(), "shop/b");
 }
 
 #[test]
@@ -191,10 +195,10 @@ fn trigger_times_before_the_start_and_of_removed_slices_are_not_reported() {
     let mut tracker = Tracker::new(NodeFacts::default(), 1005);
     tracker.fold(slice("early", "a", 4));
     tracker.fold(slice("late", "a", 6));
-    assert_eq!(tracker.take_changes().triggered, [1006]);
+    assert_eq!(tracker.take_changes(IpFamily::V4).triggered, [1006]);
     tracker.fold(slice("late", "a", 7));
     tracker.fold(WatchEvent::SliceGone("shop/late".into()));
-    assert!(tracker.take_changes().triggered.is_empty());
+    assert!(tracker.take_changes(IpFamily::V4).triggered.is_empty());
 }
 
 #[test]
@@ -204,9 +208,9 @@ fn only_what_rules_depend_on_counts_as_a_change_of_our_node() {
     let mut counts = |change: fn(&mut NodeFacts)| {
         change(&mut facts);
         tracker.fold(WatchEvent::Node(Arc::new(facts.clone())));
-        let first = tracker.take_changes().node;
+        let first = tracker.take_changes(IpFamily::V4).node;
         tracker.fold(WatchEvent::Node(Arc::new(facts.clone())));
-        (first, tracker.has_changes())
+        (first, tracker.has_changes(IpFamily::V4))
     };
     assert_eq!(counts(|node| node.zone = Some("z0".into())), (true, false));
     assert_eq!(counts(|node| node.addresses = ["10.0.0.1".parse().unwrap()].into()), (true, false));
@@ -264,4 +268,56 @@ fn refused_endpoints_are_known_as_long_as_their_slice_has_them() {
     tracker.fold(refusing(3));
     tracker.fold(WatchEvent::SliceGone("shop/web-1".into()));
     assert!(known(&tracker).is_empty());
+}
+
+#[test]
+fn a_change_is_one_of_the_families_that_it_is_in() {
+    let mut tracker = Tracker::new(NodeFacts::default(), 0);
+    tracker.fold(service("v4", 1, 0));
+    let WatchEvent::Service(mut dual) = service("dual", 1, 0) else { unreachable!() };
+    dual.cluster_ips.v6 = Some([0xfd00, 0, 0, 0, 0, 0, 0, 1].into());
+    tracker.fold(WatchEvent::Service(dual.clone()));
+    let WatchEvent::Slice(mut v6) = slice("dual-6", "dual", 5) else { unreachable!() };
+    v6.family = IpFamily::V6;
+    tracker.fold(WatchEvent::Slice(v6));
+    assert_eq!(tracker.pending(), 2);
+    assert_eq!(names(&tracker.take_changes(IpFamily::V4)), ["shop/dual", "shop/v4"]);
+    let changes = tracker.take_changes(IpFamily::V6);
+    assert_eq!((names(&changes), &changes.triggered[..]), (vec!["shop/dual"], &[1005][..]));
+
+    // The family that it leaves has to hear of it, too.
+    dual.cluster_ips.v4 = None;
+    tracker.fold(WatchEvent::Service(dual));
+    assert!(tracker.has_changes(IpFamily::V4) && tracker.has_changes(IpFamily::V6));
+}
+
+#[test]
+fn of_a_family_that_is_not_served_nothing_is_kept() {
+    let mut tracker = Tracker::new(NodeFacts::default(), 0);
+    tracker.fold(slice("before", "web", 4));
+    tracker.serve_only([IpFamily::V6].into_iter());
+    tracker.fold(service("web", 1, 0));
+    tracker.fold(slice("web-4", "web", 5));
+    assert_eq!((tracker.pending(), tracker.take_changes(IpFamily::V4)), (0, Changes::default()));
+}
+
+#[test]
+fn a_list_counts_what_it_changes() {
+    let mut tracker = Tracker::default();
+    let list = |tracker: &mut Tracker, kind, events: Vec<WatchEvent>| {
+        tracker.fold(WatchEvent::Listing(kind));
+        events.into_iter().for_each(|event| tracker.fold(event));
+        tracker.fold(WatchEvent::Listed(kind));
+        (tracker.seen().services, tracker.seen().slices.v4)
+    };
+    let external_name = || WatchEvent::ServiceGone(ServiceName::new("shop", "external-name"));
+    let services = vec![service("a", 1, 0), service("b", 1, 0), external_name()];
+    assert_eq!(list(&mut tracker, ObjectKind::Service, services), (3, 0));
+    let slices = vec![slice("a-1", "a", 5), slice("b-1", "b", 6)];
+    assert_eq!(list(&mut tracker, ObjectKind::EndpointSlice, slices), (3, 2));
+    // Again: one changed, one gone, one the same.
+    let services = vec![service("a", 1, 30080), external_name()];
+    assert_eq!(list(&mut tracker, ObjectKind::Service, services), (5, 2));
+    let slices = vec![slice("a-1", "a", 5), slice("b-1", "b", 7)];
+    assert_eq!(list(&mut tracker, ObjectKind::EndpointSlice, slices), (5, 3));
 }
