@@ -18,7 +18,7 @@ use rstest::rstest;
 use serde_json::{Value, json};
 
 use crate::BINARY;
-use crate::memory::{serve, start};
+use crate::memory::{our_node, serve, start};
 
 /// A sync, on a busy machine.
 const SYNC: Duration = Duration::from_secs(120);
@@ -252,7 +252,11 @@ fn doubtful_objects() -> Vec<Value> {
     vec![
         service(
             "web",
-            json!({"clusterIP": "10.96.0.30", "clusterIPs": ["10.96.0.30"], "externalIPs": ["192.0.2.1"], "ports": ports}),
+            json!({
+                "type": "NodePort", "clusterIP": "10.96.0.30", "clusterIPs": ["10.96.0.30"],
+                "externalIPs": ["192.0.2.1"],
+                "ports": [{"name": "http", "port": 80, "protocol": "TCP", "nodePort": 8080}],
+            }),
         ),
         slice("web-x", label("web"), &["10.128.0.5", "169.254.169.254"]),
         service("headless", json!({"clusterIP": "None", "ports": ports})),
@@ -261,22 +265,31 @@ fn doubtful_objects() -> Vec<Value> {
     ]
 }
 
-#[test]
-fn without_the_daemon_the_api_server_and_the_kernel_are_asked() {
+/// Whatever the source, the same is wrong with the same objects.
+#[rstest]
+#[case::api_server("--kubeconfig")]
+#[case::manifests("--manifests")]
+fn without_the_daemon_the_source_and_the_kernel_are_asked(#[case] source: &str) {
     let node = lone_node().unwrap();
     give_idle_uplink(&node).unwrap();
     let folder = Folder::create().unwrap();
     let server = node.run(serve).unwrap();
-    for object in doubtful_objects() {
+    let objects = [vec![our_node()], doubtful_objects()].concat();
+    folder.write("objects.yaml", &to_manifest(&objects)).unwrap();
+    for object in objects {
         server.put(object);
     }
-    let kubeconfig = server.kubeconfig(folder.path()).unwrap();
+    let path = match source {
+        "--kubeconfig" => server.kubeconfig(folder.path()).unwrap(),
+        _ => folder.path().join("objects.yaml"),
+    };
     let ask = |service: &str, flags: &[&str]| {
-        let source = ["--kubeconfig", kubeconfig.to_str().unwrap(), "--hostname-override", "node", service];
+        let source = [source, path.to_str().unwrap(), "--hostname-override", "node", service];
         explain(&node, &[&source, flags].concat())
     };
     let (report, status) = ask("shop/web", &[]);
-    let wanted = ["endpoints-refused", "external-ip-contested", "kernel-object-missing"];
+    let wanted =
+        ["endpoints-refused", "external-ip-contested", "kernel-object-missing", "node-port-outside-range"];
     assert_eq!((codes(&report), status), (wanted.into(), 1), "{report:#}");
     assert_eq!(report["plan"]["contestedIps"][0]["address"], "192.0.2.1");
     let (report, _) = ask("shop/web", &["--strict-external-ips"]);

@@ -9,7 +9,7 @@ use kube_proxy_rs::testing::netns::Namespace;
 use kube_proxy_rs::testing::proxy::{Flavor, Folder, save, status_kb, wait_until};
 use kube_proxy_rs::testing::stub_api::StubApi;
 use rstest::rstest;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::BINARY;
 use crate::running::Running;
@@ -28,11 +28,15 @@ fn status(running: &Running, field: &str) -> u64 {
 /// An API server in the calling thread's namespace, with our Node.
 pub(crate) fn serve() -> Arc<StubApi> {
     let server = StubApi::start_on_a_thread().unwrap();
-    server.put(json!({
+    server.put(our_node());
+    server
+}
+
+pub(crate) fn our_node() -> Value {
+    json!({
         "apiVersion": "v1", "kind": "Node", "metadata": {"name": "node"},
         "status": {"addresses": [{"type": "InternalIP", "address": "192.0.2.1"}]},
-    }));
-    server
+    })
 }
 
 pub(crate) fn start(server: &StubApi, flavor: Flavor, folder: &Folder) -> Running {

@@ -10,7 +10,8 @@ use crate::kernel::iptables as tools;
 use crate::model::{IpFamily, NodeFacts};
 use crate::plan::{Plan, Scope};
 use crate::state::Tracker;
-use crate::watch::manifests::{self, ManifestOptions};
+use crate::watch::convert::Severity;
+use crate::watch::manifests::{self, ManifestError, ManifestOptions};
 use anyhow::Result;
 use std::net::IpAddr;
 
@@ -23,10 +24,13 @@ pub(super) fn render(config: &Config, family: IpFamily) -> Result<Answer> {
         node_name: config.node_name.clone(),
         node_port_range: config.node_ports.range.0..=config.node_ports.range.1,
     };
-    let (events, errors) = manifests::load(&config.sources.manifests, &options)?;
-    for error in &errors {
-        complain(format_args!("Error: {error}"));
+    let (events, problems) = manifests::load(&config.sources.manifests, &options)?;
+    let is_error = |problem: &&ManifestError| problem.severity == Severity::Error;
+    for problem in &problems {
+        let word = if is_error(&problem) { "Error" } else { "Warning" };
+        complain(format_args!("{word}: {problem}"));
     }
+    let errors = problems.iter().filter(is_error).count();
     let node = NodeFacts { name: config.node_name.as_str().into(), ..NodeFacts::default() };
     let mut tracker = Tracker::new(node, i64::MAX).reserving(families::reserved(config));
     events.into_iter().for_each(|event| tracker.fold(event));
@@ -44,11 +48,10 @@ pub(super) fn render(config: &Config, family: IpFamily) -> Result<Answer> {
         Mode::Iptables => iptables(config, plan)?,
         Mode::Ipvs => ipvs(config, &plan)?,
     };
-    if !errors.is_empty() {
-        let count = errors.len();
-        complain(format_args!("Error: {count} problems in the manifests; the rules are those of the rest"));
+    if errors > 0 {
+        complain(format_args!("Error: {errors} errors in the manifests; the rules are those of the rest"));
     }
-    Ok(Answer { text, status: u8::from(!errors.is_empty()) })
+    Ok(Answer { text, status: u8::from(errors > 0) })
 }
 
 fn iptables(config: &Config, plan: Plan<'_>) -> Result<String> {

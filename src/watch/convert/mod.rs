@@ -11,11 +11,11 @@ mod services;
 mod slices;
 
 pub use nodes::node;
-pub use services::service;
+pub use services::{node_ports_outside, service};
 pub use slices::endpoint_slice;
 
-pub(super) use names::{check_name, check_namespace, quoted};
-pub(super) use parse::{parse_ip, special};
+pub(super) use names::quoted;
+pub(super) use parse::parse_ip;
 
 use std::fmt;
 

@@ -26,13 +26,13 @@ fn is_dns_name(text: &str) -> bool {
 }
 
 /// `metadata.name` of most kinds.
-pub(in crate::watch) fn check_name<'a>(name: Option<&'a str>, issues: &mut Issues) -> Option<&'a str> {
+pub(super) fn check_name<'a>(name: Option<&'a str>, issues: &mut Issues) -> Option<&'a str> {
     let name = required(name, "metadata.name", issues)?;
     checked(name, is_dns_name(name), "metadata.name", "a DNS name of at most 253 characters", issues)
 }
 
 /// `metadata.namespace`.
-pub(in crate::watch) fn check_namespace<'a>(name: Option<&'a str>, issues: &mut Issues) -> Option<&'a str> {
+pub(super) fn check_namespace<'a>(name: Option<&'a str>, issues: &mut Issues) -> Option<&'a str> {
     let name = required(name, "metadata.namespace", issues)?;
     check_label(name, "metadata.namespace", issues)
 }

@@ -8,7 +8,7 @@ use std::net::IpAddr;
 
 /// What makes an address one that neither endpoints nor external IPs can have (API): it would lead
 /// to whoever asks, or to whoever is on the same link.
-pub(in crate::watch) fn special(ip: IpAddr) -> Option<&'static str> {
+pub(super) fn special(ip: IpAddr) -> Option<&'static str> {
     let link_local = match ip {
         IpAddr::V4(v4) => v4.is_link_local() || v4.octets()[..3] == [224, 0, 0],
         IpAddr::V6(v6) => v6.is_unicast_link_local() || v6.segments()[0] & 0xff0f == 0xff02,

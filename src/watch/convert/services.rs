@@ -2,7 +2,7 @@
 
 use super::names::{check_label, check_namespace, check_service_name, quoted};
 use super::parse::{self, parse_cidr, parse_ip, port_number};
-use super::{Converted, Issues};
+use super::{Converted, Issue, Issues, Severity};
 use crate::model::{
     Cidr, External, IpFamily, IpvsScheduler, PerFamily, Service, ServiceName, ServicePort, TrafficPolicy,
 };
@@ -10,6 +10,7 @@ use crate::watch::objects::{
     IPVS_SCHEDULER_ANNOTATION, PROXY_NAME_LABEL, ServiceObject, ServicePortObject, ServiceSpec,
 };
 use std::net::IpAddr;
+use std::ops::RangeInclusive;
 
 /// What the API server makes of `ClientIP` without a timeout: three hours.
 const DEFAULT_AFFINITY_SECONDS: u32 = 10_800;
@@ -51,6 +52,17 @@ pub fn service(object: &ServiceObject) -> Converted<Service> {
         cluster_ips,
     };
     issues.converted(Some(service))
+}
+
+/// Node ports that are not among those that the cluster is said to give out. They are used: whoever gave
+/// them out knows better.
+pub fn node_ports_outside(service: &Service, range: &RangeInclusive<u16>) -> impl Iterator<Item = Issue> {
+    let ports = service.ports.iter().enumerate().filter(|(_, port)| port.node_port != 0);
+    ports.filter(|(_, port)| !range.contains(&port.node_port)).map(|(index, port)| Issue {
+        field: format!("spec.ports[{index}].nodePort"),
+        message: format!("{} is outside --service-node-port-range and is used all the same", port.node_port),
+        severity: Severity::Warning,
+    })
 }
 
 /// The scheduler that the Service's annotation asks for; a bad one is reported and not used.

@@ -162,12 +162,12 @@ fn address(endpoint: &EndpointObject, index: usize, family: IpFamily, issues: &m
 }
 
 /// Who may write slices may not thereby reach what only the node itself, or its neighbours on the
-/// link, can reach: such addresses are refused, whoever checked them before.
+/// link, can reach: such addresses are refused, whoever checked them before. The other endpoints of the
+/// slice are none the worse for it.
 fn is_refused(ip: IpAddr, index: usize, issues: &mut Issues) -> bool {
     let field = format_args!("endpoints[{index}].addresses[0]");
     match special(ip) {
-        Some(what) => issues.error(field, format_args!("{ip} is {what}; the endpoint is not used")),
-        // The API server refuses only those of the link.
+        Some(what) => issues.warning(field, format_args!("{ip} is {what}; the endpoint is not used")),
         None if ip.is_multicast() => {
             issues.warning(field, format_args!("{ip} is a multicast address; the endpoint is not used"));
         }

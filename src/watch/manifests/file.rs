@@ -124,14 +124,12 @@ impl Reader<'_> {
     fn service(&mut self, place: Place, mut object: ServiceObject) {
         defaults::service(&mut object);
         let subject = Subject::new(place, "Service", &object.metadata, true);
-        let mut refused_ports = Issues::default();
-        validate::node_ports(&mut object, self.options, &mut refused_ports);
-        for issue in refused_ports.into_vec() {
-            self.report(&subject, issue);
-        }
         let mut issues = Issues::default();
         validate::service(&object, &mut issues);
-        if let Some(service) = self.settle(&subject, issues, convert::service(&object)) {
+        let mut converted = convert::service(&object);
+        let outside = |service| convert::node_ports_outside(service, &self.options.node_port_range);
+        converted.issues.extend(converted.value.iter().flat_map(outside));
+        if let Some(service) = self.settle(&subject, issues, converted) {
             let key = Key::Service(service.name.clone());
             self.content.objects.push(Object { key, place, event: WatchEvent::Service(Box::new(service)) });
         }

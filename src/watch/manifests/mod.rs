@@ -1,6 +1,7 @@
 //! Objects from files instead of an API server: for nodes without a cluster, and for trying things
-//! out. Services, EndpointSlices and our Node are read from YAML or JSON files, held to the rules of
-//! the API server, and read again when the files change.
+//! out. Services, EndpointSlices and our Node are read from YAML or JSON files, and read again when the
+//! files change. They become the model's as those of an API server do; what only the server would have
+//! seen to is checked first.
 //!
 //! Nothing that is wrong with a file takes effect. If a file has been good once, what it said then
 //! stays in force until it is good again; before that, its good objects count and the others do

@@ -1,12 +1,11 @@
-//! What the API server checks and conversion does not need to: it sees to it that what comes from
-//! an API server makes sense, and nobody does so for a file.
+//! The rules of the API between the fields of an object: an API server enforces them, and nobody
+//! does so for a file. Every field for itself is looked at by conversion, whatever the source.
 //!
 //! A field that is set where it means nothing is told and left alone. The API server refuses some
 //! of these, but nothing that the proxy does depends on them.
 
-use super::ManifestOptions;
 use crate::model::IpFamily;
-use crate::watch::convert::{Issues, check_name, check_namespace, parse_ip, quoted, special};
+use crate::watch::convert::{Issues, parse_ip, quoted};
 use crate::watch::objects::{
     EndpointObject, EndpointSliceObject, ServiceObject, ServicePortObject, ServiceSpec,
 };
@@ -18,8 +17,6 @@ const MAX_ADDRESSES: usize = 100;
 /// Checks a Service that has its defaults.
 pub(super) fn service(object: &ServiceObject, issues: &mut Issues) {
     let spec = &object.spec;
-    check_name(object.metadata.name.as_deref(), issues);
-    check_namespace(object.metadata.namespace.as_deref(), issues);
     let cluster_ip = spec.cluster_ip.as_deref().unwrap_or_default();
     let service_type = spec.service_type.as_deref().unwrap_or_default();
     if service_type != "ExternalName" {
@@ -32,27 +29,6 @@ pub(super) fn service(object: &ServiceObject, issues: &mut Issues) {
     port_numbers(&spec.ports, issues);
     external_ips(spec, issues);
     unused_fields(spec, service_type, issues);
-}
-
-/// Takes away the node ports that are outside the range; the rest of the Service can do without.
-pub(super) fn node_ports(object: &mut ServiceObject, options: &ManifestOptions, issues: &mut Issues) {
-    let range = &options.node_port_range;
-    let refused = |port: &Option<i64>| {
-        let number = port.unwrap_or_default();
-        let inside = u16::try_from(number).is_ok_and(|number| range.contains(&number));
-        (number != 0 && !inside)
-            .then(|| format!("{number} is outside the node port range {}-{}", range.start(), range.end()))
-    };
-    for (index, port) in object.spec.ports.iter_mut().enumerate() {
-        if let Some(message) = refused(&port.node_port) {
-            issues.error(format_args!("spec.ports[{index}].nodePort"), message);
-            port.node_port = None;
-        }
-    }
-    if let Some(message) = refused(&object.spec.health_check_node_port) {
-        issues.error("spec.healthCheckNodePort", message);
-        object.spec.health_check_node_port = None;
-    }
 }
 
 fn cluster_ips(spec: &ServiceSpec, cluster_ip: &str, issues: &mut Issues) {
@@ -108,21 +84,10 @@ fn port_numbers(ports: &[ServicePortObject], issues: &mut Issues) {
     }
 }
 
-/// External IPs must be addresses that packets can come to, of a family that the Service has. The
-/// API server lets the wrong family pass; in a file it can only be a mistake.
+/// Conversion takes blank entries for absent ones (kube-proxy).
 fn external_ips(spec: &ServiceSpec, issues: &mut Issues) {
-    for (index, text) in spec.external_ips.iter().enumerate() {
-        let field = format_args!("spec.externalIPs[{index}]");
-        let Some(ip) = parse_ip(text) else {
-            issues.error(field, format_args!("{} is not an IP address", quoted(text)));
-            continue;
-        };
-        let family = IpFamily::of(ip);
-        if let Some(what) = special(ip) {
-            issues.error(field, format_args!("{ip} is {what}"));
-        } else if !spec.ip_families.is_empty() && !spec.ip_families.iter().any(|own| own == family.as_str()) {
-            issues.error(field, format_args!("{ip} is an {family} address; the Service has none"));
-        }
+    for (index, _) in spec.external_ips.iter().enumerate().filter(|(_, text)| text.trim().is_empty()) {
+        issues.error(format_args!("spec.externalIPs[{index}]"), "is blank");
     }
 }
 
@@ -161,7 +126,7 @@ pub(super) fn endpoint_slice(object: &EndpointSliceObject, issues: &mut Issues) 
     }
 }
 
-/// All of an endpoint's addresses must be good, although only the first one is ever used.
+/// The addresses beyond the first must be good, too, although they are never used.
 fn addresses(endpoint: &EndpointObject, endpoint_index: usize, family: IpFamily, issues: &mut Issues) {
     if endpoint.addresses.len() > MAX_ADDRESSES {
         let found = endpoint.addresses.len();
@@ -170,18 +135,14 @@ fn addresses(endpoint: &EndpointObject, endpoint_index: usize, family: IpFamily,
             format_args!("{found} are too many; an endpoint can have {MAX_ADDRESSES}"),
         );
     }
-    for (index, text) in endpoint.addresses.iter().take(MAX_ADDRESSES).enumerate() {
+    for (index, text) in endpoint.addresses.iter().enumerate().take(MAX_ADDRESSES).skip(1) {
         let field = format_args!("endpoints[{endpoint_index}].addresses[{index}]");
         match parse_ip(text) {
             None => issues.error(field, format_args!("{} is not an IP address", quoted(text))),
             Some(ip) if IpFamily::of(ip) != family => {
                 issues.error(field, format_args!("{ip} is not an {family} address"));
             }
-            Some(ip) => {
-                if let Some(what) = special(ip) {
-                    issues.error(field, format_args!("{ip} is {what}"));
-                }
-            }
+            Some(_) => {}
         }
     }
 }
