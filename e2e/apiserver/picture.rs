@@ -137,6 +137,7 @@ impl Picture {
             WatchEvent::ServiceGone(name) => self.remove(ObjectKind::Service, name.as_str()),
             WatchEvent::SliceGone(name) => self.remove(ObjectKind::EndpointSlice, name),
             WatchEvent::NodeGone => self.remove(ObjectKind::Node, ""),
+            WatchEvent::Problems(problems) => panic!("{problems:?}"),
         }
     }
 

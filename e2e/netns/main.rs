@@ -13,6 +13,7 @@ mod ipvs;
 mod kubeadm;
 mod lifecycle;
 mod localhost;
+mod manifests;
 mod memory;
 mod node_address;
 mod options;

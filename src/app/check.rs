@@ -1,6 +1,7 @@
 //! `kube-proxy-rs check`: is this node fit for this configuration?
 
 use super::output::{Answer, complain};
+use super::source;
 use crate::backend::{iptables, ipvs};
 use crate::check::{self, Purpose, Request, ServicePortUse};
 use crate::config::{Config, Flavor, Mode, OutputForm};
@@ -9,7 +10,7 @@ use crate::model::{NodeFacts, ObjectKind, PerFamily, Protocol, Snapshot};
 use crate::state::Tracker;
 use crate::watch::api::{self, WatchOptions};
 use crate::watch::client::{ClientOptions, Connection};
-use crate::watch::manifests::{self, ManifestOptions};
+use crate::watch::manifests;
 use anyhow::{Context, Result, bail};
 use std::time::Duration;
 use tokio::sync::mpsc;
@@ -55,7 +56,7 @@ async fn services(config: &Config) -> Result<Option<Tracker>> {
     let sources = &config.sources;
     let node_port_range = config.node_ports.range.0..=config.node_ports.range.1;
     if !sources.manifests.is_empty() {
-        let options = ManifestOptions { node_name: config.node_name.clone(), node_port_range };
+        let options = source::manifest_options(config);
         let (events, errors) = manifests::load(&sources.manifests, &options)?;
         errors.iter().for_each(|error| complain(format_args!("Error: {error}")));
         events.into_iter().for_each(|event| tracker.fold(event));

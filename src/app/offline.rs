@@ -2,6 +2,7 @@
 
 use super::families::{self, Dataplanes};
 use super::output::complain;
+use super::source;
 use crate::backend::Backend;
 use crate::backend::iptables::Iptables;
 use crate::backend::ipvs::Ipvs;
@@ -12,7 +13,7 @@ use crate::state::Tracker;
 use crate::sync::{FamilySync, Identity, Question, Told};
 use crate::watch::api::{self, WatchOptions};
 use crate::watch::client::{ClientOptions, Connection};
-use crate::watch::manifests::{self, ManifestOptions};
+use crate::watch::manifests;
 use anyhow::{Context, Result};
 use std::time::Duration;
 use tokio::sync::mpsc;
@@ -72,8 +73,7 @@ async fn picture(config: &Config) -> Result<Tracker> {
     let mut tracker = Tracker::new(node, i64::MAX).reserving(families::reserved(config));
     let node_port_range = config.node_ports.range.0..=config.node_ports.range.1;
     if !config.sources.manifests.is_empty() {
-        let options = ManifestOptions { node_name: config.node_name.clone(), node_port_range };
-        let (events, errors) = manifests::load(&config.sources.manifests, &options)?;
+        let (events, errors) = manifests::load(&config.sources.manifests, &source::manifest_options(config))?;
         for error in errors {
             complain(format_args!("Warning: {error}"));
         }

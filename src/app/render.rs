@@ -2,6 +2,7 @@
 
 use super::families::{self, settings};
 use super::output::{Answer, complain};
+use super::source;
 use crate::backend::iptables::{Features, render_inputs};
 use crate::backend::ipvs::{INTERFACE, render_text};
 use crate::config::{Config, Flavor, Mode};
@@ -11,7 +12,7 @@ use crate::model::{IpFamily, NodeFacts};
 use crate::plan::{Plan, Scope};
 use crate::state::Tracker;
 use crate::watch::convert::Severity;
-use crate::watch::manifests::{self, ManifestError, ManifestOptions};
+use crate::watch::manifests::{self, ManifestError};
 use anyhow::Result;
 use std::net::IpAddr;
 
@@ -20,11 +21,7 @@ use std::net::IpAddr;
 /// The packet counters of nfacct are taken to be missing: whether they are
 /// there is the kernel's to say.
 pub(super) fn render(config: &Config, family: IpFamily) -> Result<Answer> {
-    let options = ManifestOptions {
-        node_name: config.node_name.clone(),
-        node_port_range: config.node_ports.range.0..=config.node_ports.range.1,
-    };
-    let (events, problems) = manifests::load(&config.sources.manifests, &options)?;
+    let (events, problems) = manifests::load(&config.sources.manifests, &source::manifest_options(config))?;
     let is_error = |problem: &&ManifestError| problem.severity == Severity::Error;
     for problem in &problems {
         let word = if is_error(&problem) { "Error" } else { "Warning" };

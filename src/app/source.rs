@@ -8,9 +8,10 @@ use crate::model::WatchEvent;
 use crate::sync::{Notice, Severity};
 use crate::watch::api::WatchOptions;
 use crate::watch::client::{ClientOptions, Connection, Exchange};
+use crate::watch::manifests::ManifestOptions;
 use crate::watch::{api, manifests};
 use anyhow::Result;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -63,7 +64,9 @@ pub(super) fn start(
     let node_name = config.node_name.clone();
     let connection = match opened {
         Opened::Manifests(paths) => {
-            let options = manifests::ManifestOptions { node_name, node_port_range };
+            let run_folder = config.control_socket.as_deref().and_then(Path::parent);
+            let last_good = run_folder.map(|folder| folder.join("manifests"));
+            let options = ManifestOptions { last_good, ..manifest_options(config) };
             let source = tokio::spawn(manifests::run(paths, options, sender));
             return Ok(Feed { source, events: Events::nowhere(), client: None });
         }
@@ -86,6 +89,15 @@ pub(super) fn start(
         note: String::new(),
     });
     Ok(Feed { source, events, client })
+}
+
+/// What reading manifests once depends on.
+pub(super) fn manifest_options(config: &Config) -> ManifestOptions {
+    ManifestOptions {
+        node_name: config.node_name.clone(),
+        node_port_range: config.node_ports.range.0..=config.node_ports.range.1,
+        last_good: None,
+    }
 }
 
 fn count(metrics: &Metrics, exchange: &Exchange) {

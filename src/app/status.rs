@@ -38,7 +38,15 @@ impl Status {
     /// All Services are served as they should be: a proxy that leaves one out keeps its health, which
     /// is about the node, but people want to know.
     fn is_fine(&self) -> bool {
-        self.readiness.ready && self.readiness.families.values().all(|family| family.refused_total == 0)
+        let families = self.readiness.families.values();
+        let complete = self.readiness.source_problems.is_empty();
+        self.readiness.ready && complete && families.map(|family| family.refused_total).sum::<usize>() == 0
+    }
+
+    /// Why it is not fine, in sentences.
+    fn reasons(&self) -> impl Iterator<Item = &String> {
+        let Readiness { reasons, source_problems, .. } = &self.readiness;
+        reasons.iter().chain(source_problems.iter().filter(|problem| !reasons.contains(problem)))
     }
 
     /// The page, whole: no scripts, no links to elsewhere.
@@ -47,7 +55,7 @@ impl Status {
             true => ("good", "Healthy"),
             false => ("bad", "Degraded"),
         };
-        let reasons = list(&self.readiness.reasons);
+        let reasons = list(self.reasons());
         let node = self.picture.as_ref().map_or("this node", |picture| picture.node.as_str());
         format!(
             "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">\
@@ -175,7 +183,7 @@ fn doubts(it: &Doubtful) -> String {
 impl fmt::Display for Status {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "State      {}", if self.is_fine() { "healthy" } else { "DEGRADED" })?;
-        for reason in &self.readiness.reasons {
+        for reason in self.reasons() {
             writeln!(f, "           {reason}")?;
         }
         match &self.picture {
@@ -233,12 +241,9 @@ fn drift(family: &FamilyReadiness) -> String {
     }
 }
 
-fn list(reasons: &[String]) -> String {
-    if reasons.is_empty() {
-        return String::new();
-    }
-    let items: String = reasons.iter().map(|reason| format!("<li>{}</li>", escaped(reason))).collect();
-    format!("<ul class=\"reasons\">{items}</ul>")
+fn list<'r>(reasons: impl Iterator<Item = &'r String>) -> String {
+    let items: String = reasons.map(|reason| format!("<li>{}</li>", escaped(reason))).collect();
+    if items.is_empty() { items } else { format!("<ul class=\"reasons\">{items}</ul>") }
 }
 
 fn table(title: &str, head: &[&str], rows: &str) -> String {
@@ -321,6 +326,26 @@ mod tests {
         assert!(html.contains("shop/&lt;thief&gt;") && html.contains("1 external IPs refused"), "{html}");
         assert!(status.to_string().contains("shop/<thief>: spec.externalIPs: 192.0.2.1 is"), "{status}");
         assert!(status.to_string().contains("refused: shop/web: line 7"), "{status}");
+    }
+
+    #[test]
+    fn what_the_source_cannot_tell_is_told_once() {
+        for hides_objects in [true, false] {
+            let problem = crate::model::SourceProblem {
+                source: "<shop>.yaml".to_owned(),
+                reason: "document 1: no".to_owned(),
+                hides_objects,
+                stands: true,
+            };
+            let status = status(|health, _| health.source(std::slice::from_ref(&problem)));
+            let text = status.to_string();
+            assert!(text.starts_with("State      DEGRADED\n"), "{text}");
+            assert_eq!(text.matches(&problem.to_string()).count(), 1, "{text}");
+            assert!(
+                status.html().contains("class=\"state bad\">Degraded")
+                    && status.html().contains("&lt;shop&gt;.yaml")
+            );
+        }
     }
 
     #[test]

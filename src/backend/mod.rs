@@ -57,6 +57,9 @@ pub trait Backend {
     /// When the kernel cannot be read.
     async fn observe(&mut self) -> anyhow::Result<Self::Baseline>;
 
+    /// Whether Services were found in the kernel.
+    fn holds_services(&self, found: &Self::Baseline) -> bool;
+
     /// Everything in the plan's scope, as kernel objects.
     fn render<'a>(&self, plan: &Plan<'a>) -> Self::Desired<'a>;
 

@@ -1,8 +1,8 @@
 //! Health of the proxy itself: `/healthz`, `/livez` and `/readyz`.
 
-use super::readiness::{Doubtful, FamilyReadiness, Readiness, RefusedObject};
+use super::readiness::{Doubtful, FamilyReadiness, MOST_NAMED, Readiness, RefusedObject};
 use crate::http::{Reply, Request, Routes};
-use crate::model::{IpFamily, NodeFacts, PerFamily, UtcTime};
+use crate::model::{IpFamily, NodeFacts, PerFamily, SourceProblem, UtcTime};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -46,6 +46,7 @@ pub struct ProxyHealth {
 struct State {
     families: PerFamily<Family>,
     doubtful: Doubtful,
+    problems: Vec<SourceProblem>,
     node_eligible: bool,
 }
 
@@ -120,6 +121,11 @@ impl ProxyHealth {
         self.state().doubtful = doubtful;
     }
 
+    /// What the source of objects cannot tell now.
+    pub fn source(&self, problems: &[SourceProblem]) {
+        self.state().problems = problems.to_vec();
+    }
+
     /// Kernel objects of this family were not as we left them; `last` names one.
     pub fn drifted(&self, family: IpFamily, count: u64, last: String, now: Now) {
         let mut state = self.state();
@@ -150,7 +156,10 @@ impl ProxyHealth {
         if known.is_empty() {
             reasons.push("the first list of Services and EndpointSlices is not complete".to_owned());
         }
+        let hiding = state.problems.iter().filter(|problem| problem.hides_objects);
+        reasons.extend(hiding.take(MOST_NAMED).map(ToString::to_string));
         let mut readiness = Readiness::new(reasons, now);
+        readiness.source_problems = state.problems.iter().take(MOST_NAMED).map(ToString::to_string).collect();
         let families = known.into_iter().map(|(family, it)| (family.as_str(), FamilyReadiness::of(it, now)));
         readiness.families = families.collect();
         readiness.doubtful = state.doubtful.clone();

@@ -8,7 +8,7 @@ use serde::Serialize;
 use std::collections::BTreeMap;
 
 /// So many refused Services are named; the rest is counted.
-const MOST_NAMED: usize = 100;
+pub(super) const MOST_NAMED: usize = 100;
 
 /// The answer of `/readyz`.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -24,6 +24,8 @@ pub struct Readiness {
     /// external IPs and node ports.
     #[serde(flatten)]
     pub doubtful: Doubtful,
+    /// Files that cannot be read, and objects in them that cannot be used; only of manifests.
+    pub source_problems: Vec<String>,
     /// By `IPv4` and `IPv6`; a family that this node does not serve is not there.
     pub families: BTreeMap<&'static str, FamilyReadiness>,
 }
@@ -89,8 +91,8 @@ pub struct RefusedObject {
 impl Readiness {
     pub(super) fn new(reasons: Vec<String>, now: Now) -> Self {
         let current_time = UtcTime::of(now.wall).to_string();
-        let (doubtful, families) = (Doubtful::default(), BTreeMap::new());
-        Readiness { ready: reasons.is_empty(), reasons, current_time, doubtful, families }
+        let (doubtful, source_problems, families) = (Doubtful::default(), Vec::new(), BTreeMap::new());
+        Readiness { ready: reasons.is_empty(), reasons, current_time, doubtful, source_problems, families }
     }
 
     /// As `/readyz` sends it.

@@ -2,6 +2,7 @@
 
 use super::{EndpointSlice, NodeFacts, Service, ServiceName, SliceName};
 use std::collections::BTreeMap;
+use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -38,6 +39,32 @@ pub enum WatchEvent {
     Node(Arc<NodeFacts>),
     /// Our Node is gone.
     NodeGone,
+    /// All that the source cannot tell at the moment, in place of what it could not before.
+    Problems(Box<[SourceProblem]>),
+}
+
+/// What a source cannot tell of its objects at the moment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SourceProblem {
+    /// The file or folder.
+    pub source: String,
+    /// What is wrong with it, and where.
+    pub reason: String,
+    /// It is not known which objects there are.
+    pub hides_objects: bool,
+    /// What was said last is in force.
+    pub stands: bool,
+}
+
+impl fmt::Display for SourceProblem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let cannot = if self.hides_objects { "cannot be read: " } else { "" };
+        let then = match self.stands {
+            true => "what it said last stays in force",
+            false => "what it said before is not known",
+        };
+        write!(f, "{}: {cannot}{}; {then}", self.source, self.reason)
+    }
 }
 
 /// What a Service wants a port of the node for. Where it wants one port for several uses, the first in this

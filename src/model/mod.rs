@@ -16,7 +16,7 @@ mod time;
 pub use address::{Cidr, IpFamily, PerFamily, Protocol, parse_cidr, parse_ip};
 pub use counts::{Counts, Traffic};
 pub use endpoint::{EndpointFacts, EndpointSlice, Hints, SliceEndpoint, SliceName, SlicePort};
-pub use flow::{NodePortUse, ObjectKind, ServiceRecord, Snapshot, WatchEvent};
+pub use flow::{NodePortUse, ObjectKind, ServiceRecord, Snapshot, SourceProblem, WatchEvent};
 pub use ipvs::{Frontend, IpvsScheduler, RealServer, ServerOperation, SetEntry, SetType, VirtualServer};
 pub use node::NodeFacts;
 pub use process::ProcessUse;

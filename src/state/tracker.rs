@@ -4,7 +4,7 @@ use super::external_ips::{ExternalIpClaim, ExternalIps, Reserved};
 use super::node_ports::{NodePortConflict, NodePorts};
 use crate::model::{
     EndpointSlice, IpFamily, NodeFacts, ObjectKind, PerFamily, Service, ServiceName, SliceName, Snapshot,
-    WatchEvent,
+    SourceProblem, WatchEvent,
 };
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -65,6 +65,7 @@ pub struct Tracker {
     changes: PerFamily<Changes>,
     triggers: PerFamily<BTreeMap<ServiceName, Vec<i64>>>,
     disputes: Disputes,
+    problems: Box<[SourceProblem]>,
     started: i64,
     seen: Seen,
 }
@@ -156,6 +157,18 @@ impl Tracker {
         refused.filter_map(|(slice, count)| Some((slice, self.slice_services.get(slice)?, *count)))
     }
 
+    /// What the source cannot tell at the moment.
+    #[must_use]
+    pub fn problems(&self) -> &[SourceProblem] {
+        &self.problems
+    }
+
+    /// Why there may be objects that nothing is known of, if there may be.
+    #[must_use]
+    pub fn unknown(&self) -> Option<&SourceProblem> {
+        self.problems.iter().find(|problem| problem.hides_objects && !problem.stands)
+    }
+
     /// Events seen so far.
     #[must_use]
     pub fn seen(&self) -> Seen {
@@ -201,6 +214,7 @@ impl Tracker {
             WatchEvent::Node(node) => self.fold_node(node),
             // The last facts stay in force: a deleted Node object moves no traffic (kube-proxy).
             WatchEvent::NodeGone => {}
+            WatchEvent::Problems(problems) => self.problems = problems,
         }
     }
 

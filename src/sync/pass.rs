@@ -5,8 +5,8 @@ use crate::backend::{Applied, Backend, Finding, Look, Refusal};
 use crate::explain::FamilyView;
 use crate::model::{IpFamily, NodeFacts, ServiceName, Snapshot};
 use crate::plan::{FamilySettings, NodePortAddresses, Plan, Scope};
-use crate::state::Changes;
-use anyhow::{Context, Result};
+use crate::state::{Changes, Tracker};
+use anyhow::{Context, Result, bail};
 use std::net::IpAddr;
 
 /// So many trigger times are kept while a family cannot be programmed; they only measure.
@@ -32,6 +32,8 @@ pub struct FamilySync<B: Backend> {
     pub(super) triggered: Vec<i64>,
     /// Services that the kernel refused at the last pass.
     refused: Vec<Refusal>,
+    /// A pass of this process has succeeded: nothing in the kernel is an earlier one's.
+    stands: bool,
 }
 
 impl<B: Backend> FamilySync<B> {
@@ -46,6 +48,7 @@ impl<B: Backend> FamilySync<B> {
             addresses: Vec::new(),
             triggered: Vec::new(),
             refused: Vec::new(),
+            stands: false,
         }
     }
 
@@ -83,20 +86,16 @@ impl<B: Backend> FamilySync<B> {
 
     /// Brings the kernel in line with the snapshot. After a failure nothing is believed of the
     /// kernel any more.
-    pub(super) async fn pass(
-        &mut self,
-        snapshot: &Snapshot,
-        changes: &Changes,
-        endpoints: usize,
-    ) -> (PassKind, Outcome) {
+    pub(super) async fn pass(&mut self, tracker: &Tracker, changes: &Changes) -> (PassKind, Outcome) {
         let kind = self.next_kind(changes);
         if let Some(make_settings) = self.make_settings.as_ref().filter(|_| kind == PassKind::Full) {
-            self.settings = make_settings(&snapshot.node);
+            self.settings = make_settings(&tracker.snapshot().node);
         }
         self.triggered.extend(&changes.triggered);
         self.triggered.truncate(MOST_TRIGGERED);
-        match self.try_pass(snapshot, changes, endpoints).await {
+        match self.try_pass(tracker, changes).await {
             Ok(applied) => {
+                self.stands = true;
                 self.refused.clone_from(&applied.refused);
                 (kind, Outcome::Done(applied))
             }
@@ -154,20 +153,21 @@ impl<B: Backend> FamilySync<B> {
         plan(&self.settings, &self.addresses, snapshot, changes, kind)
     }
 
-    async fn try_pass(
-        &mut self,
-        snapshot: &Snapshot,
-        changes: &Changes,
-        endpoints: usize,
-    ) -> Result<Applied> {
+    async fn try_pass(&mut self, tracker: &Tracker, changes: &Changes) -> Result<Applied> {
         let kind = self.next_kind(changes);
         if self.baseline.is_none() {
-            self.baseline = Some(self.backend.observe().await.context("looking at the kernel")?);
+            let found = self.backend.observe().await.context("looking at the kernel")?;
+            if let Some(unknown) =
+                tracker.unknown().filter(|_| !self.stands && self.backend.holds_services(&found))
+            {
+                bail!("{unknown}; until it can be read or is gone, all stays as an earlier process left it");
+            }
+            self.baseline = Some(found);
         }
         self.addresses = self.read_addresses()?;
         // Not by `self.plan`: the baseline is borrowed next to it.
-        let plan =
-            plan(&self.settings, &self.addresses, snapshot, changes, kind).with_endpoint_count(endpoints);
+        let plan = plan(&self.settings, &self.addresses, tracker.snapshot(), changes, kind)
+            .with_endpoint_count(tracker.endpoints(self.family()));
         let desired = self.backend.render(&plan);
         let baseline = self.baseline.as_mut().context("the baseline was just observed")?;
         let operations = self.backend.diff(baseline, &desired);

@@ -7,7 +7,7 @@ use super::settle::Settled;
 use crate::backend::{Applied, Drift, Finding, ObjectCount, ObjectKind, Refusal, is_tool_failure};
 use crate::health::{Clock, Doubtful, PortTaken, ProxyHealth, RefusedObject};
 use crate::metrics::{Metrics, PolicyKind, Table};
-use crate::model::{IpFamily, NodeFacts, PerFamily, ServiceName};
+use crate::model::{IpFamily, NodeFacts, PerFamily, ServiceName, SourceProblem};
 use crate::state::{ExternalIpClaim, NodePortConflict, Tracker};
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -298,6 +298,10 @@ impl Recorder for Records {
         self.metrics.contested_external_ips(true).set(gauge(doubtful.refused_external_ips));
         self.metrics.contested_external_ips(false).set(gauge(doubtful.reported_external_ips));
         self.health.doubted(doubtful);
+    }
+
+    fn problems(&mut self, problems: &[SourceProblem]) {
+        self.health.source(problems);
     }
 
     fn node(&mut self, node: &NodeFacts) {

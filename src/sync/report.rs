@@ -3,7 +3,7 @@
 use super::settle::Settled;
 use crate::backend::{Applied, Finding};
 use crate::health::PortTaken;
-use crate::model::{IpFamily, NodeFacts, ServiceName};
+use crate::model::{IpFamily, NodeFacts, ServiceName, SourceProblem};
 use crate::state::{ExternalIpClaim, NodePortConflict, Tracker};
 use std::time::Duration;
 
@@ -94,6 +94,9 @@ pub trait Recorder {
 
     /// What of the picture is left out or doubtful now.
     fn doubted(&mut self, tracker: &Tracker);
+
+    /// What the source cannot tell now.
+    fn problems(&mut self, problems: &[SourceProblem]);
 
     /// What is known of our node.
     fn node(&mut self, node: &NodeFacts);

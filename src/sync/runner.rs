@@ -82,6 +82,7 @@ impl<B: Backend, R: Recorder> Runner<B, R> {
         if self.tracker.is_complete() {
             self.request_what_changed();
         }
+        self.tell_picture();
         let mut check = tokio::time::interval(CHECK_PERIOD);
         check.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut questions = self.questions.take();
@@ -101,15 +102,24 @@ impl<B: Backend, R: Recorder> Runner<B, R> {
 
     /// Folds an event and all that wait behind it, so that one pass serves them all.
     fn fold(&mut self, event: WatchEvent, events: &mut mpsc::Receiver<WatchEvent>) {
+        let was_unknown = self.tracker.unknown().is_some();
         self.tracker.fold(event);
         while let Ok(event) = events.try_recv() {
             self.tracker.fold(event);
         }
+        if was_unknown && self.tracker.unknown().is_none() {
+            self.request_all_now();
+        }
         if self.tracker.is_complete() {
             self.request_what_changed();
         }
+        self.tell_picture();
+    }
+
+    fn tell_picture(&mut self) {
         self.tell_seen();
         self.recorder.node(&self.tracker.snapshot().node);
+        self.recorder.problems(self.tracker.problems());
     }
 
     fn answer(&self, question: Question) {
@@ -125,6 +135,13 @@ impl<B: Backend, R: Recorder> Runner<B, R> {
                 schedule.request();
                 self.recorder.queued(family);
             }
+        }
+    }
+
+    fn request_all_now(&mut self) {
+        for family in self.families.iter().map(FamilySync::family) {
+            self.schedules.get_mut(family).request_now(Instant::now());
+            self.recorder.queued(family);
         }
     }
 
@@ -243,8 +260,7 @@ impl<B: Backend, R> Runner<B, R> {
 
 async fn pass<B: Backend>(family: &mut FamilySync<B>, tracker: &Tracker, changes: &Changes) -> SyncReport {
     let start = Instant::now();
-    let endpoints = tracker.endpoints(family.family());
-    let (kind, outcome) = family.pass(tracker.snapshot(), changes, endpoints).await;
+    let (kind, outcome) = family.pass(tracker, changes).await;
     let done = matches!(outcome, Outcome::Done(_));
     SyncReport {
         family: family.family(),

@@ -6,7 +6,7 @@ use crate::backend::iptables::{Features, Iptables};
 use crate::health::PortTaken;
 use crate::kernel::fake::iptables::FakeXtables;
 use crate::kernel::iptables::Flavor;
-use crate::model::{Cidr, IpFamily, NodeFacts, ObjectKind, WatchEvent};
+use crate::model::{Cidr, IpFamily, NodeFacts, ObjectKind, SourceProblem, WatchEvent};
 use crate::plan::{FamilySettings, LocalDetector, NodePortAddresses};
 use crate::state::{ExternalIpClaim, NodePortConflict, Tracker};
 use crate::testing::generate::Generator;
@@ -90,6 +90,8 @@ impl Recorder for Diary {
             self.note(format!("doubted: {count}"));
         }
     }
+
+    fn problems(&mut self, _: &[SourceProblem]) {}
 
     fn node(&mut self, _: &NodeFacts) {}
 
@@ -399,4 +401,58 @@ async fn what_rules_depend_on_of_our_node_is_followed_without_a_restart() {
         assert!(nat.iter().any(|rule| rule.contains(&format!("! -s {pods} -j KUBE-MARK-MASQ"))), "{nat:#?}");
     }
     assert_eq!((diary.times("done Full").len(), diary.times("drifted").len()), (3, 0));
+}
+
+/// What is in the tables when the loop begins is an earlier process's.
+#[tokio::test(start_paused = true)]
+async fn an_earlier_process_s_rules_stay_while_nobody_knows_what_the_source_had() {
+    let problem = |hides_objects, stands| {
+        let (source, reason) = ("shop.yaml".to_owned(), "document 1: line 2: no".to_owned());
+        WatchEvent::Problems([SourceProblem { source, reason, hides_objects, stands }].into())
+    };
+    let (_, mut earlier) = play(FakeXtables::default(), async |sender| {
+        complete(&sender).await;
+        change_services(&sender, &mut Generator::new(11), 80).await;
+        sleep(Duration::from_secs(5)).await;
+    })
+    .await;
+    let left = earlier.backend().tools().clone();
+    let (diary, ..) = play(left.clone(), async |sender| {
+        send(&sender, problem(true, false)).await;
+        complete(&sender).await;
+        sleep(Duration::from_secs(120)).await;
+        send(&sender, WatchEvent::Problems([].into())).await;
+        sleep(Duration::from_secs(2)).await;
+    })
+    .await;
+    assert_eq!(diary.times("failed Full"), [0, 1000, 3000, 7000, 15_000, 31_000, 61_000, 91_000]);
+    assert_eq!(diary.times("done Full"), [120_000], "at once when it can be read again");
+
+    // Where it is known, or only one object is in doubt, or nothing was there, there is nothing to wait for.
+    for (tools, event) in [
+        (left.clone(), problem(true, true)),
+        (left.clone(), problem(false, false)),
+        (FakeXtables::default(), problem(true, false)),
+    ] {
+        let (diary, ..) = play(tools, async |sender| {
+            send(&sender, event).await;
+            complete(&sender).await;
+            sleep(Duration::from_secs(1)).await;
+        })
+        .await;
+        assert_eq!(diary.times("done Full"), [0]);
+    }
+
+    // Nor later on, when all that is in the kernel is our own.
+    let (diary, mut runner) = play(FakeXtables::default(), async |sender| {
+        complete(&sender).await;
+        change_services(&sender, &mut Generator::new(11), 80).await;
+        sleep(Duration::from_secs(5)).await;
+        send(&sender, problem(true, false)).await;
+        change(&sender, "a").await;
+        sleep(Duration::from_secs(4000)).await;
+    })
+    .await;
+    assert_eq!(diary.times("failed"), [0; 0]);
+    assert!(runner.backend().tools().tables["nat"].len() > 12);
 }

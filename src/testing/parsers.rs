@@ -21,7 +21,7 @@ pub fn manifest(text: &str) -> Vec<WatchEvent> {
     manifests::of_text(
         name,
         text,
-        &ManifestOptions { node_name: NODE.to_owned(), node_port_range: 1..=u16::MAX },
+        &ManifestOptions { node_name: NODE.to_owned(), node_port_range: 1..=u16::MAX, last_good: None },
     )
 }
 

@@ -10,6 +10,7 @@ mod handing_back;
 mod harm;
 mod kubeadm;
 mod legacy;
+mod manifests;
 mod node_address;
 mod options;
 mod packets;

@@ -242,6 +242,10 @@ impl<X: Xtables> Backend for Iptables<X> {
         Ok(())
     }
 
+    fn holds_services(&self, found: &Baseline) -> bool {
+        !found.strays.is_empty()
+    }
+
     fn render<'a>(&self, plan: &Plan<'a>) -> Desired<'a> {
         Desired::of(plan, &self.features)
     }

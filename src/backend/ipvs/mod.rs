@@ -251,6 +251,10 @@ impl<X: Xtables> Backend for Ipvs<X> {
         Ok(baseline)
     }
 
+    fn holds_services(&self, found: &Baseline) -> bool {
+        found.ours.0 > 0
+    }
+
     fn render<'a>(&self, plan: &Plan<'a>) -> Desired<'a> {
         Desired::of(plan, &self.style(plan))
     }

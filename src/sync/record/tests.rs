@@ -6,7 +6,7 @@ use crate::health::{Now, routes};
 use crate::http::Request;
 use crate::kernel::fake::iptables::FakeXtables;
 use crate::metrics::{BuildFacts, MetricSet};
-use crate::model::{NodeFacts, ObjectKind, WatchEvent};
+use crate::model::{NodeFacts, ObjectKind, SourceProblem, WatchEvent};
 use crate::plan::FamilySettings;
 use crate::state::Tracker;
 use crate::sync::{FamilySync, Periods, Runner};
@@ -247,4 +247,32 @@ async fn a_contested_health_check_node_port_is_told_like_any_other_contested_por
     told.events.send(WatchEvent::ServiceGone(owner)).await.unwrap();
     told.run_for(2).await;
     assert!(told.metrics().contains("kubeproxy_rs_contested_node_ports 0\n"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_the_source_cannot_tell_is_named_in_the_status() {
+    let mut told = Told::new(FakeXtables::default(), 10).await;
+    told.run_for(1).await;
+    let problem = |hides_objects| {
+        let (source, reason) = ("shop.yaml".to_owned(), "document 1: no".to_owned());
+        SourceProblem { source, reason, hides_objects, stands: true }
+    };
+    for (problems, status, text) in [
+        (
+            vec![problem(true)],
+            503,
+            "shop.yaml: cannot be read: document 1: no; what it said last stays in force",
+        ),
+        (vec![problem(false)], 200, "shop.yaml: document 1: no; what it said last stays in force"),
+    ] {
+        told.events.send(WatchEvent::Problems(problems.into())).await.unwrap();
+        told.run_for(1).await;
+        let (code, body) = told.get("/readyz");
+        assert_eq!((code, &body["sourceProblems"][0]), (status, &text.into()));
+        assert_eq!(body["reasons"].as_array().unwrap().len(), usize::from(status == 503));
+        assert_eq!(told.get("/healthz").0, 200, "the node serves what stands");
+    }
+    told.events.send(WatchEvent::Problems([].into())).await.unwrap();
+    told.run_for(1).await;
+    assert_eq!(told.get("/readyz").1["sourceProblems"], serde_json::json!([]));
 }

@@ -29,6 +29,11 @@ pub struct Converted<T> {
 }
 
 impl<T> Converted<T> {
+    /// The same, with another value.
+    pub(super) fn and_then<U>(self, of: impl FnOnce(T) -> Option<U>) -> Converted<U> {
+        Converted { value: self.value.and_then(of), issues: self.issues }
+    }
+
     /// Not for us, and nothing wrong with that.
     fn nothing() -> Self {
         Converted { value: None, issues: Vec::new() }

@@ -4,7 +4,8 @@
 //! form. YAML is split at its document marks first, as Kubernetes' own tools do it: a document
 //! with a syntax error then does not hide what is wrong with those after it.
 
-use super::{Place, description, shown};
+use super::{Key, Place, description, shown};
+use crate::model::ServiceName;
 use crate::watch::objects::{EndpointSliceObject, NodeObject, ServiceObject};
 use serde::Deserialize;
 use serde::de::{DeserializeOwned, Deserializer, Error, MapAccess, Visitor};
@@ -21,19 +22,37 @@ pub(super) enum Format {
     Yaml,
 }
 
-/// What an object turned out to be.
+/// What a document or an item turned out to be.
 #[derive(Debug)]
 pub(super) enum Decoded {
-    /// core/v1 Service.
-    Service(Box<ServiceObject>),
-    /// discovery.k8s.io/v1 EndpointSlice.
-    Slice(Box<EndpointSliceObject>),
-    /// core/v1 Node.
-    Node(Box<NodeObject>),
+    /// An object of a kind that we read.
+    Object(Box<Object>),
     /// An object of a kind that we do not read: its API version and kind.
     Other(String),
-    /// Not an object of the API, or a field does not have the type that it must have.
+    /// Not an object of the API, or one that does not say which: it may have been any.
     Broken(Broken),
+}
+
+/// An object of a kind that we read.
+#[derive(Debug)]
+pub(super) struct Object {
+    /// Which one it is.
+    pub(super) key: Key,
+    /// All of it as JSON, in one line.
+    pub(super) text: String,
+    /// In the API's form, unless a field does not have the type that it must have.
+    pub(super) typed: Result<Typed, Broken>,
+}
+
+/// The kinds that we read.
+#[derive(Debug)]
+pub(super) enum Typed {
+    /// core/v1 Service.
+    Service(ServiceObject),
+    /// discovery.k8s.io/v1 EndpointSlice.
+    Slice(EndpointSliceObject),
+    /// core/v1 Node.
+    Node(NodeObject),
 }
 
 /// Why an object or a document could not be decoded.
@@ -270,26 +289,43 @@ fn decode_object(object: Value) -> Decoded {
     match (text("apiVersion"), text("kind")) {
         (_, "") => missing("kind"),
         ("", _) => missing("apiVersion"),
-        ("v1", "Service") => typed(&object, Decoded::Service),
-        ("discovery.k8s.io/v1", "EndpointSlice") => typed(&object, Decoded::Slice),
-        ("v1", "Node") => typed(&object, Decoded::Node),
+        ("v1", "Service") => identified(&object, typed(&object).map(Typed::Service)),
+        ("discovery.k8s.io/v1", "EndpointSlice") => identified(&object, typed(&object).map(Typed::Slice)),
+        ("v1", "Node") => identified(&object, typed(&object).map(Typed::Node)),
         (api_version, kind) => Decoded::Other(format!("{} {}", shown(api_version), shown(kind))),
     }
 }
 
-fn typed<T: DeserializeOwned>(object: &Value, wrap: impl Fn(Box<T>) -> Decoded) -> Decoded {
+fn typed<T: DeserializeOwned>(object: &Value) -> Result<T, Broken> {
     // Keeping track of the path costs time, so it is done for objects that turn out to need it.
     if let Ok(decoded) = T::deserialize(object) {
-        return wrap(Box::new(decoded));
+        return Ok(decoded);
     }
-    match serde_path_to_error::deserialize(object) {
-        Ok(decoded) => wrap(Box::new(decoded)),
-        Err(error) => Decoded::Broken(Broken {
+    serde_path_to_error::deserialize(object).map_err(|error| Broken {
+        object: Some(described(object)),
+        field: Some(error.path().to_string()),
+        message: brief(&error.inner().to_string()),
+    })
+}
+
+/// An object with the name that it is known by.
+fn identified(object: &Value, typed: Result<Typed, Broken>) -> Decoded {
+    let text = |field: &str| object["metadata"][field].as_str().filter(|text| !text.is_empty());
+    let namespace = text("namespace").unwrap_or("default");
+    let Some(name) = text("name") else {
+        let missing = Broken {
             object: Some(described(object)),
-            field: Some(error.path().to_string()),
-            message: brief(&error.inner().to_string()),
-        }),
-    }
+            field: Some("metadata.name".to_owned()),
+            message: "is missing".to_owned(),
+        };
+        return Decoded::Broken(typed.err().unwrap_or(missing));
+    };
+    let key = match object["kind"].as_str() {
+        Some("Service") => Key::Service(ServiceName::new(namespace, name)),
+        Some("EndpointSlice") => Key::Slice(format!("{namespace}/{name}").into()),
+        _ => Key::Node(name.into()),
+    };
+    Decoded::Object(Box::new(Object { key, text: object.to_string(), typed }))
 }
 
 /// Kind, namespace and name of an object of which not even these need to be right.

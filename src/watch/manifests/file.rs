@@ -1,73 +1,51 @@
 //! One file's text to model objects, with everything that is wrong with it.
 
-use super::document::{self, Broken, Decoded, Format};
-use super::{ManifestError, ManifestOptions, Place, defaults, description, validate};
-use crate::model::{ServiceName, SliceName, WatchEvent};
+use super::document::{self, Broken, Decoded, Format, Object, Typed};
+use super::{Key, ManifestError, ManifestOptions, Place, defaults, validate};
+use crate::model::WatchEvent;
 use crate::watch::convert::{self, Converted, Issue, Issues, Severity};
-use crate::watch::objects::{EndpointSliceObject, NodeObject, ServiceObject};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
 
 /// More problems than this of one file help nobody.
 pub(super) const MAX_ERRORS: usize = 100;
 
-/// What identifies an object among all files.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Key {
-    /// A Service.
-    Service(ServiceName),
-    /// An EndpointSlice.
-    Slice(SliceName),
-    /// Our Node.
-    Node,
-}
-
-impl Key {
-    /// The event that takes the object back.
-    pub(super) fn gone(self) -> WatchEvent {
-        match self {
-            Key::Service(name) => WatchEvent::ServiceGone(name),
-            Key::Slice(name) => WatchEvent::SliceGone(name),
-            Key::Node => WatchEvent::NodeGone,
-        }
-    }
-
-    /// Kind and name, as in messages.
-    pub(super) fn description(&self, node_name: &str) -> String {
-        match self {
-            Key::Service(name) => format!("Service {name}"),
-            Key::Slice(name) => format!("EndpointSlice {name}"),
-            Key::Node => format!("Node {node_name}"),
-        }
-    }
-}
-
 /// An object that can be used.
 #[derive(Debug)]
-pub(super) struct Object {
+pub(super) struct Usable {
     pub(super) key: Key,
     pub(super) place: Place,
+    /// As JSON, in one line.
+    pub(super) text: String,
     pub(super) event: WatchEvent,
 }
 
 /// What a file holds.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Content {
     /// The objects that can be used, in the file's order.
-    pub(super) objects: Vec<Object>,
+    pub(super) objects: Vec<Usable>,
+    /// Objects that cannot, and the first reason of each.
+    pub(super) broken: BTreeMap<Key, String>,
+    /// Why it is not known which objects the file holds, if it is not.
+    pub(super) unreadable: Option<String>,
     /// All that is wrong, in the file's order.
     pub(super) errors: Vec<ManifestError>,
     /// The kinds that we do not read.
     pub(super) skipped: BTreeSet<String>,
-    /// Whether the API server would have taken every object.
-    pub(super) good: bool,
+}
+
+impl Content {
+    /// A file that cannot be read at all.
+    pub(super) fn of_unreadable(error: ManifestError) -> Self {
+        Content { unreadable: Some(error.message.clone()), errors: vec![error], ..Content::default() }
+    }
 }
 
 /// Reads a file's text.
 pub(super) fn parse(file: &Arc<Path>, text: &str, options: &ManifestOptions) -> Content {
-    let content = Content { objects: Vec::new(), errors: Vec::new(), skipped: BTreeSet::new(), good: true };
+    let content = Content::default();
     let mut reader = Reader { file, options, seen: BTreeSet::new(), unreported: 0, content };
     let is_json = file.extension().is_some_and(|extension| extension == "json");
     let format = if is_json { Format::Json } else { Format::Yaml };
@@ -83,122 +61,116 @@ pub(super) fn parse(file: &Arc<Path>, text: &str, options: &ManifestOptions) -> 
 struct Reader<'a> {
     file: &'a Arc<Path>,
     options: &'a ManifestOptions,
-    seen: BTreeSet<(&'static str, Arc<str>)>,
+    seen: BTreeSet<Key>,
     unreported: usize,
     content: Content,
-}
-
-/// The identity of an object while it is being read.
-struct Subject {
-    place: Place,
-    kind: &'static str,
-    /// `namespace/name`, or the name of a Node.
-    name: Arc<str>,
-    description: String,
-}
-
-impl Subject {
-    fn new(place: Place, kind: &'static str, metadata: &ObjectMeta, is_namespaced: bool) -> Self {
-        let name = metadata.name.as_deref();
-        let namespace = is_namespaced.then(|| metadata.namespace.as_deref().unwrap_or_default());
-        Subject {
-            place,
-            kind,
-            name: format!("{}/{}", namespace.unwrap_or_default(), name.unwrap_or_default()).into(),
-            description: description(kind, namespace, name),
-        }
-    }
 }
 
 impl Reader<'_> {
     fn take(&mut self, place: Place, decoded: Decoded) {
         match decoded {
-            Decoded::Service(object) => self.service(place, *object),
-            Decoded::Slice(object) => self.slice(place, *object),
-            Decoded::Node(object) => self.node(place, &object),
+            Decoded::Object(object) => self.object(place, *object),
             Decoded::Other(kind) => _ = self.content.skipped.insert(kind),
-            Decoded::Broken(broken) => self.broken(place, broken),
+            Decoded::Broken(broken) => {
+                let error = self.error(place, broken);
+                self.content.unreadable.get_or_insert_with(|| error.without_file());
+                self.push(error);
+            }
         }
     }
 
-    fn service(&mut self, place: Place, mut object: ServiceObject) {
-        defaults::service(&mut object);
-        let subject = Subject::new(place, "Service", &object.metadata, true);
+    fn object(&mut self, place: Place, object: Object) {
+        let Object { key, text, typed } = object;
+        let converted = match typed {
+            Ok(typed) => self.convert(typed),
+            Err(broken) => {
+                let error = self.error(place, broken);
+                self.content.broken.entry(key).or_insert_with(|| error.without_file());
+                self.push(error);
+                return;
+            }
+        };
+        if let Some(event) = self.settle(&key, place, converted) {
+            self.content.objects.push(Usable { key, place, text, event });
+        }
+    }
+
+    /// The object in our own terms, and all that is wrong with it. Other Nodes than ours are nothing.
+    fn convert(&self, typed: Typed) -> Converted<WatchEvent> {
         let mut issues = Issues::default();
-        validate::service(&object, &mut issues);
-        let mut converted = convert::service(&object);
-        let outside = |service| convert::node_ports_outside(service, &self.options.node_port_range);
-        converted.issues.extend(converted.value.iter().flat_map(outside));
-        if let Some(service) = self.settle(&subject, issues, converted) {
-            let key = Key::Service(service.name.clone());
-            self.content.objects.push(Object { key, place, event: WatchEvent::Service(Box::new(service)) });
-        }
-    }
-
-    fn slice(&mut self, place: Place, mut object: EndpointSliceObject) {
-        defaults::endpoint_slice(&mut object);
-        let subject = Subject::new(place, "EndpointSlice", &object.metadata, true);
-        let mut issues = Issues::default();
-        validate::endpoint_slice(&object, &mut issues);
-        let converted = convert::endpoint_slice(&object, &self.options.node_name);
-        if let Some(slice) = self.settle(&subject, issues, converted) {
-            let key = Key::Slice(slice.name.clone());
-            self.content.objects.push(Object { key, place, event: WatchEvent::Slice(Box::new(slice)) });
-        }
-    }
-
-    fn node(&mut self, place: Place, object: &NodeObject) {
-        let subject = Subject::new(place, "Node", &object.metadata, false);
-        let node = self.settle(&subject, Issues::default(), convert::node(object));
-        let ours = node.filter(|node| *node.name == *self.options.node_name);
-        if let Some(node) = ours {
-            self.content.objects.push(Object {
-                key: Key::Node,
-                place,
-                event: WatchEvent::Node(Arc::new(node)),
-            });
-        }
+        let mut converted = match typed {
+            Typed::Service(mut object) => {
+                defaults::service(&mut object);
+                validate::service(&object, &mut issues);
+                let mut converted = convert::service(&object);
+                let outside = |service| convert::node_ports_outside(service, &self.options.node_port_range);
+                converted.issues.extend(converted.value.iter().flat_map(outside));
+                converted.and_then(|service| Some(WatchEvent::Service(Box::new(service))))
+            }
+            Typed::Slice(mut object) => {
+                defaults::endpoint_slice(&mut object);
+                validate::endpoint_slice(&object, &mut issues);
+                let converted = convert::endpoint_slice(&object, &self.options.node_name);
+                converted.and_then(|slice| Some(WatchEvent::Slice(Box::new(slice))))
+            }
+            Typed::Node(object) => convert::node(&object).and_then(|node| {
+                (*node.name == *self.options.node_name).then(|| WatchEvent::Node(Arc::new(node)))
+            }),
+        };
+        // Two checks of one field are told once; the stricter check came first.
+        let mut all = issues.into_vec();
+        let told: BTreeSet<String> = all.iter().map(|issue| issue.field.clone()).collect();
+        all.extend(converted.issues.into_iter().filter(|issue| !told.contains(&issue.field)));
+        converted.issues = all;
+        converted
     }
 
     /// Reports what is wrong with an object. Its value stays if there is no error among that.
-    fn settle<T>(&mut self, subject: &Subject, issues: Issues, converted: Converted<T>) -> Option<T> {
-        let mut issues = issues.into_vec();
-        // Two checks of one field are told once; the stricter check came first.
-        let told: BTreeSet<String> = issues.iter().map(|issue| issue.field.clone()).collect();
-        issues.extend(converted.issues.into_iter().filter(|issue| !told.contains(&issue.field)));
-        if !self.seen.insert((subject.kind, subject.name.clone())) {
+    fn settle(&mut self, key: &Key, place: Place, converted: Converted<WatchEvent>) -> Option<WatchEvent> {
+        let mut issues = converted.issues;
+        let is_first = self.seen.insert(key.clone());
+        if !is_first {
             let (field, message) = ("metadata.name".to_owned(), "is there twice in this file".to_owned());
             issues.push(Issue { field, message, severity: Severity::Error });
         }
-        let is_valid = issues.iter().all(|issue| issue.severity < Severity::Error);
-        self.content.good &= is_valid;
+        let mut is_valid = true;
         for issue in issues {
-            self.report(subject, issue);
+            let is_error = issue.severity == Severity::Error;
+            let error = ManifestError {
+                file: self.file.clone(),
+                place,
+                object: Some(key.description()),
+                field: Some(issue.field),
+                message: issue.message,
+                severity: issue.severity,
+            };
+            is_valid &= !is_error;
+            if is_error && is_first {
+                self.note_broken(key, &error);
+            }
+            self.push(error);
         }
         converted.value.filter(|_| is_valid)
     }
 
-    fn broken(&mut self, place: Place, broken: Broken) {
-        self.content.good = false;
-        self.push(ManifestError {
+    /// With a bad name, it may have been any object.
+    fn note_broken(&mut self, key: &Key, error: &ManifestError) {
+        let is_name = matches!(error.field.as_deref(), Some("metadata.name" | "metadata.namespace"));
+        match is_name {
+            true => drop(self.content.unreadable.get_or_insert_with(|| error.without_file())),
+            false => drop(self.content.broken.entry(key.clone()).or_insert_with(|| error.without_file())),
+        }
+    }
+
+    fn error(&self, place: Place, broken: Broken) -> ManifestError {
+        ManifestError {
             file: self.file.clone(),
             place,
             object: broken.object,
             field: broken.field,
             message: broken.message,
             severity: Severity::Error,
-        });
-    }
-
-    fn report(&mut self, subject: &Subject, issue: Issue) {
-        self.push(ManifestError {
-            file: self.file.clone(),
-            place: subject.place,
-            object: Some(subject.description.clone()),
-            field: Some(issue.field),
-            message: issue.message,
-            severity: issue.severity,
-        });
+        }
     }
 
     fn push(&mut self, error: ManifestError) {

@@ -43,13 +43,15 @@ impl Fingerprint {
 /// What reading a file came to.
 #[derive(Debug)]
 pub(super) enum Reading {
-    /// All of its text, and its state while it was read.
-    Text(String, Fingerprint),
+    /// All of its text.
+    Text(String),
     /// It changed while it was read, so the text may be half of one thing and half of another.
     Unsettled(String),
     /// It is not there any more.
     Gone,
-    /// It cannot be read, and why.
+    /// It is nothing that can be read, and why.
+    Unfit(String),
+    /// It cannot be read now, and why.
     Failed(String),
 }
 
@@ -125,14 +127,14 @@ pub(super) fn is_manifest(name: &OsStr) -> bool {
 /// Reads a file whole.
 pub(super) fn read(path: &Path) -> Reading {
     match read_bytes(path) {
-        Ok((Err(problem), _)) => Reading::Failed(problem),
+        Ok((Err(problem), _)) => Reading::Unfit(problem),
         Ok((Ok(bytes), before)) => match String::from_utf8(bytes) {
-            Ok(text) if Fingerprint::take(path) == Some(before) => Reading::Text(text, before),
+            Ok(text) if Fingerprint::take(path) == Some(before) => Reading::Text(text),
             Ok(text) => Reading::Unsettled(text),
             Err(error) => {
                 let good = &error.as_bytes()[..error.utf8_error().valid_up_to()];
                 let line = good.iter().filter(|byte| **byte == b'\n').count() + 1;
-                Reading::Failed(format!("line {line}: is not UTF-8 text"))
+                Reading::Unfit(format!("line {line}: is not UTF-8 text"))
             }
         },
         Err(error) if error.kind() == ErrorKind::NotFound => Reading::Gone,

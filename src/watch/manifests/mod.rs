@@ -3,16 +3,16 @@
 //! files change. They become the model's as those of an API server do; what only the server would have
 //! seen to is checked first.
 //!
-//! Nothing that is wrong with a file takes effect. If a file has been good once, what it said then
-//! stays in force until it is good again; before that, its good objects count and the others do
-//! not. No object is kept here but by its name, for the receiver has it.
+//! What is wrong takes nothing out of force. An object with a bad field stays as it was last good, and of
+//! a file that cannot be read nothing is removed until it can be read again or is gone; `last_good` knows
+//! what they said, across restarts. No object is kept in memory, for the receiver has it.
 
 mod catalog;
 mod defaults;
 mod document;
 mod file;
 mod folder;
-mod notify;
+mod last_good;
 mod raw;
 mod validate;
 
@@ -20,11 +20,9 @@ pub use self::folder::check_paths;
 pub use self::raw::raw;
 
 use self::catalog::{Catalog, Update};
-use self::notify::Notifier;
 use super::convert::{Severity, quoted};
-use crate::model::{ObjectKind, WatchEvent};
+use crate::model::{ObjectKind, ServiceName, SliceName, WatchEvent};
 use anyhow::{Context, Result};
-use std::collections::BTreeSet;
 use std::fmt;
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
@@ -33,11 +31,10 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tracing::{error, info, warn};
 
-/// How often the files are looked at when nothing has been heard of them. Not all changes can be
-/// heard: a link may lead to another folder, and a network file system tells nobody.
-const POLL: Duration = Duration::from_secs(3);
-/// How soon a file is read again that changed while it was read.
-const RETRY: Duration = Duration::from_millis(50);
+/// How often the files are looked at.
+const LOOK: Duration = Duration::from_millis(500);
+/// For how long they have to stay as they are before they are read: a writer may pause.
+const SETTLE: Duration = Duration::from_millis(250);
 
 /// What reading manifests depends on.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,12 +43,14 @@ pub struct ManifestOptions {
     pub node_name: String,
     /// The node ports that a Service may have.
     pub node_port_range: RangeInclusive<u16>,
+    /// The folder for what is in force of each file; without it, a restart has to do without.
+    pub last_good: Option<PathBuf>,
 }
 
 impl Default for ManifestOptions {
     /// No node, and the API server's default range.
     fn default() -> Self {
-        ManifestOptions { node_name: String::new(), node_port_range: 30_000..=32_767 }
+        ManifestOptions { node_name: String::new(), node_port_range: 30_000..=32_767, last_good: None }
     }
 }
 
@@ -97,22 +96,71 @@ impl ManifestError {
     }
 }
 
+impl ManifestError {
+    /// What is wrong and where, for those who know the file.
+    fn without_file(&self) -> String {
+        Within(self).to_string()
+    }
+}
+
 impl fmt::Display for ManifestError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: ", self.file.display())?;
-        if self.place.document > 0 {
-            write!(f, "document {}: ", self.place.document)?;
+        write!(f, "{}: {}", self.file.display(), Within(self))
+    }
+}
+
+/// An error without the file's name.
+struct Within<'a>(&'a ManifestError);
+
+impl fmt::Display for Within<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Within(error) = self;
+        if error.place.document > 0 {
+            write!(f, "document {}: ", error.place.document)?;
         }
-        if let Some(line) = self.place.line {
+        if let Some(line) = error.place.line {
             write!(f, "line {line}: ")?;
         }
-        if let Some(item) = self.place.item {
+        if let Some(item) = error.place.item {
             write!(f, "items[{item}]: ")?;
         }
-        for part in [&self.object, &self.field].into_iter().flatten() {
+        for part in [&error.object, &error.field].into_iter().flatten() {
             write!(f, "{part}: ")?;
         }
-        f.write_str(&self.message)
+        f.write_str(&error.message)
+    }
+}
+
+/// What identifies an object among all files.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Key {
+    /// A Service.
+    Service(ServiceName),
+    /// An EndpointSlice.
+    Slice(SliceName),
+    /// A Node.
+    Node(Arc<str>),
+}
+
+impl Key {
+    /// The event that takes the object back.
+    fn gone(self) -> WatchEvent {
+        match self {
+            Key::Service(name) => WatchEvent::ServiceGone(name),
+            Key::Slice(name) => WatchEvent::SliceGone(name),
+            Key::Node(_) => WatchEvent::NodeGone,
+        }
+    }
+
+    /// Kind and name, as in messages.
+    fn description(&self) -> String {
+        let (kind, name) = match self {
+            Key::Service(name) => ("Service", name.as_str()),
+            Key::Slice(name) => ("EndpointSlice", &**name),
+            Key::Node(name) => return description("Node", None, Some(name)),
+        };
+        let (namespace, name) = name.split_once('/').unwrap_or_default();
+        description(kind, Some(namespace), Some(name))
     }
 }
 
@@ -139,7 +187,7 @@ fn shown(text: &str) -> String {
 /// If one of the paths does not exist or cannot be looked at.
 pub fn load(paths: &[PathBuf], options: &ManifestOptions) -> Result<(Vec<WatchEvent>, Vec<ManifestError>)> {
     folder::check_paths(paths)?;
-    let update = Catalog::new(paths.to_vec(), options.clone()).update(&BTreeSet::new());
+    let update = Catalog::new(paths.to_vec(), options.clone()).update();
     report_skipped(&update);
     Ok((as_lists(update.events), update.errors))
 }
@@ -164,22 +212,19 @@ pub async fn run(
     sender: mpsc::Sender<WatchEvent>,
 ) -> Result<()> {
     folder::check_paths(&paths)?;
-    // Listening starts first, so that no change falls between reading and listening.
-    let mut notifier = Notifier::new(&paths);
     let catalog = Catalog::new(paths, options);
-    let (mut catalog, update) = update_aside(catalog, BTreeSet::new()).await?;
+    let (mut catalog, update) = update_aside(catalog).await?;
     let mut unsettled = update.unsettled;
     report(&update);
     if !send(&sender, as_lists(update.events)).await {
         return Ok(());
     }
     loop {
-        let touched = tokio::select! {
-            touched = notifier.touched(if unsettled { RETRY } else { POLL }) => touched,
+        tokio::select! {
+            () = tokio::time::sleep(if unsettled { SETTLE } else { LOOK }) => {}
             () = sender.closed() => return Ok(()),
-        };
-        notifier.renew();
-        let (next, update) = update_aside(catalog, touched).await?;
+        }
+        let (next, update) = update_aside(catalog).await?;
         catalog = next;
         unsettled = update.unsettled;
         report(&update);
@@ -190,9 +235,9 @@ pub async fn run(
 }
 
 /// Reads on another thread: large files take a while, and the runtime has other things to do.
-async fn update_aside(mut catalog: Catalog, touched: BTreeSet<PathBuf>) -> Result<(Catalog, Update)> {
+async fn update_aside(mut catalog: Catalog) -> Result<(Catalog, Update)> {
     let reading = tokio::task::spawn_blocking(move || {
-        let update = catalog.update(&touched);
+        let update = catalog.update();
         (catalog, update)
     });
     reading.await.context("reading manifests")
@@ -224,8 +269,9 @@ fn report(update: &Update) {
     }
 }
 
-/// The first events of a source: each kind as a complete list.
+/// The first events of a source: what it cannot tell, and each kind as a complete list.
 fn as_lists(events: Vec<WatchEvent>) -> Vec<WatchEvent> {
+    let mut problems = Vec::new();
     let kinds = [ObjectKind::Node, ObjectKind::Service, ObjectKind::EndpointSlice];
     let mut lists: [Vec<WatchEvent>; 3] = kinds.map(|kind| vec![WatchEvent::Listing(kind)]);
     for event in events {
@@ -233,6 +279,10 @@ fn as_lists(events: Vec<WatchEvent>) -> Vec<WatchEvent> {
             WatchEvent::Node(_) => 0,
             WatchEvent::Service(_) => 1,
             WatchEvent::Slice(_) => 2,
+            WatchEvent::Problems(_) => {
+                problems.push(event);
+                continue;
+            }
             // A first reading has nothing to take back.
             _ => continue,
         };
@@ -241,7 +291,7 @@ fn as_lists(events: Vec<WatchEvent>) -> Vec<WatchEvent> {
     for (list, kind) in lists.iter_mut().zip(kinds) {
         list.push(WatchEvent::Listed(kind));
     }
-    lists.into_iter().flatten().collect()
+    problems.into_iter().chain(lists.into_iter().flatten()).collect()
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! Tests of watching: real files, real inotify, and a deadline instead of sleeps.
+//! Tests of watching: real files, and a deadline instead of sleeps.
 
 use super::*;
 use crate::model::{ServiceName, SliceName};
@@ -20,6 +20,8 @@ struct Live {
     slices: BTreeMap<SliceName, usize>,
     node: bool,
     listed: usize,
+    /// What the source cannot tell, without the folder's name.
+    problems: Vec<String>,
 }
 
 impl Live {
@@ -30,11 +32,20 @@ impl Live {
 
     async fn start_on(folder: TempDir, paths: impl FnOnce(&Path) -> Vec<PathBuf>) -> Self {
         let (sender, receiver) = mpsc::channel(16);
-        let task = tokio::spawn(run(paths(folder.path()), options(), sender));
-        let (ports, slices) = (BTreeMap::new(), BTreeMap::new());
-        let mut live = Live { folder, receiver, task, ports, slices, node: false, listed: 0 };
+        let options = ManifestOptions { last_good: Some(folder.path().join("run")), ..options() };
+        let task = tokio::spawn(run(paths(folder.path()), options, sender));
+        let (ports, slices, problems) = (BTreeMap::new(), BTreeMap::new(), Vec::new());
+        let mut live = Live { folder, receiver, task, ports, slices, node: false, listed: 0, problems };
         live.until("all kinds are listed", |live| live.listed == 3).await;
         live
+    }
+
+    /// Ends, and starts anew on what is there now.
+    async fn restart(self) -> Self {
+        let Live { folder, receiver, task, .. } = self;
+        drop(receiver);
+        task.await.unwrap().unwrap();
+        Self::start_on(folder, |folder| vec![folder.to_owned()]).await
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -75,6 +86,10 @@ impl Live {
             WatchEvent::SliceGone(name) => _ = self.slices.remove(&name),
             WatchEvent::Node(_) => self.node = true,
             WatchEvent::NodeGone => self.node = false,
+            WatchEvent::Problems(problems) => {
+                let folder = format!("{}/", self.folder.path().display());
+                self.problems = problems.iter().map(|it| it.to_string().replace(&folder, "")).collect();
+            }
         }
     }
 }
@@ -140,24 +155,130 @@ async fn a_file_written_in_place_is_not_read_half() {
     assert_eq!(live.port_of("one"), Some(11));
 }
 
-/// Longer than the silence that ends a group of changes: the writer in the test pauses, which is
-/// the situation and not a way to wait for something.
-const QUIET_TIME: Duration = Duration::from_millis(120);
+/// The writer in the test pauses, which is the situation and not a way to wait for something.
+const QUIET_TIME: Duration = Duration::from_millis(60);
 
 #[tokio::test]
 async fn a_file_that_becomes_bad_keeps_its_last_good_content_and_others_go_on() {
     let good = documents(&[&service("one", 1), &service("two", 2)]);
     let mut live = Live::start(&[("a.yaml", &good), ("b.yaml", &service("three", 3))]).await;
-    let bad = documents(&[&service("one", 11), &service("two", 22).replace("10.0.0.1", "10.0.0.300")]);
-    live.replace("a.yaml", &bad);
+    live.replace("a.yaml", "kind: [");
     live.replace("b.yaml", &service("three", 33));
     live.until("three has moved", |live| live.port_of("three") == Some(33)).await;
-    live.replace("a.yaml", "kind: [");
-    live.replace("b.yaml", &service("three", 34));
-    live.until("three has moved again", |live| live.port_of("three") == Some(34)).await;
     assert_eq!((live.port_of("one"), live.port_of("two")), (Some(1), Some(2)));
+    assert!(
+        live.problems[0].starts_with("a.yaml: cannot be read: document 1: line 1: "),
+        "{:?}",
+        live.problems
+    );
     live.replace("a.yaml", &service("two", 222));
     live.until("it is good again", |live| live.port_of("two") == Some(222) && live.ports.len() == 2).await;
+    assert_eq!(live.problems, [""; 0]);
+}
+
+#[tokio::test]
+async fn a_bad_field_holds_back_its_object_and_no_other() {
+    let good = documents(&[&service("one", 1), &service("two", 2), &service("three", 3)]);
+    let mut live = Live::start(&[("a.yaml", &good)]).await;
+    let bad_address = service("two", 22).replace("10.0.0.1", "10.0.0.300");
+    let bad_type = service("two", 23).replace("port: 23", "port: x");
+    for (port, bad, field) in [(11, &bad_address, "spec.clusterIP"), (12, &bad_type, "spec.ports[0].port")] {
+        live.replace("a.yaml", &documents(&[&service("one", port), bad]));
+        live.until("one has moved", |live| live.port_of("one") == Some(port) && live.ports.len() == 2).await;
+        assert_eq!(live.port_of("two"), Some(2));
+        let problem = &live.problems[0];
+        assert!(
+            problem.starts_with(&format!("a.yaml: document 2: Service shop/two: {field}: ")),
+            "{problem}"
+        );
+        assert!(problem.ends_with("; what it said last stays in force"), "{problem}");
+        live = live.restart().await;
+        assert_eq!((live.port_of("one"), live.port_of("two")), (Some(port), Some(2)), "after a restart");
+    }
+    live.replace("a.yaml", &service("one", 13));
+    live.until("two is gone", |live| live.ports.len() == 1).await;
+}
+
+/// What makes that nobody knows which objects a file holds.
+#[rstest]
+#[case::syntax("kind: [")]
+#[case::no_text("\u{0}\u{1}")]
+#[case::part(&documents(&[&service("new", 5), "{"]))]
+#[case::kind_is_missing(&SERVICE.replace("kind: Service", "kin: Service"))]
+#[case::name_is_bad(&SERVICE.replace("name: web,", "name: We_b,"))]
+#[case::name_is_missing(&SERVICE.replace("name: web,", ""))]
+#[tokio::test]
+async fn a_restart_on_a_file_that_cannot_be_read_removes_nothing_of_it(#[case] broken: &str) {
+    let good = documents(&[&service("one", 1), &service("two", 2), SLICE, NODE]);
+    let live = Live::start(&[("a.yaml", &good), ("b.yaml", &service("three", 3))]).await;
+    live.replace("a.yaml", broken);
+    live.replace("b.yaml", &documents(&[&service("three", 33), &service("four", 4)]));
+    let mut live = live.restart().await;
+    let ports = |live: &Live| ["one", "two", "three", "four"].map(|name| live.port_of(name));
+    assert_eq!(ports(&live), [Some(1), Some(2), Some(33), Some(4)], "{:?}", live.problems);
+    assert!(live.slices.len() == 1 && live.node);
+    assert!(live.problems[0].starts_with("a.yaml: cannot be read: "), "{:?}", live.problems);
+    // A second restart knows no less.
+    live = live.restart().await;
+    assert_eq!(ports(&live), [Some(1), Some(2), Some(33), Some(4)]);
+    live.replace("a.yaml", &documents(&[&service("two", 22), NODE]));
+    live.until("it is read again", |live| {
+        ports(live) == [None, Some(22), Some(33), Some(4)]
+            && live.slices.is_empty()
+            && live.problems.is_empty()
+    })
+    .await;
+    assert!(live.node);
+}
+
+#[tokio::test]
+async fn a_file_that_is_gone_at_a_restart_takes_its_objects_with_it() {
+    let mut live = Live::start(&[("a.yaml", SERVICE), ("b.yaml", &service("three", 3))]).await;
+    live.replace("a.yaml", "{");
+    live = live.restart().await;
+    assert_eq!(live.port_of("web"), Some(80));
+    fs::remove_file(live.path("a.yaml")).unwrap();
+    live = live.restart().await;
+    assert_eq!((live.ports.len(), live.problems.len()), (1, 0));
+    // It comes back with a mistake: what it said before it went is forgotten.
+    live.replace("a.yaml", "{");
+    live.until("it is found broken", |live| !live.problems.is_empty()).await;
+    assert!(live.problems[0].ends_with("; what it said before is not known"), "{:?}", live.problems);
+    assert_eq!(live.ports.len(), 1);
+}
+
+#[tokio::test]
+async fn what_was_never_read_is_said_to_be_unknown() {
+    let live = Live::start(&[("a.yaml", "{"), ("b.yaml", SERVICE)]).await;
+    assert_eq!(live.ports.len(), 1);
+    assert!(live.problems[0].ends_with("; what it said before is not known"), "{:?}", live.problems);
+    // The part of it that can be read does not make it known.
+    live.replace("a.yaml", &documents(&["{", &service("two", 2)]));
+    let live = live.restart().await;
+    assert_eq!(live.port_of("two"), Some(2));
+    assert!(live.problems[0].ends_with("; what it said before is not known"), "{:?}", live.problems);
+}
+
+#[tokio::test]
+async fn where_nothing_can_be_written_memory_has_to_do() {
+    let root = folder(&[("a.yaml", SERVICE), ("run", "in the way of the folder")]);
+    let mut live = Live::start_on(root, |folder| vec![folder.to_owned()]).await;
+    live.replace("a.yaml", "{");
+    live.until("it is found broken", |live| !live.problems.is_empty()).await;
+    assert_eq!(live.port_of("web"), Some(80));
+    live.replace("a.yaml", &service("web", 81));
+    live.until("it is read again", |live| live.port_of("web") == Some(81)).await;
+}
+
+#[tokio::test]
+async fn what_can_be_read_goes_before_what_was_said_last() {
+    let live = Live::start(&[("a.yaml", &service("web", 1)), ("b.yaml", "")]).await;
+    live.replace("a.yaml", "{");
+    live.replace("b.yaml", &service("web", 2));
+    let mut live = live.restart().await;
+    assert_eq!(live.port_of("web"), Some(2));
+    live.replace("b.yaml", "");
+    live.until("the last word counts again", |live| live.port_of("web") == Some(1)).await;
 }
 
 #[tokio::test]
@@ -233,6 +354,24 @@ async fn a_folder_that_is_replaced_is_still_watched() {
     live.until("the new one counts", |live| live.port_of("web") == Some(2)).await;
     fs::write(live.path("now/a.yaml"), service("web", 3)).unwrap();
     live.until("its changes count", |live| live.port_of("web") == Some(3)).await;
+}
+
+#[tokio::test]
+async fn a_folder_that_cannot_be_looked_at_keeps_its_files() {
+    let root = folder(&[("b.yaml", &service("other", 1))]);
+    fs::create_dir(root.path().join("one")).unwrap();
+    fs::write(root.path().join("one/a.yaml"), SERVICE).unwrap();
+    symlink("one", root.path().join("now")).unwrap();
+    let mut live = Live::start_on(root, |root| vec![root.join("now"), root.join("b.yaml")]).await;
+    // A link that leads to itself: neither there nor gone.
+    fs::remove_file(live.path("now")).unwrap();
+    symlink("now", live.path("now")).unwrap();
+    live.replace("b.yaml", &service("other", 2));
+    live.until("the other file has been read", |live| live.port_of("other") == Some(2)).await;
+    assert_eq!(live.port_of("web"), Some(80));
+    assert!(live.problems[0].starts_with("now: cannot be read: "), "{:?}", live.problems);
+    fs::remove_file(live.path("now")).unwrap();
+    live.until("it is gone", |live| live.ports.len() == 1 && live.problems.is_empty()).await;
 }
 
 #[tokio::test]
