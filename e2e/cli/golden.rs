@@ -32,7 +32,6 @@ fn rendered_input(
     assert_eq!(stdout(&output), fs::read_to_string(&golden).unwrap(), "{}", golden.display());
 }
 
-/// Node ports are left out: they depend on the addresses of the machine that renders.
 #[rstest]
 fn rendered_in_mode_ipvs(
     #[values(
@@ -41,6 +40,7 @@ fn rendered_in_mode_ipvs(
         "external-ips-local-policy",
         "internal-policy-local-no-local-endpoints",
         "load-balancer-local-policy",
+        "node-port-cluster-policy",
         "session-affinity-default"
     )]
     name: &str,
@@ -48,7 +48,7 @@ fn rendered_in_mode_ipvs(
 ) {
     let mut command = program(&["render", "--mode", "ipvs", "--family", family]);
     command.args(["--hostname-override", "node-0", "--cluster-cidr", "10.128.0.0/16,fd00:128::/32"]);
-    command.args(["--nodeport-addresses", "240.0.0.0/32,100::/128", "--ipvs-scheduler", "sh-port"]);
+    command.args(["--ipvs-scheduler", "sh-port"]);
     for manifest in [name, "nodes"] {
         command.arg("--manifests").arg(repository().join(format!("e2e/fixtures/{manifest}.yaml")));
     }

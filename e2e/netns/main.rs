@@ -20,6 +20,7 @@ mod options;
 mod packets;
 mod prometheus;
 mod refusal;
+mod render;
 mod requests;
 mod resilience;
 mod running;

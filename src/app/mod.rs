@@ -78,7 +78,7 @@ fn act(line: &CommandLine) -> Result<ExitCode> {
 
 fn act_with_log(line: &CommandLine, config: Config, effective: &Effective) -> Result<ExitCode> {
     match &line.action {
-        Action::Render(family) => Ok(render::render(&config, *family)?.deliver()),
+        Action::Render(asked) => Ok(render::render(&config, asked)?.deliver()),
         Action::CheckNode(form) => Ok(block_on(check::check(&config, *form))?.deliver()),
         Action::WriteConfig(path) => {
             let text = effective.to_yaml().map_err(anyhow::Error::msg)?;

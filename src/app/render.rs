@@ -4,23 +4,24 @@ use super::families::{self, settings};
 use super::output::{Answer, complain};
 use super::source;
 use crate::backend::iptables::{Features, render_inputs};
-use crate::backend::ipvs::{INTERFACE, render_text};
-use crate::config::{Config, Flavor, Mode};
-use crate::kernel::addresses::{InterfaceAddress, interface_addresses, local_addresses};
+use crate::backend::ipvs::render_text;
+use crate::config::{Config, Flavor, Mode, Render};
 use crate::kernel::iptables as tools;
 use crate::model::{IpFamily, NodeFacts};
-use crate::plan::{Plan, Scope};
+use crate::plan::{FamilySettings, NodePortAddresses, Plan, Scope};
 use crate::state::Tracker;
 use crate::watch::convert::Severity;
 use crate::watch::manifests::{self, ManifestError};
 use anyhow::Result;
-use std::net::IpAddr;
+use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// In mode iptables, what would be sent to iptables-restore on a node without rules; several inputs are
 /// set apart by comment lines. In mode ipvs, the same and what `ipset`, `ipvsadm` and `ip` would take.
 /// The packet counters of nfacct are taken to be missing: whether they are
-/// there is the kernel's to say.
-pub(super) fn render(config: &Config, family: IpFamily) -> Result<Answer> {
+/// there is the kernel's to say. Nothing depends on the machine where this runs.
+pub(super) fn render(config: &Config, asked: &Render) -> Result<Answer> {
+    let family = asked.family;
     let (events, problems) = manifests::load(&config.sources.manifests, &source::manifest_options(config))?;
     let is_error = |problem: &&ManifestError| problem.severity == Severity::Error;
     for problem in &problems {
@@ -38,12 +39,21 @@ pub(super) fn render(config: &Config, family: IpFamily) -> Result<Answer> {
     for claim in disputes.claims {
         complain(format_args!("Warning: {claim}"));
     }
-    let settings = settings(config, family, &tracker.snapshot().node);
+    let node = tracker.snapshot().node.clone();
+    let settings = settings(config, family, &node);
+    let addresses = node_addresses(config, asked, &node);
+    if addresses.is_empty() && depends_on_addresses(config.mode, &settings) {
+        complain(format_args!(
+            "Warning: no {family} address of Node {} is known: node ports are left out; \
+             its Node object or --node-addresses can say some",
+            config.node_name
+        ));
+    }
     let plan =
         Plan::new(&settings, tracker.snapshot(), Scope::All).with_endpoint_count(tracker.endpoints(family));
     let text = match config.mode {
-        Mode::Iptables => iptables(config, plan)?,
-        Mode::Ipvs => ipvs(config, &plan)?,
+        Mode::Iptables => iptables(config, plan, addresses)?,
+        Mode::Ipvs => ipvs(config, &plan, addresses)?,
     };
     if errors > 0 {
         complain(format_args!("Error: {errors} errors in the manifests; the rules are those of the rest"));
@@ -51,8 +61,25 @@ pub(super) fn render(config: &Config, family: IpFamily) -> Result<Answer> {
     Ok(Answer { text, status: u8::from(errors > 0) })
 }
 
-fn iptables(config: &Config, plan: Plan<'_>) -> Result<String> {
-    let addresses = local_addresses(plan.settings.family)?;
+/// The node's own addresses, as far as they are known here.
+fn node_addresses(config: &Config, asked: &Render, node: &NodeFacts) -> BTreeSet<IpAddr> {
+    let known = if asked.node_addresses.is_empty() { &*node.addresses } else { &asked.node_addresses };
+    let bound = Some(config.bind_address).filter(|address| !address.is_unspecified());
+    let of_family = |address: &IpAddr| IpFamily::of(*address) == asked.family;
+    known.iter().copied().chain(bound).filter(of_family).collect()
+}
+
+/// Whether node ports stand on single addresses.
+fn depends_on_addresses(mode: Mode, settings: &FamilySettings) -> bool {
+    mode == Mode::Ipvs || matches!(settings.node_port_addresses, NodePortAddresses::Within(_))
+}
+
+fn iptables(config: &Config, plan: Plan<'_>, mut addresses: BTreeSet<IpAddr>) -> Result<String> {
+    addresses.insert(match plan.settings.family {
+        IpFamily::V4 => Ipv4Addr::LOCALHOST.into(),
+        IpFamily::V6 => Ipv6Addr::LOCALHOST.into(),
+    });
+    let addresses: Vec<IpAddr> = addresses.into_iter().collect();
     let features = Features {
         masquerade_mark: 1 << u32::from(config.iptables.masquerade_bit),
         tree_threshold: usize::try_from(config.iptables.dispatch_tree_threshold)?,
@@ -65,16 +92,11 @@ fn iptables(config: &Config, plan: Plan<'_>) -> Result<String> {
     Ok(join(&render_inputs(&plan.with_local_addresses(&addresses), &features, flavor)))
 }
 
-/// Node ports are those of the machine where this runs.
-fn ipvs(config: &Config, plan: &Plan<'_>) -> Result<String> {
-    let family = plan.settings.family;
-    let is_node = |entry: &InterfaceAddress| {
-        entry.interface != INTERFACE && !matches!(entry.address, IpAddr::V6(ip) if ip.is_unicast_link_local())
-    };
-    let addresses = interface_addresses(family)?.into_iter().filter(is_node).map(|entry| entry.address);
+fn ipvs(config: &Config, plan: &Plan<'_>, addresses: BTreeSet<IpAddr>) -> Result<String> {
     let scheduler = families::scheduler(config)?;
-    let features = families::ipvs_features(config, family, scheduler, tools::Version::RANDOM_FULLY);
-    Ok(render_text(plan, &features, &addresses.collect()))
+    let features =
+        families::ipvs_features(config, plan.settings.family, scheduler, tools::Version::RANDOM_FULLY);
+    Ok(render_text(plan, &features, &addresses))
 }
 
 fn join(inputs: &[String]) -> String {

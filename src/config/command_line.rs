@@ -44,6 +44,7 @@ const EFFECTIVE_WITH_CONFIG: &[&str] = &[
     "strict-external-ips",
     "node-readiness-taint",
     "family",
+    "node-addresses",
     "control-socket",
     "client",
     "to",
@@ -109,6 +110,9 @@ struct RenderFlags {
     /// IP family to print the rules of
     #[arg(long, value_name = "FAMILY", default_value = "ipv4", value_enum)]
     family: FamilyFlag,
+    /// The node's addresses, where its Node object does not say them or others count
+    #[arg(long, value_name = "IP,…", value_delimiter = ',')]
+    node_addresses: Vec<std::net::IpAddr>,
 }
 
 #[derive(Args, Clone, Debug)]
@@ -204,13 +208,22 @@ pub enum Action {
     /// Print whether this node is fit and exit.
     CheckNode(OutputForm),
     /// Print the rules of one family and exit.
-    Render(crate::model::IpFamily),
+    Render(Render),
     /// Say why a Service works or does not.
     Explain(Explain),
     /// List the Services of a namespace, or all.
     Services(Option<String>, TableForm),
     /// Say how the proxy on this node is doing.
     Status(OutputForm),
+}
+
+/// What `render` prints.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Render {
+    /// Whose rules.
+    pub family: crate::model::IpFamily,
+    /// The node's addresses; without any, its Node object says them.
+    pub node_addresses: Vec<std::net::IpAddr>,
 }
 
 /// A parsed command line.
@@ -416,10 +429,11 @@ fn action_of(cli: &Cli) -> Action {
         return Action::PrintVersion(text);
     }
     if let Some(Verb::Render(render)) = &cli.command {
-        return Action::Render(match render.family {
+        let family = match render.family {
             FamilyFlag::Ipv4 => crate::model::IpFamily::V4,
             FamilyFlag::Ipv6 => crate::model::IpFamily::V6,
-        });
+        };
+        return Action::Render(Render { family, node_addresses: render.node_addresses.clone() });
     }
     if let Some(Verb::Check(flags)) = &cli.command {
         return Action::CheckNode(flags.output);

@@ -24,7 +24,7 @@ mod tests;
 mod tests_spellings;
 
 pub use command_line::{
-    Action, CommandLine, Explain, FlagRow, FlagStop, OutputForm, TableForm, flag_rows, parse,
+    Action, CommandLine, Explain, FlagRow, FlagStop, OutputForm, Render, TableForm, flag_rows, parse,
 };
 pub use duration::GoDuration;
 pub use explain::explain;

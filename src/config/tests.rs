@@ -193,6 +193,7 @@ const OUR_FLAGS: &[(&str, &str, bool)] = &[
     ("to", "", true),
     ("interface", "", true),
     ("namespace", "", true),
+    ("node-addresses", "", true),
     ("output", "text", true),
 ];
 
@@ -412,8 +413,11 @@ fn help_goes_to_stdout_and_hides_deprecated_flags() {
 #[case(&["--write-config-to=/w", "--cleanup"], Action::WriteConfig("/w".into()))]
 #[case(&["--cleanup", "--init-only"], Action::Cleanup)]
 #[case(&["--init_only"], Action::InitOnly)]
-#[case(&["render"], Action::Render(IpFamily::V4))]
-#[case(&["render", "--family=ipv6"], Action::Render(IpFamily::V6))]
+#[case(&["render"], Action::Render(Render { family: IpFamily::V4, node_addresses: vec![] }))]
+#[case(
+    &["render", "--family=ipv6", "--node-addresses=10.0.0.1,fd00::1"],
+    Action::Render(Render { family: IpFamily::V6, node_addresses: vec![[10, 0, 0, 1].into(), "fd00::1".parse().unwrap()] })
+)]
 fn the_flags_say_what_to_do(#[case] args: &[&str], #[case] want: Action) {
     assert_eq!(line(args).action, want);
 }

@@ -361,7 +361,8 @@ fn empty_arguments_mean_nothing_unless_they_are_values() {
         parse(args.iter().copied()).unwrap();
     }
     let line = parse(["--kubeconfig", "", "--proxy_mode", "ipvs", "", "render", ""]).unwrap();
-    assert_eq!(line.action, Action::Render(crate::model::IpFamily::V4));
+    let family = crate::model::IpFamily::V4;
+    assert_eq!(line.action, Action::Render(Render { family, node_addresses: vec![] }));
     assert_eq!(resolve(&line, None, "host-1").unwrap().config.mode, Mode::Ipvs);
 }
 
