@@ -16,14 +16,20 @@ DENY_VERSION := 0.20.2
 help: ## this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z0-9-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-demo: deps ## see it work: a throw-away node, real requests, a change, cleaned up after [MODE=ipvs]
-	@$(CARGO) build --quiet --locked --features testing --bin kube-proxy-rs --example demo
-	@$(if $(filter ipvs,$(MODE)),scripts/with-ipvs.sh) target/debug/examples/demo target/debug/kube-proxy-rs $(MODE)
+DEBUG := $${CARGO_TARGET_DIR:-target}/debug
+
+# Two builds: the program as `cargo run` has it, which then finds it built.
+demo: ## see it work: a throw-away node, real requests, a change, cleaned up after [MODE=ipvs]
+	@scripts/deps.sh demo
+	@echo "Building kube-proxy-rs, then the demo: a few minutes the first time, seconds from then on."
+	@$(CARGO) build --locked --bin kube-proxy-rs
+	@$(CARGO) build --locked --package demo
+	@$(if $(filter ipvs,$(MODE)),scripts/with-ipvs.sh) $(DEBUG)/demo $(DEBUG)/kube-proxy-rs $(MODE)
 
 test: deps fmt-check lint unit fuzz netns page-test chart image-test test-ipvs ## everything CI runs: format, lints, unit to network-namespace tests
 
-deps: ## install the tools that tests and demo need (apt, as root), if any is missing
-	@scripts/deps.sh
+deps: ## install the tools that tests need (apt, as root), if any is missing
+	@scripts/deps.sh test
 
 fmt: ## format the code
 	$(CARGO) fmt --all
@@ -86,7 +92,7 @@ SCALE = N E FLAVOR MODE PEER APISERVER LONE STORM RATE IDLE CONNECTIONS FLOWS FL
 bench-scale: deps ## the real program and kernel at size: N=10000 E=5 FLAVOR=nft|legacy or MODE=ipvs [PEER=/path/to/kube-proxy] [APISERVER=/path/to/kubeconfig]; needs root
 	@$(CARGO) build --quiet --locked --release --bin kube-proxy-rs
 	@$(CARGO) build --quiet --locked --release --features testing --example scale
-	@$(if $(filter ipvs,$(MODE)),VM_TIMEOUT=$${VM_TIMEOUT:-1800} scripts/with-ipvs.sh) $${CARGO_TARGET_DIR:-target}/release/examples/scale $${CARGO_TARGET_DIR:-target}/release/kube-proxy-rs $(foreach key,$(SCALE),"$(key)=$($(key))")
+	@$(if $(filter ipvs,$(MODE)),VM_SILENCE=$${VM_SILENCE:-1800} scripts/with-ipvs.sh) $${CARGO_TARGET_DIR:-target}/release/examples/scale $${CARGO_TARGET_DIR:-target}/release/kube-proxy-rs $(foreach key,$(SCALE),"$(key)=$($(key))")
 
 bench-curve: deps ## bench-scale from 100 to 30,000 Services in both flavours, and the plots; about ten minutes
 	@$(CARGO) build --quiet --locked --release --bin kube-proxy-rs

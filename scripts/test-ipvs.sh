@@ -13,8 +13,9 @@ library=$(built -p ipvs-rs --test live)
 mode=$(built --test netns)
 [ -x "$library" ] && [ -x "$mode" ] || { echo "test-ipvs: cargo has not said where the tests are" >&2; exit 1; }
 
-# One boot for all. A machine that hangs is given up after this many seconds.
-export VM_TIMEOUT=${VM_TIMEOUT:-2100}
+# One boot for all. A single test may take minutes, more on a busy host, and then says so; a machine
+# that says nothing for this many seconds hangs.
+export VM_SILENCE=${VM_SILENCE:-1200}
 # shellcheck disable=SC2016 # the inner shell expands them
 exec scripts/with-ipvs.sh bash -euc '
     library=$1 mode=$2 filter=$3

@@ -6,6 +6,7 @@ mod check;
 mod golden;
 mod mistakes;
 mod output;
+mod scripts;
 
 use std::path::Path;
 use std::process::{Command, Output};
