@@ -10,7 +10,15 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 /// Ports that no other program uses.
-const SERVERS: &[&str] = &["--healthz-bind-address", "127.0.0.1:1", "--metrics-bind-address", "127.0.0.1:1"];
+/// Nowhere, and no socket: there may be a proxy that has its own at the usual places.
+const SERVERS: &[&str] = &[
+    "--healthz-bind-address",
+    "127.0.0.1:1",
+    "--metrics-bind-address",
+    "127.0.0.1:1",
+    "--control-socket",
+    "",
+];
 
 const GOOD: &str = "
 apiVersion: v1

@@ -82,6 +82,7 @@ fn the_health_check_node_port_follows_the_api_server_within_a_second() {
         here.objects().into_iter().chain([node_object()]).for_each(|object| _ = server.put(object));
         let mut command = Command::new(BINARY);
         command.arg("--kubeconfig").arg(server.kubeconfig(folder.path()).unwrap());
+        command.arg("--control-socket").arg(folder.path().join("control.sock"));
         command.args(["--hostname-override", NODE_NAME]).stdout(Stdio::null()).stderr(Stdio::null());
         (server, Running::start(&mut command))
     });

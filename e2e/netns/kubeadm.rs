@@ -22,9 +22,10 @@ const SYNC: Duration = Duration::from_secs(180);
 /// What kubeadm writes, every field of it.
 const CONFIG: &str = include_str!("../image/kubeadm.conf");
 /// Mounts the ConfigMap `$1` where the DaemonSet has it, and becomes the DaemonSet's command with the
-/// program `$2`. `ip netns exec` has made a mount namespace that nobody else sees.
+/// program `$2`, with a `/run` of its own. `ip netns exec` has made a mount namespace that nobody else sees.
 const CONTAINER: &str = r#"
     set -eu
+    mount -t tmpfs tmpfs /run
     mount -t tmpfs tmpfs /var/lib
     mkdir /var/lib/kube-proxy
     mount --bind "$1" /var/lib/kube-proxy

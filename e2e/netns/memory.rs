@@ -43,6 +43,7 @@ pub(crate) fn start(server: &StubApi, flavor: Flavor, folder: &Folder) -> Runnin
     let mut command = Command::new(BINARY);
     command.arg("--kubeconfig").arg(server.kubeconfig(folder.path()).unwrap());
     command.args(["--hostname-override", "node", "--iptables-flavor", flavor.as_str()]);
+    command.arg("--control-socket").arg(folder.path().join("control.sock"));
     command.stdout(Stdio::null()).stderr(Stdio::null());
     Running::start(&mut command)
 }
