@@ -11,7 +11,7 @@ TOOLS := .cache/tools
 DENY := $(TOOLS)/bin/cargo-deny
 DENY_VERSION := 0.20.2
 
-.PHONY: help deps demo test fmt fmt-check lint deny unit fuzz golden api netns page-test test-ipvs e2e bench bench-scale bench-curve docs clean
+.PHONY: help deps demo test fmt fmt-check lint deny unit odd-unit fuzz golden api netns page-test test-ipvs e2e bench bench-scale bench-curve docs clean
 
 help: ## this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z0-9-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -26,7 +26,7 @@ demo: ## see it work: a throw-away node, real requests, a change, cleaned up aft
 	@$(CARGO) build --locked --package demo
 	@$(if $(filter ipvs,$(MODE)),scripts/with-ipvs.sh) $(DEBUG)/demo $(DEBUG)/kube-proxy-rs $(MODE)
 
-test: deps fmt-check lint unit fuzz netns page-test chart image-test test-ipvs ## everything CI runs: format, lints, unit to network-namespace tests
+test: deps fmt-check lint odd-unit fuzz netns page-test chart image-test test-ipvs ## everything CI runs: format, lints, unit to network-namespace tests
 
 deps: ## install the tools that tests need (apt, as root), if any is missing
 	@scripts/deps.sh test
@@ -53,6 +53,10 @@ unit: ## unit, property, loop, golden, packet-table and API-stub tests
 	@[ "$$(id -u)" = 0 ] || echo "make unit: not root, so the tests of kernel/ are LEFT OUT"
 	$(CARGO) test --locked --workspace --lib --bins --test cli --test apiserver --test limits --test recorded --test allocations \
 		$$([ "$$(id -u)" = 0 ] || echo -- --skip kernel::)
+
+# Not on this machine as it is, so that no test comes to lean on it.
+odd-unit: deps ## the same on a machine with odd addresses, routes and rules, beside a running copy; needs root
+	scripts/odd-machine.sh $(MAKE) unit
 
 SECONDS ?= 60
 fuzz: deps ## every parser of what others write, driven by coverage: SECONDS=60 each, two at a time [TARGET=api]
