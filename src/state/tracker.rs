@@ -37,8 +37,8 @@ impl Changes {
     }
 }
 
-/// How many objects of each kind were seen to change; the source of upstream's counters. An object of a
-/// list counts if it is new or differs from what was known.
+/// How many objects of each kind were told of; the source of upstream's counters. A list tells of all that
+/// it names (kube-proxy).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Seen {
     /// Service events.
@@ -68,6 +68,8 @@ pub struct Tracker {
     problems: Box<[SourceProblem]>,
     started: i64,
     seen: Seen,
+    /// The counts when the list under way began.
+    before_list: Seen,
 }
 
 /// While a list runs: the objects of that kind it has not named yet.
@@ -221,11 +223,20 @@ impl Tracker {
     fn begin_list(&mut self, kind: ObjectKind) {
         match kind {
             ObjectKind::Service => {
+                match self.unlisted.services.is_some() {
+                    // It was cut short: none of it counts.
+                    true => self.seen.services = self.before_list.services,
+                    false => self.before_list.services = self.seen.services,
+                }
                 let known = self.snapshot.services.iter();
                 let names = known.filter(|(_, record)| record.service.is_some());
                 self.unlisted.services = Some(names.map(|(name, _)| name.clone()).collect());
             }
             ObjectKind::EndpointSlice => {
+                match self.unlisted.slices.is_some() {
+                    true => self.seen.slices = self.before_list.slices,
+                    false => self.before_list.slices = self.seen.slices,
+                }
                 self.unlisted.slices = Some(self.slice_services.keys().cloned().collect());
             }
             ObjectKind::Node => {}
@@ -263,15 +274,13 @@ impl Tracker {
     }
 
     fn fold_service(&mut self, service: Box<Service>) {
-        let is_listed = self.unlisted.services.is_some();
+        self.seen.services += 1;
         if let Some(unlisted) = &mut self.unlisted.services {
             unlisted.remove(&service.name);
         }
         let name = service.name.clone();
         let record = self.snapshot.services.entry(name.clone()).or_default();
-        let is_known = record.service.as_ref() == Some(&service);
-        self.seen.services += u64::from(!(is_listed && is_known));
-        if is_known {
+        if record.service.as_ref() == Some(&service) {
             return;
         }
         let old = record.service.take();
@@ -287,11 +296,10 @@ impl Tracker {
     }
 
     fn remove_service(&mut self, name: &ServiceName) {
-        let is_listed_again = self.unlisted.services.is_some() && self.has_listed(ObjectKind::Service);
-        let old = self.snapshot.services.get_mut(name).and_then(|record| record.service.take());
-        // Outside of a list, a Service that is none of ours counts, too, whenever it changes (kube-proxy).
-        self.seen.services += u64::from(!(is_listed_again && old.is_none()));
-        let Some(old) = old else { return };
+        // A Service that is none of ours counts, too (kube-proxy).
+        self.seen.services += 1;
+        let Some(record) = self.snapshot.services.get_mut(name) else { return };
+        let Some(old) = record.service.take() else { return };
         let askers = self.external_ips.replace(Some(&old), None);
         let claimants = self.node_ports.replace(Some(&old), None);
         self.settle_node_ports(claimants);
@@ -327,6 +335,7 @@ impl Tracker {
     }
 
     fn fold_slice(&mut self, slice: EndpointSlice) {
+        *self.seen.slices.get_mut(slice.family) += 1;
         let is_listed = self.unlisted.slices.is_some();
         if let Some(unlisted) = &mut self.unlisted.slices {
             unlisted.remove(&slice.name);
@@ -346,7 +355,6 @@ impl Tracker {
     /// Notes that a slice has changed, be it in a field that the model leaves out, such as a label:
     /// kube-proxy syncs and measures then, too.
     fn note_slice(&mut self, slice: &EndpointSlice) {
-        *self.seen.slices.get_mut(slice.family) += 1;
         self.mark_in(slice.family, &slice.service);
         let triggered = slice.triggered.filter(|time| *time >= self.started);
         if let Some(time) = triggered.filter(|_| !self.unserved.get(slice.family)) {

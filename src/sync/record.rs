@@ -321,7 +321,8 @@ impl Recorder for Records {
         let (counted_services, counted_slices) = self.counted;
         self.metrics.service_changes().inc_by(services.saturating_sub(counted_services));
         self.metrics.endpoint_changes().inc_by(slices.saturating_sub(counted_slices));
-        self.counted = (services, slices);
+        // A list that is cut short takes its counts back.
+        self.counted = (services.max(counted_services), slices.max(counted_slices));
         self.metrics.service_changes_pending().set(gauge(pending));
         self.metrics.endpoint_changes_pending().set(gauge(pending));
     }

@@ -302,7 +302,7 @@ fn of_a_family_that_is_not_served_nothing_is_kept() {
 }
 
 #[test]
-fn a_list_counts_what_it_changes() {
+fn a_list_counts_what_it_names_and_what_it_takes_away() {
     let mut tracker = Tracker::default();
     let list = |tracker: &mut Tracker, kind, events: Vec<WatchEvent>| {
         tracker.fold(WatchEvent::Listing(kind));
@@ -311,13 +311,19 @@ fn a_list_counts_what_it_changes() {
         (tracker.seen().services, tracker.seen().slices.v4)
     };
     let external_name = || WatchEvent::ServiceGone(ServiceName::new("shop", "external-name"));
+    // What was named before a list was cut short does not count.
+    for kind in [ObjectKind::Service, ObjectKind::EndpointSlice] {
+        tracker.fold(WatchEvent::Listing(kind));
+    }
+    tracker.fold(service("a", 1, 0));
+    tracker.fold(slice("a-1", "a", 5));
     let services = vec![service("a", 1, 0), service("b", 1, 0), external_name()];
-    assert_eq!(list(&mut tracker, ObjectKind::Service, services), (3, 0));
+    assert_eq!(list(&mut tracker, ObjectKind::Service, services).0, 3);
     let slices = vec![slice("a-1", "a", 5), slice("b-1", "b", 6)];
     assert_eq!(list(&mut tracker, ObjectKind::EndpointSlice, slices), (3, 2));
     // Again: one changed, one gone, one the same.
     let services = vec![service("a", 1, 30080), external_name()];
-    assert_eq!(list(&mut tracker, ObjectKind::Service, services), (5, 2));
+    assert_eq!(list(&mut tracker, ObjectKind::Service, services), (6, 2));
     let slices = vec![slice("a-1", "a", 5), slice("b-1", "b", 7)];
-    assert_eq!(list(&mut tracker, ObjectKind::EndpointSlice, slices), (5, 3));
+    assert_eq!(list(&mut tracker, ObjectKind::EndpointSlice, slices), (6, 4));
 }
