@@ -55,6 +55,7 @@ pub(crate) fn nothing_is_lost(lab: &Lab, launch: Launch<'_>) {
             "what it said last stays in force",
         );
         assert!(!is_served(lab, &before), "the file that can be read is followed");
+        assert!(proxy.log().contains("what it said last stays in force"), "{}", proxy.log());
         requests.wait_for(50);
 
         // Whoever knows nothing of an earlier process leaves all as it is.

@@ -41,7 +41,7 @@ const SETTLE: Duration = Duration::from_millis(250);
 pub struct ManifestOptions {
     /// Our node: endpoints on it are local, and no other Node counts.
     pub node_name: String,
-    /// The node ports that a Service may have.
+    /// The node ports that Services are expected to have; others are used with a warning.
     pub node_port_range: RangeInclusive<u16>,
     /// The folder for what is in force of each file; without it, a restart has to do without.
     pub last_good: Option<PathBuf>,
@@ -266,6 +266,15 @@ fn report(update: &Update) {
             Severity::Error => error!("{problem}"),
             Severity::Warning => warn!("{problem}"),
         }
+    }
+    update.events.iter().for_each(report_problems);
+}
+
+fn report_problems(event: &WatchEvent) {
+    match event {
+        WatchEvent::Problems(problems) if problems.is_empty() => info!("all manifests are followed again"),
+        WatchEvent::Problems(problems) => problems.iter().for_each(|problem| warn!("{problem}")),
+        _ => {}
     }
 }
 
