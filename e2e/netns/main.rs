@@ -9,6 +9,7 @@ mod conntrack;
 mod dispatch;
 mod explain;
 mod health;
+mod hostile;
 mod ipvs;
 mod kubeadm;
 mod lifecycle;

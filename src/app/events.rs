@@ -175,7 +175,7 @@ async fn send(client: &kube::Client, event: &Value) -> Result<()> {
 mod tests {
     use super::*;
     use crate::health::Now;
-    use crate::http::{Reply, bind, serve};
+    use crate::http::{Reply, Routes, Site, SlotLimits, Slots, bind, serve};
     use crate::model::ServiceName;
     use std::sync::{Arc, Mutex};
     use std::time::SystemTime;
@@ -240,13 +240,11 @@ mod tests {
         let seen = Arc::clone(&asked);
         let listener = bind("127.0.0.1:0".parse().unwrap()).unwrap();
         let address = listener.local_addr().unwrap();
-        tokio::spawn(serve(
-            listener,
-            Arc::new(move |request| {
-                seen.lock().unwrap().push(format!("{} {}", request.method, request.path));
-                Reply::json(201, "{}")
-            }),
-        ));
+        let routes: Routes = Arc::new(move |request| {
+            seen.lock().unwrap().push(format!("{} {}", request.method, request.path));
+            Reply::json(201, "{}")
+        });
+        tokio::spawn(serve(listener, Site::of(routes, &Slots::new(SlotLimits::within(1024)))));
         let options =
             crate::watch::client::ClientOptions { master: Some(address.to_string()), kubeconfig: None };
         let client = crate::watch::client::client(&options).await.unwrap();

@@ -11,6 +11,7 @@ use super::{cleanup, conntrack, control, signals};
 use crate::backend::Backend;
 use crate::config::{CommandLine, Config, DetectLocal, Effective, Mode};
 use crate::health::{Clock, Now, ProxyHealth, ServicePorts};
+use crate::http::{SlotLimits, Slots};
 use crate::kernel::iptables::Flavor;
 use crate::kernel::nfacct::Nfacct;
 use crate::kernel::{memory, process};
@@ -33,6 +34,9 @@ const NODE_WAIT: Duration = Duration::from_secs(30);
 const POD_CIDR_WAIT: Duration = Duration::from_secs(330);
 /// A full sync for good measure comes at least this often (kube-proxy).
 const FULL_SYNC_PERIOD: Duration = Duration::from_secs(3600);
+/// What a process may have at least, unless it was made to have less.
+const FEW_DESCRIPTORS: u64 = 1024;
+
 /// Runs until a signal or a reason to be restarted.
 pub(super) async fn run(config: Config, line: CommandLine, effective: Effective) -> Result<ExitCode> {
     let signalled = signals::until_end()?;
@@ -69,11 +73,12 @@ async fn serve(config: Config, line: CommandLine, effective: Effective) -> Resul
     let sole = Sole::claim().await?;
     set_oom_score(config.oom_score_adj);
     let health = Arc::new(ProxyHealth::new(config.sync.period));
-    let mut settlement = settlement(&health, &metrics, &clock);
+    let slots = slots();
+    let mut settlement = settlement(&health, &metrics, &clock, &slots);
     let (asker, questions) = mpsc::channel(control::QUESTIONS);
     let asked = Asked { questions: asker, health: health.clone(), clock: clock.clone(), started };
     let control = control::serve(&config, asked.clone());
-    let facts = Facts { status: asked.page(), configz, flags: line.values.clone(), started };
+    let facts = Facts { status: asked.page(), configz, flags: line.values.clone(), started, slots };
     let watched = Watched::new(line, effective);
     let (sender, events) = mpsc::channel(CHANNEL);
     let Feed { source, events: notices, client } = source::start(opened, &config, sender, &clock)?;
@@ -136,6 +141,15 @@ fn set_oom_score(score: i32) {
     }
 }
 
+/// What the servers may use of our file descriptors, after their number was raised.
+fn slots() -> Arc<Slots> {
+    let descriptors = process::raise_descriptor_limit().unwrap_or_else(|error| {
+        tracing::warn!(error = format!("{error:#}"), "few connections at a time are served");
+        FEW_DESCRIPTORS
+    });
+    Slots::new(SlotLimits::within(descriptors))
+}
+
 fn metrics(mode: Mode) -> Result<Metrics> {
     let build =
         BuildFacts { version: env!("CARGO_PKG_VERSION"), compatible_with: crate::config::COMPATIBLE_WITH };
@@ -151,8 +165,13 @@ fn metrics(mode: Mode) -> Result<Metrics> {
 }
 
 /// What follows from rules being in force.
-fn settlement(health: &Arc<ProxyHealth>, metrics: &Arc<Metrics>, clock: &Clock) -> Settlement {
-    let ports = PerFamily::build(|_| ServicePorts::new(health.clone(), clock.clone()));
+fn settlement(
+    health: &Arc<ProxyHealth>,
+    metrics: &Arc<Metrics>,
+    clock: &Clock,
+    slots: &Arc<Slots>,
+) -> Settlement {
+    let ports = PerFamily::build(|_| ServicePorts::new(health.clone(), clock.clone(), slots.clone()));
     let settlement = Settlement::default().with_service_ports(ports);
     match conntrack::reconciler(metrics.clone()) {
         Some(reconciler) => settlement.with_conntrack(reconciler),

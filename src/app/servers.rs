@@ -3,7 +3,7 @@
 use super::events::Events;
 use crate::config::Config;
 use crate::health::{self, Clock, Probe, ProxyHealth};
-use crate::http;
+use crate::http::{self, Site, Slots};
 use crate::metrics::Metrics;
 use crate::model::UtcTime;
 use crate::sync::{Notice, Severity};
@@ -21,8 +21,10 @@ pub(super) struct Facts {
     pub(super) flags: Vec<(String, String)>,
     /// When we started.
     pub(super) started: SystemTime,
-    /// The status page of the health server.
+    /// The status page of the metrics server.
     pub(super) status: http::SlowPage,
+    /// What the servers may use.
+    pub(super) slots: Arc<Slots>,
 }
 
 /// Pages for people begin so: nobody shall build a parser on them.
@@ -43,7 +45,7 @@ struct Server {
     reason: &'static str,
     /// Without one there is no such server.
     address: Option<SocketAddr>,
-    site: http::Site,
+    site: Site,
 }
 
 /// Serves health and metrics. Ends only with an error, and that only with
@@ -63,16 +65,15 @@ pub(super) fn serve(
         what: "health",
         reason: "FailedToStartProxierHealthcheck",
         address: config.healthz,
-        site: http::Site {
-            routes: health::routes(health, clock, Box::new(count)),
-            slow: Some(facts.status.clone()),
-        },
+        site: Site { slow: Some(facts.status.clone()), ..Site::of(health::routes(health, clock, Box::new(count)), &facts.slots) },
     };
+    let slots = facts.slots.clone();
+    let pages = http::diagnostics(pages(config, facts, observed));
     let metrics_server = Server {
         what: "metrics",
         reason: "FailedToStartMetricServer",
         address: config.metrics,
-        site: http::diagnostics(pages(config, facts, observed)).into(),
+        site: Site::of(pages, &slots),
     };
     let hard_fail = config.bind_address_hard_fail;
     async move {
@@ -141,7 +142,7 @@ fn statusz(
         config.node_name,
         UtcTime::of(started),
     );
-    let paths = "/configz /flagz /healthz /metrics /metrics/slis /proxyMode /statusz";
+    let paths = "/configz /flagz /healthz /metrics /metrics/slis /proxyMode /readyz /status /statusz";
     Box::new(move || {
         let now = clock();
         let up = now.wall.duration_since(started).unwrap_or_default().as_secs();
@@ -160,19 +161,21 @@ mod tests {
     use crate::watch::client::{ClientOptions, client};
     use std::sync::Mutex;
 
+    fn slots() -> Arc<Slots> {
+        Slots::new(http::SlotLimits::within(1024))
+    }
+
     /// An API server that notes what it is asked.
     async fn api_server() -> (Events, Arc<Mutex<Vec<String>>>) {
         let asked = Arc::new(Mutex::new(Vec::new()));
         let seen = Arc::clone(&asked);
         let listener = bind("127.0.0.1:0".parse().unwrap()).unwrap();
         let master = listener.local_addr().unwrap().to_string();
-        tokio::spawn(http::serve(
-            listener,
-            Arc::new(move |request| {
-                seen.lock().unwrap().push(format!("{} {}", request.method, request.path));
-                Reply::json(201, "{}")
-            }),
-        ));
+        let routes: http::Routes = Arc::new(move |request| {
+            seen.lock().unwrap().push(format!("{} {}", request.method, request.path));
+            Reply::json(201, "{}")
+        });
+        tokio::spawn(http::serve(listener, Site::of(routes, &slots())));
         let client = client(&ClientOptions { master: Some(master), kubeconfig: None }).await.unwrap();
         let reporter = Reporter { node: "node-0".to_owned(), host: "host-0".to_owned() };
         let now =
@@ -186,7 +189,7 @@ mod tests {
             what: "health",
             reason: "FailedToStartProxierHealthcheck",
             address: Some(address),
-            site: routes.into(),
+            site: Site::of(routes, &slots()),
         }
     }
 

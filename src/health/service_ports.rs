@@ -2,11 +2,12 @@
 //! has endpoints of it.
 
 use super::{Clock, ProxyHealth};
-use crate::http::{self, Reply, Routes};
+use crate::http::{self, Reply, Routes, Site, Slots};
 use crate::model::{IpFamily, ServiceName};
 use crate::plan::{Plan, Scope};
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Display;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -16,6 +17,7 @@ use tokio::task::JoinSet;
 pub struct ServicePorts {
     health: Arc<ProxyHealth>,
     clock: Clock,
+    slots: Arc<Slots>,
     /// What each Service asks for.
     wanted: BTreeMap<ServiceName, Wanted>,
     /// Where the servers listen.
@@ -65,10 +67,11 @@ struct BodyService<'a> {
 impl ServicePorts {
     /// No servers yet.
     #[must_use]
-    pub fn new(health: Arc<ProxyHealth>, clock: Clock) -> Self {
+    pub fn new(health: Arc<ProxyHealth>, clock: Clock, slots: Arc<Slots>) -> Self {
         ServicePorts {
             health,
             clock,
+            slots,
             wanted: BTreeMap::new(),
             addresses: Vec::new(),
             open: BTreeMap::new(),
@@ -163,13 +166,19 @@ impl ServicePorts {
         let routes = self.routes(service.clone(), Arc::clone(&local_endpoints));
         let sockets = self.addresses.iter().map(|address| {
             let address = SocketAddr::new(*address, wanted.port);
-            http::bind_exclusive(address).map_err(|error| format!("cannot listen on {address}: {error}"))
+            let cannot = |why: &dyn Display| format!("cannot listen on {address}: {why}");
+            let permit = self.slots.listener().map_err(|why| cannot(&why))?;
+            let socket = http::bind_exclusive(address).map_err(|error| cannot(&error))?;
+            Ok((socket, permit))
         });
         let sockets = sockets.collect::<Result<Vec<_>, String>>()?;
         let mut listeners = JoinSet::new();
-        for socket in sockets {
-            let routes = Arc::clone(&routes);
-            listeners.spawn(async move { match http::serve(socket, routes).await {} });
+        for (socket, permit) in sockets {
+            let site = Site::of(Arc::clone(&routes), &self.slots);
+            listeners.spawn(async move {
+                let _permit = permit;
+                match http::serve(socket, site).await {}
+            });
         }
         Ok(Server { port: wanted.port, local_endpoints, listeners })
     }
@@ -219,6 +228,7 @@ fn tab_indented(body: &Body<'_>) -> serde_json::Result<Vec<u8>> {
 mod tests {
     use super::*;
     use crate::health::Now;
+    use crate::http::SlotLimits;
     use crate::model::{
         EndpointFacts, EndpointSlice, External, PerFamily, Protocol, Service, ServicePort, ServiceRecord,
         SliceEndpoint, SlicePort, Snapshot, TrafficPolicy,
@@ -287,7 +297,8 @@ mod tests {
             let health = Arc::new(ProxyHealth::new(Duration::from_secs(30)));
             let start = Instant::now();
             let now = Now { steady: start + Duration::from_secs(100), wall: SystemTime::UNIX_EPOCH };
-            let ports = ServicePorts::new(Arc::clone(&health), Arc::new(move || now));
+            let slots = Slots::new(SlotLimits::within(1024));
+            let ports = ServicePorts::new(Arc::clone(&health), Arc::new(move || now), slots);
             let mut settings = FamilySettings::new(IpFamily::V4);
             settings.node_port_addresses = NodePortAddresses::Within(vec!["127.0.0.0/8".parse().unwrap()]);
             Setup { ports, health, settings, start, refused: BTreeSet::new() }
@@ -325,9 +336,9 @@ mod tests {
         let text = ask(port).await.unwrap();
         assert!(text.starts_with("HTTP/1.1 200 OK\r\n"), "{text}");
         for header in [
-            "content-type: application/json\r\n",
-            "x-content-type-options: nosniff\r\n",
-            "x-load-balancing-endpoint-weight: 2\r\n",
+            "Content-Type: application/json\r\n",
+            "X-Content-Type-Options: nosniff\r\n",
+            "X-Load-Balancing-Endpoint-Weight: 2\r\n",
         ] {
             assert!(text.contains(header), "{header} in {text}");
         }
@@ -338,7 +349,7 @@ mod tests {
         setup.settle(&[record("web", port, &two[2..])]).await;
         let text = ask(port).await.unwrap();
         assert!(text.starts_with("HTTP/1.1 503 "), "{text}");
-        assert!(text.contains("x-load-balancing-endpoint-weight: 0\r\n"), "{text}");
+        assert!(text.contains("X-Load-Balancing-Endpoint-Weight: 0\r\n"), "{text}");
     }
 
     #[tokio::test]
@@ -394,6 +405,19 @@ mod tests {
         assert_eq!(setup.ports.retry(), []);
         assert!(!setup.ports.is_incomplete());
         assert!(ask(port).await.unwrap().starts_with("HTTP/1.1 200 "));
+    }
+
+    #[tokio::test]
+    async fn without_descriptors_a_port_stays_closed_and_its_service_is_named() {
+        let (mut setup, first, second) = (Setup::new(), free_port().await, free_port().await);
+        setup.ports.slots = Slots::new(SlotLimits { listeners: 1, ..SlotLimits::within(1024) });
+        let records = [record("a", first, &[(1, local())]), record("b", second, &[])];
+        let taken = setup.settle(&records).await;
+        assert_eq!((taken.len(), &taken[0].service), (1, &name("b")));
+        assert!(taken[0].reason.contains("file descriptors"), "{}", taken[0].reason);
+        assert!(ask(first).await.is_some());
+        setup.settle(&records[1..]).await;
+        assert!(ask(second).await.is_some(), "there is room now");
     }
 
     #[tokio::test]

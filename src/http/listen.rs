@@ -6,6 +6,8 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use tokio::net::{TcpListener, TcpSocket};
 
 const BACKLOG: u32 = 1024;
+/// A peer that acknowledges or takes nothing for so long is given up by the kernel, also after we have closed.
+const USER_TIMEOUT_MS: u32 = 10_000;
 
 /// Listens on an address. The unspecified address of either family means both families, where
 /// the host has IPv6 (kube-proxy).
@@ -46,6 +48,8 @@ fn listen(
     if let Some(only) = v6_only {
         setsockopt(&socket, sockopt::Ipv6V6Only, &only)?;
     }
+    // Connections inherit it.
+    setsockopt(&socket, sockopt::TcpUserTimeout, &USER_TIMEOUT_MS)?;
     socket.bind(address)?;
     socket.listen(BACKLOG)
 }

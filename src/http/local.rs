@@ -108,7 +108,7 @@ async fn converse(stream: UnixStream, routes: LocalRoutes, _permit: OwnedSemapho
     let answer = |request: hyper::Request<hyper::body::Incoming>| {
         routes(request.uri().path(), request.uri().query().unwrap_or(""))
     };
-    converse_by(stream, answer).await;
+    converse_by(stream, PATIENCE, answer).await;
 }
 
 fn is_allowed(stream: &UnixStream) -> bool {

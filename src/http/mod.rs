@@ -1,16 +1,18 @@
 //! A small HTTP server: health, metrics and health-check node ports listen with it.
 //!
 //! It knows nothing of what it serves; the caller hands it a function from request to reply.
-//! Everything a stranger could use up is bounded: connections, header size, time to send a
-//! request, and the life of a connection.
+//! Everything a stranger could use up is bounded: connections, by their number and peer, header size, time to send a
+//! request and to take the reply. There is one reply to a connection.
 
 mod diagnostics;
 mod listen;
 mod local;
+mod slots;
 
 pub use diagnostics::{Encode, Pages, diagnostics};
 pub use listen::{bind, bind_exclusive};
 pub use local::{LocalRoutes, ask_local, bind_local, serve_local};
+pub use slots::{SlotLimits, Slots};
 
 use http::{HeaderValue, Response, StatusCode, header};
 use http_body_util::Full;
@@ -18,29 +20,27 @@ use hyper::body::{Bytes, Incoming};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use slots::Slot;
 use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
-use std::pin::{Pin, pin};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
-use tracing::{debug, warn};
+use tracing::{debug, trace, warn};
 
-/// Connections of one server at a time; more have to wait in the kernel's queue.
-const MAX_CONNECTIONS: usize = 64;
 /// Bytes of a request's head.
 const MAX_HEAD: usize = 16 * 1024;
 /// Header lines of a request.
 const MAX_HEADERS: usize = 64;
-/// For the head of a request, the first as well as later ones of the same connection.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
-/// After this time a connection is asked to end, and then given this long to do so.
-const CONNECTION_LIFE: Duration = Duration::from_secs(300);
-const CONNECTION_GRACE: Duration = Duration::from_secs(10);
+/// For the head of a request.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
+/// For a whole connection, from its start to the last byte of the reply.
+const CONNECTION_LIFE: Duration = Duration::from_secs(15);
 /// Between two attempts to listen.
 const BIND_RETRY: Duration = Duration::from_secs(5);
 /// After a failed accept, which mostly means that file descriptors ran out.
@@ -126,11 +126,15 @@ pub struct Site {
     pub routes: Routes,
     /// The slow one.
     pub slow: Option<SlowPage>,
+    /// Shared with other sites.
+    pub slots: Arc<Slots>,
 }
 
-impl From<Routes> for Site {
-    fn from(routes: Routes) -> Self {
-        Site { routes, slow: None }
+impl Site {
+    /// Without a slow page.
+    #[must_use]
+    pub fn of(routes: Routes, slots: &Arc<Slots>) -> Self {
+        Site { routes, slow: None, slots: Arc::clone(slots) }
     }
 }
 
@@ -151,7 +155,7 @@ pub async fn keep_serving(
         match bind(address) {
             Ok(listener) => {
                 debug!(server = what, %address, "listening");
-                match serve_site(listener, site).await {}
+                match serve(listener, site).await {}
             }
             Err(error) if hard_fail => return Err(error),
             Err(error) => warn!(server = what, %address, %error, "cannot listen, will try again"),
@@ -161,36 +165,36 @@ pub async fn keep_serving(
 }
 
 /// Serves a listener until dropped. Dropping ends its connections too.
-pub async fn serve(listener: TcpListener, routes: Routes) -> Infallible {
-    serve_site(listener, routes.into()).await
-}
-
-/// The same for a whole site.
-async fn serve_site(listener: TcpListener, site: Site) -> Infallible {
-    let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-    let mut connections = tokio::task::JoinSet::new();
+pub async fn serve(listener: TcpListener, site: Site) -> Infallible {
+    let mut connections = JoinSet::new();
     loop {
-        // The semaphore is never closed, so an error cannot come up; waiting again is harmless.
-        let Ok(permit) = Arc::clone(&permits).acquire_owned().await else { continue };
         while connections.try_join_next().is_some() {}
         match listener.accept().await {
-            Ok((stream, _)) => {
-                let site = site.clone();
-                connections.spawn(async move {
-                    converse(stream, site).await;
-                    drop(permit);
-                });
+            Ok((stream, peer)) => {
+                // Who has gone again has no address.
+                let slot = stream.local_addr().ok().and_then(|local| site.slots.take(local, peer));
+                if let Some(slot) = slot {
+                    connections.spawn(converse(stream, site.clone(), slot));
+                    site.slots.let_end().await;
+                }
             }
+            // The peer's doing: whoever hangs up early holds up nobody.
+            Err(error) if is_of_connection(&error) => {}
             Err(error) => {
-                debug!(%error, "cannot accept a connection");
+                trace!(%error, "cannot accept a connection");
                 sleep(ACCEPT_RETRY).await;
             }
         }
     }
 }
 
-/// One connection, from its first request to its end.
-async fn converse(stream: TcpStream, site: Site) {
+fn is_of_connection(error: &io::Error) -> bool {
+    use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset};
+    matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset)
+}
+
+/// One connection, from start to end.
+async fn converse(stream: TcpStream, site: Site, mut slot: Slot) {
     let answer = move |request: http::Request<Incoming>| -> Answering {
         match site.slow.as_ref().filter(|slow| slow.path == request.uri().path()) {
             Some(slow) => (slow.answer)(),
@@ -204,12 +208,17 @@ async fn converse(stream: TcpStream, site: Site) {
             }
         }
     };
-    converse_by(stream, answer).await;
+    tokio::select! {
+        () = converse_by(stream, CONNECTION_LIFE, answer) => {}
+        () = slot.closed() => trace!("a connection makes room for another one"),
+    }
 }
 
-/// One connection over whatever stream, with a function from request to reply.
+/// One connection over whatever stream, with a function from request to reply: one request, one reply. What a stranger
+/// does wrong is worth a line at level `trace` only, or he could fill the log.
 async fn converse_by<A: Future<Output = Reply>>(
     stream: impl AsyncRead + AsyncWrite + Unpin,
+    life: Duration,
     answer: impl Fn(http::Request<Incoming>) -> A,
 ) {
     let service = service_fn(move |request: http::Request<Incoming>| {
@@ -217,18 +226,13 @@ async fn converse_by<A: Future<Output = Reply>>(
         async move { Ok::<_, Infallible>(response(reply.await)) }
     });
     let mut builder = http1::Builder::new();
-    builder.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
-    builder.max_buf_size(MAX_HEAD).max_headers(MAX_HEADERS);
-    let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
-    let ended = tokio::select! {
-        ended = connection.as_mut() => ended,
-        () = sleep(CONNECTION_LIFE) => {
-            connection.as_mut().graceful_shutdown();
-            timeout(CONNECTION_GRACE, connection).await.unwrap_or(Ok(()))
-        }
-    };
-    if let Err(error) = ended {
-        debug!(%error, "connection ended");
+    builder.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT).keep_alive(false);
+    // Header names as kube-proxy spells them.
+    builder.max_buf_size(MAX_HEAD).max_headers(MAX_HEADERS).title_case_headers(true);
+    match timeout(life, builder.serve_connection(TokioIo::new(stream), service)).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => trace!(%error, "connection ended"),
+        Err(_) => trace!(?life, "a connection took too long"),
     }
 }
 
@@ -249,18 +253,26 @@ fn response(reply: Reply) -> Response<Full<Bytes>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use rstest::rstest;
     use std::net::Ipv4Addr;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::task::yield_now;
+    use tokio::time::Instant;
+
+    const SLOTS: SlotLimits = SlotLimits { node: 4, others: 4, peer: 2, listeners: 0 };
 
     /// Starts a server on a free port.
-    fn start(routes: Routes) -> (SocketAddr, tokio::task::JoinHandle<Infallible>) {
+    fn start(site: Site) -> (SocketAddr, tokio::task::JoinHandle<Infallible>) {
         let listener = bind((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
         let address = listener.local_addr().unwrap();
-        (address, tokio::spawn(serve(listener, routes)))
+        (address, tokio::spawn(serve(listener, site)))
     }
 
-    fn echo() -> Routes {
-        Arc::new(|request| Reply::text(200, format!("{} {} {}", request.method, request.path, request.query)))
+    fn echo() -> Site {
+        let echo = |request: Request<'_>| {
+            Reply::text(200, format!("{} {} {}", request.method, request.path, request.query))
+        };
+        Site::of(Arc::new(echo), &Slots::new(SLOTS))
     }
 
     async fn answer(address: SocketAddr, request: &str) -> String {
@@ -276,8 +288,8 @@ mod tests {
         let (address, _server) = start(echo());
         let text = answer(address, "DELETE /a/b?c=d HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await;
         assert!(text.starts_with("HTTP/1.1 200 OK\r\n"), "{text}");
-        assert!(text.contains("content-type: text/plain; charset=utf-8\r\n"), "{text}");
-        assert!(text.contains("x-content-type-options: nosniff\r\n"), "{text}");
+        assert!(text.contains("Content-Type: text/plain; charset=utf-8\r\n"), "{text}");
+        assert!(text.contains("X-Content-Type-Options: nosniff\r\n"), "{text}");
         assert!(text.ends_with("\r\n\r\nDELETE /a/b c=d"), "{text}");
     }
 
@@ -301,43 +313,82 @@ mod tests {
         assert!(text.starts_with("HTTP/1.1 431"), "{text}");
     }
 
-    #[tokio::test]
-    async fn a_silent_connection_is_closed() {
-        let (address, _server) = start(echo());
+    /// Opens a connection, says this and reads what comes until the end, on paused time; how long that took.
+    async fn until_closed(address: SocketAddr, said: &str) -> (Duration, Vec<u8>) {
         let mut stream = TcpStream::connect(address).await.unwrap();
-        stream.write_all(b"GET / HT").await.unwrap();
-        tokio::task::yield_now().await;
+        stream.write_all(said.as_bytes()).await.unwrap();
+        yield_now().await;
         tokio::time::pause();
-        let mut text = String::new();
-        let closed = timeout(2 * HEAD_TIMEOUT, stream.read_to_string(&mut text)).await;
-        assert!(closed.is_ok(), "still open");
+        let (start, mut bytes) = (Instant::now(), Vec::new());
+        let ended = timeout(Duration::from_secs(600), stream.read_to_end(&mut bytes)).await;
+        assert!(ended.is_ok(), "still open after {:?}", start.elapsed());
+        (start.elapsed(), bytes)
+    }
+
+    #[rstest]
+    #[case::silence("")]
+    #[case::half_a_head("GET / HT")]
+    #[case::a_head_without_end("GET / HTTP/1.1\r\nhost: x\r\n")]
+    #[tokio::test]
+    async fn a_connection_without_a_request_is_closed(#[case] said: &str) {
+        let (address, _server) = start(echo());
+        let (took, bytes) = until_closed(address, said).await;
+        assert!(took <= HEAD_TIMEOUT + Duration::from_millis(100) && bytes.is_empty(), "{took:?} {bytes:?}");
     }
 
     #[tokio::test]
-    async fn connections_over_the_limit_wait_for_a_free_place() {
+    async fn there_is_one_reply_to_a_connection() {
         let (address, _server) = start(echo());
-        let mut held = Vec::new();
-        for _ in 0..MAX_CONNECTIONS {
-            let mut stream = TcpStream::connect(address).await.unwrap();
-            stream.write_all(b"GET /held HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
-            let mut byte = [0];
-            stream.read_exact(&mut byte).await.unwrap();
-            held.push(stream);
+        let request = "GET /a HTTP/1.1\r\nhost: x\r\n\r\n";
+        let text = answer(address, &request.repeat(3)).await;
+        assert_eq!(text.matches("HTTP/1.1 200 OK").count(), 1, "{text}");
+        assert!(text.contains("Connection: close\r\n"), "{text}");
+    }
+
+    /// A connection that asks and does not take the reply.
+    async fn reader_that_does_not_read(address: SocketAddr) -> TcpStream {
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.set_recv_buffer_size(4096).unwrap();
+        let mut stream = socket.connect(address).await.unwrap();
+        stream.write_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+        stream
+    }
+
+    #[tokio::test]
+    async fn a_reply_that_nobody_takes_is_given_up() {
+        const LARGE: usize = 64 << 20;
+        let (routes, slots): (Routes, _) =
+            (Arc::new(|_| Reply::text(200, vec![b'x'; LARGE])), Slots::new(SLOTS));
+        let (address, _server) = start(Site::of(routes, &slots));
+        let mut stream = reader_that_does_not_read(address).await;
+        let mut first = [0; 1];
+        stream.read_exact(&mut first).await.unwrap();
+        assert_eq!(slots.open(), 1);
+        tokio::time::pause();
+        sleep(CONNECTION_LIFE + Duration::from_millis(10)).await;
+        assert_eq!(slots.open(), 0);
+    }
+
+    #[tokio::test]
+    async fn the_oldest_connection_makes_room_and_the_newest_is_answered() {
+        let (address, _server) = start(echo());
+        let mut idle = Vec::new();
+        for _ in 0..3 * SLOTS.node {
+            idle.push(TcpStream::connect(address).await.unwrap());
         }
-        let waiting = tokio::spawn(async move {
-            answer(address, "GET /late HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await
-        });
-        tokio::task::yield_now().await;
-        assert!(!waiting.is_finished());
-        drop(held.pop());
-        assert!(waiting.await.unwrap().ends_with("GET /late "));
+        let text = answer(address, "GET /late HTTP/1.1\r\nhost: x\r\n\r\n").await;
+        assert!(text.ends_with("GET /late "), "{text}");
+        let mut byte = [0];
+        for stream in &mut idle[..2 * SLOTS.node] {
+            assert!(matches!(stream.read(&mut byte).await, Ok(0) | Err(_)), "still open");
+        }
     }
 
     #[tokio::test]
     async fn a_taken_address_is_an_error_with_hard_fail() {
         let taken = bind((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
         let address = taken.local_addr().unwrap();
-        let error = keep_serving("test", address, true, echo().into()).await.unwrap_err();
+        let error = keep_serving("test", address, true, echo()).await.unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
     }
 
@@ -346,7 +397,7 @@ mod tests {
         let taken = bind((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
         let address = taken.local_addr().unwrap();
         tokio::time::pause();
-        let _server = tokio::spawn(keep_serving("test", address, false, echo().into()));
+        let _server = tokio::spawn(keep_serving("test", address, false, echo()));
         sleep(BIND_RETRY / 2).await;
         drop(taken);
         sleep(BIND_RETRY).await;

@@ -2,7 +2,7 @@
 
 use crate::model::ProcessUse;
 use anyhow::{Context, Result};
-use nix::sys::resource::{Resource, getrlimit};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 
@@ -41,6 +41,20 @@ pub fn read() -> Result<ProcessUse> {
 pub fn set_oom_score_adj(score: i32) -> Result<()> {
     fs::write("/proc/self/oom_score_adj", score.to_string())
         .with_context(|| format!("cannot set oom_score_adj to {score}"))
+}
+
+/// Raises the number of file descriptors that we may have as far as we may, and returns it.
+///
+/// # Errors
+/// When the kernel does not tell the limit, or does not change it.
+pub fn raise_descriptor_limit() -> Result<u64> {
+    let (soft, hard) =
+        getrlimit(Resource::RLIMIT_NOFILE).context("cannot read the limit of file descriptors")?;
+    if soft < hard {
+        setrlimit(Resource::RLIMIT_NOFILE, hard, hard)
+            .with_context(|| format!("cannot raise the limit of file descriptors from {soft} to {hard}"))?;
+    }
+    Ok(hard)
 }
 
 /// Whether we run as root.
