@@ -87,7 +87,7 @@ fn expect_left_out((node, flavor): (&Namespace, Flavor), (proxy, server): (&Prox
 }
 
 /// A refused Service is named in the log, in Events on itself and on our Node, in the metrics, in the
-/// health detail, on the status page and by `status`.
+/// health detail and on the page of the metrics server, and by `status`.
 pub(crate) fn expect_named(node: &Namespace, (proxy, server): (&Proxy, &StubApi), service: &str) {
     let named = || {
         let log = proxy.log_tail();
@@ -100,11 +100,12 @@ pub(crate) fn expect_named(node: &Namespace, (proxy, server): (&Proxy, &StubApi)
     let gauge = "kubeproxy_rs_refused_services{ip_family=\"IPv4\"} 1";
     wait_until("the metric counts it", SYNC, || metrics(node).is_ok_and(|text| text.contains(gauge)))
         .unwrap();
-    let health = SocketAddr::from(([127, 0, 0, 1], 10256));
-    let detail = http_get(node, health, "/readyz").unwrap();
+    let [health, detailed] = [10256, 10249].map(|port| SocketAddr::from(([127, 0, 0, 1], port)));
+    let detail = http_get(node, detailed, "/readyz").unwrap();
     assert!(detail.contains(&format!("\"service\": \"{service}\"")), "{detail}");
     assert!(http_get(node, health, "/healthz").unwrap().contains("\"healthy\":true"));
-    let status = http_get(node, SocketAddr::from(([127, 0, 0, 1], 10249)), "/statusz").unwrap();
+    assert!(http_get(node, health, "/status").unwrap().contains("\r\n\r\ndegraded\n"));
+    let status = http_get(node, detailed, "/statusz").unwrap();
     assert!(status.contains(service), "{status}");
     let mut ask = node.command(BINARY);
     let told = ask.args(["status", "--control-socket"]).arg(proxy.control_socket()).output().unwrap();

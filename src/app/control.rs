@@ -20,7 +20,7 @@ const PATIENCE: Duration = Duration::from_secs(50);
 
 /// A status page does not wait for the end of a sync.
 const PAGE_PATIENCE: Duration = Duration::from_secs(2);
-/// Everybody can ask for the page, so it is made once for all who ask within this time.
+/// Where the metrics server listens for others, too, they can ask for the page, so it is made once for all who ask within this time.
 const PAGE_LIFE: Duration = Duration::from_secs(2);
 
 /// Those who can be asked how things are.
@@ -46,7 +46,7 @@ impl Asked {
         Status::new(self.started, picture, self.health.readiness((self.clock)()))
     }
 
-    /// `/status` of the health port.
+    /// `/status` of the metrics server.
     pub(super) fn page(self) -> SlowPage {
         let last: Arc<Mutex<Option<(Instant, Reply)>>> = Arc::default();
         let answer = move || -> Answering {

@@ -65,15 +65,15 @@ pub(super) fn serve(
         what: "health",
         reason: "FailedToStartProxierHealthcheck",
         address: config.healthz,
-        site: Site { slow: Some(facts.status.clone()), ..Site::of(health::routes(health, clock, Box::new(count)), &facts.slots) },
+        site: Site::of(health::routes(health, clock, Box::new(count)), &facts.slots),
     };
-    let slots = facts.slots.clone();
+    let (status, slots) = (facts.status.clone(), facts.slots.clone());
     let pages = http::diagnostics(pages(config, facts, observed));
     let metrics_server = Server {
         what: "metrics",
         reason: "FailedToStartMetricServer",
         address: config.metrics,
-        site: Site::of(pages, &slots),
+        site: Site { slow: Some(status), ..Site::of(pages, &slots) },
     };
     let hard_fail = config.bind_address_hard_fail;
     async move {
@@ -86,11 +86,13 @@ pub(super) fn serve(
 
 fn pages(config: &Config, facts: Facts, observed: Observed) -> http::Pages {
     let Observed { health, metrics, clock } = observed;
+    let (ready, now) = (health.clone(), clock.clone());
     let (encoded, slis, pinged, reset) = (metrics.clone(), metrics.clone(), metrics.clone(), metrics);
     http::Pages {
         mode: config.mode.as_str(),
         flagz: flagz(&facts.flags),
         statusz: statusz(config, facts.started, health, clock),
+        readyz: Box::new(move || ready.readiness(now()).reply()),
         configz: facts.configz,
         metrics: Box::new(move || shown(encoded.encode())),
         slis: Box::new(move || shown(slis.slis().encode())),

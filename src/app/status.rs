@@ -35,14 +35,6 @@ impl Status {
         }
     }
 
-    /// All Services are served as they should be: a proxy that leaves one out keeps its health, which
-    /// is about the node, but people want to know.
-    fn is_fine(&self) -> bool {
-        let families = self.readiness.families.values();
-        let complete = self.readiness.source_problems.is_empty();
-        self.readiness.ready && complete && families.map(|family| family.refused_total).sum::<usize>() == 0
-    }
-
     /// Why it is not fine, in sentences.
     fn reasons(&self) -> impl Iterator<Item = &String> {
         let Readiness { reasons, source_problems, .. } = &self.readiness;
@@ -51,7 +43,7 @@ impl Status {
 
     /// The page, whole: no scripts, no links to elsewhere.
     pub(super) fn html(&self) -> String {
-        let (class, word) = match self.is_fine() {
+        let (class, word) = match self.readiness.is_fine() {
             true => ("good", "Healthy"),
             false => ("bad", "Degraded"),
         };
@@ -182,7 +174,7 @@ fn doubts(it: &Doubtful) -> String {
 
 impl fmt::Display for Status {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "State      {}", if self.is_fine() { "healthy" } else { "DEGRADED" })?;
+        writeln!(f, "State      {}", if self.readiness.is_fine() { "healthy" } else { "DEGRADED" })?;
         for reason in self.reasons() {
             writeln!(f, "           {reason}")?;
         }

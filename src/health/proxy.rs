@@ -1,4 +1,4 @@
-//! Health of the proxy itself: `/healthz`, `/livez` and `/readyz`.
+//! Health of the proxy itself: `/healthz` and `/livez` as kube-proxy answers them, and `/readyz`.
 
 use super::readiness::{Doubtful, FamilyReadiness, MOST_NAMED, Readiness, RefusedObject};
 use crate::http::{Reply, Request, Routes};
@@ -72,9 +72,6 @@ struct Body {
     node_eligible: Option<bool>,
     healthy: bool,
     status: BTreeMap<&'static str, FamilyBody>,
-    /// Ours, and only when something is wrong: why.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    reasons: Vec<String>,
 }
 
 #[derive(Serialize)]
@@ -195,10 +192,6 @@ impl ProxyHealth {
         let healthy = status.values().all(|family| family.healthy);
         let node_eligible = (probe == Probe::Healthz).then_some(state.node_eligible);
         let fine = healthy && node_eligible != Some(false);
-        let mut reasons = state.reasons(self.timeout, now);
-        if node_eligible == Some(false) {
-            reasons.push("the Node is unknown, being deleted or about to be taken away".to_owned());
-        }
         // "Last updated" is what outsiders judge staleness by, so a healthy idle proxy says now.
         let newest =
             IpFamily::ALL.into_iter().filter_map(|family| state.families.get(family).last_updated).max();
@@ -209,7 +202,6 @@ impl ProxyHealth {
             node_eligible,
             healthy,
             status,
-            reasons,
         };
         let code = if fine { 200 } else { 503 };
         match serde_json::to_vec(&body) {
@@ -271,14 +263,16 @@ impl Family {
     }
 }
 
-/// The routes of the health server.
+/// The routes of the health server, which every neighbour of the node can reach: beyond what kube-proxy answers, health
+/// in a word. Why it is so has names and addresses in it, and stands on the metrics server.
 #[must_use]
 pub fn routes(health: Arc<ProxyHealth>, clock: Clock, count: CountReply) -> Routes {
     Arc::new(move |request: Request<'_>| {
         let probe = match request.path {
             "/healthz" => Probe::Healthz,
             "/livez" => Probe::Livez,
-            "/readyz" => return health.readiness(clock()).reply(),
+            "/readyz" => return health.readiness(clock()).ready_in_a_word(),
+            "/status" => return health.readiness(clock()).state_in_a_word(),
             _ => return Reply::not_found(),
         };
         let reply = health.answer(probe, clock());
@@ -349,9 +343,10 @@ mod tests {
             body(&reply),
             "{\"lastUpdated\":\"2023-11-14T22:15:00Z\",\"currentTime\":\"2023-11-14T22:15:00Z\",\"healthy\":false,\
              \"status\":{\"IPv4\":{\"lastUpdated\":\"2023-11-14T22:15:00Z\",\"healthy\":true},\
-             \"IPv6\":{\"lastUpdated\":\"2023-11-14T22:13:20Z\",\"healthy\":false}},\
-             \"reasons\":[\"IPv6: changes have waited for 100 s, and no sync has ended since\"]}"
+             \"IPv6\":{\"lastUpdated\":\"2023-11-14T22:13:20Z\",\"healthy\":false}}}"
         );
+        let reasons = health.readiness(times.at(100)).reasons;
+        assert_eq!(reasons, ["IPv6: changes have waited for 100 s, and no sync has ended since"]);
     }
 
     #[test]
@@ -363,8 +358,10 @@ mod tests {
         assert!(health.is_healthy(times.at(59)));
         let reply = health.answer(Probe::Healthz, times.at(60));
         assert_eq!(reply.status, 503);
+        assert!(!body(&reply).contains("no memory"), "every neighbour can read it");
+        let reasons = health.readiness(times.at(60)).reasons;
         let reason = "IPv6: changes have waited for 60 s, and the last sync failed: no memory";
-        assert!(body(&reply).ends_with(&format!("\"reasons\":[\"{reason}\"]}}")), "{}", body(&reply));
+        assert!(reasons.contains(&reason.to_owned()), "{reasons:?}");
         assert!(
             body(&reply).contains("\"IPv6\":{\"lastUpdated\":\"0001-01-01T00:00:00Z\",\"healthy\":false}")
         );
@@ -457,7 +454,7 @@ mod tests {
         let routes = routes(Arc::new(health), Arc::new(move || now), count);
         let status = |path| routes(Request { method: "GET", path, query: "" }).status;
         assert_eq!((status("/healthz"), status("/livez"), status("/")), (200, 200, 404));
-        assert_eq!(status("/readyz"), 503, "nothing has been synced yet");
+        assert_eq!((status("/readyz"), status("/status")), (503, 200), "nothing has been synced yet");
         assert_eq!(*counted.lock().unwrap(), [(Probe::Healthz, 200), (Probe::Livez, 200)]);
     }
 }

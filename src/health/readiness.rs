@@ -1,5 +1,5 @@
-//! All that is known about how well the kernel follows the picture: `/readyz`, and what the status
-//! pages show.
+//! All that is known about how well the kernel follows the picture: `/readyz` of the metrics server, what the status
+//! pages show, and the word of it that everybody may know.
 
 use super::proxy::{Family, Now};
 use crate::http::Reply;
@@ -7,10 +7,13 @@ use crate::model::UtcTime;
 use serde::Serialize;
 use std::collections::BTreeMap;
 
+/// Where the detail is.
+const WHY: &str = "Why: `kube-proxy-rs status` on the node, or /status on --metrics-bind-address.\n";
+
 /// So many refused Services are named; the rest is counted.
 pub(super) const MOST_NAMED: usize = 100;
 
-/// The answer of `/readyz`.
+/// The answer of `/readyz` on the metrics server.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Readiness {
@@ -95,10 +98,32 @@ impl Readiness {
         Readiness { ready: reasons.is_empty(), reasons, current_time, doubtful, source_problems, families }
     }
 
-    /// As `/readyz` sends it.
+    /// All Services are served as they should be: a proxy that leaves one out keeps its health, which
+    /// is about the node, but people want to know.
+    #[must_use]
+    pub fn is_fine(&self) -> bool {
+        let all_programmed = self.families.values().all(|family| family.refused_total == 0);
+        self.ready && self.source_problems.is_empty() && all_programmed
+    }
+
+    fn code(&self) -> u16 {
+        if self.ready { 200 } else { 503 }
+    }
+
+    /// `/readyz` for everybody.
+    pub(super) fn ready_in_a_word(&self) -> Reply {
+        Reply::text(self.code(), if self.ready { "ready\n" } else { "not ready\n" })
+    }
+
+    /// `/status` for everybody.
+    pub(super) fn state_in_a_word(&self) -> Reply {
+        Reply::text(200, format!("{}\n{WHY}", if self.is_fine() { "healthy" } else { "degraded" }))
+    }
+
+    /// `/readyz` with all detail.
     #[must_use]
     pub fn reply(&self) -> Reply {
-        let code = if self.ready { 200 } else { 503 };
+        let code = self.code();
         match serde_json::to_vec_pretty(self) {
             Ok(body) => Reply::json(code, body),
             Err(error) => Reply::text(500, error.to_string()),

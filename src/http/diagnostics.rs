@@ -16,6 +16,8 @@ pub struct Pages {
     pub flagz: String,
     /// How we are doing, for people.
     pub statusz: Box<dyn Fn() -> String + Send + Sync>,
+    /// The same for machines.
+    pub readyz: Box<dyn Fn() -> Reply + Send + Sync>,
     /// All metrics.
     pub metrics: Encode,
     /// What became of the checks of `/healthz`, as metrics.
@@ -30,10 +32,11 @@ pub struct Pages {
 const NO_PPROF: &str = "There are no pprof profiles: this program is not written in Go.\n\
     perf record -g -p PID shows where it spends its time, /metrics what memory it takes.\n";
 
-/// Serves `/metrics`, `/metrics/slis`, `/healthz`, `/proxyMode`, `/configz`, `/flagz` and `/statusz`, and says why
-/// there is no `/debug/pprof/`.
+/// Serves `/metrics`, `/metrics/slis`, `/healthz`, `/readyz`, `/proxyMode`, `/configz`, `/flagz` and `/statusz`, and
+/// says why there is no `/debug/pprof/`.
 ///
-/// `/healthz` here only says that the server answers; the proxy's health has its own server.
+/// `/healthz` here only says that the server answers; the proxy's health has its own server. `/readyz` is the proxy's,
+/// in detail.
 #[must_use]
 pub fn diagnostics(pages: Pages) -> Routes {
     Arc::new(move |request: Request<'_>| match request.path {
@@ -48,6 +51,7 @@ pub fn diagnostics(pages: Pages) -> Routes {
             healthz(request.query)
         }
         "/healthz/ping" => healthz(request.query),
+        "/readyz" => (pages.readyz)(),
         "/proxyMode" => Reply::text(200, pages.mode),
         "/configz" => Reply::json(200, pages.configz.clone()),
         "/flagz" => Reply::text(200, pages.flagz.clone()),
@@ -87,6 +91,7 @@ mod tests {
             configz: "{}".to_owned(),
             flagz: "v=2".to_owned(),
             statusz: Box::new(|| "fine".to_owned()),
+            readyz: Box::new(|| Reply::json(503, "[]")),
             metrics,
             slis: Box::new(|| Ok(("text/x", b"s 1\n".to_vec()))),
             reset_slis: Box::new(|| {}),
@@ -109,6 +114,7 @@ mod tests {
         assert_eq!(get("/healthz", ""), Reply::text(200, "ok"));
         assert_eq!(get("/healthz/ping", "x=1"), Reply::text(200, "ok"));
         assert_eq!(get("/healthz", "verbose").body, b"[+]ping ok\nhealthz check passed\n");
+        assert_eq!(get("/readyz", ""), Reply::json(503, "[]"));
         assert_eq!(get("/proxyMode", ""), Reply::text(200, "ipvs"));
         assert_eq!(get("/configz", ""), Reply::json(200, "{}"));
         assert_eq!(get("/flagz", ""), Reply::text(200, "v=2"));

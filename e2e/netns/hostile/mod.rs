@@ -4,5 +4,6 @@
 
 mod connections;
 mod descriptors;
+mod disclosure;
 mod ground;
 mod siege;

@@ -66,9 +66,20 @@ impl Told {
         assert!(run.await.is_err(), "the loop goes on");
     }
 
-    fn get(&self, path: &str) -> (u16, serde_json::Value) {
+    /// The status of a path of the health port, which everybody can reach: nothing of what is wrong may be in the body.
+    fn get(&self, path: &str) -> u16 {
         let routes = routes(self.health.clone(), Arc::new(now), Box::new(|_, _| {}));
         let reply = routes(Request { method: "GET", path, query: "" });
+        let body = String::from_utf8(reply.body).unwrap();
+        for word in ["ns/svc", "KUBE-", "127.0.0.9", "lock", "refused"] {
+            assert!(!body.contains(word), "{path} tells of {word}: {body}");
+        }
+        reply.status
+    }
+
+    /// All detail, as the metrics server and the control socket have it.
+    fn detail(&self) -> (u16, serde_json::Value) {
+        let reply = self.health.readiness(now()).reply();
         (reply.status, serde_json::from_slice(&reply.body).unwrap())
     }
 
@@ -94,16 +105,16 @@ async fn a_refused_service_is_named_on_the_service_on_the_node_in_the_metrics_an
     assert!(notices.iter().all(|notice| notice.note.contains("refused on request")));
     assert!(notices[1].note.contains("ns/svc-0"));
     assert!(told.metrics().contains("kubeproxy_rs_refused_services{ip_family=\"IPv4\"} 1\n"));
-    let (status, body) = told.get("/readyz");
+    let (status, body) = told.detail();
     assert_eq!(status, 200, "the others work: {body}");
     assert_eq!(body["families"]["IPv4"]["refused"][0]["service"], "ns/svc-0");
-    assert_eq!(told.get("/healthz").0, 200);
+    assert_eq!(["/healthz", "/readyz", "/status"].map(|path| told.get(path)), [200; 3]);
 
     // It goes, and with it all talk of it.
     told.events.send(WatchEvent::ServiceGone(name)).await.unwrap();
     told.run_for(2).await;
     assert!(told.metrics().contains("kubeproxy_rs_refused_services{ip_family=\"IPv4\"} 0\n"));
-    assert_eq!(told.get("/readyz").1["families"]["IPv4"]["refusedTotal"], 0);
+    assert_eq!(told.detail().1["families"]["IPv4"]["refusedTotal"], 0);
 }
 
 #[tokio::test(start_paused = true)]
@@ -112,21 +123,24 @@ async fn a_kernel_that_fails_makes_us_unhealthy_with_its_words_until_it_works_ag
     tools.failures = usize::MAX;
     let mut told = Told::new(tools, 20).await;
     told.run_for(50).await;
-    assert_eq!(told.get("/healthz").0, 200, "two periods have not passed");
-    let (status, body) = told.get("/readyz");
+    assert_eq!(told.get("/healthz"), 200, "two periods have not passed");
+    let (status, body) = told.detail();
     assert_eq!((status, &body["ready"]), (503, &false.into()));
     assert!(body["families"]["IPv4"]["oldestPendingSeconds"].as_f64().unwrap() >= 49.0, "{body}");
     told.run_for(15).await;
     for path in ["/healthz", "/livez", "/readyz"] {
-        let (status, body) = told.get(path);
-        assert_eq!(status, 503, "{path}");
-        let reason = body["reasons"][0].as_str().unwrap();
-        assert!(reason.starts_with("IPv4: ") && reason.contains("the lock is taken"), "{path}: {reason}");
+        assert_eq!(told.get(path), 503, "{path}");
     }
+    let (status, body) = told.detail();
+    let reason = body["reasons"][0].as_str().unwrap();
+    assert!(
+        status == 503 && reason.starts_with("IPv4: ") && reason.contains("the lock is taken"),
+        "{reason}"
+    );
     told.runner.backend().tools().failures = 0;
     told.run_for(35).await;
     for path in ["/healthz", "/livez", "/readyz"] {
-        assert_eq!(told.get(path).0, 200, "{path}");
+        assert_eq!(told.get(path), 200, "{path}");
     }
 }
 
@@ -142,7 +156,8 @@ async fn what_others_changed_is_named_on_the_node_in_the_metrics_and_in_the_stat
     told.run_for(32).await;
     let what = "chain KUBE-POSTROUTING of table nat was changed by meddler";
     assert!(told.metrics().contains("kubeproxy_rs_drift_total{ip_family=\"IPv4\",object=\"chain\"} 1\n"));
-    assert_eq!(told.get("/readyz").1["families"]["IPv4"]["lastDrift"], what);
+    assert_eq!(told.detail().1["families"]["IPv4"]["lastDrift"], what);
+    assert_eq!(["/healthz", "/readyz", "/status"].map(|path| told.get(path)), [200; 3]);
     let notices = told.notices("RulesChangedByOthers");
     assert!(
         matches!(&notices[..], [Notice { service: None, note, .. }] if note.contains(what)),
@@ -198,7 +213,8 @@ async fn what_is_refused_before_the_kernel_is_asked_is_named_in_the_metrics_and_
     told.run_for(2).await;
     assert!(told.metrics().contains("kubeproxy_rs_refused_endpoints 3\n"));
     assert!(told.metrics().contains("kubeproxy_rs_contested_external_ips{outcome=\"reported\"} 1\n"));
-    let (status, body) = told.get("/readyz");
+    assert_eq!(["/healthz", "/readyz", "/status"].map(|path| told.get(path)), [200; 3]);
+    let (status, body) = told.detail();
     assert_eq!(
         (status, &body["refusedEndpoints"], &body["reportedExternalIps"]),
         (200, &3.into(), &1.into())
