@@ -6,7 +6,7 @@ use super::output::{Answer, complain};
 use crate::config::{Config, Explain, OutputForm, TableForm};
 use crate::explain::{ApiFacts, Kind, Report, Row, ServiceView, Services, table};
 use crate::http;
-use crate::model::{IpFamily, ServiceName};
+use crate::model::{IpFamily, ServiceName, excerpt};
 use crate::sync::Question;
 use crate::watch::client::{ClientOptions, Connection};
 use crate::watch::lookup::{self, Raw};
@@ -68,7 +68,7 @@ async fn answer_of(socket: &Path, path: &str) -> Result<Vec<u8>> {
         .await
         .with_context(|| format!("nobody answers on {}; {hint}", socket.display()))?;
     if status != 200 {
-        bail!("{}", String::from_utf8_lossy(&body).trim());
+        bail!("{}", excerpt(&String::from_utf8_lossy(&body)));
     }
     Ok(body)
 }

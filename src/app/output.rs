@@ -1,8 +1,10 @@
 //! What commands say: an answer on stdout, everything else on stderr.
 //!
 //! The one place that writes to either (logs have `telemetry`), because writing can fail: an answer that
-//! cannot be written is an error, a complaint that cannot be written changes nothing.
+//! cannot be written is an error, a complaint that cannot be written changes nothing. What others wrote ends up in both,
+//! rules of other programs for example, so no character reaches a terminal that does anything there.
 
+use crate::model::printable;
 use std::fmt::Display;
 use std::io::{ErrorKind, Write};
 use std::process::ExitCode;
@@ -29,7 +31,7 @@ impl Answer {
     /// Prints it, and says how the program ends.
     pub(super) fn deliver(&self) -> ExitCode {
         let mut stdout = std::io::stdout().lock();
-        match stdout.write_all(self.text.as_bytes()).and_then(|()| stdout.flush()) {
+        match stdout.write_all(printable(&self.text).as_bytes()).and_then(|()| stdout.flush()) {
             Ok(()) => ExitCode::from(self.status),
             Err(error) if error.kind() == ErrorKind::BrokenPipe => ExitCode::from(READER_LEFT),
             Err(error) => {
@@ -42,5 +44,5 @@ impl Answer {
 
 /// Writes a line to stderr. When that fails, there is no place left to say so.
 pub(super) fn complain(line: impl Display) {
-    let _ = writeln!(std::io::stderr(), "{line}");
+    let _ = writeln!(std::io::stderr(), "{}", printable(&line.to_string()));
 }

@@ -2,14 +2,11 @@
 
 use super::readiness::{Doubtful, FamilyReadiness, MOST_NAMED, Readiness, RefusedObject};
 use crate::http::{Reply, Request, Routes};
-use crate::model::{IpFamily, NodeFacts, PerFamily, SourceProblem, UtcTime};
+use crate::model::{IpFamily, NodeFacts, PerFamily, SourceProblem, UtcTime, excerpt};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
-
-/// So many characters of an error are shown.
-const LONGEST_REASON: usize = 500;
 
 /// One moment on both clocks: the steady one for timeouts, the other one for people.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -105,7 +102,7 @@ impl ProxyHealth {
         let mut state = self.state();
         let family = state.families.get_mut(family);
         family.oldest_queued.get_or_insert(now.steady);
-        family.failure = Some(reason.chars().take(LONGEST_REASON).collect());
+        family.failure = Some(excerpt(&reason));
     }
 
     /// The Services of this family that the kernel refuses now.

@@ -10,6 +10,7 @@ mod flow;
 mod ipvs;
 mod node;
 mod process;
+mod quote;
 mod service;
 mod time;
 
@@ -20,5 +21,6 @@ pub use flow::{NodePortUse, ObjectKind, ServiceRecord, Snapshot, SourceProblem, 
 pub use ipvs::{Frontend, IpvsScheduler, RealServer, ServerOperation, SetEntry, SetType, VirtualServer};
 pub use node::NodeFacts;
 pub use process::ProcessUse;
+pub use quote::{cut, excerpt, findings, printable, quoted, word};
 pub use service::{External, Service, ServiceName, ServicePort, ServicePortName, TrafficPolicy};
 pub use time::UtcTime;

@@ -4,7 +4,7 @@
 use super::pass::FamilySync;
 use crate::backend::Backend;
 use crate::explain::{ContestedIp, ContestedPort, Row, ServiceView, Services};
-use crate::model::{ServiceName, Snapshot};
+use crate::model::{ServiceName, Snapshot, word};
 use crate::state::{ExternalIpClaim, NodePortConflict, Tracker};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -168,7 +168,7 @@ impl<B: Backend> Told<'_, B> {
         Some(ServiceView {
             service: name.to_string(),
             node: snapshot.node.name.to_string(),
-            zone: snapshot.node.zone.as_deref().map(str::to_owned),
+            zone: snapshot.node.zone.as_deref().map(|zone| word(zone).into_owned()),
             mode: self.identity.mode.clone(),
             flavor: self.identity.flavor.clone(),
             contested_ips: self.tracker.claims_of(name).iter().map(contested_ip).collect(),
@@ -212,7 +212,7 @@ impl<B: Backend> Told<'_, B> {
             node_port_ips: self.families.iter().map(node_port_ips).collect(),
             identity: self.identity.clone(),
             node: snapshot.node.name.to_string(),
-            zone: snapshot.node.zone.as_deref().map(str::to_owned),
+            zone: snapshot.node.zone.as_deref().map(|zone| word(zone).into_owned()),
             is_complete: self.tracker.is_complete(),
             services: records.filter(|record| record.service.is_some()).count(),
             endpoints: endpoints.map(|it| (it.to_string(), self.tracker.endpoints(it))).collect(),

@@ -3,6 +3,7 @@
 //! To kube an object that does not decode is an error: in a watch the object is lost until the next
 //! list, and in a list it takes its whole page along, for ever. One bad object must not do that.
 
+use crate::model::excerpt;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::Resource;
 use serde::de::{DeserializeOwned, Deserializer, Error};
@@ -47,7 +48,7 @@ impl<'de, K: DeserializeOwned> Deserialize<'de> for Decoded<K> {
         let text = <&RawValue as de::Deserialize>::deserialize(input)?.get();
         let error = match serde_json::from_str(text) {
             Ok(object) => return Ok(Decoded::Object(object)),
-            Err(error) => error.to_string(),
+            Err(error) => excerpt(&error.to_string()),
         };
         let Identity { metadata } = serde_json::from_str(text).map_err(D::Error::custom)?;
         let metadata = ObjectMeta {

@@ -1,10 +1,8 @@
 //! What the watcher's errors mean. Pure.
 
+use crate::model::excerpt;
 use kube::core::Status;
 use kube::runtime::watcher::Error;
-
-/// Answers of proxies can be whole web pages; this much of one is enough.
-const SHOWN: usize = 300;
 
 /// The API server's own words about it, if it said any.
 fn status(error: &Error) -> Option<&Status> {
@@ -49,10 +47,8 @@ pub(super) fn describe(error: &Error) -> String {
         Some(status) => format!("{} {}", status.code, status.message),
         None => chain(error),
     };
-    match text.char_indices().nth(SHOWN) {
-        Some((end, _)) => format!("{}...", &text[..end]),
-        None => text,
-    }
+    // Answers of proxies can be whole web pages.
+    excerpt(&text)
 }
 
 /// An error and its causes, less the causes that are part of the text already.
@@ -97,7 +93,7 @@ mod tests {
     fn a_status_is_described_in_the_servers_words() {
         assert_eq!(describe(&refused(403)), "403 nodes is forbidden");
         let page = Status::failure(&"x".repeat(5000), "").with_code(502).boxed();
-        assert!(describe(&Error::WatchError(page)).len() < 400);
+        assert!(describe(&Error::WatchError(page)).len() < 600);
     }
 
     #[test]

@@ -13,6 +13,8 @@ mod endpoint_slices;
 mod failure;
 #[cfg(any(test, feature = "testing"))]
 pub mod fuzzing;
+#[cfg(test)]
+mod hostile_tests;
 pub mod lookup;
 pub mod manifests;
 mod node;

@@ -10,6 +10,7 @@ use crate::backend::kept::Chains as _;
 use crate::backend::{Drift, DriftKind};
 use crate::kernel::iptables::{Stamp, Xtables};
 use crate::kernel::nft::{RuleMark, Told};
+use crate::model::word;
 use anyhow::Result;
 use std::collections::BTreeMap;
 
@@ -136,7 +137,7 @@ impl Heard {
                 let commit = std::mem::take(&mut self.open);
                 self.altered |= commit.altered;
                 if commit.is_about_ours() {
-                    self.commits.push(Commit { by: by.escape_debug().to_string(), ..commit });
+                    self.commits.push(Commit { by: word(by).into_owned(), ..commit });
                 }
             }
         })?;

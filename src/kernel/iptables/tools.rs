@@ -9,7 +9,7 @@ use super::{
 use crate::kernel::nfacct::Nfacct;
 use crate::kernel::nft::{ChainUse, Commits, Nft, Part, Told};
 use crate::kernel::{xtables_entries, xtables_info};
-use crate::model::IpFamily;
+use crate::model::{IpFamily, excerpt};
 use anyhow::{Context, Result, bail};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -154,11 +154,11 @@ impl Tools {
         let (status, message) = fed
             .map_err(|_| self.unable(format!("no end after {RESTORE_LIMIT:?}")))?
             .map_err(|error| self.unable(error))?;
-        let (tool, message) = (self.programs.restore, message.replace('\n', "; "));
         if status.success() {
-            return Ok(message);
+            return Ok(message.replace('\n', "; "));
         }
-        match (status.code(), line_at_fault(&message)) {
+        let (tool, line, message) = (self.programs.restore, line_at_fault(&message), excerpt(&message));
+        match (status.code(), line) {
             (Some(EXIT_RESOURCE) | None, None) => Err(self.unable(format!("{status}: {message}"))),
             (_, line) => Err(RestoreError::Refused { tool, line, message }),
         }
@@ -247,7 +247,7 @@ fn chains(text: &str) -> BTreeMap<String, Vec<String>> {
 pub(super) fn words(output: &Output) -> String {
     let text = String::from_utf8_lossy(&output.stderr);
     let text = text.trim();
-    if text.is_empty() { output.status.to_string() } else { text.replace('\n', "; ") }
+    if text.is_empty() { output.status.to_string() } else { excerpt(text) }
 }
 
 /// The input line that a complaint names: "line 7 failed", "line: 7", "line 7: …".

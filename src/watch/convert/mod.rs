@@ -14,7 +14,6 @@ pub use nodes::node;
 pub use services::{node_ports_outside, service};
 pub use slices::endpoint_slice;
 
-pub(super) use names::quoted;
 pub(super) use parse::parse_ip;
 
 use std::fmt;

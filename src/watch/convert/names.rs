@@ -2,6 +2,7 @@
 //! would not have accepted is refused here.
 
 use super::Issues;
+use crate::model::quoted;
 use std::fmt;
 
 /// Whether the text is a DNS label: at most 63 of `a-z`, `0-9` and `-`, no `-` at either end.
@@ -71,15 +72,6 @@ fn checked<'a>(
         issues.error(field, format_args!("{} is not {rule}", quoted(name)));
     }
     good.then_some(name)
-}
-
-/// The text in quotes, cut to a length that a log line can bear.
-pub(in crate::watch) fn quoted(text: &str) -> String {
-    const SHOWN: usize = 80;
-    match text.char_indices().nth(SHOWN) {
-        Some((end, _)) => format!("{:?}... ({} bytes)", &text[..end], text.len()),
-        None => format!("{text:?}"),
-    }
 }
 
 #[cfg(test)]

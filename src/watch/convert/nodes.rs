@@ -1,9 +1,9 @@
 //! Nodes.
 
-use super::names::{check_name, quoted};
+use super::names::check_name;
 use super::parse::{parse_cidr, parse_ip};
 use super::{Converted, Issues};
-use crate::model::{Cidr, NodeFacts};
+use crate::model::{Cidr, NodeFacts, quoted};
 use crate::watch::objects::{NodeObject, NodeSpec, ZONE_LABEL};
 use std::net::IpAddr;
 

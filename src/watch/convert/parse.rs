@@ -1,7 +1,7 @@
 //! Text to addresses, networks and numbers, as lenient as upstream.
 
 use super::Issues;
-use crate::model::Protocol;
+use crate::model::{Protocol, quoted};
 pub(in crate::watch) use crate::model::{parse_cidr, parse_ip};
 use std::fmt;
 use std::net::IpAddr;
@@ -38,7 +38,10 @@ pub(super) fn protocol(
         "UDP" => Some(Protocol::Udp),
         "SCTP" => Some(Protocol::Sctp),
         other => {
-            issues.error(field, format_args!("{other:?} is not a protocol; there are TCP, UDP and SCTP"));
+            issues.error(
+                field,
+                format_args!("{} is not a protocol; there are TCP, UDP and SCTP", quoted(other)),
+            );
             None
         }
     }

@@ -1,10 +1,11 @@
 //! Services.
 
-use super::names::{check_label, check_namespace, check_service_name, quoted};
+use super::names::{check_label, check_namespace, check_service_name};
 use super::parse::{self, parse_cidr, parse_ip, port_number};
 use super::{Converted, Issue, Issues, Severity};
 use crate::model::{
     Cidr, External, IpFamily, IpvsScheduler, PerFamily, Service, ServiceName, ServicePort, TrafficPolicy,
+    quoted,
 };
 use crate::watch::objects::{
     IPVS_SCHEDULER_ANNOTATION, PROXY_NAME_LABEL, ServiceObject, ServicePortObject, ServiceSpec,

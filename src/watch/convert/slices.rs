@@ -1,10 +1,12 @@
 //! EndpointSlices.
 
-use super::names::{check_label, check_name, check_namespace, quoted};
+use super::names::{check_label, check_name, check_namespace};
 use super::parse::{self, parse_ip, port_number, special};
 use super::services::not_a_port;
 use super::{Converted, Issues};
-use crate::model::{EndpointFacts, EndpointSlice, Hints, IpFamily, ServiceName, SliceEndpoint, SlicePort};
+use crate::model::{
+    EndpointFacts, EndpointSlice, Hints, IpFamily, ServiceName, SliceEndpoint, SlicePort, quoted,
+};
 use crate::watch::objects::{
     EndpointHints, EndpointObject, EndpointSliceObject, HEADLESS_LABEL, Hint, SERVICE_NAME_LABEL,
     SlicePortObject, TRIGGER_TIME_ANNOTATION,

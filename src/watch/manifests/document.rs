@@ -4,8 +4,8 @@
 //! form. YAML is split at its document marks first, as Kubernetes' own tools do it: a document
 //! with a syntax error then does not hide what is wrong with those after it.
 
-use super::{Key, Place, description, shown};
-use crate::model::ServiceName;
+use super::{Key, Place, description};
+use crate::model::{ServiceName, word};
 use crate::watch::objects::{EndpointSliceObject, NodeObject, ServiceObject};
 use serde::Deserialize;
 use serde::de::{DeserializeOwned, Deserializer, Error, MapAccess, Visitor};
@@ -292,7 +292,7 @@ fn decode_object(object: Value) -> Decoded {
         ("v1", "Service") => identified(&object, typed(&object).map(Typed::Service)),
         ("discovery.k8s.io/v1", "EndpointSlice") => identified(&object, typed(&object).map(Typed::Slice)),
         ("v1", "Node") => identified(&object, typed(&object).map(Typed::Node)),
-        (api_version, kind) => Decoded::Other(format!("{} {}", shown(api_version), shown(kind))),
+        (api_version, kind) => Decoded::Other(format!("{} {}", word(api_version), word(kind))),
     }
 }
 

@@ -20,8 +20,8 @@ pub use self::folder::check_paths;
 pub use self::raw::raw;
 
 use self::catalog::{Catalog, Update};
-use super::convert::{Severity, quoted};
-use crate::model::{ObjectKind, ServiceName, SliceName, WatchEvent};
+use super::convert::Severity;
+use crate::model::{ObjectKind, ServiceName, SliceName, WatchEvent, word};
 use anyhow::{Context, Result};
 use std::fmt;
 use std::ops::RangeInclusive;
@@ -166,18 +166,12 @@ impl Key {
 
 /// Kind, namespace and name as messages show them.
 fn description(kind: &str, namespace: Option<&str>, name: Option<&str>) -> String {
-    let kind = if kind.is_empty() { "object".to_owned() } else { shown(kind) };
-    let name = name.filter(|name| !name.is_empty()).map_or("(no name)".to_owned(), shown);
+    let kind = word(if kind.is_empty() { "object" } else { kind });
+    let name = name.filter(|name| !name.is_empty()).map_or("(no name)".into(), word);
     match namespace {
-        Some(namespace) => format!("{kind} {}/{name}", shown(namespace)),
+        Some(namespace) => format!("{kind} {}/{name}", word(namespace)),
         None => format!("{kind} {name}"),
     }
-}
-
-/// A word as it is, and anything else in quotes and cut to a bearable length.
-fn shown(text: &str) -> String {
-    let is_word = text.len() <= 253 && text.bytes().all(|b| b.is_ascii_graphic() && b != b'"');
-    if is_word { text.to_owned() } else { quoted(text) }
 }
 
 /// Reads all files once. The events list each kind completely; beside them is all that is wrong.
@@ -263,8 +257,8 @@ fn report(update: &Update) {
     report_skipped(update);
     for problem in &update.errors {
         match problem.severity {
-            Severity::Error => error!("{problem}"),
-            Severity::Warning => warn!("{problem}"),
+            Severity::Error => error!(object = problem.object, "{problem}"),
+            Severity::Warning => warn!(object = problem.object, "{problem}"),
         }
     }
     update.events.iter().for_each(report_problems);

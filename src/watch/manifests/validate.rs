@@ -4,8 +4,8 @@
 //! A field that is set where it means nothing is told and left alone. The API server refuses some
 //! of these, but nothing that the proxy does depends on them.
 
-use crate::model::IpFamily;
-use crate::watch::convert::{Issues, parse_ip, quoted};
+use crate::model::{IpFamily, quoted};
+use crate::watch::convert::{Issues, parse_ip};
 use crate::watch::objects::{
     EndpointObject, EndpointSliceObject, ServiceObject, ServicePortObject, ServiceSpec,
 };
