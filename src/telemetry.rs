@@ -8,12 +8,19 @@
 //! | 2 to 4 | and debug: one line per sync, what opened and closed | error, warn |
 //! | from 5 | and trace: commands and rule text | and info |
 //! | from 8 | the same | and debug |
+//!
+//! Who may write objects can give us reason for very many lines. So there is a bound for each place in the code that logs,
+//! and in it one for each object that its lines name; what was not said is counted in the next line (`suppressed`).
+//! Values are cut. The bounds are for what is always shown: who asks for more with `-v` gets all.
 
-use crate::model::UtcTime;
+use crate::model::{Allowance, Rate, UtcTime, cut, printable};
 use serde_json::{Map, Value};
+use std::collections::HashMap;
 use std::fmt::{self, Write as _};
-use std::sync::OnceLock;
-use std::time::SystemTime;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::{Mutex, OnceLock, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
+use tracing::callsite::Identifier;
 use tracing::field::{Field, Visit};
 use tracing::level_filters::LevelFilter;
 use tracing::{Event, Level, Metadata, Subscriber};
@@ -24,6 +31,14 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::{SubscriberInitExt, TryInitError};
 use tracing_subscriber::{Layer, Registry, reload};
+
+/// Lines of one kind about one object, and all lines of one kind.
+const ABOUT_ONE: Rate = Rate { burst: 5, pace: Duration::from_secs(30) };
+const ABOUT_ALL: Rate = Rate { burst: 200, pace: Duration::from_secs(1) };
+/// The fields that name what a line is about.
+const OBJECT_FIELDS: [&str; 2] = ["object", "service"];
+/// Characters of a message or value.
+const LONGEST: usize = 2000;
 
 /// Form of the lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,10 +78,11 @@ where
     S: Subscriber + for<'a> LookupSpan<'a>,
     W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
 {
-    tracing_subscriber::fmt::layer()
-        .with_ansi(false)
-        .with_writer(writer)
-        .event_format(Lines { format, process: std::process::id() })
+    tracing_subscriber::fmt::layer().with_ansi(false).with_writer(writer).event_format(Lines {
+        format,
+        process: std::process::id(),
+        allowances: Mutex::default(),
+    })
 }
 
 fn filter(verbosity: u8) -> Targets {
@@ -87,6 +103,22 @@ fn filter(verbosity: u8) -> Targets {
 struct Lines {
     format: LineFormat,
     process: u32,
+    /// By the places in the code that log.
+    allowances: Mutex<HashMap<Identifier, Allowance<u64>>>,
+}
+
+impl Lines {
+    /// How many lines of this kind were suppressed before this one; `None` if it is one of them.
+    #[allow(clippy::disallowed_methods, reason = "lines are counted by time")]
+    fn suppressed(&self, metadata: &Metadata<'_>, fields: &Fields) -> Option<u64> {
+        if *metadata.level() > Level::INFO {
+            return Some(0);
+        }
+        let mut allowances = self.allowances.lock().unwrap_or_else(PoisonError::into_inner);
+        let new = || Allowance::new(ABOUT_ONE, ABOUT_ALL);
+        let allowance = allowances.entry(metadata.callsite()).or_insert_with(new);
+        allowance.ask(fields.object(), Instant::now()).map(|suppressed| suppressed.all)
+    }
 }
 
 impl<S, N> FormatEvent<S, N> for Lines
@@ -101,8 +133,14 @@ where
         mut writer: Writer<'_>,
         event: &Event<'_>,
     ) -> fmt::Result {
-        let mut fields = Fields::default();
+        let longest = if *event.metadata().level() == Level::TRACE { usize::MAX } else { LONGEST };
+        let mut fields = Fields { longest, ..Fields::default() };
         event.record(&mut fields);
+        match self.suppressed(event.metadata(), &fields) {
+            None => return Ok(()),
+            Some(0) => {}
+            Some(count) => fields.pairs.push(("suppressed", Value::from(count))),
+        }
         let now = SystemTime::now();
         let line = match self.format {
             LineFormat::Text => text_line(now, self.process, event.metadata(), &fields),
@@ -117,6 +155,8 @@ where
 struct Fields {
     message: String,
     pairs: Vec<(&'static str, Value)>,
+    /// Longer texts are cut.
+    longest: usize,
 }
 
 impl Fields {
@@ -125,23 +165,32 @@ impl Fields {
         let name = if field.name() == "error" { "err" } else { field.name() };
         self.pairs.push((name, value));
     }
+
+    fn push_text(&mut self, field: &Field, text: String) {
+        let text = if text.len() > self.longest { cut(&text, self.longest) } else { text };
+        if field.name() == "message" {
+            self.message = text;
+        } else {
+            self.push(field, Value::String(text));
+        }
+    }
+
+    /// A number for the object that the line names, if it names one.
+    fn object(&self) -> Option<u64> {
+        let (_, object) = self.pairs.iter().find(|(name, _)| OBJECT_FIELDS.contains(name))?;
+        let mut hasher = DefaultHasher::new();
+        object.as_str()?.hash(&mut hasher);
+        Some(hasher.finish())
+    }
 }
 
 impl Visit for Fields {
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
-        if field.name() == "message" {
-            self.message = format!("{value:?}");
-        } else {
-            self.push(field, Value::String(format!("{value:?}")));
-        }
+        self.push_text(field, format!("{value:?}"));
     }
 
     fn record_str(&mut self, field: &Field, value: &str) {
-        if field.name() == "message" {
-            value.clone_into(&mut self.message);
-        } else {
-            self.push(field, Value::from(value));
-        }
+        self.push_text(field, value.to_owned());
     }
 
     fn record_i64(&mut self, field: &Field, value: i64) {
@@ -198,7 +247,7 @@ fn json_line(now: SystemTime, metadata: &Metadata<'_>, fields: Fields) -> String
     for (name, value) in fields.pairs {
         object.insert(name.to_owned(), value);
     }
-    Value::Object(object).to_string()
+    printable(&Value::Object(object).to_string()).into_owned()
 }
 
 fn severity(level: Level) -> char {
@@ -298,6 +347,48 @@ mod tests {
         assert_eq!(parsed[0]["family"], "IPv6");
         assert!(parsed[0]["ts"].as_f64().unwrap() > 1e12);
         assert_eq!((&parsed[1]["err"], &parsed[1]["v"]), (&Value::from("broken"), &Value::Null));
+    }
+
+    fn complain(object: impl std::fmt::Display) {
+        tracing::warn!(%object, "it is bad");
+    }
+
+    #[test]
+    fn an_object_has_a_few_lines_at_once_and_what_follows_is_counted() {
+        let lines = logged(0, LineFormat::Text, || (0..100).for_each(|_| complain("shop/web")));
+        assert_eq!(lines.len(), 5, "{lines:?}");
+        let lines = logged(0, LineFormat::Text, || {
+            (0..100).for_each(|_| complain("shop/web"));
+            complain("shop/db");
+        });
+        assert!(lines[5].ends_with("\"it is bad\" object=\"shop/db\" suppressed=95"), "{lines:?}");
+    }
+
+    #[test]
+    fn many_objects_have_many_lines_but_not_all() {
+        for format in [LineFormat::Text, LineFormat::Json] {
+            let lines = logged(9, format, || {
+                (0..10_000).for_each(complain);
+                tracing::warn!("another kind of line");
+                (0..10_000).for_each(|_| tracing::debug!(object = "shop/web", "asked for"));
+            });
+            assert!((10_201..10_220).contains(&lines.len()), "{}", lines.len());
+        }
+    }
+
+    #[test]
+    fn a_line_is_never_long_nor_more_than_a_line() {
+        let hostile = "x\u{1b}[2J\u{9b}\n\u{202e}".repeat(100_000);
+        for format in [LineFormat::Text, LineFormat::Json] {
+            let lines =
+                logged(0, format, || tracing::error!(value = hostile, %hostile, ?hostile, "{hostile}"));
+            let [line] = lines.as_slice() else { panic!("{} lines", lines.len()) };
+            assert!(line.len() < 100_000, "{}", line.len());
+            assert!(line.chars().all(|c| !c.is_control() && c != '\u{202e}'), "{line}");
+        }
+        let rules = "-A KUBE-SERVICES -j KUBE-SVC\n".repeat(1000);
+        let lines = logged(5, LineFormat::Text, || tracing::trace!(rules, "sent"));
+        assert!(lines[0].len() > rules.len(), "rule text is asked for with -v 5");
     }
 
     const OURS: &[fn()] =

@@ -103,7 +103,10 @@ async fn a_defect_of_an_object_is_said_once_with_its_field_however_often_it_come
     assert!(lines[0].contains("web-x") && lines[0].contains("endpoints[0].addresses[0]"), "{lines:?}");
     let lines = log.lines("invalid type");
     assert_eq!(lines.len(), 1, "{lines:#?}");
-    assert!(lines[0].contains(r#"namespace="shop" name="db""#), "{lines:?}");
+    assert!(
+        lines[0].contains("Service shop/db: invalid type") && lines[0].contains(r#"object="shop/db""#),
+        "{lines:?}"
+    );
 }
 
 #[rstest::rstest]

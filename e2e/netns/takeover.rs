@@ -137,7 +137,7 @@ fn a_proxy_that_writes_its_rules_again_each_time_is_told_of_once_and_makes_the_n
     let launch = Launch { binary: BINARY, namespace: &node, flavor, flags: &["--iptables-sync-period=2s"] };
     let proxy = launch.start_on(&manifests).unwrap();
     let of_gone = || save(flavor, &node, false).unwrap().contains("shop/web");
-    let ready = || http_get(&node, SocketAddr::from(([127, 0, 0, 1], 10256)), "/readyz").unwrap_or_default();
+    let ready = || http_get(&node, SocketAddr::from(([127, 0, 0, 1], 10249)), "/readyz").unwrap_or_default();
     wait_until("it is ready", SYNC, || ready().starts_with("HTTP/1.1 200")).unwrap();
     for _ in 0..5 {
         let restore = format!("iptables-{flavor}-restore");

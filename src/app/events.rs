@@ -2,27 +2,23 @@
 //! waits for them, and a server that does not take them is only mentioned in the debug log.
 
 use crate::health::Clock;
-use crate::model::UtcTime;
+use crate::model::{Allowance, Rate, UtcTime, cut};
 use crate::sync::{Notice, Severity};
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
-use std::collections::HashMap;
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
 /// Notices that wait; what does not fit is lost.
 const WAITING: usize = 64;
-/// The same reason about the same object comes no more often.
-const REPEAT: Duration = Duration::from_secs(600);
-/// Objects and reasons that are remembered for it.
-const MOST_REMEMBERED: usize = 1024;
-/// Many at once are fine, but in the long run one in `PACE`.
-const BURST: u32 = 25;
-const PACE: Duration = Duration::from_secs(10);
+/// The same reason about the same object, which may repeat itself for ever.
+const SAME: Rate = Rate { burst: 1, pace: Duration::from_secs(600) };
+/// All of them: a fault that many objects have must not flood the cluster.
+const ALL: Rate = Rate { burst: 25, pace: Duration::from_secs(10) };
 /// How long the program waits with its end until its last words are out.
 const LAST_WORDS: Duration = Duration::from_secs(3);
-/// A note may not be longer (API).
+/// A note may not have more bytes (API).
 const NOTE_MAX: usize = 1024;
 
 /// Who speaks, and about which node.
@@ -54,12 +50,14 @@ impl Events {
     pub(super) fn start(client: kube::Client, reporter: Reporter, clock: Clock) -> Self {
         let (sender, mut notices) = mpsc::channel::<Told>(WAITING);
         tokio::spawn(async move {
-            let mut limit = Limit::new();
+            let mut allowance = Allowance::new(SAME, ALL);
             let mut number = 0_u32;
-            while let Some(Told { notice, _waiting }) = notices.recv().await {
-                if !limit.allows(&notice, Instant::now()) {
+            while let Some(Told { mut notice, _waiting }) = notices.recv().await {
+                let about = (notice.service.clone(), notice.reason);
+                let Some(suppressed) = allowance.ask(Some(about), Instant::now().into_std()) else {
                     continue;
-                }
+                };
+                notice.note = fitting(&notice.note, suppressed.same);
                 number = number.wrapping_add(1);
                 let event = body(&notice, &reporter, (UtcTime::of(clock().wall), number));
                 if let Err(error) = send(&client, &event).await {
@@ -92,38 +90,19 @@ impl Events {
     }
 }
 
-/// Keeps a fault that repeats itself from flooding the cluster.
-struct Limit {
-    told: HashMap<(String, &'static str), Instant>,
-    allowance: u32,
-    refilled: Instant,
-}
-
-impl Limit {
-    fn new() -> Self {
-        Limit { told: HashMap::new(), allowance: BURST, refilled: Instant::now() }
-    }
-
-    fn allows(&mut self, notice: &Notice, now: Instant) -> bool {
-        while self.allowance < BURST && now.duration_since(self.refilled) >= PACE {
-            self.allowance += 1;
-            self.refilled += PACE;
+/// A note of a length that the API takes, with how often the same was not told before.
+fn fitting(note: &str, suppressed: u64) -> String {
+    let count = match suppressed {
+        0 => String::new(),
+        suppressed => format!(" ({suppressed} times more since the last Event)"),
+    };
+    let mut longest = NOTE_MAX;
+    loop {
+        let text = cut(note, longest) + &count;
+        if text.len() <= NOTE_MAX || longest == 0 {
+            return text;
         }
-        if self.allowance == BURST {
-            self.refilled = now;
-        }
-        if self.told.len() >= MOST_REMEMBERED {
-            self.told.retain(|_, at| now.duration_since(*at) < REPEAT);
-        }
-        let about = notice.service.as_ref().map_or_else(String::new, ToString::to_string);
-        let key = (about, notice.reason);
-        let is_repeated = self.told.get(&key).is_some_and(|at| now.duration_since(*at) < REPEAT);
-        if is_repeated || self.allowance == 0 || self.told.len() >= MOST_REMEMBERED {
-            return false;
-        }
-        self.allowance -= 1;
-        self.told.insert(key, now);
-        true
+        longest = longest / 4 * 3;
     }
 }
 
@@ -151,7 +130,7 @@ fn body(notice: &Notice, reporter: &Reporter, (now, number): (UtcTime, u32)) -> 
         "reportingInstance": format!("kube-proxy-{}", reporter.host),
         "type": match notice.severity { Severity::Normal => "Normal", Severity::Warning => "Warning" },
         "reason": notice.reason, "action": notice.action, "regarding": regarding,
-        "note": notice.note.chars().take(NOTE_MAX / 4).collect::<String>(),
+        "note": notice.note,
     })
 }
 
@@ -209,29 +188,27 @@ mod tests {
         assert_eq!(event["regarding"]["name"], "node-0");
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn a_fault_that_repeats_itself_is_told_every_ten_minutes() {
-        let mut limit = Limit::new();
-        let start = Instant::now();
-        let mut at = |seconds, notice: &Notice| limit.allows(notice, start + Duration::from_secs(seconds));
-        assert!(at(0, &notice(Some("web"), "Refused")));
-        assert!(!at(599, &notice(Some("web"), "Refused")));
-        assert!(at(599, &notice(Some("web"), "Other")));
-        assert!(at(599, &notice(None, "Refused")));
-        assert!(at(600, &notice(Some("web"), "Refused")));
+    #[test]
+    fn a_note_fits_whatever_is_in_it() {
+        for text in ["x", "\u{e4}", "\u{1f600}", "\u{1b}", "\u{e0041}", "a\n"] {
+            let note = fitting(&text.repeat(3000), 7);
+            assert!(
+                note.len() <= NOTE_MAX && note.ends_with(" (7 times more since the last Event)"),
+                "{note}"
+            );
+        }
+        assert_eq!(fitting("it failed", 0), "it failed");
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn many_at_once_are_cut_to_the_pace() {
-        let mut limit = Limit::new();
-        let start = Instant::now();
-        let mut count = |from: u32, seconds| {
-            let names = (from..from + 100).map(|number| notice(Some(&number.to_string()), "Refused"));
-            names.filter(|it| limit.allows(it, start + Duration::from_secs(seconds))).count()
-        };
-        assert_eq!(count(0, 0), 25);
-        assert_eq!(count(100, 30), 3);
-        assert_eq!(count(200, 100_000), 25);
+    #[test]
+    fn a_fault_is_told_every_ten_minutes_and_many_faults_at_a_pace() {
+        let (mut allowance, start) = (Allowance::new(SAME, ALL), std::time::Instant::now());
+        let mut at =
+            |about: u32, seconds| allowance.ask(Some(about), start + Duration::from_secs(seconds)).is_some();
+        assert_eq!([at(0, 0), at(0, 599), at(1, 599), at(0, 600)], [true, false, true, true]);
+        let at_once = (2..100).filter(|about| at(*about, 600)).count();
+        let later = (100..200).filter(|about| at(*about, 630)).count();
+        assert_eq!((at_once, later), (23, 3));
     }
 
     #[tokio::test]

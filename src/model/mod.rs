@@ -4,6 +4,7 @@
 //! or decides what a packet does.
 
 mod address;
+mod allowance;
 mod counts;
 mod endpoint;
 mod flow;
@@ -15,6 +16,7 @@ mod service;
 mod time;
 
 pub use address::{Cidr, IpFamily, PerFamily, Protocol, parse_cidr, parse_ip};
+pub use allowance::{Allowance, Rate, Suppressed};
 pub use counts::{Counts, Traffic};
 pub use endpoint::{EndpointFacts, EndpointSlice, Hints, SliceEndpoint, SliceName, SlicePort};
 pub use flow::{NodePortUse, ObjectKind, ServiceRecord, Snapshot, SourceProblem, WatchEvent};

@@ -7,7 +7,7 @@ use super::settle::Settled;
 use crate::backend::{Applied, Drift, Finding, ObjectCount, ObjectKind, Refusal, is_tool_failure};
 use crate::health::{Clock, Doubtful, PortTaken, ProxyHealth, RefusedObject};
 use crate::metrics::{Metrics, PolicyKind, Table};
-use crate::model::{IpFamily, NodeFacts, PerFamily, ServiceName, SourceProblem};
+use crate::model::{IpFamily, NodeFacts, PerFamily, ServiceName, SourceProblem, findings};
 use crate::state::{ExternalIpClaim, NodePortConflict, Tracker};
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -253,20 +253,26 @@ impl Recorder for Records {
     }
 
     fn conflicts(&mut self, conflicts: &[NodePortConflict]) {
-        for conflict in conflicts {
-            tracing::error!("{conflict}");
-            self.warn(Some(&conflict.service), "NodePortConflict", "Sync", conflict.to_string());
+        for of_service in conflicts.chunk_by(|a, b| a.service == b.service) {
+            let service = &of_service[0].service;
+            let complaint = findings(of_service.iter().map(NodePortConflict::complaint));
+            let complaint = format!("Service {service}: {complaint}");
+            tracing::error!(%service, "{complaint}");
+            self.warn(Some(service), "NodePortConflict", "Sync", complaint);
         }
     }
 
     fn claims(&mut self, claims: &[ExternalIpClaim]) {
-        for claim in claims {
-            if !claim.refused {
-                tracing::warn!("{claim}; --strict-external-ips would refuse it");
-                continue;
+        for of_service in claims.chunk_by(|a, b| a.service == b.service) {
+            let service = &of_service[0].service;
+            let complaint = findings(of_service.iter().map(ExternalIpClaim::complaint));
+            let complaint = format!("Service {service}: {complaint}");
+            if of_service.iter().any(|claim| claim.refused) {
+                tracing::error!(%service, "{complaint}");
+                self.warn(Some(service), "ExternalIPRefused", "Sync", complaint);
+            } else {
+                tracing::warn!(%service, "{complaint}; --strict-external-ips would refuse it");
             }
-            tracing::error!("{claim}");
-            self.warn(Some(&claim.service), "ExternalIPRefused", "Sync", claim.to_string());
         }
     }
 

@@ -10,11 +10,11 @@
 
 use super::api::WatchOptions;
 use super::client::Connection;
-use super::convert::Converted;
+use super::convert::{Converted, named};
 use super::decoded::Decoded;
 use super::failure;
 use super::outage::{Backoff, Outage};
-use crate::model::{ObjectKind, WatchEvent};
+use crate::model::{ObjectKind, WatchEvent, findings};
 use futures::StreamExt;
 use kube::runtime::watcher::{self, Event, watcher};
 use kube::{Api, Resource};
@@ -343,9 +343,8 @@ impl<S: Source> Stream<S> {
             Decoded::Broken(broken) => (None, vec![broken.error.clone()]),
         };
         if self.told.is_news(namespace, name, &issues) {
-            for issue in issues {
-                tracing::warn!(resource = Self::plural(), namespace, name, used = news.is_some(), issue);
-            }
+            let (kind, object) = (S::Object::kind(&()), named(namespace, name));
+            tracing::warn!(object, used = news.is_some(), "{kind} {object}: {}", findings(issues));
         }
         news
     }

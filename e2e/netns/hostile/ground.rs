@@ -81,6 +81,13 @@ impl Ground {
         self.folder.path().join("control.sock")
     }
 
+    /// What `status` prints.
+    pub(crate) fn status(&self) -> String {
+        let mut ask = self.node.command(BINARY);
+        let told = ask.args(["status", "--control-socket"]).arg(self.control_socket()).output().unwrap();
+        String::from_utf8(told.stdout).unwrap()
+    }
+
     /// One GET from the node or from its neighbour; the whole answer.
     pub(crate) fn get(&self, from: &Namespace, address: SocketAddr, path: &str) -> String {
         http_get(from, address, path).unwrap_or_else(|error| format!("{error:#}"))

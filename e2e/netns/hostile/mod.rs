@@ -6,4 +6,5 @@ mod connections;
 mod descriptors;
 mod disclosure;
 mod ground;
+mod logs;
 mod siege;

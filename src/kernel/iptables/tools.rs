@@ -375,7 +375,10 @@ impl Xtables for Tools {
             let message = self.send(command, &mut std::iter::once(write)).await?;
             // A kernel that lacks a match makes the tools warn and go on.
             return match message.contains("missing kernel module") {
-                true => Err(RestoreError::Refused { tool: self.programs.restore, line: None, message }),
+                true => {
+                    let (tool, message) = (self.programs.restore, excerpt(&message));
+                    Err(RestoreError::Refused { tool, line: None, message })
+                }
                 false => Ok(()),
             };
         }

@@ -8,7 +8,7 @@ use crate::kernel::fake::iptables::FakeXtables;
 use crate::metrics::{BuildFacts, MetricSet};
 use crate::model::{NodeFacts, ObjectKind, SourceProblem, WatchEvent};
 use crate::plan::FamilySettings;
-use crate::state::Tracker;
+use crate::state::{Reserved, Tracker};
 use crate::sync::{FamilySync, Periods, Runner};
 use crate::testing::generate::Generator;
 use std::cell::RefCell;
@@ -33,6 +33,10 @@ fn now() -> Now {
 impl Told {
     /// A loop on these tools, with this many random events before the first pass.
     async fn new(tools: FakeXtables, events: usize) -> Told {
+        Told::on(Tracker::default(), tools, events).await
+    }
+
+    async fn on(tracker: Tracker, tools: FakeXtables, events: usize) -> Told {
         let build = BuildFacts { version: "0.1.0", compatible_with: "1.36.2" };
         let metrics = Arc::new(Metrics::new(MetricSet::Iptables, build, Box::new(|| None)).unwrap());
         let health = Arc::new(ProxyHealth::new(Duration::from_secs(30)));
@@ -48,7 +52,7 @@ impl Told {
         let backend = Iptables::new(tools, Features::default());
         let settings = FamilySettings::new(IpFamily::V4);
         let family = FamilySync::new(backend, settings, Box::new(|_| Ok(Vec::new())));
-        let runner = Runner::new(Tracker::default(), vec![family], periods, records);
+        let runner = Runner::new(tracker, vec![family], periods, records);
         let (sender, inbox) = mpsc::channel(1024);
         let mut generator = Generator::new(11);
         for _ in 0..events {
@@ -180,20 +184,20 @@ async fn another_program_that_changes_rules_back_is_told_once_and_makes_us_not_r
     for time in 1..=10 {
         meddle(&mut told);
         told.run_for(4).await;
-        let (status, body) = told.get("/readyz");
+        let (status, body) = told.detail();
         assert_eq!(
             (status, body["ready"] == true),
             if time < 3 { (200, true) } else { (503, false) },
             "{body}"
         );
-        assert_eq!((told.get("/healthz").0, told.get("/livez").0), (200, 200), "traffic goes on");
+        assert_eq!((told.get("/healthz"), told.get("/livez")), (200, 200), "traffic goes on");
         assert_eq!(body["families"]["IPv4"]["driftTotal"], time, "each is mended and counted");
     }
-    let reason = told.get("/readyz").1["reasons"][0].as_str().unwrap().to_owned();
+    let reason = told.detail().1["reasons"][0].as_str().unwrap().to_owned();
     assert!(reason.starts_with("IPv4: another program (meddler) changes our rules again"), "{reason}");
     assert_eq!((told.notices("RulesContended").len(), told.notices("RulesChangedByOthers").len()), (1, 3));
     told.run_for(62).await;
-    assert_eq!(told.get("/readyz").0, 200, "it is gone: {}", told.get("/readyz").1);
+    assert_eq!(told.get("/readyz"), 200, "it is gone: {}", told.detail().1);
     meddle(&mut told);
     told.run_for(4).await;
     assert_eq!(told.notices("RulesChangedByOthers").len(), 4, "the next act is an act of its own");
@@ -255,7 +259,7 @@ async fn a_contested_health_check_node_port_is_told_like_any_other_contested_por
     assert_eq!(notices[0].service, Some(loser.clone()));
     assert!(notices[0].note.contains(&complaint), "{}", notices[0].note);
     assert!(told.metrics().contains("kubeproxy_rs_contested_node_ports 1\n"));
-    let (status, body) = told.get("/readyz");
+    let (status, body) = told.detail();
     assert_eq!((status, &body["contestedNodePorts"]), (200, &1.into()), "{body}");
     assert_eq!(body["doubtful"][0]["service"], loser.to_string());
     assert!(body["doubtful"][0]["reason"].as_str().unwrap().contains(&complaint), "{body}");
@@ -283,12 +287,34 @@ async fn what_the_source_cannot_tell_is_named_in_the_status() {
     ] {
         told.events.send(WatchEvent::Problems(problems.into())).await.unwrap();
         told.run_for(1).await;
-        let (code, body) = told.get("/readyz");
+        let (code, body) = told.detail();
         assert_eq!((code, &body["sourceProblems"][0]), (status, &text.into()));
         assert_eq!(body["reasons"].as_array().unwrap().len(), usize::from(status == 503));
-        assert_eq!(told.get("/healthz").0, 200, "the node serves what stands");
+        assert_eq!(told.get("/healthz"), 200, "the node serves what stands");
     }
     told.events.send(WatchEvent::Problems([].into())).await.unwrap();
     told.run_for(1).await;
-    assert_eq!(told.get("/readyz").1["sourceProblems"], serde_json::json!([]));
+    assert_eq!(told.detail().1["sourceProblems"], serde_json::json!([]));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_service_with_a_thousand_claims_is_one_event_that_names_the_first() {
+    let strict = Tracker::default().reserving(Reserved { strict: true, ..Reserved::default() });
+    let mut told = Told::on(strict, FakeXtables::default(), 0).await;
+    let WatchEvent::Service(mut service) = crate::testing::cluster::service(0) else { unreachable!() };
+    let external_ips =
+        (1..=1000_u16).map(|last| [127, 1, last.to_be_bytes()[0], last.to_be_bytes()[1]].into());
+    service.external =
+        Some(Box::new(crate::model::External { external_ips: external_ips.collect(), ..Default::default() }));
+    let name = service.name.clone();
+    told.events.send(WatchEvent::Service(service)).await.unwrap();
+    told.run_for(2).await;
+    let notices = told.notices("ExternalIPRefused");
+    let [notice] = &notices[..] else { panic!("{} notices", notices.len()) };
+    assert_eq!(notice.service, Some(name));
+    assert!(
+        notice.note.contains("127.1.0.3 is a loopback address") && notice.note.ends_with("and 997 more"),
+        "{}",
+        notice.note
+    );
 }

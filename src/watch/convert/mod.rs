@@ -16,6 +16,7 @@ pub use slices::endpoint_slice;
 
 pub(super) use parse::parse_ip;
 
+use crate::model::word;
 use std::fmt;
 
 /// What became of an object.
@@ -62,6 +63,14 @@ pub struct Issue {
 impl fmt::Display for Issue {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: {}", self.field, self.message)
+    }
+}
+
+/// Namespace and name as messages show them, whatever a server calls an object.
+pub(super) fn named(namespace: &str, name: &str) -> String {
+    match namespace {
+        "" => word(name).into_owned(),
+        _ => format!("{}/{}", word(namespace), word(name)),
     }
 }
 
