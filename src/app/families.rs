@@ -19,6 +19,20 @@ use crate::sync::{FamilySync, Identity};
 use anyhow::{Context, Result, bail};
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::sleep;
+
+/// Between two attempts to get the lock of the legacy tables; a tool waits for it, too.
+const LOCK_RETRY: Duration = Duration::from_secs(1);
+
+/// What is done if another program has the lock of the legacy tables.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum WhenLocked {
+    /// A proxy has time.
+    Wait,
+    /// People who ask have not.
+    Fail,
+}
 
 /// The node's own IPs, and which family counts as the first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -138,7 +152,7 @@ pub(super) async fn iptables(
     node: &NodeFacts,
     metrics: &Arc<Metrics>,
 ) -> Result<Dataplanes<Iptables<Tools>>> {
-    let usable = usable_families(config, node).await?;
+    let usable = usable_families(config, node, WhenLocked::Wait).await?;
     conntrack::set_limits(&config.conntrack)?;
     let (mut planes, own) = (Dataplanes::none(), OwnWrites::default());
     for (family, tools) in usable {
@@ -164,7 +178,7 @@ pub(super) async fn iptables_to_look_at(
     node: &NodeFacts,
 ) -> Result<Dataplanes<Iptables<Tools>>> {
     let mut planes = Dataplanes::none();
-    for (family, tools) in usable_families(config, node).await? {
+    for (family, tools) in usable_families(config, node, WhenLocked::Fail).await? {
         let features = iptables::features(config.iptables.masquerade_bit, tools.version());
         let flavor = tools.flavor();
         planes.add(Iptables::new(tools, features), settings(config, family, node), (config, flavor));
@@ -182,7 +196,7 @@ pub(super) async fn ipvs(
     metrics: &Arc<Metrics>,
 ) -> Result<Dataplanes<Ipvs<Tools>>> {
     let mut planes = Dataplanes::none();
-    for IpvsFamily { settings, tools, features } in ipvs_families(config, node).await? {
+    for IpvsFamily { settings, tools, features } in ipvs_families(config, node, WhenLocked::Wait).await? {
         let mut kernel = ipvs::Kernel::open()?;
         kernel.servers = Box::new(Counted::new(kernel.servers, metrics.clone()));
         let services = usize::try_from(config.ipvs.connection_metrics)?;
@@ -208,7 +222,7 @@ pub(super) async fn ipvs(
 /// The same, only to be looked at: nothing is set on the node.
 pub(super) async fn ipvs_to_look_at(config: &Config, node: &NodeFacts) -> Result<Dataplanes<Ipvs<Tools>>> {
     let mut planes = Dataplanes::none();
-    for IpvsFamily { settings, tools, features } in ipvs_families(config, node).await? {
+    for IpvsFamily { settings, tools, features } in ipvs_families(config, node, WhenLocked::Fail).await? {
         let flavor = tools.flavor();
         let backend = Ipvs::new(tools, ipvs::Kernel::open()?, settings.family, features);
         planes.add(backend, settings, (config, flavor));
@@ -223,14 +237,18 @@ struct IpvsFamily {
     features: ipvs::Features,
 }
 
-async fn ipvs_families(config: &Config, node: &NodeFacts) -> Result<Vec<IpvsFamily>> {
+async fn ipvs_families(
+    config: &Config,
+    node: &NodeFacts,
+    when_locked: WhenLocked,
+) -> Result<Vec<IpvsFamily>> {
     let scheduler = scheduler(config)?;
     let of_family = |(family, tools): (IpFamily, Tools)| {
         let settings = settings(config, family, node);
         let features = ipvs_features(config, family, scheduler.clone(), tools.version());
         IpvsFamily { settings, tools, features }
     };
-    Ok(usable_families(config, node).await?.into_iter().map(of_family).collect())
+    Ok(usable_families(config, node, when_locked).await?.into_iter().map(of_family).collect())
 }
 
 /// By what the virtual servers that IPVS mode left are told from others: by the sets that name them, in
@@ -269,10 +287,18 @@ pub(super) fn scheduler(config: &Config) -> Result<IpvsScheduler> {
 }
 
 /// The families that this node can run, the primary one first, with their tools.
-async fn usable_families(config: &Config, node: &NodeFacts) -> Result<Vec<(IpFamily, Tools)>> {
+async fn usable_families(
+    config: &Config,
+    node: &NodeFacts,
+    when_locked: WhenLocked,
+) -> Result<Vec<(IpFamily, Tools)>> {
     let (ips, mut usable) = (NodeIps::of(config, node), Vec::new());
     for family in [ips.primary, ips.primary.other()] {
-        match usable_tools(config, family).await {
+        let tools = match when_locked {
+            WhenLocked::Wait => usable_tools_in_time(config, family).await,
+            WhenLocked::Fail => usable_tools(config, family).await,
+        };
+        match tools {
             Ok(tools) => {
                 tracing::info!(%family, flavor = %tools.flavor(), version = %tools.version(), "using iptables");
                 usable.push((family, tools));
@@ -287,6 +313,24 @@ async fn usable_families(config: &Config, node: &NodeFacts) -> Result<Vec<(IpFam
     }
     consistency::check(config, node, &ips, usable.len() > 1)?;
     Ok(usable)
+}
+
+/// Tools of the family that work here. The lock of the legacy tables says nothing about whether they work, so it is
+/// waited for.
+async fn usable_tools_in_time(config: &Config, family: IpFamily) -> Result<Tools> {
+    let mut waits_for = None;
+    loop {
+        let error = match usable_tools(config, family).await {
+            Err(error) => error,
+            usable => return usable,
+        };
+        let Some(held) = error.downcast_ref::<tools::LockHeld>() else { return Err(error) };
+        if waits_for.as_ref() != Some(held) {
+            tracing::warn!(%family, "waiting: {held}");
+            waits_for = Some(held.clone());
+        }
+        sleep(LOCK_RETRY).await;
+    }
 }
 
 /// Tools of the family that work here.

@@ -4,11 +4,13 @@
 //! programs, `kernel::fake` in memory.
 
 mod find;
+mod lock;
 mod saved;
 mod tools;
 mod trial;
 
 pub use find::{Version, find, find_to_look};
+pub use lock::LockHeld;
 pub use tools::Tools;
 pub(super) use trial::inputs as trial_inputs;
 pub use trial::{Need, RuleKind, TRIAL, Trial, refused};

@@ -1,6 +1,7 @@
 //! The real programs.
 
 use super::find::Programs;
+use super::lock::LockHeld;
 use super::saved::{self, Uses};
 use super::trial::Named;
 use super::{
@@ -157,7 +158,7 @@ impl Tools {
         if status.success() {
             return Ok(message.replace('\n', "; "));
         }
-        let (tool, line, message) = (self.programs.restore, line_at_fault(&message), excerpt(&message));
+        let (tool, line, message) = (self.programs.restore, line_at_fault(&message), said(&message));
         match (status.code(), line) {
             (Some(EXIT_RESOURCE) | None, None) => Err(self.unable(format!("{status}: {message}"))),
             (_, line) => Err(RestoreError::Refused { tool, line, message }),
@@ -246,8 +247,12 @@ fn chains(text: &str) -> BTreeMap<String, Vec<String>> {
 /// A tool's complaint, on one line.
 pub(super) fn words(output: &Output) -> String {
     let text = String::from_utf8_lossy(&output.stderr);
-    let text = text.trim();
-    if text.is_empty() { output.status.to_string() } else { excerpt(text) }
+    if text.trim().is_empty() { output.status.to_string() } else { said(&text) }
+}
+
+/// The same of any text. That the lock is held is said in our words, with who holds it.
+fn said(text: &str) -> String {
+    LockHeld::said(text).map_or_else(|| excerpt(text), |held| held.to_string())
 }
 
 /// The input line that a complaint names: "line 7 failed", "line: 7", "line 7: …".
@@ -273,10 +278,14 @@ impl Xtables for Tools {
 
     async fn check_nat_table(&self) -> Result<()> {
         let output = self.rule("nat", "-S POSTROUTING").await?;
-        if !output.status.success() {
-            bail!("{} cannot read the nat table: {}", self.programs.rules, words(&output));
+        if output.status.success() {
+            return Ok(());
         }
-        Ok(())
+        let cannot = format!("{} cannot read the nat table", self.programs.rules);
+        match LockHeld::said(&String::from_utf8_lossy(&output.stderr)) {
+            Some(held) => Err(anyhow::Error::new(held).context(cannot)),
+            None => bail!("{cannot}: {}", words(&output)),
+        }
     }
 
     fn stamp(&mut self) -> Result<Stamp> {
