@@ -11,8 +11,9 @@ use crate::sync::Question;
 use crate::watch::client::{ClientOptions, Connection};
 use crate::watch::lookup::{self, Raw};
 use crate::watch::manifests;
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Error, Result, bail};
 use serde::de::DeserializeOwned;
+use std::io::{self, ErrorKind};
 use std::path::Path;
 use tokio::sync::oneshot;
 
@@ -63,14 +64,24 @@ async fn ask_daemon<T: DeserializeOwned>(socket: &Path, path: &str) -> Result<T>
 }
 
 async fn answer_of(socket: &Path, path: &str) -> Result<Vec<u8>> {
-    let hint = "is kube-proxy-rs running on this node? --kubeconfig or --manifests do without it";
-    let (status, body) = http::ask_local(socket, path)
-        .await
-        .with_context(|| format!("nobody answers on {}; {hint}", socket.display()))?;
+    let (status, body) = http::ask_local(socket, path).await.map_err(|error| no_answer(error, socket))?;
     if status != 200 {
         bail!("{}", excerpt(&String::from_utf8_lossy(&body)));
     }
     Ok(body)
+}
+
+/// Why there is no answer, and what helps.
+fn no_answer(error: io::Error, socket: &Path) -> Error {
+    let socket = socket.display();
+    let context = match error.kind() {
+        ErrorKind::PermissionDenied => format!("cannot ask {socket}; only root and the proxy's own user may"),
+        ErrorKind::NotFound | ErrorKind::ConnectionRefused => format!(
+            "nobody answers on {socket}; is kube-proxy-rs running on this node? --kubeconfig or --manifests do without it"
+        ),
+        _ => format!("cannot ask {socket}"),
+    };
+    Error::new(error).context(context)
 }
 
 /// `explain`.

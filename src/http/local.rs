@@ -23,6 +23,8 @@ const MAX_CONNECTIONS: usize = 8;
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Nor is one read that is larger.
 const LARGEST_ANSWER: usize = 64 * 1024 * 1024;
+/// The mode of a folder that only its owner may enter.
+const OWNER_ONLY: u32 = 0o700;
 /// The root user.
 const ROOT: u32 = 0;
 
@@ -58,8 +60,9 @@ fn file(path: &Path) -> io::Result<(u64, u64)> {
 /// # Errors
 /// If the folder cannot be written to, or another process listens there.
 pub async fn bind_local(path: &Path) -> io::Result<LocalListener> {
-    if let Some(folder) = path.parent().filter(|folder| !folder.exists()) {
-        DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
+    if let Some(folder) = path.parent() {
+        DirBuilder::new().recursive(true).mode(OWNER_ONLY).create(folder)?;
+        close_to_others(folder, path)?;
     }
     match fs::symlink_metadata(path) {
         Ok(found) if !found.file_type().is_socket() => {
@@ -75,6 +78,25 @@ pub async fn bind_local(path: &Path) -> io::Result<LocalListener> {
     let listener = LocalListener { listener, path: path.to_owned(), file: file(path)? };
     fs::set_permissions(path, Permissions::from_mode(0o600))?;
     Ok(listener)
+}
+
+/// Closes a folder to other users if it is ours and has nothing else in it: container runtimes mount empty ones that
+/// everybody may write to. `/run` itself, for example, stays as it is.
+fn close_to_others(folder: &Path, socket: &Path) -> io::Result<()> {
+    let found = fs::metadata(folder)?;
+    if found.uid() != own_user() || found.mode() & 0o077 == 0 {
+        return Ok(());
+    }
+    for entry in fs::read_dir(folder)? {
+        if entry?.path() != socket {
+            return Ok(());
+        }
+    }
+    fs::set_permissions(folder, Permissions::from_mode(OWNER_ONLY))
+}
+
+fn own_user() -> u32 {
+    nix::unistd::geteuid().as_raw()
 }
 
 /// Serves the socket until dropped. Who is neither root nor our own user gets no answer.
@@ -94,7 +116,9 @@ pub async fn serve_local(listener: LocalListener, routes: LocalRoutes) -> Infall
 /// The next one who may ask; `None` for one who may not, and after an error.
 async fn accept(listener: &UnixListener) -> Option<UnixStream> {
     match listener.accept().await {
-        Ok((stream, _)) if is_allowed(&stream) => return Some(stream),
+        Ok((stream, _)) if stream.peer_cred().is_ok_and(|peer| is_trusted(peer.uid())) => {
+            return Some(stream);
+        }
         Ok(_) => warn!("somebody who is not root opened the control socket; no answer was given"),
         Err(error) => {
             debug!(%error, "cannot accept a connection");
@@ -111,17 +135,24 @@ async fn converse(stream: UnixStream, routes: LocalRoutes, _permit: OwnedSemapho
     converse_by(stream, PATIENCE, answer).await;
 }
 
-fn is_allowed(stream: &UnixStream) -> bool {
-    let ours = nix::unistd::geteuid().as_raw();
-    stream.peer_cred().is_ok_and(|peer| [ROOT, ours].contains(&peer.uid()))
+fn is_trusted(user: u32) -> bool {
+    [ROOT, own_user()].contains(&user)
 }
 
-/// Asks a socket for a path; returns status and body.
+/// Asks a socket for a path; returns status and body. The answer of another user's process would prove nothing, so that
+/// is not asked.
 ///
 /// # Errors
-/// When nobody answers there, or not in time.
+/// When nobody answers there, or not in time, or another user's process would.
 pub async fn ask_local(socket: &Path, path: &str) -> io::Result<(u16, Vec<u8>)> {
     let stream = UnixStream::connect(socket).await?;
+    let (user, process) = stream.peer_cred().map(|peer| (peer.uid(), peer.pid().unwrap_or_default()))?;
+    if !is_trusted(user) {
+        return Err(io::Error::other(format!(
+            "process {process} of user {user} listens there, and is not asked: it could say anything. If it is the proxy, \
+             ask as its user (setpriv --reuid={user} --regid={user} --clear-groups kube-proxy-rs …)"
+        )));
+    }
     let exchange = async {
         let (mut sender, connection) =
             http1::handshake(TokioIo::new(stream)).await.map_err(io::Error::other)?;
@@ -163,10 +194,29 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("run/control.sock");
         let listener = bind_local(&path).await.unwrap();
-        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
-        assert_eq!((mode(&path), mode(path.parent().unwrap())), (0o600, 0o700));
+        assert_eq!((mode(&path), mode(path.parent().unwrap())), (0o600, OWNER_ONLY));
         let _server = tokio::spawn(serve_local(listener, echo()));
         assert_eq!(ask_local(&path, "/a?b=c").await.unwrap(), (200, b"/a b=c".to_vec()));
+    }
+
+    fn mode(path: &Path) -> u32 {
+        fs::metadata(path).unwrap().permissions().mode() & 0o7777
+    }
+
+    #[tokio::test]
+    async fn a_folder_that_is_ours_alone_is_closed_to_others_and_one_that_is_shared_stays_open() {
+        let folder = tempfile::tempdir().unwrap();
+        let open_to_all = || fs::set_permissions(folder.path(), Permissions::from_mode(0o1777)).unwrap();
+        let path = folder.path().join("control.sock");
+        open_to_all();
+        drop(UnixListener::bind(&path).unwrap());
+        let listener = bind_local(&path).await.unwrap();
+        assert_eq!(mode(folder.path()), OWNER_ONLY, "only a socket that was left behind is in it");
+        drop(listener);
+        open_to_all();
+        fs::write(folder.path().join("lock"), "of another program").unwrap();
+        let _listener = bind_local(&path).await.unwrap();
+        assert_eq!((mode(folder.path()), mode(&path)), (0o1777, 0o600));
     }
 
     #[tokio::test]
