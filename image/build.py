@@ -14,6 +14,7 @@ import io
 import json
 import os
 import shutil
+import struct
 import subprocess
 import sys
 import tarfile
@@ -41,6 +42,9 @@ NFT, LEGACY = "usr/sbin/xtables-nft-multi", "usr/sbin/xtables-legacy-multi"
 # All match and target extensions, also those our rules do not use: the tools need them to list the rules of others.
 EXTENSIONS = "usr/lib/*/xtables/lib*.so"
 PROGRAM = "usr/local/bin/kube-proxy-rs"
+# What a user other than root is permitted, if the container has it at all: NET_ADMIN (12) and NET_RAW (13), revision 2.
+# Not in effect by itself: a file that says so cannot be started where the container has less.
+CAPABILITIES = struct.pack("<5I", 2 << 24, 1 << 12 | 1 << 13, 0, 0, 0)
 # The DaemonSet of kubeadm names this path.
 ALIAS = "usr/local/bin/kube-proxy"
 # What container runtimes mount onto, and what the manifests do.
@@ -58,9 +62,11 @@ class Tree:
 
     def __init__(self):
         self.files = {}
+        self.xattrs = {}
 
-    def add(self, path, content, mode=0o644):
+    def add(self, path, content, mode=0o644, xattrs=None):
         self.files[path] = (mode, content)
+        self.xattrs[path] = xattrs or {}
 
     def link(self, path, target):
         self.files[path] = (0o777, str(target))
@@ -68,7 +74,7 @@ class Tree:
     def tar(self):
         """The layer: sorted, owned by root, dated alike."""
         buffer = io.BytesIO()
-        with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as archive:
+        with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as archive:
             folders = set()
             for path in sorted(self.files):
                 for folder in reversed(Path(path).parents):
@@ -89,6 +95,7 @@ class Tree:
         else:
             file = entry(path, mode, tarfile.REGTYPE)
             file.size = len(content)
+            file.pax_headers = {f"SCHILY.xattr.{name}": value.decode() for name, value in self.xattrs[path].items()}
             archive.addfile(file, io.BytesIO(content))
 
 
@@ -202,7 +209,7 @@ def tools_layer(root, versions, binary):
 
 def program_layer(binary):
     tree = Tree()
-    tree.add(PROGRAM, Path(binary).read_bytes(), 0o755)
+    tree.add(PROGRAM, Path(binary).read_bytes(), 0o755, {"security.capability": CAPABILITIES})
     tree.link(ALIAS, Path(PROGRAM).name)
     tree.add("usr/share/doc/kube-proxy-rs/LICENSE", (REPOSITORY / "LICENSE").read_bytes())
     return tree

@@ -92,9 +92,17 @@ class Refusals(unittest.TestCase):
 
 class Privileges(unittest.TestCase):
     def test_the_container_that_stays_has_the_network_and_nothing_else(self):
-        for case, capabilities in {"minimal": ["NET_ADMIN", "NET_RAW"], "iptables": ["NET_ADMIN"]}.items():
+        both = ["NET_ADMIN", "NET_RAW"]
+        values = {
+            **{case: (objects.CASES[case], both) for case in ("minimal", "kubeadm", "ipvs")},
+            "iptables": (objects.CASES["iptables"], ["NET_ADMIN"]),
+            # Rules that name sets open a raw socket, whichever tables they are in.
+            "ipvs on nft": ({**objects.CASES["ipvs"], "iptablesFlavor": "nft"}, both),
+            "kubeadm on nft": ({**objects.CASES["kubeadm"], "iptablesFlavor": "nft"}, both),
+        }
+        for case, (given, capabilities) in values.items():
             with self.subTest(case=case):
-                [container] = objects.pod_spec(objects.chart(objects.CASES[case]))["containers"]
+                [container] = objects.pod_spec(objects.chart(given))["containers"]
                 expected = {
                     "runAsUser": 0,
                     "allowPrivilegeEscalation": False,
@@ -102,6 +110,24 @@ class Privileges(unittest.TestCase):
                     "capabilities": {"drop": ["ALL"], "add": capabilities},
                 }
                 self.assertEqual(container["securityContext"], expected)
+
+    def test_another_user_than_root_gets_net_admin_from_the_programs_file(self):
+        values = {**PLACEHOLDER, "runAsUser": 65534, "iptablesFlavor": "nft"}
+        pod = objects.pod_spec(objects.chart(values))
+        expected = {
+            "runAsUser": 65534,
+            "runAsGroup": 65534,
+            "runAsNonRoot": True,
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"], "add": ["NET_ADMIN"]},
+        }
+        self.assertEqual(pod["containers"][0]["securityContext"], expected)
+        # For the service account's token and the control socket.
+        self.assertEqual(pod["securityContext"]["fsGroup"], 65534)
+        for impossible in ({"iptablesFlavor": "auto"}, {"mode": "ipvs"}):
+            with self.assertRaisesRegex(helm_python.HelmRenderError, "needs mode iptables and iptablesFlavor nft"):
+                objects.render({**values, **impossible})
 
     def test_only_the_init_container_is_privileged_and_it_ends(self):
         [init] = objects.pod_spec(objects.deploy())["initContainers"]

@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import io
 import json
+import os
 import tarfile
 
 INDEX = "application/vnd.oci.image.index.v1+json"
@@ -39,10 +40,19 @@ class Layout:
             yield config["architecture"], config, layers
 
 
+def xattrs(member):
+    prefix = "SCHILY.xattr."
+    headers = member.pax_headers.items()
+    return {name.removeprefix(prefix): value.encode() for name, value in headers if name.startswith(prefix)}
+
+
 def unpack(layers, folder):
     for layer in layers:
         with tarfile.open(fileobj=io.BytesIO(layer)) as archive:
             archive.extractall(folder)
+            for member in archive.getmembers():
+                for name, value in xattrs(member).items():
+                    os.setxattr(f"{folder}/{member.name}", name, value)
 
 
 def members(layers):

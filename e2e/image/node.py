@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 LIBC = ctypes.CDLL(None, use_errno=True)
-PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS = 24, 38
+PR_SET_KEEPCAPS, PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS = 8, 24, 38
 NET_ADMIN, NET_RAW = 12, 13
 PATIENCE = 30
 
@@ -56,8 +56,9 @@ class Node:
         assert done.returncode == 0, f"{command}: {done.stderr}"
         return done.stdout
 
-    def inside(self, *command, capabilities=None, **options):
-        """Starts a program of the image; with capabilities, it can never have others."""
+    def inside(self, *command, capabilities=None, user=None, **options):
+        """Starts a program of the image; with capabilities, it can never have others. Another user than root keeps those
+        that its program's file permits, too."""
 
         def confine():
             network = os.open(f"/proc/{self.holder.pid}/ns/net", os.O_RDONLY)
@@ -70,6 +71,12 @@ class Node:
                 for capability in set(range(last + 1)) - set(capabilities):
                     check(LIBC.prctl(PR_CAPBSET_DROP, capability, 0, 0, 0))
                 check(LIBC.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
+            if user is not None:
+                # As runc does: the capabilities are there until the program starts.
+                check(LIBC.prctl(PR_SET_KEEPCAPS, 1, 0, 0, 0))
+                os.setgroups([])
+                os.setgid(user)
+                os.setuid(user)
 
         environment = {"PATH": "/usr/local/bin:/usr/sbin"}
         return subprocess.Popen(command, preexec_fn=confine, env=environment, text=True, **options)
@@ -80,10 +87,10 @@ class Node:
         return process.returncode, text
 
     @contextlib.contextmanager
-    def running(self, *command, capabilities):
+    def running(self, *command, capabilities, user=None):
         """The program, until the block ends; gives its process and its log so far."""
         with tempfile.NamedTemporaryFile("w+") as log:
-            process = self.inside(*command, capabilities=capabilities, stdout=log, stderr=log)
+            process = self.inside(*command, capabilities=capabilities, user=user, stdout=log, stderr=log)
             try:
                 yield process, lambda: Path(log.name).read_text()
             finally:

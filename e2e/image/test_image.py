@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import struct
 import subprocess
 import tempfile
 import unittest
@@ -46,6 +47,13 @@ class Content(unittest.TestCase):
                 self.assertEqual((item.uid, item.gid, item.mode & 0o6000), (0, 0, 0))
                 self.assertFalse(item.isfile() and item.mode & 0o022, "others can write it")
 
+    def test_only_the_program_has_capabilities_and_none_in_effect(self):
+        given = {item.name: layout.xattrs(item) for item in layout.members(self.layers) if layout.xattrs(item)}
+        [value] = given.pop(PROGRAM[1:]).values()
+        self.assertEqual(given, {})
+        revision, permitted, *rest = struct.unpack("<5I", value)
+        self.assertEqual((revision, permitted, rest), (2 << 24, 1 << node.NET_ADMIN | 1 << node.NET_RAW, [0, 0, 0]))
+
     def test_the_licences_of_what_is_inside_are_inside(self):
         names = {item.name for item in layout.members(self.layers)}
         for package in ("iptables", "libc6", "libnftnl11", "libxtables12"):
@@ -77,9 +85,9 @@ class Running(unittest.TestCase):
         self.assertEqual(code, 0, text)
         return text
 
-    def programs_both_families(self, flavor, capabilities):
+    def programs_both_families(self, flavor, capabilities, user=None):
         self.initialise(flavor)
-        with self.node.running(PROGRAM, *self.flags(flavor), capabilities=capabilities) as (process, log):
+        with self.node.running(PROGRAM, *self.flags(flavor), capabilities=capabilities, user=user) as (process, log):
             for tool, address in CLUSTER_IP.items():
 
                 def programmed(tool=tool, address=address):
@@ -95,6 +103,22 @@ class Running(unittest.TestCase):
 
     def test_nft_needs_net_admin_only(self):
         self.programs_both_families("nft", {node.NET_ADMIN})
+
+    def test_nft_works_for_another_user_than_root(self):
+        self.programs_both_families("nft", {node.NET_ADMIN}, user=65534)
+
+    def test_legacy_is_for_root_only_and_it_says_so(self):
+        self.initialise("legacy")
+        both = {node.NET_ADMIN, node.NET_RAW}
+        with self.node.running(PROGRAM, *self.flags("legacy"), capabilities=both, user=65534) as (process, log):
+            said = "legacy IPv4 table nat: Permission denied"
+            node.wait_for(lambda: said in log() or process.poll() is not None, "a word about it", log)
+            self.assertIn(said, log())
+
+    def test_commands_that_need_no_capability_start_without_any(self):
+        process = self.node.inside(PROGRAM, "--version", capabilities=set(), user=65534, stdout=subprocess.PIPE)
+        process.communicate(timeout=60)
+        self.assertEqual(process.returncode, 0)
 
     def test_legacy_needs_net_raw_too(self):
         self.programs_both_families("legacy", {node.NET_ADMIN, node.NET_RAW})

@@ -28,7 +28,7 @@ mod status;
 use crate::config::{
     self, Action, CommandLine, Config, ConfigFile, Effective, LogFormat, LoggingConfig, Resolved,
 };
-use crate::kernel::memory;
+use crate::kernel::{memory, process};
 use crate::telemetry;
 use anyhow::{Context, Result};
 use output::{Answer, complain};
@@ -40,6 +40,9 @@ use std::process::ExitCode;
 #[must_use]
 pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     memory::keep_little();
+    if let Err(error) = process::use_capabilities() {
+        complain(format_args!("Warning: what this user may do is not put into effect: {error:#}"));
+    }
     let line = match config::parse(arguments) {
         Ok(line) => line,
         Err(stop) if stop.exit_code == 0 => return Answer::from(stop.text).deliver(),

@@ -2,6 +2,7 @@
 
 use crate::model::ProcessUse;
 use anyhow::{Context, Result};
+use caps::{CapSet, Capability};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
@@ -55,6 +56,32 @@ pub fn raise_descriptor_limit() -> Result<u64> {
             .with_context(|| format!("cannot raise the limit of file descriptors from {soft} to {hard}"))?;
     }
     Ok(hard)
+}
+
+/// What the kernel asks for of who programs its network: `NET_RAW` for legacy tables and IPVS mode only.
+const NEEDED: [Capability; 2] = [Capability::CAP_NET_ADMIN, Capability::CAP_NET_RAW];
+
+/// Puts into effect what a user other than root may do, and lets our tools inherit it. Container runtimes give such a
+/// user capabilities only by way of the program's file, which says what is permitted and no more. Root has all in
+/// effect that it may have.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn use_capabilities() -> Result<()> {
+    if is_root() {
+        return Ok(());
+    }
+    for capability in NEEDED {
+        if !caps::has_cap(None, CapSet::Permitted, capability)? {
+            continue;
+        }
+        // In this order: only what is permitted and inheritable can be ambient.
+        for set in [CapSet::Effective, CapSet::Inheritable, CapSet::Ambient] {
+            caps::raise(None, set, capability)
+                .with_context(|| format!("{capability} cannot be made {set:?}"))?;
+        }
+    }
+    Ok(())
 }
 
 /// Whether we run as root.

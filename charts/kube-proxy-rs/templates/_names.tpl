@@ -65,6 +65,15 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 {{- end }}
 {{- end -}}
 
+{{/* Whether NET_RAW is needed: legacy tables and rules that name sets open a raw socket. Which mode another ConfigMap
+has is not known here. */}}
+{{- define "kube-proxy-rs.needsRaw" -}}
+{{- $unknown := and .Values.existingConfigMap (not .Values.runAsUser) -}}
+{{- if or (ne .Values.iptablesFlavor "nft") (eq .Values.mode "ipvs") $unknown -}}
+yes
+{{- end -}}
+{{- end -}}
+
 {{/* What both containers have in common. */}}
 {{- define "kube-proxy-rs.container" -}}
 image: {{ include "kube-proxy-rs.image" . }}

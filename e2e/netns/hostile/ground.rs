@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::net::{IpAddr, SocketAddr};
-use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -75,17 +74,6 @@ impl Ground {
 
     pub(crate) fn log(&self) -> String {
         fs::read_to_string(self.folder.path().join("log")).unwrap()
-    }
-
-    pub(crate) fn control_socket(&self) -> PathBuf {
-        self.folder.path().join("control.sock")
-    }
-
-    /// What `status` prints.
-    pub(crate) fn status(&self) -> String {
-        let mut ask = self.node.command(BINARY);
-        let told = ask.args(["status", "--control-socket"]).arg(self.control_socket()).output().unwrap();
-        String::from_utf8(told.stdout).unwrap()
     }
 
     /// One GET from the node or from its neighbour; the whole answer.

@@ -6,5 +6,6 @@ mod connections;
 mod descriptors;
 mod disclosure;
 mod ground;
+mod local;
 mod logs;
 mod siege;
