@@ -16,6 +16,7 @@ pub const TARGETS: &[Target] = &[
     ("api", api),
     ("command-line", command_line),
     ("configuration", configuration),
+    ("http", http),
     ("ipvs", ipvs_rs::fuzzing::parse_anything),
     ("manifests", manifests),
     ("netlink", netlink),
@@ -40,6 +41,21 @@ fn command_line(bytes: &[u8]) {
 fn configuration(bytes: &[u8]) {
     if let Ok(text) = std::str::from_utf8(bytes) {
         parsers::configuration(text);
+    }
+}
+
+/// What a stranger says to one of our servers: there is one reply at most, it is short and ours, and it ends the
+/// connection.
+fn http(bytes: &[u8]) {
+    for answer in parsers::http_request(bytes) {
+        let Ok(answer) = String::from_utf8(answer) else { panic!("a reply that is no text") };
+        assert!(answer.is_empty() || answer.starts_with("HTTP/1."), "no reply: {answer:?}");
+        assert!(
+            answer.matches("HTTP/1.").count() <= 1 && answer.len() < 1024,
+            "more than a reply: {answer:?}"
+        );
+        let is_plain = |c: char| c.is_ascii_graphic() || " \r\n".contains(c);
+        assert!(answer.chars().all(is_plain), "not our words: {answer:?}");
     }
 }
 

@@ -4,6 +4,20 @@ use serde_json::{Value, json};
 use std::io::{self, Error};
 use std::path::{Path, PathBuf};
 
+/// Well-made requests and some that are made to confuse.
+const REQUESTS: &[&str] = &[
+    "GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n",
+    "GET /livez?a=b&c HTTP/1.0\r\n\r\n",
+    "HEAD /readyz HTTP/1.1\r\nhost: x\r\nconnection: keep-alive\r\n\r\n",
+    "DELETE /metrics/slis HTTP/1.1\r\nhost: x\r\n\r\nGET /metrics HTTP/1.1\r\nhost: x\r\n\r\n",
+    "POST /healthz?verbose HTTP/1.1\r\nhost: x\r\ncontent-length: 5\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n",
+    "PUT /debug/pprof/../status HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\nffffffffffffffff\r\n",
+    "OPTIONS * HTTP/1.1\r\nhost: x\r\nexpect: 100-continue\r\nupgrade: h2c\r\n\r\n",
+    "CONNECT example.com:443 HTTP/1.1\r\nhost: x\r\n\r\n",
+    "GET http://[::1]:10256/configz?%00=%2e HTTP/1.1\r\nhost: a\r\nhost: b\r\n\r\n",
+    "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+];
+
 const MANIFESTS: &str = "e2e/fixtures";
 const IPVS: &str = "crates/ipvs-rs/src/recorded";
 const NF_TABLES: &str = "crates/nftables-rs/tests/recorded";
@@ -20,6 +34,7 @@ pub fn of(target: &str) -> io::Result<Vec<Vec<u8>>> {
         "nftables" => Ok(recorded(NF_TABLES)?.iter().flat_map(|bytes| messages(bytes)).collect()),
         "configuration" => Ok(texts(CONFIGURATIONS)),
         "command-line" => Ok(texts(COMMAND_LINES)),
+        "http" => Ok(texts(REQUESTS)),
         _ => Ok(texts(TOOL_OUTPUT)),
     }
 }

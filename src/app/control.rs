@@ -100,7 +100,7 @@ fn routes(asked: Asked) -> LocalRoutes {
 }
 
 fn service(questions: mpsc::Sender<Question>, query: &str) -> Answering {
-    let name = parameter(query, "name").and_then(|name| name.split_once('/'));
+    let name = http::parameter(query, "name").and_then(|name| name.split_once('/'));
     let Some((namespace, name)) = name else {
         return Box::pin(async { Reply::text(400, "name must be NAMESPACE/NAME\n") });
     };
@@ -109,15 +109,9 @@ fn service(questions: mpsc::Sender<Question>, query: &str) -> Answering {
 }
 
 fn services(questions: mpsc::Sender<Question>, query: &str) -> Answering {
-    let given = |name| parameter(query, name).map(str::to_owned);
+    let given = |name| http::parameter(query, name).filter(|value| !value.is_empty()).map(str::to_owned);
     let (namespace, after) = (given("namespace"), given("after"));
     Box::pin(ask(questions, move |reply| Question::Services { namespace, after, reply }))
-}
-
-/// The value of a parameter. Names of the API need no escapes.
-fn parameter<'q>(query: &'q str, name: &str) -> Option<&'q str> {
-    let value = query.split('&').find_map(|pair| pair.strip_prefix(name)?.strip_prefix('='));
-    value.filter(|value| !value.is_empty())
 }
 
 async fn ask<T: Serialize>(

@@ -1,6 +1,6 @@
 //! The paths of the metrics server.
 
-use super::{Reply, Request, Routes};
+use super::{Reply, Request, Routes, parameter};
 use std::sync::Arc;
 
 /// Encodes all metrics: content type and text, or why that failed.
@@ -70,14 +70,10 @@ fn measured(encode: &Encode) -> Reply {
 }
 
 fn healthz(query: &str) -> Reply {
-    if asks_for(query, "verbose") {
+    if parameter(query, "verbose").is_some() {
         return Reply::text(200, "[+]ping ok\nhealthz check passed\n");
     }
     Reply::text(200, "ok")
-}
-
-fn asks_for(query: &str, name: &str) -> bool {
-    query.split('&').any(|part| part.split('=').next() == Some(name))
 }
 
 #[cfg(test)]

@@ -5,6 +5,8 @@
 //! request and to take the reply. There is one reply to a connection.
 
 mod diagnostics;
+#[cfg(any(test, feature = "testing"))]
+pub mod fuzzing;
 mod listen;
 mod local;
 mod slots;
@@ -55,6 +57,15 @@ pub struct Request<'a> {
     pub path: &'a str,
     /// Without the question mark; may be empty.
     pub query: &'a str,
+}
+
+/// The value of a parameter in a query; empty if it has none. Nothing is decoded: what we ask for needs no escapes.
+#[must_use]
+pub fn parameter<'q>(query: &'q str, name: &str) -> Option<&'q str> {
+    query.split('&').find_map(|pair| {
+        let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
+        (key == name).then_some(value)
+    })
 }
 
 /// What a route answers.
@@ -195,23 +206,19 @@ fn is_of_connection(error: &io::Error) -> bool {
 
 /// One connection, from start to end.
 async fn converse(stream: TcpStream, site: Site, mut slot: Slot) {
-    let answer = move |request: http::Request<Incoming>| -> Answering {
-        match site.slow.as_ref().filter(|slow| slow.path == request.uri().path()) {
-            Some(slow) => (slow.answer)(),
-            None => {
-                let reply = (site.routes)(Request {
-                    method: request.method().as_str(),
-                    path: request.uri().path(),
-                    query: request.uri().query().unwrap_or(""),
-                });
-                Box::pin(async { reply })
-            }
-        }
-    };
     tokio::select! {
-        () = converse_by(stream, CONNECTION_LIFE, answer) => {}
+        () = converse_by(stream, CONNECTION_LIFE, |request| route(&site, &request)) => {}
         () = slot.closed() => trace!("a connection makes room for another one"),
     }
+}
+
+fn route(site: &Site, request: &http::Request<Incoming>) -> Answering {
+    let (method, uri) = (request.method().as_str(), request.uri());
+    if let Some(slow) = site.slow.as_ref().filter(|slow| slow.path == uri.path()) {
+        return (slow.answer)();
+    }
+    let reply = (site.routes)(Request { method, path: uri.path(), query: uri.query().unwrap_or_default() });
+    Box::pin(async { reply })
 }
 
 /// One connection over whatever stream, with a function from request to reply: one request, one reply. What a stranger
@@ -291,6 +298,16 @@ mod tests {
         assert!(text.contains("Content-Type: text/plain; charset=utf-8\r\n"), "{text}");
         assert!(text.contains("X-Content-Type-Options: nosniff\r\n"), "{text}");
         assert!(text.ends_with("\r\n\r\nDELETE /a/b c=d"), "{text}");
+    }
+
+    #[rstest]
+    #[case("name=a/b&x=1", Some("a/b"))]
+    #[case("x&name", Some(""))]
+    #[case("name=a=b&name=c", Some("a=b"))]
+    #[case("names=a&=name", None)]
+    #[case("", None)]
+    fn the_first_parameter_of_a_name_counts(#[case] query: &str, #[case] wanted: Option<&str>) {
+        assert_eq!(parameter(query, "name"), wanted);
     }
 
     #[tokio::test]

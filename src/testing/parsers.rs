@@ -5,12 +5,15 @@ pub use crate::watch::fuzzing::watch_line;
 
 use crate::backend::iptables::{Features, render_inputs};
 use crate::config::{self, CommandLine, ConfigFile};
+use crate::health::{self, Now, ProxyHealth};
+use crate::http::{self, Reply, Site, SlotLimits, Slots};
 use crate::kernel::iptables::Flavor;
 use crate::model::{IpFamily, NodeFacts, WatchEvent};
 use crate::plan::{FamilySettings, Plan, Scope};
 use crate::state::Tracker;
 use crate::watch::manifests::{self, ManifestOptions};
-use std::sync::LazyLock;
+use std::sync::{Arc, LazyLock};
+use std::time::{Duration, Instant, SystemTime};
 
 /// The node that the fixtures call ours.
 const NODE: &str = "node-1";
@@ -51,6 +54,29 @@ pub fn configuration(text: &str) {
     if config::resolve(line, Some(&file), "host").is_ok() {
         drop(config::explain(line, &file, "host"));
     }
+}
+
+/// Says bytes to the health server and to the metrics server; what each answers.
+pub fn http_request(bytes: &[u8]) -> [Vec<u8>; 2] {
+    static SITES: LazyLock<[Site; 2]> = LazyLock::new(|| {
+        let slots = Slots::new(SlotLimits::within(1024));
+        let (health, start) = (Arc::new(ProxyHealth::new(Duration::from_secs(30))), Instant::now());
+        let now = move || Now { steady: start, wall: SystemTime::UNIX_EPOCH };
+        let pages = http::Pages {
+            mode: "iptables",
+            configz: "{}".to_owned(),
+            flagz: String::new(),
+            statusz: Box::new(String::new),
+            readyz: Box::new(|| Reply::json(200, "{}")),
+            metrics: Box::new(|| Ok(("text/plain", Vec::new()))),
+            slis: Box::new(|| Ok(("text/plain", Vec::new()))),
+            reset_slis: Box::new(|| {}),
+            pinged: Box::new(|| {}),
+        };
+        let routes = [health::routes(health, Arc::new(now), Box::new(|_, _| {})), http::diagnostics(pages)];
+        routes.map(|routes| Site::of(routes, &slots))
+    });
+    SITES.each_ref().map(|site| http::fuzzing::conversation(bytes, site))
 }
 
 /// Takes texts for the arguments of the program.
