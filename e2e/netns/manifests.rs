@@ -18,7 +18,7 @@ use crate::resilience::exposed_case;
 
 const SYNC: Duration = Duration::from_secs(60);
 /// The health port, inside the node's namespace.
-const HEALTH: &str = "127.0.0.1:10256";
+const METRICS: &str = "127.0.0.1:10249";
 
 #[rstest]
 fn a_restart_on_a_broken_manifest_removes_nothing_of_it(
@@ -86,8 +86,8 @@ fn until_served(lab: &Lab, proxy: &mut Proxy, cases: &[&PacketCase]) {
 }
 
 fn until_ready_says(lab: &Lab, one: &str, other: &str) {
-    let answer = || http_get(lab.node(), HEALTH.parse().unwrap(), "/readyz").unwrap_or_default();
-    let says = || [answer()].iter().all(|text| text.contains(one) && text.contains(other));
+    let answer = || http_get(lab.node(), METRICS.parse().unwrap(), "/readyz").unwrap_or_default();
+    let says = || Some(answer()).is_some_and(|text| text.contains(one) && text.contains(other));
     wait_until("/readyz says so", SYNC, says).unwrap_or_else(|error| panic!("{error}; {}", answer()));
 }
 

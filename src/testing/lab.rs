@@ -108,10 +108,10 @@ pub fn lone_node() -> Result<Namespace> {
     for (key, value) in [
         ("net/ipv4/ip_forward", "1"),
         ("net/ipv6/conf/all/forwarding", "1"),
-        // A test refuses many connections of one client in a second; the kernel's limits on
-        // ICMP would turn some refusals into waits.
-        ("net/ipv4/icmp_ratelimit", "0"),
-        ("net/ipv6/icmp/ratelimit", "0"),
+        // A test refuses many connections in a second; the kernel's limits on ICMP messages, for
+        // one client and for all together, would turn some refusals into waits.
+        ("net/ipv4/icmp_ratemask", "0"),
+        ("net/ipv6/icmp/ratemask", "255"),
     ] {
         node.set_sysctl(key, value)?;
     }
