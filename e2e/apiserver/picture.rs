@@ -138,6 +138,7 @@ impl Picture {
             WatchEvent::SliceGone(name) => self.remove(ObjectKind::EndpointSlice, name),
             WatchEvent::NodeGone => self.remove(ObjectKind::Node, ""),
             WatchEvent::Problems(problems) => panic!("{problems:?}"),
+            WatchEvent::ApiServer(_) => {}
         }
     }
 

@@ -90,7 +90,10 @@ pub(super) fn reserved(config: &Config) -> Reserved {
         node_addresses: own.into_iter().collect(),
         pod_cidrs: config.external_ips.cluster_cidrs.clone(),
         service_cidrs: config.external_ips.service_cidrs.clone(),
+        node_cidrs: config.external_ips.node_cidrs.clone(),
         strict: config.external_ips.strict,
+        external_ips: config.external_ips.enabled,
+        takes_whole_addresses: config.mode == Mode::Ipvs,
     }
 }
 

@@ -36,7 +36,8 @@ enum Families {
 impl Offline {
     /// Reads the source and looks at the node.
     pub(super) async fn read(config: &Config) -> Result<Offline> {
-        let tracker = picture(config).await?;
+        let mut tracker = picture(config).await?;
+        tracker.settle();
         let node = tracker.snapshot().node.clone();
         let (identity, families) = match config.mode {
             Mode::Iptables => {

@@ -167,8 +167,12 @@ impl Status {
 /// How many there are, in words.
 fn doubts(it: &Doubtful) -> String {
     format!(
-        "{} endpoints and {} external IPs refused, {} external IPs reported, {} node ports contested",
-        it.refused_endpoints, it.refused_external_ips, it.reported_external_ips, it.contested_node_ports
+        "{} endpoints and {} external IPs refused, {} external IPs reported, {} addresses and {} node ports contested",
+        it.refused_endpoints,
+        it.refused_external_ips,
+        it.reported_external_ips,
+        it.contested_addresses,
+        it.contested_node_ports
     )
 }
 

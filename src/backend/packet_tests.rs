@@ -73,6 +73,7 @@ pub(super) fn snapshot(case: &PacketCase) -> Snapshot {
         };
         tracker.fold(event);
     }
+    tracker.settle();
     tracker.snapshot().clone()
 }
 

@@ -41,6 +41,7 @@ const EFFECTIVE_WITH_CONFIG: &[&str] = &[
     "iptables-dispatch-tree-threshold",
     "service-node-port-range",
     "service-cluster-ip-range",
+    "node-ip-range",
     "strict-external-ips",
     "node-readiness-taint",
     "family",

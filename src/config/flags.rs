@@ -278,7 +278,10 @@ pub(super) struct TrafficFlags {
     /// Networks that the cluster gives out cluster IPs from: no place for external IPs
     #[arg(long, value_name = "CIDRS", value_delimiter = ',', value_parser = values::cidr)]
     pub(super) service_cluster_ip_range: Vec<Cidr>,
-    /// Refuse external and load-balancer IPs that are the node's, a pod's or another Service's
+    /// Networks that the cluster's nodes have their addresses in: no place for external IPs
+    #[arg(long, value_name = "CIDRS", value_delimiter = ',', value_parser = values::cidr)]
+    pub(super) node_ip_range: Vec<Cidr>,
+    /// Refuse external and load-balancer IPs that are a node's, a pod's or another Service's, or in a special range
     #[arg(long)]
     pub(super) strict_external_ips: bool,
 }

@@ -199,12 +199,15 @@ pub struct NodePortConfig {
 pub struct ExternalIpConfig {
     /// `spec.externalIPs` lead to their Services (feature gate `AllowServiceExternalIPs`).
     pub enabled: bool,
-    /// Addresses of the node, of pods and of other Services are refused, not only reported.
+    /// Addresses that are a node's, a pod's or another Service's, or in a special range, are refused, not only
+    /// reported.
     pub strict: bool,
     /// The cluster's pod network.
     pub cluster_cidrs: Vec<Cidr>,
     /// The networks that cluster IPs are given out from, as far as we are told.
     pub service_cidrs: Vec<Cidr>,
+    /// The networks that nodes have their addresses in, as far as we are told.
+    pub node_cidrs: Vec<Cidr>,
 }
 
 /// The node's addresses that answer on node ports.

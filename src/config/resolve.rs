@@ -274,6 +274,7 @@ fn external_ips(line: &CommandLine, settings: &Settings) -> ExternalIpConfig {
             .filter_map(|cidr| parse_cidr(cidr))
             .collect(),
         service_cidrs: flags.service_cluster_ip_range.clone(),
+        node_cidrs: flags.node_ip_range.clone(),
     }
 }
 

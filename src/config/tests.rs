@@ -74,6 +74,7 @@ fn default_config() -> Config {
             strict: false,
             cluster_cidrs: Vec::new(),
             service_cidrs: Vec::new(),
+            node_cidrs: Vec::new(),
         },
         service_metrics: ServiceMetrics::Off,
         service_metrics_limit: 1000,
@@ -185,6 +186,7 @@ const OUR_FLAGS: &[(&str, &str, bool)] = &[
     ("iptables-dispatch-tree-threshold", "500", true),
     ("service-node-port-range", "30000-32767", true),
     ("service-cluster-ip-range", "", true),
+    ("node-ip-range", "", true),
     ("strict-external-ips", "false", true),
     ("node-readiness-taint", "", true),
     ("family", "ipv4", true),
@@ -290,6 +292,9 @@ fn every_flag_has_a_row_in_the_documentation() {
 #[case(&["--strict-external-ips"], |c: &mut Config| c.external_ips.strict = true)]
 #[case(&["--service-cluster-ip-range=10.96.0.1/12,fd00:96::/108"], |c: &mut Config| {
     c.external_ips.service_cidrs = vec!["10.96.0.0/12".parse().unwrap(), "fd00:96::/108".parse().unwrap()];
+})]
+#[case(&["--node-ip-range=10.200.0.1/24"], |c: &mut Config| {
+    c.external_ips.node_cidrs = vec!["10.200.0.0/24".parse().unwrap()];
 })]
 #[case(&["--bind-address=::1"], |c: &mut Config| c.bind_address = "::1".parse().unwrap())]
 #[case(&["--bind-address="], |_: &mut Config| {})]

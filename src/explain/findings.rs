@@ -1,7 +1,7 @@
 //! What is wrong with a Service, and what to do about it.
 
 use super::facts::{Difference, FamilyFacts, Kind, NodeState};
-use super::view::{Answer, EndpointView, FamilyView, PortView, ServiceView};
+use super::view::{Answer, Contest, ContestedIp, EndpointView, FamilyView, PortView, ServiceView};
 use crate::plan::Unused;
 use serde::Serialize;
 
@@ -37,6 +37,10 @@ pub enum Code {
     KernelObjectMissing,
     /// The kernel has more than it should.
     KernelStateStale,
+    /// An address and port belongs to another Service.
+    AddressTaken,
+    /// The API server is reached there.
+    ApiServerAddress,
     /// An external IP is somebody else's and is refused.
     ExternalIpRefused,
     /// An external IP is somebody else's.
@@ -133,25 +137,14 @@ pub(super) fn all(view: Option<&ServiceView>, node: &NodeState) -> Vec<Finding> 
 
 /// What is refused of the Service before the kernel is asked.
 fn left_out(view: &ServiceView) -> Vec<Finding> {
-    let contested = view.contested_ips.iter().map(|ip| match ip.refused {
-        true => finding(
-            (Code::ExternalIpRefused, Severity::Problem),
-            ip.complaint.as_str(),
-            "Take the address out of the Service, or start the proxy without --strict-external-ips.",
-        ),
-        false => finding(
-            (Code::ExternalIpContested, Severity::Note),
-            format!("{}: the Service draws its traffic", ip.complaint),
-            "If that is not meant, take the address out; --strict-external-ips refuses such addresses.",
-        ),
-    });
-    let mut found: Vec<Finding> = contested.collect();
-    found.extend(view.contested_ports.iter().map(|port| {
-        finding(
+    let mut found: Vec<Finding> = view.contested_ips.iter().map(contested_ip).collect();
+    found.extend(view.contested_ports.iter().map(|port| match port.contest {
+        Contest::ApiServer => api_server_address(&port.complaint),
+        Contest::Foreign | Contest::Taken => finding(
             (Code::NodePortTaken, Severity::Problem),
             port.complaint.as_str(),
             "Of two Services the older one has the port. Give one of the two another port.",
-        )
+        ),
     }));
     if view.refused_endpoints > 0 {
         found.push(finding(
@@ -164,6 +157,38 @@ fn left_out(view: &ServiceView) -> Vec<Finding> {
         ));
     }
     found
+}
+
+fn contested_ip(ip: &ContestedIp) -> Finding {
+    match (ip.contest, ip.refused) {
+        (Contest::ApiServer, _) => api_server_address(&ip.complaint),
+        (Contest::Taken, _) => finding(
+            (Code::AddressTaken, Severity::Problem),
+            ip.complaint.as_str(),
+            "A cluster IP goes before an external one; of two external ones the older Service's counts. Give one \
+             of the two another address or port.",
+        ),
+        (Contest::Foreign, true) => finding(
+            (Code::ExternalIpRefused, Severity::Problem),
+            ip.complaint.as_str(),
+            "Take the address out of the Service, or start the proxy without --strict-external-ips.",
+        ),
+        (Contest::Foreign, false) => finding(
+            (Code::ExternalIpContested, Severity::Note),
+            format!("{}: the Service draws its traffic", ip.complaint),
+            "If that is not meant, take the address out; --strict-external-ips refuses such addresses.",
+        ),
+    }
+}
+
+fn api_server_address(complaint: &str) -> Finding {
+    finding(
+        (Code::ApiServerAddress, Severity::Problem),
+        complaint,
+        "Give the Service another address or port: with this one, the proxy and other programs of the node would \
+         reach the Service's endpoints in the place of the API server. If the Service is meant to lead to the API \
+         server, have the proxy's kubeconfig name an address that is no Service's.",
+    )
 }
 
 /// What the API says of the object itself.

@@ -18,7 +18,8 @@ pub use findings::{Code, Finding, Severity};
 pub use report::Report;
 pub use table::{Row, Services, table};
 pub use view::{
-    Answer, ContestedIp, ContestedPort, EndpointView, FamilyView, FrontendView, PortView, ServiceView,
+    Answer, Contest, ContestedIp, ContestedPort, EndpointView, FamilyView, FrontendView, PortView,
+    ServiceView,
 };
 
 #[cfg(test)]

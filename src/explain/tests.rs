@@ -116,26 +116,42 @@ fn what_is_wrong_with_the_objects_is_named(#[case] objects: &[Value], #[case] ca
 #[test]
 fn what_is_refused_before_the_kernel_is_asked_is_named() {
     let mut view = view(&sound()).unwrap();
-    let contested = |last, refused| ContestedIp {
+    let ip = |last, contest, refused| ContestedIp {
         address: [198, 51, 100, last].into(),
+        contest,
         refused,
-        complaint: format!("spec.externalIPs: 198.51.100.{last} is this node's own address"),
+        owner: None,
+        complaint: format!("spec.externalIPs: 198.51.100.{last} is another's"),
     };
-    view.contested_ips = vec![contested(1, true), contested(2, false)];
+    view.contested_ips = vec![
+        ip(1, Contest::Foreign, true),
+        ip(2, Contest::Foreign, false),
+        ip(3, Contest::ApiServer, true),
+        ip(4, Contest::Taken, true),
+    ];
     view.refused_endpoints = 3;
-    view.contested_ports = vec![ContestedPort {
-        node_port: 30080,
+    let port = |node_port, contest| ContestedPort {
+        node_port,
         protocol: "tcp".to_owned(),
-        owner: "shop/older".to_owned(),
-        complaint: "spec.healthCheckNodePort: 30080/tcp belongs to Service shop/older".to_owned(),
-    }];
+        contest,
+        owner: None,
+        complaint: format!("spec.healthCheckNodePort: {node_port}/tcp is another's"),
+    };
+    view.contested_ports = vec![port(30080, Contest::Taken), port(6443, Contest::ApiServer)];
     let report = Report::new("shop/web".to_owned(), Some(view), NodeState::default());
-    let wanted =
-        [Code::ExternalIpRefused, Code::NodePortTaken, Code::EndpointsRefused, Code::ExternalIpContested];
+    let wanted = [
+        Code::ExternalIpRefused,
+        Code::ApiServerAddress,
+        Code::AddressTaken,
+        Code::NodePortTaken,
+        Code::ApiServerAddress,
+        Code::EndpointsRefused,
+        Code::ExternalIpContested,
+    ];
     assert_eq!(codes(&report), wanted);
     let text = report.to_string();
     assert!(text.contains("198.51.100.1 is") && text.contains("198.51.100.2 is"), "{text}");
-    assert!(text.contains("3 endpoints are not used") && text.contains("shop/older"), "{text}");
+    assert!(text.contains("3 endpoints are not used") && text.contains("30080/tcp"), "{text}");
 }
 
 #[test]

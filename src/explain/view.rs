@@ -20,9 +20,9 @@ pub struct ServiceView {
     pub mode: String,
     /// The iptables tools: `nft` or `legacy`.
     pub flavor: String,
-    /// External and load-balancer IPs that it asks for and that are somebody else's.
+    /// Addresses that it asks for and that are another's.
     pub contested_ips: Vec<ContestedIp>,
-    /// Ports of the node that it asks for and that another Service has, or another use in the same Service.
+    /// Ports of the node that it asks for and that are another's.
     pub contested_ports: Vec<ContestedPort>,
     /// Endpoints that its slices have and that are left out because of the range of their address.
     pub refused_endpoints: usize,
@@ -30,19 +30,35 @@ pub struct ServiceView {
     pub families: Vec<FamilyView>,
 }
 
-/// An external or load-balancer IP that is somebody else's.
+/// Why a Service should not have a frontend, or does not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Contest {
+    /// It is the node's, a pod's or a Service's, or none that Services can be reached at.
+    Foreign,
+    /// The API server is reached there.
+    ApiServer,
+    /// Another Service has it, or another use in the same Service.
+    Taken,
+}
+
+/// An address that the Service asks for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ContestedIp {
     /// It.
     pub address: IpAddr,
-    /// The Service goes without it.
+    /// Why it should not have it, or does not.
+    pub contest: Contest,
+    /// The Service goes without it, on all ports or on one.
     pub refused: bool,
+    /// The Service that has it, if one does.
+    pub owner: Option<String>,
     /// Where the Service asks for it, and whose it is.
     pub complaint: String,
 }
 
-/// A port of the node that another Service has, or another use in the same Service.
+/// A port of the node that the Service asks for and does not have.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ContestedPort {
@@ -50,8 +66,10 @@ pub struct ContestedPort {
     pub node_port: u16,
     /// `tcp`, `udp` or `sctp`.
     pub protocol: String,
-    /// The Service that has it.
-    pub owner: String,
+    /// Why it does not have it.
+    pub contest: Contest,
+    /// The Service that has it, if one does.
+    pub owner: Option<String>,
     /// Where the Service asks for it, and whose it is.
     pub complaint: String,
 }
@@ -195,7 +213,7 @@ fn frontend_views(port: &ReasonedPort, node_port_ips: Option<Vec<IpAddr>>) -> Ve
     let frontends = &port.plan.frontends;
     let view = |kind: &str, address: String| FrontendView { kind: kind.to_owned(), address };
     let at = |ip: &IpAddr| SocketAddr::new(*ip, frontends.port).to_string();
-    let mut views = vec![view("cluster IP", at(&frontends.cluster_ip))];
+    let mut views: Vec<_> = frontends.cluster_ip.iter().map(|ip| view("cluster IP", at(ip))).collect();
     views.extend(frontends.external_ips.iter().map(|ip| view("external IP", at(ip))));
     views.extend(frontends.load_balancer_ips.iter().map(|ip| view("load-balancer IP", at(ip))));
     if let Some(port) = frontends.node_port {

@@ -57,7 +57,7 @@ pub struct FamilyReadiness {
     pub last_drift_time: Option<String>,
 }
 
-/// Endpoints, external IPs and node ports that are not used, or had better not be.
+/// Endpoints and frontends that are not used, or had better not be.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Doubtful {
@@ -67,6 +67,8 @@ pub struct Doubtful {
     pub refused_external_ips: usize,
     /// Those that are only reported.
     pub reported_external_ips: usize,
+    /// Addresses with a port that another Service has.
+    pub contested_addresses: usize,
     /// Ports of the node that another Service has.
     pub contested_node_ports: usize,
     /// The first Services that have such, and what is wrong.

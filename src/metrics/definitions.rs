@@ -18,6 +18,7 @@ pub(super) struct SyncMetrics {
     pub(super) no_local_endpoints: IntGaugeVec,
     pub(super) refused_services: IntGaugeVec,
     pub(super) refused_endpoints: IntGauge,
+    pub(super) contested_addresses: IntGauge,
     pub(super) contested_node_ports: IntGauge,
     pub(super) contested_external_ips: IntGaugeVec,
     pub(super) drift: IntCounterVec,
@@ -99,6 +100,10 @@ impl SyncMetrics {
             refused_endpoints: IntGauge::with_opts(opts(
                 "rs_refused_endpoints",
                 "Endpoints left out because of the range of their address",
+            ))?,
+            contested_addresses: IntGauge::with_opts(opts(
+                "rs_contested_addresses",
+                "Addresses with a port that Services ask for and that others have",
             ))?,
             contested_node_ports: IntGauge::with_opts(opts(
                 "rs_contested_node_ports",

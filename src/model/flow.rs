@@ -1,9 +1,9 @@
 //! The types that pass between rooms.
 
-use super::{EndpointSlice, NodeFacts, Service, ServiceName, SliceName};
+use super::{EndpointSlice, FrontendKind, IpFamily, NodeFacts, Service, ServiceName, SliceName, Wanted};
 use std::collections::BTreeMap;
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 /// The kinds of object we watch.
@@ -41,6 +41,8 @@ pub enum WatchEvent {
     NodeGone,
     /// All that the source cannot tell at the moment, in place of what it could not before.
     Problems(Box<[SourceProblem]>),
+    /// The API server is about to be reached at one of these.
+    ApiServer(Box<[ApiServerAddress]>),
 }
 
 /// What a source cannot tell of its objects at the moment.
@@ -67,25 +69,13 @@ impl fmt::Display for SourceProblem {
     }
 }
 
-/// What a Service wants a port of the node for. Where it wants one port for several uses, the first in this
-/// order has it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum NodePortUse {
-    /// As the node port of its port with this index.
-    Traffic(usize),
-    /// For load balancers to ask on.
-    HealthCheck,
-}
-
-impl NodePortUse {
-    /// The field of the Service that asks for it.
-    #[must_use]
-    pub fn field(self) -> &'static str {
-        match self {
-            NodePortUse::Traffic(_) => "spec.ports[].nodePort",
-            NodePortUse::HealthCheck => "spec.healthCheckNodePort",
-        }
-    }
+/// An address and port at which this node reaches the API server, or the proxy in front of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ApiServerAddress {
+    /// It.
+    pub at: SocketAddr,
+    /// An interface of this node has the address.
+    pub is_own: bool,
 }
 
 /// All that is known about one Service name: the Service, its slices, or only one of the two.
@@ -95,29 +85,36 @@ pub struct ServiceRecord {
     pub service: Option<Box<Service>>,
     /// Its slices, sorted by name.
     pub slices: Vec<EndpointSlice>,
-    /// Ports of the node that the Service asks for and that belong to another Service, or to another use.
-    pub refused_node_ports: Vec<NodePortUse>,
-    /// External and load-balancer IPs that are somebody else's, where those are refused.
-    pub refused_external_ips: Box<[IpAddr]>,
+    /// The frontends that the Service asks for and goes without, sorted: they are another's.
+    pub refused: Box<[Wanted]>,
 }
 
 impl ServiceRecord {
+    /// Whether the Service has a frontend that it asks for.
+    #[must_use]
+    pub fn has(&self, wanted: Wanted) -> bool {
+        self.refused.binary_search(&wanted).is_err()
+    }
+
+    /// Its cluster IP of a family, if it has one.
+    #[must_use]
+    pub fn cluster_ip(&self, family: IpFamily) -> Option<IpAddr> {
+        let address = (*self.service.as_deref()?.cluster_ips.get(family))?;
+        self.has(Wanted::at(FrontendKind::ClusterIp, address, 0)).then_some(address)
+    }
+
     /// The node port of the Service's port with this index, if the Service has it.
     #[must_use]
     pub fn node_port(&self, index: usize) -> Option<u16> {
         let port = self.service.as_deref()?.ports.get(index)?.node_port;
-        self.unless_refused(NodePortUse::Traffic(index), port)
+        (port != 0 && self.has(Wanted::on_node(FrontendKind::NodePort, index))).then_some(port)
     }
 
     /// The port on which load balancers ask for the Service, if the Service has it.
     #[must_use]
     pub fn health_check_node_port(&self) -> Option<u16> {
         let port = self.service.as_deref()?.external.as_deref()?.health_check_node_port;
-        self.unless_refused(NodePortUse::HealthCheck, port)
-    }
-
-    fn unless_refused(&self, wanted_for: NodePortUse, port: u16) -> Option<u16> {
-        (port != 0 && !self.refused_node_ports.contains(&wanted_for)).then_some(port)
+        (port != 0 && self.has(Wanted::on_node(FrontendKind::HealthCheckNodePort, 0))).then_some(port)
     }
 }
 

@@ -1,12 +1,13 @@
 //! Services and their ports, reduced to what a proxy acts on.
 
 use super::{Cidr, IpvsScheduler, PerFamily, Protocol};
+use std::borrow::Borrow;
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
 /// A Service's `namespace/name`. Cheap to clone.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ServiceName(Arc<str>);
 
 impl ServiceName {
@@ -32,6 +33,12 @@ impl ServiceName {
     #[must_use]
     pub fn name(&self) -> &str {
         self.0.split_once('/').map_or(&self.0, |(_, name)| name)
+    }
+}
+
+impl Borrow<str> for ServiceName {
+    fn borrow(&self) -> &str {
+        &self.0
     }
 }
 
@@ -111,7 +118,7 @@ pub struct External {
 pub struct Service {
     /// Namespace and name.
     pub name: ServiceName,
-    /// `metadata.creationTimestamp` in seconds since 1970; older Services win contested node ports.
+    /// `metadata.creationTimestamp` in seconds since 1970; the older Service wins a contested frontend.
     pub created: Option<i64>,
     /// The cluster IP of each family.
     pub cluster_ips: PerFamily<Option<IpAddr>>,

@@ -1,14 +1,14 @@
 //! The addresses and ports a Service port answers on, in one family.
 
 use super::FamilySettings;
-use crate::model::{Cidr, IpFamily, Service, ServiceRecord, TrafficPolicy};
+use crate::model::{Cidr, FrontendKind, IpFamily, Service, ServiceRecord, TrafficPolicy, Wanted};
 use std::net::IpAddr;
 
 /// Where one Service port answers, and who may ask.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Frontends {
-    /// The cluster IP.
-    pub cluster_ip: IpAddr,
+    /// The cluster IP; none where another Service has it.
+    pub cluster_ip: Option<IpAddr>,
     /// The port on cluster IP, external IPs and load-balancer IPs.
     pub port: u16,
     /// `spec.externalIPs` of the family, unless they are switched off.
@@ -36,11 +36,10 @@ impl Frontends {
         record: &ServiceRecord,
         service: &Service,
         index: usize,
-        cluster_ip: IpAddr,
     ) -> Self {
         let port = &service.ports[index];
         let mut frontends = Frontends {
-            cluster_ip,
+            cluster_ip: record.cluster_ip(settings.family),
             port: port.port,
             external_ips: Vec::new(),
             has_external_ips: false,
@@ -53,20 +52,26 @@ impl Frontends {
         };
         if let Some(external) = &service.external {
             let family = settings.family;
-            let served = |address: &IpAddr| {
-                IpFamily::of(*address) == family && !record.refused_external_ips.contains(address)
+            let ours = |kind, addresses: &[IpAddr]| -> Vec<IpAddr> {
+                let of_family = addresses.iter().copied().filter(|ip| IpFamily::of(*ip) == family);
+                of_family.filter(|ip| record.has(Wanted::at(kind, *ip, index))).collect()
             };
-            let ours = |addresses: &[IpAddr]| addresses.iter().copied().filter(served).collect();
-            let external_ips: Vec<IpAddr> = ours(&external.external_ips);
+            let external_ips = ours(FrontendKind::ExternalIp, &external.external_ips);
             frontends.has_external_ips = !external_ips.is_empty();
             frontends.external_ips = if settings.external_ips { external_ips } else { Vec::new() };
-            frontends.load_balancer_ips = ours(&external.load_balancer_ips);
+            frontends.load_balancer_ips = ours(FrontendKind::LoadBalancerIp, &external.load_balancer_ips);
             frontends.source_ranges = source_ranges(&external.source_ranges, family);
             frontends.node_in_source_ranges =
                 frontends.source_ranges.iter().any(|range| range.contains(&settings.node_ip));
             frontends.external_policy = external.traffic_policy;
         }
         frontends
+    }
+
+    /// Whether anything leads here at all.
+    #[must_use]
+    pub fn accessible(&self) -> bool {
+        self.cluster_ip.is_some() || self.externally_accessible()
     }
 
     /// Whether anything but the cluster IP leads here.

@@ -53,7 +53,7 @@ pub struct Plan<'a> {
 pub struct ServicePlan<'a> {
     /// The Service.
     pub name: &'a ServiceName,
-    /// Its ports, in the API's order.
+    /// Its ports that something leads to, in the API's order.
     pub ports: Vec<PortPlan>,
 }
 
@@ -164,13 +164,16 @@ impl<'a> Plan<'a> {
 
     fn build(&self, name: &'a ServiceName, record: &'a ServiceRecord) -> Option<ServicePlan<'a>> {
         let service = record.service.as_deref()?;
-        let cluster_ip = (*service.cluster_ips.get(self.family()))?;
+        service.cluster_ips.get(self.family()).as_ref()?;
         let node = &self.snapshot.node;
-        let ports = service.ports.iter().enumerate().map(|(index, port)| {
-            let frontends = Frontends::of_port(self.settings, record, service, index, cluster_ip);
+        let ports = service.ports.iter().enumerate().filter_map(|(index, port)| {
+            let frontends = Frontends::of_port(self.settings, record, service, index);
+            if !frontends.accessible() {
+                return None;
+            }
             let candidates = endpoints::candidates(self.family(), record, port, node);
             let choice = Choice::of(&candidates, service.internal_traffic_policy, &frontends);
-            port_plan(service, port, frontends, (choice, candidates))
+            Some(port_plan(service, port, frontends, (choice, candidates)))
         });
         Some(ServicePlan { name, ports: ports.collect() })
     }

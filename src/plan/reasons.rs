@@ -64,9 +64,9 @@ impl Plan<'_> {
     pub fn reasons(&self, name: &ServiceName) -> Option<Vec<ReasonedPort>> {
         let record = self.snapshot.services.get(name)?;
         let service = record.service.as_deref()?;
-        let cluster_ip = (*service.cluster_ips.get(self.family()))?;
+        service.cluster_ips.get(self.family()).as_ref()?;
         let ports = service.ports.iter().enumerate().map(|(index, port)| {
-            let frontends = Frontends::of_port(self.settings, record, service, index, cluster_ip);
+            let frontends = Frontends::of_port(self.settings, record, service, index);
             let internal = service.internal_traffic_policy;
             let candidates = endpoints::candidates(self.family(), record, port, &self.snapshot.node);
             let choice = Choice::of(&candidates, internal, &frontends);

@@ -1,7 +1,7 @@
 use super::*;
 use crate::model::{
-    Cidr, EndpointFacts, EndpointSlice, External, Hints, NodeFacts, PerFamily, Protocol, Service,
-    ServicePort, SliceEndpoint, SlicePort,
+    Cidr, EndpointFacts, EndpointSlice, External, FrontendKind, Hints, NodeFacts, PerFamily, Protocol,
+    Service, ServicePort, SliceEndpoint, SlicePort, Wanted,
 };
 use rstest::rstest;
 use std::sync::Arc;
@@ -256,7 +256,7 @@ fn exposed(external: External) -> ServiceRecord {
 
 /// Its port's.
 fn frontends(settings: &FamilySettings, record: &ServiceRecord) -> Frontends {
-    Frontends::of_port(settings, record, record.service.as_ref().unwrap(), 0, [10, 96, 0, 1].into())
+    Frontends::of_port(settings, record, record.service.as_ref().unwrap(), 0)
 }
 
 #[test]
@@ -269,10 +269,11 @@ fn refused_external_addresses_lead_nowhere_and_do_not_make_a_service_external() 
     };
     let settings = FamilySettings::new(IpFamily::V4);
     let mut record = exposed(external);
-    record.refused_external_ips = [[198, 51, 100, 1].into()].into();
+    let external_ip = Wanted::at(FrontendKind::ExternalIp, [198, 51, 100, 1].into(), 0);
+    record.refused = [external_ip].into();
     let one = frontends(&settings, &record);
     assert_eq!((one.external_ips, one.load_balancer_ips), (vec![], vec![balancer]));
-    record.refused_external_ips = [[198, 51, 100, 1].into(), balancer].into();
+    record.refused = [external_ip, Wanted::at(FrontendKind::LoadBalancerIp, balancer, 0)].into();
     assert!(!frontends(&settings, &record).externally_accessible());
 }
 

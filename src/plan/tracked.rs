@@ -26,10 +26,12 @@ impl Plan<'_> {
     pub fn tracked(&self, name: &ServiceName) -> Vec<TrackedPort> {
         let Some(record) = self.snapshot.services.get(name) else { return Vec::new() };
         let Some(service) = record.service.as_deref() else { return Vec::new() };
-        let Some(cluster_ip) = *service.cluster_ips.get(self.family()) else { return Vec::new() };
+        if service.cluster_ips.get(self.family()).is_none() {
+            return Vec::new();
+        }
         let of_interest = |(_, port): &(usize, &crate::model::ServicePort)| port.protocol != Protocol::Tcp;
         let tracked = service.ports.iter().enumerate().filter(of_interest).map(|(index, port)| {
-            let frontends = Frontends::of_port(self.settings, record, service, index, cluster_ip);
+            let frontends = Frontends::of_port(self.settings, record, service, index);
             let candidates = endpoints::candidates(self.family(), record, port, &self.snapshot.node);
             let serving = |candidate: &Candidate| candidate.facts.serving().then_some(candidate.address);
             TrackedPort {
@@ -69,8 +71,6 @@ impl Plan<'_> {
 }
 
 fn addresses(frontends: &Frontends) -> Vec<SocketAddr> {
-    let all = std::iter::once(&frontends.cluster_ip)
-        .chain(&frontends.load_balancer_ips)
-        .chain(&frontends.external_ips);
+    let all = frontends.cluster_ip.iter().chain(&frontends.load_balancer_ips).chain(&frontends.external_ips);
     all.map(|address| SocketAddr::new(*address, frontends.port)).collect()
 }

@@ -1,7 +1,7 @@
 //! The tracker: owner of the snapshot, and of what changed in it since the last pass.
 
-use super::external_ips::{ExternalIpClaim, ExternalIps, Reserved};
-use super::node_ports::{NodePortConflict, NodePorts};
+use super::allotment::{Allotment, Findings};
+use super::owners::{FrontendConflict, Reserved, ReservedClaim};
 use crate::model::{
     EndpointSlice, IpFamily, NodeFacts, ObjectKind, PerFamily, Service, ServiceName, SliceName, Snapshot,
     SourceProblem, WatchEvent,
@@ -23,10 +23,10 @@ pub struct Changes {
 /// What Services newly ask for and cannot have.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Disputes {
-    /// Ports of the node that another Service has.
-    pub conflicts: Vec<NodePortConflict>,
-    /// External addresses that are somebody else's.
-    pub claims: Vec<ExternalIpClaim>,
+    /// Frontends that another Service has.
+    pub conflicts: Vec<FrontendConflict>,
+    /// Frontends that are none for Services.
+    pub claims: Vec<ReservedClaim>,
 }
 
 impl Changes {
@@ -53,8 +53,7 @@ pub struct Tracker {
     snapshot: Snapshot,
     /// Where a slice is filed: its Service can change, and a removal names only the slice.
     slice_services: HashMap<SliceName, ServiceName>,
-    node_ports: NodePorts,
-    external_ips: ExternalIps,
+    allotment: Allotment,
     /// How many endpoints of a slice are refused; a slice without any is not there.
     refused_endpoints: BTreeMap<SliceName, u16>,
     endpoints: PerFamily<usize>,
@@ -91,7 +90,7 @@ impl Tracker {
     /// The same picture, knowing which addresses are not for Services to claim.
     #[must_use]
     pub fn reserving(mut self, reserved: Reserved) -> Self {
-        self.external_ips.reserved = reserved;
+        self.allotment.reserved = reserved;
         self
     }
 
@@ -131,26 +130,26 @@ impl Tracker {
         *self.endpoints.get(family)
     }
 
-    /// Ports of the node that Services ask for now and other Services have.
-    pub fn conflicts(&self) -> impl Iterator<Item = &NodePortConflict> {
-        self.node_ports.standing()
+    /// Frontends that Services ask for and other Services have, as of the last settlement.
+    pub fn conflicts(&self) -> impl Iterator<Item = &FrontendConflict> {
+        self.allotment.standing().flat_map(|found| &found.conflicts)
     }
 
     /// Those that one Service asks for.
     #[must_use]
-    pub fn conflicts_of(&self, name: &ServiceName) -> &[NodePortConflict] {
-        self.node_ports.of(name)
+    pub fn conflicts_of(&self, name: &ServiceName) -> &[FrontendConflict] {
+        self.allotment.of(name).map_or(&[], |found| &found.conflicts)
     }
 
-    /// External addresses that are somebody else's, as far as Services ask for them now.
-    pub fn claims(&self) -> impl Iterator<Item = &ExternalIpClaim> {
-        self.external_ips.standing()
+    /// Frontends that Services ask for and that are none for Services, as of the last settlement.
+    pub fn claims(&self) -> impl Iterator<Item = &ReservedClaim> {
+        self.allotment.standing().flat_map(|found| &found.claims)
     }
 
     /// Those that one Service asks for.
     #[must_use]
-    pub fn claims_of(&self, name: &ServiceName) -> &[ExternalIpClaim] {
-        self.external_ips.of(name)
+    pub fn claims_of(&self, name: &ServiceName) -> &[ReservedClaim] {
+        self.allotment.of(name).map_or(&[], |found| &found.claims)
     }
 
     /// The slices with endpoints whose addresses are refused, their Services, and how many these are.
@@ -177,19 +176,43 @@ impl Tracker {
         self.seen
     }
 
-    /// What changed of a family since this was last called for it.
+    #[cfg(test)]
+    pub(super) fn allotment(&self) -> &Allotment {
+        &self.allotment
+    }
+
+    /// What changed of a family since this was last called for it. Claims are settled first.
     pub fn take_changes(&mut self, family: IpFamily) -> Changes {
+        self.settle();
         let mut changes = std::mem::take(self.changes.get_mut(family));
         changes.triggered = std::mem::take(self.triggers.get_mut(family)).into_values().flatten().collect();
         changes
     }
 
-    /// What Services newly ask for and cannot have, since this was last called.
+    /// What Services newly ask for and cannot have, since this was last called. Claims are settled first.
     pub fn take_disputes(&mut self) -> Disputes {
+        self.settle();
         let mut disputes = std::mem::take(&mut self.disputes);
-        // A list can name the owner of a port last.
-        disputes.conflicts.retain(|conflict| self.conflicts_of(&conflict.service).contains(conflict));
+        // A list can name the owner of a frontend last.
+        disputes.conflicts.retain(|it| self.conflicts_of(&it.service).contains(it));
+        disputes.claims.retain(|it| self.claims_of(&it.service).contains(it));
         disputes
+    }
+
+    /// Settles which Service has which frontend, by all that has been folded in.
+    pub fn settle(&mut self) {
+        for verdict in self.allotment.settle(&self.snapshot) {
+            if let Some(record) = self.snapshot.services.get_mut(&verdict.service)
+                && record.refused != verdict.refused
+            {
+                record.refused = verdict.refused;
+                let families = families([record.service.as_deref(), None]);
+                self.mark(&verdict.service, families);
+            }
+            let Findings { claims, conflicts } = verdict.new;
+            self.disputes.claims.extend(claims);
+            self.disputes.conflicts.extend(conflicts);
+        }
     }
 
     /// How many Services wait for a pass.
@@ -198,9 +221,10 @@ impl Tracker {
         self.changes.v4.services.union(&self.changes.v6.services).count()
     }
 
-    /// Whether `take_changes` would yield something to do.
+    /// Whether `take_changes` would yield something to do. Claims are settled first.
     #[must_use]
-    pub fn has_changes(&self, family: IpFamily) -> bool {
+    pub fn has_changes(&mut self, family: IpFamily) -> bool {
+        self.settle();
         !self.changes.get(family).is_empty()
     }
 
@@ -217,6 +241,7 @@ impl Tracker {
             // The last facts stay in force: a deleted Node object moves no traffic (kube-proxy).
             WatchEvent::NodeGone => {}
             WatchEvent::Problems(problems) => self.problems = problems,
+            WatchEvent::ApiServer(addresses) => self.allotment.tell_api_server(&addresses),
         }
     }
 
@@ -283,15 +308,10 @@ impl Tracker {
         if record.service.as_ref() == Some(&service) {
             return;
         }
-        let old = record.service.take();
-        let families = families([old.as_deref(), Some(&service)]);
-        let askers = self.external_ips.replace(old.as_deref(), Some(&service));
-        let claimants = self.node_ports.replace(old.as_deref(), Some(&service));
-        if let Some(record) = self.snapshot.services.get_mut(&name) {
-            record.service = Some(service);
-        }
-        self.settle_node_ports(claimants);
-        self.settle_external_ips(askers);
+        let old = record.service.as_deref();
+        let families = families([old, Some(&service)]);
+        self.allotment.replace(old, Some(&service), &self.snapshot.node);
+        record.service = Some(service);
         self.mark(&name, families);
     }
 
@@ -300,38 +320,9 @@ impl Tracker {
         self.seen.services += 1;
         let Some(record) = self.snapshot.services.get_mut(name) else { return };
         let Some(old) = record.service.take() else { return };
-        let askers = self.external_ips.replace(Some(&old), None);
-        let claimants = self.node_ports.replace(Some(&old), None);
-        self.settle_node_ports(claimants);
-        self.settle_external_ips(askers);
+        self.allotment.replace(Some(&old), None, &self.snapshot.node);
         self.mark(name, families([Some(&*old), None]));
         self.drop_empty(name);
-    }
-
-    fn settle_external_ips(&mut self, askers: BTreeSet<ServiceName>) {
-        for name in askers {
-            let Some(record) = self.snapshot.services.get_mut(&name) else { continue };
-            let judged = self.external_ips.judge(&name, record.service.as_deref(), &self.snapshot.node);
-            let Some(claims) = judged else { continue };
-            let refused = claims.iter().filter(|claim| claim.refused).map(|claim| claim.address).collect();
-            self.disputes.claims.extend(claims);
-            if record.refused_external_ips != refused {
-                record.refused_external_ips = refused;
-                let families = families([record.service.as_deref(), None]);
-                self.mark(&name, families);
-            }
-        }
-    }
-
-    fn settle_node_ports(&mut self, claimants: BTreeSet<ServiceName>) {
-        for name in claimants {
-            let Some(record) = self.snapshot.services.get_mut(&name) else { continue };
-            let Some(conflicts) = self.node_ports.judge(&name, record.service.as_deref()) else { continue };
-            record.refused_node_ports = conflicts.iter().map(|conflict| conflict.wanted_for).collect();
-            let families = families([record.service.as_deref(), None]);
-            self.disputes.conflicts.extend(conflicts);
-            self.mark(&name, families);
-        }
     }
 
     fn fold_slice(&mut self, slice: EndpointSlice) {
@@ -369,7 +360,10 @@ impl Tracker {
     fn put_slice(&mut self, slice: EndpointSlice) {
         *self.endpoints.get_mut(slice.family) += weight(&slice);
         let record = self.snapshot.services.entry(slice.service.clone()).or_default();
-        match record.slices.binary_search_by(|known| known.name.cmp(&slice.name)) {
+        let place = record.slices.binary_search_by(|known| known.name.cmp(&slice.name));
+        let old = place.ok().map(|index| &record.slices[index]);
+        self.allotment.replace_slice(old, Some(&slice));
+        match place {
             Ok(index) => {
                 let old = std::mem::replace(&mut record.slices[index], slice);
                 *self.endpoints.get_mut(old.family) -= weight(&old);
@@ -396,6 +390,7 @@ impl Tracker {
         let record = self.snapshot.services.get_mut(&service)?;
         let index = record.slices.binary_search_by(|known| known.name.cmp(name)).ok()?;
         let old = record.slices.remove(index);
+        self.allotment.replace_slice(Some(&old), None);
         *self.endpoints.get_mut(old.family) -= weight(&old);
         self.triggers.get_mut(old.family).remove(&service);
         self.drop_empty(&service);
@@ -421,7 +416,7 @@ impl Tracker {
             self.changes.get_mut(family).node |= counts;
         }
         if moved {
-            self.settle_external_ips(self.external_ips.all_askers());
+            self.allotment.node_changed();
         }
     }
 }

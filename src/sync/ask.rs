@@ -3,9 +3,9 @@
 
 use super::pass::FamilySync;
 use crate::backend::Backend;
-use crate::explain::{ContestedIp, ContestedPort, Row, ServiceView, Services};
+use crate::explain::{Contest, ContestedIp, ContestedPort, Row, ServiceView, Services};
 use crate::model::{ServiceName, Snapshot, word};
-use crate::state::{ExternalIpClaim, NodePortConflict, Tracker};
+use crate::state::{Asked, FrontendConflict, ReservedClaim, Tracker};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -117,17 +117,29 @@ pub(super) async fn next(questions: &mut Option<mpsc::Receiver<Question>>) -> Qu
     std::future::pending().await
 }
 
-fn contested_ip(claim: &ExternalIpClaim) -> ContestedIp {
-    ContestedIp { address: claim.address, refused: claim.refused, complaint: claim.complaint() }
-}
-
-fn contested_port(conflict: &NodePortConflict) -> ContestedPort {
-    ContestedPort {
-        node_port: conflict.node_port,
-        protocol: conflict.protocol.to_string(),
-        owner: conflict.owner.to_string(),
-        complaint: conflict.complaint(),
+/// What one Service asks for and should not have, or does not: addresses, and ports of the node.
+fn contested(
+    (claims, conflicts): (&[ReservedClaim], &[FrontendConflict]),
+) -> (Vec<ContestedIp>, Vec<ContestedPort>) {
+    let reserved = claims.iter().map(|claim| {
+        let contest = if claim.owner.is_api_server() { Contest::ApiServer } else { Contest::Foreign };
+        (&claim.asked, contest, claim.refused, None, claim.complaint())
+    });
+    let taken = conflicts.iter().map(|conflict| {
+        (&conflict.asked, Contest::Taken, true, Some(conflict.owner.to_string()), conflict.complaint())
+    });
+    let (mut ips, mut ports) = (Vec::new(), Vec::new());
+    for (Asked { address, port, .. }, contest, refused, owner, complaint) in reserved.chain(taken) {
+        match (*address, *port) {
+            (Some(address), _) => ips.push(ContestedIp { address, contest, refused, owner, complaint }),
+            (None, Some((node_port, protocol))) => {
+                let protocol = protocol.to_string();
+                ports.push(ContestedPort { node_port, protocol, contest, owner, complaint });
+            }
+            (None, None) => {}
+        }
     }
+    (ips, ports)
 }
 
 /// What can be told of a picture and the families that it is programmed for.
@@ -165,14 +177,16 @@ impl<B: Backend> Told<'_, B> {
             let endpoints = self.tracker.endpoints(family.family());
             family.view((&one, name), endpoints, with_kernel)
         };
+        let (contested_ips, contested_ports) =
+            contested((self.tracker.claims_of(name), self.tracker.conflicts_of(name)));
         Some(ServiceView {
             service: name.to_string(),
             node: snapshot.node.name.to_string(),
             zone: snapshot.node.zone.as_deref().map(|zone| word(zone).into_owned()),
             mode: self.identity.mode.clone(),
             flavor: self.identity.flavor.clone(),
-            contested_ips: self.tracker.claims_of(name).iter().map(contested_ip).collect(),
-            contested_ports: self.tracker.conflicts_of(name).iter().map(contested_port).collect(),
+            contested_ips,
+            contested_ports,
             refused_endpoints: record.slices.iter().map(|slice| usize::from(slice.refused)).sum(),
             families: self.families.iter().filter_map(part).collect(),
         })

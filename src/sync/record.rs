@@ -7,8 +7,8 @@ use super::settle::Settled;
 use crate::backend::{Applied, Drift, Finding, ObjectCount, ObjectKind, Refusal, is_tool_failure};
 use crate::health::{Clock, Doubtful, PortTaken, ProxyHealth, RefusedObject};
 use crate::metrics::{Metrics, PolicyKind, Table};
-use crate::model::{IpFamily, NodeFacts, PerFamily, ServiceName, SourceProblem, findings};
-use crate::state::{ExternalIpClaim, NodePortConflict, Tracker};
+use crate::model::{FrontendKind, IpFamily, NodeFacts, PerFamily, ServiceName, SourceProblem, findings};
+use crate::state::{FrontendConflict, ReservedClaim, Tracker};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -180,6 +180,23 @@ impl Records {
     }
 }
 
+/// The reasons of Events about frontends of one kind.
+struct Reasons {
+    conflict: &'static str,
+    refused: &'static str,
+}
+
+fn reasons(kind: FrontendKind) -> Reasons {
+    let (conflict, refused) = match kind {
+        FrontendKind::ClusterIp => ("ClusterIPConflict", "ClusterIPRefused"),
+        FrontendKind::ExternalIp | FrontendKind::LoadBalancerIp => {
+            ("ExternalIPConflict", "ExternalIPRefused")
+        }
+        FrontendKind::NodePort | FrontendKind::HealthCheckNodePort => ("NodePortConflict", "NodePortRefused"),
+    };
+    Reasons { conflict, refused }
+}
+
 impl Recorder for Records {
     fn queued(&mut self, family: IpFamily) {
         self.health.queued(family, (self.clock)());
@@ -252,27 +269,32 @@ impl Recorder for Records {
         tracing::warn!(%family, error = format!("{error:#}"), "cannot check the kernel's rules");
     }
 
-    fn conflicts(&mut self, conflicts: &[NodePortConflict]) {
-        for of_service in conflicts.chunk_by(|a, b| a.service == b.service) {
-            let service = &of_service[0].service;
-            let complaint = findings(of_service.iter().map(NodePortConflict::complaint));
+    fn conflicts(&mut self, conflicts: &[FrontendConflict]) {
+        let reason = |conflict: &FrontendConflict| reasons(conflict.asked.kind).conflict;
+        for alike in conflicts.chunk_by(|a, b| a.service == b.service && reason(a) == reason(b)) {
+            let service = &alike[0].service;
+            let complaint = findings(alike.iter().map(FrontendConflict::complaint));
             let complaint = format!("Service {service}: {complaint}");
             tracing::error!(%service, "{complaint}");
-            self.warn(Some(service), "NodePortConflict", "Sync", complaint);
+            self.warn(Some(service), reason(&alike[0]), "Sync", complaint);
         }
     }
 
-    fn claims(&mut self, claims: &[ExternalIpClaim]) {
-        for of_service in claims.chunk_by(|a, b| a.service == b.service) {
-            let service = &of_service[0].service;
-            let complaint = findings(of_service.iter().map(ExternalIpClaim::complaint));
-            let complaint = format!("Service {service}: {complaint}");
-            if of_service.iter().any(|claim| claim.refused) {
-                tracing::error!(%service, "{complaint}");
-                self.warn(Some(service), "ExternalIPRefused", "Sync", complaint);
-            } else {
-                tracing::warn!(%service, "{complaint}; --strict-external-ips would refuse it");
-            }
+    fn claims(&mut self, claims: &[ReservedClaim]) {
+        let (refused, reported): (Vec<_>, Vec<_>) = claims.iter().partition(|claim| claim.refused);
+        let complaint = |alike: &[&ReservedClaim]| {
+            let found = findings(alike.iter().map(|claim| claim.complaint()));
+            format!("Service {}: {found}", alike[0].service)
+        };
+        let reason = |claim: &ReservedClaim| reasons(claim.asked.kind).refused;
+        for alike in refused.chunk_by(|a, b| a.service == b.service && reason(a) == reason(b)) {
+            let (service, complaint) = (&alike[0].service, complaint(alike));
+            tracing::error!(%service, "{complaint}");
+            self.warn(Some(service), reason(alike[0]), "Sync", complaint);
+        }
+        for alike in reported.chunk_by(|a, b| a.service == b.service) {
+            let (service, complaint) = (&alike[0].service, complaint(alike));
+            tracing::warn!(%service, "{complaint}; --strict-external-ips would refuse it");
         }
     }
 
@@ -295,10 +317,14 @@ impl Recorder for Records {
             doubtful.name(|| RefusedObject { service: claim.service.to_string(), reason: claim.complaint() });
         }
         for conflict in tracker.conflicts() {
-            doubtful.contested_node_ports += 1;
+            match conflict.asked.address {
+                Some(_) => doubtful.contested_addresses += 1,
+                None => doubtful.contested_node_ports += 1,
+            }
             let service = conflict.service.to_string();
             doubtful.name(|| RefusedObject { service, reason: conflict.complaint() });
         }
+        self.metrics.contested_addresses().set(gauge(doubtful.contested_addresses));
         self.metrics.contested_node_ports().set(gauge(doubtful.contested_node_ports));
         self.metrics.refused_endpoints().set(gauge(doubtful.refused_endpoints));
         self.metrics.contested_external_ips(true).set(gauge(doubtful.refused_external_ips));

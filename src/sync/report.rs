@@ -4,7 +4,7 @@ use super::settle::Settled;
 use crate::backend::{Applied, Finding};
 use crate::health::PortTaken;
 use crate::model::{IpFamily, NodeFacts, ServiceName, SourceProblem};
-use crate::state::{ExternalIpClaim, NodePortConflict, Tracker};
+use crate::state::{FrontendConflict, ReservedClaim, Tracker};
 use std::time::Duration;
 
 /// How much a pass looked at.
@@ -87,10 +87,10 @@ pub trait Recorder {
     fn unverified(&mut self, family: IpFamily, error: &anyhow::Error);
 
     /// Services go without a port of the node that others have.
-    fn conflicts(&mut self, conflicts: &[NodePortConflict]);
+    fn conflicts(&mut self, conflicts: &[FrontendConflict]);
 
     /// Services ask for traffic to addresses that are somebody else's.
-    fn claims(&mut self, claims: &[ExternalIpClaim]);
+    fn claims(&mut self, claims: &[ReservedClaim]);
 
     /// What of the picture is left out or doubtful now.
     fn doubted(&mut self, tracker: &Tracker);

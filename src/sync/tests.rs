@@ -8,7 +8,7 @@ use crate::kernel::fake::iptables::FakeXtables;
 use crate::kernel::iptables::Flavor;
 use crate::model::{Cidr, IpFamily, NodeFacts, ObjectKind, SourceProblem, WatchEvent};
 use crate::plan::{FamilySettings, LocalDetector, NodePortAddresses};
-use crate::state::{ExternalIpClaim, NodePortConflict, Tracker};
+use crate::state::{FrontendConflict, ReservedClaim, Tracker};
 use crate::testing::generate::Generator;
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -76,11 +76,11 @@ impl Recorder for Diary {
         self.note(format!("unverified: {error}"));
     }
 
-    fn conflicts(&mut self, conflicts: &[NodePortConflict]) {
+    fn conflicts(&mut self, conflicts: &[FrontendConflict]) {
         conflicts.iter().for_each(|conflict| self.note(format!("conflict: {conflict}")));
     }
 
-    fn claims(&mut self, claims: &[ExternalIpClaim]) {
+    fn claims(&mut self, claims: &[ReservedClaim]) {
         claims.iter().for_each(|claim| self.note(format!("claim: {claim}")));
     }
 

@@ -150,7 +150,7 @@ impl<'a> Input<'a> {
             changed.filter(|change| change.print.as_deref().is_some_and(has)).map(|change| &change.name);
         let names: BTreeSet<&ServiceName> = known.iter().chain(new).collect();
         let plan = self.desired.plan;
-        let wanted = names.into_iter().filter(|name| !self.excluded.contains(name)).cloned();
+        let wanted = names.into_iter().filter(|name| !self.excluded.contains(*name)).cloned();
         wanted.collect::<Vec<_>>().into_iter().filter_map(move |name| plan.service(&name))
     }
 }

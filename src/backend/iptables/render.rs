@@ -169,11 +169,10 @@ impl<'a> Port<'a> {
     }
 
     fn dispatch_cluster_ip(&self, out: &mut Dispatch) {
-        let matching = self.matching(self.plan.frontends.cluster_ip);
+        let Some(cluster_ip) = self.plan.frontends.cluster_ip else { return };
+        let matching = self.matching(cluster_ip);
         match self.plan.internal {
-            Route::Balance(policy) => {
-                self.lead(out, "cluster IP", self.plan.frontends.cluster_ip, self.balancing(policy));
-            }
+            Route::Balance(policy) => self.lead(out, "cluster IP", cluster_ip, self.balancing(policy)),
             refused => self.refuse(&mut out.filter, SERVICES, refused, &matching),
         }
     }
@@ -352,13 +351,14 @@ impl<'a> Port<'a> {
     }
 
     fn masquerade_cluster_ip(&self, text: &mut Text, chain: ChainId) {
+        let Some(cluster_ip) = self.plan.frontends.cluster_ip else { return };
         let not_local = match (self.style.settings.masquerade_all, self.is_not_local()) {
             (true, _) => String::new(),
             (false, Some(not_local)) => format!(" {not_local}"),
             (false, None) => return,
         };
         let name = &self.plan.name;
-        let matching = self.matching(self.plan.frontends.cluster_ip);
+        let matching = self.matching(cluster_ip);
         line!(
             text,
             "-A {chain} -m comment --comment \"{name} cluster IP\" {matching}{not_local} -j {MARK_MASQ}"

@@ -38,7 +38,7 @@ fn port_meters(port: &PortPlan, style: &Style<'_>, detail: Detail) -> Vec<Meter<
         |of, adds| Meter { series: Series { port: port.name.clone(), of }, adds, takes_off: Vec::new() };
     let (frontends, protocol) = (&port.frontends, port.name.protocol);
     let at = |address: &IpAddr| Frontend { address: *address, port: frontends.port, protocol };
-    let cluster_ip = at(&frontends.cluster_ip);
+    let cluster_ip: Vec<Frontend> = frontends.cluster_ip.iter().map(at).collect();
     let mut external: Vec<Frontend> =
         frontends.external_ips.iter().chain(&frontends.load_balancer_ips).map(at).collect();
     if let Some(port) = frontends.node_port {
@@ -47,12 +47,12 @@ fn port_meters(port: &PortPlan, style: &Style<'_>, detail: Detail) -> Vec<Meter<
     external.sort_unstable();
     external.dedup();
     let servers = |frontends: &[Frontend]| frontends.iter().copied().map(Statistics::Server).collect();
-    let mut meters = vec![meter(Measured::ClusterIp, servers(&[cluster_ip]))];
+    let mut meters = vec![meter(Measured::ClusterIp, servers(&cluster_ip))];
     if !external.is_empty() {
         meters.push(meter(Measured::External, servers(&external)));
     }
     if detail == Detail::Endpoints {
-        external.push(cluster_ip);
+        external.extend(cluster_ip);
         meters.extend(port.targets.iter().map(|target| {
             let real = |at: &Frontend| Statistics::Real(*at, target.address);
             meter(Measured::Endpoint(target.address), external.iter().map(real).collect())

@@ -89,7 +89,8 @@ impl Port<'_> {
     }
 
     fn cluster_ip(&mut self) {
-        let at = self.at(self.plan.frontends.cluster_ip);
+        let Some(cluster_ip) = self.plan.frontends.cluster_ip else { return };
+        let at = self.at(cluster_ip);
         let server = match self.plan.internal {
             Route::Drop if !self.style.upstream_compat => {
                 // Nobody may be sent elsewhere, so nobody is sent anywhere.

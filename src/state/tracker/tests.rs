@@ -1,12 +1,11 @@
 use super::*;
-use crate::model::{EndpointFacts, External, NodePortUse, Protocol, ServicePort, SliceEndpoint, SlicePort};
-use rstest::rstest;
+use crate::model::{EndpointFacts, Protocol, ServicePort, SliceEndpoint, SlicePort};
 
 fn service(name: &str, created: i64, node_port: u16) -> WatchEvent {
     WatchEvent::Service(Box::new(Service {
         name: ServiceName::new("shop", name),
         created: Some(created),
-        cluster_ips: PerFamily { v4: Some([10, 96, 0, 1].into()), v6: None },
+        cluster_ips: PerFamily { v4: Some([10, 96, 0, name.as_bytes()[0]].into()), v6: None },
         internal_traffic_policy: Default::default(),
         affinity_seconds: None,
         ipvs_scheduler: None,
@@ -91,106 +90,6 @@ fn a_slice_that_changes_its_service_leaves_the_old_one() {
 }
 
 #[test]
-fn the_older_service_keeps_a_contested_node_port_and_the_other_gets_it_when_it_goes() {
-    let mut tracker = Tracker::default();
-    tracker.fold(service("young", 9, 30080));
-    assert!(tracker.take_disputes().conflicts.is_empty());
-    tracker.fold(service("old", 1, 30080));
-    let changes = tracker.take_changes(IpFamily::V4);
-    assert_eq!(names(&changes), ["shop/old", "shop/young"]);
-    let conflicts = tracker.take_disputes().conflicts;
-    assert_eq!(conflicts.len(), 1);
-    assert_eq!(conflicts[0].service.as_str(), "shop/young");
-    assert_eq!(conflicts[0].owner.as_str(), "shop/old");
-    let young = &tracker.snapshot().services[&ServiceName::new("shop", "young")];
-    assert_eq!(young.refused_node_ports, [NodePortUse::Traffic(0)]);
-
-    tracker.fold(WatchEvent::ServiceGone(ServiceName::new("shop", "old")));
-    assert_eq!(names(&tracker.take_changes(IpFamily::V4)), ["shop/old", "shop/young"]);
-    let young = &tracker.snapshot().services[&ServiceName::new("shop", "young")];
-    assert!(young.refused_node_ports.is_empty());
-}
-
-/// A Service that wants port 30080 of the node.
-fn claimant(name: &str, created: i64, uses: &[(NodePortUse, Protocol)]) -> WatchEvent {
-    let WatchEvent::Service(mut claimant) = service(name, created, 0) else { unreachable!() };
-    let of_use = |port: Option<usize>| {
-        uses.iter().find(|(it, _)| port.map_or(NodePortUse::HealthCheck, NodePortUse::Traffic) == *it)
-    };
-    let port = |index| {
-        of_use(Some(index)).map(|(_, protocol)| ServicePort {
-            name: format!("p{index}").into(),
-            protocol: *protocol,
-            port: 80,
-            node_port: 30080,
-        })
-    };
-    claimant.ports = (0..2).filter_map(port).collect();
-    let health_check_node_port = if of_use(None).is_some() { 30080 } else { 0 };
-    claimant.external = Some(Box::new(External { health_check_node_port, ..External::default() }));
-    WatchEvent::Service(claimant)
-}
-
-const TCP: (NodePortUse, Protocol) = (NodePortUse::Traffic(0), Protocol::Tcp);
-const SECOND_TCP: (NodePortUse, Protocol) = (NodePortUse::Traffic(1), Protocol::Tcp);
-const UDP: (NodePortUse, Protocol) = (NodePortUse::Traffic(0), Protocol::Udp);
-const HEALTH_CHECK: (NodePortUse, Protocol) = (NodePortUse::HealthCheck, Protocol::Tcp);
-
-#[rstest]
-#[case::two_node_ports(&[TCP], &[TCP], &[TCP])]
-#[case::a_health_check_on_a_node_port(&[TCP], &[HEALTH_CHECK], &[HEALTH_CHECK])]
-#[case::a_node_port_on_a_health_check(&[HEALTH_CHECK], &[TCP], &[TCP])]
-#[case::two_health_checks(&[HEALTH_CHECK], &[HEALTH_CHECK], &[HEALTH_CHECK])]
-#[case::all_at_once(&[TCP, HEALTH_CHECK], &[TCP, SECOND_TCP, HEALTH_CHECK], &[TCP, SECOND_TCP, HEALTH_CHECK])]
-#[case::another_protocol(&[UDP], &[HEALTH_CHECK], &[])]
-fn the_second_claimant_of_a_port_of_the_node_goes_without(
-    #[case] first: &[(NodePortUse, Protocol)],
-    #[case] second: &[(NodePortUse, Protocol)],
-    #[case] refused: &[(NodePortUse, Protocol)],
-) {
-    let mut tracker = Tracker::default();
-    tracker.fold(claimant("young", 9, second));
-    tracker.fold(claimant("old", 1, first));
-    let told = tracker.take_disputes().conflicts;
-    assert_eq!(tracker.conflicts().cloned().collect::<Vec<_>>(), told);
-    let of_young = told.iter().filter(|conflict| conflict.service.as_str() == "shop/young");
-    let of_young: Vec<_> = of_young.cloned().collect();
-    assert_eq!(tracker.conflicts_of(&ServiceName::new("shop", "young")), of_young);
-    assert!(told.iter().all(|conflict| conflict.owner.as_str() == "shop/old" && conflict.node_port == 30080));
-    let refused_of = |tracker: &Tracker, name| {
-        tracker.snapshot().services[&ServiceName::new("shop", name)].refused_node_ports.clone()
-    };
-    let refused: Vec<NodePortUse> = refused.iter().map(|(it, _)| *it).collect();
-    assert_eq!(refused_of(&tracker, "young"), refused);
-    let own: Vec<NodePortUse> = first.iter().skip(1).map(|(it, _)| *it).collect();
-    assert_eq!(refused_of(&tracker, "old"), own, "a port serves one use");
-
-    tracker.fold(WatchEvent::ServiceGone(ServiceName::new("shop", "old")));
-    let own: Vec<NodePortUse> = refused.iter().skip(1).copied().collect();
-    assert_eq!(refused_of(&tracker, "young"), own);
-    tracker.fold(WatchEvent::ServiceGone(ServiceName::new("shop", "young")));
-    assert!(tracker.node_ports.is_empty());
-}
-
-#[test]
-fn a_list_that_names_the_owner_of_a_port_last_tells_of_that_owner_only() {
-    let mut tracker = Tracker::default();
-    for (name, created) in [("c", 3), ("b", 2), ("a", 1)] {
-        tracker.fold(claimant(name, created, &[TCP]));
-    }
-    let owners: Vec<_> = tracker.take_disputes().conflicts.into_iter().map(|it| it.owner).collect();
-    assert_eq!(owners, [ServiceName::new("shop", "a"), ServiceName::new("shop", "a")]);
-}
-
-#[test]
-fn services_of_the_same_age_are_ordered_by_name() {
-    let mut tracker = Tracker::default();
-    tracker.fold(service("b", 1, 30080));
-    tracker.fold(service("a", 1, 30080));
-    assert_eq!(tracker.take_disputes().conflicts[0].service.as_str(), "shop/b");
-}
-
-#[test]
 fn trigger_times_before_the_start_and_of_removed_slices_are_not_reported() {
     let mut tracker = Tracker::new(NodeFacts::default(), 1005);
     tracker.fold(slice("early", "a", 4));
@@ -245,7 +144,8 @@ fn add_and_delete_leave_no_residue() {
     assert!(tracker.snapshot().services.is_empty());
     assert!(tracker.slice_services.is_empty());
     assert_eq!(tracker.endpoints(IpFamily::V4), 0);
-    assert!(tracker.node_ports.is_empty());
+    tracker.settle();
+    assert!(tracker.allotment.is_empty());
 }
 
 #[test]
