@@ -12,7 +12,7 @@ use crate::model::{NodeFacts, ObjectKind};
 use crate::state::Tracker;
 use crate::sync::{FamilySync, Identity, Question, Told};
 use crate::watch::api::{self, WatchOptions};
-use crate::watch::client::{ClientOptions, Connection};
+use crate::watch::client::{ClientOptions, Connection, Observers};
 use crate::watch::manifests;
 use anyhow::{Context, Result};
 use std::time::Duration;
@@ -85,8 +85,9 @@ async fn picture(config: &Config) -> Result<Tracker> {
         kubeconfig: config.sources.kubeconfig.clone(),
         master: config.sources.master.clone(),
     };
-    let connection = Connection::open(&options).await?;
     let (sender, mut events) = mpsc::channel(64);
+    let observers = Observers { dialling: source::dialling(&sender), ..Observers::default() };
+    let connection = Connection::observed(&options, observers).await?;
     let options = WatchOptions { node_port_range, ..WatchOptions::default() };
     let lists = async {
         while !(tracker.is_complete() && tracker.has_listed(ObjectKind::Node)) {

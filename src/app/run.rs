@@ -69,7 +69,8 @@ async fn serve(config: Config, line: CommandLine, effective: Effective) -> Resul
     let started = clock().wall;
     let metrics = Arc::new(metrics(config.mode)?);
     let configz = effective.to_configz().map_err(anyhow::Error::msg)?;
-    let opened = source::open(&config, &metrics).await?;
+    let (sender, events) = mpsc::channel(CHANNEL);
+    let opened = source::open(&config, &metrics, &sender).await?;
     let sole = Sole::claim().await?;
     set_oom_score(config.oom_score_adj);
     let health = Arc::new(ProxyHealth::new(config.sync.period));
@@ -80,7 +81,6 @@ async fn serve(config: Config, line: CommandLine, effective: Effective) -> Resul
     let control = control::serve(&config, asked.clone());
     let facts = Facts { status: asked.page(), configz, flags: line.values.clone(), started, slots };
     let watched = Watched::new(line, effective);
-    let (sender, events) = mpsc::channel(CHANNEL);
     let Feed { source, events: notices, client } = source::start(opened, &config, sender, &clock)?;
     let taint = readiness_taint(&config, client, settlement.working());
     let observed = Observed { health: health.clone(), metrics: metrics.clone(), clock: clock.clone() };

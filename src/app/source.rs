@@ -1,16 +1,19 @@
 //! Where Services, EndpointSlices and our Node come from.
 
 use super::events::{Events, Reporter};
+use crate::backend::ipvs;
 use crate::config::Config;
 use crate::health::Clock;
+use crate::kernel::addresses::local_addresses_beside;
 use crate::metrics::Metrics;
-use crate::model::WatchEvent;
+use crate::model::{ApiServerAddress, IpFamily, WatchEvent};
 use crate::sync::{Notice, Severity};
 use crate::watch::api::WatchOptions;
-use crate::watch::client::{ClientOptions, Connection, Exchange};
+use crate::watch::client::{ClientOptions, Connection, Dialling, Exchange, Observers};
 use crate::watch::manifests::ManifestOptions;
 use crate::watch::{api, manifests};
 use anyhow::Result;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tokio::sync::mpsc;
@@ -34,11 +37,15 @@ pub(super) enum Opened {
     Api(Connection),
 }
 
-/// Reads how to get at the source of objects.
+/// Reads how to get at the source of objects. What its connections tell goes to the sender.
 ///
 /// # Errors
 /// If that makes no sense, naming the file.
-pub(super) async fn open(config: &Config, metrics: &Arc<Metrics>) -> Result<Opened> {
+pub(super) async fn open(
+    config: &Config,
+    metrics: &Arc<Metrics>,
+    sender: &mpsc::Sender<WatchEvent>,
+) -> Result<Opened> {
     let paths = &config.sources.manifests;
     if !paths.is_empty() {
         manifests::check_paths(paths)?;
@@ -49,8 +56,9 @@ pub(super) async fn open(config: &Config, metrics: &Arc<Metrics>) -> Result<Open
         master: config.sources.master.clone(),
     };
     let counted = Arc::clone(metrics);
-    let observer = Arc::new(move |exchange: &Exchange| count(&counted, exchange));
-    Ok(Opened::Api(Connection::observed(&options, observer).await?))
+    let exchange = Arc::new(move |exchange: &Exchange| count(&counted, exchange));
+    let observers = Observers { exchange, dialling: dialling(sender) };
+    Ok(Opened::Api(Connection::observed(&options, observers).await?))
 }
 
 /// Starts the source of objects.
@@ -98,6 +106,27 @@ pub(super) fn manifest_options(config: &Config) -> ManifestOptions {
         node_port_range: config.node_ports.range.0..=config.node_ports.range.1,
         last_good: None,
     }
+}
+
+/// Has the addresses at which the API server is about to be reached told before they are, so that no Service gets
+/// one of them. A source that has ended is not kept open by this.
+pub(super) fn dialling(sender: &mpsc::Sender<WatchEvent>) -> Dialling {
+    let sender = sender.downgrade();
+    Arc::new(move |addresses| {
+        let sender = sender.upgrade();
+        Box::pin(async move {
+            let Some(sender) = sender else { return };
+            let all = addresses.into_iter().map(|at| ApiServerAddress { at, is_own: is_own(at.ip()) });
+            // Nobody listens any more when the program is about to end.
+            let _ = sender.send(WatchEvent::ApiServer(all.collect())).await;
+        })
+    })
+}
+
+/// Whether an interface of this node has an address. Those on the interface of IPVS mode are Services'.
+fn is_own(address: IpAddr) -> bool {
+    let own = local_addresses_beside(ipvs::INTERFACE, IpFamily::of(address));
+    own.is_ok_and(|own| own.contains(&address))
 }
 
 fn count(metrics: &Metrics, exchange: &Exchange) {

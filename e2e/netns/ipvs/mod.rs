@@ -2,6 +2,7 @@
 //! kernel has no `ip_vs`.
 
 mod alone;
+mod claims;
 mod deviations;
 mod drain;
 mod explain;

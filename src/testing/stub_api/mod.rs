@@ -255,8 +255,12 @@ impl Absent {
     /// # Errors
     /// Fails when the loopback interface has no free port.
     pub fn reserve() -> std::io::Result<Self> {
+        Absent::reserve_on(Ipv4Addr::LOCALHOST)
+    }
+
+    fn reserve_on(address: Ipv4Addr) -> std::io::Result<Self> {
         let socket = TcpSocket::new_v4()?;
-        socket.bind((Ipv4Addr::LOCALHOST, 0).into())?;
+        socket.bind((address, 0).into())?;
         let address = socket.local_addr()?;
         Ok(Absent { socket, address })
     }
@@ -313,8 +317,16 @@ impl StubApi {
     /// # Errors
     /// Fails when the loopback interface has no free port.
     pub fn start_on_a_thread() -> std::io::Result<Arc<Self>> {
+        StubApi::start_on_a_thread_at(Ipv4Addr::LOCALHOST)
+    }
+
+    /// The same on an address of one's choice.
+    ///
+    /// # Errors
+    /// Fails when the namespace does not have the address.
+    pub fn start_on_a_thread_at(address: Ipv4Addr) -> std::io::Result<Arc<Self>> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let server = runtime.block_on(async { StubApi::start() })?;
+        let server = runtime.block_on(async { Absent::reserve_on(address)?.appear() })?;
         std::thread::spawn(move || runtime.block_on(std::future::pending::<()>()));
         Ok(Arc::new(server))
     }

@@ -8,6 +8,7 @@
 //! request, which is rare, the files that the stack was made from are looked at, and a change of any
 //! of them makes a new stack.
 
+mod connect;
 mod kubeconfig;
 mod pace;
 mod pem;
@@ -17,6 +18,7 @@ mod stamp;
 mod trust;
 
 use anyhow::{Context, bail};
+pub use connect::Dialling;
 use http::{Request, StatusCode};
 use kube::client::Body;
 use stack::Stack;
@@ -54,6 +56,22 @@ pub struct Exchange {
 /// Told of every exchange.
 pub type Observer = Arc<dyn Fn(&Exchange) + Send + Sync>;
 
+/// Who is told of what happens on the way to the API server.
+#[derive(Clone)]
+pub struct Observers {
+    /// Of exchanges.
+    pub exchange: Observer,
+    /// Of addresses.
+    pub dialling: Dialling,
+}
+
+impl Default for Observers {
+    /// Nobody.
+    fn default() -> Self {
+        Observers { exchange: Arc::new(|_| {}), dialling: Arc::new(|_| Box::pin(std::future::ready(()))) }
+    }
+}
+
 /// Connects to the API server; nothing is sent before the first request.
 ///
 /// # Errors
@@ -70,7 +88,7 @@ pub struct Connection {
 
 struct Shared {
     options: ClientOptions,
-    observer: Observer,
+    observers: Observers,
     current: Mutex<Made>,
     /// Held while the files are looked at, so that one change makes one stack.
     looking: tokio::sync::Mutex<()>,
@@ -93,23 +111,23 @@ impl Connection {
     /// # Errors
     /// Fails when the configuration cannot be read or makes no sense, naming the file.
     pub async fn open(options: &ClientOptions) -> anyhow::Result<Self> {
-        Connection::observed(options, Arc::new(|_| {})).await
+        Connection::observed(options, Observers::default()).await
     }
 
-    /// The same; `observer` is told of every exchange.
+    /// The same; others are told of what happens.
     ///
     /// # Errors
     /// As [`open`](Connection::open).
-    pub async fn observed(options: &ClientOptions, observer: Observer) -> anyhow::Result<Self> {
+    pub async fn observed(options: &ClientOptions, observers: Observers) -> anyhow::Result<Self> {
         // Refused when a provider is installed already, which is what we want to be the case.
         let _ = rustls::crypto::ring::default_provider().install_default();
-        let made = make(options, &observer).await?;
+        let made = make(options, &observers).await?;
         if let Some(proxy) = &made.proxy {
             tracing::info!(url = &*made.url, proxy, "the API server is reached through a proxy");
         }
         let shared = Shared {
             options: options.clone(),
-            observer,
+            observers,
             current: Mutex::new(made),
             looking: tokio::sync::Mutex::default(),
         };
@@ -172,7 +190,7 @@ impl Shared {
         if changed.is_empty() {
             return made;
         }
-        let next = make(&self.options, &self.observer).await;
+        let next = make(&self.options, &self.observers).await;
         let mut current = self.current();
         match next {
             Ok(next) => {
@@ -201,14 +219,14 @@ impl Made {
 
 /// Makes a stack from the files as they are. Not on our thread: an exec plugin may take long, and kube panics on
 /// some of what it may print.
-async fn make(options: &ClientOptions, observer: &Observer) -> anyhow::Result<Made> {
-    let (options, observer) = (options.clone(), observer.clone());
+async fn make(options: &ClientOptions, observers: &Observers) -> anyhow::Result<Made> {
+    let (options, observers) = (options.clone(), observers.clone());
     let making = tokio::task::spawn_blocking(move || {
         let settings = kubeconfig::load(&options)?;
         let url: Arc<str> = settings.config.cluster_url.to_string().into();
         let proxy = settings.proxy.as_ref().map(|proxy| proxy.uri().to_string());
         let stamps = settings.stamps.clone();
-        let stack = stack::build(settings, observer)
+        let stack = stack::build(settings, observers)
             .with_context(|| format!("setting up the connection to {url}"))?;
         Ok(Made { stack, url, proxy, stamps, complaint: None })
     });

@@ -3,12 +3,12 @@
 //! As in client-go: `proxy-url` of the kubeconfig counts for every server; without it HTTPS_PROXY or HTTP_PROXY
 //! counts, by the scheme of the server, unless the server is on this node or NO_PROXY names it.
 
+use super::connect::Connector;
 use super::trust::explain;
 use anyhow::{Context, bail};
 use http::Uri;
 use http::uri::Scheme;
 use hyper_rustls::{HttpsConnector, MaybeHttpsStream};
-use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::client::legacy::connect::proxy::{SocksV5, Tunnel};
 use hyper_util::client::proxy::matcher::{Intercept, Matcher};
 use hyper_util::rt::TokioIo;
@@ -97,14 +97,14 @@ fn with_port(uri: &Uri) -> anyhow::Result<Uri> {
 /// Connects to servers, through a proxy if there is one.
 #[derive(Clone)]
 pub(super) struct Dialler {
-    connector: HttpConnector,
+    connector: Connector,
     through: Option<Arc<Through>>,
 }
 
 struct Through {
     proxy: Proxy,
     address: Uri,
-    connector: HttpsConnector<HttpConnector>,
+    connector: HttpsConnector<Connector>,
 }
 
 type Stream = MaybeHttpsStream<TokioIo<TcpStream>>;
@@ -113,7 +113,7 @@ impl Dialler {
     /// A proxy that speaks TLS itself is reached with `tls`.
     pub(super) fn new(
         proxy: Option<Proxy>,
-        connector: HttpConnector,
+        connector: Connector,
         tls: rustls::ClientConfig,
     ) -> anyhow::Result<Self> {
         let through = |proxy: Proxy| {

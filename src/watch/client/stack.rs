@@ -1,17 +1,17 @@
 //! The layers between a request and the network.
 
+use super::connect::Connector;
 use super::kubeconfig::Settings;
 use super::pace::Pace;
 use super::proxy::{Dialler, Proxy};
 use super::trust::{Verifier, explain};
-use super::{Exchange, Observer};
+use super::{Exchange, Observers};
 use crate::watch::failure::chain;
 use anyhow::{Context, anyhow};
 use http::uri::Scheme;
 use http::{Request, Response, Uri};
 use hyper::body::Incoming;
 use hyper_rustls::{DefaultServerNameResolver, FixedServerNameResolver, HttpsConnector, ResolveServerName};
-use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 use kube::client::{Body, ConfigExt};
 use rustls::ClientConfig;
@@ -22,17 +22,8 @@ use tokio::time::Instant;
 use tower::util::BoxCloneService;
 use tower::{BoxError, ServiceBuilder};
 
-/// A node has to give up a dead API server quickly, as a load balancer may know a live one.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// From sending a request to the first line of the answer. The server itself gives up after 60 s.
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(30);
-/// An idle connection is probed after this time, then every `KEEPALIVE_INTERVAL` ...
-const KEEPALIVE_IDLE: Duration = Duration::from_secs(8);
-/// ... and it is dead when `KEEPALIVE_PROBES` went unanswered: 14 s in all.
-const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(3);
-const KEEPALIVE_PROBES: u32 = 2;
-/// The same limit for data that is not acknowledged.
-const USER_TIMEOUT: Duration = Duration::from_secs(14);
 /// Watches may start in bursts, but in the long run no faster than one in `WATCH_PACE`.
 const WATCH_BURST: u64 = 30;
 const WATCH_PACE: Duration = Duration::from_secs(1);
@@ -40,29 +31,17 @@ const WATCH_PACE: Duration = Duration::from_secs(1);
 /// Takes requests without an address.
 pub(super) type Stack = BoxCloneService<Request<Body>, Response<Incoming>, BoxError>;
 
-fn connector() -> HttpConnector {
-    let mut connector = HttpConnector::new();
-    connector.enforce_http(false);
-    connector.set_nodelay(true);
-    connector.set_connect_timeout(Some(CONNECT_TIMEOUT));
-    connector.set_keepalive(Some(KEEPALIVE_IDLE));
-    connector.set_keepalive_interval(Some(KEEPALIVE_INTERVAL));
-    connector.set_keepalive_retries(Some(KEEPALIVE_PROBES));
-    connector.set_tcp_user_timeout(Some(USER_TIMEOUT));
-    connector
-}
-
 /// Puts the stack together. What kube's own has on top, retries and a span for each request, is
 /// left out on purpose: the first hides outages, the second serves nothing here.
-pub(super) fn build(settings: Settings, observer: Observer) -> anyhow::Result<Stack> {
+pub(super) fn build(settings: Settings, observers: Observers) -> anyhow::Result<Stack> {
     let tls = tls(&settings)?;
     let config = settings.config;
-    let dialler = Dialler::new(settings.proxy, connector(), tls.clone())?;
+    let dialler = Dialler::new(settings.proxy, Connector::new(observers.dialling), tls.clone())?;
     let https = HttpsConnector::new(dialler, tls, false, server_name(&config)?);
     let dialler = hyper_util::client::legacy::Client::builder(TokioExecutor::new()).build::<_, Body>(https);
     let pace = Arc::new(Pace::new(WATCH_PACE, WATCH_BURST));
     let send = tower::service_fn(move |request: Request<Body>| {
-        let (dialler, pace, observer) = (dialler.clone(), pace.clone(), observer.clone());
+        let (dialler, pace, observer) = (dialler.clone(), pace.clone(), observers.exchange.clone());
         async move {
             if is_watch(&request) {
                 pace.wait().await;
