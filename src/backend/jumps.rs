@@ -1,6 +1,7 @@
 //! The jumps from built-in chains to ours.
 
-use crate::kernel::iptables::{Place, Rule, Xtables};
+use super::rule::{Asks, Match, Name, Rule, States, Target};
+use crate::kernel::iptables::{self, Place, Xtables};
 use crate::kernel::nft::Part;
 use anyhow::{Context, Result};
 use std::collections::BTreeSet;
@@ -46,13 +47,15 @@ impl Jump {
         self.shared
     }
 
+    fn matches(&self) -> [Match<'static>; 2] {
+        let state = if self.only_new { Asks::State(States::NEW) } else { Asks::Nothing };
+        let comment = if self.comment.is_empty() { Match::NOTHING } else { Match::comment(self.comment) };
+        [state.into(), comment]
+    }
+
     /// The rule's arguments, as the tool takes them after the chain's name.
     pub(super) fn arguments(&self) -> String {
-        let state = if self.only_new { "-m conntrack --ctstate NEW " } else { "" };
-        match self.comment {
-            "" => format!("{state}-j {}", self.to),
-            comment => format!("{state}-m comment --comment \"{comment}\" -j {}", self.to),
-        }
+        Rule::new(&self.matches(), Target::Jump(Name::new(self.to))).to_string()
     }
 
     fn place(&self) -> Place<'static> {
@@ -91,9 +94,9 @@ pub(super) async fn ensure(
 /// The chains that a chain's rules jump to; `None` if telling would cost too much.
 fn leads_to(tools: &mut impl Xtables, from: Place<'_>) -> Result<Option<BTreeSet<String>>> {
     let mut targets = BTreeSet::new();
-    let mut look = |part: Part<Rule<'_>>| match part {
+    let mut look = |part: Part<iptables::Rule<'_>>| match part {
         Part::Start => targets.clear(),
-        Part::Item(Rule { jumps_to, .. }) => targets.extend(jumps_to.map(str::to_owned)),
+        Part::Item(iptables::Rule { jumps_to, .. }) => targets.extend(jumps_to.map(str::to_owned)),
     };
     let seen = tools.visit_rules(from.table, Some(from.chain), &mut look)?;
     Ok(seen.then_some(targets))

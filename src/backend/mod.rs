@@ -10,7 +10,6 @@ mod kept;
 mod kinds;
 mod lines;
 mod masquerade;
-mod meaning;
 mod options;
 mod rule;
 mod rule_count;

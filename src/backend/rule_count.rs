@@ -1,5 +1,7 @@
 //! How many rules there are, in the way in which the kernel counts them.
 
+use super::rule::{Name, Rule};
+
 /// How many rules there are.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct RuleCount {
@@ -12,31 +14,26 @@ pub(super) struct RuleCount {
     pub(super) marks: u32,
 }
 
-/// Rules that jump to the chain that other programs may jump to, too. Their uses are counted apart, so
-/// that those rules do not stand in for lost ones of ours.
-const TO_MARK_MASQ: &str = " -j KUBE-MARK-MASQ";
-const IN_MARK_MASQ: &str = "-A KUBE-MARK-MASQ ";
-/// Rules of the chain that kubelet writes, too; its uses are not counted.
-const SHARED_WITH_KUBELET: &str = "-A KUBE-FIREWALL ";
+/// The chain that other programs may jump to, too. Its uses are counted apart, so that those rules do not stand in
+/// for lost ones of ours.
+const MARK_MASQ: &str = "KUBE-MARK-MASQ";
+/// The chain that kubelet writes, too; its uses are not counted.
+const SHARED_WITH_KUBELET: &str = "KUBE-FIREWALL";
 
 impl RuleCount {
-    /// Counts in the input of a tool; lines that are no rules do not count.
-    pub(super) fn of(text: &str) -> Self {
-        let mut count = RuleCount::default();
-        for line in text.lines().filter(|line| line.starts_with("-A ")) {
-            count.rules += 1;
-            if line.ends_with(TO_MARK_MASQ) {
-                count.marks += 1;
-            } else if line.contains(" -j KUBE-") {
-                count.uses += 1;
-            }
-            if line.starts_with(IN_MARK_MASQ) {
-                count.marks += 1;
-            } else if !line.starts_with(SHARED_WITH_KUBELET) {
-                count.uses += 1;
-            }
+    /// Counts a rule of a chain.
+    pub(super) fn add(&mut self, chain: &str, rule: &Rule<'_>) {
+        self.rules += 1;
+        match rule.target.chain().map(Name::as_str) {
+            Some(MARK_MASQ) => self.marks += 1,
+            Some(to) if to.starts_with("KUBE-") => self.uses += 1,
+            _ => {}
         }
-        count
+        match chain {
+            MARK_MASQ => self.marks += 1,
+            SHARED_WITH_KUBELET => {}
+            _ => self.uses += 1,
+        }
     }
 
     pub(super) fn plus(self, other: Self) -> Self {

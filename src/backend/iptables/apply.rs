@@ -1,6 +1,6 @@
 //! Telling iptables-restore, and finding out which Service it will not take.
 
-use super::base::{CANARY_TABLES, JUMPS};
+use super::chains::{JUMPS, TABLES};
 use super::desired::{Baseline, Desired};
 use super::diff::{Changes, Step};
 use super::input::Input;
@@ -98,7 +98,7 @@ async fn set_up(tools: &mut impl Xtables) -> Result<()> {
         tools.ensure_chain(Place { table, chain }).await?;
     }
     jumps::ensure(tools, &JUMPS).await?;
-    for table in CANARY_TABLES {
+    for table in TABLES {
         tools.ensure_chain(Place { table, chain: CANARY }).await?;
     }
     Ok(())

@@ -3,21 +3,20 @@
 //! The rendered rules of a large cluster are tens of megabytes; nobody needs them twice. So both
 //! sides hold a hash per chain, and the text is rendered again when it is sent.
 
-use super::base::{self, Features, JUMPS};
+use super::base::{self, Features};
+use super::chains::{Chain, Fixed, JUMPS};
 use super::diff::Changes;
 use super::names::{CANARY, ChainId, MARK_MASQ};
-use super::render::{self, Chains, Dispatch, Style};
+use super::render::{self, Context};
 use super::tree::Destinations;
 use super::watch::OurChains;
 use crate::backend::Refusal;
 use crate::backend::kept::Kept;
-use crate::backend::lines::Text;
+use crate::backend::rule::{Asks, ChainHash, Rule};
 use crate::backend::rule_count::RuleCount;
 use crate::model::ServiceName;
 use crate::plan::{Plan, Scope, ServicePlan};
-use std::collections::hash_map::DefaultHasher;
 use std::collections::{BTreeMap, BTreeSet};
-use std::hash::{Hash, Hasher};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -28,24 +27,15 @@ fn small(count: usize) -> u32 {
 /// Some rules, by hash and number.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Print {
-    hash: u64,
+    hash: ChainHash,
     pub(super) count: RuleCount,
 }
 
 impl Print {
-    pub(super) fn of(text: &str) -> Self {
-        if text.is_empty() {
-            return Print::default();
-        }
-        Print { hash: hash(text), count: RuleCount::of(text) }
+    fn add(&mut self, chain: Chain, rule: &Rule<'_>) {
+        self.hash.push(rule);
+        self.count.add(chain.name().as_str(), rule);
     }
-}
-
-fn hash(text: &str) -> u64 {
-    // Fixed keys: the same rules have the same hash in every run.
-    let mut hasher = DefaultHasher::new();
-    text.hash(&mut hasher);
-    hasher.finish()
 }
 
 /// One chain of a Service.
@@ -73,6 +63,40 @@ pub(super) struct ServicePrint {
 }
 
 impl ServicePrint {
+    fn of(service: &ServicePlan<'_>, context: Context<'_>) -> Self {
+        let mut print = ServicePrint::default();
+        let mut chains: Vec<(ChainId, ChainHash)> = Vec::new();
+        render::chains(service, context, &mut |chain, rule| {
+            let Chain::Own(id) = chain else { return };
+            print.count.add(chain.name().as_str(), &rule);
+            match chains.last_mut().filter(|(last, _)| *last == id) {
+                Some((_, hash)) => hash.push(&rule),
+                None => {
+                    let mut hash = ChainHash::EMPTY;
+                    hash.push(&rule);
+                    chains.push((id, hash));
+                }
+            }
+        });
+        print.chains =
+            chains.into_iter().map(|(id, hash)| ChainPrint { id, content: hash.short() }).collect();
+        let mut destinations: Vec<(IpAddr, u16)> = Vec::new();
+        render::dispatch(service, context, &mut |chain, rule| match chain {
+            Chain::Fixed(Fixed::Services) => {
+                print.services.add(chain, &rule);
+                let Some(address) = destination(&rule) else { return };
+                match destinations.iter_mut().find(|(known, _)| *known == address) {
+                    Some((_, rules)) => *rules = rules.saturating_add(1),
+                    None => destinations.push((address, 1)),
+                }
+            }
+            Chain::Fixed(Fixed::NodePorts) => print.node_ports.add(chain, &rule),
+            _ => print.filter.add(chain, &rule),
+        });
+        print.destinations = destinations.into();
+        print
+    }
+
     pub(super) fn nat_count(&self) -> RuleCount {
         self.count.plus(self.services.count).plus(self.node_ports.count)
     }
@@ -86,6 +110,14 @@ impl ServicePrint {
         let new = self.chains.iter().filter(|chain| !old.chains.contains(chain));
         new.map(|chain| chain.id).collect()
     }
+}
+
+/// Where a rule leads to.
+pub(super) fn destination(rule: &Rule<'_>) -> Option<IpAddr> {
+    rule.asks().find_map(|it| match it.asks {
+        Asks::Destination(network) => Some(network.cidr.addr()),
+        _ => None,
+    })
 }
 
 /// Rules that are there whatever the Services are.
@@ -116,18 +148,12 @@ impl<'a> Desired<'a> {
             services: Vec::new(),
         };
         desired.fixed = desired.print_fixed();
-        let mut scratch = Scratch::default();
-        let style = desired.style();
+        let context = desired.context();
+        let print = |service: &ServicePlan<'_>| Arc::new(ServicePrint::of(service, context));
         desired.services = match plan.scope() {
-            Scope::All => {
-                let services = plan.services();
-                services.map(|it| (it.name.clone(), Some(scratch.print(&it, style)))).collect()
-            }
+            Scope::All => plan.services().map(|it| (it.name.clone(), Some(print(&it)))).collect(),
             Scope::Only(names) => {
-                let print = |name: &ServiceName| {
-                    (name.clone(), plan.service(name).map(|service| scratch.print(&service, style)))
-                };
-                names.iter().map(print).collect()
+                names.iter().map(|name| (name.clone(), plan.service(name).as_ref().map(print))).collect()
             }
         };
         desired
@@ -139,50 +165,17 @@ impl<'a> Desired<'a> {
         Some(Desired { plan: self.plan, features, fixed: FixedPrint::default(), services: Vec::new() })
     }
 
-    pub(super) fn style(&self) -> Style<'_> {
-        Style::new(self.plan.settings, &self.features, self.plan.endpoint_count)
+    pub(super) fn context(&self) -> Context<'_> {
+        Context::new(self.plan.settings, &self.features, self.plan.endpoint_count)
     }
 
     fn print_fixed(&self) -> FixedPrint {
-        let print = |write: &dyn Fn(&mut Text)| {
-            let mut text = Text::default();
-            write(&mut text);
-            Print::of(text.as_str())
-        };
-        FixedPrint {
-            filter: print(&|text| base::write_filter(text, self.plan.settings, &self.features)),
-            nat: print(&|text| base::write_nat(text, &self.features)),
-            node_port_jump: print(&|text| base::write_node_port_jump(text, &self.plan)),
-        }
-    }
-}
-
-/// Buffers that serve one Service after the other.
-#[derive(Default)]
-struct Scratch {
-    chains: Chains,
-    dispatch: Dispatch,
-}
-
-impl Scratch {
-    fn print(&mut self, service: &ServicePlan<'_>, style: Style<'_>) -> Arc<ServicePrint> {
-        self.chains.clear();
-        self.dispatch.clear();
-        render::chains(service, style, &mut self.chains);
-        render::dispatch(service, style, &mut self.dispatch);
-        let mut count = RuleCount::default();
-        let chains = self.chains.iter().map(|(id, rules)| {
-            count = count.plus(RuleCount::of(rules));
-            ChainPrint { id, content: hash(rules).to_ne_bytes() }
+        let mut print = FixedPrint::default();
+        base::fixed_rules(self.plan.settings, &self.features, &mut |chain, rule| {
+            if chain.table() == "filter" { &mut print.filter } else { &mut print.nat }.add(chain, &rule);
         });
-        Arc::new(ServicePrint {
-            chains: chains.collect(),
-            count,
-            services: Print::of(self.dispatch.services.as_str()),
-            destinations: self.dispatch.destinations(),
-            node_ports: Print::of(self.dispatch.node_ports.as_str()),
-            filter: Print::of(self.dispatch.filter.as_str()),
-        })
+        base::node_port_jumps(&self.plan, &mut |chain, rule| print.node_port_jump.add(chain, &rule));
+        print
     }
 }
 
@@ -309,8 +302,7 @@ impl Baseline {
 /// The uses that count of a chain with so many: all of our chains, except the canary, which is
 /// not used, and the one that kubelet shares.
 pub(super) fn counted(table: &str, chain: &str, uses: u32) -> RuleCount {
-    let ours =
-        base::fixed_chains(table).contains(&chain) || (table == "nat" && ChainId::parse(chain).is_some());
+    let ours = Chain::parse(table, chain).is_some_and(|chain| chain != Chain::Fixed(Fixed::Firewall));
     match chain {
         MARK_MASQ => RuleCount { marks: uses, ..RuleCount::default() },
         CANARY => RuleCount::default(),

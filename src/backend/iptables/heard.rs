@@ -4,7 +4,7 @@
 //! whether anything was missed. Our own are among them: what a pass of ours wrote is told apart by
 //! how many transactions it took.
 
-use super::base::CANARY_TABLES;
+use super::chains::TABLES;
 use super::watch::{ChainKey, OurChains};
 use crate::backend::kept::Chains as _;
 use crate::backend::{Drift, DriftKind};
@@ -63,7 +63,7 @@ impl Commit {
             }
             Told::ChainDeleted { table, chain } => self.note(OurChains.key(table, chain), Act::Deleted),
             Told::ChainAltered { table, chain } => {
-                self.altered |= CANARY_TABLES.contains(&table) && OurChains.key(table, chain).is_none();
+                self.altered |= TABLES.contains(&table) && OurChains.key(table, chain).is_none();
             }
             Told::RuleAdded { .. } | Told::Committed { .. } => {}
         }

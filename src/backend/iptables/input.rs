@@ -1,15 +1,17 @@
 //! The text of one input for iptables-restore, made piece by piece while it is sent.
 
 use super::base;
-use super::desired::{Baseline, Desired, ServicePrint};
+use super::chains::{Chain, Fixed};
+use super::desired::{Baseline, Desired, ServicePrint, destination};
 use super::diff::{Changes, Step};
 use super::names::{
     ChainId, EXTERNAL_SERVICES, FIREWALL, FORWARD, MARK_MASQ, NODE_PORTS, POSTROUTING, PROXY_FIREWALL,
     SERVICES,
 };
-use super::render::{self, Chains, Dispatch};
+use super::render;
 use super::tree::{Content, Net, NetChain};
 use crate::backend::lines::{Text, line};
+use crate::backend::rule::{Match, Rule, Target};
 use crate::model::ServiceName;
 use crate::plan::ServicePlan;
 use std::collections::BTreeSet;
@@ -49,7 +51,7 @@ impl<'a> Input<'a> {
     /// The text, in pieces.
     pub(super) fn pieces(&self) -> impl Iterator<Item = String> + use<'_, 'a> {
         let mut parts = self.filter_parts().chain(self.nat_parts());
-        let mut writer = PartWriter { input: self, chains: Chains::default(), dispatch: Dispatch::default() };
+        let writer = PartWriter { input: self };
         std::iter::from_fn(move || {
             let mut text = Text::default();
             for part in parts.by_ref() {
@@ -80,7 +82,7 @@ impl<'a> Input<'a> {
         ];
         declare_fixed(&mut head, &declared);
         if fixed {
-            base::write_filter(&mut head, plan.settings, &self.desired.features);
+            self.write_fixed(&mut head, true);
         }
         let listed = || self.listed(&self.baseline.in_filter, |print| print.filter.count.rules > 0);
         let services = dispatch.then(|| listed().map(Part::FilterDispatch));
@@ -107,12 +109,12 @@ impl<'a> Input<'a> {
         );
         let mut rules = Text::default();
         if fixed {
-            base::write_nat(&mut rules, &self.desired.features);
+            self.write_fixed(&mut rules, false);
         }
         let mut tail = Text::default();
         if dispatch {
             write_jumps(&mut rules, SERVICES, &self.changes.root);
-            base::write_node_port_jump(&mut tail, &self.desired.plan);
+            base::node_port_jumps(&self.desired.plan, &mut |chain, rule| write_rule(&mut tail, chain, &rule));
         }
         let linear = dispatch && self.changes.nets.is_none();
         let dispatched = linear.then(|| self.dispatched().map(Part::NatDispatch));
@@ -132,6 +134,16 @@ impl<'a> Input<'a> {
                 .chain(std::iter::once(Part::Text(tail.into_string())))
                 .chain(std::iter::once(Part::Text("COMMIT\n".into()))),
         )
+    }
+
+    /// Writes the rules of one table that depend on settings only.
+    fn write_fixed(&self, text: &mut Text, is_filter: bool) {
+        let (settings, features) = (self.desired.plan.settings, &self.desired.features);
+        base::fixed_rules(settings, features, &mut |chain, rule| {
+            if (chain.table() == "filter") == is_filter {
+                write_rule(text, chain, &rule);
+            }
+        });
     }
 
     fn dispatched(&self) -> impl Iterator<Item = ServicePlan<'a>> + '_ {
@@ -155,9 +167,14 @@ impl<'a> Input<'a> {
     }
 }
 
+fn write_rule(text: &mut Text, chain: impl std::fmt::Display, rule: &Rule<'_>) {
+    line!(text, "-A {chain} {rule}");
+}
+
 fn write_jumps(text: &mut Text, chain: impl std::fmt::Display, nets: &[Net]) {
     for net in nets {
-        line!(text, "-A {chain} -d {net} -j {}", net.chain());
+        let target = Target::Jump(net.chain().name());
+        write_rule(text, &chain, &Rule::new(&[Match::destination(net.cidr())], target));
     }
 }
 
@@ -167,32 +184,23 @@ fn declare_fixed(text: &mut Text, chains: &[(&str, bool)]) {
     }
 }
 
-/// Turns parts into text, with buffers that serve one Service after the other.
+/// Turns parts into text.
 struct PartWriter<'i, 'a> {
     input: &'i Input<'a>,
-    chains: Chains,
-    dispatch: Dispatch,
 }
 
 impl<'a> PartWriter<'_, 'a> {
-    fn write(&mut self, part: Part<'a>, text: &mut Text) {
-        let style = self.input.desired.style();
+    fn write(&self, part: Part<'a>, text: &mut Text) {
         match part {
             Part::Text(lines) => text.push_str(&lines),
             Part::FilterDispatch(service) => {
-                self.dispatch.clear();
-                render::dispatch(&service, style, &mut self.dispatch);
-                text.push_str(self.dispatch.filter.as_str());
+                self.write_dispatch(&service, text, |chain| chain.table() == "filter");
             }
             Part::NatDispatch(service) => {
-                self.dispatch.clear();
-                render::dispatch(&service, style, &mut self.dispatch);
-                text.push_str(self.dispatch.services.as_str());
+                self.write_dispatch(&service, text, |chain| chain == Chain::Fixed(Fixed::Services));
             }
             Part::NodePorts(service) => {
-                self.dispatch.clear();
-                render::dispatch(&service, style, &mut self.dispatch);
-                text.push_str(self.dispatch.node_ports.as_str());
+                self.write_dispatch(&service, text, |chain| chain == Chain::Fixed(Fixed::NodePorts));
             }
             Part::Net(chain) => self.write_net(chain, text),
             Part::Declare(index) => {
@@ -206,30 +214,41 @@ impl<'a> PartWriter<'_, 'a> {
         }
     }
 
-    fn write_net(&mut self, chain: &NetChain, text: &mut Text) {
+    /// Writes a Service's rules in these shared chains.
+    fn write_dispatch(&self, service: &ServicePlan<'_>, text: &mut Text, is_wanted: impl Fn(Chain) -> bool) {
+        render::dispatch(service, self.input.desired.context(), &mut |chain, rule| {
+            if is_wanted(chain) {
+                write_rule(text, chain, &rule);
+            }
+        });
+    }
+
+    fn write_net(&self, chain: &NetChain, text: &mut Text) {
         let id = chain.net.chain();
         match &chain.content {
             Content::Jumps(nets) => write_jumps(text, id, nets),
             Content::Rules(rules) => {
-                let style = self.input.desired.style();
                 for (address, name) in rules {
                     let Some(service) = self.input.desired.plan.service(name) else { continue };
-                    self.dispatch.clear();
-                    render::dispatch(&service, style, &mut self.dispatch);
-                    self.dispatch.write_destination(*address, id, text);
+                    render::dispatch(&service, self.input.desired.context(), &mut |chain, rule| {
+                        let leads = chain == Chain::Fixed(Fixed::Services);
+                        if leads && destination(&rule) == Some(*address) {
+                            write_rule(text, id, &rule);
+                        }
+                    });
                 }
             }
         }
     }
 
-    fn write_chains(&mut self, index: usize, text: &mut Text) {
+    fn write_chains(&self, index: usize, text: &mut Text) {
         let change = &self.input.changes.services[index];
         let Some(service) = self.input.desired.plan.service(&change.name) else { return };
-        self.chains.clear();
-        render::chains(&service, self.input.desired.style(), &mut self.chains);
         let wanted: BTreeSet<ChainId> = change.write.iter().copied().collect();
-        for (_, rules) in self.chains.iter().filter(|(id, _)| wanted.contains(id)) {
-            text.push_str(rules);
-        }
+        render::chains(&service, self.input.desired.context(), &mut |chain, rule| {
+            if matches!(chain, Chain::Own(id) if wanted.contains(&id)) {
+                write_rule(text, chain, &rule);
+            }
+        });
     }
 }

@@ -7,6 +7,7 @@
 
 mod apply;
 mod base;
+mod chains;
 mod cleanup;
 mod desired;
 mod diff;

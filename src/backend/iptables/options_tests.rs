@@ -1,6 +1,6 @@
 //! What rules need of tools and kernel, and what becomes of rules of which a part is refused.
 
-use super::base::JUMPS;
+use super::chains::JUMPS;
 use super::tests::Bench;
 use super::*;
 use crate::backend::kinds::{golden_rules, needs};

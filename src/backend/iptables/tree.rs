@@ -10,7 +10,7 @@
 //! So a change looks at one path only, and a tree that grew is equal to one that was built at once.
 
 use super::names::ChainId;
-use crate::model::{IpFamily, ServiceName};
+use crate::model::{Cidr, IpFamily, ServiceName};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -69,6 +69,15 @@ impl Net {
         self.range().contains(&bits(address))
     }
 
+    pub(super) fn cidr(self) -> Cidr {
+        let length = u8::try_from(CUT).unwrap_or_default() * self.level;
+        let address = match self.family {
+            IpFamily::V4 => IpAddr::V4(Ipv4Addr::from_bits((self.bits >> 96) as u32)),
+            IpFamily::V6 => IpAddr::V6(Ipv6Addr::from_bits(self.bits)),
+        };
+        Cidr::new(address, length).unwrap_or_else(|_| Cidr::from(address))
+    }
+
     /// The name of its chain.
     pub(super) fn chain(self) -> ChainId {
         ChainId::of_net(self.level, &self.to_string())
@@ -77,11 +86,7 @@ impl Net {
 
 impl fmt::Display for Net {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let address = match self.family {
-            IpFamily::V4 => IpAddr::V4(Ipv4Addr::from_bits((self.bits >> 96) as u32)),
-            IpFamily::V6 => IpAddr::V6(Ipv6Addr::from_bits(self.bits)),
-        };
-        write!(f, "{address}/{}", CUT * u32::from(self.level))
+        fmt::Display::fmt(&self.cidr(), f)
     }
 }
 

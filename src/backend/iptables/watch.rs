@@ -1,6 +1,6 @@
 //! Whether the kernel still has our chains as they were written.
 
-use super::base::{CANARY_TABLES, JUMPS, fixed_chains};
+use super::chains::{Fixed, JUMPS, TABLES};
 use super::desired::{self, Baseline};
 use super::diff::Changes;
 use super::names::{
@@ -139,11 +139,10 @@ pub(super) fn keep(
 /// Counts how often chains are used, and looks for the canaries: no rule is read.
 pub(super) async fn count(tools: &mut impl Xtables, baseline: &Baseline) -> Result<Vec<Drift>> {
     let mut drift = Vec::new();
-    for table in CANARY_TABLES {
+    for table in TABLES {
         let (chains, found) = look_at(tools, table).await?;
-        let missing = fixed_chains(table).iter().filter(|chain| !chains.contains(**chain));
-        let gone =
-            |chain: &&str| Drift::new(DriftKind::Chain, format!("{chain} of table {table}"), "is gone");
+        let missing = fixed_chains(table).filter(|chain| !chains.contains(chain));
+        let gone = |chain: &str| Drift::new(DriftKind::Chain, format!("{chain} of table {table}"), "is gone");
         drift.extend(missing.map(gone));
         if table != "mangle"
             && let Some(missing) = baseline.judge(table, found)
@@ -163,14 +162,17 @@ pub(super) async fn compare(tools: &mut impl Xtables, baseline: &Baseline) -> Re
     }
 }
 
+fn fixed_chains(table: &str) -> impl Iterator<Item = &'static str> {
+    Fixed::of(table).filter(|chain| !chain.is_shared()).map(Fixed::as_str)
+}
+
 /// The fixed chains of a table that stand, and how often our chains are used there.
 async fn look_at(tools: &mut impl Xtables, table: &str) -> Result<(BTreeSet<&'static str>, RuleCount)> {
     let (mut chains, mut uses) = (BTreeSet::new(), RuleCount::default());
-    let known = fixed_chains(table);
     let mut look = |part: Part<ChainUse<'_>>| match part {
         Part::Start => (chains, uses) = (BTreeSet::new(), RuleCount::default()),
         Part::Item(chain) => {
-            chains.extend(known.iter().copied().find(|name| *name == chain.name));
+            chains.extend(fixed_chains(table).find(|name| *name == chain.name));
             uses = uses.plus(desired::counted(table, chain.name, chain.uses));
         }
     };

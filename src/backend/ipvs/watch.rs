@@ -8,6 +8,7 @@ use super::names::{INTERFACE, MARK_MASQ, SetId};
 use super::observe::Addresses;
 use crate::backend::jumps::Jump;
 use crate::backend::kept::{Chains, Kept, Record};
+use crate::backend::rule::Parsed;
 use crate::backend::rule_count::RuleCount;
 use crate::backend::{Drift, DriftKind, Look};
 use crate::kernel::iptables::{Flavor, Stamp, Xtables};
@@ -82,7 +83,7 @@ impl Tables {
     ) -> Result<()> {
         *self = Tables::default();
         let jumps = u32::try_from(jumps(upstream_compat).count()).unwrap_or(u32::MAX);
-        self.uses = RuleCount::of(rules).uses.saturating_add(jumps);
+        self.uses = count_written(rules).uses.saturating_add(jumps);
         let stamp = tools.stamp()?;
         self.kept = Some(kept(tools, OurChains { upstream_compat }, rules)?);
         self.stamp = (count_uses(tools).await? >= self.uses).then_some(stamp);
@@ -127,6 +128,17 @@ fn kept(tools: &mut impl Xtables, ours: OurChains, rules: &str) -> Result<Kept<O
     let all = CHAINS.iter().flat_map(|(table, names)| names.iter().map(move |name| (table, name)));
     let all: Vec<_> = all.filter_map(|(table, name)| ours.key(table, name)).collect();
     Kept::shown(tools, ours, &all)
+}
+
+/// How often the rules of an input use chains.
+fn count_written(rules: &str) -> RuleCount {
+    let mut count = RuleCount::default();
+    for line in rules.lines() {
+        if let Some((chain, rule)) = line.strip_prefix("-A ").and_then(|rule| rule.split_once(' ')) {
+            count.add(chain, &Parsed::of(rule).rule());
+        }
+    }
+    count
 }
 
 /// How often our chains are used: by rules in them and jumps to them. Not counted is the one that

@@ -1,7 +1,7 @@
 //! Reading what tables hold of ours.
 
 use super::{At, Chains, EMPTY, Found, Print, SharedRule, with_rule};
-use crate::backend::meaning::meaning;
+use crate::backend::rule::Parsed;
 use crate::kernel::iptables::{Rule, Said};
 use crate::kernel::nft::Part;
 
@@ -42,7 +42,7 @@ impl<C: Chains> Reader<C> {
     /// A rule of a legacy table, as a tool lists it.
     pub(super) fn take_said(&mut self, table: &'static str, rule: Said<'_>) {
         let Said { chain, jumps_to, says } = rule;
-        self.take(At { table, chain, jumps_to }, || meaning(says));
+        self.take(At { table, chain, jumps_to }, || Parsed::of(says).rule().hash());
     }
 
     /// The rules of one chain come one after the other. What those of others say does not matter.

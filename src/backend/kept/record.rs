@@ -1,7 +1,7 @@
 //! What we have said to iptables-restore.
 
 use super::{At, Chains, EMPTY, Rules, SharedRule, with_rule};
-use crate::backend::meaning::meaning;
+use crate::backend::rule::Parsed;
 use crate::kernel::iptables::Said;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -32,7 +32,7 @@ impl<C: Chains> Record<C> {
             let chain = declared.split(' ').next().unwrap_or_default();
             self.rules.prints.extend(self.chains.holder(table, chain).map(|key| (key, EMPTY)));
         } else if let Some(Said { chain, says, jumps_to }) = Said::parse(line) {
-            let content = || meaning(says);
+            let content = || Parsed::of(says).rule().hash();
             match self.chains.holder(table, chain) {
                 Some(key) => {
                     let print = self.rules.prints.entry(key).or_insert(EMPTY);
@@ -61,6 +61,6 @@ impl<C: Chains> Record<C> {
 pub(super) fn jumps<C: Chains>(chains: &C) -> impl Iterator<Item = SharedRule> {
     chains.jumps().filter_map(|jump| {
         let at = At { table: jump.table, chain: jump.from, jumps_to: Some(jump.to) };
-        SharedRule::of(chains, at, || meaning(&jump.arguments()))
+        SharedRule::of(chains, at, || Parsed::of(&jump.arguments()).rule().hash())
     })
 }
