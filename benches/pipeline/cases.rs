@@ -67,23 +67,23 @@ fn plan_one(cluster: &mut Cluster, repeat: Repeat<'_>) {
 
 fn render_all(cluster: &mut Cluster, repeat: Repeat<'_>) {
     let plan = cluster.plan(None);
-    repeat(&mut || drop(black_box(cluster.backend.render(&plan))));
+    repeat(&mut || drop(black_box(cluster.backend.render(&plan, &cluster.baseline))));
 }
 
 fn render_one(cluster: &mut Cluster, repeat: Repeat<'_>) {
     let changes = cluster.fold(slice(NUMBER, ENDPOINTS - 1));
     let plan = cluster.plan(Some(&changes));
-    repeat(&mut || drop(black_box(cluster.backend.render(&plan))));
+    repeat(&mut || drop(black_box(cluster.backend.render(&plan, &cluster.baseline))));
 }
 
 fn diff_all(cluster: &mut Cluster, repeat: Repeat<'_>) {
-    let desired = cluster.backend.render(&cluster.plan(None));
+    let desired = cluster.backend.render(&cluster.plan(None), &cluster.baseline);
     repeat(&mut || drop(black_box(cluster.backend.diff(&cluster.baseline, &desired))));
 }
 
 fn diff_one(cluster: &mut Cluster, repeat: Repeat<'_>) {
     let changes = cluster.fold(slice(NUMBER, ENDPOINTS - 1));
-    let desired = cluster.backend.render(&cluster.plan(Some(&changes)));
+    let desired = cluster.backend.render(&cluster.plan(Some(&changes)), &cluster.baseline);
     repeat(&mut || drop(black_box(cluster.backend.diff(&cluster.baseline, &desired))));
 }
 

@@ -3,19 +3,20 @@
 //! A backend translates a `Plan` into kernel objects and keeps one family of this node equal to
 //! it. It decides nothing about traffic (that is `plan`) and nothing about when to act (`sync`).
 
+mod drift;
 pub mod iptables;
 pub mod ipvs;
 mod jumps;
-mod kept;
 mod kinds;
 mod lines;
+mod listing;
 mod masquerade;
 mod options;
 mod rule;
-mod rule_count;
 mod tally;
 mod walk;
 
+pub use drift::DriftDetection;
 pub use tally::{Detail, Measured, Measuring, Series, Told};
 pub use walk::{Outcome, Packet, SERVER_RULE, Verdict};
 
@@ -59,8 +60,8 @@ pub trait Backend {
     /// Whether Services were found in the kernel.
     fn holds_services(&self, found: &Self::Baseline) -> bool;
 
-    /// Everything in the plan's scope, as kernel objects.
-    fn render<'a>(&self, plan: &Plan<'a>) -> Self::Desired<'a>;
+    /// Everything in the plan's scope, and whatever else of the baseline is damaged, as kernel objects.
+    fn render<'a>(&self, plan: &Plan<'a>, baseline: &Self::Baseline) -> Self::Desired<'a>;
 
     /// What separates the two; empty when nothing does.
     fn diff(&self, baseline: &Self::Baseline, desired: &Self::Desired<'_>) -> Self::Changes;
@@ -88,8 +89,8 @@ pub trait Backend {
         baseline: &mut Self::Baseline,
     ) -> anyhow::Result<Applied>;
 
-    /// Whether the kernel still has what the baseline says. If anything is found, the caller
-    /// forgets the baseline.
+    /// Whether the kernel still has what the baseline says. What drifted is not known to the baseline any more, so that
+    /// the next pass, whatever its scope, writes it again. If the baseline is outdated as a whole, the caller forgets it.
     ///
     /// # Errors
     /// When the kernel cannot be read, which says nothing about its state.

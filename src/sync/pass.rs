@@ -168,8 +168,8 @@ impl<B: Backend> FamilySync<B> {
         // Not by `self.plan`: the baseline is borrowed next to it.
         let plan = plan(&self.settings, &self.addresses, tracker.snapshot(), changes, kind)
             .with_endpoint_count(tracker.endpoints(self.family()));
-        let desired = self.backend.render(&plan);
         let baseline = self.baseline.as_mut().context("the baseline was just observed")?;
+        let desired = self.backend.render(&plan, baseline);
         let operations = self.backend.diff(baseline, &desired);
         self.backend.apply(&desired, operations, baseline).await
     }
@@ -192,8 +192,8 @@ impl<B: Backend> FamilySync<B> {
         }
     }
 
-    /// Whether the kernel still has what we programmed. Whatever is found makes the baseline be
-    /// forgotten; before the first pass there is nothing to compare.
+    /// Whether the kernel still has what we programmed. The next pass writes again what drifted; before the first pass
+    /// there is nothing to compare.
     ///
     /// # Errors
     /// When the kernel cannot be read.
@@ -201,7 +201,7 @@ impl<B: Backend> FamilySync<B> {
         let Some(baseline) = &mut self.baseline else { return Ok(Vec::new()) };
         self.backend.tend(baseline).await?;
         let found = self.backend.verify(baseline, look).await?;
-        if !found.is_empty() {
+        if found.iter().any(|finding| matches!(finding, Finding::Outdated(_))) {
             self.forget();
         }
         Ok(found)

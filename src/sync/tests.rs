@@ -101,7 +101,7 @@ impl Recorder for Diary {
 type TestRunner = Runner<Iptables<FakeXtables>, Diary>;
 
 fn runner(tools: FakeXtables, diary: &Diary) -> TestRunner {
-    let backend = Iptables::new(tools, Features::default());
+    let backend = Iptables::new(tools, IpFamily::V4, Features::default());
     let settings = FamilySettings::new(IpFamily::V4);
     runner_of(FamilySync::new(backend, settings, Box::new(|_| Ok(Vec::new()))), diary)
 }
@@ -325,7 +325,7 @@ async fn a_new_address_of_the_node_gets_node_ports_where_they_depend_on_addresse
         node_port_addresses: NodePortAddresses::Within(vec!["10.0.0.0/8".parse().unwrap()]),
         ..FamilySettings::new(IpFamily::V4)
     };
-    let backend = Iptables::new(FakeXtables::default(), Features::default());
+    let backend = Iptables::new(FakeXtables::default(), IpFamily::V4, Features::default());
     let read = Box::new(move |_| Ok(known.borrow().clone()));
     let diary = Diary::new();
     let mut runner = runner_of(FamilySync::new(backend, settings, read), &diary);
@@ -376,7 +376,7 @@ fn by_node(node: &NodeFacts) -> FamilySettings {
 #[tokio::test(start_paused = true)]
 async fn what_rules_depend_on_of_our_node_is_followed_without_a_restart() {
     let diary = Diary::new();
-    let backend = Iptables::new(FakeXtables::default(), Features::default());
+    let backend = Iptables::new(FakeXtables::default(), IpFamily::V4, Features::default());
     let addresses = Box::new(|_| Ok(["10.0.0.1", "10.0.0.2"].map(|ip| ip.parse().unwrap()).to_vec()));
     let settings = FamilySettings::new(IpFamily::V4);
     let family = FamilySync::new(backend, settings, addresses).following_node(Box::new(by_node));

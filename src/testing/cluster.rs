@@ -44,7 +44,7 @@ impl Cluster {
         let mut cluster = Cluster {
             tracker,
             settings: FamilySettings::new(IpFamily::V4),
-            backend: Iptables::new(Sink::default(), features),
+            backend: Iptables::new(Sink::default(), IpFamily::V4, features),
             baseline: Baseline::default(),
         };
         cluster.forget().await?;
@@ -79,7 +79,7 @@ impl Cluster {
     /// As the backend's.
     pub async fn sync(&mut self, changes: Option<&Changes>) -> Result<Applied> {
         let plan = plan(&self.settings, &self.tracker, changes);
-        let desired = self.backend.render(&plan);
+        let desired = self.backend.render(&plan, &self.baseline);
         let operations = self.backend.diff(&self.baseline, &desired);
         self.backend.apply(&desired, operations, &mut self.baseline).await
     }

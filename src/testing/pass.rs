@@ -44,7 +44,7 @@ pub async fn run<B: Backend>(
     };
     let plan = Plan::new(settings, tracker.snapshot(), scope)
         .with_endpoint_count(tracker.endpoints(settings.family));
-    let desired = backend.render(&plan);
+    let desired = backend.render(&plan, &baseline);
     let operations = backend.diff(&baseline, &desired);
     let applied = backend.apply(&desired, operations, &mut baseline).await?;
     *known = Some(baseline);

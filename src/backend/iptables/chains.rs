@@ -11,6 +11,17 @@ use std::fmt;
 /// The tables that hold chains of ours.
 pub(super) const TABLES: [&str; 3] = ["mangle", "nat", "filter"];
 
+/// What a chain that always stands holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Holds {
+    /// Rules that depend on settings only.
+    FixedRules,
+    /// The rules that lead to Services, or refuse what is sent to them.
+    Dispatch,
+    /// Nothing. If it vanishes, somebody flushed the table. Rules of others in it are theirs.
+    Nothing,
+}
+
 /// A chain that always stands, in the order in which an input declares them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) enum Fixed {
@@ -30,21 +41,21 @@ pub(super) enum Fixed {
     FilterCanary,
 }
 
-/// Table and name, by chain.
-static FIXED: [(Fixed, &str, &str); 13] = [
-    (Fixed::FilterServices, "filter", SERVICES),
-    (Fixed::ExternalServices, "filter", EXTERNAL_SERVICES),
-    (Fixed::Forward, "filter", FORWARD),
-    (Fixed::HealthCheckNodePorts, "filter", NODE_PORTS),
-    (Fixed::ProxyFirewall, "filter", PROXY_FIREWALL),
-    (Fixed::Firewall, "filter", FIREWALL),
-    (Fixed::Services, "nat", SERVICES),
-    (Fixed::NodePorts, "nat", NODE_PORTS),
-    (Fixed::Postrouting, "nat", POSTROUTING),
-    (Fixed::MarkMasq, "nat", MARK_MASQ),
-    (Fixed::MangleCanary, "mangle", CANARY),
-    (Fixed::NatCanary, "nat", CANARY),
-    (Fixed::FilterCanary, "filter", CANARY),
+/// Table, name and content, by chain.
+const FIXED: [(Fixed, &str, &str, Holds); 13] = [
+    (Fixed::FilterServices, "filter", SERVICES, Holds::Dispatch),
+    (Fixed::ExternalServices, "filter", EXTERNAL_SERVICES, Holds::Dispatch),
+    (Fixed::Forward, "filter", FORWARD, Holds::FixedRules),
+    (Fixed::HealthCheckNodePorts, "filter", NODE_PORTS, Holds::Dispatch),
+    (Fixed::ProxyFirewall, "filter", PROXY_FIREWALL, Holds::Dispatch),
+    (Fixed::Firewall, "filter", FIREWALL, Holds::FixedRules),
+    (Fixed::Services, "nat", SERVICES, Holds::Dispatch),
+    (Fixed::NodePorts, "nat", NODE_PORTS, Holds::Dispatch),
+    (Fixed::Postrouting, "nat", POSTROUTING, Holds::FixedRules),
+    (Fixed::MarkMasq, "nat", MARK_MASQ, Holds::FixedRules),
+    (Fixed::MangleCanary, "mangle", CANARY, Holds::Nothing),
+    (Fixed::NatCanary, "nat", CANARY, Holds::Nothing),
+    (Fixed::FilterCanary, "filter", CANARY, Holds::Nothing),
 ];
 
 /// All jumps. Each is inserted at the top if it is missing, so on an empty host they end up in
@@ -69,13 +80,10 @@ pub(super) static JUMPS: [Jump; 14] = [
 ];
 
 impl Fixed {
+    pub(super) const COUNT: usize = FIXED.len();
+
     pub(super) fn all() -> impl Iterator<Item = Fixed> {
         FIXED.iter().map(|row| row.0)
-    }
-
-    /// Those of a table.
-    pub(super) fn of(table: &str) -> impl Iterator<Item = Fixed> {
-        FIXED.iter().filter(move |row| row.1 == table).map(|row| row.0)
     }
 
     pub(super) fn index(self) -> usize {
@@ -88,6 +96,15 @@ impl Fixed {
 
     pub(super) fn as_str(self) -> &'static str {
         FIXED[self.index()].2
+    }
+
+    pub(super) fn holds(self) -> Holds {
+        FIXED[self.index()].3
+    }
+
+    /// It is in the filter table.
+    pub(super) fn is_filter(self) -> bool {
+        self.table() == "filter"
     }
 
     /// Whether others write it, too: then it is not ours to remove.

@@ -48,11 +48,11 @@ pub(super) async fn holds_rules(tools: &mut impl Xtables, standing: &Standing) -
     for table in TABLES {
         let mut found = false;
         tools
-            .survey(table, &mut |part| match part {
+            .chains(table, &mut |part| match part {
                 Part::Start => found = false,
                 Part::Item(chain) => {
-                    found |= is_fixed(table, chain.name) && !standing.has_chain(table, chain.name);
-                    found |= ChainId::parse(chain.name).is_some();
+                    found |= is_fixed(table, chain) && !standing.has_chain(table, chain);
+                    found |= ChainId::parse(chain).is_some();
                 }
             })
             .await?;
@@ -72,18 +72,18 @@ async fn remove_chains(
     let mut fixed = BTreeSet::new();
     let mut services = BTreeSet::new();
     tools
-        .survey(table, &mut |part| match part {
+        .chains(table, &mut |part| match part {
             Part::Start => {
                 fixed.clear();
                 services.clear();
             }
-            Part::Item(chain) if is_fixed(table, chain.name) => {
-                if !standing.has_chain(table, chain.name) {
-                    fixed.insert(chain.name.to_owned());
+            Part::Item(chain) if is_fixed(table, chain) => {
+                if !standing.has_chain(table, chain) {
+                    fixed.insert(chain.to_owned());
                 }
             }
             Part::Item(chain) if table == "nat" => {
-                services.extend(ChainId::parse(chain.name));
+                services.extend(ChainId::parse(chain));
             }
             Part::Item(_) => {}
         })

@@ -9,10 +9,12 @@ use super::names::{
 };
 use crate::backend::jumps::Jump;
 use crate::backend::lines::{Text, line};
+use crate::backend::listing::{OurChains, SharedRule};
 use crate::backend::masquerade::{self, is_local, loopback};
-use crate::backend::rule::{Asks, Match, Name, Rule, Spelling, States, Target};
+use crate::backend::rule::{Asks, ChainHash, Match, Name, Rule, Spelling, States, Target};
 use crate::model::{Frontend, IpvsScheduler, Protocol, SetType};
 use crate::plan::FamilySettings;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// What the operator set and the tools can do; fixed after the start.
@@ -63,6 +65,52 @@ pub(super) fn chains(upstream_compat: bool) -> &'static [(&'static str, &'static
     if upstream_compat { &CHAINS[..2] } else { &CHAINS }
 }
 
+/// The tables that these are in.
+static TABLES: [&str; 3] = ["nat", "filter", "mangle"];
+
+/// A chain, by its table's place in `CHAINS` and its own place there.
+pub(super) type ChainKey = (u8, u8);
+
+/// The chains of IPVS mode.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct TableChains {
+    pub(super) upstream_compat: bool,
+}
+
+impl OurChains for TableChains {
+    type Key = ChainKey;
+
+    fn parse(&self, table: &str, chain: &str) -> Option<ChainKey> {
+        let index = chains(self.upstream_compat).iter().position(|(known, _)| *known == table)?;
+        let place = CHAINS[index].1.iter().position(|known| *known == chain)?;
+        Some((u8::try_from(index).ok()?, u8::try_from(place).ok()?))
+    }
+
+    fn place(&self, (table, chain): ChainKey) -> (&'static str, Name) {
+        let (name, chains) = CHAINS[usize::from(table)];
+        (name, Name::new(chains[usize::from(chain)]))
+    }
+
+    fn tables(&self) -> &'static [&'static str] {
+        &TABLES[..chains(self.upstream_compat).len()]
+    }
+
+    fn is_open(&self, _: ChainKey) -> bool {
+        false
+    }
+
+    fn shared_rules(&self) -> Vec<SharedRule> {
+        jumps(self.upstream_compat).map(Jump::rule).collect()
+    }
+
+    fn is_shared(&self, table: &str, chain: &str) -> bool {
+        jumps(self.upstream_compat).any(|jump| (jump.table, jump.from) == (table, chain))
+    }
+}
+
+/// What all chains hold.
+pub(super) type ChainHashes = BTreeMap<ChainKey, ChainHash>;
+
 /// What the rules depend on.
 #[derive(Debug)]
 pub(super) struct Rules<'a> {
@@ -80,14 +128,33 @@ type Out<'o> = &'o mut dyn FnMut(&'static str, &'static str, Rule<'_>);
 type TableOut<'o> = &'o mut dyn FnMut(&'static str, &[Match<'_>], Target);
 
 impl Rules<'_> {
-    /// The whole input.
-    pub(super) fn text(&self) -> String {
+    /// The rules of all chains in use, by their hashes.
+    pub(super) fn hashes(&self) -> ChainHashes {
+        let chains = TableChains { upstream_compat: self.features.upstream_compat };
+        let mut hashes: ChainHashes = all_chains(chains).map(|(key, ..)| (key, ChainHash::EMPTY)).collect();
+        self.each(&mut |table, chain, rule| {
+            let hash = chains.parse(table, chain).and_then(|key| hashes.get_mut(&key));
+            hash.into_iter().for_each(|hash| hash.push(&rule));
+        });
+        hashes
+    }
+
+    /// The input that writes some of the chains.
+    pub(super) fn text(&self, is_wanted: impl Fn(ChainKey) -> bool) -> String {
+        let chains = TableChains { upstream_compat: self.features.upstream_compat };
         let mut input = Text::default();
-        for (table, chains) in chains(self.features.upstream_compat) {
+        for table in chains.tables() {
+            let wanted: Vec<&str> = all_chains(chains)
+                .filter(|(key, of, _)| of == table && is_wanted(*key))
+                .map(|(.., name)| name)
+                .collect();
+            if wanted.is_empty() {
+                continue;
+            }
             line!(input, "*{table}");
-            chains.iter().for_each(|chain| line!(input, ":{chain} - [0:0]"));
+            wanted.iter().for_each(|chain| line!(input, ":{chain} - [0:0]"));
             self.each(&mut |of, chain, rule| {
-                if of == *table {
+                if of == *table && wanted.contains(&chain) {
                     line!(input, "-A {chain} {rule}");
                 }
             });
@@ -264,6 +331,13 @@ impl Rules<'_> {
             out(LOCAL_POLICY, &matches, Target::Drop);
         }
     }
+}
+
+/// All chains in use, with their tables and names.
+fn all_chains(of: TableChains) -> impl Iterator<Item = (ChainKey, &'static str, &'static str)> {
+    let named = chains(of.upstream_compat).iter();
+    let all = named.flat_map(|(table, names)| names.iter().map(move |name| (*table, *name)));
+    all.filter_map(move |(table, name)| Some((of.parse(table, name)?, table, name)))
 }
 
 const NEW: Match<'static> = Match { is_negated: false, asks: Asks::State(States::NEW) };

@@ -20,7 +20,7 @@ mod observe;
 mod render;
 mod setup;
 mod text;
-mod watch;
+mod verify;
 
 pub use census::Census;
 pub use cleanup::{Removed, empty_chains, holds_rules, remove_rules, standing};
@@ -33,7 +33,9 @@ pub use names::INTERFACE;
 pub use setup::prepare;
 pub use text::render_text;
 
+use super::drift::{DriftDetection, TableWatch};
 use super::kinds::RANDOM_FULLY;
+use super::listing::Expected;
 use super::options::Options;
 use super::tally::{Measuring, Tally};
 use super::{Applied, Backend, Finding, KernelObject, Look, ObjectCount, ObjectKind, Refusal};
@@ -46,13 +48,14 @@ use crate::plan::{Plan, ServicePlan};
 use anyhow::{Context, Result, bail};
 use apply::Refused;
 use census::Counting;
+use input::{ChainHashes, TableChains};
 use meters::{ServerCounters, Statistics};
 use observe::Addresses;
 use render::Style;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use watch::{Tables, Watch};
+use verify::{Compared, Watch};
 
 /// More refusals than this in one pass mean that something else is wrong.
 const MOST_REFUSALS: usize = 100;
@@ -79,7 +82,9 @@ pub struct Ipvs<X> {
     /// The node's own addresses when we last looked.
     node_addresses: BTreeSet<IpAddr>,
     missing_schedulers: BTreeSet<Arc<str>>,
+    tables: TableWatch,
     watch: Watch,
+    detection: DriftDetection,
     counting: Option<Counting>,
     /// What Services carried, if that is measured.
     tally: Option<Tally<Statistics>>,
@@ -96,10 +101,19 @@ impl<X: Xtables> Ipvs<X> {
             options: Options::default(),
             node_addresses: BTreeSet::new(),
             missing_schedulers: BTreeSet::new(),
+            tables: TableWatch::default(),
             watch: Watch::default(),
+            detection: DriftDetection::default(),
             counting: None,
             tally: None,
         }
+    }
+
+    /// Sets how drift is detected.
+    #[must_use]
+    pub fn detecting(mut self, detection: DriftDetection) -> Self {
+        (self.tables, self.detection) = (TableWatch::new(detection), detection);
+        self
     }
 
     /// Makes it measure what Services carry.
@@ -129,6 +143,10 @@ impl<X: Xtables> Ipvs<X> {
         let found_out = self.options.find_out(&mut self.tools, (wanted, trial)).await;
         self.features.random_fully = is_known && self.options.allow(&RANDOM_FULLY);
         Ok(found_out?)
+    }
+
+    fn chains(&self) -> TableChains {
+        TableChains { upstream_compat: self.features.upstream_compat }
     }
 
     fn style(&self, plan: &Plan<'_>) -> Style<'_> {
@@ -163,7 +181,6 @@ impl<X: Xtables> Ipvs<X> {
         let mut apply = apply::Apply {
             tools: &mut self.tools,
             kernel: &mut self.kernel,
-            tables: &mut self.watch.tables,
             family: self.family,
             upstream_compat: self.features.upstream_compat,
             missing_schedulers: &mut self.missing_schedulers,
@@ -175,7 +192,7 @@ impl<X: Xtables> Ipvs<X> {
         }
         let schedulers = apply.missing_schedulers.len();
         let refused = apply.run(&changes).await?;
-        let is_nobodys_fault = !changes.set_up
+        let is_nobodys_fault = !changes.is_full
             || apply.missing_schedulers.len() > schedulers
             || refused.iter().any(|refused| refused.was_unseen);
         if !refused.is_empty() && is_nobodys_fault {
@@ -226,9 +243,16 @@ fn blame(changes: &Changes, refused: &[Refused]) -> Result<Vec<Refusal>> {
     Ok(found.into_iter().map(refusal).collect())
 }
 
+/// The rules of a table.
+fn count_rules(hashes: &ChainHashes, table: &str) -> usize {
+    let index = input::CHAINS.iter().position(|(known, _)| *known == table);
+    let of_table = hashes.iter().filter(|((table, _), _)| Some(usize::from(*table)) == index);
+    of_table.map(|(_, hash)| usize::try_from(hash.rules()).unwrap_or(usize::MAX)).sum()
+}
+
 /// Rules of a table in an input.
-fn count_rules(rules: &str, table: &str) -> usize {
-    let section = rules.split('*').find(|section| section.starts_with(table));
+fn count_written(input: &str, table: &str) -> usize {
+    let section = input.split('*').find(|section| section.starts_with(table));
     section.map_or(0, |section| section.lines().filter(|line| line.starts_with("-A ")).count())
 }
 
@@ -247,7 +271,8 @@ impl<X: Xtables> Backend for Ipvs<X> {
             .context("listing what IPVS mode left in the kernel")?;
         self.learn_options(Trial::Write).await.context("trying what rules can have")?;
         self.node_addresses = addresses.node;
-        self.watch.tables = Tables::default();
+        let chains = self.chains();
+        self.tables.begin(&mut self.tools, &chains);
         Ok(baseline)
     }
 
@@ -255,7 +280,7 @@ impl<X: Xtables> Backend for Ipvs<X> {
         found.ours.0 > 0
     }
 
-    fn render<'a>(&self, plan: &Plan<'a>) -> Desired<'a> {
+    fn render<'a>(&self, plan: &Plan<'a>, _: &Baseline) -> Desired<'a> {
         Desired::of(plan, &self.style(plan))
     }
 
@@ -271,7 +296,7 @@ impl<X: Xtables> Backend for Ipvs<X> {
     }
 
     fn wanted(&self, plan: &Plan<'_>) -> Vec<KernelObject> {
-        inspect::wanted(&self.render(plan))
+        inspect::wanted(&Desired::of(plan, &self.style(plan)))
     }
 
     async fn apply(
@@ -280,7 +305,7 @@ impl<X: Xtables> Backend for Ipvs<X> {
         changes: Changes,
         baseline: &mut Baseline,
     ) -> Result<Applied> {
-        let (rewritten, drain) = (changes.rules.is_some(), changes.drain.clone());
+        let (input, drain) = (changes.rules.clone().unwrap_or_default(), changes.drain.clone());
         let programmed = changes.operations();
         let new = if self.tally.is_some() { changes.new_servers() } else { BTreeSet::new() };
         if desired.covers_all {
@@ -289,12 +314,12 @@ impl<X: Xtables> Backend for Ipvs<X> {
         desired.services.iter().for_each(|(name, _)| drop(baseline.refused.remove(name)));
         let carried_out = self.carry_out(desired, changes, baseline).await;
         let (calls, found) = carried_out.inspect_err(|error| self.options.failed(error))?;
+        self.tables.wrote(&mut self.tools)?;
         drain::sweep(self.kernel.servers.as_mut(), drain, baseline)?;
         self.measure(desired, &new);
-        let rules = baseline.rules.as_deref().unwrap_or_default();
         let count = |kind, table: &str| {
-            let total = count_rules(rules, table);
-            ObjectCount { kind, total, written: if rewritten { total } else { 0 } }
+            let (total, written) = (count_rules(&baseline.rules, table), count_written(&input, table));
+            ObjectCount { kind, total, written }
         };
         let (virtual_servers, real_servers) = baseline.ours;
         let objects = vec![
@@ -316,16 +341,26 @@ impl<X: Xtables> Backend for Ipvs<X> {
         if addresses.as_ref().is_some_and(|addresses| addresses.node != self.node_addresses) {
             return Ok(vec![Finding::Outdated("the node's addresses changed")]);
         }
-        let compared = watch::Compared {
+        if self.detection == DriftDetection::Off {
+            self.watch.addresses_due = false;
+            return Ok(Vec::new());
+        }
+        let chains = self.chains();
+        let known = &baseline.rules;
+        let expected = || known.iter().map(|(key, hash)| (*key, Expected::Rules(hash.short()))).collect();
+        let lost = self.tables.look(&mut self.tools, &chains, expected, look).await?;
+        baseline.rules.retain(|key, _| !lost.chains.contains_key(key));
+        baseline.set_up &= lost.shared.is_empty();
+        let compared = Compared {
             kernel: &mut self.kernel,
             family: self.family,
             upstream_compat: self.features.upstream_compat,
             addresses: addresses.as_ref(),
             baseline,
         };
-        let drift = self.watch.check(&mut self.tools, compared, look).await?;
+        let drift = self.watch.check(compared, look)?;
         self.watch.addresses_due = false;
-        Ok(drift.into_iter().map(Finding::Drift).collect())
+        Ok(lost.findings().into_iter().chain(drift.into_iter().map(Finding::Drift)).collect())
     }
 
     async fn tend(&mut self, baseline: &mut Baseline) -> Result<()> {

@@ -71,8 +71,18 @@ impl ChainHash {
     /// Of a chain without rules.
     pub(in crate::backend) const EMPTY: ChainHash = ChainHash { hash: 0, rules: 0 };
 
+    /// Of a chain with one rule.
+    pub(in crate::backend) fn of(rule: &Rule<'_>) -> ChainHash {
+        ChainHash { hash: rule.hash(), rules: 1 }
+    }
+
     pub(in crate::backend) fn push(&mut self, rule: &Rule<'_>) {
-        self.append(ChainHash { hash: rule.hash(), rules: 1 });
+        self.append(ChainHash::of(rule));
+    }
+
+    /// The hash of the rule, if there is only one.
+    pub(in crate::backend) fn only_rule(self) -> Option<u64> {
+        (self.rules == 1).then_some(self.hash)
     }
 
     /// Of this piece and the next one.
@@ -81,8 +91,16 @@ impl ChainHash {
         self.rules = self.rules.saturating_add(next.rules);
     }
 
+    pub(in crate::backend) fn rules(self) -> u32 {
+        self.rules
+    }
+
+    pub(in crate::backend) fn is_empty(self) -> bool {
+        self.rules == 0
+    }
+
     /// The same in fewer bytes, without the number of rules.
-    pub(in crate::backend) fn short(self) -> [u8; 8] {
+    pub(in crate::backend) const fn short(self) -> [u8; 8] {
         self.hash.to_ne_bytes()
     }
 }

@@ -49,7 +49,7 @@ impl Told {
             min: Duration::from_secs(1),
             full: Duration::from_secs(3600),
         };
-        let backend = Iptables::new(tools, Features::default());
+        let backend = Iptables::new(tools, IpFamily::V4, Features::default());
         let settings = FamilySettings::new(IpFamily::V4);
         let family = FamilySync::new(backend, settings, Box::new(|_| Ok(Vec::new())));
         let runner = Runner::new(tracker, vec![family], periods, records);
