@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "these are tests")]
 #![allow(unsafe_code, reason = "a global allocator is an unsafe trait; this one only counts")]
 
-use kube_proxy_rs::backend::{Backend as _, Look};
+use kube_proxy_rs::backend::{Dataplane as _, Look};
 use kube_proxy_rs::model::WatchEvent;
 use kube_proxy_rs::state::Changes;
 use kube_proxy_rs::testing::cluster::{Cluster, name, service, slice};
@@ -88,7 +88,7 @@ async fn a_service_that_comes_or_goes_touches_one_path_of_the_tree() {
 /// One look, and how often it had to read something.
 async fn look(cluster: &mut Cluster, look: Look) -> usize {
     cluster.backend.tools().listings = 0;
-    assert_eq!(cluster.backend.verify(&mut cluster.baseline, look).await.unwrap(), []);
+    assert_eq!(cluster.backend.verify(look).await.unwrap(), []);
     cluster.backend.tools().listings
 }
 
@@ -124,7 +124,7 @@ async fn no_input_of_a_first_sync_is_long() {
 /// What mending a chain takes, in bytes of input.
 async fn mend(cluster: &mut Cluster, chain: &str) -> usize {
     cluster.backend.tools().others_write(chain);
-    let found = cluster.backend.verify(&mut cluster.baseline, Look::Quick).await.unwrap();
+    let found = cluster.backend.verify(Look::Quick).await.unwrap();
     assert_eq!(found.len(), 1, "{found:?}");
     cluster.backend.tools().bytes = 0;
     let nothing = Changes::default();

@@ -3,10 +3,9 @@
 use super::ipvs_metrics::{self, Counted};
 use super::service_metrics::measuring;
 use super::{conntrack, consistency};
-use crate::backend::Backend;
-use crate::backend::DriftDetection;
 use crate::backend::iptables::{self, Iptables};
 use crate::backend::ipvs::{self, Ipvs};
+use crate::backend::{Dataplane, DriftDetection};
 use crate::config::{self, Config, DetectLocal, Flavor, Mode, NodePortAddresses as ConfiguredAddresses};
 use crate::kernel::addresses::local_addresses_beside;
 use crate::kernel::iptables::{self as tools, Tools, Xtables};
@@ -118,23 +117,28 @@ fn node_port_addresses(config: &Config, family: IpFamily, ips: &NodeIps) -> Node
 }
 
 /// The dataplanes of the families that this node can run, the primary one first.
-pub(super) struct Dataplanes<B: Backend> {
-    pub(super) families: Vec<FamilySync<B>>,
+pub(super) struct Dataplanes {
+    pub(super) families: Vec<FamilySync>,
     /// The tools of each.
     pub(super) flavors: Vec<(IpFamily, tools::Flavor)>,
 }
 
-impl<B: Backend> Dataplanes<B> {
+impl Dataplanes {
     fn none() -> Self {
         Dataplanes { families: Vec::new(), flavors: Vec::new() }
     }
 
-    fn add(&mut self, backend: B, settings: FamilySettings, (config, flavor): (&Config, tools::Flavor)) {
+    fn add(
+        &mut self,
+        dataplane: impl Dataplane,
+        settings: FamilySettings,
+        (config, flavor): (&Config, tools::Flavor),
+    ) {
         let (family, config) = (settings.family, config.clone());
         self.flavors.push((family, flavor));
         // Those on the interface of IPVS mode are Services'.
         let node_addresses = Box::new(|family| local_addresses_beside(ipvs::INTERFACE, family));
-        let family_sync = FamilySync::new(backend, settings, node_addresses);
+        let family_sync = FamilySync::new(Box::new(dataplane), settings, node_addresses);
         let make_settings = Box::new(move |node: &NodeFacts| self::settings(&config, family, node));
         self.families.push(family_sync.following_node(make_settings));
     }
@@ -154,7 +158,7 @@ pub(super) async fn iptables(
     config: &Config,
     node: &NodeFacts,
     metrics: &Arc<Metrics>,
-) -> Result<Dataplanes<Iptables<Tools>>> {
+) -> Result<Dataplanes> {
     let usable = usable_families(config, node, WhenLocked::Wait).await?;
     conntrack::set_limits(&config.conntrack)?;
     let monitor = monitor(config, usable.iter().map(|(_, tools)| tools.flavor()));
@@ -178,10 +182,7 @@ pub(super) async fn iptables(
 }
 
 /// The same, only to be looked at: nothing is set on the node.
-pub(super) async fn iptables_to_look_at(
-    config: &Config,
-    node: &NodeFacts,
-) -> Result<Dataplanes<Iptables<Tools>>> {
+pub(super) async fn iptables_to_look_at(config: &Config, node: &NodeFacts) -> Result<Dataplanes> {
     let mut planes = Dataplanes::none();
     for (family, tools) in usable_families(config, node, WhenLocked::Fail).await? {
         let features = iptables::features(config.iptables.masquerade_bit, tools.version());
@@ -195,11 +196,7 @@ pub(super) async fn iptables_to_look_at(
 ///
 /// # Errors
 /// If the kernel lacks IPVS or a setting of it, or if the primary family cannot run; says why.
-pub(super) async fn ipvs(
-    config: &Config,
-    node: &NodeFacts,
-    metrics: &Arc<Metrics>,
-) -> Result<Dataplanes<Ipvs<Tools>>> {
+pub(super) async fn ipvs(config: &Config, node: &NodeFacts, metrics: &Arc<Metrics>) -> Result<Dataplanes> {
     let families = ipvs_families(config, node, WhenLocked::Wait).await?;
     let monitor = monitor(config, families.iter().map(|family| family.tools.flavor()));
     let mut planes = Dataplanes::none();
@@ -215,7 +212,7 @@ pub(super) async fn ipvs(
         if let Some(measuring) = measuring(config, settings.family, metrics) {
             backend = backend.measuring(measuring);
         }
-        backend.probe().await?;
+        backend.probe()?;
         planes.add(backend, settings, (config, flavor));
     }
     conntrack::set_limits(&config.conntrack)?;
@@ -229,7 +226,7 @@ pub(super) async fn ipvs(
 }
 
 /// The same, only to be looked at: nothing is set on the node.
-pub(super) async fn ipvs_to_look_at(config: &Config, node: &NodeFacts) -> Result<Dataplanes<Ipvs<Tools>>> {
+pub(super) async fn ipvs_to_look_at(config: &Config, node: &NodeFacts) -> Result<Dataplanes> {
     let mut planes = Dataplanes::none();
     for IpvsFamily { settings, tools, features } in ipvs_families(config, node, WhenLocked::Fail).await? {
         let flavor = tools.flavor();

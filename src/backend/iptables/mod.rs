@@ -33,13 +33,14 @@ use super::drift::{DriftDetection, TableWatch};
 use super::kinds::RANDOM_FULLY;
 use super::options::{Options, OptionsRefused};
 use super::tally::{Measuring, Tally};
-use super::{Applied, Backend, Finding, KernelObject, Look, ObjectCount, ObjectKind, Refusal, Standing};
+use super::{Applied, Dataplane, Finding, KernelObject, Look, ObjectCount, ObjectKind, Refusal, Standing};
 use crate::kernel::iptables::{Flavor, RestoreError, Trial, Version, Xtables};
 use crate::kernel::nft::Part;
 use crate::model::IpFamily;
 use crate::plan::Plan;
 use anyhow::{Context, Result};
 use baseline::TableChains;
+use futures::future::LocalBoxFuture;
 use kinds::NFACCT;
 use meters::ChainCounters;
 use names::{ChainId, INVALID_DROPPED, LOCALHOST_ACCEPTED};
@@ -67,6 +68,8 @@ pub struct Iptables<X> {
     /// The tree is off for as long as a Service is refused.
     tree_waits: bool,
     family: IpFamily,
+    /// What is in the kernel, as far as we know; `None` when nothing is known.
+    baseline: Option<Baseline>,
     watch: TableWatch,
     /// What Services carried, if that is measured.
     tally: Option<Tally<ChainId>>,
@@ -85,6 +88,7 @@ impl<X: Xtables> Iptables<X> {
             tree_threshold,
             tree_waits: false,
             family,
+            baseline: None,
             watch: TableWatch::default(),
             tally: None,
         }
@@ -204,11 +208,23 @@ pub fn render_inputs(plan: &Plan<'_>, features: &Features, flavor: Flavor) -> Ve
     steps.iter().map(text).collect()
 }
 
-impl<X: Xtables> Backend for Iptables<X> {
-    type Desired<'a> = Desired<'a>;
-    type Baseline = Baseline;
-    type Changes = Changes;
+impl<X: Xtables> Iptables<X> {
+    /// Everything in the plan's scope, and whatever else is damaged.
+    pub fn render<'a>(&self, plan: &Plan<'a>) -> Desired<'a> {
+        let nothing = BTreeSet::new();
+        let damaged = self.baseline.as_ref().map_or(&nothing, |baseline| &baseline.damaged);
+        Desired::of(plan, &self.features, damaged)
+    }
 
+    /// What separates the kernel from what is wanted, as far as we know.
+    pub fn diff(&self, desired: &Desired<'_>) -> Changes {
+        match &self.baseline {
+            Some(baseline) => Changes::between(baseline, desired),
+            None => Changes::between(&Baseline::default(), desired),
+        }
+    }
+
+    /// What of ours is in the kernel: names of chains, nothing of their content.
     async fn observe(&mut self) -> Result<Baseline> {
         let mut strays = BTreeSet::new();
         let mut look = |part: Part<&str>| match part {
@@ -222,34 +238,22 @@ impl<X: Xtables> Backend for Iptables<X> {
         Ok(Baseline::observed(strays))
     }
 
-    async fn learn(&mut self) -> Result<()> {
-        let counters = [INVALID_DROPPED, LOCALHOST_ACCEPTED].map(|name| self.tools.has_counter(name));
-        // Who may not run the tool may look at the rest.
-        let _ = self.learn_options(counters, Trial::Read).await;
-        Ok(())
+    async fn try_sync(&mut self, plan: &Plan<'_>) -> Result<Applied> {
+        let mut baseline = match self.baseline.take() {
+            Some(baseline) => baseline,
+            None => self.observe().await.context("looking at the kernel")?,
+        };
+        let desired = Desired::of(plan, &self.features, &baseline.damaged);
+        let changes = Changes::between(&baseline, &desired);
+        let applied = self.apply(&desired, changes, &mut baseline).await?;
+        self.baseline = Some(baseline);
+        Ok(applied)
     }
 
-    fn holds_services(&self, found: &Baseline) -> bool {
-        !found.strays.is_empty()
-    }
-
-    fn render<'a>(&self, plan: &Plan<'a>, baseline: &Baseline) -> Desired<'a> {
-        Desired::of(plan, &self.features, &baseline.damaged)
-    }
-
-    fn diff(&self, baseline: &Baseline, desired: &Desired<'_>) -> Changes {
-        Changes::between(baseline, desired)
-    }
-
-    fn wanted(&self, plan: &Plan<'_>) -> Vec<KernelObject> {
-        // One Service makes no tree; where it stands in one is for the reader to find.
-        let features = Features { tree_threshold: usize::MAX, ..self.features.clone() };
-        inspect::wanted(plan, &features)
-    }
-
+    /// Carries the changes out and notes them in the baseline.
     async fn apply(
         &mut self,
-        desired: &Self::Desired<'_>,
+        desired: &Desired<'_>,
         changes: Changes,
         baseline: &mut Baseline,
     ) -> Result<Applied> {
@@ -287,19 +291,56 @@ impl<X: Xtables> Backend for Iptables<X> {
         Ok(applied)
     }
 
-    async fn tend(&mut self, _: &mut Baseline) -> Result<()> {
+    async fn check(&mut self, look: Look) -> Result<Vec<Finding>> {
+        let Some(baseline) = &mut self.baseline else { return Ok(Vec::new()) };
         if let Some(tally) = &mut self.tally {
             tally.round(&mut ChainCounters::new(&mut self.tools));
         }
-        Ok(())
-    }
-
-    async fn verify(&mut self, baseline: &mut Baseline, look: Look) -> Result<Vec<Finding>> {
         let (family, known) = (self.family, &*baseline);
         let expected = || known.expected(family);
         let lost = self.watch.look(&mut self.tools, &known.chains(), expected, look).await?;
         baseline.lose(lost.chains.keys(), &lost.shared);
+        if lost.is_unknown {
+            self.baseline = None;
+        }
         Ok(lost.findings())
+    }
+}
+
+impl<X: Xtables + 'static> Dataplane for Iptables<X> {
+    fn needs_all(&self) -> bool {
+        self.baseline.is_none()
+    }
+
+    fn sync<'a>(&'a mut self, plan: &'a Plan<'a>) -> LocalBoxFuture<'a, Result<Applied>> {
+        Box::pin(self.try_sync(plan))
+    }
+
+    fn verify(&mut self, look: Look) -> LocalBoxFuture<'_, Result<Vec<Finding>>> {
+        Box::pin(self.check(look))
+    }
+
+    fn forget(&mut self) {
+        self.baseline = None;
+    }
+
+    fn holds_services(&mut self) -> LocalBoxFuture<'_, Result<bool>> {
+        Box::pin(async { Ok(!self.observe().await?.strays.is_empty()) })
+    }
+
+    fn learn(&mut self) -> LocalBoxFuture<'_, Result<()>> {
+        Box::pin(async {
+            let counters = [INVALID_DROPPED, LOCALHOST_ACCEPTED].map(|name| self.tools.has_counter(name));
+            // Who may not run the tool may look at the rest.
+            let _ = self.learn_options(counters, Trial::Read).await;
+            Ok(())
+        })
+    }
+
+    fn wanted(&self, plan: &Plan<'_>) -> Vec<KernelObject> {
+        // One Service makes no tree; where it stands in one is for the reader to find.
+        let features = Features { tree_threshold: usize::MAX, ..self.features.clone() };
+        inspect::wanted(plan, &features)
     }
 }
 

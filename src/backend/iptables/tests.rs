@@ -15,7 +15,6 @@ pub(super) struct Bench {
     pub(super) tracker: Tracker,
     settings: FamilySettings,
     pub(super) backend: Iptables<FakeXtables>,
-    pub(super) baseline: Option<Baseline>,
 }
 
 impl Bench {
@@ -23,7 +22,7 @@ impl Bench {
         let (tracker, settings) = pass::start(family);
         let features = Features { counts_localhost: true, counts_invalid: true, ..Features::default() };
         let backend = Iptables::new(FakeXtables::new(flavor), family, features).with_most_chains(most_chains);
-        Bench { tracker, settings, backend, baseline: None }
+        Bench { tracker, settings, backend }
     }
 
     /// With a tree as soon as `KUBE-SERVICES` has more rules than this.
@@ -44,8 +43,7 @@ impl Bench {
     }
 
     pub(super) async fn sync(&mut self) -> Result<Applied> {
-        let Bench { tracker, settings, backend, baseline } = self;
-        pass::run(tracker, settings, backend, baseline).await
+        pass::run(&mut self.tracker, &self.settings, &mut self.backend).await
     }
 
     /// Syncs; if the Service is refused, the kernel is as if it did not exist.
@@ -78,9 +76,8 @@ impl Bench {
     fn changes(&mut self) -> Changes {
         let plan = Plan::new(&self.settings, self.tracker.snapshot(), Scope::All)
             .with_endpoint_count(self.tracker.endpoints(self.settings.family));
-        let baseline = self.baseline.as_ref().unwrap();
-        let desired = self.backend.render(&plan, baseline);
-        self.backend.diff(baseline, &desired)
+        let desired = self.backend.render(&plan);
+        self.backend.diff(&desired)
     }
 
     pub(super) fn tables(
@@ -142,7 +139,7 @@ async fn a_refused_service_is_found_without_the_tree_which_comes_back_with_its_r
         (0..12).find(|number| rules.clone().any(|rule| rule.contains(&format!("ns/svc-{number}:")))).unwrap();
     let name = ServiceName::new("ns", &format!("svc-{number}"));
     bench.backend.tools().refused = vec![format!("{name}:")];
-    bench.baseline = None;
+    bench.backend.forget();
     assert!(bench.sync().await.is_err());
     let applied = bench.sync().await.unwrap();
     assert_eq!(applied.refused.len(), 1);
@@ -235,7 +232,7 @@ async fn refuse(most_chains: usize, service: &str, poison: &str) -> usize {
     bench.tracker.fold(WatchEvent::ServiceGone(ServiceName::new("ns", "svc-5")));
     assert_eq!(bench.sync().await.unwrap().newly_refused().count(), 0);
     bench.backend.tools().refused.clear();
-    bench.baseline = None;
+    bench.backend.forget();
     bench.sync().await.unwrap();
     let mut fresh = bench.afresh(Flavor::Nft);
     fresh.sync().await.unwrap();
@@ -324,11 +321,9 @@ async fn a_lost_rule_a_flush_and_a_lost_canary_are_noticed() {
         }
         bench.sync().await.unwrap();
         let good = bench.tables().clone();
-        let baseline = bench.baseline.as_mut().unwrap();
-        assert_eq!(bench.backend.verify(baseline, Look::Thorough).await.unwrap(), []);
+        assert_eq!(bench.backend.verify(Look::Thorough).await.unwrap(), []);
         harm(bench.backend.tools());
-        let baseline = bench.baseline.as_mut().unwrap();
-        assert!(!bench.backend.verify(baseline, Look::Quick).await.unwrap().is_empty(), "harm {index}");
+        assert!(!bench.backend.verify(Look::Quick).await.unwrap().is_empty(), "harm {index}");
         bench.sync().await.unwrap();
         assert_eq!(bench.tables(), &good, "harm {index}");
     }
@@ -410,7 +405,7 @@ async fn damage_by_others_is_mended_and_blamed_on_no_service() {
             Err(_) => bench.sync().await.unwrap(),
         };
         assert!(applied.refused.is_empty());
-        bench.baseline = None;
+        bench.backend.forget();
         bench.sync().await.unwrap();
     }
 }
@@ -423,15 +418,13 @@ async fn a_flush_while_we_write_does_not_hide_behind_our_own_change() {
         bench.tracker.fold(generator.event());
     }
     bench.sync().await.unwrap();
-    let baseline = bench.baseline.as_mut().unwrap();
-    assert_eq!(bench.backend.verify(baseline, Look::Thorough).await.unwrap(), []);
+    assert_eq!(bench.backend.verify(Look::Thorough).await.unwrap(), []);
     for _ in 0..5 {
         bench.tracker.fold(generator.event());
     }
     bench.backend.tools().flushed_after_restore = true;
     bench.sync().await.unwrap();
-    let baseline = bench.baseline.as_mut().unwrap();
-    assert!(!bench.backend.verify(baseline, Look::Quick).await.unwrap().is_empty());
+    assert!(!bench.backend.verify(Look::Quick).await.unwrap().is_empty());
 }
 
 /// Does one random harm to a chain of ours; returns its table and name.
@@ -477,11 +470,9 @@ async fn each_of_two_hundred_random_harms_is_named_and_healed() {
                 bench.sync().await.unwrap();
             }
             let good = bench.tables().clone();
-            let baseline = bench.baseline.as_mut().unwrap();
-            assert_eq!(bench.backend.verify(baseline, Look::Thorough).await.unwrap(), [], "round {round}");
+            assert_eq!(bench.backend.verify(Look::Thorough).await.unwrap(), [], "round {round}");
             let (table, chain) = harm(bench.backend.tools(), &mut generator);
-            let baseline = bench.baseline.as_mut().unwrap();
-            let found = bench.backend.verify(baseline, Look::Thorough).await.unwrap();
+            let found = bench.backend.verify(Look::Thorough).await.unwrap();
             let name = match chain.as_str() {
                 "KUBE-FIREWALL" => vec![],
                 _ => vec![format!("{chain} of table {table}")],
@@ -510,8 +501,7 @@ async fn a_jump_that_was_changed_is_named() {
         let rule = &mut nat.get_mut("PREROUTING").unwrap()[0];
         *rule = format!("-s 192.0.2.1 {rule}");
     });
-    let baseline = bench.baseline.as_mut().unwrap();
-    let found = bench.backend.verify(baseline, Look::Thorough).await.unwrap();
+    let found = bench.backend.verify(Look::Thorough).await.unwrap();
     let what = "jump PREROUTING to KUBE-SERVICES in table nat is gone or was changed";
     assert!(matches!(&found[..], [Finding::Drift(drift)] if drift.to_string() == what), "{found:?}");
 }
@@ -528,7 +518,7 @@ impl Bench {
 
     async fn look_as(&mut self, look: Look) -> (Vec<String>, usize) {
         let before = self.backend.tools().readings;
-        let found = self.backend.verify(self.baseline.as_mut().unwrap(), look).await.unwrap();
+        let found = self.backend.verify(look).await.unwrap();
         let text = |finding| match finding {
             Finding::Drift(drift) => drift.to_string(),
             other => format!("{other:?}"),
@@ -609,9 +599,9 @@ async fn what_was_not_heard_is_mended_by_writing_everything_at_once_and_then_eve
     for look in 0..60 {
         bench.backend.tools().loses = true;
         replace_rule(bench.backend.tools(), &chain);
-        let found = bench.backend.verify(bench.baseline.as_mut().unwrap(), Look::Quick).await.unwrap();
+        let found = bench.backend.verify(Look::Quick).await.unwrap();
         if let [Finding::Outdated(_)] = found[..] {
-            bench.baseline = None;
+            bench.backend.forget();
             bench.sync().await.unwrap();
             assert_eq!(bench.tables(), &good);
             rewritten.push(look);
@@ -620,7 +610,7 @@ async fn what_was_not_heard_is_mended_by_writing_everything_at_once_and_then_eve
         }
     }
     assert_eq!(rewritten, [0, 16, 47]);
-    bench.baseline = None;
+    bench.backend.forget();
     bench.sync().await.unwrap();
     replace_rule(bench.backend.tools(), &chain);
     assert_eq!(bench.look().await.0, [format!("chain {chain} of table nat was changed by meddler")]);
@@ -685,8 +675,7 @@ async fn a_damaged_service_that_goes_or_changes_before_it_is_mended_leaves_nothi
             for _ in 0..4 {
                 harm(bench.backend.tools(), &mut generator);
             }
-            let baseline = bench.baseline.as_mut().unwrap();
-            assert!(!bench.backend.verify(baseline, Look::Quick).await.unwrap().is_empty());
+            assert!(!bench.backend.verify(Look::Quick).await.unwrap().is_empty());
             (0..6).for_each(|_| bench.tracker.fold(generator.event()));
             bench.sync().await.unwrap();
             let mut fresh = bench.afresh(Flavor::Nft);
@@ -799,8 +788,7 @@ async fn rules_are_known_by_what_they_say_and_not_by_how_it_is_put() {
 async fn what_could_not_be_listed_is_an_error_and_is_listed_at_the_next_look() {
     let mut bench = legacy().await;
     bench.backend.tools().listing_fails = true;
-    let baseline = bench.baseline.as_mut().unwrap();
-    assert!(bench.backend.verify(baseline, Look::Thorough).await.is_err());
+    assert!(bench.backend.verify(Look::Thorough).await.is_err());
     assert_eq!(bench.look_thoroughly().await, (vec![], LISTING));
 }
 
@@ -854,7 +842,7 @@ async fn a_chain_of_a_legacy_table_that_others_hold_has_to_be_empty() {
 async fn a_refused_service_leaves_nothing_to_be_found() {
     let mut bench = legacy().await;
     bench.backend.tools().refused = vec!["s-000007:".to_owned()];
-    bench.baseline = None;
+    bench.backend.forget();
     assert_eq!(bench.sync().await.unwrap().refused.len(), 1);
     assert_eq!(bench.look_thoroughly().await.0, Vec::<String>::new());
 }

@@ -38,7 +38,7 @@ use super::kinds::RANDOM_FULLY;
 use super::listing::Expected;
 use super::options::Options;
 use super::tally::{Measuring, Tally};
-use super::{Applied, Backend, Finding, KernelObject, Look, ObjectCount, ObjectKind, Refusal};
+use super::{Applied, Dataplane, Finding, KernelObject, Look, ObjectCount, ObjectKind, Refusal};
 use crate::kernel::ipset::Ipsets;
 use crate::kernel::iptables::{RuleKind, Trial, Version, Xtables};
 use crate::kernel::ipvs::VirtualServers;
@@ -48,6 +48,7 @@ use crate::plan::{Plan, ServicePlan};
 use anyhow::{Context, Result, bail};
 use apply::Refused;
 use census::Counting;
+use futures::future::LocalBoxFuture;
 use input::{ChainHashes, TableChains};
 use meters::{ServerCounters, Statistics};
 use observe::Addresses;
@@ -82,6 +83,8 @@ pub struct Ipvs<X> {
     /// The node's own addresses when we last looked.
     node_addresses: BTreeSet<IpAddr>,
     missing_schedulers: BTreeSet<Arc<str>>,
+    /// What is in the kernel, as far as we know; `None` when nothing is known.
+    baseline: Option<Baseline>,
     tables: TableWatch,
     watch: Watch,
     detection: DriftDetection,
@@ -101,6 +104,7 @@ impl<X: Xtables> Ipvs<X> {
             options: Options::default(),
             node_addresses: BTreeSet::new(),
             missing_schedulers: BTreeSet::new(),
+            baseline: None,
             tables: TableWatch::default(),
             watch: Watch::default(),
             detection: DriftDetection::default(),
@@ -256,15 +260,16 @@ fn count_written(input: &str, table: &str) -> usize {
     section.map_or(0, |section| section.lines().filter(|line| line.starts_with("-A ")).count())
 }
 
-impl<X: Xtables> Backend for Ipvs<X> {
-    type Desired<'a> = Desired<'a>;
-    type Baseline = Baseline;
-    type Changes = Changes;
-
-    async fn probe(&mut self) -> Result<()> {
+impl<X: Xtables> Ipvs<X> {
+    /// Whether the kernel has the scheduler of Services that ask for none.
+    ///
+    /// # Errors
+    /// Says what is missing and what to do about it.
+    pub fn probe(&mut self) -> Result<()> {
         setup::check_scheduler(self.kernel.servers.as_mut(), &self.features.scheduler)
     }
 
+    /// What of ours is in the kernel.
     async fn observe(&mut self) -> Result<Baseline> {
         let addresses = Addresses::read(&mut self.kernel, self.family)?;
         let baseline = observe::all(&mut self.kernel, self.family, &self.features, &addresses)
@@ -276,11 +281,7 @@ impl<X: Xtables> Backend for Ipvs<X> {
         Ok(baseline)
     }
 
-    fn holds_services(&self, found: &Baseline) -> bool {
-        found.ours.0 > 0
-    }
-
-    fn render<'a>(&self, plan: &Plan<'a>, _: &Baseline) -> Desired<'a> {
+    fn render<'a>(&self, plan: &Plan<'a>) -> Desired<'a> {
         Desired::of(plan, &self.style(plan))
     }
 
@@ -288,20 +289,32 @@ impl<X: Xtables> Backend for Ipvs<X> {
         Changes::between(baseline, desired, &self.features)
     }
 
-    async fn learn(&mut self) -> Result<()> {
-        self.node_addresses = Addresses::read(&mut self.kernel, self.family)?.node;
-        // Who may not run the tool may look at the rest.
-        let _ = self.learn_options(Trial::Read).await;
-        Ok(())
+    async fn try_sync(&mut self, plan: &Plan<'_>) -> Result<Applied> {
+        let mut baseline = match self.baseline.take() {
+            Some(baseline) => baseline,
+            None => self.observe().await.context("looking at the kernel")?,
+        };
+        let desired = self.render(plan);
+        let changes = self.diff(&baseline, &desired);
+        let applied = self.apply(&desired, changes, &mut baseline).await?;
+        self.baseline = Some(baseline);
+        Ok(applied)
     }
 
-    fn wanted(&self, plan: &Plan<'_>) -> Vec<KernelObject> {
-        inspect::wanted(&Desired::of(plan, &self.style(plan)))
+    async fn check(&mut self, look: Look) -> Result<Vec<Finding>> {
+        let Some(mut baseline) = self.baseline.take() else { return Ok(Vec::new()) };
+        let found = match self.tend(&mut baseline) {
+            Ok(()) => self.compare(&mut baseline, look).await,
+            Err(error) => Err(error),
+        };
+        let is_outdated = found.iter().flatten().any(|finding| matches!(finding, Finding::Outdated(_)));
+        self.baseline = (!is_outdated).then_some(baseline);
+        found
     }
 
     async fn apply(
         &mut self,
-        desired: &Self::Desired<'_>,
+        desired: &Desired<'_>,
         changes: Changes,
         baseline: &mut Baseline,
     ) -> Result<Applied> {
@@ -331,7 +344,7 @@ impl<X: Xtables> Backend for Ipvs<X> {
         Ok(Applied { objects, calls, refused: Refusal::standing(&baseline.refused, &found) })
     }
 
-    async fn verify(&mut self, baseline: &mut Baseline, look: Look) -> Result<Vec<Finding>> {
+    async fn compare(&mut self, baseline: &mut Baseline, look: Look) -> Result<Vec<Finding>> {
         self.watch.addresses_due |=
             self.kernel.links.addresses_changed(self.family)? || look == Look::Thorough;
         let addresses = match self.watch.addresses_due {
@@ -363,7 +376,8 @@ impl<X: Xtables> Backend for Ipvs<X> {
         Ok(lost.findings().into_iter().chain(drift.into_iter().map(Finding::Drift)).collect())
     }
 
-    async fn tend(&mut self, baseline: &mut Baseline) -> Result<()> {
+    /// Does what `apply` had to leave for later, and reads counters.
+    fn tend(&mut self, baseline: &mut Baseline) -> Result<()> {
         let frontends = baseline.draining.clone();
         let removed = drain::sweep(self.kernel.servers.as_mut(), frontends, baseline)?;
         if removed > 0 {
@@ -376,6 +390,41 @@ impl<X: Xtables> Backend for Ipvs<X> {
             Some(counting) => counting.take(self.kernel.servers.as_mut(), self.family, baseline),
             None => Ok(()),
         }
+    }
+}
+
+impl<X: Xtables + 'static> Dataplane for Ipvs<X> {
+    fn needs_all(&self) -> bool {
+        self.baseline.is_none()
+    }
+
+    fn sync<'a>(&'a mut self, plan: &'a Plan<'a>) -> LocalBoxFuture<'a, Result<Applied>> {
+        Box::pin(self.try_sync(plan))
+    }
+
+    fn verify(&mut self, look: Look) -> LocalBoxFuture<'_, Result<Vec<Finding>>> {
+        Box::pin(self.check(look))
+    }
+
+    fn forget(&mut self) {
+        self.baseline = None;
+    }
+
+    fn holds_services(&mut self) -> LocalBoxFuture<'_, Result<bool>> {
+        Box::pin(async { Ok(self.observe().await?.ours.0 > 0) })
+    }
+
+    fn learn(&mut self) -> LocalBoxFuture<'_, Result<()>> {
+        Box::pin(async {
+            self.node_addresses = Addresses::read(&mut self.kernel, self.family)?.node;
+            // Who may not run the tool may look at the rest.
+            let _ = self.learn_options(Trial::Read).await;
+            Ok(())
+        })
+    }
+
+    fn wanted(&self, plan: &Plan<'_>) -> Vec<KernelObject> {
+        inspect::wanted(&Desired::of(plan, &self.style(plan)))
     }
 }
 

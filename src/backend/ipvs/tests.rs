@@ -37,7 +37,6 @@ pub(super) struct Bench {
     settings: FamilySettings,
     pub(super) node: FakeNode,
     pub(super) backend: Ipvs<FakeXtables>,
-    pub(super) baseline: Option<Baseline>,
 }
 
 impl Bench {
@@ -49,7 +48,7 @@ impl Bench {
             links: Box::new(node.clone()),
         };
         let backend = Ipvs::new(FakeXtables::new(Flavor::Nft), hands, family, features);
-        Bench { tracker, settings, node, backend, baseline: None }
+        Bench { tracker, settings, node, backend }
     }
 
     pub(super) fn new(family: IpFamily) -> Self {
@@ -75,14 +74,13 @@ impl Bench {
     }
 
     pub(super) async fn sync(&mut self) -> Result<Applied> {
-        let Bench { tracker, settings, backend, baseline, .. } = self;
-        pass::run(tracker, settings, backend, baseline).await
+        pass::run(&mut self.tracker, &self.settings, &mut self.backend).await
     }
 
     fn is_settled(&mut self) -> bool {
         let plan = Plan::new(&self.settings, self.tracker.snapshot(), Scope::All);
-        let baseline = self.baseline.as_ref().unwrap();
-        let desired = self.backend.render(&plan, baseline);
+        let baseline = self.backend.baseline.as_ref().unwrap();
+        let desired = self.backend.render(&plan);
         let changes = self.backend.diff(baseline, &desired);
         changes.is_empty()
     }
@@ -98,7 +96,7 @@ impl Bench {
     }
 
     async fn look(&mut self, look: Look) -> Vec<String> {
-        let found = self.backend.verify(self.baseline.as_mut().unwrap(), look).await.unwrap();
+        let found = self.backend.verify(look).await.unwrap();
         let words = |finding: &Finding| match finding {
             Finding::Drift(drift) => drift.to_string(),
             Finding::Outdated(what) => (*what).to_owned(),
@@ -107,7 +105,9 @@ impl Bench {
     }
 
     pub(super) async fn tend(&mut self) {
-        self.backend.tend(self.baseline.as_mut().unwrap()).await.unwrap();
+        let mut baseline = self.backend.baseline.take().unwrap();
+        self.backend.tend(&mut baseline).unwrap();
+        self.backend.baseline = Some(baseline);
     }
 
     /// What is in the kernel, to compare.
@@ -242,7 +242,7 @@ async fn removing_every_service_returns_to_the_empty_base() {
     }
     bench.sync().await.unwrap();
     assert_eq!(bench.kernel(), empty.kernel());
-    let baseline = bench.baseline.as_ref().unwrap();
+    let baseline = bench.backend.baseline.as_ref().unwrap();
     assert_eq!((baseline.ours, baseline.addresses), ((0, 0), 0));
 }
 
@@ -332,7 +332,7 @@ async fn a_scheduler_that_the_kernel_lacks_is_refused_at_start_and_replaced_for_
     assert_eq!(&*with.scheduler.name, "rr");
 
     bench.backend.features.scheduler = IpvsScheduler::parse("nq").unwrap();
-    let error = bench.backend.probe().await.unwrap_err();
+    let error = bench.backend.probe().unwrap_err();
     let want = "the kernel has no IPVS scheduler nq (module ip_vs_nq); it has: rr, lc, sh, mh";
     assert_eq!(error.to_string(), want);
 }
@@ -370,7 +370,7 @@ async fn what_a_run_before_left_goes_also_when_it_is_not_seen_among_all_others()
         next.sync().await.unwrap();
         assert!(!bench.node.state().servers.contains_key(&at), "{at}");
         bench.node.state().hidden = None;
-        bench.baseline = None;
+        bench.backend.forget();
         bench.sync().await.unwrap();
     }
 }
@@ -382,7 +382,7 @@ async fn others_virtual_servers_are_left_alone_unless_a_service_wants_them() {
     let (mut bench, at) = bench_with_web(Protocol::Tcp, &[1]).await;
     bench.node.state().servers.insert(foreign, theirs.clone());
     bench.node.state().servers.insert(at, theirs.clone());
-    bench.baseline = None;
+    bench.backend.forget();
     bench.sync().await.unwrap();
     assert_eq!(bench.node.state().servers[&foreign], theirs);
     assert_eq!(bench.reals(&at)[0], ("10.128.1.1:8080".to_owned(), 1), "the Service's own is set right");
@@ -560,11 +560,11 @@ async fn node_ports_follow_the_nodes_addresses() {
     assert_eq!(bench.reals(&at(11)).len(), 1);
     bench.node.state().interfaces.get_mut("eth0").unwrap().insert([10, 200, 0, 12].into());
     assert_eq!(bench.verify().await.unwrap(), "the node's addresses changed");
-    bench.baseline = None;
+    bench.backend.forget();
     bench.sync().await.unwrap();
     assert_eq!(bench.reals(&at(12)).len(), 1);
     bench.node.state().interfaces.get_mut("eth0").unwrap().remove(&IpAddr::from([10, 200, 0, 11]));
-    bench.baseline = None;
+    bench.backend.forget();
     bench.sync().await.unwrap();
     assert!(!bench.node.state().servers.contains_key(&at(11)));
     assert!(!bench.node.state().servers.keys().any(|at| at.address.is_loopback()));
@@ -605,7 +605,7 @@ async fn the_first_endpoint_differs_from_node_to_node_but_not_in_upstreams_ways(
                 Features { node_name: format!("node-{number}").into(), ..features(upstream_compat) };
             let other = bench.picture_for(Bench::on(FakeNode::default(), IpFamily::V4, features));
             let plan = Plan::new(&other.settings, other.tracker.snapshot(), Scope::All);
-            let desired = other.backend.render(&plan, &Baseline::default());
+            let desired = other.backend.render(&plan);
             let changes = other.backend.diff(&Baseline::default(), &desired);
             changes.servers.iter().map(|operation| format!("{operation:?}")).collect::<Vec<_>>()
         };
@@ -809,7 +809,7 @@ async fn harm_to_the_rules_around_ipvs_is_named_and_healed(
 ) {
     let (mut bench, _) = bench_with_web(Protocol::Tcp, &[1, 2]).await;
     bench.backend.tools = FakeXtables::new(flavor);
-    bench.baseline = None;
+    bench.backend.forget();
     bench.sync().await.unwrap();
     let good = bench.backend.tools.tables.clone();
     let chains: Vec<(String, String)> = good
@@ -846,7 +846,7 @@ async fn what_kube_proxy_does_not_have_goes_when_we_are_to_do_as_it_does(
 ) {
     let (mut bench, _) = bench_with_web(Protocol::Tcp, &[1, 2]).await;
     bench.backend.tools = FakeXtables::new(flavor);
-    bench.baseline = None;
+    bench.backend.forget();
     bench.sync().await.unwrap();
     let ours = |bench: &Bench| -> Vec<String> {
         let mangle = bench.backend.tools.tables["mangle"].iter();
@@ -866,7 +866,7 @@ async fn what_kube_proxy_does_not_have_goes_when_we_are_to_do_as_it_does(
     });
     assert_eq!(ours(&bench).len(), 5, "a chain, two jumps, two sets: {:?}", ours(&bench));
     bench.backend.features = features(true);
-    bench.baseline = None;
+    bench.backend.forget();
     bench.sync().await.unwrap();
     assert_eq!(ours(&bench), Vec::<String>::new());
     assert_eq!(bench.find().await, Vec::<String>::new());
@@ -882,7 +882,7 @@ async fn random_source_ports_that_are_refused_are_left_out_whenever_that_shows()
     assert!(is_random(&bench));
     // Later, when everything is written again; the pass that shows it fails.
     bench.backend.tools.refused = vec!["--random-fully".to_owned()];
-    bench.baseline = None;
+    bench.backend.forget();
     bench.sync().await.unwrap_err();
     bench.sync().await.unwrap();
     assert!(!is_random(&bench));

@@ -5,7 +5,7 @@
 
 use super::rules::{NEW_RULE, RuleMark, read_mark, read_place};
 use super::{HEADER_LEN, NEW_CHAIN, NEW_GENERATION, SUBSYSTEM, nfnetlink, read_chain};
-use crate::model::IpFamily;
+use crate::model::{IpFamily, word};
 use anyhow::{Context, Result};
 use netlink::{Error, Malformed, Message, Notices, Protocol};
 use std::cell::RefCell;
@@ -350,7 +350,7 @@ fn process(message: &Message<'_>) -> Result<String, Malformed> {
     for attribute in message.attributes(HEADER_LEN)? {
         let attribute = attribute?;
         if attribute.kind == GENERATION_PROCESS {
-            return Ok(attribute.string().unwrap_or_default().escape_debug().to_string());
+            return Ok(word(attribute.string().unwrap_or_default()).into_owned());
         }
     }
     Ok(String::new())
