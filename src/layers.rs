@@ -33,8 +33,19 @@ const OWNED: &[(&[&str], &[&str])] = &[
 ];
 
 /// In any backend, these files see plans and names only: no kernel, no clock, no async.
-const PURE_FILES: &[&str] =
-    &["names", "desired", "render", "diff", "base", "input", "lines", "masquerade", "text"];
+const PURE_FILES: &[&str] = &[
+    "names",
+    "chains",
+    "desired",
+    "render",
+    "diff",
+    "base",
+    "input",
+    "lines",
+    "masquerade",
+    "text",
+    "parse",
+];
 
 fn sources(folder: &Path, found: &mut Vec<PathBuf>) {
     for entry in std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()) {

@@ -1,7 +1,7 @@
 //! What is timed and counted: the program's own work, step by step, for the whole cluster and for one
 //! change in it.
 
-use kube_proxy_rs::backend::{Backend as _, Look};
+use kube_proxy_rs::backend::{Dataplane as _, Look};
 use kube_proxy_rs::testing::cluster::{Cluster, ENDPOINTS, slice};
 use kube_proxy_rs::testing::stub_api::{load_service, load_slice};
 use kube_proxy_rs::watch::convert;
@@ -78,19 +78,19 @@ fn render_one(cluster: &mut Cluster, repeat: Repeat<'_>) {
 
 fn diff_all(cluster: &mut Cluster, repeat: Repeat<'_>) {
     let desired = cluster.backend.render(&cluster.plan(None));
-    repeat(&mut || drop(black_box(cluster.backend.diff(&cluster.baseline, &desired))));
+    repeat(&mut || drop(black_box(cluster.backend.diff(&desired))));
 }
 
 fn diff_one(cluster: &mut Cluster, repeat: Repeat<'_>) {
     let changes = cluster.fold(slice(NUMBER, ENDPOINTS - 1));
     let desired = cluster.backend.render(&cluster.plan(Some(&changes)));
-    repeat(&mut || drop(black_box(cluster.backend.diff(&cluster.baseline, &desired))));
+    repeat(&mut || drop(black_box(cluster.backend.diff(&desired))));
 }
 
 fn pass_all(cluster: &mut Cluster, repeat: Repeat<'_>) {
     let runtime = runtime();
     repeat(&mut || {
-        runtime.block_on(cluster.forget()).unwrap();
+        cluster.backend.forget();
         runtime.block_on(cluster.sync(None)).unwrap();
     });
 }
@@ -108,7 +108,6 @@ fn pass_one(cluster: &mut Cluster, repeat: Repeat<'_>) {
 fn check(cluster: &mut Cluster, repeat: Repeat<'_>) {
     let runtime = runtime();
     repeat(&mut || {
-        let Cluster { backend, baseline, .. } = cluster;
-        black_box(runtime.block_on(backend.verify(baseline, Look::Quick)).unwrap());
+        black_box(runtime.block_on(cluster.backend.verify(Look::Quick)).unwrap());
     });
 }

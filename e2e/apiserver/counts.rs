@@ -94,13 +94,13 @@ fn clock() -> Now {
 }
 
 /// The loop over both families, as the program sets it up, on tables in memory.
-fn runner(metrics: &Arc<Metrics>, started: SystemTime) -> Runner<Iptables<FakeXtables>, Records> {
+fn runner(metrics: &Arc<Metrics>, started: SystemTime) -> Runner<Records> {
     let family = |family, pods: &str| {
         let pods: Cidr = pods.parse().unwrap();
         let settings =
             FamilySettings { detector: Some(LocalDetector::Cidr(pods)), ..FamilySettings::new(family) };
-        let backend = Iptables::new(FakeXtables::default(), Features::default());
-        FamilySync::new(backend, settings, Box::new(|_| Ok(Vec::new())))
+        let backend = Iptables::new(FakeXtables::default(), family, Features::default());
+        FamilySync::new(Box::new(backend), settings, Box::new(|_| Ok(Vec::new())))
     };
     let families = vec![family(IpFamily::V4, "10.128.0.0/16"), family(IpFamily::V6, "fd00:128::/32")];
     let node = NodeFacts { name: NODE.into(), zone: Some("z0".into()), ..NodeFacts::default() };

@@ -3,8 +3,9 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "these are tests")]
 #![allow(unsafe_code, reason = "a global allocator is an unsafe trait; this one only counts")]
 
-use kube_proxy_rs::backend::{Backend as _, Look};
+use kube_proxy_rs::backend::{Dataplane as _, Look};
 use kube_proxy_rs::model::WatchEvent;
+use kube_proxy_rs::state::Changes;
 use kube_proxy_rs::testing::cluster::{Cluster, name, service, slice};
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
@@ -86,9 +87,9 @@ async fn a_service_that_comes_or_goes_touches_one_path_of_the_tree() {
 
 /// One look, and how often it had to read something.
 async fn look(cluster: &mut Cluster, look: Look) -> usize {
-    cluster.backend.tools().surveys = 0;
-    assert_eq!(cluster.backend.verify(&mut cluster.baseline, look).await.unwrap(), []);
-    cluster.backend.tools().surveys
+    cluster.backend.tools().listings = 0;
+    assert_eq!(cluster.backend.verify(look).await.unwrap(), []);
+    cluster.backend.tools().listings
 }
 
 #[tokio::test]
@@ -98,7 +99,7 @@ async fn a_check_costs_the_same_however_many_chains_there_are() {
         let mut cluster = Cluster::of(services).await.unwrap();
         for others_write in [false, true, false] {
             if others_write {
-                cluster.backend.tools().others_write();
+                cluster.backend.tools().others_write("THEIRS");
             }
             for kind in [Look::Quick, Look::Thorough] {
                 let before = REQUESTS.get();
@@ -118,4 +119,46 @@ async fn no_input_of_a_first_sync_is_long() {
     let mut cluster = Cluster::of(4000).await.unwrap();
     let longest = cluster.backend.tools().longest;
     assert!(longest < 3000, "{longest} lines in one input");
+}
+
+/// What mending a chain takes, in bytes of input.
+async fn mend(cluster: &mut Cluster, chain: &str) -> usize {
+    cluster.backend.tools().others_write(chain);
+    let found = cluster.backend.verify(Look::Quick).await.unwrap();
+    assert_eq!(found.len(), 1, "{found:?}");
+    cluster.backend.tools().bytes = 0;
+    let nothing = Changes::default();
+    cluster.sync(Some(&nothing)).await.unwrap();
+    cluster.backend.tools().bytes
+}
+
+#[tokio::test]
+async fn a_lost_rule_costs_one_chain_in_a_cluster_of_any_size() {
+    let mut costs = Vec::new();
+    for services in [400, 4000] {
+        let mut cluster = Cluster::of(services).await.unwrap();
+        // The balancing chain of a Service, and one that always stands.
+        costs.push([
+            mend(&mut cluster, "KUBE-SVC-OIVEGGWTKVF5DKKA").await,
+            mend(&mut cluster, "KUBE-POSTROUTING").await,
+        ]);
+    }
+    assert_eq!(costs[0], costs[1]);
+    assert!(costs[1].iter().all(|bytes| (100..1000).contains(bytes)), "{costs:?}");
+}
+
+#[tokio::test]
+async fn a_storm_of_others_writes_to_chains_of_their_own_is_only_listened_to() {
+    let mut cluster = Cluster::of(400).await.unwrap();
+    for round in 0..1000 {
+        for number in 0..100 {
+            cluster.backend.tools().others_write(&format!("THEIRS-{round}-{number}"));
+        }
+        let before = REQUESTS.get();
+        assert_eq!(look(&mut cluster, Look::Thorough).await, 0, "no rule and no chain is read");
+        assert!(REQUESTS.get() - before < 10);
+    }
+    cluster.backend.tools().bytes = 0;
+    cluster.sync(Some(&Changes::default())).await.unwrap();
+    assert_eq!(cluster.backend.tools().bytes, 0, "nothing is written");
 }

@@ -3,13 +3,14 @@
 use super::ipvs_metrics::{self, Counted};
 use super::service_metrics::measuring;
 use super::{conntrack, consistency};
-use crate::backend::Backend;
-use crate::backend::iptables::{self, Iptables, OwnWrites};
+use crate::backend::iptables::{self, Iptables};
 use crate::backend::ipvs::{self, Ipvs};
-use crate::config::{Config, DetectLocal, Flavor, Mode, NodePortAddresses as ConfiguredAddresses};
+use crate::backend::{Dataplane, DriftDetection};
+use crate::config::{self, Config, DetectLocal, Flavor, Mode, NodePortAddresses as ConfiguredAddresses};
 use crate::kernel::addresses::local_addresses_beside;
 use crate::kernel::iptables::{self as tools, Tools, Xtables};
 use crate::kernel::ipvs::Timeouts;
+use crate::kernel::nft::Monitor;
 use crate::kernel::sysctl::Sysctls;
 use crate::metrics::Metrics;
 use crate::model::{Cidr, IpFamily, IpvsScheduler, NodeFacts, PerFamily};
@@ -18,6 +19,7 @@ use crate::state::Reserved;
 use crate::sync::{FamilySync, Identity};
 use anyhow::{Context, Result, bail};
 use std::net::IpAddr;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::sleep;
@@ -118,23 +120,28 @@ fn node_port_addresses(config: &Config, family: IpFamily, ips: &NodeIps) -> Node
 }
 
 /// The dataplanes of the families that this node can run, the primary one first.
-pub(super) struct Dataplanes<B: Backend> {
-    pub(super) families: Vec<FamilySync<B>>,
+pub(super) struct Dataplanes {
+    pub(super) families: Vec<FamilySync>,
     /// The tools of each.
     pub(super) flavors: Vec<(IpFamily, tools::Flavor)>,
 }
 
-impl<B: Backend> Dataplanes<B> {
+impl Dataplanes {
     fn none() -> Self {
         Dataplanes { families: Vec::new(), flavors: Vec::new() }
     }
 
-    fn add(&mut self, backend: B, settings: FamilySettings, (config, flavor): (&Config, tools::Flavor)) {
+    fn add(
+        &mut self,
+        dataplane: impl Dataplane,
+        settings: FamilySettings,
+        (config, flavor): (&Config, tools::Flavor),
+    ) {
         let (family, config) = (settings.family, config.clone());
         self.flavors.push((family, flavor));
         // Those on the interface of IPVS mode are Services'.
         let node_addresses = Box::new(|family| local_addresses_beside(ipvs::INTERFACE, family));
-        let family_sync = FamilySync::new(backend, settings, node_addresses);
+        let family_sync = FamilySync::new(Box::new(dataplane), settings, node_addresses);
         let make_settings = Box::new(move |node: &NodeFacts| self::settings(&config, family, node));
         self.families.push(family_sync.following_node(make_settings));
     }
@@ -154,11 +161,13 @@ pub(super) async fn iptables(
     config: &Config,
     node: &NodeFacts,
     metrics: &Arc<Metrics>,
-) -> Result<Dataplanes<Iptables<Tools>>> {
+) -> Result<Dataplanes> {
     let usable = usable_families(config, node, WhenLocked::Wait).await?;
     conntrack::set_limits(&config.conntrack)?;
-    let (mut planes, own) = (Dataplanes::none(), OwnWrites::default());
+    let monitor = monitor(config, usable.iter().map(|(_, tools)| tools.flavor()));
+    let mut planes = Dataplanes::none();
     for (family, tools) in usable {
+        let tools = watched(tools, monitor.as_ref());
         let settings = settings(config, family, node);
         iptables::prepare(&settings)?;
         let features = iptables::Features {
@@ -166,7 +175,7 @@ pub(super) async fn iptables(
             ..iptables::features(config.iptables.masquerade_bit, tools.version())
         };
         let flavor = tools.flavor();
-        let mut backend = Iptables::new(tools, features).sharing(own.clone());
+        let mut backend = Iptables::new(tools, family, features).detecting(drift_detection(config));
         if let Some(measuring) = measuring(config, family, metrics) {
             backend = backend.measuring(measuring);
         }
@@ -176,15 +185,12 @@ pub(super) async fn iptables(
 }
 
 /// The same, only to be looked at: nothing is set on the node.
-pub(super) async fn iptables_to_look_at(
-    config: &Config,
-    node: &NodeFacts,
-) -> Result<Dataplanes<Iptables<Tools>>> {
+pub(super) async fn iptables_to_look_at(config: &Config, node: &NodeFacts) -> Result<Dataplanes> {
     let mut planes = Dataplanes::none();
     for (family, tools) in usable_families(config, node, WhenLocked::Fail).await? {
         let features = iptables::features(config.iptables.masquerade_bit, tools.version());
         let flavor = tools.flavor();
-        planes.add(Iptables::new(tools, features), settings(config, family, node), (config, flavor));
+        planes.add(Iptables::new(tools, family, features), settings(config, family, node), (config, flavor));
     }
     Ok(planes)
 }
@@ -193,23 +199,23 @@ pub(super) async fn iptables_to_look_at(
 ///
 /// # Errors
 /// If the kernel lacks IPVS or a setting of it, or if the primary family cannot run; says why.
-pub(super) async fn ipvs(
-    config: &Config,
-    node: &NodeFacts,
-    metrics: &Arc<Metrics>,
-) -> Result<Dataplanes<Ipvs<Tools>>> {
+pub(super) async fn ipvs(config: &Config, node: &NodeFacts, metrics: &Arc<Metrics>) -> Result<Dataplanes> {
+    let families = ipvs_families(config, node, WhenLocked::Wait).await?;
+    let monitor = monitor(config, families.iter().map(|family| family.tools.flavor()));
     let mut planes = Dataplanes::none();
-    for IpvsFamily { settings, tools, features } in ipvs_families(config, node, WhenLocked::Wait).await? {
+    for IpvsFamily { settings, tools, features } in families {
+        let tools = watched(tools, monitor.as_ref());
         let mut kernel = ipvs::Kernel::open()?;
         kernel.servers = Box::new(Counted::new(kernel.servers, metrics.clone()));
         let services = usize::try_from(config.ipvs.connection_metrics)?;
         let flavor = tools.flavor();
         let mut backend = Ipvs::new(tools, kernel, settings.family, features)
+            .detecting(drift_detection(config))
             .counting(ipvs_metrics::show(metrics.clone()), services);
         if let Some(measuring) = measuring(config, settings.family, metrics) {
             backend = backend.measuring(measuring);
         }
-        backend.probe().await?;
+        backend.probe()?;
         planes.add(backend, settings, (config, flavor));
     }
     conntrack::set_limits(&config.conntrack)?;
@@ -223,7 +229,7 @@ pub(super) async fn ipvs(
 }
 
 /// The same, only to be looked at: nothing is set on the node.
-pub(super) async fn ipvs_to_look_at(config: &Config, node: &NodeFacts) -> Result<Dataplanes<Ipvs<Tools>>> {
+pub(super) async fn ipvs_to_look_at(config: &Config, node: &NodeFacts) -> Result<Dataplanes> {
     let mut planes = Dataplanes::none();
     for IpvsFamily { settings, tools, features } in ipvs_families(config, node, WhenLocked::Fail).await? {
         let flavor = tools.flavor();
@@ -231,6 +237,38 @@ pub(super) async fn ipvs_to_look_at(config: &Config, node: &NodeFacts) -> Result
         planes.add(backend, settings, (config, flavor));
     }
     Ok(planes)
+}
+
+fn drift_detection(config: &Config) -> DriftDetection {
+    match config.drift_detection {
+        config::DriftDetection::Events => DriftDetection::Events,
+        config::DriftDetection::Poll => DriftDetection::Poll,
+        config::DriftDetection::Off => DriftDetection::Off,
+    }
+}
+
+/// One for all families, if the kernel is to tell what others write to nf_tables and any of our rules are there:
+/// listening costs those who write there.
+fn monitor(config: &Config, mut flavors: impl Iterator<Item = tools::Flavor>) -> Option<Rc<Monitor>> {
+    let is_wanted = config.drift_detection == config::DriftDetection::Events
+        && flavors.any(|flavor| flavor == tools::Flavor::Nft);
+    let opened = is_wanted.then(Monitor::open)?;
+    opened
+        .inspect_err(|error| {
+            let error = format!("{error:#}");
+            tracing::warn!(
+                error,
+                "nf_tables does not tell of changes: rules are listed once in a sync period"
+            );
+        })
+        .ok()
+}
+
+fn watched(tools: Tools, monitor: Option<&Rc<Monitor>>) -> Tools {
+    match monitor {
+        Some(monitor) => tools.with_monitor(monitor.clone()),
+        None => tools,
+    }
 }
 
 /// What an IPVS dataplane of one family is made of.

@@ -1,13 +1,9 @@
 //! The same answers without a running proxy: the source is read once, and nothing is programmed.
 
-use super::families::{self, Dataplanes};
+use super::families;
 use super::output::complain;
 use super::source;
-use crate::backend::Backend;
-use crate::backend::iptables::Iptables;
-use crate::backend::ipvs::Ipvs;
 use crate::config::{Config, Mode};
-use crate::kernel::iptables::Tools;
 use crate::model::{NodeFacts, ObjectKind};
 use crate::state::Tracker;
 use crate::sync::{FamilySync, Identity, Question, Told};
@@ -25,12 +21,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 pub(super) struct Offline {
     tracker: Tracker,
     identity: Identity,
-    families: Families,
-}
-
-enum Families {
-    Iptables(Vec<FamilySync<Iptables<Tools>>>),
-    Ipvs(Vec<FamilySync<Ipvs<Tools>>>),
+    families: Vec<FamilySync>,
 }
 
 impl Offline {
@@ -39,34 +30,21 @@ impl Offline {
         let mut tracker = picture(config).await?;
         tracker.settle();
         let node = tracker.snapshot().node.clone();
-        let (identity, families) = match config.mode {
-            Mode::Iptables => {
-                let planes = families::iptables_to_look_at(config, &node).await?;
-                (planes.identity(config), Families::Iptables(look(planes).await?))
-            }
-            Mode::Ipvs => {
-                let planes = families::ipvs_to_look_at(config, &node).await?;
-                (planes.identity(config), Families::Ipvs(look(planes).await?))
-            }
+        let mut planes = match config.mode {
+            Mode::Iptables => families::iptables_to_look_at(config, &node).await?,
+            Mode::Ipvs => families::ipvs_to_look_at(config, &node).await?,
         };
-        Ok(Offline { tracker, identity, families })
+        for family in &mut planes.families {
+            family.look().await?;
+        }
+        Ok(Offline { tracker, identity: planes.identity(config), families: planes.families })
     }
 
     /// Answers as the loop would.
     pub(super) fn answer(&self, question: Question) {
-        let (identity, tracker) = (&self.identity, &self.tracker);
-        match &self.families {
-            Families::Iptables(families) => Told { identity, tracker, families }.answer(question),
-            Families::Ipvs(families) => Told { identity, tracker, families }.answer(question),
-        }
+        let (identity, tracker, families) = (&self.identity, &self.tracker, self.families.as_slice());
+        Told { identity, tracker, families }.answer(question);
     }
-}
-
-async fn look<B: Backend>(mut planes: Dataplanes<B>) -> Result<Vec<FamilySync<B>>> {
-    for family in &mut planes.families {
-        family.look().await?;
-    }
-    Ok(planes.families)
 }
 
 async fn picture(config: &Config) -> Result<Tracker> {

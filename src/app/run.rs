@@ -8,7 +8,6 @@ use super::servers::{self, Facts, Observed};
 use super::sole::Sole;
 use super::source::{self, Feed, Source};
 use super::{cleanup, conntrack, control, signals};
-use crate::backend::Backend;
 use crate::config::{CommandLine, Config, DetectLocal, Effective, Mode};
 use crate::health::{Clock, Now, ProxyHealth, ServicePorts};
 use crate::http::{SlotLimits, Slots};
@@ -197,20 +196,15 @@ impl Program<'_> {
             return Ok(());
         }
         let node = self.tracker.snapshot().node.clone();
-        match self.config.mode {
-            Mode::Iptables => {
-                let planes = families::iptables(self.config, &node, &self.metrics).await?;
-                self.drive(planes).await
-            }
-            Mode::Ipvs => {
-                let planes = families::ipvs(self.config, &node, &self.metrics).await?;
-                self.drive(planes).await
-            }
-        }
+        let planes = match self.config.mode {
+            Mode::Iptables => families::iptables(self.config, &node, &self.metrics).await?,
+            Mode::Ipvs => families::ipvs(self.config, &node, &self.metrics).await?,
+        };
+        self.drive(planes).await
     }
 
     /// The loop, on whichever dataplane.
-    async fn drive<B: Backend>(self, planes: Dataplanes<B>) -> Result<()> {
+    async fn drive(self, planes: Dataplanes) -> Result<()> {
         let Program { config, tracker, mut events, questions, records, mut settlement, .. } = self;
         let identity = planes.identity(config);
         let afterwards = after_first_sync(config, planes.flavors, settlement.standing());

@@ -1,7 +1,8 @@
 //! The jumps from built-in chains to ours.
 
-use crate::kernel::iptables::{Place, Rule, Xtables};
-use crate::kernel::nft::Part;
+use super::listing::{self, SharedRule};
+use super::rule::{Asks, Match, Name, Parsed, Rule, States, Target};
+use crate::kernel::iptables::{Place, Xtables};
 use anyhow::{Context, Result};
 use std::collections::BTreeSet;
 use std::collections::btree_map::{BTreeMap, Entry};
@@ -46,13 +47,25 @@ impl Jump {
         self.shared
     }
 
+    fn matches(&self) -> [Match<'static>; 2] {
+        let state = if self.only_new { Asks::State(States::NEW) } else { Asks::Nothing };
+        let comment = if self.comment.is_empty() { Match::NOTHING } else { Match::comment(self.comment) };
+        [state.into(), comment]
+    }
+
     /// The rule's arguments, as the tool takes them after the chain's name.
     pub(super) fn arguments(&self) -> String {
-        let state = if self.only_new { "-m conntrack --ctstate NEW " } else { "" };
-        match self.comment {
-            "" => format!("{state}-j {}", self.to),
-            comment => format!("{state}-m comment --comment \"{comment}\" -j {}", self.to),
-        }
+        Rule::new(&self.matches(), self.target()).to_string()
+    }
+
+    /// It, as it is found among rules of others.
+    pub(super) fn rule(&self) -> SharedRule {
+        let hash = Rule::new(&self.matches(), self.target()).hash();
+        SharedRule { table: self.table, chain: self.from, hash, jumps_to: Some(self.to) }
+    }
+
+    fn target(&self) -> Target {
+        Target::Jump(Name::new(self.to))
     }
 
     fn place(&self) -> Place<'static> {
@@ -61,24 +74,25 @@ impl Jump {
 }
 
 /// Inserts those that are missing, each at the top of its chain, so that on an empty host they
-/// stand in the reverse of this order. Starting a tool is what costs: one asks for each jump that
-/// seems to be there, and one inserts all others.
+/// stand in the reverse of this order. Starting a tool is what costs: one lists each built-in chain, and one
+/// inserts all that are missing.
 pub(super) async fn ensure(
     tools: &mut impl Xtables,
     jumps: impl IntoIterator<Item = &'static Jump>,
 ) -> Result<()> {
-    let mut missing = Vec::new();
-    let mut targets = BTreeMap::new();
+    let (mut listed, mut missing) = (BTreeMap::new(), Vec::new());
     for jump in jumps {
-        let known = match targets.entry((jump.table, jump.from)) {
-            Entry::Occupied(known) => known.into_mut(),
-            Entry::Vacant(unknown) => unknown.insert(leads_to(tools, jump.place())?),
+        let found = match listed.entry((jump.table, jump.from)) {
+            Entry::Occupied(found) => found.into_mut(),
+            Entry::Vacant(unknown) => {
+                let mut found = BTreeSet::new();
+                let mut take = |line: &str| found.extend(listing::rule_in(line).map(|(_, rule)| hash(rule)));
+                tools.list(jump.table, Some(jump.from), &mut take).await?;
+                unknown.insert(found)
+            }
         };
-        // Only the tool can tell whether the rest of the rule is as it should be, too.
-        let may_stand = known.as_ref().is_none_or(|known| known.contains(jump.to));
-        let arguments = jump.arguments();
-        if !(may_stand && tools.has_rule(jump.place(), &arguments).await?) {
-            missing.push((jump.place(), arguments));
+        if !found.contains(&jump.rule().hash) {
+            missing.push((jump.place(), jump.arguments()));
         }
     }
     if missing.is_empty() {
@@ -88,15 +102,8 @@ pub(super) async fn ensure(
     tools.insert_rules(&missing).await.context("inserting the jumps to our chains")
 }
 
-/// The chains that a chain's rules jump to; `None` if telling would cost too much.
-fn leads_to(tools: &mut impl Xtables, from: Place<'_>) -> Result<Option<BTreeSet<String>>> {
-    let mut targets = BTreeSet::new();
-    let mut look = |part: Part<Rule<'_>>| match part {
-        Part::Start => targets.clear(),
-        Part::Item(Rule { jumps_to, .. }) => targets.extend(jumps_to.map(str::to_owned)),
-    };
-    let seen = tools.visit_rules(from.table, Some(from.chain), &mut look)?;
-    Ok(seen.then_some(targets))
+fn hash(rule: &str) -> u64 {
+    Parsed::of(rule).rule().hash()
 }
 
 #[cfg(test)]

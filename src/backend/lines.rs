@@ -18,16 +18,8 @@ impl Text {
         self.0.len()
     }
 
-    pub(super) fn as_str(&self) -> &str {
-        &self.0
-    }
-
     pub(super) fn push_str(&mut self, lines: &str) {
         self.0.push_str(lines);
-    }
-
-    pub(super) fn clear(&mut self) {
-        self.0.clear();
     }
 
     pub(super) fn into_string(self) -> String {

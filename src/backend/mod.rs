@@ -3,106 +3,71 @@
 //! A backend translates a `Plan` into kernel objects and keeps one family of this node equal to
 //! it. It decides nothing about traffic (that is `plan`) and nothing about when to act (`sync`).
 
+mod drift;
 pub mod iptables;
 pub mod ipvs;
 mod jumps;
-mod kept;
 mod kinds;
 mod lines;
+mod listing;
 mod masquerade;
-mod meaning;
 mod options;
 mod rule;
-mod rule_count;
 mod tally;
 mod walk;
 
+pub use drift::DriftDetection;
 pub use tally::{Detail, Measured, Measuring, Series, Told};
 pub use walk::{Outcome, Packet, SERVER_RULE, Verdict};
 
 use crate::kernel::iptables::RestoreError;
 use crate::model::ServiceName;
 use crate::plan::Plan;
+use futures::future::LocalBoxFuture;
 use serde::{Deserialize, Serialize};
+use std::any::Any;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 /// One family's dataplane: what `sync` drives, the same for every mode.
 ///
-/// `render` and `diff` are pure; `probe` and `observe` and `verify` read the kernel; `apply` writes
-/// it. There is one diff: a partial sync is a diff against the baseline of the
-/// last pass, a full sync one against what `observe` found.
-#[expect(async_fn_in_trait, reason = "used by generic code on one thread only")]
-pub trait Backend {
-    /// The kernel objects wanted, as keys and fingerprints; their text is written when it is sent.
-    type Desired<'a>;
-    /// What we believe is in the kernel.
-    type Baseline;
-    /// What has to be done, in an order that is safe at every step.
-    type Changes;
+/// It keeps what it believes to be in the kernel to itself. A sync reads the kernel if nothing is known of it, renders
+/// the plan, compares, and writes what differs; these are functions of their own in each mode.
+pub trait Dataplane: Any {
+    /// Whether the next sync needs a plan of all Services: what is in the kernel is not known.
+    fn needs_all(&self) -> bool;
 
-    /// Whether this node's kernel has what the backend needs. That its tools work has been seen
-    /// before, when it was settled which families the node can run.
+    /// Brings the kernel in line with a plan, within its scope, and writes again whatever drifted. A Service that the kernel
+    /// refuses is left out and named; all others are programmed.
     ///
     /// # Errors
-    /// Says what is missing and what to do about it.
-    async fn probe(&mut self) -> anyhow::Result<()> {
-        Ok(())
-    }
+    /// When the kernel is not known to be as wanted. Everything is forgotten then.
+    fn sync<'a>(&'a mut self, plan: &'a Plan<'a>) -> LocalBoxFuture<'a, anyhow::Result<Applied>>;
 
-    /// What of ours is in the kernel now. May know less than there is: that costs work, never
-    /// correctness.
+    /// Whether the kernel still has what was written, and whatever else has to be done every few seconds. What drifted
+    /// is written again by the next sync, whatever its scope.
+    ///
+    /// # Errors
+    /// When the kernel cannot be read, which says nothing about its state.
+    fn verify(&mut self, look: Look) -> LocalBoxFuture<'_, anyhow::Result<Vec<Finding>>>;
+
+    /// Makes the next sync look at the kernel and write everything.
+    fn forget(&mut self);
+
+    /// Whether Services, of this process or an earlier one, are in the kernel.
     ///
     /// # Errors
     /// When the kernel cannot be read.
-    async fn observe(&mut self) -> anyhow::Result<Self::Baseline>;
-
-    /// Whether Services were found in the kernel.
-    fn holds_services(&self, found: &Self::Baseline) -> bool;
-
-    /// Everything in the plan's scope, as kernel objects.
-    fn render<'a>(&self, plan: &Plan<'a>) -> Self::Desired<'a>;
-
-    /// What separates the two; empty when nothing does.
-    fn diff(&self, baseline: &Self::Baseline, desired: &Self::Desired<'_>) -> Self::Changes;
+    fn holds_services(&mut self) -> LocalBoxFuture<'_, anyhow::Result<bool>>;
 
     /// Learns of the node what `wanted` depends on, without changing anything.
     ///
     /// # Errors
     /// When the kernel cannot be read.
-    async fn learn(&mut self) -> anyhow::Result<()> {
-        Ok(())
-    }
+    fn learn(&mut self) -> LocalBoxFuture<'_, anyhow::Result<()>>;
 
     /// What a plan of few Services needs of the kernel, spelled out for people.
     fn wanted(&self, plan: &Plan<'_>) -> Vec<KernelObject>;
-
-    /// Carries the changes out and notes them in the baseline. A Service that the kernel refuses
-    /// is left out and named; all others are programmed.
-    ///
-    /// # Errors
-    /// When the kernel is not known to be as wanted: the caller forgets the baseline.
-    async fn apply(
-        &mut self,
-        desired: &Self::Desired<'_>,
-        changes: Self::Changes,
-        baseline: &mut Self::Baseline,
-    ) -> anyhow::Result<Applied>;
-
-    /// Whether the kernel still has what the baseline says. If anything is found, the caller
-    /// forgets the baseline.
-    ///
-    /// # Errors
-    /// When the kernel cannot be read, which says nothing about its state.
-    async fn verify(&mut self, baseline: &mut Self::Baseline, look: Look) -> anyhow::Result<Vec<Finding>>;
-
-    /// Does what `apply` had to leave for later, if its time has come; called every few seconds.
-    ///
-    /// # Errors
-    /// When it could not be done now; it is tried again.
-    async fn tend(&mut self, _baseline: &mut Self::Baseline) -> anyhow::Result<()> {
-        Ok(())
-    }
 }
 
 /// Rules that a mode has put in force under names that another mode uses, too. They stay when what

@@ -1,6 +1,6 @@
 //! A packet's way through chains, with every branch that a random choice can take.
 
-use super::rule::{Match, Rule, Target};
+use super::rule::{Asks, Match, Parsed, Rule, States, Target};
 use crate::model::{Frontend, Protocol, RealServer, SetEntry};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
@@ -58,7 +58,7 @@ pub struct Outcome {
 /// The chains of all tables, the sets that their rules ask, and the virtual servers.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Tables {
-    chains: BTreeMap<(String, String), Vec<Rule>>,
+    chains: BTreeMap<(String, String), Vec<String>>,
     sets: BTreeMap<String, BTreeSet<SetEntry>>,
     servers: BTreeMap<Frontend, Vec<RealServer>>,
 }
@@ -108,7 +108,7 @@ impl Tables {
     /// Adds rules to a chain, which is made.
     pub(super) fn add<'r>(&mut self, table: &str, chain: &str, rules: impl Iterator<Item = &'r str>) {
         let known = self.chains.entry((table.to_owned(), chain.to_owned())).or_default();
-        known.extend(rules.map(Rule::parse));
+        known.extend(rules.map(str::to_owned));
     }
 
     /// Adds a set with these entries.
@@ -122,7 +122,7 @@ impl Tables {
     }
 
     /// The rules of a chain; none when it is not known.
-    pub(super) fn rules(&self, table: &str, chain: &str) -> &[Rule] {
+    fn rules(&self, table: &str, chain: &str) -> &[String] {
         self.chains.get(&(table.to_owned(), chain.to_owned())).map_or(&[], Vec::as_slice)
     }
 }
@@ -159,7 +159,7 @@ impl Walk<'_> {
             };
             for traveller in gone {
                 match traveller.end {
-                    Some(Target::Reject) => outcomes.push(traveller.ends(Verdict::Rejected)),
+                    Some(Target::Reject(_)) => outcomes.push(traveller.ends(Verdict::Rejected)),
                     Some(Target::Drop) => outcomes.push(traveller.ends(Verdict::Dropped)),
                     _ if !traveller.translated => outcomes.push(traveller.ends(Verdict::Untouched)),
                     _ => self.leave(traveller, &mut outcomes),
@@ -181,7 +181,7 @@ impl Walk<'_> {
 
     /// One stop after the other, until one says no.
     fn pass(&self, stops: &[Stop], mut travellers: Vec<Traveller>) -> Vec<Traveller> {
-        let refused = |it: &Traveller| matches!(it.end, Some(Target::Reject | Target::Drop));
+        let refused = |it: &Traveller| matches!(it.end, Some(Target::Reject(_) | Target::Drop));
         for stop in stops {
             let (mut out, rest) = travellers.into_iter().partition::<Vec<_>, _>(refused);
             for traveller in rest {
@@ -207,7 +207,7 @@ impl Walk<'_> {
         let total: u32 = reals.iter().map(|real| real.weight).sum();
         if total == 0 {
             traveller.trail.push(format!("{SERVER_RULE}{at}: no real server takes new connections"));
-            return vec![Traveller { end: Some(Target::Reject), ..traveller }];
+            return vec![Traveller { end: Some(Target::Reject(None)), ..traveller }];
         }
         let sent_to = |real: &RealServer| {
             let mut sent = traveller.clone();
@@ -222,7 +222,7 @@ impl Walk<'_> {
     fn leave(&self, traveller: Traveller, outcomes: &mut Vec<Outcome>) {
         let endpoint = traveller.packet.destination;
         for gone in self.walk("nat", "POSTROUTING", Traveller { end: None, ..traveller }) {
-            let masqueraded = gone.end == Some(Target::Masquerade);
+            let masqueraded = matches!(gone.end, Some(Target::Masquerade(_)));
             outcomes.push(gone.ends(Verdict::Served { endpoint, masqueraded }));
         }
     }
@@ -230,18 +230,20 @@ impl Walk<'_> {
     /// All that can become of a packet in a chain; whoever has no end was returned.
     fn walk(&self, table: &str, chain: &str, traveller: Traveller) -> Vec<Traveller> {
         let (mut inside, mut out) = (vec![traveller], Vec::new());
-        for rule in self.tables.rules(table, chain) {
+        for text in self.tables.rules(table, chain) {
+            let parsed = Parsed::of(text);
+            let rule = parsed.rule();
             let mut next = Vec::new();
             for traveller in inside {
-                let chance = self.chance_of(&traveller, rule);
+                let chance = self.chance_of(&traveller, &rule);
                 if chance < 1.0 {
                     next.push(Traveller { chance: traveller.chance * (1.0 - chance), ..traveller.clone() });
                 }
                 if chance > 0.0 {
                     let mut hit = Traveller { chance: traveller.chance * chance, ..traveller };
-                    hit.remembered = rule.remember.clone().or(hit.remembered);
-                    hit.trail.push(format!("{table} {chain}: {}", rule.text));
-                    self.send(table, rule.target.as_ref(), hit, (&mut next, &mut out));
+                    hit.remembered = remembers(&rule).or(hit.remembered);
+                    hit.trail.push(format!("{table} {chain}: {text}"));
+                    self.send(table, rule.target, hit, (&mut next, &mut out));
                 }
             }
             inside = next;
@@ -254,77 +256,76 @@ impl Walk<'_> {
     fn send(
         &self,
         table: &str,
-        target: Option<&Target>,
+        target: Target,
         mut hit: Traveller,
         (inside, out): (&mut Vec<Traveller>, &mut Vec<Traveller>),
     ) {
         match target {
-            None => inside.push(hit),
-            Some(Target::Mark(clear, flip)) => {
+            Target::None | Target::Unknown(_) => inside.push(hit),
+            Target::Mark { clear, flip } => {
                 inside.push(Traveller { mark: (hit.mark & !clear) ^ flip, ..hit });
             }
-            Some(Target::Return) => out.push(hit),
-            Some(Target::Chain(_)) if hit.trail.len() > MOST_RULES => inside.push(hit),
-            Some(Target::Chain(chain)) => {
+            Target::Return => out.push(hit),
+            Target::Jump(_) | Target::Goto(_) if hit.trail.len() > MOST_RULES => inside.push(hit),
+            Target::Jump(chain) | Target::Goto(chain) => {
                 let (ended, returned) = self
-                    .walk(table, chain, hit)
+                    .walk(table, chain.as_str(), hit)
                     .into_iter()
                     .partition::<Vec<_>, _>(|traveller| traveller.end.is_some());
                 out.extend(ended);
                 inside.extend(returned);
             }
-            Some(end) => {
+            end => {
                 if let Target::Dnat(destination) = end {
-                    hit.packet.destination = *destination;
+                    hit.packet.destination = destination;
                     hit.translated = true;
                 }
-                out.push(Traveller { end: Some(end.clone()), ..hit });
+                out.push(Traveller { end: Some(end), ..hit });
             }
         }
     }
 
     /// The chance that a packet passes a rule's matches.
-    fn chance_of(&self, traveller: &Traveller, rule: &Rule) -> f64 {
-        rule.matches.iter().map(|wanted| self.passes(traveller, wanted)).product()
+    fn chance_of(&self, traveller: &Traveller, rule: &Rule<'_>) -> f64 {
+        rule.asks().map(|wanted| self.passes(traveller, wanted)).product()
     }
 
-    fn passes(&self, traveller: &Traveller, wanted: &Match) -> f64 {
+    fn passes(&self, traveller: &Traveller, wanted: &Match<'_>) -> f64 {
         let packet = &traveller.packet;
-        let holds = match wanted {
-            Match::Source(negated, network) => network.contains(&packet.source) != *negated,
-            Match::Destination(negated, network) => network.contains(&packet.destination.ip()) != *negated,
-            Match::Protocol(negated, name) => (packet.protocol.as_str() == name) != *negated,
-            Match::DestinationPort(negated, port) => (packet.destination.port() == *port) != *negated,
-            Match::Interface(negated, pattern) => {
-                packet.interface.as_deref().is_some_and(|name| names_interface(pattern, name)) != *negated
-            }
-            Match::SourceIsLocal(negated) => (self.is_local)(packet.source) != *negated,
-            Match::DestinationIsLocal(negated) => (self.is_local)(packet.destination.ip()) != *negated,
-            Match::Mark(negated, value, mask) => (traveller.mark & mask == *value) != *negated,
-            Match::State(negated, states) => {
-                let mut holds = states.iter().any(|state| state == "NEW");
-                holds |= traveller.translated && states.iter().any(|state| state == "DNAT");
-                holds != *negated
-            }
-            Match::Probability(chance) => return *chance,
-            Match::Remembered(list) => traveller.remembered.as_ref() == Some(list),
-            Match::Set(negated, name, places) => self.is_in_set(packet, name, places) != *negated,
-            Match::VirtualAddress(negated, network) => {
-                traveller.through.is_some_and(|at| network.contains(&at.address)) != *negated
-            }
-            Match::VirtualPort(negated, port) => {
-                traveller.through.is_some_and(|at| at.port == *port) != *negated
-            }
-            Match::VirtualProtocol(negated, name) => {
-                traveller.through.is_some_and(|at| at.protocol.as_str() == name) != *negated
-            }
-            // Pods on a bridge whose packets pass the rules there already: not known here.
-            Match::FromBridgePort(negated) => *negated,
+        let holds = match &wanted.asks {
+            Asks::Share(share) if wanted.is_negated => return 1.0 - share.chance(),
+            Asks::Share(share) => return share.chance(),
+            Asks::Nothing | Asks::Comment(_) | Asks::Remember(_) | Asks::Count(_) => return 1.0,
             // Nothing of ours: whether it holds is not known here.
-            Match::Other => false,
+            Asks::Unknown(_) => return 0.0,
+            Asks::Source(network) => network.cidr.contains(&packet.source),
+            Asks::Destination(network) => network.cidr.contains(&packet.destination.ip()),
+            Asks::Protocol(protocol, _) => packet.protocol == *protocol,
+            Asks::DestinationPort(port) => packet.destination.port() == *port,
+            Asks::InInterface(name, is_prefix) => packet
+                .interface
+                .as_deref()
+                .is_some_and(|it| if *is_prefix { it.starts_with(name) } else { it == *name }),
+            Asks::SourceIsLocal => (self.is_local)(packet.source),
+            Asks::DestinationIsLocal => (self.is_local)(packet.destination.ip()),
+            Asks::Mark { value, mask } => traveller.mark & mask == *value,
+            Asks::State(states) => states.has(States::NEW) || traveller.translated && states.has_dnat(),
+            Asks::Recent(list, _) => traveller.remembered.as_deref() == Some(list.as_str()),
+            Asks::InSet(name, parts) => self.is_in_set(packet, name.as_str(), parts),
+            Asks::Through(at) => traveller.through == Some(*at),
+            // Pods on a bridge whose packets pass the rules there already: not known here.
+            Asks::FromBridgePort => false,
         };
-        if holds { 1.0 } else { 0.0 }
+        if holds != wanted.is_negated { 1.0 } else { 0.0 }
     }
+}
+
+/// The list that a rule puts the client into.
+fn remembers(rule: &Rule<'_>) -> Option<String> {
+    rule.asks().find_map(|it| match it.asks {
+        Asks::Remember(list) => Some(list.to_string()),
+        _ => None,
+    })
 }
 
 impl Walk<'_> {
@@ -354,12 +355,5 @@ impl Walk<'_> {
 impl Traveller {
     fn ends(self, verdict: Verdict) -> Outcome {
         Outcome { verdict, chance: self.chance, rules: self.trail, remembered: self.remembered }
-    }
-}
-
-fn names_interface(pattern: &str, name: &str) -> bool {
-    match pattern.strip_suffix('+') {
-        Some(prefix) => name.starts_with(prefix),
-        None => name == pattern,
     }
 }

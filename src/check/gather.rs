@@ -7,7 +7,7 @@ use crate::kernel::addresses::interface_addresses;
 use crate::kernel::ipset::{Ipsets as _, KernelIpsets, SetSpec};
 use crate::kernel::iptables::{self, Flavor, Trial, Xtables as _};
 use crate::kernel::ipvs::{KernelIpvs, VirtualServers as _};
-use crate::kernel::nft::{ChainUse, Nft, Part};
+use crate::kernel::nft::{Nft, Part};
 use crate::kernel::sysctl::Sysctls;
 use crate::kernel::{links, process, sockets};
 use crate::model::{IpFamily, PerFamily, SetType};
@@ -90,11 +90,11 @@ async fn other_flavor(family: IpFamily, used: &Result<ToolFacts>) -> Result<bool
     };
     let (mut tools, _) = iptables::find_to_look(family, other).await;
     let mut found = false;
-    let mut look = |part: Part<ChainUse<'_>>| match part {
+    let mut look = |part: Part<&str>| match part {
         Part::Start => found = false,
-        Part::Item(chain) => found |= chain.name == PROXY_CHAIN,
+        Part::Item(chain) => found |= chain == PROXY_CHAIN,
     };
-    tools.survey("nat", &mut look).await?;
+    tools.chains("nat", &mut look).await?;
     Ok(found)
 }
 

@@ -33,6 +33,7 @@ const EFFECTIVE_WITH_CONFIG: &[&str] = &[
     "manifests",
     "iptables-flavor",
     "cleanup-other-flavor",
+    "drift-detection",
     "ipvs-upstream-compat",
     "ipvs-connection-metrics",
     "service-metrics",

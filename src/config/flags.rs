@@ -33,6 +33,18 @@ pub enum ServiceMetrics {
     Endpoints,
 }
 
+/// How changes of our rules and servers by other programs are found.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum DriftDetection {
+    /// The kernel tells of them, where it can.
+    #[default]
+    Events,
+    /// What is there is listed once in a sync period.
+    Poll,
+    /// They are not looked for.
+    Off,
+}
+
 /// Every flag, by section.
 #[derive(Args, Clone, Debug)]
 pub struct Flags {
@@ -140,6 +152,9 @@ pub(super) struct ServingFlags {
     /// Measure so many frontends and endpoints at most in each IP family
     #[arg(long, value_name = "NUMBER", default_value_t = super::SERVICE_METRICS_LIMIT)]
     pub(super) service_metrics_limit: u32,
+    /// How changes of our rules by other programs are found: told by the kernel, by listing them, or not at all
+    #[arg(long, value_name = "HOW", default_value = "events", value_enum)]
+    pub(super) drift_detection: DriftDetection,
     /// Exit when one of these addresses cannot be listened on, instead of trying again
     #[arg(long)]
     pub(super) bind_address_hard_fail: bool,

@@ -29,7 +29,7 @@ pub use command_line::{
 pub use duration::GoDuration;
 pub use explain::explain;
 pub use file::ConfigFile;
-pub use flags::{Flags, Flavor, ServiceMetrics};
+pub use flags::{DriftDetection, Flags, Flavor, ServiceMetrics};
 pub use resolve::{ConfigError, Resolved, resolve};
 pub use write::Effective;
 
@@ -70,6 +70,8 @@ pub struct Config {
     pub node_ports: NodePortConfig,
     /// Which external addresses lead to Services.
     pub external_ips: ExternalIpConfig,
+    /// How changes of our rules and servers by other programs are found.
+    pub drift_detection: DriftDetection,
     /// How finely what Services carry is measured.
     pub service_metrics: ServiceMetrics,
     /// Frontends and endpoints measured in each IP family, at most.

@@ -199,6 +199,7 @@ fn config(line: &CommandLine, settings: &Settings, node_name: String) -> Config 
             range: traffic.service_node_port_range,
         },
         external_ips: external_ips(line, settings),
+        drift_detection: line.flags.serving.drift_detection,
         service_metrics: line.flags.serving.service_metrics,
         service_metrics_limit: line.flags.serving.service_metrics_limit,
         node_readiness_taint: line.flags.general.node_readiness_taint.clone(),

@@ -76,6 +76,7 @@ fn default_config() -> Config {
             service_cidrs: Vec::new(),
             node_cidrs: Vec::new(),
         },
+        drift_detection: DriftDetection::Events,
         service_metrics: ServiceMetrics::Off,
         service_metrics_limit: 1000,
         node_readiness_taint: None,
@@ -183,6 +184,7 @@ const OUR_FLAGS: &[(&str, &str, bool)] = &[
     ("service-metrics-limit", "1000", true),
     ("conntrack-strict", "false", true),
     ("cleanup-other-flavor", "false", true),
+    ("drift-detection", "events", true),
     ("iptables-dispatch-tree-threshold", "500", true),
     ("service-node-port-range", "30000-32767", true),
     ("service-cluster-ip-range", "", true),
@@ -248,6 +250,7 @@ fn every_flag_has_a_row_in_the_documentation() {
 #[case(&["--service-metrics=endpoints", "--service-metrics-limit", "7"], |c: &mut Config| {
     (c.service_metrics, c.service_metrics_limit) = (ServiceMetrics::Endpoints, 7);
 })]
+#[case(&["--drift-detection=poll"], |c: &mut Config| c.drift_detection = DriftDetection::Poll)]
 #[case(&["--iptables-flavor", "legacy"], |c: &mut Config| c.iptables.flavor = Flavor::Legacy)]
 #[case(&["--iptables-sync-period", "1m30s"], |c: &mut Config| c.sync.period = secs(90))]
 #[case(&["--iptables_min_sync_period=0"], |c: &mut Config| c.sync.min_period = Duration::ZERO)]

@@ -6,10 +6,10 @@ use crate::model::IpFamily;
 use anyhow::{Context, Result};
 use netlink::{Malformed, Message, MsgBuf, Protocol, Socket};
 
-mod commits;
+mod monitor;
 mod rules;
 
-pub use commits::{Commits, RuleMark, Told};
+pub use monitor::{Act, Concerns, ForeignWrite, Heard, Monitor, Subscription};
 pub use netlink::Part;
 
 const NF_TABLES: u8 = 10;
@@ -23,21 +23,7 @@ const GET_GENERATION: u16 = SUBSYSTEM | 16;
 const CHAIN_TABLE: u16 = 1;
 const CHAIN_NAME: u16 = 3;
 const CHAIN_HOOK: u16 = 4;
-const CHAIN_USE: u16 = 6;
 const GENERATION_ID: u16 = 1;
-
-/// One chain and how much it is used.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ChainUse<'a> {
-    /// The chain's name.
-    pub name: &'a str,
-    /// It hangs on a netfilter hook, as `PREROUTING` does; others are only jumped to.
-    pub is_base: bool,
-    /// The kernel's use counter: rules *in* the chain, plus rules anywhere that jump or go *to* it,
-    /// plus verdict-map elements that name it. Returns, accepts and drops do not count. An unused,
-    /// empty chain has 0, and only such a chain can be deleted.
-    pub uses: u32,
-}
 
 /// A handle on nf_tables in the calling thread's network namespace.
 #[derive(Debug)]
@@ -110,19 +96,15 @@ impl Nft {
         }
     }
 
-    /// Streams the chains of one table through `visit`, in constant memory. A missing table has none.
+    /// Streams the names of a table's chains that are not on a netfilter hook, as `PREROUTING` is, through `visit`,
+    /// in constant memory. A missing table has none.
     ///
     /// When the ruleset changes meanwhile the list starts over: at [`Part::Start`], which also comes
     /// first of all, forget what was seen before.
     ///
     /// # Errors
     /// If the kernel has no nf_tables, on lack of permission, or if the ruleset never held still.
-    pub fn chains(
-        &mut self,
-        family: IpFamily,
-        table: &str,
-        visit: &mut dyn FnMut(Part<ChainUse<'_>>),
-    ) -> Result<()> {
+    pub fn chains(&mut self, family: IpFamily, table: &str, visit: &mut dyn FnMut(Part<&str>)) -> Result<()> {
         // The kernel filters by family only. Each chain names its table, so ours are picked here.
         self.begin(GET_CHAIN, nfnetlink::number(family));
         self.socket
@@ -162,23 +144,23 @@ fn parse_generation(message: &Message<'_>) -> Result<Option<u32>, Malformed> {
     Ok(None)
 }
 
-/// Reads one chain; `None` if it belongs to another table or family.
+/// The name of a chain; `None` if it belongs to another table or family, or is on a hook.
 fn parse_chain<'a>(
     message: &Message<'a>,
     family: IpFamily,
     table: &str,
-) -> Result<Option<ChainUse<'a>>, Malformed> {
+) -> Result<Option<&'a str>, Malformed> {
     if message.kind != NEW_CHAIN || message.payload.first() != Some(&nfnetlink::number(family)) {
         return Ok(None);
     }
     let chain = read_chain(message)?;
-    if chain.table != table {
+    if chain.table != table || chain.is_base {
         return Ok(None);
     }
     if chain.name.is_empty() {
         return Err(Malformed("chain without a name"));
     }
-    Ok(Some(ChainUse { name: chain.name, is_base: chain.is_base, uses: chain.uses }))
+    Ok(Some(chain.name))
 }
 
 /// A chain, as a message has it.
@@ -187,7 +169,6 @@ struct Chain<'a> {
     table: &'a str,
     name: &'a str,
     is_base: bool,
-    uses: u32,
 }
 
 fn read_chain<'a>(message: &Message<'a>) -> Result<Chain<'a>, Malformed> {
@@ -198,7 +179,6 @@ fn read_chain<'a>(message: &Message<'a>) -> Result<Chain<'a>, Malformed> {
             CHAIN_TABLE => chain.table = attribute.string()?,
             CHAIN_NAME => chain.name = attribute.string()?,
             CHAIN_HOOK => chain.is_base = true,
-            CHAIN_USE => chain.uses = attribute.be32()?,
             _ => {}
         }
     }
@@ -210,52 +190,37 @@ fn read_chain<'a>(message: &Message<'a>) -> Result<Chain<'a>, Malformed> {
 pub(super) fn read_anything(message: &Message<'_>) {
     let _ = parse_generation(message);
     let _ = IpFamily::ALL.map(|family| parse_chain(message, family, "nat").is_ok());
-    commits::read_anything(message);
+    monitor::read_anything(message);
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::kernel::fresh_netns::{in_fresh_netns, run};
-    use std::collections::BTreeMap;
+    use std::collections::BTreeSet;
     use std::fmt::Write as _;
 
-    fn list(nft: &mut Nft, family: IpFamily, table: &str) -> BTreeMap<String, (bool, u32)> {
-        let mut chains = BTreeMap::new();
+    fn list(nft: &mut Nft, family: IpFamily, table: &str) -> BTreeSet<String> {
+        let mut chains = BTreeSet::new();
         nft.chains(family, table, &mut |part| match part {
             Part::Start => chains.clear(),
-            Part::Item(chain) => {
-                chains.insert(chain.name.to_owned(), (chain.is_base, chain.uses));
-            }
+            Part::Item(chain) => drop(chains.insert(chain.to_owned())),
         })
         .unwrap();
         chains
     }
 
     #[test]
-    fn uses_are_rules_in_the_chain_plus_jumps_to_it() {
+    fn the_chains_of_one_table_and_family_are_listed_but_for_built_in_ones() {
         in_fresh_netns(|| {
-            run("iptables-nft -t nat -N EMPTY
-                 iptables-nft -t nat -N A
+            run("iptables-nft -t nat -N A
                  iptables-nft -t nat -N B
-                 iptables-nft -t nat -A A -p tcp -m tcp --dport 80 -j B
-                 iptables-nft -t nat -A A -j MARK --set-mark 1
-                 iptables-nft -t nat -A A -g B
-                 iptables-nft -t nat -A B -j RETURN
                  iptables-nft -t nat -I PREROUTING -j A
                  iptables-nft -t filter -N IN-FILTER
                  ip6tables-nft -t nat -N IN-IPV6");
             let mut nft = Nft::open().unwrap();
-            let expected = [
-                ("A", (false, 3 + 1)),
-                ("B", (false, 1 + 2)),
-                ("EMPTY", (false, 0)),
-                ("PREROUTING", (true, 1)),
-            ]
-            .map(|(name, facts)| (name.to_owned(), facts));
-            assert_eq!(list(&mut nft, IpFamily::V4, "nat"), BTreeMap::from(expected));
-            let names: Vec<_> = list(&mut nft, IpFamily::V6, "nat").into_keys().collect();
-            assert_eq!(names, ["IN-IPV6"]);
+            assert_eq!(list(&mut nft, IpFamily::V4, "nat"), ["A", "B"].map(str::to_owned).into());
+            assert_eq!(list(&mut nft, IpFamily::V6, "nat"), ["IN-IPV6".to_owned()].into());
         });
     }
 
@@ -296,7 +261,7 @@ mod tests {
         in_fresh_netns(|| {
             let mut nft = Nft::open().unwrap();
             for family in IpFamily::ALL {
-                assert_eq!(list(&mut nft, family, "nat"), BTreeMap::new());
+                assert!(list(&mut nft, family, "nat").is_empty());
             }
         });
     }

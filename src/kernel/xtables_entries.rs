@@ -4,7 +4,7 @@
 //! memory. The tool would hold them as well, and parse them.
 #![allow(unsafe_code)] // No crate wraps this socket option; see the one block below.
 
-use super::iptables::Rule;
+use super::iptables::CountedRule;
 use super::xtables_info::{NAME_LEN, open, table_layout};
 use crate::model::IpFamily;
 use anyhow::{Context, Result, bail};
@@ -50,7 +50,7 @@ impl Layout {
 ///
 /// # Errors
 /// Without `CAP_NET_ADMIN`, or if the kernel fails otherwise.
-pub fn rules(family: IpFamily, table: &str, visit: &mut dyn FnMut(Rule<'_>)) -> Result<bool> {
+pub fn rules(family: IpFamily, table: &str, visit: &mut dyn FnMut(CountedRule<'_>)) -> Result<bool> {
     let describe = || format!("cannot read legacy {family} table {table}");
     for _ in 0..ATTEMPTS {
         let Some(layout) = table_layout(family, table).with_context(describe)? else { return Ok(true) };
@@ -143,10 +143,10 @@ impl<'a> Table<'a> {
     }
 
     /// The last entry of each chain is its policy, or the return from it.
-    fn visit(&self, visit: &mut dyn FnMut(Rule<'_>)) -> Result<()> {
+    fn visit(&self, visit: &mut dyn FnMut(CountedRule<'_>)) -> Result<()> {
         let chains = self.chains()?;
         let (mut at, mut chain) = (0, "");
-        let mut pending: Option<Rule<'_>> = None;
+        let mut pending: Option<CountedRule<'_>> = None;
         while usize::try_from(at)? < self.blob.len() {
             let entry = self.entry(at)?;
             if let Some(name) = chains.get(&at) {
@@ -156,7 +156,7 @@ impl<'a> Table<'a> {
                 (chain, pending) = ("", None);
             } else if !chain.is_empty() {
                 let (jumps_to, packets) = (entry.jumps_to(&chains), entry.packets);
-                if let Some(rule) = pending.replace(Rule { chain, content: 0, jumps_to, packets }) {
+                if let Some(rule) = pending.replace(CountedRule { chain, jumps_to, packets }) {
                     visit(rule);
                 }
             }
@@ -246,7 +246,7 @@ mod tests {
                 }
                 let mut counts = Vec::new();
                 let mut visit =
-                    |rule: Rule<'_>| counts.extend((rule.chain == "OUTPUT").then_some(rule.packets));
+                    |rule: CountedRule<'_>| counts.extend((rule.chain == "OUTPUT").then_some(rule.packets));
                 rules(family, "nat", &mut visit).unwrap();
                 assert_eq!(counts, [0, 3], "{family}");
             }

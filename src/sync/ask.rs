@@ -2,7 +2,6 @@
 //! page at a time, so that nobody has to copy the cluster and no pass has to wait for long.
 
 use super::pass::FamilySync;
-use crate::backend::Backend;
 use crate::explain::{Contest, ContestedIp, ContestedPort, Row, ServiceView, Services};
 use crate::model::{ServiceName, Snapshot, word};
 use crate::state::{Asked, FrontendConflict, ReservedClaim, Tracker};
@@ -143,16 +142,16 @@ fn contested(
 }
 
 /// What can be told of a picture and the families that it is programmed for.
-pub struct Told<'a, B: Backend> {
+pub struct Told<'a> {
     /// Mode and tools.
     pub identity: &'a Identity,
     /// The picture.
     pub tracker: &'a Tracker,
     /// The families.
-    pub families: &'a [FamilySync<B>],
+    pub families: &'a [FamilySync],
 }
 
-impl<B: Backend> Told<'_, B> {
+impl Told<'_> {
     /// Answers one question.
     pub fn answer(&self, question: Question) {
         match question {
@@ -173,7 +172,7 @@ impl<B: Backend> Told<'_, B> {
             services: BTreeMap::from([(name.clone(), record.clone())]),
             node: snapshot.node.clone(),
         };
-        let part = |family: &FamilySync<B>| {
+        let part = |family: &FamilySync| {
             let endpoints = self.tracker.endpoints(family.family());
             family.view((&one, name), endpoints, with_kernel)
         };
@@ -219,8 +218,8 @@ impl<B: Backend> Told<'_, B> {
         let slices = records.clone().flat_map(|record| &record.slices);
         let drains = |facts: crate::model::EndpointFacts| facts.terminating() && facts.serving();
         let endpoints = self.families.iter().map(|it| it.family());
-        let node_ip = |it: &FamilySync<B>| Some((it.family().to_string(), it.node_ip()?));
-        let node_port_ips = |it: &FamilySync<B>| (it.family().to_string(), it.node_port_ips());
+        let node_ip = |it: &FamilySync| Some((it.family().to_string(), it.node_ip()?));
+        let node_port_ips = |it: &FamilySync| (it.family().to_string(), it.node_port_ips());
         Picture {
             node_ips: self.families.iter().filter_map(node_ip).collect(),
             node_port_ips: self.families.iter().map(node_port_ips).collect(),

@@ -1,7 +1,7 @@
 //! The loop that keeps the kernel equal to the picture: `pass` takes one family there once,
 //! `runner` says when, `settle` does what follows once the rules are in force.
 //!
-//! Generic over `Backend`; nothing here knows a mode. What a pass did leaves as a `SyncReport`,
+//! Nothing here knows a mode. What a pass did leaves as a `SyncReport`,
 //! and `report` turns that into metrics, health and one log line.
 
 mod ask;

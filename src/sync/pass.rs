@@ -1,7 +1,7 @@
 //! One pass over one family: plan, render, diff, apply.
 
 use super::report::{Outcome, PassKind};
-use crate::backend::{Applied, Backend, Finding, Look, Refusal};
+use crate::backend::{Applied, Dataplane, Finding, Look, Refusal};
 use crate::explain::FamilyView;
 use crate::model::{IpFamily, NodeFacts, ServiceName, Snapshot};
 use crate::plan::{FamilySettings, NodePortAddresses, Plan, Scope};
@@ -18,14 +18,12 @@ pub type ReadAddresses = Box<dyn Fn(IpFamily) -> Result<Vec<IpAddr>>>;
 /// Makes a family's settings of what is known of our Node.
 pub type MakeSettings = Box<dyn Fn(&NodeFacts) -> FamilySettings>;
 
-/// One family's dataplane and what we believe of it. Nobody else holds its baseline.
-pub struct FamilySync<B: Backend> {
-    backend: B,
+/// One family's dataplane, and what its plans are made of.
+pub struct FamilySync {
+    dataplane: Box<dyn Dataplane>,
     settings: FamilySettings,
     make_settings: Option<MakeSettings>,
     read_addresses: ReadAddresses,
-    /// `None`: nothing is known, so the next pass looks first and writes everything.
-    baseline: Option<B::Baseline>,
     /// The node's addresses at the last pass, where rules depend on them.
     addresses: Vec<IpAddr>,
     /// Trigger times of endpoint changes that no successful pass has covered yet.
@@ -36,15 +34,18 @@ pub struct FamilySync<B: Backend> {
     stands: bool,
 }
 
-impl<B: Backend> FamilySync<B> {
+impl FamilySync {
     /// A family that nothing has been programmed for by this process.
-    pub fn new(backend: B, settings: FamilySettings, read_addresses: ReadAddresses) -> Self {
+    pub fn new(
+        dataplane: Box<dyn Dataplane>,
+        settings: FamilySettings,
+        read_addresses: ReadAddresses,
+    ) -> Self {
         FamilySync {
-            backend,
+            dataplane,
             settings,
             make_settings: None,
             read_addresses,
-            baseline: None,
             addresses: Vec::new(),
             triggered: Vec::new(),
             refused: Vec::new(),
@@ -76,12 +77,13 @@ impl<B: Backend> FamilySync<B> {
 
     /// Makes the next pass look at the kernel and write everything anew.
     pub fn forget(&mut self) {
-        self.baseline = None;
+        self.dataplane.forget();
     }
 
-    /// The backend, to look at in tests.
-    pub fn backend(&mut self) -> &mut B {
-        &mut self.backend
+    /// The dataplane, to look at in tests.
+    #[cfg(test)]
+    pub(super) fn dataplane(&mut self) -> &mut dyn Dataplane {
+        &mut *self.dataplane
     }
 
     /// Brings the kernel in line with the snapshot. After a failure nothing is believed of the
@@ -107,9 +109,9 @@ impl<B: Backend> FamilySync<B> {
     }
 
     fn next_kind(&self, changes: &Changes) -> PassKind {
-        match (&self.baseline, changes.node) {
-            (None, _) | (_, true) => PassKind::Full,
-            _ => PassKind::Partial,
+        match self.dataplane.needs_all() || changes.node {
+            true => PassKind::Full,
+            false => PassKind::Partial,
         }
     }
 
@@ -126,7 +128,7 @@ impl<B: Backend> FamilySync<B> {
             .with_endpoint_count(endpoints);
         let mut view = FamilyView::of(&plan, name)?;
         if with_kernel {
-            view.wanted = self.backend.wanted(&plan);
+            view.wanted = self.dataplane.wanted(&plan);
         }
         let refusal = self.refused.iter().find(|refusal| refusal.service == *name);
         view.refused = refusal.map(|refusal| refusal.reason.clone());
@@ -138,7 +140,7 @@ impl<B: Backend> FamilySync<B> {
     /// # Errors
     /// When the kernel cannot be read.
     pub async fn look(&mut self) -> Result<()> {
-        self.backend.learn().await?;
+        self.dataplane.learn().await?;
         self.addresses = self.read_addresses()?;
         Ok(())
     }
@@ -155,23 +157,16 @@ impl<B: Backend> FamilySync<B> {
 
     async fn try_pass(&mut self, tracker: &Tracker, changes: &Changes) -> Result<Applied> {
         let kind = self.next_kind(changes);
-        if self.baseline.is_none() {
-            let found = self.backend.observe().await.context("looking at the kernel")?;
-            if let Some(unknown) =
-                tracker.unknown().filter(|_| !self.stands && self.backend.holds_services(&found))
-            {
-                bail!("{unknown}; until it can be read or is gone, all stays as an earlier process left it");
-            }
-            self.baseline = Some(found);
+        if let Some(unknown) = tracker.unknown().filter(|_| !self.stands)
+            && self.dataplane.holds_services().await.context("looking at the kernel")?
+        {
+            bail!("{unknown}; until it can be read or is gone, all stays as an earlier process left it");
         }
         self.addresses = self.read_addresses()?;
-        // Not by `self.plan`: the baseline is borrowed next to it.
+        // Not by `self.plan`: the dataplane is borrowed next to it.
         let plan = plan(&self.settings, &self.addresses, tracker.snapshot(), changes, kind)
             .with_endpoint_count(tracker.endpoints(self.family()));
-        let desired = self.backend.render(&plan);
-        let baseline = self.baseline.as_mut().context("the baseline was just observed")?;
-        let operations = self.backend.diff(baseline, &desired);
-        self.backend.apply(&desired, operations, baseline).await
+        self.dataplane.sync(&plan).await
     }
 
     /// Whether the node's addresses are others than at the last pass, where rules depend on them.
@@ -179,7 +174,7 @@ impl<B: Backend> FamilySync<B> {
     /// # Errors
     /// When they cannot be read.
     pub(super) fn addresses_changed(&self) -> Result<bool> {
-        Ok(self.baseline.is_some() && self.read_addresses()? != self.addresses)
+        Ok(!self.dataplane.needs_all() && self.read_addresses()? != self.addresses)
     }
 
     /// The node's addresses, where node ports answer on some of them only.
@@ -192,19 +187,13 @@ impl<B: Backend> FamilySync<B> {
         }
     }
 
-    /// Whether the kernel still has what we programmed. Whatever is found makes the baseline be
-    /// forgotten; before the first pass there is nothing to compare.
+    /// Whether the kernel still has what we programmed. The next pass writes again what drifted; before the first pass
+    /// there is nothing to compare.
     ///
     /// # Errors
     /// When the kernel cannot be read.
     pub(super) async fn verify(&mut self, look: Look) -> Result<Vec<Finding>> {
-        let Some(baseline) = &mut self.baseline else { return Ok(Vec::new()) };
-        self.backend.tend(baseline).await?;
-        let found = self.backend.verify(baseline, look).await?;
-        if !found.is_empty() {
-            self.forget();
-        }
-        Ok(found)
+        self.dataplane.verify(look).await
     }
 }
 

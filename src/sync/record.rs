@@ -130,7 +130,7 @@ impl Records {
         contention.drifted(drift.iter().find_map(|it| it.by.as_deref()), now.steady);
         if contention.is_told() {
             let named: Vec<String> = drift.iter().take(MOST_SHOWN).map(ToString::to_string).collect();
-            tracing::debug!(%family, what = named.join(", "), count, "changed again; rewriting everything");
+            tracing::debug!(%family, what = named.join(", "), count, "changed again; written again");
         } else {
             self.tell_drift(family, drift, &note);
         }
@@ -138,12 +138,12 @@ impl Records {
 
     fn tell_drift(&self, family: IpFamily, drift: &[&Drift], note: &str) {
         for it in drift.iter().take(MOST_SHOWN) {
-            tracing::warn!(%family, what = %it, "changed by somebody else; writing everything anew");
+            tracing::warn!(%family, what = %it, "changed by another program; written again");
         }
         if drift.len() > MOST_SHOWN {
-            tracing::warn!(%family, what = note, "changed by somebody else, in all");
+            tracing::warn!(%family, what = note, "changed by another program, in all");
         }
-        let note = format!("{family}: {note}; everything is written anew");
+        let note = format!("{family}: {note}; written again");
         self.warn(None, "RulesChangedByOthers", "Sync", note);
     }
 

@@ -6,7 +6,7 @@ use super::pass::FamilySync;
 use super::report::{Outcome, Recorder, SyncReport};
 use super::schedule::{Ended, Schedule};
 use super::settle::Settlement;
-use crate::backend::{Backend, Look};
+use crate::backend::Look;
 use crate::model::{PerFamily, WatchEvent};
 use crate::state::{Changes, Tracker};
 use anyhow::Result;
@@ -29,9 +29,9 @@ pub struct Periods {
 }
 
 /// The loop: sole owner of the tracker and of every family's baseline.
-pub struct Runner<B: Backend, R> {
+pub struct Runner<R> {
     tracker: Tracker,
-    families: Vec<FamilySync<B>>,
+    families: Vec<FamilySync>,
     periods: Periods,
     recorder: R,
     settlement: Settlement,
@@ -45,9 +45,9 @@ pub struct Runner<B: Backend, R> {
     questions: Option<mpsc::Receiver<Question>>,
 }
 
-impl<B: Backend, R: Recorder> Runner<B, R> {
+impl<R: Recorder> Runner<R> {
     /// A loop that has seen nothing yet.
-    pub fn new(mut tracker: Tracker, families: Vec<FamilySync<B>>, periods: Periods, recorder: R) -> Self {
+    pub fn new(mut tracker: Tracker, families: Vec<FamilySync>, periods: Periods, recorder: R) -> Self {
         let now = Instant::now();
         tracker.serve_only(families.iter().map(FamilySync::family));
         Runner {
@@ -236,11 +236,7 @@ impl<B: Backend, R: Recorder> Runner<B, R> {
 }
 
 /// Whether the kernel has something else than we left there, or the node other addresses.
-async fn found_changed<B: Backend>(
-    family: &mut FamilySync<B>,
-    look: Look,
-    recorder: &mut impl Recorder,
-) -> Result<bool> {
+async fn found_changed(family: &mut FamilySync, look: Look, recorder: &mut impl Recorder) -> Result<bool> {
     let moved = family.addresses_changed().unwrap_or_else(|error| {
         recorder.unverified(family.family(), &error);
         false
@@ -251,14 +247,14 @@ async fn found_changed<B: Backend>(
 }
 
 #[cfg(test)]
-impl<B: Backend, R> Runner<B, R> {
+impl<R> Runner<R> {
     /// The only family's dataplane.
-    pub(super) fn backend(&mut self) -> &mut B {
-        self.families[0].backend()
+    pub(super) fn dataplane(&mut self) -> &mut dyn crate::backend::Dataplane {
+        self.families[0].dataplane()
     }
 }
 
-async fn pass<B: Backend>(family: &mut FamilySync<B>, tracker: &Tracker, changes: &Changes) -> SyncReport {
+async fn pass(family: &mut FamilySync, tracker: &Tracker, changes: &Changes) -> SyncReport {
     let start = Instant::now();
     let (kind, outcome) = family.pass(tracker, changes).await;
     let done = matches!(outcome, Outcome::Done(_));

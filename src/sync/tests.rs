@@ -10,6 +10,7 @@ use crate::model::{Cidr, IpFamily, NodeFacts, ObjectKind, SourceProblem, WatchEv
 use crate::plan::{FamilySettings, LocalDetector, NodePortAddresses};
 use crate::state::{FrontendConflict, ReservedClaim, Tracker};
 use crate::testing::generate::Generator;
+use std::any::Any;
 use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -98,15 +99,13 @@ impl Recorder for Diary {
     fn seen(&mut self, _: u64, _: u64, _: usize) {}
 }
 
-type TestRunner = Runner<Iptables<FakeXtables>, Diary>;
-
-fn runner(tools: FakeXtables, diary: &Diary) -> TestRunner {
-    let backend = Iptables::new(tools, Features::default());
+fn runner(tools: FakeXtables, diary: &Diary) -> Runner<Diary> {
+    let backend = Iptables::new(tools, IpFamily::V4, Features::default());
     let settings = FamilySettings::new(IpFamily::V4);
-    runner_of(FamilySync::new(backend, settings, Box::new(|_| Ok(Vec::new()))), diary)
+    runner_of(FamilySync::new(Box::new(backend), settings, Box::new(|_| Ok(Vec::new()))), diary)
 }
 
-fn runner_of(family: FamilySync<Iptables<FakeXtables>>, diary: &Diary) -> TestRunner {
+fn runner_of(family: FamilySync, diary: &Diary) -> Runner<Diary> {
     let periods = Periods {
         sync: Duration::from_secs(30),
         min: Duration::from_secs(1),
@@ -115,8 +114,19 @@ fn runner_of(family: FamilySync<Iptables<FakeXtables>>, diary: &Diary) -> TestRu
     Runner::new(Tracker::default(), vec![family], periods, diary.clone())
 }
 
+impl<R> Runner<R> {
+    /// The in-memory tools of the only family.
+    pub(super) fn tools(&mut self) -> &mut FakeXtables {
+        let dataplane: &mut dyn Any = self.dataplane();
+        dataplane.downcast_mut::<Iptables<FakeXtables>>().unwrap().tools()
+    }
+}
+
 /// Runs the loop while `script` feeds it, and until the script ends.
-async fn play(tools: FakeXtables, script: impl AsyncFnOnce(mpsc::Sender<WatchEvent>)) -> (Diary, TestRunner) {
+async fn play(
+    tools: FakeXtables,
+    script: impl AsyncFnOnce(mpsc::Sender<WatchEvent>),
+) -> (Diary, Runner<Diary>) {
     let diary = Diary::new();
     let mut runner = runner(tools, &diary);
     let (sender, mut events) = mpsc::channel(1024);
@@ -154,7 +164,7 @@ async fn nothing_is_programmed_before_the_first_full_picture() {
     })
     .await;
     assert!(diary.entries.borrow().is_empty());
-    assert_eq!(runner.backend().tools().tables, FakeXtables::default().tables);
+    assert_eq!(runner.tools().tables, FakeXtables::default().tables);
 }
 
 #[tokio::test(start_paused = true)]
@@ -240,10 +250,7 @@ async fn failures_are_retried_ever_more_slowly_and_nothing_pending_is_lost() {
         "doubling up to the sync period"
     );
     assert_eq!(diary.times("done Full"), [121_000]);
-    assert!(
-        runner.backend().tools().tables["nat"].len() > 12,
-        "the changes made before the failures are in force"
-    );
+    assert!(runner.tools().tables["nat"].len() > 12, "the changes made before the failures are in force");
 }
 
 #[tokio::test(start_paused = true)]
@@ -254,7 +261,7 @@ async fn a_failed_partial_pass_is_followed_by_a_full_one() {
     complete(&sender).await;
     let mut generator = Generator::new(2);
     for failures in [0, 2, 0] {
-        runner.backend().tools().failures = failures;
+        runner.tools().failures = failures;
         change_services(&sender, &mut generator, 40).await;
         let pause = tokio::time::timeout(Duration::from_millis(1500), runner.run(&mut events));
         assert!(pause.await.is_err());
@@ -274,11 +281,10 @@ async fn a_refused_service_is_tried_again_ever_more_seldom_until_it_is_taken() {
     change_services(&sender, &mut Generator::new(11), 80).await;
     assert!(tokio::time::timeout(Duration::from_secs(215), runner.run(&mut events)).await.is_err());
     assert_eq!(diary.times("done Full"), [0, 30_000, 90_000, 210_000], "30 s, 60 s, 120 s apart");
-    runner.backend().tools().refused.clear();
+    runner.tools().refused.clear();
     assert!(tokio::time::timeout(Duration::from_secs(3000), runner.run(&mut events)).await.is_err());
     assert_eq!(diary.times("done Full")[4..], [450_000]);
-    let rules =
-        runner.backend().tools().tables["nat"].values().flatten().filter(|rule| rule.contains("ns/svc-"));
+    let rules = runner.tools().tables["nat"].values().flatten().filter(|rule| rule.contains("ns/svc-"));
     assert!(rules.count() > 0);
 }
 
@@ -290,11 +296,11 @@ async fn a_flush_from_outside_is_noticed_within_seconds_and_mended_at_once() {
     complete(&sender).await;
     change_services(&sender, &mut Generator::new(5), 60).await;
     assert!(tokio::time::timeout(Duration::from_secs(10), runner.run(&mut events)).await.is_err());
-    let good = runner.backend().tools().tables.clone();
-    runner.backend().tools().flush("nat");
+    let good = runner.tools().tables.clone();
+    runner.tools().flush("nat");
     assert!(tokio::time::timeout(Duration::from_secs(3), runner.run(&mut events)).await.is_err());
     assert_eq!(diary.times("drifted").len(), 1);
-    assert_eq!(runner.backend().tools().tables, good);
+    assert_eq!(runner.tools().tables, good);
 }
 
 #[tokio::test(start_paused = true)]
@@ -304,16 +310,16 @@ async fn a_rule_in_anothers_place_stands_for_a_sync_period_at_the_most() {
     let (sender, mut events) = mpsc::channel(1024);
     complete(&sender).await;
     assert!(tokio::time::timeout(Duration::from_secs(60), runner.run(&mut events)).await.is_err());
-    let good = runner.backend().tools().tables.clone();
+    let good = runner.tools().tables.clone();
     // As many rules as before: only a thorough look shows it.
     for later in [1, 7, 29, 30] {
         assert!(tokio::time::timeout(Duration::from_secs(later), runner.run(&mut events)).await.is_err());
-        let nat = runner.backend().tools().tables.get_mut("nat").unwrap();
+        let nat = runner.tools().tables.get_mut("nat").unwrap();
         nat.get_mut("KUBE-POSTROUTING").unwrap()[0] = "-j RETURN".to_owned();
         let before = diary.times("drifted").len();
         assert!(tokio::time::timeout(Duration::from_secs(30), runner.run(&mut events)).await.is_err());
         assert_eq!(diary.times("drifted").len(), before + 1);
-        assert_eq!(runner.backend().tools().tables, good);
+        assert_eq!(runner.tools().tables, good);
     }
 }
 
@@ -325,10 +331,10 @@ async fn a_new_address_of_the_node_gets_node_ports_where_they_depend_on_addresse
         node_port_addresses: NodePortAddresses::Within(vec!["10.0.0.0/8".parse().unwrap()]),
         ..FamilySettings::new(IpFamily::V4)
     };
-    let backend = Iptables::new(FakeXtables::default(), Features::default());
+    let backend = Iptables::new(FakeXtables::default(), IpFamily::V4, Features::default());
     let read = Box::new(move |_| Ok(known.borrow().clone()));
     let diary = Diary::new();
-    let mut runner = runner_of(FamilySync::new(backend, settings, read), &diary);
+    let mut runner = runner_of(FamilySync::new(Box::new(backend), settings, read), &diary);
     let (sender, mut events) = mpsc::channel(16);
     complete(&sender).await;
     for (new, passes) in [("10.0.0.2", 1), ("192.168.0.1", 2), ("10.0.0.3", 3)] {
@@ -336,7 +342,7 @@ async fn a_new_address_of_the_node_gets_node_ports_where_they_depend_on_addresse
         assert_eq!(diary.times("done").len(), passes);
         addresses.borrow_mut().push(new.parse().unwrap());
     }
-    let rules = runner.backend().tools().rules("nat", "KUBE-SERVICES").join("\n");
+    let rules = runner.tools().rules("nat", "KUBE-SERVICES").join("\n");
     let there =
         ["10.0.0.1", "10.0.0.2", "192.168.0.1", "10.0.0.3"].map(|ip| rules.contains(&format!("-d {ip} ")));
     assert_eq!(there, [true, true, false, false]);
@@ -350,7 +356,7 @@ async fn an_idle_loop_writes_nothing_for_an_hour_and_then_once_for_good_measure(
     })
     .await;
     assert_eq!(diary.times("done").len(), 2);
-    assert_eq!(runner.backend().tools().inputs.len(), 2);
+    assert_eq!(runner.tools().inputs.len(), 2);
 }
 
 #[tokio::test(start_paused = true)]
@@ -360,7 +366,7 @@ async fn the_loop_ends_with_its_source_and_leaves_the_rules() {
         sleep(Duration::from_secs(1)).await;
     })
     .await;
-    assert!(!runner.backend().tools().rules("nat", "KUBE-POSTROUTING").is_empty());
+    assert!(!runner.tools().rules("nat", "KUBE-POSTROUTING").is_empty());
 }
 
 /// Node ports on the node's primary address, and local pods told by their network.
@@ -376,10 +382,10 @@ fn by_node(node: &NodeFacts) -> FamilySettings {
 #[tokio::test(start_paused = true)]
 async fn what_rules_depend_on_of_our_node_is_followed_without_a_restart() {
     let diary = Diary::new();
-    let backend = Iptables::new(FakeXtables::default(), Features::default());
+    let backend = Iptables::new(FakeXtables::default(), IpFamily::V4, Features::default());
     let addresses = Box::new(|_| Ok(["10.0.0.1", "10.0.0.2"].map(|ip| ip.parse().unwrap()).to_vec()));
     let settings = FamilySettings::new(IpFamily::V4);
-    let family = FamilySync::new(backend, settings, addresses).following_node(Box::new(by_node));
+    let family = FamilySync::new(Box::new(backend), settings, addresses).following_node(Box::new(by_node));
     let mut runner = runner_of(family, &diary);
     let (sender, mut events) = mpsc::channel(16);
     let node = |address: &str, pods: &str| {
@@ -394,7 +400,7 @@ async fn what_rules_depend_on_of_our_node_is_followed_without_a_restart() {
     {
         send(&sender, node(address, pods)).await;
         assert!(tokio::time::timeout(Duration::from_secs(5), runner.run(&mut events)).await.is_err());
-        let nat = runner.backend().tools().tables["nat"].values().flatten().cloned().collect::<Vec<_>>();
+        let nat = runner.tools().tables["nat"].values().flatten().cloned().collect::<Vec<_>>();
         let node_ports = nat.iter().filter(|rule| rule.ends_with("-j KUBE-NODEPORTS"));
         assert!(node_ports.clone().all(|rule| rule.contains(&format!("-d {address} "))), "{nat:#?}");
         assert_eq!(node_ports.count(), 1);
@@ -416,7 +422,7 @@ async fn an_earlier_process_s_rules_stay_while_nobody_knows_what_the_source_had(
         sleep(Duration::from_secs(5)).await;
     })
     .await;
-    let left = earlier.backend().tools().clone();
+    let left = earlier.tools().clone();
     let (diary, ..) = play(left.clone(), async |sender| {
         send(&sender, problem(true, false)).await;
         complete(&sender).await;
@@ -454,5 +460,5 @@ async fn an_earlier_process_s_rules_stay_while_nobody_knows_what_the_source_had(
     })
     .await;
     assert_eq!(diary.times("failed"), [0; 0]);
-    assert!(runner.backend().tools().tables["nat"].len() > 12);
+    assert!(runner.tools().tables["nat"].len() > 12);
 }

@@ -2,8 +2,8 @@
 //! program's own work: nothing runs but that.
 
 use super::sink::Sink;
-use crate::backend::iptables::{Baseline, Features, Iptables};
-use crate::backend::{Applied, Backend as _};
+use crate::backend::iptables::{Features, Iptables};
+use crate::backend::{Applied, Dataplane as _};
 use crate::model::{
     EndpointFacts, EndpointSlice, IpFamily, NodeFacts, PerFamily, Protocol, Service, ServiceName,
     ServicePort, SliceEndpoint, SlicePort, TrafficPolicy, WatchEvent,
@@ -23,8 +23,6 @@ pub struct Cluster {
     settings: FamilySettings,
     /// The backend; its tools count.
     pub backend: Iptables<Sink>,
-    /// What the backend believes to be in the kernel.
-    pub baseline: Baseline,
 }
 
 impl Cluster {
@@ -44,21 +42,10 @@ impl Cluster {
         let mut cluster = Cluster {
             tracker,
             settings: FamilySettings::new(IpFamily::V4),
-            backend: Iptables::new(Sink::default(), features),
-            baseline: Baseline::default(),
+            backend: Iptables::new(Sink::default(), IpFamily::V4, features),
         };
-        cluster.forget().await?;
         cluster.sync(None).await?;
         Ok(cluster)
-    }
-
-    /// Makes the next pass write everything, as the first one of a process does.
-    ///
-    /// # Errors
-    /// As the backend's.
-    pub async fn forget(&mut self) -> Result<()> {
-        self.baseline = self.backend.observe().await?;
-        Ok(())
     }
 
     /// Takes an event in; what the next pass is told of it.
@@ -79,9 +66,7 @@ impl Cluster {
     /// As the backend's.
     pub async fn sync(&mut self, changes: Option<&Changes>) -> Result<Applied> {
         let plan = plan(&self.settings, &self.tracker, changes);
-        let desired = self.backend.render(&plan);
-        let operations = self.backend.diff(&self.baseline, &desired);
-        self.backend.apply(&desired, operations, &mut self.baseline).await
+        self.backend.sync(&plan).await
     }
 }
 

@@ -1,6 +1,6 @@
-//! What the loop does with one family, without the loop: for tests of a backend alone.
+//! What the loop does with one family, without the loop: for tests of a dataplane alone.
 
-use crate::backend::{Applied, Backend};
+use crate::backend::{Applied, Dataplane};
 use crate::model::{Cidr, IpFamily, NodeFacts, WatchEvent};
 use crate::plan::{FamilySettings, LocalDetector, Plan, Scope};
 use crate::state::Tracker;
@@ -27,26 +27,21 @@ pub fn copy_picture(from: &Tracker, to: &mut Tracker) {
     }
 }
 
-/// One pass: full without a baseline, partial with one. A failure forgets the baseline.
+/// One pass: full if the dataplane knows nothing, else partial.
 ///
 /// # Errors
-/// As the backend's.
-pub async fn run<B: Backend>(
+/// As the dataplane's.
+pub async fn run(
     tracker: &mut Tracker,
     settings: &FamilySettings,
-    backend: &mut B,
-    known: &mut Option<B::Baseline>,
+    dataplane: &mut dyn Dataplane,
 ) -> Result<Applied> {
     let changes = tracker.take_changes(settings.family);
-    let (mut baseline, scope) = match known.take() {
-        Some(baseline) => (baseline, Scope::Only(&changes.services)),
-        None => (backend.observe().await?, Scope::All),
+    let scope = match dataplane.needs_all() {
+        true => Scope::All,
+        false => Scope::Only(&changes.services),
     };
     let plan = Plan::new(settings, tracker.snapshot(), scope)
         .with_endpoint_count(tracker.endpoints(settings.family));
-    let desired = backend.render(&plan);
-    let operations = backend.diff(&baseline, &desired);
-    let applied = backend.apply(&desired, operations, &mut baseline).await?;
-    *known = Some(baseline);
-    Ok(applied)
+    dataplane.sync(&plan).await
 }

@@ -1,30 +1,42 @@
 //! iptables tools that take everything and only count.
 
 use crate::kernel::iptables::{
-    Flavor, Place, RestoreError, Rule, RuleKind, Said, Stamp, Trial, Version, Xtables,
+    CountedRule, Flavor, Place, RestoreError, RuleKind, Stamp, Trial, Version, Xtables,
 };
-use crate::kernel::nft::{ChainUse, Part, RuleMark, Told};
+use crate::kernel::nft::{Act, Concerns, ForeignWrite, Heard, Part};
 use anyhow::Result;
+use std::fmt;
 
 /// Counts what is sent and what is asked.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct Sink {
     /// Lines of input.
     pub lines: usize,
+    /// Their bytes.
+    pub bytes: usize,
     /// Lines of the longest input.
     pub longest: usize,
-    /// Looks at all chains of a table, and readings of rules.
-    pub surveys: usize,
+    /// Listings of chains or rules.
+    pub listings: usize,
     generation: u32,
-    /// Somebody else has written, and we have not been told yet.
-    is_told: bool,
+    concerns: Option<Concerns>,
+    heard: Heard,
 }
 
 impl Sink {
-    /// Somebody else writes to a chain of his own.
-    pub fn others_write(&mut self) {
+    /// Another process adds a rule to a chain of the nat table.
+    pub fn others_write(&mut self, chain: &str) {
         self.generation += 1;
-        self.is_told = true;
+        if self.concerns.as_ref().is_some_and(|concerns| concerns("nat", chain, Act::RuleAdded)) {
+            let (table, chain, by) = ("nat".to_owned(), chain.to_owned(), "others".to_owned());
+            self.heard.writes.push(ForeignWrite { table, chain, act: Act::RuleAdded, by });
+        }
+    }
+}
+
+impl fmt::Debug for Sink {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Sink").field("lines", &self.lines).finish_non_exhaustive()
     }
 }
 
@@ -53,58 +65,42 @@ impl Xtables for Sink {
         true
     }
 
-    async fn survey(&mut self, _table: &str, visit: &mut dyn FnMut(Part<ChainUse<'_>>)) -> Result<()> {
-        self.surveys += 1;
+    async fn chains(&mut self, _table: &str, visit: &mut dyn FnMut(Part<&str>)) -> Result<()> {
+        self.listings += 1;
         visit(Part::Start);
-        // Whatever is looked for is there.
-        for name in [
-            "KUBE-PROXY-CANARY",
-            "KUBE-SERVICES",
-            "KUBE-MARK-MASQ",
-            "KUBE-NODEPORTS",
-            "KUBE-POSTROUTING",
-            "KUBE-EXTERNAL-SERVICES",
-            "KUBE-FORWARD",
-            "KUBE-PROXY-FIREWALL",
-        ] {
-            visit(Part::Item(ChainUse { name, is_base: false, uses: u32::MAX / 2 }));
-        }
         Ok(())
     }
 
-    fn visit_rules(
+    fn counted_rules(
         &mut self,
         _: &str,
         _: Option<&str>,
-        visit: &mut dyn FnMut(Part<Rule<'_>>),
+        visit: &mut dyn FnMut(Part<CountedRule<'_>>),
     ) -> Result<bool> {
-        self.surveys += 1;
+        self.listings += 1;
         visit(Part::Start);
         Ok(true)
     }
 
-    async fn list_rules(&mut self, _: &str, _: &mut dyn FnMut(Said<'_>)) -> Result<()> {
-        self.surveys += 1;
+    async fn list(&mut self, _: &str, _: Option<&str>, _: &mut dyn FnMut(&str)) -> Result<()> {
+        self.listings += 1;
         Ok(())
     }
 
-    fn listen(&mut self, _: bool) -> Result<()> {
-        Ok(())
-    }
-
-    fn hear(&mut self, visit: &mut dyn FnMut(Told<'_>)) -> Result<bool> {
-        if std::mem::take(&mut self.is_told) {
-            let rule = RuleMark { handle: 1, content: 1 };
-            visit(Told::RuleAdded { table: "nat", chain: "THEIRS", rule });
-            visit(Told::Committed { generation: self.generation, by: "others" });
-        }
+    fn listen(&mut self, concerns: Concerns) -> Result<bool> {
+        (self.concerns, self.heard) = (Some(concerns), Heard::default());
         Ok(true)
+    }
+
+    fn hear(&mut self) -> Heard {
+        std::mem::take(&mut self.heard)
     }
 
     async fn restore(&mut self, pieces: &mut dyn Iterator<Item = String>) -> Result<(), RestoreError> {
         let mut lines = 0;
         for piece in pieces {
             lines += piece.lines().count();
+            self.bytes += piece.len();
             let tables = piece.lines().filter(|line| line.starts_with('*')).count();
             self.generation += u32::try_from(tables).unwrap_or(u32::MAX);
         }
@@ -119,10 +115,6 @@ impl Xtables for Sink {
 
     async fn ensure_chain(&mut self, _place: Place<'_>) -> Result<()> {
         Ok(())
-    }
-
-    async fn has_rule(&mut self, _place: Place<'_>, _arguments: &str) -> Result<bool> {
-        Ok(true)
     }
 
     async fn insert_rules(&mut self, _rules: &[(Place<'_>, &str)]) -> Result<()> {

@@ -14,6 +14,8 @@ pub struct Message<'a> {
     pub flags: u16,
     /// Sequence number of the request it answers.
     pub seq: u32,
+    /// Port id of the socket that it answers, or whose request it is about; 0 for the kernel itself.
+    pub port: u32,
     /// What follows the netlink header.
     pub payload: &'a [u8],
 }
@@ -49,7 +51,13 @@ impl<'a> Messages<'a> {
         let payload = bytes.get(HEADER_LEN..len).ok_or(Malformed("message length out of bounds"))?;
         // The padding of the last message may be missing.
         self.rest = bytes.get(align(len)..).unwrap_or_default();
-        Ok(Message { kind: half(header, 4), flags: half(header, 6), seq: word(header, 8), payload })
+        Ok(Message {
+            kind: half(header, 4),
+            flags: half(header, 6),
+            seq: word(header, 8),
+            port: word(header, 12),
+            payload,
+        })
     }
 }
 

@@ -1,15 +1,14 @@
 //! Telling iptables-restore, and finding out which Service it will not take.
 
-use super::base::{CANARY_TABLES, JUMPS};
-use super::desired::{Baseline, Desired};
+use super::baseline::Baseline;
+use super::chains::{Fixed, Holds, JUMPS, TABLES};
+use super::desired::Desired;
 use super::diff::{Changes, Step};
 use super::input::Input;
 use super::names::{CANARY, ChainId};
-use super::watch::OurChains;
-use crate::backend::kept::Record;
 use crate::backend::options::OptionsRefused;
 use crate::backend::{Refusal, jumps};
-use crate::kernel::iptables::{Flavor, Place, RestoreError, Stamp, Xtables};
+use crate::kernel::iptables::{Place, RestoreError, Xtables};
 use crate::model::ServiceName;
 use anyhow::{Context, Result, bail};
 use std::collections::BTreeSet;
@@ -23,41 +22,11 @@ const SHOWN_AROUND: usize = 1;
 #[derive(Debug, Default)]
 pub(super) struct Outcome {
     pub(super) calls: usize,
-    /// Rules written to the filter and the nat table.
+    /// Rules written to the nat and to the filter table.
     pub(super) written: [usize; 2],
     pub(super) refused: Vec<Refusal>,
     /// Chains that could not be deleted: somebody else's rules jump to them.
     pub(super) stuck: BTreeSet<ChainId>,
-    /// Transactions that took effect.
-    pub(super) commits: u32,
-    /// Those that may have: of inputs that failed, and such as empty what may be empty already.
-    pub(super) doubtful_commits: u32,
-    /// An input failed.
-    pub(super) failed: bool,
-    /// The tables before the first of these.
-    pub(super) begun: Option<Stamp>,
-    /// What took effect, where it is to be recorded: in legacy tables.
-    pub(super) record: Option<Record<OurChains>>,
-}
-
-impl Outcome {
-    fn count(&mut self, counted: Counted<impl Sized>, sent: &Result<(), RestoreError>) {
-        match sent {
-            Ok(()) => {
-                self.written[0] += counted.written[0];
-                self.written[1] += counted.written[1];
-                if let (Some(record), Some(later)) = (&mut self.record, counted.record) {
-                    record.append(later);
-                }
-                self.commits += counted.commits;
-                self.doubtful_commits += counted.tables - counted.commits;
-            }
-            Err(_) => {
-                self.doubtful_commits += counted.tables;
-                self.failed = true;
-            }
-        }
-    }
 }
 
 /// Carries changes out.
@@ -70,8 +39,6 @@ pub(super) async fn run<X: Xtables>(
     if changes.set_up {
         set_up(tools).await?;
     }
-    let begun = Some(tools.stamp()?);
-    let record = (tools.flavor() == Flavor::Legacy).then(|| Record::of(OurChains));
     let retried: BTreeSet<&ServiceName> = changes.services.iter().map(|change| &change.name).collect();
     let excluded = baseline.refused.keys().filter(|name| !retried.contains(name)).cloned().collect();
     let steps = changes.steps(most_chains);
@@ -82,7 +49,7 @@ pub(super) async fn run<X: Xtables>(
         baseline,
         excluded,
         doomed: BTreeSet::new(),
-        outcome: Outcome { begun, record, ..Outcome::default() },
+        outcome: Outcome::default(),
     };
     for step in steps {
         run.step(step).await?;
@@ -98,7 +65,7 @@ async fn set_up(tools: &mut impl Xtables) -> Result<()> {
         tools.ensure_chain(Place { table, chain }).await?;
     }
     jumps::ensure(tools, &JUMPS).await?;
-    for table in CANARY_TABLES {
+    for table in TABLES {
         tools.ensure_chain(Place { table, chain: CANARY }).await?;
     }
     Ok(())
@@ -154,9 +121,9 @@ impl<X: Xtables> Run<'_, '_, X> {
     /// before that, their old chains cannot go.
     fn lead_away_from_refused(&self, step: &mut Step) {
         let comes_late =
-            step.filter_dispatch || step.nat_dispatch || step.node_ports || !step.delete.is_empty();
+            step.fixed.iter().any(|chain| chain.holds() == Holds::Dispatch) || !step.delete.is_empty();
         if comes_late && !self.outcome.refused.is_empty() {
-            (step.filter_dispatch, step.nat_dispatch, step.node_ports) = (true, true, true);
+            step.fixed.extend(dispatch_chains());
         }
     }
 
@@ -208,10 +175,12 @@ impl<X: Xtables> Run<'_, '_, X> {
 
     async fn restore(&mut self, pieces: impl Iterator<Item = String>) -> Result<(), RestoreError> {
         self.outcome.calls += 1;
-        let mut counted = Counted::new(pieces, self.outcome.record.is_some());
-        let sent = self.tools.restore(&mut counted).await;
-        self.outcome.count(counted, &sent);
-        sent
+        let (mut written, mut is_filter) = ([0, 0], false);
+        let mut counted = pieces.inspect(|piece| count_rules(piece, &mut is_filter, &mut written));
+        self.tools.restore(&mut counted).await?;
+        self.outcome.written[0] += written[0];
+        self.outcome.written[1] += written[1];
+        Ok(())
     }
 
     /// Those Services of a range that were not refused before.
@@ -273,7 +242,7 @@ impl<X: Xtables> Run<'_, '_, X> {
     /// Only when everything is written, and without the tree. Before that the tables may have been
     /// damaged by somebody else, which is no Service's fault and is mended by writing everything.
     async fn isolate(&mut self, step: Step, services: Vec<usize>, error: anyhow::Error) -> Result<()> {
-        if !self.changes.set_up {
+        if !self.changes.is_full {
             return Err(error);
         }
         if self.is_taken_without_options(&step, &services).await {
@@ -283,12 +252,14 @@ impl<X: Xtables> Run<'_, '_, X> {
             return Err(error);
         }
         tracing::warn!(error = format!("{error:#}"), "input refused; looking for the Service at fault");
-        if step.fixed {
-            self.send(&Step { fixed: true, ..Step::default() }, &[]).await?;
+        let (dispatch, own) =
+            step.fixed.iter().partition::<BTreeSet<_>, _>(|it| it.holds() == Holds::Dispatch);
+        if !own.is_empty() {
+            self.send(&Step { fixed: own, ..Step::default() }, &[]).await?;
         }
         let chains = Step { services: step.services.clone(), ..Step::default() };
         self.bisect(&chains, services, Trial::Chains).await?;
-        let mut rest = Step { fixed: false, services: 0..0, ..step };
+        let mut rest = Step { fixed: dispatch, services: 0..0, ..step };
         self.lead_away_from_refused(&mut rest);
         if rest.is_empty(self.changes) || self.send(&rest, &[]).await.is_ok() {
             return Ok(());
@@ -360,7 +331,7 @@ impl<X: Xtables> Run<'_, '_, X> {
         if self.doomed.is_empty() {
             return Ok(());
         }
-        let dispatch = Step { filter_dispatch: true, nat_dispatch: true, ..Step::default() };
+        let dispatch = Step { fixed: dispatch_chains().collect(), ..Step::default() };
         self.send(&dispatch, &[]).await.context("leading away from refused Services")?;
         let delete = std::mem::take(&mut self.doomed).into_iter().collect();
         self.delete(delete).await
@@ -393,48 +364,17 @@ fn lines_around(pieces: impl Iterator<Item = String>, line: usize) -> String {
     shown.join(" | ")
 }
 
-/// Counts what passes, by table, and records it if that is wanted.
-struct Counted<I> {
-    pieces: I,
-    nat: bool,
-    /// Rules.
-    written: [usize; 2],
-    tables: u32,
-    /// Tables with rules or deletions.
-    commits: u32,
-    /// The table that passes has some.
-    has_some: bool,
-    record: Option<Record<OurChains>>,
+/// The shared chains that hold rules of Services.
+fn dispatch_chains() -> impl Iterator<Item = Fixed> {
+    Fixed::all().filter(|chain| chain.holds() == Holds::Dispatch)
 }
 
-impl<I> Counted<I> {
-    fn new(pieces: I, is_recorded: bool) -> Self {
-        let record = is_recorded.then(|| Record::of(OurChains));
-        Counted { pieces, nat: false, written: [0, 0], tables: 0, commits: 0, has_some: false, record }
-    }
-}
-
-impl<I: Iterator<Item = String>> Iterator for Counted<I> {
-    type Item = String;
-
-    fn next(&mut self) -> Option<String> {
-        let piece = self.pieces.next()?;
-        for line in piece.lines() {
-            if let Some(record) = &mut self.record {
-                record.take(line);
-            }
-            if line.starts_with('*') {
-                self.nat = line == "*nat";
-                self.tables += 1;
-                self.has_some = false;
-                continue;
-            }
-            self.written[usize::from(self.nat)] += usize::from(line.starts_with("-A "));
-            if line.starts_with('-') && !self.has_some {
-                self.has_some = true;
-                self.commits += 1;
-            }
+/// Counts the rules in a piece of an input, by table.
+fn count_rules(piece: &str, is_filter: &mut bool, written: &mut [usize; 2]) {
+    for line in piece.lines() {
+        if line.starts_with('*') {
+            *is_filter = line == "*filter";
         }
-        Some(piece)
+        written[usize::from(*is_filter)] += usize::from(line.starts_with("-A "));
     }
 }

@@ -1,13 +1,9 @@
-//! What is there whatever the Services are: jumps from the built-in chains, and the chains that
-//! mark, masquerade, forward and protect.
+//! The rules that are there whatever the Services are: those that mark, masquerade, forward and protect.
 
-use super::names::{
-    CANARY, EXTERNAL_SERVICES, FIREWALL, FORWARD, INVALID_DROPPED, MARK_MASQ, NODE_PORTS, POSTROUTING,
-    PROXY_FIREWALL, SERVICES,
-};
-use crate::backend::jumps::Jump;
-use crate::backend::lines::{Text, line};
-use crate::backend::masquerade;
+use super::chains::{Chain, Fixed};
+use super::names::{INVALID_DROPPED, MARK_MASQ, NODE_PORTS};
+use crate::backend::masquerade::{self, loopback};
+use crate::backend::rule::{Asks, Match, Name, Rule, States, Target};
 use crate::model::IpFamily;
 use crate::plan::{FamilySettings, Plan};
 
@@ -50,99 +46,68 @@ impl Default for Features {
     }
 }
 
-/// All jumps. Each is inserted at the top if it is missing, so on an empty host they end up in
-/// the reverse of this order, as kube-proxy's do.
-pub(super) static JUMPS: [Jump; 14] = [
-    Jump::new("filter", "INPUT", EXTERNAL_SERVICES, "kubernetes externally-visible service portals")
-        .only_new(),
-    Jump::new("filter", "FORWARD", EXTERNAL_SERVICES, "kubernetes externally-visible service portals")
-        .only_new(),
-    Jump::new("filter", "INPUT", NODE_PORTS, "kubernetes health check service ports"),
-    Jump::new("filter", "FORWARD", SERVICES, "kubernetes service portals").only_new(),
-    Jump::new("filter", "OUTPUT", SERVICES, "kubernetes service portals").only_new(),
-    Jump::new("filter", "FORWARD", FORWARD, "kubernetes forwarding rules"),
-    Jump::new("filter", "INPUT", PROXY_FIREWALL, "kubernetes load balancer firewall").only_new(),
-    Jump::new("filter", "OUTPUT", PROXY_FIREWALL, "kubernetes load balancer firewall").only_new(),
-    Jump::new("filter", "FORWARD", PROXY_FIREWALL, "kubernetes load balancer firewall").only_new(),
-    Jump::new("nat", "OUTPUT", SERVICES, "kubernetes service portals"),
-    Jump::new("nat", "PREROUTING", SERVICES, "kubernetes service portals"),
-    Jump::new("nat", "POSTROUTING", POSTROUTING, "kubernetes postrouting rules"),
-    Jump::new("filter", "INPUT", FIREWALL, "").shared_with_kubelet(),
-    Jump::new("filter", "OUTPUT", FIREWALL, "").shared_with_kubelet(),
-];
-
-/// Where the canary stands: if these chains vanish, somebody flushed the tables.
-pub(super) const CANARY_TABLES: [&str; 3] = ["mangle", "nat", "filter"];
-
-/// Chains of ours that hold no Service's own rules, by table; `cleanup` removes these.
-pub(super) fn fixed_chains(table: &str) -> &'static [&'static str] {
-    match table {
-        "filter" => &[SERVICES, EXTERNAL_SERVICES, FORWARD, NODE_PORTS, PROXY_FIREWALL, CANARY],
-        "nat" => &[SERVICES, NODE_PORTS, POSTROUTING, MARK_MASQ, CANARY],
-        "mangle" => &[CANARY],
-        _ => &[],
-    }
-}
-
 /// Whether we keep the rule that shields 127.0.0.0/8; without localhost node ports it is kubelet's
 /// alone.
 pub(super) fn keeps_firewall(settings: &FamilySettings) -> bool {
     settings.family == IpFamily::V4 && settings.localhost_node_ports
 }
 
-/// The fixed rules of the filter table.
-pub(super) fn write_filter(text: &mut Text, settings: &FamilySettings, features: &Features) {
+/// Takes one rule after the other, each with its chain.
+pub(super) type Out<'o> = &'o mut dyn FnMut(Chain, Rule<'_>);
+
+/// The rules of the chains that hold nothing else, but for `KUBE-POSTROUTING` and `KUBE-MARK-MASQ`.
+fn filter_rules(settings: &FamilySettings, features: &Features, out: Out<'_>) {
     if keeps_firewall(settings) {
-        line!(
-            text,
-            "-A {FIREWALL} -m comment --comment \"block incoming localnet connections\" -d 127.0.0.0/8 \
-             ! -s 127.0.0.0/8 -m conntrack ! --ctstate RELATED,ESTABLISHED,DNAT -j DROP"
-        );
+        let loopback = loopback(IpFamily::V4);
+        let matches = [
+            Match::comment("block incoming localnet connections"),
+            Match::destination(loopback),
+            Match::not(Asks::Source(loopback.into())),
+            Match::not(Asks::State(States::KNOWN_OR_DNAT)),
+        ];
+        out(Chain::Fixed(Fixed::Firewall), Rule::new(&matches, Target::Drop));
     }
+    let forward = Chain::Fixed(Fixed::Forward);
     if !features.be_liberal {
         // Without it, conntrack gives up on a connection whose window it lost sight of, and the
         // endpoint's answer goes out with the endpoint's own address.
-        let counter = if features.counts_invalid {
-            format!(" -m nfacct --nfacct-name {INVALID_DROPPED}")
-        } else {
-            String::new()
+        let counter = match features.counts_invalid {
+            true => Asks::Count(Name::new(INVALID_DROPPED)),
+            false => Asks::Nothing,
         };
-        line!(text, "-A {FORWARD} -m conntrack --ctstate INVALID{counter} -j DROP");
+        out(forward, Rule::new(&[Asks::State(States::INVALID).into(), counter.into()], Target::Drop));
     }
-    let mark = masquerade::mark(features.masquerade_mark);
-    line!(
-        text,
-        "-A {FORWARD} -m comment --comment \"kubernetes forwarding rules\" -m mark --mark {mark}/{mark} -j ACCEPT"
-    );
-    line!(
-        text,
-        "-A {FORWARD} -m comment --comment \"kubernetes forwarding conntrack rule\" -m conntrack \
-         --ctstate RELATED,ESTABLISHED -j ACCEPT"
-    );
+    let marked = masquerade::marked(features.masquerade_mark).into();
+    out(forward, Rule::new(&[Match::comment("kubernetes forwarding rules"), marked], Target::Accept));
+    let known = Asks::State(States::KNOWN).into();
+    out(forward, Rule::new(&[Match::comment("kubernetes forwarding conntrack rule"), known], Target::Accept));
 }
 
-/// The fixed rules of the nat table.
-pub(super) fn write_nat(text: &mut Text, features: &Features) {
-    masquerade::write(text, features.masquerade_mark, features.random_fully);
+/// The rules of all chains that depend on settings only.
+pub(super) fn fixed_rules(settings: &FamilySettings, features: &Features, out: Out<'_>) {
+    filter_rules(settings, features, out);
+    masquerade::rules(features.masquerade_mark, features.random_fully, &mut |chain, rule| {
+        let chain = if chain == MARK_MASQ { Fixed::MarkMasq } else { Fixed::Postrouting };
+        out(Chain::Fixed(chain), rule);
+    });
 }
 
 /// The end of the nat table's `KUBE-SERVICES`: what is left over and meant for this node goes to
 /// the node ports.
-pub(super) fn write_node_port_jump(text: &mut Text, plan: &Plan<'_>) {
-    let comment = "-m comment --comment \"kubernetes service nodeports; NOTE: this must be the last rule in this chain\"";
+pub(super) fn node_port_jumps(plan: &Plan<'_>, out: Out<'_>) {
+    let comment =
+        Match::comment("kubernetes service nodeports; NOTE: this must be the last rule in this chain");
+    let mut jump = |matches: &[Match<'_>]| {
+        out(Chain::Fixed(Fixed::Services), Rule::new(matches, Target::Jump(Name::new(NODE_PORTS))));
+    };
     match plan.node_port_ips() {
-        Some(ips) => {
-            for ip in ips {
-                line!(text, "-A {SERVICES} {comment} -d {ip} -j {NODE_PORTS}");
-            }
-        }
+        Some(ips) => ips.into_iter().for_each(|ip| jump(&[comment, Match::destination(ip)])),
         None => {
             let except = match (plan.family(), plan.settings.localhost_node_ports) {
-                (IpFamily::V6, _) => " ! -d ::1/128",
-                (IpFamily::V4, false) => " ! -d 127.0.0.0/8",
-                (IpFamily::V4, true) => "",
+                (IpFamily::V4, true) => Match::NOTHING,
+                (family, _) => Match::not(Asks::Destination(loopback(family).into())),
             };
-            line!(text, "-A {SERVICES} {comment} -m addrtype --dst-type LOCAL{except} -j {NODE_PORTS}");
+            jump(&[comment, Asks::DestinationIsLocal.into(), except]);
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Taking down what carries our names.
 
-use super::base::{self, JUMPS};
+use super::chains::{Fixed, JUMPS, TABLES};
 use super::names::{ChainId, NODE_PORTS, SERVICES};
 use crate::backend::Standing;
 use crate::backend::jumps::Jump;
@@ -23,7 +23,7 @@ pub(super) async fn run(tools: &mut impl Xtables, most_chains: usize, standing: 
             errors.push(format!("{error:#}"));
         }
     }
-    for table in base::CANARY_TABLES {
+    for table in TABLES {
         if let Err(error) = remove_chains(tools, table, most_chains, standing).await {
             errors.push(format!("table {table}: {error:#}"));
         }
@@ -33,26 +33,26 @@ pub(super) async fn run(tools: &mut impl Xtables, most_chains: usize, standing: 
 
 /// The rules of this mode whose names another mode uses, too.
 pub(super) fn standing() -> Standing {
-    let of_table = |table: &'static str| base::fixed_chains(table).iter().map(move |chain| (table, *chain));
+    let chains = Fixed::all().filter(|chain| !chain.is_shared()).map(|chain| (chain.table(), chain.as_str()));
     let jumps = JUMPS.iter().map(|jump| (jump.table, jump.from, jump.arguments()));
-    Standing { chains: base::CANARY_TABLES.into_iter().flat_map(of_table).collect(), jumps: jumps.collect() }
+    Standing { chains: chains.collect(), jumps: jumps.collect() }
 }
 
 /// One of ours that is no Service's; what a trial left counts, too.
 fn is_fixed(table: &str, chain: &str) -> bool {
-    base::fixed_chains(table).contains(&chain) || chain == TRIAL
+    Fixed::parse(table, chain).is_some_and(|chain| !chain.is_shared()) || chain == TRIAL
 }
 
 /// Whether there is anything to remove.
 pub(super) async fn holds_rules(tools: &mut impl Xtables, standing: &Standing) -> Result<bool> {
-    for table in base::CANARY_TABLES {
+    for table in TABLES {
         let mut found = false;
         tools
-            .survey(table, &mut |part| match part {
+            .chains(table, &mut |part| match part {
                 Part::Start => found = false,
                 Part::Item(chain) => {
-                    found |= is_fixed(table, chain.name) && !standing.has_chain(table, chain.name);
-                    found |= ChainId::parse(chain.name).is_some();
+                    found |= is_fixed(table, chain) && !standing.has_chain(table, chain);
+                    found |= ChainId::parse(chain).is_some();
                 }
             })
             .await?;
@@ -72,18 +72,18 @@ async fn remove_chains(
     let mut fixed = BTreeSet::new();
     let mut services = BTreeSet::new();
     tools
-        .survey(table, &mut |part| match part {
+        .chains(table, &mut |part| match part {
             Part::Start => {
                 fixed.clear();
                 services.clear();
             }
-            Part::Item(chain) if is_fixed(table, chain.name) => {
-                if !standing.has_chain(table, chain.name) {
-                    fixed.insert(chain.name.to_owned());
+            Part::Item(chain) if is_fixed(table, chain) => {
+                if !standing.has_chain(table, chain) {
+                    fixed.insert(chain.to_owned());
                 }
             }
             Part::Item(chain) if table == "nat" => {
-                services.extend(ChainId::parse(chain.name));
+                services.extend(ChainId::parse(chain));
             }
             Part::Item(_) => {}
         })

@@ -1,101 +1,112 @@
-//! What is wanted and what is there, as fingerprints.
+//! What is wanted, as fingerprints.
 //!
-//! The rendered rules of a large cluster are tens of megabytes; nobody needs them twice. So both
-//! sides hold a hash per chain, and the text is rendered again when it is sent.
+//! The rendered rules of a large cluster are tens of megabytes, and are needed once, when they are sent. So what is
+//! wanted and what is there are a hash per chain, and the text is rendered again when it is sent.
 
-use super::base::{self, Features, JUMPS};
-use super::diff::Changes;
-use super::names::{CANARY, ChainId, MARK_MASQ};
-use super::render::{self, Chains, Dispatch, Style};
-use super::tree::Destinations;
-use super::watch::OurChains;
-use crate::backend::Refusal;
-use crate::backend::kept::Kept;
-use crate::backend::lines::Text;
-use crate::backend::rule_count::RuleCount;
+use super::base::{self, Features};
+use super::chains::{Chain, Fixed};
+use super::names::ChainId;
+use super::render::{self, Context};
+use crate::backend::rule::{Asks, ChainHash, Rule};
 use crate::model::ServiceName;
 use crate::plan::{Plan, Scope, ServicePlan};
-use std::collections::hash_map::DefaultHasher;
 use std::collections::{BTreeMap, BTreeSet};
-use std::hash::{Hash, Hasher};
 use std::net::IpAddr;
 use std::sync::Arc;
-
-fn small(count: usize) -> u32 {
-    u32::try_from(count).unwrap_or(u32::MAX)
-}
-
-/// Some rules, by hash and number.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Print {
-    hash: u64,
-    pub(super) count: RuleCount,
-}
-
-impl Print {
-    pub(super) fn of(text: &str) -> Self {
-        if text.is_empty() {
-            return Print::default();
-        }
-        Print { hash: hash(text), count: RuleCount::of(text) }
-    }
-}
-
-fn hash(text: &str) -> u64 {
-    // Fixed keys: the same rules have the same hash in every run.
-    let mut hasher = DefaultHasher::new();
-    text.hash(&mut hasher);
-    hasher.finish()
-}
 
 /// One chain of a Service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct ChainPrint {
     pub(super) id: ChainId,
-    content: [u8; 8],
+    /// The short hash of its rules.
+    pub(super) content: [u8; 8],
+}
+
+impl ChainPrint {
+    /// What no chain is wanted to hold: what it holds is not known.
+    const UNKNOWN: [u8; 8] = [0xff; 8];
+
+    /// The same chain after somebody else has changed it.
+    pub(super) fn unknown(self) -> Self {
+        ChainPrint { content: Self::UNKNOWN, ..self }
+    }
+
+    pub(super) fn is_unknown(self) -> bool {
+        self.content == Self::UNKNOWN
+    }
 }
 
 /// One Service's rules.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct ServicePrint {
+pub(super) struct Fingerprint {
     /// Its own chains, in the order in which they are written.
     pub(super) chains: Box<[ChainPrint]>,
     /// The rules in them.
-    pub(super) count: RuleCount,
-    /// Its rules in the nat table's `KUBE-SERVICES`, or in the tree that stands for it.
-    pub(super) services: Print,
-    /// The destinations of these, with how many rules each has.
-    pub(super) destinations: Box<[(IpAddr, u16)]>,
-    /// Its rules in the nat table's `KUBE-NODEPORTS`.
-    pub(super) node_ports: Print,
-    /// Its rules in the shared chains of the filter table.
-    pub(super) filter: Print,
+    pub(super) rules: u32,
+    /// Its rules in shared chains, in the order of these. A tree may stand for the nat table's `KUBE-SERVICES`.
+    pub(super) dispatch: Box<[(Fixed, ChainHash)]>,
+    /// Its rules in the nat table's `KUBE-SERVICES`, by destination.
+    pub(super) destinations: Box<[(IpAddr, ChainHash)]>,
 }
 
-impl ServicePrint {
-    pub(super) fn nat_count(&self) -> RuleCount {
-        self.count.plus(self.services.count).plus(self.node_ports.count)
+impl Fingerprint {
+    fn of(service: &ServicePlan<'_>, context: Context<'_>) -> Self {
+        let mut chains: Vec<(ChainId, ChainHash)> = Vec::new();
+        render::chains(service, context, &mut |chain, rule| {
+            let Chain::Own(id) = chain else { return };
+            match chains.last_mut().filter(|(last, _)| *last == id) {
+                Some((_, hash)) => hash.push(&rule),
+                None => chains.push((id, ChainHash::of(&rule))),
+            }
+        });
+        let (mut dispatch, mut destinations) = (BTreeMap::new(), Vec::new());
+        render::dispatch(service, context, &mut |chain, rule| {
+            let Chain::Fixed(chain) = chain else { return };
+            dispatch.entry(chain).or_insert(ChainHash::EMPTY).push(&rule);
+            if let Some(address) = destination(&rule).filter(|_| chain == Fixed::Services) {
+                match destinations.iter_mut().find(|(known, _)| *known == address) {
+                    Some((_, hash)) => ChainHash::push(hash, &rule),
+                    None => destinations.push((address, ChainHash::of(&rule))),
+                }
+            }
+        });
+        let print = |(id, hash): &(ChainId, ChainHash)| ChainPrint { id: *id, content: hash.short() };
+        Fingerprint {
+            chains: chains.iter().map(print).collect(),
+            rules: chains.iter().map(|(_, hash)| hash.rules()).sum(),
+            dispatch: dispatch.into_iter().collect(),
+            destinations: destinations.into(),
+        }
     }
 
     pub(super) fn ids(&self) -> impl Iterator<Item = ChainId> + '_ {
         self.chains.iter().map(|chain| chain.id)
     }
 
+    /// Its rules in a shared chain.
+    pub(super) fn in_chain(&self, chain: Fixed) -> ChainHash {
+        let found = self.dispatch.iter().find(|(it, _)| *it == chain);
+        found.map_or(ChainHash::EMPTY, |(_, hash)| *hash)
+    }
+
     /// Those of its chains that `old` does not have just so.
-    pub(super) fn chains_beyond(&self, old: &ServicePrint) -> Vec<ChainId> {
+    pub(super) fn chains_beyond(&self, old: &Fingerprint) -> Vec<ChainId> {
         let new = self.chains.iter().filter(|chain| !old.chains.contains(chain));
         new.map(|chain| chain.id).collect()
     }
 }
 
-/// Rules that are there whatever the Services are.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct FixedPrint {
-    pub(super) filter: Print,
-    pub(super) nat: Print,
-    /// The node-port jump at the end of the nat table's `KUBE-SERVICES`.
-    pub(super) node_port_jump: Print,
+/// Where a rule leads to.
+pub(super) fn destination(rule: &Rule<'_>) -> Option<IpAddr> {
+    rule.asks().find_map(|it| match it.asks {
+        Asks::Destination(network) => Some(network.cidr.addr()),
+        _ => None,
+    })
 }
+
+/// Our own rules in chains that always stand, by chain; `None` for a chain that is not ours to write, or whose content is
+/// not known. Those of Services are not among them.
+pub(super) type FixedPrint = [Option<ChainHash>; Fixed::COUNT];
 
 /// Everything wanted within a plan's scope.
 #[derive(Debug)]
@@ -104,11 +115,12 @@ pub struct Desired<'a> {
     pub(super) features: Features,
     pub(super) fixed: FixedPrint,
     /// In the order of names; `None` for a Service that this family has nothing of.
-    pub(super) services: Vec<(ServiceName, Option<Arc<ServicePrint>>)>,
+    pub(super) services: Vec<(ServiceName, Option<Arc<Fingerprint>>)>,
 }
 
 impl<'a> Desired<'a> {
-    pub(super) fn of(plan: &Plan<'a>, features: &Features) -> Self {
+    /// What a plan wants, and of Services beyond its scope, if their rules are damaged.
+    pub(super) fn of(plan: &Plan<'a>, features: &Features, damaged: &BTreeSet<ServiceName>) -> Self {
         let mut desired = Desired {
             plan: *plan,
             features: features.clone(),
@@ -116,18 +128,13 @@ impl<'a> Desired<'a> {
             services: Vec::new(),
         };
         desired.fixed = desired.print_fixed();
-        let mut scratch = Scratch::default();
-        let style = desired.style();
+        let context = desired.context();
+        let print = |service: &ServicePlan<'_>| Arc::new(Fingerprint::of(service, context));
         desired.services = match plan.scope() {
-            Scope::All => {
-                let services = plan.services();
-                services.map(|it| (it.name.clone(), Some(scratch.print(&it, style)))).collect()
-            }
+            Scope::All => plan.services().map(|it| (it.name.clone(), Some(print(&it)))).collect(),
             Scope::Only(names) => {
-                let print = |name: &ServiceName| {
-                    (name.clone(), plan.service(name).map(|service| scratch.print(&service, style)))
-                };
-                names.iter().map(print).collect()
+                let names = names.union(damaged);
+                names.map(|name| (name.clone(), plan.service(name).as_ref().map(print))).collect()
             }
         };
         desired
@@ -139,182 +146,24 @@ impl<'a> Desired<'a> {
         Some(Desired { plan: self.plan, features, fixed: FixedPrint::default(), services: Vec::new() })
     }
 
-    pub(super) fn style(&self) -> Style<'_> {
-        Style::new(self.plan.settings, &self.features, self.plan.endpoint_count)
+    pub(super) fn context(&self) -> Context<'_> {
+        Context::new(self.plan.settings, &self.features, self.plan.endpoint_count)
     }
 
     fn print_fixed(&self) -> FixedPrint {
-        let print = |write: &dyn Fn(&mut Text)| {
-            let mut text = Text::default();
-            write(&mut text);
-            Print::of(text.as_str())
+        let mut fixed = [Some(ChainHash::EMPTY); Fixed::COUNT];
+        if !base::keeps_firewall(self.plan.settings) {
+            fixed[Fixed::Firewall.index()] = None;
+        }
+        let mut push = |chain, rule: Rule<'_>| {
+            if let Chain::Fixed(chain) = chain
+                && let Some(hash) = &mut fixed[chain.index()]
+            {
+                hash.push(&rule);
+            }
         };
-        FixedPrint {
-            filter: print(&|text| base::write_filter(text, self.plan.settings, &self.features)),
-            nat: print(&|text| base::write_nat(text, &self.features)),
-            node_port_jump: print(&|text| base::write_node_port_jump(text, &self.plan)),
-        }
-    }
-}
-
-/// Buffers that serve one Service after the other.
-#[derive(Default)]
-struct Scratch {
-    chains: Chains,
-    dispatch: Dispatch,
-}
-
-impl Scratch {
-    fn print(&mut self, service: &ServicePlan<'_>, style: Style<'_>) -> Arc<ServicePrint> {
-        self.chains.clear();
-        self.dispatch.clear();
-        render::chains(service, style, &mut self.chains);
-        render::dispatch(service, style, &mut self.dispatch);
-        let mut count = RuleCount::default();
-        let chains = self.chains.iter().map(|(id, rules)| {
-            count = count.plus(RuleCount::of(rules));
-            ChainPrint { id, content: hash(rules).to_ne_bytes() }
-        });
-        Arc::new(ServicePrint {
-            chains: chains.collect(),
-            count,
-            services: Print::of(self.dispatch.services.as_str()),
-            destinations: self.dispatch.destinations(),
-            node_ports: Print::of(self.dispatch.node_ports.as_str()),
-            filter: Print::of(self.dispatch.filter.as_str()),
-        })
-    }
-}
-
-/// What we believe is in the kernel.
-#[derive(Debug, Default)]
-pub struct Baseline {
-    /// The jumps and the canaries stand.
-    pub(super) set_up: bool,
-    pub(super) fixed: Option<FixedPrint>,
-    pub(super) services: BTreeMap<ServiceName, Arc<ServicePrint>>,
-    /// The Services that have rules in the shared chains of the filter table, and those that have
-    /// some in `KUBE-NODEPORTS`: few, so these chains are written without asking every Service.
-    pub(super) in_filter: BTreeSet<ServiceName>,
-    pub(super) in_node_ports: BTreeSet<ServiceName>,
-    /// What `KUBE-SERVICES` leads to.
-    pub(super) destinations: Destinations,
-    /// How many chains the tree has; `None` where all rules stand in `KUBE-SERVICES` itself.
-    pub(super) nets: Option<usize>,
-    /// Per-Service chains that were found and of which nothing else is known.
-    pub(super) strays: BTreeSet<ChainId>,
-    /// What has to be found of our chains; `None` when that is not known.
-    pub(super) kept: Option<Kept<OurChains>>,
-    /// Services that the kernel refused, and its words.
-    pub(super) refused: BTreeMap<ServiceName, String>,
-    /// The Services' rules in the nat and the filter table.
-    pub(super) nat: RuleCount,
-    pub(super) filter: RuleCount,
-}
-
-impl Baseline {
-    /// What was found of earlier runs: names of chains, nothing of their content.
-    pub(super) fn observed(strays: BTreeSet<ChainId>) -> Self {
-        Baseline { strays, ..Baseline::default() }
-    }
-
-    /// Notes that a Service is now as printed, or gone.
-    pub(super) fn note(&mut self, name: ServiceName, print: Option<Arc<ServicePrint>>) {
-        if let Some(old) = self.services.remove(&name) {
-            self.nat = self.nat.minus(old.nat_count());
-            self.filter = self.filter.minus(old.filter.count);
-            self.in_filter.remove(&name);
-            self.in_node_ports.remove(&name);
-        }
-        if let Some(print) = print {
-            if print.filter.count.rules > 0 {
-                self.in_filter.insert(name.clone());
-            }
-            if print.node_ports.count.rules > 0 {
-                self.in_node_ports.insert(name.clone());
-            }
-            self.nat = self.nat.plus(print.nat_count());
-            self.filter = self.filter.plus(print.filter.count);
-            self.services.insert(name, print);
-        }
-    }
-
-    /// Notes that changes took effect, except for Services that were refused.
-    pub(super) fn commit(
-        &mut self,
-        changes: Changes,
-        fixed: FixedPrint,
-        (refused, stuck): (&[Refusal], BTreeSet<ChainId>),
-    ) {
-        self.set_up = true;
-        self.fixed = Some(fixed);
-        self.strays = stuck;
-        self.nets = changes.nets;
-        let mut edits = changes.edits;
-        for change in changes.services {
-            self.refused.remove(&change.name);
-            let refusal = refused.iter().find(|refusal| refusal.service == change.name);
-            match refusal {
-                Some(refusal) => {
-                    let known = self.services.get(&change.name);
-                    for print in known.into_iter().chain(change.print.as_ref()) {
-                        for (address, _) in &print.destinations {
-                            edits.set(&self.destinations, &change.name, (*address, 0));
-                        }
-                    }
-                    self.refused.insert(change.name.clone(), refusal.reason.clone());
-                    self.note(change.name, None);
-                }
-                None => self.note(change.name, change.print),
-            }
-        }
-        self.destinations.commit(edits);
-    }
-
-    /// Compares how often our chains of a table are used with how often they should be. `Some`
-    /// says how many rules are missing; more uses are rules of others that jump to our chains.
-    pub(super) fn judge(&self, table: &str, found: RuleCount) -> Option<u32> {
-        let expected = self.expected_uses(table);
-        let missing = |expected: u32, found: u32| expected.saturating_sub(found);
-        match missing(expected.uses, found.uses) + missing(expected.marks, found.marks) {
-            0 => None,
-            missing => Some(missing),
-        }
-    }
-
-    /// All our rules of a table, fixed ones included.
-    pub(super) fn count(&self, table: &str) -> RuleCount {
-        let fixed = self.fixed.unwrap_or_default();
-        match table {
-            "nat" => self.nat.plus(fixed.nat.count).plus(fixed.node_port_jump.count).plus(self.tree_jumps()),
-            _ => self.filter.plus(fixed.filter.count),
-        }
-    }
-
-    /// The jumps within the tree: one leads to each of its chains.
-    fn tree_jumps(&self) -> RuleCount {
-        let jumps = small(self.nets.unwrap_or_default());
-        RuleCount { rules: jumps, uses: jumps.saturating_mul(2), marks: 0 }
-    }
-
-    /// How often the chains of a table are used if everything of ours is in place: by their own
-    /// rules, and by jumps from ours and from the built-in chains.
-    fn expected_uses(&self, table: &str) -> RuleCount {
-        let jumps = JUMPS.iter().filter(|jump| jump.table == table && !jump.is_shared_with_kubelet());
-        let jumps = RuleCount { rules: 0, uses: small(jumps.count()), marks: 0 };
-        self.count(table).plus(jumps)
-    }
-}
-
-/// The uses that count of a chain with so many: all of our chains, except the canary, which is
-/// not used, and the one that kubelet shares.
-pub(super) fn counted(table: &str, chain: &str, uses: u32) -> RuleCount {
-    let ours =
-        base::fixed_chains(table).contains(&chain) || (table == "nat" && ChainId::parse(chain).is_some());
-    match chain {
-        MARK_MASQ => RuleCount { marks: uses, ..RuleCount::default() },
-        CANARY => RuleCount::default(),
-        _ if ours => RuleCount { uses, ..RuleCount::default() },
-        _ => RuleCount::default(),
+        base::fixed_rules(self.plan.settings, &self.features, &mut push);
+        base::node_port_jumps(&self.plan, &mut push);
+        fixed
     }
 }

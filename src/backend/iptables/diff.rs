@@ -1,8 +1,11 @@
 //! What separates the baseline from what is wanted, and the order in which to mend it.
 
-use super::desired::{Baseline, Desired, ServicePrint};
+use super::baseline::Baseline;
+use super::chains::{Fixed, Holds};
+use super::desired::{Desired, Fingerprint};
 use super::names::ChainId;
 use super::tree::{Content, Edits, Net, NetChain, Tree};
+use crate::backend::rule::ChainHash;
 use crate::model::ServiceName;
 use crate::plan::Scope;
 use std::collections::BTreeSet;
@@ -21,14 +24,10 @@ const LARGER_CHANGE: usize = 4;
 pub struct Changes {
     /// Make the jumps from the built-in chains and the canaries.
     pub(super) set_up: bool,
-    /// Rewrite the fixed chains.
-    pub(super) fixed: bool,
-    /// Rewrite the shared chains of the filter table that hold Services' rules.
-    pub(super) filter_dispatch: bool,
-    /// Rewrite the nat table's `KUBE-SERVICES`.
-    pub(super) nat_dispatch: bool,
-    /// Rewrite `KUBE-NODEPORTS`.
-    pub(super) node_ports: bool,
+    /// Everything is written, against names of chains that were found.
+    pub(super) is_full: bool,
+    /// Chains to write of those that always stand.
+    pub(super) fixed: BTreeSet<Fixed>,
     /// What changes of that to which `KUBE-SERVICES` leads.
     pub(super) edits: Edits,
     /// How many chains the tree has afterwards; `None` for no tree.
@@ -48,7 +47,7 @@ pub struct Changes {
 pub(super) struct ServiceChange {
     pub(super) name: ServiceName,
     /// What it is then; `None` when it is gone.
-    pub(super) print: Option<Arc<ServicePrint>>,
+    pub(super) print: Option<Arc<Fingerprint>>,
     /// Chains to write anew.
     pub(super) write: Vec<ChainId>,
     /// Its rules in shared chains change.
@@ -66,10 +65,8 @@ impl ServiceChange {
 /// One input for iptables-restore; each table of it takes effect as a whole.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Step {
-    pub(super) fixed: bool,
-    pub(super) filter_dispatch: bool,
-    pub(super) nat_dispatch: bool,
-    pub(super) node_ports: bool,
+    /// Chains to write of those that always stand.
+    pub(super) fixed: BTreeSet<Fixed>,
     /// Which of `Changes::write_nets` to write.
     pub(super) nets: Range<usize>,
     /// Which of `Changes::services` to write.
@@ -82,56 +79,51 @@ impl Changes {
     /// Whether there is nothing to do.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        let shared = self.fixed || self.filter_dispatch || self.nat_dispatch || self.node_ports;
         let written = !(self.services.is_empty() && self.write_nets.is_empty() && self.delete.is_empty());
-        !(self.set_up || shared || written)
+        !(self.set_up || written) && self.fixed.is_empty()
     }
 
     pub(super) fn between(baseline: &Baseline, desired: &Desired<'_>) -> Self {
-        let known = baseline.fixed.as_ref();
+        let is_wanted = |chain: &Fixed| {
+            let wanted = desired.fixed[chain.index()];
+            chain.holds() != Holds::Nothing && wanted.is_some() && wanted != baseline.fixed[chain.index()]
+        };
         let mut changes = Changes {
             set_up: !baseline.set_up,
-            fixed: known.is_none_or(|it| (it.filter, it.nat) != (desired.fixed.filter, desired.fixed.nat)),
-            filter_dispatch: known.is_none(),
-            nat_dispatch: known.is_none_or(|it| it.node_port_jump != desired.fixed.node_port_jump),
-            node_ports: known.is_none(),
+            is_full: baseline.is_fresh(),
+            fixed: Fixed::all().filter(is_wanted).collect(),
             edits: Edits::of(&baseline.destinations),
             ..Changes::default()
         };
-        let mut moved = false;
         for (name, print) in &desired.services {
-            moved |= changes.compare(baseline, name, print.as_ref());
+            changes.compare(baseline, name, print.as_ref());
         }
         if matches!(desired.plan.scope(), Scope::All) {
-            moved |= changes.remove_missing(baseline, desired);
+            changes.remove_missing(baseline, desired);
         }
-        changes.lead(baseline, desired, moved);
-        if matches!(desired.plan.scope(), Scope::All) {
-            changes.delete_strays(baseline, desired);
-        }
+        changes.lead(baseline, desired);
+        changes.delete_strays(baseline, desired);
         // What jumps goes before what is jumped to.
         changes.delete.sort_unstable();
         changes
     }
 
-    /// Compares one Service; says whether its rules in `KUBE-SERVICES` change.
-    fn compare(&mut self, baseline: &Baseline, name: &ServiceName, new: Option<&Arc<ServicePrint>>) -> bool {
+    /// Compares one Service.
+    fn compare(&mut self, baseline: &Baseline, name: &ServiceName, new: Option<&Arc<Fingerprint>>) {
         let old = baseline.services.get(name);
         // One that was refused and is gone now is no longer refused, which has to be noted.
         if old == new && !baseline.refused.contains_key(name) {
-            return false;
+            return;
         }
-        let nothing = ServicePrint::default();
+        let nothing = Fingerprint::default();
         let before = old.map_or(&nothing, |old| &**old);
         let after = new.map_or(&nothing, |new| &**new);
-        let moved = before.services != after.services;
-        let (node_ports, filter) = (before.node_ports != after.node_ports, before.filter != after.filter);
-        self.node_ports |= node_ports;
-        self.filter_dispatch |= filter;
-        if moved {
-            let gone = before.destinations.iter().map(|(address, _)| (*address, 0));
-            let here = after.destinations.iter().map(|(address, rules)| (*address, usize::from(*rules)));
-            gone.chain(here).for_each(|it| self.edits.set(&baseline.destinations, name, it));
+        let differs = |chain: &Fixed| before.in_chain(*chain) != after.in_chain(*chain);
+        let differing: Vec<Fixed> = Fixed::all().filter(differs).collect();
+        if differing.contains(&Fixed::Services) {
+            let gone = before.destinations.iter().map(|(address, _)| (*address, ChainHash::EMPTY));
+            gone.chain(after.destinations.iter().copied())
+                .for_each(|it| self.edits.set(&baseline.destinations, name, it));
         }
         let kept: BTreeSet<ChainId> = after.ids().collect();
         self.delete.extend(before.ids().filter(|id| !kept.contains(id)));
@@ -139,22 +131,19 @@ impl Changes {
             name: name.clone(),
             write: after.chains_beyond(before),
             print: new.cloned(),
-            dispatch: moved || node_ports || filter,
+            dispatch: !differing.is_empty(),
         });
-        moved
+        self.fixed.extend(differing);
     }
 
-    /// Settles whether there is a tree, and what changes of it.
-    fn lead(&mut self, baseline: &Baseline, desired: &Desired<'_>, moved: bool) {
+    /// Settles whether there is a tree, and what changes of it. What leads to Services stands in `KUBE-SERVICES` or there.
+    fn lead(&mut self, baseline: &Baseline, desired: &Desired<'_>) {
         let family = desired.plan.family();
         let tree = Tree::new(family, &baseline.destinations, Some(&self.edits));
         let old = Tree::new(family, &baseline.destinations, None);
-        let forms = (baseline.nets, self.edits.rules > desired.features.tree_threshold);
-        let (write, delete) = match forms {
-            (None, false) => {
-                self.nat_dispatch |= moved;
-                return;
-            }
+        let has_tree = self.edits.rules > desired.features.tree_threshold;
+        let (mut write, delete) = match (baseline.nets, has_tree) {
+            (None, false) => return,
             (Some(_), false) => (Vec::new(), old.all().into_iter().map(|chain| chain.net).rev().collect()),
             (None, true) => {
                 let all = tree.all();
@@ -167,8 +156,20 @@ impl Changes {
                 (change.write, change.delete)
             }
         };
-        self.nat_dispatch |= forms.0.is_some() != forms.1 || write.iter().any(|chain| chain.net.is_root());
-        if forms.1 && self.nat_dispatch {
+        if baseline.nets.is_some() && has_tree {
+            // Services' rules are not in this chain, so that it is written only for other reasons.
+            let own = Fixed::Services.index();
+            let is_root_written = write.iter().any(|chain| chain.net.is_root());
+            if desired.fixed[own] == baseline.fixed[own] && !is_root_written {
+                self.fixed.remove(&Fixed::Services);
+            } else {
+                self.fixed.insert(Fixed::Services);
+            }
+            write.extend(damaged_nets(baseline, tree, &write));
+        } else {
+            self.fixed.insert(Fixed::Services);
+        }
+        if has_tree && self.fixed.contains(&Fixed::Services) {
             self.root = tree.root();
         }
         self.delete.extend(delete.into_iter().filter(|net: &Net| !net.is_root()).map(Net::chain));
@@ -176,18 +177,19 @@ impl Changes {
         self.write_nets.retain(|chain| !chain.net.is_root());
     }
 
-    fn remove_missing(&mut self, baseline: &Baseline, desired: &Desired<'_>) -> bool {
+    fn remove_missing(&mut self, baseline: &Baseline, desired: &Desired<'_>) {
         let wanted: BTreeSet<&ServiceName> = desired.services.iter().map(|(name, _)| name).collect();
-        let mut moved = false;
         for name in baseline.services.keys().filter(|name| !wanted.contains(name)) {
-            moved |= self.compare(baseline, name, None);
+            self.compare(baseline, name, None);
         }
-        moved
     }
 
     fn delete_strays(&mut self, baseline: &Baseline, desired: &Desired<'_>) {
+        let mut strays = baseline.surplus.clone();
+        if matches!(desired.plan.scope(), Scope::All) {
+            strays.extend(&baseline.strays);
+        }
         let prints = desired.services.iter().filter_map(|(_, print)| print.as_ref());
-        let mut strays = baseline.strays.clone();
         for id in prints.flat_map(|print| print.ids()) {
             strays.remove(&id);
         }
@@ -202,20 +204,17 @@ impl Changes {
     /// first, `KUBE-SERVICES` last), and only then what is left over goes. `most_chains` is how
     /// many chains one input of a first sync may name; a Service is never split.
     pub(super) fn steps(&self, most_chains: usize) -> Vec<Step> {
-        let most_chains = most_chains.saturating_mul(if self.set_up { 1 } else { LARGER_CHANGE });
+        let most_chains = most_chains.saturating_mul(if self.is_full { 1 } else { LARGER_CHANGE });
         let chains: usize = self.services.iter().map(ServiceChange::names).sum();
         let all = Step {
-            fixed: self.fixed,
-            filter_dispatch: self.filter_dispatch,
-            nat_dispatch: self.nat_dispatch,
-            node_ports: self.node_ports,
+            fixed: self.fixed.clone(),
             nets: 0..self.write_nets.len(),
             services: 0..self.services.len(),
             delete: 0..self.delete.len(),
         };
         let nets: usize = self.write_nets.iter().map(weight).sum();
         let fits = chains.saturating_add(nets).saturating_add(self.delete.len()) <= most_chains;
-        if fits && (!self.set_up || self.delete.is_empty()) {
+        if fits && (!self.is_full || self.delete.is_empty()) {
             return if all.is_empty(self) { Vec::new() } else { vec![all] };
         }
         if fits {
@@ -225,17 +224,14 @@ impl Changes {
             steps.retain(|step| !step.is_empty(self));
             return steps;
         }
-        let mut steps = vec![Step { fixed: self.fixed, ..Step::default() }];
+        let (dispatch, own): (BTreeSet<Fixed>, _) =
+            self.fixed.iter().partition(|chain| chain.holds() == Holds::Dispatch);
+        let mut steps = vec![Step { fixed: own, ..Step::default() }];
         let services = batches(self.services.iter().map(ServiceChange::names), most_chains);
         steps.extend(services.into_iter().map(|services| Step { services, ..Step::default() }));
         let nets = batches(self.write_nets.iter().map(weight), most_chains);
         steps.extend(nets.into_iter().map(|nets| Step { nets, ..Step::default() }));
-        steps.push(Step {
-            filter_dispatch: self.filter_dispatch,
-            nat_dispatch: self.nat_dispatch,
-            node_ports: self.node_ports,
-            ..Step::default()
-        });
+        steps.push(Step { fixed: dispatch, ..Step::default() });
         let deletes = (0..self.delete.len()).step_by(most_chains);
         steps.extend(deletes.map(|start| Step {
             delete: start..(start + most_chains).min(self.delete.len()),
@@ -244,6 +240,16 @@ impl Changes {
         steps.retain(|step| !step.is_empty(self));
         steps
     }
+}
+
+/// The chains of the tree that somebody else has changed, but for those that are written anyway.
+fn damaged_nets(baseline: &Baseline, tree: Tree<'_>, written: &[NetChain]) -> Vec<NetChain> {
+    if baseline.unknown_nets.is_empty() {
+        return Vec::new();
+    }
+    let is_written = |net: Net| written.iter().any(|chain| chain.net == net);
+    let is_damaged = |it: &NetChain| baseline.unknown_nets.contains(&it.net.chain()) && !is_written(it.net);
+    tree.all().into_iter().filter(is_damaged).collect()
 }
 
 /// How many chains one of the tree counts for.
@@ -277,14 +283,9 @@ impl Step {
         *self == Step { delete: self.delete.clone(), ..Step::default() } && !self.delete.is_empty()
     }
 
-    pub(super) fn touches_filter(&self) -> bool {
-        self.fixed || self.filter_dispatch
-    }
-
     pub(super) fn is_empty(&self, changes: &Changes) -> bool {
         let writes = changes.services[self.services.clone()].iter().any(|it| !it.write.is_empty());
-        let shared = self.touches_filter() || self.nat_dispatch || self.node_ports;
-        !(shared || writes) && self.nets.is_empty() && self.delete.is_empty()
+        !writes && self.fixed.is_empty() && self.nets.is_empty() && self.delete.is_empty()
     }
 }
 

@@ -1,18 +1,19 @@
 //! The text of one input for iptables-restore, made piece by piece while it is sent.
 
 use super::base;
-use super::desired::{Baseline, Desired, ServicePrint};
+use super::baseline::Baseline;
+use super::chains::{Chain, Fixed, Holds};
+use super::desired::{Desired, destination};
 use super::diff::{Changes, Step};
-use super::names::{
-    ChainId, EXTERNAL_SERVICES, FIREWALL, FORWARD, MARK_MASQ, NODE_PORTS, POSTROUTING, PROXY_FIREWALL,
-    SERVICES,
-};
-use super::render::{self, Chains, Dispatch};
+use super::names::ChainId;
+use super::render;
 use super::tree::{Content, Net, NetChain};
 use crate::backend::lines::{Text, line};
+use crate::backend::rule::Rule;
 use crate::model::ServiceName;
 use crate::plan::ServicePlan;
 use std::collections::BTreeSet;
+use std::fmt;
 
 /// Text is handed on in pieces of about this many bytes: as much as a pipe takes at once.
 const PIECE: usize = 64 * 1024;
@@ -35,9 +36,8 @@ pub(super) struct Input<'a> {
 /// A part of an input whose text is short; Services are the only thing there can be many of.
 enum Part<'a> {
     Text(String),
-    FilterDispatch(ServicePlan<'a>),
-    NatDispatch(ServicePlan<'a>),
-    NodePorts(ServicePlan<'a>),
+    /// A Service's rules in these shared chains.
+    Dispatch(ServicePlan<'a>, Of),
     Net(&'a NetChain),
     Declare(usize),
     Chains(usize),
@@ -45,15 +45,22 @@ enum Part<'a> {
     Deletion(ChainId),
 }
 
+/// Shared chains whose rules are written together, Service by Service.
+#[derive(Clone, Copy)]
+enum Of {
+    /// Those of the filter table that are to be written.
+    Filter,
+    Chain(Fixed),
+}
+
 impl<'a> Input<'a> {
     /// The text, in pieces.
     pub(super) fn pieces(&self) -> impl Iterator<Item = String> + use<'_, 'a> {
         let mut parts = self.filter_parts().chain(self.nat_parts());
-        let mut writer = PartWriter { input: self, chains: Chains::default(), dispatch: Dispatch::default() };
         std::iter::from_fn(move || {
             let mut text = Text::default();
             for part in parts.by_ref() {
-                writer.write(part, &mut text);
+                self.write(part, &mut text);
                 if text.len() >= PIECE {
                     break;
                 }
@@ -63,69 +70,51 @@ impl<'a> Input<'a> {
     }
 
     fn filter_parts(&self) -> Box<dyn Iterator<Item = Part<'a>> + '_> {
-        if !self.step.touches_filter() {
+        let chains = self.fixed_of("filter");
+        if chains.is_empty() {
             return Box::new(std::iter::empty());
         }
-        let plan = &self.desired.plan;
         let mut head = Text::default();
         line!(head, "*filter");
-        let (fixed, dispatch) = (self.step.fixed, self.step.filter_dispatch);
-        let declared = [
-            (SERVICES, dispatch),
-            (EXTERNAL_SERVICES, dispatch),
-            (FORWARD, fixed),
-            (NODE_PORTS, dispatch),
-            (PROXY_FIREWALL, dispatch),
-            (FIREWALL, fixed && base::keeps_firewall(plan.settings)),
-        ];
-        declare_fixed(&mut head, &declared);
-        if fixed {
-            base::write_filter(&mut head, plan.settings, &self.desired.features);
-        }
-        let listed = || self.listed(&self.baseline.in_filter, |print| print.filter.count.rules > 0);
-        let services = dispatch.then(|| listed().map(Part::FilterDispatch));
+        chains.iter().for_each(|chain| declare(&mut head, chain));
+        self.write_fixed(&mut head, "filter");
+        let dispatch = chains.into_iter().filter(|chain| chain.holds() == Holds::Dispatch);
+        let services = self.members(dispatch.collect()).map(|service| Part::Dispatch(service, Of::Filter));
         Box::new(
             std::iter::once(Part::Text(head.into_string()))
-                .chain(services.into_iter().flatten())
+                .chain(services)
                 .chain(std::iter::once(Part::Text("COMMIT\n".into()))),
         )
     }
 
     fn nat_parts(&self) -> Box<dyn Iterator<Item = Part<'a>> + '_> {
-        let deletes = self.delete;
-        let (fixed, dispatch, node_ports) = (self.step.fixed, self.step.nat_dispatch, self.step.node_ports);
+        let (chains, deletes) = (self.fixed_of("nat"), self.delete);
         let nets = &self.changes.write_nets[self.step.nets.clone()];
-        let chains = !(self.services.is_empty() && nets.is_empty() && deletes.is_empty());
-        if !(fixed || dispatch || node_ports || chains) {
+        if chains.is_empty() && self.services.is_empty() && nets.is_empty() && deletes.is_empty() {
             return Box::new(std::iter::empty());
         }
-        let mut head = Text::default();
+        let (has_services, has_node_ports) =
+            (chains.contains(&Fixed::Services), chains.contains(&Fixed::NodePorts));
+        let (mut head, mut rules, mut tail) = (Text::default(), Text::default(), Text::default());
         line!(head, "*nat");
-        declare_fixed(
-            &mut head,
-            &[(SERVICES, dispatch), (NODE_PORTS, node_ports), (POSTROUTING, fixed), (MARK_MASQ, fixed)],
-        );
-        let mut rules = Text::default();
-        if fixed {
-            base::write_nat(&mut rules, &self.desired.features);
+        chains.iter().for_each(|chain| declare(&mut head, chain));
+        self.write_fixed(&mut rules, "nat");
+        if has_services {
+            write_jumps(&mut rules, Fixed::Services, &self.changes.root);
+            base::node_port_jumps(&self.desired.plan, &mut |chain, rule| write_rule(&mut tail, chain, &rule));
         }
-        let mut tail = Text::default();
-        if dispatch {
-            write_jumps(&mut rules, SERVICES, &self.changes.root);
-            base::write_node_port_jump(&mut tail, &self.desired.plan);
-        }
-        let linear = dispatch && self.changes.nets.is_none();
-        let dispatched = linear.then(|| self.dispatched().map(Part::NatDispatch));
-        let listed = || self.listed(&self.baseline.in_node_ports, |print| print.node_ports.count.rules > 0);
-        let node_ports = node_ports.then(|| listed().map(Part::NodePorts));
+        let is_linear = has_services && self.changes.nets.is_none();
+        let dispatched = is_linear.then(|| self.dispatched()).into_iter().flatten();
+        let node_ports =
+            has_node_ports.then(|| self.members([Fixed::NodePorts].into())).into_iter().flatten();
         Box::new(
             std::iter::once(Part::Text(head.into_string()))
                 .chain(self.services.iter().map(|index| Part::Declare(*index)))
                 .chain(nets.iter().map(|chain| Part::Declaration(chain.net.chain())))
                 .chain(deletes.iter().map(|id| Part::Declaration(*id)))
                 .chain(std::iter::once(Part::Text(rules.into_string())))
-                .chain(dispatched.into_iter().flatten())
-                .chain(node_ports.into_iter().flatten())
+                .chain(dispatched.map(|service| Part::Dispatch(service, Of::Chain(Fixed::Services))))
+                .chain(node_ports.map(|service| Part::Dispatch(service, Of::Chain(Fixed::NodePorts))))
                 .chain(nets.iter().map(Part::Net))
                 .chain(self.services.iter().map(|index| Part::Chains(*index)))
                 .chain(deletes.iter().map(|id| Part::Deletion(*id)))
@@ -134,102 +123,106 @@ impl<'a> Input<'a> {
         )
     }
 
+    /// The chains of a table that always stand and are to be written.
+    fn fixed_of(&self, table: &str) -> Vec<Fixed> {
+        self.step.fixed.iter().copied().filter(|chain| chain.table() == table).collect()
+    }
+
+    /// Writes the rules of a table's chains that depend on settings only.
+    fn write_fixed(&self, text: &mut Text, table: &str) {
+        let (settings, features) = (self.desired.plan.settings, &self.desired.features);
+        base::fixed_rules(settings, features, &mut |chain, rule| {
+            let is_wanted = matches!(chain, Chain::Fixed(chain) if self.step.fixed.contains(&chain));
+            if is_wanted && chain.table() == table {
+                write_rule(text, chain, &rule);
+            }
+        });
+    }
+
     fn dispatched(&self) -> impl Iterator<Item = ServicePlan<'a>> + '_ {
         self.desired.plan.services().filter(|service| !self.excluded.contains(service.name))
     }
 
-    /// The Services with rules in a shared chain that only few have rules in: those known to, and
+    /// The Services with rules in shared chains that only few have rules in: those known to, and
     /// those that get some now.
-    fn listed(
-        &self,
-        known: &BTreeSet<ServiceName>,
-        has: fn(&ServicePrint) -> bool,
-    ) -> impl Iterator<Item = ServicePlan<'a>> + use<'a> {
+    fn members(&self, chains: Vec<Fixed>) -> impl Iterator<Item = ServicePlan<'a>> + use<'a> {
+        let known = chains.iter().filter_map(|chain| self.baseline.members.get(chain)).flatten();
+        let has_some = |print: &super::desired::Fingerprint| {
+            chains.iter().any(|chain| !print.in_chain(*chain).is_empty())
+        };
         let changed = self.changes.services.iter();
-        let new =
-            changed.filter(|change| change.print.as_deref().is_some_and(has)).map(|change| &change.name);
-        let names: BTreeSet<&ServiceName> = known.iter().chain(new).collect();
+        let new = changed.filter(|change| change.print.as_deref().is_some_and(has_some));
+        let names: BTreeSet<&ServiceName> = known.chain(new.map(|change| &change.name)).collect();
         let plan = self.desired.plan;
         let wanted = names.into_iter().filter(|name| !self.excluded.contains(*name)).cloned();
         wanted.collect::<Vec<_>>().into_iter().filter_map(move |name| plan.service(&name))
     }
-}
 
-fn write_jumps(text: &mut Text, chain: impl std::fmt::Display, nets: &[Net]) {
-    for net in nets {
-        line!(text, "-A {chain} -d {net} -j {}", net.chain());
-    }
-}
-
-fn declare_fixed(text: &mut Text, chains: &[(&str, bool)]) {
-    for (chain, _) in chains.iter().filter(|(_, wanted)| *wanted) {
-        line!(text, ":{chain} - [0:0]");
-    }
-}
-
-/// Turns parts into text, with buffers that serve one Service after the other.
-struct PartWriter<'i, 'a> {
-    input: &'i Input<'a>,
-    chains: Chains,
-    dispatch: Dispatch,
-}
-
-impl<'a> PartWriter<'_, 'a> {
-    fn write(&mut self, part: Part<'a>, text: &mut Text) {
-        let style = self.input.desired.style();
+    fn write(&self, part: Part<'a>, text: &mut Text) {
         match part {
             Part::Text(lines) => text.push_str(&lines),
-            Part::FilterDispatch(service) => {
-                self.dispatch.clear();
-                render::dispatch(&service, style, &mut self.dispatch);
-                text.push_str(self.dispatch.filter.as_str());
-            }
-            Part::NatDispatch(service) => {
-                self.dispatch.clear();
-                render::dispatch(&service, style, &mut self.dispatch);
-                text.push_str(self.dispatch.services.as_str());
-            }
-            Part::NodePorts(service) => {
-                self.dispatch.clear();
-                render::dispatch(&service, style, &mut self.dispatch);
-                text.push_str(self.dispatch.node_ports.as_str());
-            }
+            Part::Dispatch(service, of) => self.write_dispatch(&service, of, text),
             Part::Net(chain) => self.write_net(chain, text),
             Part::Declare(index) => {
-                for id in &self.input.changes.services[index].write {
-                    line!(text, ":{id} - [0:0]");
-                }
+                self.changes.services[index].write.iter().for_each(|id| declare(text, id));
             }
             Part::Chains(index) => self.write_chains(index, text),
-            Part::Declaration(id) => line!(text, ":{id} - [0:0]"),
+            Part::Declaration(id) => declare(text, id),
             Part::Deletion(id) => line!(text, "-X {id}"),
         }
     }
 
-    fn write_net(&mut self, chain: &NetChain, text: &mut Text) {
+    fn write_dispatch(&self, service: &ServicePlan<'_>, of: Of, text: &mut Text) {
+        render::dispatch(service, self.desired.context(), &mut |chain, rule| {
+            let Chain::Fixed(fixed) = chain else { return };
+            let is_wanted = match of {
+                Of::Filter => fixed.is_filter() && self.step.fixed.contains(&fixed),
+                Of::Chain(wanted) => fixed == wanted,
+            };
+            if is_wanted {
+                write_rule(text, chain, &rule);
+            }
+        });
+    }
+
+    fn write_net(&self, chain: &NetChain, text: &mut Text) {
         let id = chain.net.chain();
         match &chain.content {
             Content::Jumps(nets) => write_jumps(text, id, nets),
             Content::Rules(rules) => {
-                let style = self.input.desired.style();
                 for (address, name) in rules {
-                    let Some(service) = self.input.desired.plan.service(name) else { continue };
-                    self.dispatch.clear();
-                    render::dispatch(&service, style, &mut self.dispatch);
-                    self.dispatch.write_destination(*address, id, text);
+                    let Some(service) = self.desired.plan.service(name) else { continue };
+                    render::dispatch(&service, self.desired.context(), &mut |chain, rule| {
+                        let leads = chain == Chain::Fixed(Fixed::Services);
+                        if leads && destination(&rule) == Some(*address) {
+                            write_rule(text, id, &rule);
+                        }
+                    });
                 }
             }
         }
     }
 
-    fn write_chains(&mut self, index: usize, text: &mut Text) {
-        let change = &self.input.changes.services[index];
-        let Some(service) = self.input.desired.plan.service(&change.name) else { return };
-        self.chains.clear();
-        render::chains(&service, self.input.desired.style(), &mut self.chains);
+    fn write_chains(&self, index: usize, text: &mut Text) {
+        let change = &self.changes.services[index];
+        let Some(service) = self.desired.plan.service(&change.name) else { return };
         let wanted: BTreeSet<ChainId> = change.write.iter().copied().collect();
-        for (_, rules) in self.chains.iter().filter(|(id, _)| wanted.contains(id)) {
-            text.push_str(rules);
-        }
+        render::chains(&service, self.desired.context(), &mut |chain, rule| {
+            if matches!(chain, Chain::Own(id) if wanted.contains(&id)) {
+                write_rule(text, chain, &rule);
+            }
+        });
     }
+}
+
+fn declare(text: &mut Text, chain: impl fmt::Display) {
+    line!(text, ":{chain} - [0:0]");
+}
+
+fn write_rule(text: &mut Text, chain: impl fmt::Display, rule: &Rule<'_>) {
+    line!(text, "-A {chain} {rule}");
+}
+
+fn write_jumps(text: &mut Text, chain: impl fmt::Display, nets: &[Net]) {
+    nets.iter().for_each(|net| net.with_jump(|rule| write_rule(text, &chain, rule)));
 }

@@ -1,12 +1,12 @@
 //! What a plan wants, chain by chain, for people: to be compared with what the kernel has, and to walk
 //! a packet through. The text is the one that is sent.
 
-use super::base::{self, Features, JUMPS};
+use super::base::{self, Features};
+use super::chains::JUMPS;
 use super::names::ChainId;
 use super::render_inputs;
 use crate::backend::KernelObject;
-use crate::backend::meaning::effect;
-use crate::backend::rule::{Match, Rule, Target};
+use crate::backend::rule::{Asks, Parsed, States, Target};
 use crate::backend::walk::{Outcome, Packet, Tables, Walk};
 use crate::kernel::iptables::Flavor;
 use crate::model::IpFamily;
@@ -47,7 +47,8 @@ pub(super) fn wanted(plan: &Plan<'_>, features: &Features) -> Vec<KernelObject> 
 /// endpoints, and come back with the next full sync, so they make no difference.
 #[must_use]
 pub fn differences(wanted: &KernelObject, found: &[String]) -> (Vec<String>, Vec<String>) {
-    let read = |lines: &[String]| lines.iter().map(|line| effect(line)).collect::<Vec<_>>();
+    let read =
+        |lines: &[String]| lines.iter().map(|line| Parsed::of(line).rule().effect()).collect::<Vec<_>>();
     let (ours, theirs) = (read(&wanted.lines), read(found));
     let beyond = |lines: &[String], all: &[u64], other: &[u64]| {
         let mut left = other.to_vec();
@@ -70,15 +71,17 @@ pub fn differences(wanted: &KernelObject, found: &[String]) -> (Vec<String>, Vec
 /// that stands for a long `KUBE-SERVICES`. `None` when no rule among `found` leads there.
 #[must_use]
 pub fn branch(rule: &str, found: &[String]) -> Option<String> {
-    let destination = Rule::parse(rule).matches.into_iter().find_map(|it| match it {
-        Match::Destination(false, net) => Some(net.addr()),
+    let wanted = Parsed::of(rule);
+    let destination = wanted.rule().asks().find_map(|it| match it.asks {
+        Asks::Destination(network) if !it.is_negated => Some(network.cidr.addr()),
         _ => None,
     })?;
-    found.iter().map(|line| Rule::parse(line)).find_map(|rule| match (&rule.matches[..], rule.target) {
-        ([Match::Destination(false, net)], Some(Target::Chain(chain))) if net.contains(&destination) => {
-            Some(chain)
-        }
-        _ => None,
+    found.iter().find_map(|line| {
+        let parsed = Parsed::of(line);
+        let rule = parsed.rule();
+        let [asked] = rule.asks().collect::<Vec<_>>()[..] else { return None };
+        let leads = matches!(asked.asks, Asks::Destination(net) if net.cidr.contains(&destination));
+        rule.target.chain().filter(|_| leads && !asked.is_negated).map(ToString::to_string)
     })
 }
 
@@ -99,20 +102,22 @@ pub fn trace(objects: &[KernelObject], packet: &Packet, node_addresses: &[IpAddr
 #[must_use]
 pub fn foreign_obstacles(found: &[String], to: IpAddr) -> Vec<(String, bool)> {
     let mut obstacles = Vec::new();
-    for rule in found.iter().map(|line| Rule::parse(line)) {
-        let concerns = rule.matches.iter().all(|wanted| match wanted {
-            Match::Destination(negated, net) => {
-                IpFamily::of_cidr(net) == IpFamily::of(to) && net.contains(&to) != *negated
+    for line in found {
+        let parsed = Parsed::of(line);
+        let rule = parsed.rule();
+        let concerns = rule.asks().all(|it| match it.asks {
+            Asks::Destination(net) => {
+                IpFamily::of_cidr(&net.cidr) == IpFamily::of(to) && net.cidr.contains(&to) != it.is_negated
             }
             // Established or broken connections only: not why a new one fails.
-            Match::State(negated, states) => states.iter().any(|state| state == "NEW") != *negated,
+            Asks::State(states) => states.has(States::NEW) != it.is_negated,
             _ => true,
         });
-        let stops = matches!(rule.target, Some(Target::Drop | Target::Reject));
-        if concerns && stops {
-            let known = |it: &Match| matches!(it, Match::Destination(..) | Match::State(..));
-            obstacles.push((rule.text, rule.matches.iter().all(known)));
-        } else if concerns && rule.matches.is_empty() && rule.target == Some(Target::Accept) {
+        let conditions = || rule.asks().filter(|it| it.is_condition());
+        if concerns && matches!(rule.target, Target::Drop | Target::Reject(_)) {
+            let is_known = conditions().all(|it| matches!(it.asks, Asks::Destination(_) | Asks::State(_)));
+            obstacles.push((line.clone(), is_known));
+        } else if concerns && conditions().next().is_none() && rule.target == Target::Accept {
             // Whatever stands behind a rule that lets everything through does not matter.
             break;
         }

@@ -6,7 +6,7 @@
 
 use super::names::{ChainId, ChainKind, PortHash};
 use crate::backend::tally::{Counters, Detail, Measured, Meter, Series};
-use crate::kernel::iptables::{Flavor, Rule, Xtables};
+use crate::kernel::iptables::{CountedRule, Flavor, Xtables};
 use crate::kernel::nft::Part;
 use crate::model::{Counts, TrafficPolicy};
 use crate::plan::{PortPlan, ServicePlan};
@@ -45,7 +45,7 @@ fn port_meters(port: &PortPlan, detail: Detail) -> Vec<Meter<ChainId>> {
 }
 
 /// Whether what a rule of a chain counts are connections that the chain passed on to an endpoint.
-fn passes_on(kind: ChainKind, rule: &Rule<'_>) -> bool {
+fn passes_on(kind: ChainKind, rule: &CountedRule<'_>) -> bool {
     let next = rule.jumps_to.and_then(ChainId::parse).map(|chain| chain.kind());
     match kind {
         ChainKind::Svc | ChainKind::Svl => next == Some(ChainKind::Sep),
@@ -71,7 +71,7 @@ impl<'t, X: Xtables> ChainCounters<'t, X> {
     fn ask(&mut self, chain: Option<&str>) -> Result<()> {
         self.questions += 1;
         let mut counts: HashMap<ChainId, u64> = HashMap::new();
-        let was_read = self.tools.visit_rules("nat", chain, &mut |part| match part {
+        let was_read = self.tools.counted_rules("nat", chain, &mut |part| match part {
             Part::Start => counts.clear(),
             Part::Item(rule) => {
                 if let Some(chain) = ChainId::parse(rule.chain).filter(|it| passes_on(it.kind(), &rule)) {

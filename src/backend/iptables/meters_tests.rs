@@ -17,7 +17,7 @@ impl Bench {
     /// As long as it takes until all was read.
     async fn tend(&mut self) {
         for _ in 0..50 {
-            self.backend.tend(self.baseline.as_mut().unwrap()).await.unwrap();
+            self.backend.verify(Look::Quick).await.unwrap();
         }
     }
 
@@ -142,7 +142,7 @@ async fn beyond_the_limit_services_are_neither_read_nor_told() {
     let left_out = connections(&sums, "left out");
     assert!(left_out > 0 && sums.borrow().len() <= 6, "{:?}", sums.borrow());
     let before = bench.backend.tools().readings;
-    bench.backend.tend(bench.baseline.as_mut().unwrap()).await.unwrap();
+    bench.backend.verify(Look::Quick).await.unwrap();
     assert!(bench.backend.tools().readings - before <= 15, "three chains make up a series, at most");
     let gone: Vec<_> = bench.tracker.snapshot().services.keys().cloned().collect();
     gone.into_iter().for_each(|name| bench.tracker.fold(WatchEvent::ServiceGone(name)));

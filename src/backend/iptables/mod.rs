@@ -7,48 +7,44 @@
 
 mod apply;
 mod base;
+mod baseline;
+mod chains;
 mod cleanup;
 mod desired;
 mod diff;
-mod doubt;
-mod heard;
 mod input;
 mod inspect;
 mod kinds;
-mod known;
 mod meters;
 mod names;
 mod render;
 mod setup;
 mod tree;
-mod watch;
 
 pub use base::Features;
-pub use desired::{Baseline, Desired};
+pub use baseline::Baseline;
+pub use desired::Desired;
 pub use diff::Changes;
 pub use inspect::{branch, differences, foreign_obstacles, trace as trace_packet};
 pub use kinds::rule_kinds;
-pub use known::OwnWrites;
 pub use setup::{features, prepare};
 
-use super::kept::Record;
+use super::drift::{DriftDetection, TableWatch};
 use super::kinds::RANDOM_FULLY;
 use super::options::{Options, OptionsRefused};
 use super::tally::{Measuring, Tally};
-use super::{
-    Applied, Backend, Drift, DriftKind, Finding, KernelObject, Look, ObjectCount, ObjectKind, Refusal,
-    Standing,
-};
+use super::{Applied, Dataplane, Finding, KernelObject, Look, ObjectCount, ObjectKind, Refusal, Standing};
 use crate::kernel::iptables::{Flavor, RestoreError, Trial, Version, Xtables};
-use crate::kernel::nft::{ChainUse, Part};
+use crate::kernel::nft::Part;
+use crate::model::IpFamily;
 use crate::plan::Plan;
 use anyhow::{Context, Result};
+use baseline::TableChains;
+use futures::future::LocalBoxFuture;
 use kinds::NFACCT;
-use known::Known;
 use meters::ChainCounters;
 use names::{ChainId, INVALID_DROPPED, LOCALHOST_ACCEPTED};
 use std::collections::BTreeSet;
-use watch::{OurChains, Written};
 
 /// How many chains one input holds. The nft-backed tool searches its chains one by one, so large
 /// inputs take it minutes; the legacy tool rewrites the whole table at each call, so there
@@ -71,15 +67,17 @@ pub struct Iptables<X> {
     tree_threshold: usize,
     /// The tree is off for as long as a Service is refused.
     tree_waits: bool,
-    /// Whether the tables are as we left them.
-    known: Known,
+    family: IpFamily,
+    /// What is in the kernel, as far as we know; `None` when nothing is known.
+    baseline: Option<Baseline>,
+    watch: TableWatch,
     /// What Services carried, if that is measured.
     tally: Option<Tally<ChainId>>,
 }
 
 impl<X: Xtables> Iptables<X> {
     /// A backend on these tools.
-    pub fn new(tools: X, features: Features) -> Self {
+    pub fn new(tools: X, family: IpFamily, features: Features) -> Self {
         let most_chains = most_chains(tools.flavor());
         let tree_threshold = features.tree_threshold;
         Iptables {
@@ -89,7 +87,9 @@ impl<X: Xtables> Iptables<X> {
             most_chains,
             tree_threshold,
             tree_waits: false,
-            known: Known::default(),
+            family,
+            baseline: None,
+            watch: TableWatch::default(),
             tally: None,
         }
     }
@@ -101,10 +101,10 @@ impl<X: Xtables> Iptables<X> {
         self
     }
 
-    /// Lets it know what other families of this process write.
+    /// Sets how drift is detected.
     #[must_use]
-    pub fn sharing(mut self, own: OwnWrites) -> Self {
-        self.known = Known::sharing(own);
+    pub fn detecting(mut self, detection: DriftDetection) -> Self {
+        self.watch = TableWatch::new(detection);
         self
     }
 
@@ -126,15 +126,6 @@ impl<X: Xtables> Iptables<X> {
         let names = changes.services.iter().map(|service| &service.name);
         tally.read_before(names, &mut ChainCounters::new(&mut self.tools));
         changes.services.iter().flat_map(|service| service.write.iter().copied()).collect()
-    }
-
-    /// Notes what has to be found later.
-    fn keep(&mut self, written: Written, record: Option<Record<OurChains>>, baseline: &mut Baseline) {
-        if let Err(error) = watch::keep(&mut self.tools, written, record, baseline) {
-            let error = format!("{error:#}");
-            tracing::warn!(error, "what others change is only counted until everything is written again");
-            self.known.raise_doubt();
-        }
     }
 
     /// Measures what there is now.
@@ -197,7 +188,7 @@ pub fn standing() -> Standing {
 /// The input of one iptables-restore call, as `kube-proxy-rs render` prints it.
 #[must_use]
 pub fn render_inputs(plan: &Plan<'_>, features: &Features, flavor: Flavor) -> Vec<String> {
-    let desired = Desired::of(plan, features);
+    let desired = Desired::of(plan, features, &BTreeSet::new());
     let baseline = Baseline::default();
     let changes = Changes::between(&baseline, &desired);
     let steps = changes.steps(most_chains(flavor));
@@ -217,52 +208,52 @@ pub fn render_inputs(plan: &Plan<'_>, features: &Features, flavor: Flavor) -> Ve
     steps.iter().map(text).collect()
 }
 
-impl<X: Xtables> Backend for Iptables<X> {
-    type Desired<'a> = Desired<'a>;
-    type Baseline = Baseline;
-    type Changes = Changes;
+impl<X: Xtables> Iptables<X> {
+    /// Everything in the plan's scope, and whatever else is damaged.
+    pub fn render<'a>(&self, plan: &Plan<'a>) -> Desired<'a> {
+        let nothing = BTreeSet::new();
+        let damaged = self.baseline.as_ref().map_or(&nothing, |baseline| &baseline.damaged);
+        Desired::of(plan, &self.features, damaged)
+    }
 
+    /// What separates the kernel from what is wanted, as far as we know.
+    pub fn diff(&self, desired: &Desired<'_>) -> Changes {
+        match &self.baseline {
+            Some(baseline) => Changes::between(baseline, desired),
+            None => Changes::between(&Baseline::default(), desired),
+        }
+    }
+
+    /// What of ours is in the kernel: names of chains, nothing of their content.
     async fn observe(&mut self) -> Result<Baseline> {
         let mut strays = BTreeSet::new();
-        let mut look = |part: Part<ChainUse<'_>>| match part {
+        let mut look = |part: Part<&str>| match part {
             Part::Start => strays.clear(),
-            Part::Item(chain) => strays.extend(ChainId::parse(chain.name)),
+            Part::Item(chain) => strays.extend(ChainId::parse(chain)),
         };
-        self.tools.survey("nat", &mut look).await.context("listing the chains of the nat table")?;
+        self.watch.begin(&mut self.tools, &TableChains::default());
+        self.tools.chains("nat", &mut look).await.context("listing the chains of the nat table")?;
         let counters = [INVALID_DROPPED, LOCALHOST_ACCEPTED].map(|name| self.tools.ensure_counter(name));
         self.learn_options(counters, Trial::Write).await.context("trying what rules can have")?;
-        self.known.forget(&mut self.tools)?;
         Ok(Baseline::observed(strays))
     }
 
-    async fn learn(&mut self) -> Result<()> {
-        let counters = [INVALID_DROPPED, LOCALHOST_ACCEPTED].map(|name| self.tools.has_counter(name));
-        // Who may not run the tool may look at the rest.
-        let _ = self.learn_options(counters, Trial::Read).await;
-        Ok(())
+    async fn try_sync(&mut self, plan: &Plan<'_>) -> Result<Applied> {
+        let mut baseline = match self.baseline.take() {
+            Some(baseline) => baseline,
+            None => self.observe().await.context("looking at the kernel")?,
+        };
+        let desired = Desired::of(plan, &self.features, &baseline.damaged);
+        let changes = Changes::between(&baseline, &desired);
+        let applied = self.apply(&desired, changes, &mut baseline).await?;
+        self.baseline = Some(baseline);
+        Ok(applied)
     }
 
-    fn holds_services(&self, found: &Baseline) -> bool {
-        !found.strays.is_empty()
-    }
-
-    fn render<'a>(&self, plan: &Plan<'a>) -> Desired<'a> {
-        Desired::of(plan, &self.features)
-    }
-
-    fn diff(&self, baseline: &Baseline, desired: &Desired<'_>) -> Changes {
-        Changes::between(baseline, desired)
-    }
-
-    fn wanted(&self, plan: &Plan<'_>) -> Vec<KernelObject> {
-        // One Service makes no tree; where it stands in one is for the reader to find.
-        let features = Features { tree_threshold: usize::MAX, ..self.features.clone() };
-        inspect::wanted(plan, &features)
-    }
-
+    /// Carries the changes out and notes them in the baseline.
     async fn apply(
         &mut self,
-        desired: &Self::Desired<'_>,
+        desired: &Desired<'_>,
         changes: Changes,
         baseline: &mut Baseline,
     ) -> Result<Applied> {
@@ -270,8 +261,6 @@ impl<X: Xtables> Backend for Iptables<X> {
         let (mut written, mut found) = ([0, 0], Vec::new());
         if !changes.is_empty() {
             let began_anew = self.measure_before(&changes);
-            let writes = Written::by(&changes);
-            let begun = self.known.begin(&mut self.tools, &writes)?;
             let outcome = apply::run(&mut self.tools, desired, (&changes, self.most_chains), baseline).await;
             if let Err(error) = &outcome
                 && changes.nets.is_some()
@@ -285,59 +274,73 @@ impl<X: Xtables> Backend for Iptables<X> {
                 self.options.failed(error);
             }
             let outcome = outcome?;
-            self.known.end(&mut self.tools, &begun, &outcome)?;
+            self.watch.wrote(&mut self.tools)?;
             (applied.calls, written) = (outcome.calls, outcome.written);
             found = outcome.refused;
             baseline.commit(changes, desired.fixed, (&found, outcome.stuck));
             self.settle_tree(!baseline.refused.is_empty());
-            self.keep(writes, outcome.record, baseline);
             self.measure_after(desired, &began_anew);
         }
         applied.refused = Refusal::standing(&baseline.refused, &found);
-        let count = |kind, table, written| {
-            let total = usize::try_from(baseline.count(table).rules).unwrap_or(usize::MAX);
-            ObjectCount { kind, total, written }
-        };
+        let [nat, filter] = baseline.rules();
+        let count = |kind, total, written| ObjectCount { kind, total, written };
         applied.objects = vec![
-            count(ObjectKind::FilterRules, "filter", written[0]),
-            count(ObjectKind::NatRules, "nat", written[1]),
+            count(ObjectKind::FilterRules, filter, written[1]),
+            count(ObjectKind::NatRules, nat, written[0]),
         ];
         Ok(applied)
     }
 
-    async fn tend(&mut self, _: &mut Baseline) -> Result<()> {
+    async fn check(&mut self, look: Look) -> Result<Vec<Finding>> {
+        let Some(baseline) = &mut self.baseline else { return Ok(Vec::new()) };
         if let Some(tally) = &mut self.tally {
             tally.round(&mut ChainCounters::new(&mut self.tools));
         }
-        Ok(())
+        let (family, known) = (self.family, &*baseline);
+        let expected = || known.expected(family);
+        let lost = self.watch.look(&mut self.tools, &known.chains(), expected, look).await?;
+        baseline.lose(lost.chains.keys(), &lost.shared);
+        if lost.is_unknown {
+            self.baseline = None;
+        }
+        Ok(lost.findings())
+    }
+}
+
+impl<X: Xtables + 'static> Dataplane for Iptables<X> {
+    fn needs_all(&self) -> bool {
+        self.baseline.is_none()
     }
 
-    async fn verify(&mut self, baseline: &mut Baseline, look: Look) -> Result<Vec<Finding>> {
-        let (stamp, is_known) = self.known.look(&mut self.tools)?;
-        // A legacy table tells nothing, and its stamp is its size, which a rule in another's place
-        // does not change.
-        let is_due = self.tools.flavor() == Flavor::Legacy && look == Look::Thorough;
-        // Without what stood in shared chains there is nothing to compare them with.
-        let is_known = is_known && !(self.known.is_about_shared() && baseline.kept.is_none());
-        let lost = if is_known { Vec::new() } else { watch::count(&mut self.tools, baseline).await? };
-        let compares = self.known.is_about_shared() || is_due || !lost.is_empty();
-        let compared = if compares { watch::compare(&mut self.tools, baseline).await? } else { Vec::new() };
-        let mut drift = self.known.drift();
-        drift.extend(compared);
-        let named: BTreeSet<String> = drift.iter().map(|it| it.name.clone()).collect();
-        // What is only counted has no name; it may be what is named already.
-        let is_new =
-            |it: &Drift| !named.contains(&it.name) && (it.kind != DriftKind::Table || named.is_empty());
-        drift.extend(lost.into_iter().filter(is_new));
-        if !drift.is_empty() {
-            return Ok(drift.into_iter().map(Finding::Drift).collect());
-        }
-        self.known.settle(stamp);
-        let is_in_doubt = look == Look::Thorough && self.known.is_in_doubt();
-        Ok(is_in_doubt
-            .then_some(Finding::Outdated("what is in the tables is not known for certain"))
-            .into_iter()
-            .collect())
+    fn sync<'a>(&'a mut self, plan: &'a Plan<'a>) -> LocalBoxFuture<'a, Result<Applied>> {
+        Box::pin(self.try_sync(plan))
+    }
+
+    fn verify(&mut self, look: Look) -> LocalBoxFuture<'_, Result<Vec<Finding>>> {
+        Box::pin(self.check(look))
+    }
+
+    fn forget(&mut self) {
+        self.baseline = None;
+    }
+
+    fn holds_services(&mut self) -> LocalBoxFuture<'_, Result<bool>> {
+        Box::pin(async { Ok(!self.observe().await?.strays.is_empty()) })
+    }
+
+    fn learn(&mut self) -> LocalBoxFuture<'_, Result<()>> {
+        Box::pin(async {
+            let counters = [INVALID_DROPPED, LOCALHOST_ACCEPTED].map(|name| self.tools.has_counter(name));
+            // Who may not run the tool may look at the rest.
+            let _ = self.learn_options(counters, Trial::Read).await;
+            Ok(())
+        })
+    }
+
+    fn wanted(&self, plan: &Plan<'_>) -> Vec<KernelObject> {
+        // One Service makes no tree; where it stands in one is for the reader to find.
+        let features = Features { tree_threshold: usize::MAX, ..self.features.clone() };
+        inspect::wanted(plan, &features)
     }
 }
 

@@ -1,5 +1,6 @@
 //! Chain names. They equal kube-proxy's: people, dashboards and other programs look for them.
 
+use crate::backend::rule::Name;
 use crate::model::ServicePortName;
 use data_encoding::BASE32;
 use sha2::{Digest, Sha256};
@@ -72,6 +73,9 @@ impl PartialOrd for ChainId {
     }
 }
 
+/// What the ten bytes take in base 32.
+const HASH_TEXT: usize = 16;
+
 /// How the ten bytes of a network's chain begin; a Service's hash begins so once in 2^24.
 const NET: [u8; 3] = [0; 3];
 
@@ -102,25 +106,31 @@ impl ChainId {
         self.kind
     }
 
-    fn is_net(&self) -> bool {
+    pub(super) fn name(&self) -> Name {
+        let mut hash = [0; HASH_TEXT];
+        BASE32.encode_mut(&self.hash, &mut hash);
+        Name::join(self.kind.prefix(), &hash)
+    }
+
+    /// Whether it is of the tree of networks.
+    pub(super) fn is_net(&self) -> bool {
         self.kind == ChainKind::Svc && self.hash[..3] == NET
     }
 
     /// Reads a chain's name; `None` when it is not a per-Service chain.
     pub(super) fn parse(name: &str) -> Option<Self> {
         ChainKind::ALL.into_iter().find_map(|kind| {
-            let hash = BASE32.decode(name.strip_prefix(kind.prefix())?.as_bytes()).ok()?;
-            Some(ChainId { kind, hash: hash.try_into().ok()? })
+            let text = name.strip_prefix(kind.prefix()).filter(|text| text.len() == HASH_TEXT)?;
+            let mut hash = [0; 10];
+            BASE32.decode_mut(text.as_bytes(), &mut hash).ok()?;
+            Some(ChainId { kind, hash })
         })
     }
 }
 
 impl fmt::Display for ChainId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.kind.prefix())?;
-        let mut text = [0u8; 16];
-        BASE32.encode_mut(&self.hash, &mut text);
-        text.iter().try_for_each(|byte| fmt::Write::write_char(f, char::from(*byte)))
+        fmt::Display::fmt(&self.name(), f)
     }
 }
 

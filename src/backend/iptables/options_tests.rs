@@ -1,6 +1,6 @@
 //! What rules need of tools and kernel, and what becomes of rules of which a part is refused.
 
-use super::base::JUMPS;
+use super::chains::JUMPS;
 use super::tests::Bench;
 use super::*;
 use crate::backend::kinds::{golden_rules, needs};
@@ -39,7 +39,7 @@ async fn expect_plain(bench: &mut Bench, option: &str) {
     fresh.backend.tools().refused = vec![option.to_owned()];
     // What is taken by itself is found out by the first failure only.
     if fresh.sync().await.is_err() {
-        fresh.baseline = None;
+        fresh.backend.forget();
         fresh.sync().await.unwrap();
     }
     let tables = bench.tables().clone();
@@ -79,19 +79,19 @@ async fn an_option_that_is_refused_later_is_left_out_before_a_service_is_suspect
     let mut bench = bench(80);
     bench.sync().await.unwrap();
     bench.backend.tools().refused = vec![option.to_owned()];
-    bench.baseline = None;
+    bench.backend.forget();
     let error = bench.sync().await.unwrap_err();
     assert!(error.is::<OptionsRefused>() && crate::backend::is_tool_failure(&error), "{error:#}");
-    bench.baseline = None;
+    bench.backend.forget();
     assert_eq!(bench.sync().await.unwrap().refused, []);
     expect_plain(&mut bench, option).await;
 
     // Whatever it was, it has gone.
     bench.backend.tools().refused.clear();
     bench.backend.tools().failures = 2;
-    bench.baseline = None;
+    bench.backend.forget();
     bench.sync().await.unwrap_err();
-    bench.baseline = None;
+    bench.backend.forget();
     bench.sync().await.unwrap();
     let mut fresh = bench.afresh(Flavor::Nft);
     fresh.sync().await.unwrap();

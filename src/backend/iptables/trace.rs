@@ -1,7 +1,7 @@
 //! The packet table against the rendered rules: each packet is walked through them, with every
 //! branch a random choice can take, and must end where the table says.
 
-use crate::backend::iptables::{Features, base, inspect, render_inputs};
+use crate::backend::iptables::{Features, base, chains, inspect, render_inputs};
 use crate::backend::packet_tests::{Fate, is_local, sent, settings, snapshot};
 use crate::backend::walk::{Packet as Sent, Tables, Verdict as Found, Walk};
 use crate::kernel::iptables::Flavor;
@@ -25,7 +25,7 @@ fn load(inputs: &[String], settings: &FamilySettings) -> Tables {
             tables.add(table, chain, std::iter::once(rule));
         }
     }
-    for jump in base::JUMPS.iter().rev() {
+    for jump in chains::JUMPS.iter().rev() {
         // Without node ports on localhost, KUBE-FIREWALL is kubelet's and may be empty.
         if !jump.is_shared_with_kubelet() || base::keeps_firewall(settings) {
             tables.add(jump.table, jump.from, std::iter::once(jump.arguments().as_str()));

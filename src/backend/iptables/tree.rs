@@ -10,7 +10,8 @@
 //! So a change looks at one path only, and a tree that grew is equal to one that was built at once.
 
 use super::names::ChainId;
-use crate::model::{IpFamily, ServiceName};
+use crate::backend::rule::{ChainHash, Match, Rule, Target};
+use crate::model::{Cidr, IpFamily, ServiceName};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -69,6 +70,20 @@ impl Net {
         self.range().contains(&bits(address))
     }
 
+    pub(super) fn cidr(self) -> Cidr {
+        let length = u8::try_from(CUT).unwrap_or_default() * self.level;
+        let address = match self.family {
+            IpFamily::V4 => IpAddr::V4(Ipv4Addr::from_bits((self.bits >> 96) as u32)),
+            IpFamily::V6 => IpAddr::V6(Ipv6Addr::from_bits(self.bits)),
+        };
+        Cidr::new(address, length).unwrap_or_else(|_| Cidr::from(address))
+    }
+
+    /// Makes the rule that leads to its chain.
+    pub(super) fn with_jump(self, take: impl FnOnce(&Rule<'_>)) {
+        take(&Rule::new(&[Match::destination(self.cidr())], Target::Jump(self.chain().name())));
+    }
+
     /// The name of its chain.
     pub(super) fn chain(self) -> ChainId {
         ChainId::of_net(self.level, &self.to_string())
@@ -77,11 +92,7 @@ impl Net {
 
 impl fmt::Display for Net {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let address = match self.family {
-            IpFamily::V4 => IpAddr::V4(Ipv4Addr::from_bits((self.bits >> 96) as u32)),
-            IpFamily::V6 => IpAddr::V6(Ipv6Addr::from_bits(self.bits)),
-        };
-        write!(f, "{address}/{}", CUT * u32::from(self.level))
+        fmt::Display::fmt(&self.cidr(), f)
     }
 }
 
@@ -99,11 +110,21 @@ fn bits(address: IpAddr) -> u128 {
     }
 }
 
-/// How many rules of one Service a destination has.
+/// The rules of one Service that a destination has.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Entry {
     service: ServiceName,
-    rules: usize,
+    rules: ChainHash,
+}
+
+impl Entry {
+    fn count(&self) -> usize {
+        count(self.rules)
+    }
+}
+
+fn count(rules: ChainHash) -> usize {
+    usize::try_from(rules.rules()).unwrap_or(usize::MAX)
 }
 
 /// Every destination that `KUBE-SERVICES` leads to.
@@ -143,27 +164,27 @@ impl Edits {
         Edits { by_address: BTreeMap::new(), rules: base.rules }
     }
 
-    /// Notes that a Service has so many rules for an address from now on.
+    /// Notes that a Service has these rules for an address from now on.
     pub(super) fn set(
         &mut self,
         base: &Destinations,
         service: &ServiceName,
-        (address, rules): (IpAddr, usize),
+        (address, rules): (IpAddr, ChainHash),
     ) {
         let address = bits(address);
         let known = || base.by_address.get(&address).map(|entries| entries.to_vec()).unwrap_or_default();
         let entries = self.by_address.entry(address).or_insert_with(known);
         let place = entries.binary_search_by(|entry| entry.service.cmp(service));
-        self.rules += rules;
+        self.rules += count(rules);
         match place {
             Ok(index) => {
-                self.rules -= entries[index].rules;
+                self.rules -= entries[index].count();
                 entries[index].rules = rules;
-                if rules == 0 {
+                if rules.is_empty() {
                     entries.remove(index);
                 }
             }
-            Err(index) if rules > 0 => {
+            Err(index) if !rules.is_empty() => {
                 entries.reserve_exact(1);
                 entries.insert(index, Entry { service: service.clone(), rules });
             }
@@ -236,7 +257,7 @@ impl<'a> Tree<'a> {
 
     /// Whether it has too many rules for one chain.
     fn is_large(self, net: Net) -> bool {
-        let rules = self.within(net).flat_map(|(_, entries)| entries).map(|entry| entry.rules);
+        let rules = self.within(net).flat_map(|(_, entries)| entries).map(Entry::count);
         let mut sum = 0;
         net.is_root()
             || rules.into_iter().any(|rules| {
@@ -301,6 +322,20 @@ impl<'a> Tree<'a> {
     /// Where the root leads.
     pub(super) fn root(self) -> Vec<Net> {
         self.jumps(Net::root(self.family))
+    }
+
+    /// The hash of the rules of a chain with this content.
+    pub(super) fn hash(self, content: &Content) -> ChainHash {
+        let mut hash = ChainHash::EMPTY;
+        match content {
+            Content::Jumps(nets) => nets.iter().for_each(|net| net.with_jump(|rule| hash.push(rule))),
+            Content::Rules(rules) => rules.iter().for_each(|(address, service)| {
+                let entries = self.base.by_address.get(&bits(*address));
+                let entry = entries.and_then(|all| all.iter().find(|entry| entry.service == *service));
+                hash.append(entry.map_or(ChainHash::EMPTY, |entry| entry.rules));
+            }),
+        }
+        hash
     }
 
     /// Every chain of the tree, in the order in which they are written.
@@ -382,12 +417,17 @@ mod tests {
         }
     }
 
+    fn rules(count: u64) -> ChainHash {
+        let mut rules = ChainHash::EMPTY;
+        (0..count).for_each(|_| rules.push(&Rule::new(&[], Target::Accept)));
+        rules
+    }
+
     fn random_edits(base: &Destinations, family: IpFamily, random: &mut Generator) -> Edits {
         let mut edits = Edits::of(base);
         for _ in 0..=random.below(30) {
-            let rules = usize::try_from(random.below(4)).unwrap();
             let service = service(random.below(20));
-            edits.set(base, &service, (address(family, random), rules));
+            edits.set(base, &service, (address(family, random), rules(random.below(4))));
         }
         edits
     }
@@ -417,7 +457,7 @@ mod tests {
                 base.commit(edits);
                 let built = chains(Tree::new(family, &base, None));
                 assert_eq!(grown, built, "seed {seed}, round {round}");
-                let rules: usize = base.by_address.values().flat_map(|it| it.iter()).map(|it| it.rules).sum();
+                let rules: usize = base.by_address.values().flat_map(|it| it.iter()).map(Entry::count).sum();
                 assert_eq!(base.rules, rules);
             }
         }
@@ -430,7 +470,7 @@ mod tests {
             let mut base = Destinations::default();
             let mut edits = Edits::of(&base);
             for number in 0..5000 {
-                edits.set(&base, &service(number), (address(family, &mut random), 1));
+                edits.set(&base, &service(number), (address(family, &mut random), rules(1)));
             }
             base.commit(edits);
             let tree = Tree::new(family, &base, None);

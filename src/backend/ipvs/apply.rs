@@ -6,7 +6,6 @@ use super::desired::Fact;
 use super::diff::{Changes, Object};
 use super::input;
 use super::names::{INTERFACE, SetId};
-use super::watch::Tables;
 use crate::backend::jumps;
 use crate::kernel::ipset::SetSpec;
 use crate::kernel::iptables::{RestoreError, Xtables};
@@ -33,7 +32,6 @@ pub(super) struct Refused {
 pub(super) struct Apply<'a, X> {
     pub(super) tools: &'a mut X,
     pub(super) kernel: &'a mut Kernel,
-    pub(super) tables: &'a mut Tables,
     pub(super) family: IpFamily,
     pub(super) upstream_compat: bool,
     /// Schedulers that turn out to be missing are added.
@@ -65,9 +63,6 @@ impl<X: Xtables> Apply<'_, X> {
         }
         if changes.set_up {
             self.jump().await?;
-        }
-        if let Some(rules) = &changes.rules {
-            self.tables.keep(self.tools, rules, self.upstream_compat).await?;
         }
         refused.extend(self.operate(&changes.servers).await?);
         self.calls += usize::from(!changes.add_addresses.is_empty() || !changes.delete_addresses.is_empty());

@@ -165,14 +165,14 @@ fn remove_servers(kernel: &mut Kernel, features: &Features, found: &Baseline) ->
 async fn existing_chains(tools: &mut impl Xtables) -> Result<BTreeSet<(&'static str, &'static str)>> {
     let mut found = BTreeSet::new();
     for (table, chains) in CHAINS {
-        let mut look = |part: Part<crate::kernel::nft::ChainUse<'_>>| match part {
+        let mut look = |part: Part<&str>| match part {
             Part::Start => found.retain(|(known, _)| *known != table),
             Part::Item(chain) => {
-                let ours = chains.iter().copied().find(|ours| *ours == chain.name);
+                let ours = chains.iter().copied().find(|ours| *ours == chain);
                 found.extend(ours.map(|ours| (table, ours)));
             }
         };
-        tools.survey(table, &mut look).await?;
+        tools.chains(table, &mut look).await?;
     }
     Ok(found)
 }

@@ -1,5 +1,6 @@
 //! What is wanted of the kernel, Service by Service, and what we believe is there.
 
+use super::input::ChainHashes;
 use super::names::SetId;
 use super::render::{self, Style};
 use crate::model::{Frontend, RealServer, ServiceName, SetEntry, VirtualServer};
@@ -97,8 +98,10 @@ impl Held {
 pub struct Baseline {
     /// Chains, jumps, sets and the interface stand.
     pub(super) set_up: bool,
-    /// The text of our rules, as last written.
-    pub(super) rules: Option<String>,
+    /// Something has been carried out since the kernel was looked at.
+    pub(super) is_settled: bool,
+    /// The rules of our chains, as last written; a chain that somebody else has changed is missing.
+    pub(super) rules: ChainHashes,
     /// Each Service's part, as last carried out.
     pub(super) services: BTreeMap<ServiceName, ServicePart>,
     /// Services that the kernel refused, and its words.
@@ -107,6 +110,12 @@ pub struct Baseline {
     pub(super) facts: BTreeMap<Fact, u32>,
     /// Virtual servers, ours and others'.
     pub(super) servers: BTreeMap<Frontend, Held>,
+    /// What was found in place of virtual servers that somebody else has changed; nothing where they are gone.
+    pub(super) damaged: BTreeMap<Frontend, Option<Held>>,
+    /// Facts that somebody else has undone.
+    pub(super) missing: BTreeSet<Fact>,
+    /// Entries that somebody else has added to our sets.
+    pub(super) surplus: BTreeSet<Fact>,
     /// Virtual servers with real servers that are being drained.
     pub(super) draining: BTreeSet<Frontend>,
     /// How many entries each set has.
@@ -118,6 +127,14 @@ pub struct Baseline {
 }
 
 impl Baseline {
+    /// A virtual server as it is there, whoever made it so.
+    pub(super) fn there(&self, at: &Frontend) -> Option<&Held> {
+        match self.damaged.get(at) {
+            Some(found) => found.as_ref(),
+            None => self.servers.get(at),
+        }
+    }
+
     /// Notes what is there, and brings the sums in line.
     pub(super) fn note_fact(&mut self, fact: Fact, count: u32) {
         let was_there = if count == 0 {

@@ -1,7 +1,7 @@
 //! What separates the wanted from what is there, in an order that is safe at every step.
 
 use super::desired::{Baseline, Desired, Fact, Held, Server, ServicePart};
-use super::input::{Features, Rules};
+use super::input::{ChainHashes, Features, Rules};
 use super::names::SetId;
 use crate::model::{Cidr, Frontend, Protocol, RealServer, ServerOperation, ServiceName, SetEntry};
 use std::collections::hash_map::DefaultHasher;
@@ -25,8 +25,10 @@ pub(super) enum Object {
 pub struct Changes {
     /// Chains, jumps, sets and the interface have to be made sure of.
     pub(super) set_up: bool,
+    /// Everything is compared with what was found in the kernel.
+    pub(super) is_full: bool,
     pub(super) add_entries: BTreeMap<SetId, Vec<SetEntry>>,
-    /// The iptables rules, if they differ.
+    /// The iptables rules of chains that differ.
     pub(super) rules: Option<String>,
     /// Virtual servers added and changed, with their real servers.
     pub(super) servers: Vec<ServerOperation>,
@@ -38,6 +40,7 @@ pub struct Changes {
     /// Virtual servers that lose real servers, which finish their connections first.
     pub(super) drain: BTreeSet<Frontend>,
     /// What to note when all is done.
+    hashes: ChainHashes,
     services: Vec<(ServiceName, Option<ServicePart>)>,
     facts: BTreeMap<Fact, u32>,
     held: BTreeMap<Frontend, Option<Held>>,
@@ -45,7 +48,8 @@ pub struct Changes {
 
 impl Changes {
     pub(super) fn between(baseline: &Baseline, desired: &Desired<'_>, features: &Features) -> Self {
-        let mut changes = Changes { set_up: !baseline.set_up, ..Changes::default() };
+        let (set_up, is_full) = (!baseline.set_up, !baseline.is_settled);
+        let mut changes = Changes { set_up, is_full, ..Changes::default() };
         changes.services = changed_services(baseline, desired);
         changes.count_facts(baseline, desired.covers_all);
         changes.sort_facts(baseline);
@@ -91,10 +95,11 @@ impl Changes {
 
     /// Notes that all of it was done.
     pub(super) fn commit(self, baseline: &mut Baseline) {
-        baseline.set_up = true;
-        if let Some(rules) = self.rules {
-            baseline.rules = Some(rules);
-        }
+        (baseline.set_up, baseline.is_settled) = (true, true);
+        baseline.rules = self.hashes;
+        baseline.damaged.clear();
+        baseline.missing.clear();
+        baseline.surplus.clear();
         for (name, part) in self.services {
             match part {
                 Some(part) => baseline.services.insert(name, part),
@@ -129,16 +134,21 @@ impl Changes {
     }
 
     fn sort_facts(&mut self, baseline: &Baseline) {
-        for (fact, count) in &self.facts {
-            match (baseline.facts.contains_key(fact), *count > 0, fact) {
+        let changed = self.facts.iter().map(|(fact, count)| (*fact, *count));
+        let damaged = baseline.missing.union(&baseline.surplus).filter(|fact| !self.facts.contains_key(fact));
+        let damaged = damaged.map(|fact| (*fact, baseline.facts.get(fact).copied().unwrap_or_default()));
+        for (fact, count) in changed.chain(damaged).collect::<Vec<_>>() {
+            let is_known = baseline.facts.contains_key(&fact) && !baseline.missing.contains(&fact);
+            let is_there = is_known || baseline.surplus.contains(&fact);
+            match (is_there, count > 0, fact) {
                 (false, true, Fact::Entry(set, entry)) => {
-                    self.add_entries.entry(*set).or_default().push(*entry)
+                    self.add_entries.entry(set).or_default().push(entry);
                 }
                 (true, false, Fact::Entry(set, entry)) => {
-                    self.delete_entries.entry(*set).or_default().push(*entry);
+                    self.delete_entries.entry(set).or_default().push(entry);
                 }
-                (false, true, Fact::Address(address)) => self.add_addresses.push(*address),
-                (true, false, Fact::Address(address)) => self.delete_addresses.push(*address),
+                (false, true, Fact::Address(address)) => self.add_addresses.push(address),
+                (true, false, Fact::Address(address)) => self.delete_addresses.push(address),
                 _ => {}
             }
         }
@@ -151,6 +161,7 @@ impl Changes {
         for (name, part) in &self.services {
             touched.extend(touched_servers(baseline.services.get(name), part.as_ref()));
         }
+        touched.extend(baseline.damaged.keys());
         if covers_all {
             touched.extend(
                 baseline.servers.iter().filter(|(_, held)| held.owners.is_empty()).map(|(at, _)| *at),
@@ -174,7 +185,7 @@ impl Changes {
                 Some(part) => part.and_then(|part| part.server(&at)),
                 None => baseline.services.get(name).and_then(|part| part.server(&at)),
             });
-            let new = comparison.compare(at, old, wanted.map(|server| (server, owners)));
+            let new = comparison.compare(at, baseline.there(&at), wanted.map(|server| (server, owners)));
             held.insert(at, new);
         }
         self.servers = comparison.changes.servers;
@@ -184,12 +195,16 @@ impl Changes {
     }
 
     fn write_rules(&mut self, baseline: &Baseline, desired: &Desired<'_>, features: &Features) {
+        // As they are then, whatever has to be mended.
         let mut set_sizes = baseline.set_sizes;
-        for (set, entries) in &self.add_entries {
-            set_sizes[set.index()] += entries.len();
-        }
-        for (set, entries) in &self.delete_entries {
-            set_sizes[set.index()] -= entries.len();
+        for (fact, count) in &self.facts {
+            if let Fact::Entry(set, _) = fact {
+                match (baseline.facts.contains_key(fact), *count > 0) {
+                    (false, true) => set_sizes[set.index()] += 1,
+                    (true, false) => set_sizes[set.index()] -= 1,
+                    _ => {}
+                }
+            }
         }
         // Guards sort last, so looking for them costs nothing where there are none.
         let old = baseline.facts.keys().rev().take_while(|fact| matches!(fact, Fact::Guard(_)));
@@ -206,8 +221,10 @@ impl Changes {
             _ => None,
         });
         let rules = Rules { settings: desired.plan.settings, features, set_sizes, guards: guards.collect() };
-        let text = rules.text();
-        self.rules = (baseline.rules.as_ref() != Some(&text)).then_some(text);
+        self.hashes = rules.hashes();
+        let differs = |key| baseline.rules.get(&key) != self.hashes.get(&key);
+        let is_any = self.hashes.keys().any(|key| differs(*key));
+        self.rules = is_any.then(|| rules.text(differs));
     }
 }
 

@@ -65,7 +65,8 @@ mod tests {
         };
         let guard = Frontend { address: [192, 0, 2, 1].into(), port: 80, protocol: Protocol::Tcp };
         let set_sizes = [1; SetId::ALL.len()];
-        let text = Rules { settings: &settings, features: &features, set_sizes, guards: vec![guard] }.text();
+        let text =
+            Rules { settings: &settings, features: &features, set_sizes, guards: vec![guard] }.text(|_| true);
         let mut written = golden_rules("ipvs");
         written.extend(text.lines().filter(|line| line.starts_with("-A ")).map(str::to_owned));
         written.extend(jumps(upstream_compat).map(|jump| jump.arguments()));

@@ -94,7 +94,7 @@ async fn counts_go_on_over_a_restart_of_the_kernels() {
     // Somebody removes all, and it is healed.
     bench.node.state().servers.clear();
     bench.node.state().opened.clear();
-    bench.baseline = None;
+    bench.backend.forget();
     bench.sync().await.unwrap();
     let second = pass_traffic(&bench) + pass_traffic(&bench);
     tend(&mut bench).await;

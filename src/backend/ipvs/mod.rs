@@ -20,7 +20,7 @@ mod observe;
 mod render;
 mod setup;
 mod text;
-mod watch;
+mod verify;
 
 pub use census::Census;
 pub use cleanup::{Removed, empty_chains, holds_rules, remove_rules, standing};
@@ -33,10 +33,12 @@ pub use names::INTERFACE;
 pub use setup::prepare;
 pub use text::render_text;
 
+use super::drift::{DriftDetection, TableWatch};
 use super::kinds::RANDOM_FULLY;
+use super::listing::Expected;
 use super::options::Options;
 use super::tally::{Measuring, Tally};
-use super::{Applied, Backend, Finding, KernelObject, Look, ObjectCount, ObjectKind, Refusal};
+use super::{Applied, Dataplane, Finding, KernelObject, Look, ObjectCount, ObjectKind, Refusal};
 use crate::kernel::ipset::Ipsets;
 use crate::kernel::iptables::{RuleKind, Trial, Version, Xtables};
 use crate::kernel::ipvs::VirtualServers;
@@ -46,13 +48,15 @@ use crate::plan::{Plan, ServicePlan};
 use anyhow::{Context, Result, bail};
 use apply::Refused;
 use census::Counting;
+use futures::future::LocalBoxFuture;
+use input::{ChainHashes, TableChains};
 use meters::{ServerCounters, Statistics};
 use observe::Addresses;
 use render::Style;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use watch::{Tables, Watch};
+use verify::{Compared, Watch};
 
 /// More refusals than this in one pass mean that something else is wrong.
 const MOST_REFUSALS: usize = 100;
@@ -79,7 +83,11 @@ pub struct Ipvs<X> {
     /// The node's own addresses when we last looked.
     node_addresses: BTreeSet<IpAddr>,
     missing_schedulers: BTreeSet<Arc<str>>,
+    /// What is in the kernel, as far as we know; `None` when nothing is known.
+    baseline: Option<Baseline>,
+    tables: TableWatch,
     watch: Watch,
+    detection: DriftDetection,
     counting: Option<Counting>,
     /// What Services carried, if that is measured.
     tally: Option<Tally<Statistics>>,
@@ -96,10 +104,20 @@ impl<X: Xtables> Ipvs<X> {
             options: Options::default(),
             node_addresses: BTreeSet::new(),
             missing_schedulers: BTreeSet::new(),
+            baseline: None,
+            tables: TableWatch::default(),
             watch: Watch::default(),
+            detection: DriftDetection::default(),
             counting: None,
             tally: None,
         }
+    }
+
+    /// Sets how drift is detected.
+    #[must_use]
+    pub fn detecting(mut self, detection: DriftDetection) -> Self {
+        (self.tables, self.detection) = (TableWatch::new(detection), detection);
+        self
     }
 
     /// Makes it measure what Services carry.
@@ -129,6 +147,10 @@ impl<X: Xtables> Ipvs<X> {
         let found_out = self.options.find_out(&mut self.tools, (wanted, trial)).await;
         self.features.random_fully = is_known && self.options.allow(&RANDOM_FULLY);
         Ok(found_out?)
+    }
+
+    fn chains(&self) -> TableChains {
+        TableChains { upstream_compat: self.features.upstream_compat }
     }
 
     fn style(&self, plan: &Plan<'_>) -> Style<'_> {
@@ -163,7 +185,6 @@ impl<X: Xtables> Ipvs<X> {
         let mut apply = apply::Apply {
             tools: &mut self.tools,
             kernel: &mut self.kernel,
-            tables: &mut self.watch.tables,
             family: self.family,
             upstream_compat: self.features.upstream_compat,
             missing_schedulers: &mut self.missing_schedulers,
@@ -175,7 +196,7 @@ impl<X: Xtables> Ipvs<X> {
         }
         let schedulers = apply.missing_schedulers.len();
         let refused = apply.run(&changes).await?;
-        let is_nobodys_fault = !changes.set_up
+        let is_nobodys_fault = !changes.is_full
             || apply.missing_schedulers.len() > schedulers
             || refused.iter().any(|refused| refused.was_unseen);
         if !refused.is_empty() && is_nobodys_fault {
@@ -226,33 +247,38 @@ fn blame(changes: &Changes, refused: &[Refused]) -> Result<Vec<Refusal>> {
     Ok(found.into_iter().map(refusal).collect())
 }
 
+/// The rules of a table.
+fn count_rules(hashes: &ChainHashes, table: &str) -> usize {
+    let index = input::CHAINS.iter().position(|(known, _)| *known == table);
+    let of_table = hashes.iter().filter(|((table, _), _)| Some(usize::from(*table)) == index);
+    of_table.map(|(_, hash)| usize::try_from(hash.rules()).unwrap_or(usize::MAX)).sum()
+}
+
 /// Rules of a table in an input.
-fn count_rules(rules: &str, table: &str) -> usize {
-    let section = rules.split('*').find(|section| section.starts_with(table));
+fn count_written(input: &str, table: &str) -> usize {
+    let section = input.split('*').find(|section| section.starts_with(table));
     section.map_or(0, |section| section.lines().filter(|line| line.starts_with("-A ")).count())
 }
 
-impl<X: Xtables> Backend for Ipvs<X> {
-    type Desired<'a> = Desired<'a>;
-    type Baseline = Baseline;
-    type Changes = Changes;
-
-    async fn probe(&mut self) -> Result<()> {
+impl<X: Xtables> Ipvs<X> {
+    /// Whether the kernel has the scheduler of Services that ask for none.
+    ///
+    /// # Errors
+    /// Says what is missing and what to do about it.
+    pub fn probe(&mut self) -> Result<()> {
         setup::check_scheduler(self.kernel.servers.as_mut(), &self.features.scheduler)
     }
 
+    /// What of ours is in the kernel.
     async fn observe(&mut self) -> Result<Baseline> {
         let addresses = Addresses::read(&mut self.kernel, self.family)?;
         let baseline = observe::all(&mut self.kernel, self.family, &self.features, &addresses)
             .context("listing what IPVS mode left in the kernel")?;
         self.learn_options(Trial::Write).await.context("trying what rules can have")?;
         self.node_addresses = addresses.node;
-        self.watch.tables = Tables::default();
+        let chains = self.chains();
+        self.tables.begin(&mut self.tools, &chains);
         Ok(baseline)
-    }
-
-    fn holds_services(&self, found: &Baseline) -> bool {
-        found.ours.0 > 0
     }
 
     fn render<'a>(&self, plan: &Plan<'a>) -> Desired<'a> {
@@ -263,24 +289,36 @@ impl<X: Xtables> Backend for Ipvs<X> {
         Changes::between(baseline, desired, &self.features)
     }
 
-    async fn learn(&mut self) -> Result<()> {
-        self.node_addresses = Addresses::read(&mut self.kernel, self.family)?.node;
-        // Who may not run the tool may look at the rest.
-        let _ = self.learn_options(Trial::Read).await;
-        Ok(())
+    async fn try_sync(&mut self, plan: &Plan<'_>) -> Result<Applied> {
+        let mut baseline = match self.baseline.take() {
+            Some(baseline) => baseline,
+            None => self.observe().await.context("looking at the kernel")?,
+        };
+        let desired = self.render(plan);
+        let changes = self.diff(&baseline, &desired);
+        let applied = self.apply(&desired, changes, &mut baseline).await?;
+        self.baseline = Some(baseline);
+        Ok(applied)
     }
 
-    fn wanted(&self, plan: &Plan<'_>) -> Vec<KernelObject> {
-        inspect::wanted(&self.render(plan))
+    async fn check(&mut self, look: Look) -> Result<Vec<Finding>> {
+        let Some(mut baseline) = self.baseline.take() else { return Ok(Vec::new()) };
+        let found = match self.tend(&mut baseline) {
+            Ok(()) => self.compare(&mut baseline, look).await,
+            Err(error) => Err(error),
+        };
+        let is_outdated = found.iter().flatten().any(|finding| matches!(finding, Finding::Outdated(_)));
+        self.baseline = (!is_outdated).then_some(baseline);
+        found
     }
 
     async fn apply(
         &mut self,
-        desired: &Self::Desired<'_>,
+        desired: &Desired<'_>,
         changes: Changes,
         baseline: &mut Baseline,
     ) -> Result<Applied> {
-        let (rewritten, drain) = (changes.rules.is_some(), changes.drain.clone());
+        let (input, drain) = (changes.rules.clone().unwrap_or_default(), changes.drain.clone());
         let programmed = changes.operations();
         let new = if self.tally.is_some() { changes.new_servers() } else { BTreeSet::new() };
         if desired.covers_all {
@@ -289,12 +327,12 @@ impl<X: Xtables> Backend for Ipvs<X> {
         desired.services.iter().for_each(|(name, _)| drop(baseline.refused.remove(name)));
         let carried_out = self.carry_out(desired, changes, baseline).await;
         let (calls, found) = carried_out.inspect_err(|error| self.options.failed(error))?;
+        self.tables.wrote(&mut self.tools)?;
         drain::sweep(self.kernel.servers.as_mut(), drain, baseline)?;
         self.measure(desired, &new);
-        let rules = baseline.rules.as_deref().unwrap_or_default();
         let count = |kind, table: &str| {
-            let total = count_rules(rules, table);
-            ObjectCount { kind, total, written: if rewritten { total } else { 0 } }
+            let (total, written) = (count_rules(&baseline.rules, table), count_written(&input, table));
+            ObjectCount { kind, total, written }
         };
         let (virtual_servers, real_servers) = baseline.ours;
         let objects = vec![
@@ -306,7 +344,7 @@ impl<X: Xtables> Backend for Ipvs<X> {
         Ok(Applied { objects, calls, refused: Refusal::standing(&baseline.refused, &found) })
     }
 
-    async fn verify(&mut self, baseline: &mut Baseline, look: Look) -> Result<Vec<Finding>> {
+    async fn compare(&mut self, baseline: &mut Baseline, look: Look) -> Result<Vec<Finding>> {
         self.watch.addresses_due |=
             self.kernel.links.addresses_changed(self.family)? || look == Look::Thorough;
         let addresses = match self.watch.addresses_due {
@@ -316,19 +354,30 @@ impl<X: Xtables> Backend for Ipvs<X> {
         if addresses.as_ref().is_some_and(|addresses| addresses.node != self.node_addresses) {
             return Ok(vec![Finding::Outdated("the node's addresses changed")]);
         }
-        let compared = watch::Compared {
+        if self.detection == DriftDetection::Off {
+            self.watch.addresses_due = false;
+            return Ok(Vec::new());
+        }
+        let chains = self.chains();
+        let known = &baseline.rules;
+        let expected = || known.iter().map(|(key, hash)| (*key, Expected::Rules(hash.short()))).collect();
+        let lost = self.tables.look(&mut self.tools, &chains, expected, look).await?;
+        baseline.rules.retain(|key, _| !lost.chains.contains_key(key));
+        baseline.set_up &= lost.shared.is_empty();
+        let compared = Compared {
             kernel: &mut self.kernel,
             family: self.family,
             upstream_compat: self.features.upstream_compat,
             addresses: addresses.as_ref(),
             baseline,
         };
-        let drift = self.watch.check(&mut self.tools, compared, look).await?;
+        let drift = self.watch.check(compared, look)?;
         self.watch.addresses_due = false;
-        Ok(drift.into_iter().map(Finding::Drift).collect())
+        Ok(lost.findings().into_iter().chain(drift.into_iter().map(Finding::Drift)).collect())
     }
 
-    async fn tend(&mut self, baseline: &mut Baseline) -> Result<()> {
+    /// Does what `apply` had to leave for later, and reads counters.
+    fn tend(&mut self, baseline: &mut Baseline) -> Result<()> {
         let frontends = baseline.draining.clone();
         let removed = drain::sweep(self.kernel.servers.as_mut(), frontends, baseline)?;
         if removed > 0 {
@@ -341,6 +390,41 @@ impl<X: Xtables> Backend for Ipvs<X> {
             Some(counting) => counting.take(self.kernel.servers.as_mut(), self.family, baseline),
             None => Ok(()),
         }
+    }
+}
+
+impl<X: Xtables + 'static> Dataplane for Ipvs<X> {
+    fn needs_all(&self) -> bool {
+        self.baseline.is_none()
+    }
+
+    fn sync<'a>(&'a mut self, plan: &'a Plan<'a>) -> LocalBoxFuture<'a, Result<Applied>> {
+        Box::pin(self.try_sync(plan))
+    }
+
+    fn verify(&mut self, look: Look) -> LocalBoxFuture<'_, Result<Vec<Finding>>> {
+        Box::pin(self.check(look))
+    }
+
+    fn forget(&mut self) {
+        self.baseline = None;
+    }
+
+    fn holds_services(&mut self) -> LocalBoxFuture<'_, Result<bool>> {
+        Box::pin(async { Ok(self.observe().await?.ours.0 > 0) })
+    }
+
+    fn learn(&mut self) -> LocalBoxFuture<'_, Result<()>> {
+        Box::pin(async {
+            self.node_addresses = Addresses::read(&mut self.kernel, self.family)?.node;
+            // Who may not run the tool may look at the rest.
+            let _ = self.learn_options(Trial::Read).await;
+            Ok(())
+        })
+    }
+
+    fn wanted(&self, plan: &Plan<'_>) -> Vec<KernelObject> {
+        inspect::wanted(&Desired::of(plan, &self.style(plan)))
     }
 }
 

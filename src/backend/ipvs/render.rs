@@ -2,9 +2,7 @@
 
 use super::desired::{Fact, Server, ServicePart};
 use super::names::SetId;
-use crate::model::{
-    Frontend, IpFamily, IpvsScheduler, Protocol, RealServer, SetEntry, TrafficPolicy, VirtualServer,
-};
+use crate::model::{Frontend, IpvsScheduler, Protocol, RealServer, SetEntry, TrafficPolicy, VirtualServer};
 use crate::plan::{FamilySettings, NodePortAddresses, PortPlan, Route, ServicePlan};
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -208,13 +206,5 @@ impl Port<'_> {
         let asked_for = self.plan.ipvs_scheduler.as_ref();
         let usable = asked_for.filter(|it| !self.style.missing_schedulers.contains(&it.name));
         usable.unwrap_or(self.style.scheduler).clone()
-    }
-}
-
-/// The family's loopback network.
-pub(super) fn loopback(family: IpFamily) -> &'static str {
-    match family {
-        IpFamily::V4 => "127.0.0.0/8",
-        IpFamily::V6 => "::1/128",
     }
 }

@@ -2,19 +2,17 @@
 //! chains that do not exist and deletions of chains that are in use.
 
 use crate::kernel::iptables::{
-    Flavor, Place, RestoreError, Rule, RuleKind, Said, Stamp, Trial, Version, Xtables, trial_inputs,
+    CountedRule, Flavor, Place, RestoreError, RuleKind, Stamp, Trial, Version, Xtables, trial_inputs,
 };
-use crate::kernel::nft::{ChainUse, Part, RuleMark, Told};
+use crate::kernel::nft::{Act, Concerns, ForeignWrite, Heard, Part};
 use crate::kernel::xtables_info::TableSize;
 use anyhow::{Result, bail};
 use std::collections::BTreeMap;
-use std::collections::hash_map::DefaultHasher;
-use std::hash::{Hash, Hasher};
+use std::fmt;
 
 const TOOL: &str = "fake-iptables-restore";
-/// How others are called, and how we are.
+/// How other processes are called.
 const OTHERS: &str = "meddler";
-const US: &str = "fake-iptables";
 const TARGETS: [&str; 6] = ["ACCEPT", "DROP", "REJECT", "RETURN", "MARK", "DNAT"];
 
 /// One table: chains by name, each a list of rules without `-A CHAIN`.
@@ -41,36 +39,24 @@ pub struct FakeXtables {
     pub is_too_large: bool,
     /// The next listing fails.
     pub listing_fails: bool,
-    /// How often rules were read, or the uses of chains.
+    /// How often chains or rules were listed.
     pub readings: usize,
     /// Restores that took effect.
     pub inputs: Vec<String>,
-    /// What those who listen are told next is lost.
+    /// Some of what those who listen are told next is lost.
     pub loses: bool,
     generation: u32,
-    /// What waits for us while we listen.
-    told: Option<Vec<Notice>>,
+    listening: Listening,
+    heard: Heard,
 }
 
-/// What is told of a transaction.
-#[derive(Clone, Debug)]
-enum Notice {
-    Added { table: String, chain: String, rule: RuleMark },
-    Deleted { table: String, chain: String, rule: RuleMark, jumps_to: Option<String> },
-    ChainDeleted { table: String, chain: String },
-    Committed { generation: u32, by: &'static str },
-}
+/// What of others' writes is listened to.
+#[derive(Clone, Default)]
+struct Listening(Option<Concerns>);
 
-impl Notice {
-    fn told(&self) -> Told<'_> {
-        match self {
-            Notice::Added { table, chain, rule } => Told::RuleAdded { table, chain, rule: *rule },
-            Notice::Deleted { table, chain, rule, jumps_to } => {
-                Told::RuleDeleted { table, chain, rule: *rule, jumps_to: jumps_to.as_deref() }
-            }
-            Notice::ChainDeleted { table, chain } => Told::ChainDeleted { table, chain },
-            Notice::Committed { generation, by } => Told::Committed { generation: *generation, by },
-        }
+impl fmt::Debug for Listening {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Listening({})", self.0.is_some())
     }
 }
 
@@ -104,7 +90,8 @@ impl FakeXtables {
             inputs: Vec::new(),
             loses: false,
             generation: 0,
-            told: None,
+            listening: Listening::default(),
+            heard: Heard::default(),
         }
     }
 
@@ -117,35 +104,39 @@ impl FakeXtables {
     pub fn meddle(&mut self, table: &str, with: impl FnOnce(&mut Table)) {
         let mut changed = self.tables.get(table).cloned().unwrap_or_default();
         with(&mut changed);
-        self.commit(table, changed, OTHERS);
+        self.tell(table, &changed);
+        self.commit(table, changed);
     }
 
-    /// Puts a table in the place of what it was, and tells.
-    fn commit(&mut self, name: &str, table: Table, by: &'static str) {
+    /// Puts a table in the place of what it was.
+    fn commit(&mut self, name: &str, table: Table) {
         self.generation += 1;
-        let old = self.tables.insert(name.to_owned(), table).unwrap_or_default();
-        let new = &self.tables[name];
-        let Some(told) = &mut self.told else { return };
-        let place = |chain: &String| (name.to_owned(), chain.clone());
-        let none = Vec::new();
+        self.tables.insert(name.to_owned(), table);
+    }
+
+    /// Tells what somebody else makes of a table.
+    fn tell(&mut self, table: &str, new: &Table) {
+        let Some(concerns) = &self.listening.0 else { return };
+        if std::mem::take(&mut self.loses) {
+            self.heard.is_incomplete = true;
+            return;
+        }
+        let (none, nothing) = (Vec::new(), Table::new());
+        let old = self.tables.get(table).unwrap_or(&nothing);
         for chain in old.keys().chain(new.keys().filter(|chain| !old.contains_key(*chain))) {
             let (before, after) = (old.get(chain).unwrap_or(&none), new.get(chain).unwrap_or(&none));
             // Those that stay in their places at the top are not told of.
             let same = before.iter().zip(after).take_while(|(before, after)| before == after).count();
-            told.extend(before[same..].iter().map(|rule| {
-                let (table, chain) = place(chain);
-                Notice::Deleted { table, chain, rule: mark(rule), jumps_to: target(rule).map(str::to_owned) }
-            }));
-            told.extend(after[same..].iter().map(|rule| {
-                let (table, chain) = place(chain);
-                Notice::Added { table, chain, rule: mark(rule) }
-            }));
-            if !new.contains_key(chain) {
-                let (table, chain) = place(chain);
-                told.push(Notice::ChainDeleted { table, chain });
+            let acts = [
+                (Act::RuleDeleted, before.len() > same),
+                (Act::RuleAdded, after.len() > same),
+                (Act::Deleted, !new.contains_key(chain)),
+            ];
+            for (act, _) in acts.into_iter().filter(|(act, is_so)| *is_so && concerns(table, chain, *act)) {
+                let (table, chain, by) = (table.to_owned(), chain.clone(), OTHERS.to_owned());
+                self.heard.writes.push(ForeignWrite { table, chain, act, by });
             }
         }
-        told.push(Notice::Committed { generation: self.generation, by });
     }
 
     /// A chain's rules.
@@ -190,7 +181,7 @@ impl FakeXtables {
                     && declared.iter().all(|chain| table.get(chain).is_none_or(Vec::is_empty));
                 declared.clear();
                 if !does_nothing {
-                    self.commit(&name, table, US);
+                    self.commit(&name, table);
                 }
             } else if !line.starts_with('#') && !line.is_empty() {
                 let (_, table) = open.as_mut().ok_or_else(|| failed("no table is open".to_owned()))?;
@@ -202,15 +193,14 @@ impl FakeXtables {
         Ok(())
     }
 
-    fn each_rule(&self, table: &str, chain: Option<&str>, visit: &mut dyn FnMut(Part<Rule<'_>>)) {
+    fn each_rule(&self, table: &str, chain: Option<&str>, visit: &mut dyn FnMut(Part<CountedRule<'_>>)) {
         let place = |chain: &str, rule: &str| (table.to_owned(), chain.to_owned(), rule.to_owned());
         let Some(table) = self.tables.get(table) else { return };
         for (name, rules) in table.iter().filter(|(name, _)| chain.is_none_or(|chain| chain == *name)) {
             for rule in rules {
-                let content = if self.flavor == Flavor::Nft { mark(rule).content } else { 0 };
                 let jumps_to = target(rule).filter(|target| table.contains_key(*target));
                 let packets = self.packets.get(&place(name, rule)).copied().unwrap_or_default();
-                visit(Part::Item(Rule { chain: name, content, jumps_to, packets }));
+                visit(Part::Item(CountedRule { chain: name, jumps_to, packets }));
             }
         }
     }
@@ -218,13 +208,6 @@ impl FakeXtables {
 
 fn refused((line, message): (usize, String)) -> RestoreError {
     RestoreError::Refused { tool: TOOL, line: Some(line), message }
-}
-
-/// Here a rule's number is as good as what it says.
-fn mark(rule: &str) -> RuleMark {
-    let mut hasher = DefaultHasher::new();
-    rule.hash(&mut hasher);
-    RuleMark { handle: 0, content: hasher.finish() }
 }
 
 fn edit(table: &mut Table, line: &str) -> Result<(), String> {
@@ -315,27 +298,19 @@ impl Xtables for FakeXtables {
         true
     }
 
-    async fn survey(&mut self, table: &str, visit: &mut dyn FnMut(Part<ChainUse<'_>>)) -> Result<()> {
+    async fn chains(&mut self, table: &str, visit: &mut dyn FnMut(Part<&str>)) -> Result<()> {
         self.readings += 1;
         visit(Part::Start);
-        let Some(table) = self.tables.get(table) else { return Ok(()) };
-        let mut jumps: BTreeMap<&str, usize> = BTreeMap::new();
-        for to in table.values().flatten().filter_map(|rule| target(rule)) {
-            *jumps.entry(to).or_default() += 1;
-        }
-        for (name, rules) in table.iter().filter(|(name, _)| name.starts_with("KUBE-")) {
-            let jumps = jumps.get(name.as_str()).copied().unwrap_or_default();
-            let uses = u32::try_from(rules.len() + jumps)?;
-            visit(Part::Item(ChainUse { name, is_base: false, uses }));
-        }
+        let chains = self.tables.get(table).into_iter().flat_map(Table::keys);
+        chains.filter(|name| name.starts_with("KUBE-")).for_each(|name| visit(Part::Item(name)));
         Ok(())
     }
 
-    fn visit_rules(
+    fn counted_rules(
         &mut self,
         table: &str,
         chain: Option<&str>,
-        visit: &mut dyn FnMut(Part<Rule<'_>>),
+        visit: &mut dyn FnMut(Part<CountedRule<'_>>),
     ) -> Result<bool> {
         self.readings += 1;
         visit(Part::Start);
@@ -346,31 +321,28 @@ impl Xtables for FakeXtables {
         Ok(true)
     }
 
-    async fn list_rules(&mut self, table: &str, visit: &mut dyn FnMut(Said<'_>)) -> Result<()> {
+    async fn list(&mut self, table: &str, chain: Option<&str>, visit: &mut dyn FnMut(&str)) -> Result<()> {
         self.readings += 1;
         if std::mem::take(&mut self.listing_fails) {
             bail!("the tool was killed");
         }
         let Some(table) = self.tables.get(table) else { return Ok(()) };
-        for (chain, rules) in table {
-            rules.iter().for_each(|says| visit(Said { chain, says, jumps_to: target(says) }));
+        let wanted = || table.iter().filter(|(name, _)| chain.is_none_or(|chain| chain == *name));
+        wanted().for_each(|(name, _)| visit(&format!(":{name} - [0:0]")));
+        for (name, rules) in wanted() {
+            rules.iter().for_each(|rule| visit(&format!("-A {name} {rule}")));
         }
         Ok(())
     }
 
-    fn listen(&mut self, on: bool) -> Result<()> {
-        self.told = (on && self.flavor == Flavor::Nft).then(Vec::new);
-        Ok(())
+    fn listen(&mut self, concerns: Concerns) -> Result<bool> {
+        self.heard = Heard::default();
+        self.listening.0 = (self.flavor == Flavor::Nft).then_some(concerns);
+        Ok(self.listening.0.is_some())
     }
 
-    fn hear(&mut self, visit: &mut dyn FnMut(Told<'_>)) -> Result<bool> {
-        let Some(told) = &mut self.told else { return Ok(false) };
-        let told = std::mem::take(told);
-        if std::mem::take(&mut self.loses) {
-            return Ok(false);
-        }
-        told.iter().for_each(|notice| visit(notice.told()));
-        Ok(true)
+    fn hear(&mut self) -> Heard {
+        std::mem::take(&mut self.heard)
     }
 
     async fn restore(&mut self, pieces: &mut dyn Iterator<Item = String>) -> Result<(), RestoreError> {
@@ -400,10 +372,6 @@ impl Xtables for FakeXtables {
         table.entry(place.chain.to_owned()).or_default();
         self.generation += 1;
         Ok(())
-    }
-
-    async fn has_rule(&mut self, place: Place<'_>, arguments: &str) -> Result<bool> {
-        Ok(self.rules(place.table, place.chain).iter().any(|rule| rule == arguments))
     }
 
     async fn insert_rules(&mut self, rules: &[(Place<'_>, &str)]) -> Result<()> {

@@ -2,7 +2,7 @@
 
 use super::tools::words;
 use super::{Flavor, Tools};
-use crate::kernel::nft::{ChainUse, Nft, Part};
+use crate::kernel::nft::{Nft, Part};
 use crate::kernel::xtables_info;
 use crate::model::IpFamily;
 use anyhow::{Context, Result, bail};
@@ -163,7 +163,7 @@ fn nft_has_marks(family: IpFamily) -> Result<bool> {
     let mut found = false;
     Nft::open()?.chains(family, "mangle", &mut |part| match part {
         Part::Start => found = false,
-        Part::Item(chain) => found |= MARKS.contains(&chain.name),
+        Part::Item(chain) => found |= MARKS.contains(&chain),
     })?;
     Ok(found)
 }
@@ -174,11 +174,11 @@ async fn legacy_has_marks(family: IpFamily, mut legacy: Tools) -> Result<bool> {
         return Ok(false);
     }
     let mut found = false;
-    let mut look = |part: Part<ChainUse<'_>>| match part {
+    let mut look = |part: Part<&str>| match part {
         Part::Start => found = false,
-        Part::Item(chain) => found |= MARKS.contains(&chain.name),
+        Part::Item(chain) => found |= MARKS.contains(&chain),
     };
-    super::Xtables::survey(&mut legacy, "mangle", &mut look).await?;
+    super::Xtables::chains(&mut legacy, "mangle", &mut look).await?;
     Ok(found)
 }
 

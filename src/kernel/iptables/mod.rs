@@ -15,7 +15,7 @@ pub use tools::Tools;
 pub(super) use trial::inputs as trial_inputs;
 pub use trial::{Need, RuleKind, TRIAL, Trial, refused};
 
-use super::nft::{ChainUse, Part, Told};
+use super::nft::{Concerns, Heard, Part};
 use super::xtables_info::TableSize;
 use std::fmt;
 
@@ -63,29 +63,15 @@ pub struct Place<'a> {
     pub chain: &'a str,
 }
 
-/// A rule, as far as it matters for whether it is still the same.
+/// A rule, as far as it matters for what it has counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Rule<'a> {
+pub struct CountedRule<'a> {
     /// The chain it stands in.
     pub chain: &'a str,
-    /// A hash of all that it says; counters and its place in the table do not count. 0 in legacy tables, whose rules
-    /// are compared in words.
-    pub content: u64,
     /// The chain that it jumps or goes to.
     pub jumps_to: Option<&'a str>,
     /// Packets that it has counted since it was written.
     pub packets: u64,
-}
-
-/// A rule in words, as it is sent and as it is listed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Said<'a> {
-    /// The chain it stands in.
-    pub chain: &'a str,
-    /// All options.
-    pub says: &'a str,
-    /// Its target, be it a chain or not.
-    pub jumps_to: Option<&'a str>,
 }
 
 /// Why iptables-restore did not take an input.
@@ -138,47 +124,47 @@ pub trait Xtables {
     /// Makes a packet counter that rules can name (nfacct) unless it is there; whether it is.
     fn ensure_counter(&mut self, name: &str) -> bool;
 
-    /// Visits every chain of a table that is not built in, with how often it is used: rules in
-    /// it plus rules that jump to it. A missing table has no chains. `Part::Start` comes first,
-    /// and again whenever what came before is to be forgotten.
+    /// Visits the name of every chain of a table that is not built in. A missing table has no chains.
+    /// `Part::Start` comes first, and again whenever what came before is to be forgotten.
     ///
     /// # Errors
     /// When the table cannot be read.
-    async fn survey(&mut self, table: &str, visit: &mut dyn FnMut(Part<ChainUse<'_>>)) -> anyhow::Result<()>;
+    async fn chains(&mut self, table: &str, visit: &mut dyn FnMut(Part<&str>)) -> anyhow::Result<()>;
 
-    /// Visits the rules of a table, or of one of its chains, in order; those of one chain come one
-    /// after the other. What is missing has none. `Part::Start` as for `survey`. `false` if nothing
-    /// was visited because it would cost too much: a large legacy table comes only as a whole.
+    /// Visits what the rules of a table, or of one of its chains, have counted, in order; those of one chain come
+    /// one after the other. What is missing has none. `Part::Start` as for `chains`. `false` if nothing was visited
+    /// because it would cost too much: a large legacy table comes only as a whole.
     ///
     /// # Errors
     /// When the table cannot be read.
-    fn visit_rules(
+    fn counted_rules(
         &mut self,
         table: &str,
         chain: Option<&str>,
-        visit: &mut dyn FnMut(Part<Rule<'_>>),
+        visit: &mut dyn FnMut(Part<CountedRule<'_>>),
     ) -> anyhow::Result<bool>;
 
-    /// Visits all rules of a legacy table in words, in order, however large it is; those of one chain come one after
-    /// the other. A table that is not there has none.
+    /// Visits the lines that a tool prints of a table, declarations and rules, however large it is; or the rules of one of
+    /// its chains. Those of one chain come one after the other. What is not there has none.
     ///
     /// # Errors
-    /// When the table cannot be read; what was visited is not all then.
-    async fn list_rules(&mut self, table: &str, visit: &mut dyn FnMut(Said<'_>)) -> anyhow::Result<()>;
+    /// When it cannot be read; what was visited is not all then.
+    async fn list(
+        &mut self,
+        table: &str,
+        chain: Option<&str>,
+        visit: &mut dyn FnMut(&str),
+    ) -> anyhow::Result<()>;
 
-    /// Begins or ends to listen to what anybody writes to the family's tables. What was told before is
-    /// forgotten. Legacy tables tell nothing.
+    /// Follows what other processes write to such chains of the family; what they wrote before does not count. `false`
+    /// if these tables tell nothing.
     ///
     /// # Errors
     /// When the kernel does not tell.
-    fn listen(&mut self, on: bool) -> anyhow::Result<()>;
+    fn listen(&mut self, concerns: Concerns) -> anyhow::Result<bool>;
 
-    /// Visits what was written since the last call, by whomever. `false` if that is not all: some of
-    /// it was lost, or nobody listens.
-    ///
-    /// # Errors
-    /// When the kernel cannot be heard.
-    fn hear(&mut self, visit: &mut dyn FnMut(Told<'_>)) -> anyhow::Result<bool>;
+    /// What other processes have written since the last call.
+    fn hear(&mut self) -> Heard;
 
     /// Feeds an input to iptables-restore, which leaves alone what the input does not name.
     ///
@@ -197,12 +183,6 @@ pub trait Xtables {
     /// # Errors
     /// The tool's words.
     async fn ensure_chain(&mut self, place: Place<'_>) -> anyhow::Result<()>;
-
-    /// Whether a rule is there.
-    ///
-    /// # Errors
-    /// The tool's words; "not there" is no error.
-    async fn has_rule(&mut self, place: Place<'_>, arguments: &str) -> anyhow::Result<bool>;
 
     /// Inserts rules at the top of their chains, one after the other: all of a table, or none.
     ///

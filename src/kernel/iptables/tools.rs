@@ -2,19 +2,21 @@
 
 use super::find::Programs;
 use super::lock::LockHeld;
-use super::saved::{self, Uses};
+use super::saved;
 use super::trial::Named;
 use super::{
-    Flavor, Place, RestoreError, Rule, RuleKind, Said, Stamp, Trial, Version, Xtables, trial_inputs,
+    CountedRule, Flavor, Place, RestoreError, RuleKind, Stamp, Trial, Version, Xtables, trial_inputs,
 };
 use crate::kernel::nfacct::Nfacct;
-use crate::kernel::nft::{ChainUse, Commits, Nft, Part, Told};
+use crate::kernel::nft::{Concerns, Heard, Monitor, Nft, Part, Subscription};
 use crate::kernel::{xtables_entries, xtables_info};
 use crate::model::{IpFamily, excerpt};
 use anyhow::{Context, Result, bail};
+use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::process::{ExitStatus, Output, Stdio};
+use std::rc::Rc;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::process::{Child, ChildStdin, Command};
@@ -39,13 +41,22 @@ pub struct Tools {
     programs: Programs,
     /// Opened when it is first needed: there are many small questions.
     nft: Option<Nft>,
-    /// There while we listen.
-    commits: Option<Commits>,
+    /// Hears of what is written to nf_tables.
+    monitor: Option<Rc<Monitor>>,
+    /// What others write to our family.
+    subscription: Option<Subscription>,
 }
 
 impl Tools {
     pub(super) fn new(family: IpFamily, flavor: Flavor, version: Version, programs: Programs) -> Self {
-        Tools { family, flavor, version, programs, nft: None, commits: None }
+        Tools { family, flavor, version, programs, nft: None, monitor: None, subscription: None }
+    }
+
+    /// The same tools, which can tell what others write.
+    #[must_use]
+    pub fn with_monitor(mut self, monitor: Rc<Monitor>) -> Self {
+        self.monitor = Some(monitor);
+        self
     }
 
     /// Asks nf_tables. After a failure the next question goes through a new handle.
@@ -120,7 +131,7 @@ impl Tools {
 
     /// A legacy table that is not there is not made, and for an empty one no tool is run.
     async fn print(&self, table: &str, take: &mut dyn FnMut(&str)) -> Result<()> {
-        if xtables_info::is_empty(self.family, table)? {
+        if self.flavor == Flavor::Legacy && xtables_info::is_empty(self.family, table)? {
             return Ok(());
         }
         saved::print(self.programs.save, table, take).await
@@ -151,7 +162,20 @@ impl Tools {
         pieces: &mut dyn Iterator<Item = String>,
     ) -> Result<String, RestoreError> {
         let child = command.spawn().map_err(|error| self.unable(error))?;
-        let fed = timeout(RESTORE_LIMIT, self.feed(child, pieces)).await;
+        let pid = child.id();
+        let has_changes = Cell::new(false);
+        let mut pieces =
+            pieces.inspect(|piece| has_changes.set(has_changes.get() || changes_anything(piece)));
+        let feeding = timeout(RESTORE_LIMIT, self.feed(child, &mut pieces));
+        let fed = match &self.monitor {
+            Some(monitor) => {
+                let has_written = |fed: &Result<io::Result<(ExitStatus, String)>, _>| {
+                    has_changes.get() && matches!(fed, Ok(Ok((status, _))) if status.success())
+                };
+                monitor.follow((pid, self.programs.restore), feeding, has_written).await
+            }
+            None => feeding.await,
+        };
         let (status, message) = fed
             .map_err(|_| self.unable(format!("no end after {RESTORE_LIMIT:?}")))?
             .map_err(|error| self.unable(error))?;
@@ -195,6 +219,11 @@ impl Tools {
         }
         Ok((status, String::from_utf8_lossy(&complaints).trim().to_owned()))
     }
+}
+
+/// Whether a piece of an input adds or deletes anything. To declare a chain that is empty may change nothing.
+fn changes_anything(piece: &str) -> bool {
+    piece.starts_with('-') || piece.contains("\n-")
 }
 
 /// An input that inserts rules, table by table.
@@ -313,32 +342,27 @@ impl Xtables for Tools {
         }
     }
 
-    async fn survey(&mut self, table: &str, visit: &mut dyn FnMut(Part<ChainUse<'_>>)) -> Result<()> {
+    async fn chains(&mut self, table: &str, visit: &mut dyn FnMut(Part<&str>)) -> Result<()> {
         match self.flavor {
             Flavor::Nft => {
                 let family = self.family;
-                self.ask_nft(|nft| {
-                    nft.chains(family, table, &mut |part| match part {
-                        Part::Item(chain) if chain.is_base => {}
-                        part => visit(part),
-                    })
-                })
+                self.ask_nft(|nft| nft.chains(family, table, visit))
             }
             Flavor::Legacy => {
-                let mut uses = Uses::default();
-                self.print(table, &mut |line| uses.take(line)).await?;
                 visit(Part::Start);
-                uses.iter().for_each(|chain| visit(Part::Item(chain)));
-                Ok(())
+                let mut take = |line: &str| {
+                    saved::declared_chain(line).into_iter().for_each(|name| visit(Part::Item(name)));
+                };
+                self.print(table, &mut take).await
             }
         }
     }
 
-    fn visit_rules(
+    fn counted_rules(
         &mut self,
         table: &str,
         chain: Option<&str>,
-        visit: &mut dyn FnMut(Part<Rule<'_>>),
+        visit: &mut dyn FnMut(Part<CountedRule<'_>>),
     ) -> Result<bool> {
         match self.flavor {
             Flavor::Nft => {
@@ -356,20 +380,25 @@ impl Xtables for Tools {
         }
     }
 
-    async fn list_rules(&mut self, table: &str, visit: &mut dyn FnMut(Said<'_>)) -> Result<()> {
-        self.print(table, &mut |line| Said::parse(line).into_iter().for_each(&mut *visit)).await
-    }
-
-    fn listen(&mut self, on: bool) -> Result<()> {
-        self.commits = None;
-        if on && self.flavor == Flavor::Nft {
-            self.commits = Some(Commits::of(self.family)?);
+    async fn list(&mut self, table: &str, chain: Option<&str>, visit: &mut dyn FnMut(&str)) -> Result<()> {
+        let Some(chain) = chain else { return self.print(table, visit).await };
+        let output = self.rule(table, &format!("-S {chain}")).await?;
+        match output.status.code() {
+            Some(0) => String::from_utf8_lossy(&output.stdout).lines().for_each(visit),
+            Some(EXIT_ABSENT) => {}
+            _ => bail!("{}: {chain} in table {table}: {}", self.programs.rules, words(&output)),
         }
         Ok(())
     }
 
-    fn hear(&mut self, visit: &mut dyn FnMut(Told<'_>)) -> Result<bool> {
-        self.commits.as_mut().map_or(Ok(false), |commits| commits.visit(visit))
+    fn listen(&mut self, concerns: Concerns) -> Result<bool> {
+        let monitor = self.monitor.as_ref().filter(|_| self.flavor == Flavor::Nft);
+        self.subscription = monitor.map(|monitor| monitor.subscribe(self.family, concerns));
+        Ok(self.subscription.is_some())
+    }
+
+    fn hear(&mut self) -> Heard {
+        self.subscription.as_ref().map(Subscription::hear).unwrap_or_default()
     }
 
     async fn restore(&mut self, pieces: &mut dyn Iterator<Item = String>) -> Result<(), RestoreError> {
@@ -403,10 +432,6 @@ impl Xtables for Tools {
 
     async fn ensure_chain(&mut self, place: Place<'_>) -> Result<()> {
         self.ask(place, &format!("-N {}", place.chain)).await.map(drop)
-    }
-
-    async fn has_rule(&mut self, place: Place<'_>, arguments: &str) -> Result<bool> {
-        self.ask(place, &format!("-C {} {arguments}", place.chain)).await
     }
 
     async fn insert_rules(&mut self, rules: &[(Place<'_>, &str)]) -> Result<()> {

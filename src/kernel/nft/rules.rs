@@ -1,7 +1,7 @@
 //! Reading rules of nf_tables: not what they say, but whether it is still the same, and what they count.
 
 use super::{HEADER_LEN, Nft, Part, SUBSYSTEM, nfnetlink};
-use crate::kernel::iptables::Rule;
+use crate::kernel::iptables::CountedRule;
 use crate::model::IpFamily;
 use anyhow::{Context, Result};
 use netlink::{Attribute, Malformed, Message};
@@ -33,7 +33,7 @@ impl Nft {
         family: IpFamily,
         table: &str,
         chain: Option<&str>,
-        visit: &mut dyn FnMut(Part<Rule<'_>>),
+        visit: &mut dyn FnMut(Part<CountedRule<'_>>),
     ) -> Result<()> {
         self.begin(GET_RULE, nfnetlink::number(family));
         self.request.string(RULE_TABLE, table);
@@ -68,55 +68,88 @@ impl Nft {
 }
 
 /// A rule with its table; `None` if it belongs to another family.
-fn parse_rule<'a>(message: &Message<'a>, family: IpFamily) -> Result<Option<(&'a str, Rule<'a>)>, Malformed> {
+fn parse_rule<'a>(
+    message: &Message<'a>,
+    family: IpFamily,
+) -> Result<Option<(&'a str, CountedRule<'a>)>, Malformed> {
     if message.kind != NEW_RULE || message.payload.first() != Some(&nfnetlink::number(family)) {
         return Ok(None);
     }
-    read_rule(message).map(|(table, rule, _)| Some((table, rule)))
+    let (table, chain) = read_place(message)?;
+    let mut rule = CountedRule { chain, jumps_to: None, packets: 0 };
+    for_each_expression(message, &mut |name, data| {
+        match name {
+            "counter" => rule.packets = counted_packets(data)?,
+            "immediate" => rule.jumps_to = verdict_chain(data)?.or(rule.jumps_to),
+            _ => {}
+        }
+        Ok(())
+    })?;
+    Ok(Some((table, rule)))
 }
 
-/// A rule with its table and its number there, from a message that has one.
-pub(super) fn read_rule<'a>(message: &Message<'a>) -> Result<(&'a str, Rule<'a>, u64), Malformed> {
-    let (mut table, mut handle) = ("", 0);
-    let mut rule = Rule { chain: "", content: 0, jumps_to: None, packets: 0 };
-    let mut hasher = DefaultHasher::new();
+/// The table and the chain that a rule stands in.
+pub(super) fn read_place<'a>(message: &Message<'a>) -> Result<(&'a str, &'a str), Malformed> {
+    let (mut table, mut chain) = ("", "");
     for attribute in message.attributes(HEADER_LEN)? {
         let attribute = attribute?;
         match attribute.kind {
             RULE_TABLE => table = attribute.string()?,
-            RULE_CHAIN => rule.chain = attribute.string()?,
-            RULE_HANDLE => handle = attribute.be64()?,
-            RULE_EXPRESSIONS => {
-                for expression in attribute.nested() {
-                    read_expression(expression?, &mut hasher, &mut rule)?;
-                }
-            }
+            RULE_CHAIN => chain = attribute.string()?,
             _ => {}
         }
     }
-    rule.content = hasher.finish();
-    Ok((table, rule, handle))
+    Ok((table, chain))
 }
 
-/// Counters change with every packet; all else makes the rule what it is.
-fn read_expression<'a>(
-    expression: Attribute<'a>,
-    hasher: &mut DefaultHasher,
-    rule: &mut Rule<'a>,
+/// A rule: its number, and what it says. A deletion and an addition of the same one are what zeroing
+/// its counters looks like.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct RuleMark {
+    handle: u64,
+    /// A hash of all that it says; counters do not count.
+    content: u64,
+}
+
+/// Which rule a message is about.
+pub(super) fn read_mark(message: &Message<'_>) -> Result<RuleMark, Malformed> {
+    let mut handle = 0;
+    for attribute in message.attributes(HEADER_LEN)? {
+        let attribute = attribute?;
+        if attribute.kind == RULE_HANDLE {
+            handle = attribute.be64()?;
+        }
+    }
+    let mut hasher = DefaultHasher::new();
+    for_each_expression(message, &mut |name, data| {
+        if name != "counter" {
+            (name, data.value).hash(&mut hasher);
+        }
+        Ok(())
+    })?;
+    Ok(RuleMark { handle, content: hasher.finish() })
+}
+
+/// Visits the expressions of a rule, by name.
+fn for_each_expression<'a>(
+    message: &Message<'a>,
+    visit: &mut dyn FnMut(&'a str, Attribute<'a>) -> Result<(), Malformed>,
 ) -> Result<(), Malformed> {
-    let mut name = "";
-    for part in expression.nested() {
-        let part = part?;
-        match part.kind {
-            EXPRESSION_NAME => name = part.string()?,
-            EXPRESSION_DATA if name == "counter" => rule.packets = counted_packets(part)?,
-            EXPRESSION_DATA => {
-                (name, part.value).hash(hasher);
-                if name == "immediate" {
-                    rule.jumps_to = verdict_chain(part)?.or(rule.jumps_to);
+    for attribute in message.attributes(HEADER_LEN)? {
+        let attribute = attribute?;
+        if attribute.kind != RULE_EXPRESSIONS {
+            continue;
+        }
+        for expression in attribute.nested() {
+            let mut name = "";
+            for part in expression?.nested() {
+                let part = part?;
+                match part.kind {
+                    EXPRESSION_NAME => name = part.string()?,
+                    EXPRESSION_DATA => visit(name, part)?,
+                    _ => {}
                 }
             }
-            _ => {}
         }
     }
     Ok(())
@@ -160,21 +193,6 @@ mod tests {
     use super::*;
     use crate::kernel::fresh_netns::{in_fresh_netns, run};
 
-    /// Chain, content and target of each rule.
-    fn list(chain: Option<&str>) -> Vec<(String, u64, Option<String>)> {
-        let mut rules = Vec::new();
-        Nft::open()
-            .unwrap()
-            .rules(IpFamily::V4, "nat", chain, &mut |part| match part {
-                Part::Start => rules.clear(),
-                Part::Item(rule) => {
-                    rules.push((rule.chain.to_owned(), rule.content, rule.jumps_to.map(str::to_owned)));
-                }
-            })
-            .unwrap();
-        rules
-    }
-
     /// What the rules of a chain have counted.
     fn packets(chain: &str) -> Vec<u64> {
         let mut counts = Vec::new();
@@ -189,31 +207,23 @@ mod tests {
     }
 
     #[test]
-    fn rules_are_the_same_as_long_as_they_say_the_same_whatever_they_count() {
+    fn rules_tell_where_they_stand_and_where_they_lead() {
         in_fresh_netns(|| {
-            run("ip link set lo up
-                 iptables-nft -t nat -N A
+            run("iptables-nft -t nat -N A
                  iptables-nft -t nat -N B
-                 iptables-nft -t nat -A A -p tcp -m comment --comment x -m statistic --mode random --probability 0.5 -j B
+                 iptables-nft -t nat -A A -p tcp -m statistic --mode random --probability 0.5 -j B
                  iptables-nft -t nat -A A -j MARK --set-mark 1
-                 iptables-nft -t nat -A B -s 127.0.0.1 -j RETURN
                  iptables-nft -t nat -A OUTPUT -j A");
-            let before = list(None);
-            let jumps: Vec<_> = before.iter().map(|(chain, _, to)| (chain.as_str(), to.as_deref())).collect();
-            assert!(jumps.contains(&("A", Some("B"))) && jumps.contains(&("OUTPUT", Some("A"))), "{jumps:?}");
-            assert_eq!(before.len(), 4);
-            let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
-            socket.send_to(b"x", "127.0.0.1:9").unwrap();
-            assert_eq!(list(None), before, "counting changes nothing");
-            assert_eq!(list(Some("A")).len(), 2);
-            assert_eq!(list(Some("missing")), []);
-            run("iptables-nft -t nat -R A 2 -j MARK --set-mark 2");
-            let after = list(None);
-            let changed: Vec<_> = before.iter().zip(&after).filter(|(old, new)| old != new).collect();
-            assert_eq!(changed.len(), 1);
-            assert_eq!(changed[0].0.0, "A");
-            run("iptables-nft -t nat -R A 2 -j MARK --set-mark 1");
-            assert_eq!(list(None), before, "the same rule again is the same");
+            let mut rules = Vec::new();
+            let mut visit = |part: Part<CountedRule<'_>>| match part {
+                Part::Start => rules.clear(),
+                Part::Item(it) => rules.push((it.chain.to_owned(), it.jumps_to.map(str::to_owned))),
+            };
+            Nft::open().unwrap().rules(IpFamily::V4, "nat", None, &mut visit).unwrap();
+            rules.sort();
+            let rule = |chain: &str, to: Option<&str>| (chain.to_owned(), to.map(str::to_owned));
+            assert_eq!(rules, [rule("A", None), rule("A", Some("B")), rule("OUTPUT", Some("A"))]);
+            assert_eq!(packets("missing"), [0; 0]);
         });
     }
 
@@ -238,6 +248,6 @@ mod tests {
 
     #[test]
     fn a_missing_table_has_no_rules() {
-        in_fresh_netns(|| assert_eq!(list(None), []));
+        in_fresh_netns(|| assert_eq!(packets("OUTPUT"), [0; 0]));
     }
 }

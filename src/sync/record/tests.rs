@@ -18,7 +18,7 @@ use tokio::time::{Instant, timeout};
 
 /// The loop with all that tells of it.
 struct Told {
-    runner: Runner<Iptables<FakeXtables>, Records>,
+    runner: Runner<Records>,
     events: mpsc::Sender<WatchEvent>,
     inbox: mpsc::Receiver<WatchEvent>,
     metrics: Arc<Metrics>,
@@ -49,9 +49,9 @@ impl Told {
             min: Duration::from_secs(1),
             full: Duration::from_secs(3600),
         };
-        let backend = Iptables::new(tools, Features::default());
+        let backend = Iptables::new(tools, IpFamily::V4, Features::default());
         let settings = FamilySettings::new(IpFamily::V4);
-        let family = FamilySync::new(backend, settings, Box::new(|_| Ok(Vec::new())));
+        let family = FamilySync::new(Box::new(backend), settings, Box::new(|_| Ok(Vec::new())));
         let runner = Runner::new(tracker, vec![family], periods, records);
         let (sender, inbox) = mpsc::channel(1024);
         let mut generator = Generator::new(11);
@@ -141,7 +141,7 @@ async fn a_kernel_that_fails_makes_us_unhealthy_with_its_words_until_it_works_ag
         status == 503 && reason.starts_with("IPv4: ") && reason.contains("the lock is taken"),
         "{reason}"
     );
-    told.runner.backend().tools().failures = 0;
+    told.runner.tools().failures = 0;
     told.run_for(35).await;
     for path in ["/healthz", "/livez", "/readyz"] {
         assert_eq!(told.get(path), 200, "{path}");
@@ -153,7 +153,7 @@ async fn what_others_changed_is_named_on_the_node_in_the_metrics_and_in_the_stat
     let mut told = Told::new(FakeXtables::default(), 40).await;
     told.run_for(40).await;
     assert!(!told.metrics().contains("kubeproxy_rs_drift_total"));
-    told.runner.backend().tools().meddle("nat", |nat| {
+    told.runner.tools().meddle("nat", |nat| {
         let rule = &mut nat.get_mut("KUBE-POSTROUTING").unwrap()[0];
         *rule = format!("-s 192.0.2.1 {rule}");
     });
@@ -167,7 +167,7 @@ async fn what_others_changed_is_named_on_the_node_in_the_metrics_and_in_the_stat
         matches!(&notices[..], [Notice { service: None, note, .. }] if note.contains(what)),
         "{notices:?}"
     );
-    let healed = told.runner.backend().tools().rules("nat", "KUBE-POSTROUTING")[0].clone();
+    let healed = told.runner.tools().rules("nat", "KUBE-POSTROUTING")[0].clone();
     assert!(!healed.contains("192.0.2.1"), "{healed}");
 }
 
@@ -176,7 +176,7 @@ async fn another_program_that_changes_rules_back_is_told_once_and_makes_us_not_r
     let mut told = Told::new(FakeXtables::default(), 40).await;
     told.run_for(10).await;
     let meddle = |told: &mut Told| {
-        told.runner.backend().tools().meddle("nat", |nat| {
+        told.runner.tools().meddle("nat", |nat| {
             let rule = &mut nat.get_mut("KUBE-POSTROUTING").unwrap()[0];
             *rule = format!("-s 192.0.2.1 {rule}");
         });

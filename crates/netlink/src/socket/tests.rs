@@ -1,7 +1,7 @@
 use super::*;
 
 fn message<'a>(kind: u16, flags: u16, payload: &'a [u8]) -> Message<'a> {
-    Message { kind, flags, seq: 1, payload }
+    Message { kind, flags, seq: 1, port: 0, payload }
 }
 
 /// A capped refusal as a 6.18 kernel sends it: errno, request header, text, offset.

@@ -162,7 +162,7 @@ fn every_truncation_of_an_answer_is_an_error_or_read_in_part() {
 proptest! {
     #[test]
     fn random_bytes_never_panic(kind in 0x0a00_u16..0x0a12, payload in proptest::collection::vec(any::<u8>(), 0..512)) {
-        read_anything(&Message { kind, flags: 0, seq: 0, payload: &payload });
+        read_anything(&Message { kind, flags: 0, seq: 0, port: 0, payload: &payload });
     }
 
     #[test]

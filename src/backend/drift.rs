@@ -1,0 +1,257 @@
+//! Whether tables still hold what we wrote, and if not, what drifted.
+//!
+//! nf_tables tells what other processes do, so that only what they did to chains of ours is looked at. Tables that
+//! tell nothing, and those that are not to be listened to, are listed once in a sync period and compared.
+
+use super::listing::{self, Expected, OurChains, SharedRule};
+use super::{Drift, DriftKind, Finding, Look};
+use crate::kernel::iptables::{Flavor, Stamp, Xtables};
+use crate::kernel::nft::{Act, ForeignWrite};
+use anyhow::Result;
+use std::collections::BTreeMap;
+use std::rc::Rc;
+
+/// More chains than this are counted and not named.
+const MOST_NAMED: usize = 100;
+
+/// How drift is detected.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum DriftDetection {
+    /// By what the kernel tells, where it tells anything.
+    #[default]
+    Events,
+    /// By listing what is there.
+    Poll,
+    /// Not at all.
+    Off,
+}
+
+/// After as many resyncs in a row they come no less often: an hour apart, with looks two seconds apart.
+const MOST_DOUBLINGS: u32 = 7;
+/// Looks that pass after the first resync; twice as many after each of the next.
+const FIRST_REST: u32 = 15;
+
+/// What others did was lost, so that everything has to be written once more: at once, and ever more seldom if that
+/// happens each time.
+#[derive(Debug, Default)]
+struct ResyncBackoff {
+    is_wanted: bool,
+    /// Resyncs in a row.
+    resyncs: u32,
+    /// Looks that pass before the next resync.
+    rest: u32,
+}
+
+impl ResyncBackoff {
+    fn want(&mut self) {
+        self.is_wanted = true;
+    }
+
+    /// Everything is written for another reason.
+    fn done(&mut self) {
+        self.is_wanted = false;
+    }
+
+    /// Whether everything is to be written now; asked once at each look.
+    fn is_due(&mut self) -> bool {
+        if self.rest > 0 {
+            self.rest -= 1;
+            return false;
+        }
+        if !self.is_wanted {
+            self.resyncs = 0;
+            return false;
+        }
+        self.is_wanted = false;
+        self.rest = FIRST_REST << self.resyncs;
+        self.resyncs = (self.resyncs + 1).min(MOST_DOUBLINGS);
+        true
+    }
+}
+
+/// What drifted.
+#[derive(Debug)]
+pub(super) struct Lost<K> {
+    pub(super) chains: BTreeMap<K, Drift>,
+    /// Rules that are missing among rules of others.
+    pub(super) shared: Vec<SharedRule>,
+    /// What else drifted is not known.
+    pub(super) is_unknown: bool,
+}
+
+impl<K> Default for Lost<K> {
+    fn default() -> Self {
+        Lost { chains: BTreeMap::new(), shared: Vec::new(), is_unknown: false }
+    }
+}
+
+impl<K: Copy + Ord> Lost<K> {
+    fn add(&mut self, chains: &impl OurChains<Key = K>, key: K, what: &str, by: Option<String>) {
+        let (table, chain) = chains.place(key);
+        let drift = Drift::new(DriftKind::Chain, format!("{chain} of table {table}"), what);
+        self.chains.insert(key, Drift { by, ..drift });
+    }
+
+    /// All of it, by name; of very many chains some are only counted.
+    pub(super) fn findings(&self) -> Vec<Finding> {
+        let outdated = Finding::Outdated("so much was changed that not all of it is known");
+        let outdated = self.is_unknown.then_some(outdated);
+        self.drifts().into_iter().map(Finding::Drift).chain(outdated).collect()
+    }
+
+    fn drifts(&self) -> Vec<Drift> {
+        let unnamed = self.chains.len().saturating_sub(MOST_NAMED);
+        let more = (unnamed > 0).then(|| {
+            let what = format!("hold {unnamed} more chains that were changed");
+            Drift::new(DriftKind::Table, "of ours", what)
+        });
+        let named = self.chains.values().take(MOST_NAMED).cloned();
+        self.shared.iter().map(SharedRule::missing).chain(named).chain(more).collect()
+    }
+}
+
+/// Watches the tables of one family.
+#[derive(Debug, Default)]
+pub(super) struct TableWatch {
+    detection: DriftDetection,
+    /// We are told of what others do.
+    listens: bool,
+    /// The tables when all that is ours was found in them; `None` when they have to be listed.
+    left: Option<Stamp>,
+    backoff: ResyncBackoff,
+}
+
+impl TableWatch {
+    pub(super) fn new(detection: DriftDetection) -> Self {
+        TableWatch { detection, ..TableWatch::default() }
+    }
+
+    /// Everything is about to be written: what others did before does not matter any more.
+    pub(super) fn begin(&mut self, tools: &mut impl Xtables, chains: &impl OurChains) {
+        self.left = None;
+        self.backoff.done();
+        if self.detection != DriftDetection::Events {
+            return;
+        }
+        let ours = chains.clone();
+        let concerns = Rc::new(move |table: &str, chain: &str, act| ours.concerns(table, chain, act));
+        self.listens = tools.listen(concerns).unwrap_or_else(|error| {
+            let error = format!("{error:#}");
+            tracing::warn!(
+                error,
+                "the kernel does not tell of changes to its tables: they are listed instead"
+            );
+            false
+        });
+    }
+
+    /// A pass of ours has written.
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked.
+    pub(super) fn wrote(&mut self, tools: &mut impl Xtables) -> Result<()> {
+        // The sizes of legacy tables tell what comes and goes from now on. A generation does not tell whose it is.
+        self.left = match tools.flavor() {
+            Flavor::Legacy if self.detection != DriftDetection::Off => Some(tools.stamp()?),
+            _ => None,
+        };
+        Ok(())
+    }
+
+    /// What drifted since the last look.
+    ///
+    /// # Errors
+    /// When the tables cannot be read.
+    pub(super) async fn look<C: OurChains>(
+        &mut self,
+        tools: &mut impl Xtables,
+        chains: &C,
+        expected: impl FnOnce() -> Vec<(C::Key, Expected)>,
+        look: Look,
+    ) -> Result<Lost<C::Key>> {
+        if self.detection == DriftDetection::Off {
+            return Ok(Lost::default());
+        }
+        if self.listens {
+            return self.hear(tools, chains, expected).await;
+        }
+        let stamp = tools.stamp()?;
+        let has_moved = self.left != Some(stamp);
+        let is_due = match tools.flavor() {
+            // Their stamp is their size, which a rule in another's place does not change.
+            Flavor::Legacy => has_moved || look == Look::Thorough,
+            Flavor::Nft => has_moved && look == Look::Thorough,
+        };
+        if !is_due {
+            return Ok(Lost::default());
+        }
+        let differences = listing::compare(tools, chains, expected()).await?;
+        let mut lost = Lost { shared: differences.missing, ..Lost::default() };
+        for (key, what) in differences.chains {
+            lost.add(chains, key, what, None);
+        }
+        // What is written again is looked at again.
+        self.left = (lost.chains.is_empty() && lost.shared.is_empty()).then_some(stamp);
+        Ok(lost)
+    }
+
+    async fn hear<C: OurChains>(
+        &mut self,
+        tools: &mut impl Xtables,
+        chains: &C,
+        expected: impl FnOnce() -> Vec<(C::Key, Expected)>,
+    ) -> Result<Lost<C::Key>> {
+        let heard = tools.hear();
+        if heard.is_incomplete {
+            self.backoff.want();
+        }
+        let mut lost = Lost::default();
+        for ForeignWrite { table, chain, act, by } in &heard.writes {
+            let what = if *act == Act::Deleted { "was deleted" } else { "was changed" };
+            let key = chains.parse(table, chain).filter(|key| *act == Act::Deleted || !chains.is_open(*key));
+            key.into_iter().for_each(|key| lost.add(chains, key, what, Some(by.clone())));
+        }
+        let is_any = |is_so: &dyn Fn(&ForeignWrite) -> bool| heard.writes.iter().any(is_so);
+        if is_any(&|it| it.act == Act::RuleDeleted && chains.is_shared(&it.table, &it.chain)) {
+            lost.shared = listing::missing_shared_rules(tools, chains).await?;
+        }
+        if is_any(&|it| it.act == Act::Altered) {
+            for key in listing::missing_chains(tools, chains, expected()).await? {
+                lost.add(chains, key, "is gone", None);
+            }
+        }
+        lost.is_unknown = self.backoff.is_due();
+        Ok(lost)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The looks at which everything is written while that is wanted at each.
+    fn due(looks: u32, backoff: &mut ResyncBackoff) -> Vec<u32> {
+        let mut due = Vec::new();
+        for look in 0..looks {
+            backoff.want();
+            due.extend(backoff.is_due().then_some(look));
+        }
+        due
+    }
+
+    #[test]
+    fn everything_is_written_at_once_and_then_ever_more_seldom_while_something_is_lost_each_time() {
+        let due = due(10_000, &mut ResyncBackoff::default());
+        assert_eq!(due[..6], [0, 16, 47, 108, 229, 470]);
+        assert_eq!(due[due.len() - 1] - due[due.len() - 2], 1921, "an hour, with looks two seconds apart");
+    }
+
+    #[test]
+    fn after_a_time_without_losses_the_next_one_counts_as_the_first() {
+        let mut backoff = ResyncBackoff::default();
+        assert!((0..10).all(|_| !backoff.is_due()));
+        assert_eq!(due(17, &mut backoff), [0, 16]);
+        assert!((0..31).all(|_| !backoff.is_due()));
+        assert_eq!(due(20, &mut backoff), [0, 16]);
+    }
+}

@@ -1,0 +1,277 @@
+//! What we believe is in the kernel.
+
+use super::chains::{Chain, Fixed, Holds, JUMPS};
+use super::desired::{ChainPrint, Fingerprint, FixedPrint};
+use super::diff::Changes;
+use super::names::ChainId;
+use super::tree::{Content, Destinations, Tree};
+use crate::backend::Refusal;
+use crate::backend::listing::{Expected, OurChains, SharedRule};
+use crate::backend::rule::{ChainHash, Name};
+use crate::model::{IpFamily, ServiceName};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+/// What we believe is in the kernel.
+#[derive(Debug, Default)]
+pub struct Baseline {
+    /// The jumps and the canaries stand.
+    pub(super) set_up: bool,
+    pub(super) fixed: FixedPrint,
+    pub(super) services: BTreeMap<ServiceName, Arc<Fingerprint>>,
+    /// The Services that have rules in shared chains in which few have some, so that these chains are written without
+    /// asking every Service.
+    pub(super) members: BTreeMap<Fixed, BTreeSet<ServiceName>>,
+    /// What `KUBE-SERVICES` leads to.
+    pub(super) destinations: Destinations,
+    /// How many chains the tree has; `None` where all rules stand in `KUBE-SERVICES` itself.
+    pub(super) nets: Option<usize>,
+    /// Chains of the tree whose content is not known.
+    pub(super) unknown_nets: BTreeSet<ChainId>,
+    /// Services with chains whose content is not known.
+    pub(super) damaged: BTreeSet<ServiceName>,
+    /// Per-Service chains that were found and of which nothing else is known: to be deleted when everything is written.
+    pub(super) strays: BTreeSet<ChainId>,
+    /// Those that somebody else has filled meanwhile: to be deleted at once.
+    pub(super) surplus: BTreeSet<ChainId>,
+    /// Services that the kernel refused, and its words.
+    pub(super) refused: BTreeMap<ServiceName, String>,
+    /// The Services' rules in the nat and the filter table.
+    rules: [u32; 2],
+}
+
+/// Shared chains in which few Services have rules.
+const SPARSE: [Fixed; 5] = [
+    Fixed::FilterServices,
+    Fixed::ExternalServices,
+    Fixed::HealthCheckNodePorts,
+    Fixed::ProxyFirewall,
+    Fixed::NodePorts,
+];
+
+impl Baseline {
+    /// What was found of earlier runs: names of chains, nothing of their content.
+    pub(super) fn observed(strays: BTreeSet<ChainId>) -> Self {
+        Baseline { strays, ..Baseline::default() }
+    }
+
+    /// Nothing has been written yet.
+    pub(super) fn is_fresh(&self) -> bool {
+        self.fixed == FixedPrint::default()
+    }
+
+    /// Notes that a Service is now as printed, or gone.
+    fn note(&mut self, name: ServiceName, print: Option<Arc<Fingerprint>>) {
+        self.damaged.remove(&name);
+        if let Some(old) = self.services.remove(&name) {
+            let gone = rules(&old);
+            self.rules = [self.rules[0].saturating_sub(gone[0]), self.rules[1].saturating_sub(gone[1])];
+            for members in self.members.values_mut() {
+                members.remove(&name);
+            }
+        }
+        if let Some(print) = print {
+            for (chain, _) in print.dispatch.iter().filter(|(chain, _)| SPARSE.contains(chain)) {
+                self.members.entry(*chain).or_default().insert(name.clone());
+            }
+            let here = rules(&print);
+            self.rules = [self.rules[0].saturating_add(here[0]), self.rules[1].saturating_add(here[1])];
+            self.services.insert(name, print);
+        }
+    }
+
+    /// Notes that changes took effect, except for Services that were refused.
+    pub(super) fn commit(
+        &mut self,
+        changes: Changes,
+        fixed: FixedPrint,
+        (refused, stuck): (&[Refusal], BTreeSet<ChainId>),
+    ) {
+        self.set_up = true;
+        self.fixed = fixed;
+        if changes.is_full {
+            self.strays.clear();
+        }
+        self.strays.extend(stuck);
+        self.surplus.clear();
+        self.unknown_nets.clear();
+        self.nets = changes.nets;
+        let mut edits = changes.edits;
+        for change in changes.services {
+            self.refused.remove(&change.name);
+            let refusal = refused.iter().find(|refusal| refusal.service == change.name);
+            match refusal {
+                Some(refusal) => {
+                    let known = self.services.get(&change.name);
+                    for print in known.into_iter().chain(change.print.as_ref()) {
+                        for (address, _) in &print.destinations {
+                            edits.set(&self.destinations, &change.name, (*address, ChainHash::EMPTY));
+                        }
+                    }
+                    self.refused.insert(change.name.clone(), refusal.reason.clone());
+                    self.note(change.name, None);
+                }
+                None => self.note(change.name, change.print),
+            }
+        }
+        self.destinations.commit(edits);
+    }
+
+    /// All our rules of the nat and of the filter table, fixed ones included.
+    pub(super) fn rules(&self) -> [usize; 2] {
+        let jumps = self.nets.unwrap_or_default();
+        let fixed = |is_filter| {
+            let of_table = Fixed::all().filter(move |chain| chain.is_filter() == is_filter);
+            of_table.filter_map(|chain| self.fixed[chain.index()]).map(ChainHash::rules).sum::<u32>()
+        };
+        let sum = |rules: u32| usize::try_from(rules).unwrap_or(usize::MAX);
+        // One jump leads to each chain of the tree.
+        [sum(self.rules[0] + fixed(false)) + jumps, sum(self.rules[1] + fixed(true))]
+    }
+
+    /// What every chain has to hold, as far as it is known.
+    pub(super) fn expected(&self, family: IpFamily) -> Vec<(Chain, Expected)> {
+        let mut expected: Vec<_> =
+            Fixed::all().filter_map(|chain| self.expected_fixed(family, chain)).collect();
+        let own = |chain: &ChainPrint| match chain.is_unknown() {
+            true => (Chain::Own(chain.id), Expected::Unknown),
+            false => (Chain::Own(chain.id), Expected::Rules(chain.content)),
+        };
+        expected.extend(self.services.values().flat_map(|print| print.chains.iter()).map(own));
+        if self.nets.is_some() {
+            let tree = Tree::new(family, &self.destinations, None);
+            let nets = tree.all().into_iter().filter(|chain| !chain.net.is_root());
+            expected.extend(nets.map(|chain| {
+                let id = chain.net.chain();
+                let is_unknown = self.unknown_nets.contains(&id);
+                let hash = || Expected::Rules(tree.hash(&chain.content).short());
+                (Chain::Own(id), if is_unknown { Expected::Unknown } else { hash() })
+            }));
+        }
+        expected
+    }
+
+    /// `None` for a chain that is not ours to write.
+    fn expected_fixed(&self, family: IpFamily, chain: Fixed) -> Option<(Chain, Expected)> {
+        let key = Chain::Fixed(chain);
+        if chain.holds() == Holds::Nothing {
+            return Some((key, if self.set_up { Expected::Anything } else { Expected::Unknown }));
+        }
+        if chain.is_shared() {
+            return None;
+        }
+        let Some(own) = self.fixed[chain.index()] else { return Some((key, Expected::Unknown)) };
+        let mut hash = ChainHash::EMPTY;
+        match (chain, self.nets) {
+            (Fixed::Services, Some(_)) => {
+                let tree = Tree::new(family, &self.destinations, None);
+                hash.append(tree.hash(&Content::Jumps(tree.root())));
+            }
+            _ if chain.holds() == Holds::Dispatch => {
+                self.services.values().for_each(|print| hash.append(print.in_chain(chain)));
+            }
+            _ => {}
+        }
+        hash.append(own);
+        Some((key, Expected::Rules(hash.short())))
+    }
+
+    /// What the baseline knows of our chains, for whoever looks at tables.
+    pub(super) fn chains(&self) -> TableChains {
+        TableChains { firewall: self.fixed[Fixed::Firewall.index()] }
+    }
+
+    /// Notes that chains and shared rules are not as we left them: what they hold is unknown, and only that.
+    pub(super) fn lose<'c>(&mut self, chains: impl Iterator<Item = &'c Chain>, shared: &[SharedRule]) {
+        let mut own = BTreeSet::new();
+        for chain in chains {
+            match chain {
+                Chain::Own(id) => _ = own.insert(*id),
+                Chain::Fixed(chain) if chain.holds() == Holds::Nothing => self.set_up = false,
+                Chain::Fixed(chain) => self.fixed[chain.index()] = None,
+            }
+        }
+        for rule in shared {
+            match rule.jumps_to {
+                Some(_) => self.set_up = false,
+                None => self.fixed[Fixed::Firewall.index()] = None,
+            }
+        }
+        if !own.is_empty() {
+            self.lose_own(own);
+        }
+    }
+
+    fn lose_own(&mut self, mut lost: BTreeSet<ChainId>) {
+        for (name, print) in &mut self.services {
+            if !print.ids().any(|id| lost.contains(&id)) {
+                continue;
+            }
+            let unknown = print.chains.iter().map(|chain| match lost.remove(&chain.id) {
+                true => chain.unknown(),
+                false => *chain,
+            });
+            let chains = unknown.collect();
+            *print = Arc::new(Fingerprint { chains, ..Fingerprint::clone(print) });
+            self.damaged.insert(name.clone());
+        }
+        // What no Service has is of the tree, or of somebody else.
+        let (nets, surplus) =
+            lost.into_iter().partition::<BTreeSet<_>, _>(|id| self.nets.is_some() && id.is_net());
+        self.unknown_nets.extend(nets);
+        self.surplus.extend(surplus);
+    }
+}
+
+/// A Service's rules in the nat and the filter table.
+fn rules(print: &Fingerprint) -> [u32; 2] {
+    let in_table = |is_filter| {
+        let dispatch = print.dispatch.iter().filter(move |(chain, _)| chain.is_filter() == is_filter);
+        dispatch.map(|(_, hash)| hash.rules()).sum::<u32>()
+    };
+    [print.rules + in_table(false), in_table(true)]
+}
+
+/// The chains of iptables mode.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct TableChains {
+    /// Our rule in kubelet's chain, if we keep one.
+    firewall: Option<ChainHash>,
+}
+
+impl OurChains for TableChains {
+    type Key = Chain;
+
+    fn parse(&self, table: &str, chain: &str) -> Option<Chain> {
+        let chain = Chain::parse(table, chain)?;
+        (!matches!(chain, Chain::Fixed(chain) if chain.is_shared())).then_some(chain)
+    }
+
+    fn place(&self, chain: Chain) -> (&'static str, Name) {
+        (chain.table(), chain.name())
+    }
+
+    fn tables(&self) -> &'static [&'static str] {
+        &super::chains::TABLES
+    }
+
+    fn is_open(&self, chain: Chain) -> bool {
+        matches!(chain, Chain::Fixed(chain) if chain.holds() == Holds::Nothing)
+    }
+
+    fn shared_rules(&self) -> Vec<SharedRule> {
+        let firewall = self.firewall.into_iter().filter_map(ChainHash::only_rule).map(|hash| SharedRule {
+            table: Fixed::Firewall.table(),
+            chain: Fixed::Firewall.as_str(),
+            hash,
+            jumps_to: None,
+        });
+        let jumps = JUMPS.iter().filter(|jump| !jump.is_shared_with_kubelet());
+        jumps.map(|jump| jump.rule()).chain(firewall).collect()
+    }
+
+    fn is_shared(&self, table: &str, chain: &str) -> bool {
+        Fixed::parse(table, chain).is_some_and(Fixed::is_shared)
+            || JUMPS.iter().any(|jump| (jump.table, jump.from) == (table, chain))
+    }
+}
