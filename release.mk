@@ -27,11 +27,11 @@ release-check: deps manual ## a release round the debug binary, made twice in tw
 	e2e/release/run round target/debug/kube-proxy-rs
 
 # Four release builds and a node that boots: an hour on two cores, so the release workflow runs it and `make test` does not.
-release-test: deps manual ## build the release in two fresh clones, compare the bytes, leave them in dist/ and try them; needs root
+release-test: deps ## build the release in two fresh clones, compare the bytes, leave them in dist/ and try them; needs root
 	@scripts/deps.sh package node
 	e2e/release/run twice VERSION=$(VERSION) REGISTRY=$(REGISTRY)
 
-dist-test: deps manual ## try what is in dist/ on this architecture: contents, the image on a node, the package on another; needs root
+dist-test: deps ## try what is in dist/ on this architecture: contents, the image on a node, the package on another; needs root
 	@scripts/deps.sh package node
 	e2e/release/run dist $(DIST)
 
