@@ -11,24 +11,18 @@ chart: ## lint, render and validate charts/ and deploy/: Helm, kustomize, Kubern
 chart-readme: ## rewrite the chart's README from values.yaml
 	e2e/chart/run --readme
 
-# One binary for every file system: glibc linked in. A --target, so that build scripts and macros are not.
-STATIC_TARGET ?= $(shell rustc -vV | sed -n 's/^host: //p')
-STATIC_BINARY := target/$(STATIC_TARGET)/release/kube-proxy-rs
 ARCH := $(shell dpkg --print-architecture 2>/dev/null)
 IMAGE ?= target/image/kube-proxy-rs.oci.tar
 
 image: deps $(IMAGE) ## the container image as an OCI archive, without docker; prints its content and size
 
-# Further architectures: make image BINARIES="amd64=PATH arm64=PATH" with binaries built elsewhere.
-BINARIES ?= $(ARCH)=$(STATIC_BINARY)
+# For which architectures images and releases are: make image ARCHES="amd64 arm64".
+ARCHES ?= $(ARCH)
 
 .PHONY: $(IMAGE)
 $(IMAGE):
-ifeq ($(BINARIES),$(ARCH)=$(STATIC_BINARY))
-	RUSTFLAGS="-C target-feature=+crt-static" $(CARGO) build --locked --release --bin kube-proxy-rs \
-	  --target $(STATIC_TARGET) --target-dir target
-endif
-	python3 -B image/build.py $(addprefix --binary ,$(BINARIES)) --output $@ --rootfs target/image/rootfs
+	@binaries=(); for arch in $(ARCHES); do binaries+=(--binary "$$arch=$$(packaging/build $$arch)"); done; \
+	  python3 -B image/build.py "$${binaries[@]}" --output $@ --rootfs target/image/rootfs
 
 image-test: deps ## build an image round the debug binary, unpack it, run it confined as the manifests say
 	$(CARGO) build --quiet --locked --bin kube-proxy-rs

@@ -207,19 +207,22 @@ def tools_layer(root, versions, binary):
     return tree
 
 
-def program_layer(binary):
+def program_layer(binary, notices):
     tree = Tree()
     tree.add(PROGRAM, Path(binary).read_bytes(), 0o755, {"security.capability": CAPABILITIES})
     tree.link(ALIAS, Path(PROGRAM).name)
     tree.add("usr/share/doc/kube-proxy-rs/LICENSE", (REPOSITORY / "LICENSE").read_bytes())
+    if notices:
+        tree.add("usr/share/doc/kube-proxy-rs/NOTICES", notices.read_bytes())
     return tree
 
 
 class Layout:
     """An OCI image layout in the making."""
 
-    def __init__(self):
+    def __init__(self, labels=()):
         self.blobs = {}
+        self.labels = {"org.opencontainers.image.title": "kube-proxy-rs", **dict(labels)}
 
     def blob(self, media_type, content):
         if not isinstance(content, bytes):
@@ -239,7 +242,7 @@ class Layout:
             "config": {
                 "Entrypoint": [f"/{PROGRAM}"],
                 "Env": ["PATH=/usr/local/bin:/usr/sbin"],
-                "Labels": {"org.opencontainers.image.title": "kube-proxy-rs", **package_labels(versions)},
+                "Labels": {**self.labels, **package_labels(versions)},
             },
             "rootfs": {"type": "layers", "diff_ids": [f"sha256:{hashlib.sha256(tar).hexdigest()}" for tar in tars]},
             "history": [{"created": created, "created_by": step} for step in ("iptables and libraries", "kube-proxy-rs")],
@@ -254,10 +257,13 @@ class Layout:
         descriptor = self.blob(manifest["mediaType"], manifest)
         return {**descriptor, "platform": {"architecture": arch, "os": "linux"}}
 
-    def write(self, output, manifests, name):
+    def index(self, manifests):
+        """What stands for the images of all platforms."""
         media_type = "application/vnd.oci.image.index.v1+json"
-        index = {"schemaVersion": 2, "mediaType": media_type, "manifests": manifests}
-        entry_point = self.blob(media_type, index)
+        return self.blob(media_type, {"schemaVersion": 2, "mediaType": media_type, "manifests": manifests})
+
+    def write(self, output, entry_point, name):
+        """The archive, whose one entry is called by this name."""
         entry_point["annotations"] = {
             "io.containerd.image.name": name,
             "org.opencontainers.image.ref.name": name.rpartition(":")[2],
@@ -265,7 +271,8 @@ class Layout:
         tree = Tree()
         for digest, content in self.blobs.items():
             tree.add(f"blobs/sha256/{digest}", content)
-        tree.add("index.json", json.dumps({**index, "manifests": [entry_point]}, sort_keys=True).encode())
+        index = {"schemaVersion": 2, "mediaType": "application/vnd.oci.image.index.v1+json", "manifests": [entry_point]}
+        tree.add("index.json", json.dumps(index, sort_keys=True).encode())
         tree.add("oci-layout", b'{"imageLayoutVersion":"1.0.0"}')
         output.parent.mkdir(parents=True, exist_ok=True)
         output.write_bytes(tree.tar())
@@ -304,20 +311,26 @@ def main():
     parser.add_argument("--binary", action="append", required=True, metavar="ARCH=PATH", help="amd64=…, arm64=…")
     parser.add_argument("--output", type=Path, required=True, help="the tar file to write")
     parser.add_argument("--name", default="kube-proxy-rs:0.1.0", help="what the image is called")
+    parser.add_argument("--label", action="append", default=[], metavar="KEY=VALUE", help="org.opencontainers.image.…")
+    parser.add_argument("--notices", type=Path, help="the licences of the program's crates, to be part of the image")
+    parser.add_argument("--packages", type=Path, help="write here which packages, in which versions, as JSON")
     parser.add_argument("--rootfs", type=Path, help="also write the file tree of the last architecture here")
     parser.add_argument("--quiet", action="store_true", help="do not list the content")
     options = parser.parse_args()
-    layout, manifests = Layout(), []
+    layout, manifests, packages = Layout(label.split("=", 1) for label in options.label), [], {}
     for arch, _, binary in (pair.partition("=") for pair in options.binary):
         root, versions = unpack_packages(arch)
-        layers = [tools_layer(root, versions, Path(binary)), program_layer(binary)]
+        packages[arch] = versions
+        layers = [tools_layer(root, versions, Path(binary)), program_layer(binary, options.notices)]
         before = sum(map(len, layout.blobs.values()))
         manifests.append(layout.image(arch, layers, versions))
         if not options.quiet:
             report(arch, layers, sum(map(len, layout.blobs.values())) - before, versions)
         if options.rootfs:
             write_rootfs(options.rootfs, layers)
-    digest = layout.write(options.output, manifests, options.name)
+    if options.packages:
+        options.packages.write_text(json.dumps(packages, sort_keys=True))
+    digest = layout.write(options.output, layout.index(manifests), options.name)
     print(f"{options.name} {digest}")
     print(f"{options.output}, {options.output.stat().st_size / 1e6:.1f} MB")
 

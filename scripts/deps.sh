@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
 # Installs what is run besides cargo, when any of it is missing.
 #
-#   scripts/deps.sh [--list] [PURPOSE...]     demo (the least), test, vm, page, bench
+#   scripts/deps.sh [--list] [PURPOSE...]     demo (the least), test, vm, page, bench, cross-ARCH, package, node,
+#                                              publish
 #
 # --list prints the packages of these purposes, whether they are there or not, and installs nothing.
 set -euo pipefail
 
-# command:package
+# command:packages
 needed=(iptables-nft:iptables ip:iproute2 cc:build-essential)
 ipvs=(ipset:ipset ipvsadm:ipvsadm)
 test=(
@@ -33,8 +34,17 @@ for purpose in "$@"; do
     page) needed+=("${test[@]}" chromium:chromium unshare:util-linux) ;;
     # Instruction counts.
     bench) needed+=("${test[@]}" valgrind:valgrind) ;;
+    # Programs for the other architecture.
+    cross-arm64) needed+=("aarch64-linux-gnu-gcc:gcc-aarch64-linux-gnu libc6-dev-arm64-cross") ;;
+    cross-amd64) needed+=("x86_64-linux-gnu-gcc:gcc-x86-64-linux-gnu libc6-dev-amd64-cross") ;;
+    # The Debian package's rules and its unit, and programs of the other architecture.
+    package) needed+=("${test[@]}" lintian:lintian systemd-analyze:systemd qemu-aarch64-static:qemu-user-static) ;;
+    # A node to install it on.
+    node) needed+=(mmdebstrap:mmdebstrap systemd-nspawn:systemd-container) ;;
+    # Bringing a release to a registry.
+    publish) needed+=(skopeo:skopeo) ;;
     *)
-        echo "deps: $purpose is none of demo, test, vm, page, bench" >&2
+        echo "deps: $purpose is none of demo, test, vm, page, bench, cross-amd64, cross-arm64, package, node, publish" >&2
         exit 2
         ;;
     esac
@@ -42,7 +52,8 @@ done
 export PATH="$PATH:/usr/sbin:/sbin"
 missing=()
 for entry in "${needed[@]}"; do
-    [ -z "$list" ] && command -v "${entry%%:*}" >/dev/null || missing+=("${entry##*:}")
+    # shellcheck disable=SC2206 # an entry may name several packages
+    [ -z "$list" ] && command -v "${entry%%:*}" >/dev/null || missing+=(${entry##*:})
 done
 # Debian's python3 comes without what makes virtual environments; chart tests need one.
 if [[ " ${needed[*]} " == *" python3:"* ]] && ! python3 -c 'import ensurepip, venv' 2>/dev/null; then

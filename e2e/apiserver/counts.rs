@@ -14,7 +14,7 @@ use crate::server::Server;
 use kube_proxy_rs::backend::iptables::{Features, Iptables};
 use kube_proxy_rs::health::{Now, ProxyHealth};
 use kube_proxy_rs::kernel::fake::iptables::FakeXtables;
-use kube_proxy_rs::metrics::{BuildFacts, MetricSet, Metrics};
+use kube_proxy_rs::metrics::{MetricSet, Metrics};
 use kube_proxy_rs::model::{Cidr, IpFamily, NodeFacts};
 use kube_proxy_rs::plan::{FamilySettings, LocalDetector};
 use kube_proxy_rs::state::Tracker;
@@ -119,7 +119,7 @@ fn runner(metrics: &Arc<Metrics>, started: SystemTime) -> Runner<Records> {
 async fn every_counter_counts_what_kube_proxy_counts() {
     let steps: Vec<Value> =
         include_str!("counts.jsonl").lines().map(|line| serde_json::from_str(line).unwrap()).collect();
-    let build = BuildFacts { version: "0.1.0", compatible_with: "1.36.2" };
+    let build = kube_proxy_rs::model::Build { version: "0.1.0", ..Default::default() };
     let metrics = Arc::new(Metrics::new(MetricSet::Iptables, build, Box::new(|| None)).unwrap());
     let (server, started) = (Server::stub(), SystemTime::now());
     change(&server, &steps[0], started).await;

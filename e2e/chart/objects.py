@@ -20,7 +20,20 @@ def render(values):
 
 
 def chart(values):
-    """The chart's objects, by kind and name."""
+    """The objects that an installation makes, by kind and name."""
+    return {key: item for key, item in rendered(values).items() if not is_hook(item)}
+
+
+def hooks(values):
+    """Those that `helm test` makes."""
+    return {key: item for key, item in rendered(values).items() if is_hook(item)}
+
+
+def is_hook(item):
+    return "helm.sh/hook" in item["metadata"].get("annotations", {})
+
+
+def rendered(values):
     documents = []
     for name, text in render(values).items():
         if name.endswith(".yaml"):
@@ -28,9 +41,9 @@ def chart(values):
     return by_kind_and_name(documents)
 
 
-def deploy():
-    """The objects of deploy/, as kustomize builds them."""
-    built = subprocess.run([os.environ["KUBECTL"], "kustomize", str(DEPLOY)], capture_output=True, text=True)
+def deploy(folder=""):
+    """The objects of deploy/ or of an overlay in it, as kustomize builds them."""
+    built = subprocess.run([os.environ["KUBECTL"], "kustomize", str(DEPLOY / folder)], capture_output=True, text=True)
     assert built.returncode == 0, built.stderr
     return by_kind_and_name(yaml.safe_load_all(built.stdout))
 

@@ -40,7 +40,7 @@ class Rendering(unittest.TestCase):
 
     def test_every_case_is_valid_for_kubernetes(self):
         for name, values in objects.CASES.items():
-            for key, item in objects.chart(values).items():
+            for key, item in objects.rendered(values).items():
                 if item["kind"] not in FOREIGN:
                     with self.subTest(case=name, object=key):
                         kubernetes_validate.validate(item, KUBERNETES, strict=True)
@@ -61,9 +61,44 @@ class Rendering(unittest.TestCase):
         chart = {key: without_helms_own(item) for key, item in objects.chart(PLACEHOLDER).items()}
         self.assertEqual(chart, {key: readable(item) for key, item in objects.deploy().items()})
 
-    def test_notes_are_for_this_release(self):
-        notes = objects.render(objects.CASES["iptables"])["kube-proxy-rs/templates/NOTES.txt"]
-        self.assertIn("rollout status daemonset service-proxy", notes)
+    def test_overlays_differ_from_deploy_in_the_mode_only(self):
+        modes = {path.name: objects.deploy(path) for path in (objects.REPOSITORY / "overlays").iterdir()}
+        self.assertEqual(set(modes), {"iptables", "ipvs"})
+        for mode, overlaid in modes.items():
+            built, plain = ({key: readable(item) for key, item in it.items()} for it in (overlaid, objects.deploy()))
+            config = built["ConfigMap", "kube-proxy-rs"]["data"]["config.conf"]
+            self.assertEqual(config.pop("mode"), mode)
+            config.pop("ipvs", None)
+            plain["ConfigMap", "kube-proxy-rs"]["data"]["config.conf"].pop("mode")
+            self.assertEqual(built, plain)
+
+    def test_notes_depend_on_how_it_was_installed(self):
+        notes = lambda case: objects.render(objects.CASES[case])["kube-proxy-rs/templates/NOTES.txt"]
+        self.assertIn("rollout status daemonset service-proxy", notes("iptables"))
+        self.assertIn("docs/security.md lists those", notes("iptables"))
+        self.assertIn("in mode ipvs", notes("ipvs"))
+        self.assertIn("https://api.cluster.example", notes("ipvs"))
+        self.assertIn("patch daemonset kube-proxy", notes("kubeadm"))
+        self.assertNotIn("patch daemonset kube-proxy", notes("minimal"))
+        self.assertIn("without a registry", notes("minimal"))
+        self.assertNotIn("without a registry", notes("iptables"))
+
+    def test_helm_test_asks_a_service_from_the_pod_network(self):
+        for case, values in objects.CASES.items():
+            with self.subTest(case=case):
+                [pod] = objects.hooks(values).values()
+                self.assertNotIn("hostNetwork", pod["spec"])
+                [container] = pod["spec"]["containers"]
+                self.assertIn("--master=https://kubernetes.default.svc", container["args"])
+
+    def test_what_is_added_reaches_both_containers(self):
+        spec = objects.pod_spec(objects.chart(objects.CASES["ipvs"]))
+        for container in [*spec["initContainers"], *spec["containers"]]:
+            self.assertIn({"name": "RUST_BACKTRACE", "value": "1"}, container["env"])
+            self.assertIn({"name": "certificates", "mountPath": "/etc/ssl"}, container["volumeMounts"])
+        self.assertIn({"name": "certificates", "hostPath": {"path": "/etc/ssl"}}, spec["volumes"])
+        requests = [it["resources"]["requests"]["memory"] for it in spec["initContainers"] + spec["containers"]]
+        self.assertEqual(requests, ["32Mi", "64Mi"])
 
     def test_optional_objects_come_only_when_asked_for(self):
         kinds = lambda case: {kind for kind, _ in objects.chart(objects.CASES[case])}
@@ -188,7 +223,7 @@ class Configuration(unittest.TestCase):
     def test_probes_follow_the_health_address(self):
         [container] = objects.pod_spec(objects.chart(objects.CASES["iptables"]))["containers"]
         self.assertEqual(container["ports"][0]["containerPort"], 11256)
-        for probe in ("livenessProbe", "readinessProbe"):
+        for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
             self.assertEqual(container[probe]["httpGet"]["host"], "2001:db8::11")
 
     def test_a_changed_configuration_changes_the_pods(self):

@@ -8,6 +8,7 @@ Prints its port. LOG gets a line for every request: status, verb, group/resource
 import http.server
 import json
 import ssl
+import subprocess
 import sys
 import threading
 from urllib.parse import parse_qs, urlparse
@@ -88,6 +89,17 @@ class Handler(http.server.BaseHTTPRequestHandler):
         pass
 
     do_GET = do_POST = do_PATCH = do_PUT = do_DELETE = answer
+
+
+def certificates(folder):
+    """An authority, and a certificate of it for 127.0.0.1."""
+    run = lambda *words: subprocess.run(["openssl", *words], check=True, capture_output=True, cwd=folder)
+    fresh = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]
+    run("req", "-x509", *fresh, "-keyout", "ca.key", "-out", "ca.crt", "-days", "2", "-subj", "/CN=test authority")
+    run("req", *fresh, "-keyout", "server.key", "-out", "server.csr", "-subj", "/CN=test")
+    (folder / "names").write_text("subjectAltName=IP:127.0.0.1\nbasicConstraints=CA:FALSE\n")
+    authority = ["-CA", "ca.crt", "-CAkey", "ca.key", "-CAcreateserial"]
+    run("x509", "-req", "-in", "server.csr", *authority, "-out", "server.crt", "-days", "2", "-extfile", "names")
 
 
 def main():

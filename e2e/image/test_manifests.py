@@ -12,6 +12,7 @@ from pathlib import Path
 import layout
 import node
 import yaml
+from api_server import certificates
 from test_image import CLUSTER_IP, REPOSITORY, native
 
 TOKEN = "a-token"
@@ -27,17 +28,6 @@ def documents(*paths):
 
 def of_kind(kind, *paths):
     return next(item for item in documents(*paths) if item["kind"] == kind)
-
-
-def certificates(folder):
-    """An authority, and a certificate of it for 127.0.0.1."""
-    run = lambda *words: subprocess.run(["openssl", *words], check=True, capture_output=True, cwd=folder)
-    fresh = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]
-    run("req", "-x509", *fresh, "-keyout", "ca.key", "-out", "ca.crt", "-days", "2", "-subj", "/CN=test authority")
-    run("req", *fresh, "-keyout", "server.key", "-out", "server.csr", "-subj", "/CN=test")
-    (folder / "names").write_text("subjectAltName=IP:127.0.0.1\nbasicConstraints=CA:FALSE\n")
-    authority = ["-CA", "ca.crt", "-CAkey", "ca.key", "-CAcreateserial"]
-    run("x509", "-req", "-in", "server.csr", *authority, "-out", "server.crt", "-days", "2", "-extfile", "names")
 
 
 class Deploy(unittest.TestCase):

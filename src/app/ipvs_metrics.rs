@@ -100,11 +100,11 @@ pub(super) fn show(metrics: Arc<Metrics>) -> Box<dyn Fn(Census)> {
 mod tests {
     use super::*;
     use crate::kernel::fake::ipvs::FakeNode;
-    use crate::metrics::{BuildFacts, MetricSet};
-    use crate::model::{IpFamily, IpvsScheduler, Protocol, VirtualServer};
+    use crate::metrics::MetricSet;
+    use crate::model::{Build, IpFamily, IpvsScheduler, Protocol, VirtualServer};
 
     fn metrics() -> Arc<Metrics> {
-        let build = BuildFacts { version: "1", compatible_with: "1.36.2" };
+        let build = Build { version: "1", ..Build::default() };
         Arc::new(Metrics::new(MetricSet::Ipvs, build, Box::new(|| None)).unwrap())
     }
 

@@ -24,6 +24,7 @@ mod signals;
 mod sole;
 mod source;
 mod status;
+mod supervisor;
 
 use crate::config::{
     self, Action, CommandLine, Config, ConfigFile, Effective, LogFormat, LoggingConfig, Resolved,

@@ -7,14 +7,14 @@ use super::reload::Watched;
 use super::servers::{self, Facts, Observed};
 use super::sole::Sole;
 use super::source::{self, Feed, Source};
-use super::{cleanup, conntrack, control, signals};
+use super::{cleanup, conntrack, control, signals, supervisor};
 use crate::config::{CommandLine, Config, DetectLocal, Effective, Mode};
 use crate::health::{Clock, Now, ProxyHealth, ServicePorts};
 use crate::http::{SlotLimits, Slots};
 use crate::kernel::iptables::Flavor;
 use crate::kernel::nfacct::Nfacct;
 use crate::kernel::{memory, process};
-use crate::metrics::{BuildFacts, MetricSet, Metrics};
+use crate::metrics::{MetricSet, Metrics};
 use crate::model::{IpFamily, NodeFacts, ObjectKind, PerFamily, WatchEvent};
 use crate::state::Tracker;
 use crate::sync::{Periods, Question, Records, Runner, Settlement, since_1970};
@@ -39,10 +39,12 @@ const FEW_DESCRIPTORS: u64 = 1024;
 /// Runs until a signal or a reason to be restarted.
 pub(super) async fn run(config: Config, line: CommandLine, effective: Effective) -> Result<ExitCode> {
     let signalled = signals::until_end()?;
-    tokio::select! {
+    let left = tokio::select! {
         code = serve(config, line, effective) => code,
         signal = signalled => Ok(leave(signal)),
-    }
+    };
+    supervisor::leaving();
+    left
 }
 
 fn leave(signal: &str) -> ExitCode {
@@ -82,6 +84,7 @@ async fn serve(config: Config, line: CommandLine, effective: Effective) -> Resul
     let watched = Watched::new(line, effective);
     let Feed { source, events: notices, client } = source::start(opened, &config, sender, &clock)?;
     let taint = readiness_taint(&config, client, settlement.working());
+    let supervised = supervisor::report(health.clone(), clock.clone());
     let observed = Observed { health: health.clone(), metrics: metrics.clone(), clock: clock.clone() };
     let servers = servers::serve(&config, facts, observed, notices.clone());
     let records = Records::new(metrics.clone(), health.clone(), clock.clone())
@@ -97,6 +100,7 @@ async fn serve(config: Config, line: CommandLine, effective: Effective) -> Resul
         never = sole.describe(&config, started) => match never {},
         failed = servers => failed.map(|()| ExitCode::FAILURE),
         never = taint => match never {},
+        never = supervised => match never {},
         changed = watched.ask_for_restart() => {
             bail!("the configuration file changed ({}); a restart puts it in force, the rules stay", changed.join(", "));
         }
@@ -150,13 +154,11 @@ fn slots() -> Arc<Slots> {
 }
 
 fn metrics(mode: Mode) -> Result<Metrics> {
-    let build =
-        BuildFacts { version: env!("CARGO_PKG_VERSION"), compatible_with: crate::config::COMPATIBLE_WITH };
     let shown = match mode {
         Mode::Iptables => MetricSet::Iptables,
         Mode::Ipvs => MetricSet::Ipvs,
     };
-    let metrics = Metrics::new(shown, build, Box::new(|| process::read().ok()))?;
+    let metrics = Metrics::new(shown, crate::config::BUILD, Box::new(|| process::read().ok()))?;
     if Nfacct::probe().is_ok() {
         metrics.register_accounting(&(Arc::new(accounted) as _))?;
     }

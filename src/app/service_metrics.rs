@@ -42,8 +42,8 @@ fn with_subject(series: &Series, then: impl FnOnce(Subject<'_>)) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::metrics::{BuildFacts, MetricSet};
-    use crate::model::{Counts, Protocol, ServiceName, ServicePortName, Traffic};
+    use crate::metrics::MetricSet;
+    use crate::model::{Build, Counts, Protocol, ServiceName, ServicePortName, Traffic};
 
     fn config(flags: &[&str]) -> Config {
         let line = crate::config::parse(flags.iter().copied()).unwrap();
@@ -64,7 +64,7 @@ mod tests {
 
     #[test]
     fn nothing_is_measured_unless_asked_for() {
-        let build = BuildFacts { version: "1", compatible_with: "1.36.2" };
+        let build = Build { version: "1", ..Build::default() };
         let metrics = Arc::new(Metrics::new(MetricSet::Ipvs, build, Box::new(|| None)).unwrap());
         assert!(measuring(&config(&[]), IpFamily::V4, &metrics).is_none());
         let asked = config(&["--service-metrics=frontends", "--service-metrics-limit=7"]);
@@ -74,7 +74,7 @@ mod tests {
 
     #[test]
     fn series_grow_and_go() {
-        let build = BuildFacts { version: "1", compatible_with: "1.36.2" };
+        let build = Build { version: "1", ..Build::default() };
         let metrics = Arc::new(Metrics::new(MetricSet::Ipvs, build, Box::new(|| None)).unwrap());
         let asked = measuring(&config(&["--service-metrics=endpoints"]), IpFamily::V6, &metrics).unwrap();
         let (external, endpoint) =

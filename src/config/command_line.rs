@@ -1,7 +1,9 @@
 //! The command line as a whole: what to do, and the flags with Go's manners.
 
+use super::build::{self, BUILD};
 use super::flags::Flags;
 use super::{number, values};
+use crate::model::Build;
 use clap::builder::ValueParser;
 use clap::parser::ValueSource;
 use clap::{Arg, ArgAction, Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
@@ -330,7 +332,9 @@ pub fn flag_rows() -> Vec<FlagRow> {
     rows
 }
 
-fn command() -> clap::Command {
+/// The whole command line, as `--help` and the manual page describe it.
+#[must_use]
+pub fn command() -> clap::Command {
     Cli::command().mut_args(as_pflag)
 }
 
@@ -475,18 +479,13 @@ impl ExplainFlags {
 }
 
 fn version_text(flag: &str) -> Option<String> {
-    let own = env!("CARGO_PKG_VERSION");
     match flag {
         "false" => None,
         "true" => {
-            Some(format!("kube-proxy-rs v{own} (compatible with Kubernetes v{})", super::COMPATIBLE_WITH))
+            let Build { version, compatible_with, .. } = BUILD;
+            Some(format!("kube-proxy-rs v{version} (compatible with Kubernetes v{compatible_with})"))
         }
-        "raw" => Some(format!(
-            "name=kube-proxy-rs version={own} kubernetes={} platform={}/{}",
-            super::COMPATIBLE_WITH,
-            std::env::consts::OS,
-            std::env::consts::ARCH
-        )),
+        "raw" => Some(build::raw()),
         claimed => Some(format!("Kubernetes {claimed}")),
     }
 }

@@ -4,6 +4,7 @@
 //! and only then becomes a [`Config`] whose types leave nothing to check. Nothing in here reads a
 //! file, the environment or the host: the caller passes in the file's content and the host's name.
 
+mod build;
 mod command_line;
 mod decode;
 mod duration;
@@ -23,8 +24,9 @@ mod tests;
 #[cfg(test)]
 mod tests_spellings;
 
+pub use build::BUILD;
 pub use command_line::{
-    Action, CommandLine, Explain, FlagRow, FlagStop, OutputForm, Render, TableForm, flag_rows, parse,
+    Action, CommandLine, Explain, FlagRow, FlagStop, OutputForm, Render, TableForm, command, flag_rows, parse,
 };
 pub use duration::GoDuration;
 pub use explain::explain;

@@ -435,7 +435,9 @@ fn the_version_names_us_and_what_we_are_compatible_with() {
     let Action::PrintVersion(text) = line(&["--version"]).action else { panic!("not a version") };
     assert!(text.starts_with("kube-proxy-rs v") && text.contains("v1.36.2"), "{text}");
     let Action::PrintVersion(text) = line(&["--version=raw"]).action else { panic!("not a version") };
-    assert!(text.contains("platform=linux/"), "{text}");
+    for key in ["platform=linux/", " commit=", " date=", " compiler=", " flags=debug,dynamic"] {
+        assert!(text.contains(key), "{key} is missing in {text}");
+    }
 }
 
 #[test]

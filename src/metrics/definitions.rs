@@ -1,6 +1,6 @@
 //! What there is to measure: names, help texts, labels and buckets.
 
-use super::BuildFacts;
+use crate::model::Build;
 use prometheus::{
     GaugeVec, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Result,
     exponential_buckets,
@@ -260,17 +260,44 @@ pub(super) fn network_programming_buckets() -> Vec<f64> {
         .collect()
 }
 
-/// A constant 1 whose labels say what runs here. Labels without an equivalent stay empty.
-pub(super) fn build_info(build: BuildFacts<'_>) -> Result<IntGaugeVec> {
+/// A constant 1 whose labels say what runs here, in our own terms.
+pub(super) fn build_info(build: Build<'_>) -> Result<IntGaugeVec> {
+    let labels = [
+        ("commit", build.commit),
+        ("compiler", build.compiler),
+        ("date", build.date),
+        ("flags", build.flags),
+        ("version", build.version),
+    ];
+    constant(
+        "kubeproxy_build_info",
+        "[ALPHA] A constant 1 whose labels say how this program was built",
+        &labels,
+    )
+}
+
+fn constant(name: &str, help: &str, labels: &[(&str, &str)]) -> Result<IntGaugeVec> {
+    let (names, values): (Vec<_>, Vec<_>) = labels.iter().copied().unzip();
+    let info = IntGaugeVec::new(Opts::new(name, help), &names)?;
+    info.with_label_values(&values).set(1);
+    Ok(info)
+}
+
+/// The same in the terms of Kubernetes. Labels without an equivalent stay empty.
+pub(super) fn kubernetes_build_info(build: Build<'_>) -> Result<IntGaugeVec> {
     let mut release = build.compatible_with.split('.');
     let (major, minor) = (release.next().unwrap_or(""), release.next().unwrap_or(""));
     let platform = format!("{}/{}", std::env::consts::OS, std::env::consts::ARCH);
     let git_version = format!("v{}+kube-proxy-rs.{}", build.compatible_with, build.version);
+    let (commit, tree_state) = match build.commit {
+        "" => ("", ""),
+        commit => commit.strip_suffix("-dirty").map_or((commit, "clean"), |commit| (commit, "dirty")),
+    };
     let labels = [
-        ("build_date", ""),
+        ("build_date", build.date),
         ("compiler", "rustc"),
-        ("git_commit", ""),
-        ("git_tree_state", ""),
+        ("git_commit", commit),
+        ("git_tree_state", tree_state),
         ("git_version", git_version.as_str()),
         ("go_version", ""),
         ("major", major),
@@ -279,7 +306,5 @@ pub(super) fn build_info(build: BuildFacts<'_>) -> Result<IntGaugeVec> {
     ];
     let help =
         "[ALPHA] A constant 1 whose labels name the Kubernetes release we stand in for and our own version";
-    let info = IntGaugeVec::new(Opts::new("kubernetes_build_info", help), &labels.map(|(name, _)| name))?;
-    info.with_label_values(&labels.map(|(_, value)| value)).set(1);
-    Ok(info)
+    constant("kubernetes_build_info", help, &labels)
 }

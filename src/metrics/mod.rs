@@ -13,9 +13,10 @@ pub use process::ReadProcess;
 pub use services::{ServiceMetrics, Subject};
 pub use slis::Slis;
 
-use crate::model::IpFamily;
+use crate::model::{Build, IpFamily};
 use definitions::{
     ChangeMetrics, ConntrackMetrics, IptablesMetrics, IpvsMetrics, RequestMetrics, SyncMetrics, build_info,
+    kubernetes_build_info,
 };
 use process::{Pulled, process_metrics};
 use prometheus::core::Collector;
@@ -52,15 +53,6 @@ pub enum PolicyKind {
     External,
 }
 
-/// What `kubernetes_build_info` says.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct BuildFacts<'a> {
-    /// Our own version.
-    pub version: &'a str,
-    /// The Kubernetes release we stand in for, `major.minor.patch`.
-    pub compatible_with: &'a str,
-}
-
 /// Reads a netfilter accounting counter's packets; `None` when there is no such counter.
 pub type ReadAccounting = Arc<dyn Fn(&str) -> Option<u64> + Send + Sync>;
 
@@ -86,7 +78,7 @@ impl Metrics {
     ///
     /// # Errors
     /// When two metrics have the same name, which a test rules out.
-    pub fn new(set: MetricSet, build: BuildFacts<'_>, process: ReadProcess) -> Result<Metrics> {
+    pub fn new(set: MetricSet, build: Build<'_>, process: ReadProcess) -> Result<Metrics> {
         let metrics = Metrics {
             registry: Registry::new(),
             sync: SyncMetrics::new()?,
@@ -100,6 +92,7 @@ impl Metrics {
         };
         metrics.register_all(set)?;
         metrics.registry.register(Box::new(process_metrics(process)?))?;
+        metrics.registry.register(Box::new(kubernetes_build_info(build)?))?;
         metrics.registry.register(Box::new(build_info(build)?))?;
         Ok(metrics)
     }
@@ -408,7 +401,14 @@ mod tests {
     use crate::model::{Counts, Protocol, ServiceName, ServicePortName, Traffic};
     use std::collections::BTreeMap;
 
-    const BUILD: BuildFacts<'static> = BuildFacts { version: "0.1.0", compatible_with: "1.36.2" };
+    const BUILD: Build<'static> = Build {
+        version: "0.1.0",
+        compatible_with: "1.36.2",
+        commit: "abc-dirty",
+        date: "2026-01-02T03:04:05Z",
+        compiler: "rustc 1.95.0",
+        flags: "release,static",
+    };
 
     fn facts() -> crate::model::ProcessUse {
         crate::model::ProcessUse {
@@ -519,6 +519,7 @@ mod tests {
         ("kubeproxy_iptables_ct_state_invalid_dropped_packets_total", "counter"),
         ("kubeproxy_iptables_localhost_nodeports_accepted_packets_total", "counter"),
         ("kubernetes_build_info", "gauge"),
+        ("kubeproxy_build_info", "gauge"),
         ("process_cpu_seconds_total", "counter"),
         ("process_max_fds", "gauge"),
         ("process_open_fds", "gauge"),
@@ -593,11 +594,13 @@ mod tests {
             "process_cpu_seconds_total 1.25",
             "process_start_time_seconds 1700000000.5",
             "process_open_fds 7",
+            "kubeproxy_build_info{commit=\"abc-dirty\",compiler=\"rustc 1.95.0\",date=\"2026-01-02T03:04:05Z\",flags=\"release,static\",version=\"0.1.0\"} 1",
         ] {
             assert!(text.lines().any(|found| found == line), "{line} is missing in\n{text}");
         }
         assert!(text.contains("git_version=\"v1.36.2+kube-proxy-rs.0.1.0\""), "{text}");
         assert!(text.contains("major=\"1\",minor=\"36\""), "{text}");
+        assert!(text.contains("git_commit=\"abc\",git_tree_state=\"dirty\""), "{text}");
     }
 
     #[test]

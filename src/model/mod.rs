@@ -5,6 +5,7 @@
 
 mod address;
 mod allowance;
+mod build;
 mod counts;
 mod endpoint;
 mod flow;
@@ -18,6 +19,7 @@ mod time;
 
 pub use address::{Cidr, IpFamily, PerFamily, Protocol, parse_cidr, parse_ip};
 pub use allowance::{Allowance, Rate, Suppressed};
+pub use build::Build;
 pub use counts::{Counts, Traffic};
 pub use endpoint::{EndpointFacts, EndpointSlice, Hints, SliceEndpoint, SliceName, SlicePort};
 pub use flow::{ApiServerAddress, ObjectKind, ServiceRecord, Snapshot, SourceProblem, WatchEvent};

@@ -84,9 +84,8 @@ env:
   valueFrom:
     fieldRef:
       fieldPath: spec.nodeName
-{{- with .Values.resources }}
-resources:
-  {{- toYaml . | nindent 2 }}
+{{- with .Values.extraEnv }}
+{{ toYaml . }}
 {{- end }}
 volumeMounts:
 - name: config
@@ -96,4 +95,7 @@ volumeMounts:
   mountPath: /run/xtables.lock
 - name: run
   mountPath: /run/kube-proxy-rs
+{{- with .Values.extraVolumeMounts }}
+{{ toYaml . }}
+{{- end }}
 {{- end -}}

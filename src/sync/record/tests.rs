@@ -5,7 +5,7 @@ use crate::backend::iptables::{Features, Iptables};
 use crate::health::{Now, routes};
 use crate::http::Request;
 use crate::kernel::fake::iptables::FakeXtables;
-use crate::metrics::{BuildFacts, MetricSet};
+use crate::metrics::MetricSet;
 use crate::model::{NodeFacts, ObjectKind, SourceProblem, WatchEvent};
 use crate::plan::FamilySettings;
 use crate::state::{Reserved, Tracker};
@@ -37,7 +37,7 @@ impl Told {
     }
 
     async fn on(tracker: Tracker, tools: FakeXtables, events: usize) -> Told {
-        let build = BuildFacts { version: "0.1.0", compatible_with: "1.36.2" };
+        let build = crate::model::Build { version: "0.1.0", ..Default::default() };
         let metrics = Arc::new(Metrics::new(MetricSet::Iptables, build, Box::new(|| None)).unwrap());
         let health = Arc::new(ProxyHealth::new(Duration::from_secs(30)));
         let notices = Rc::new(RefCell::new(Vec::new()));
