@@ -16,7 +16,7 @@ use tracing_subscriber::layer::SubscriberExt;
 
 /// Everything logged at INFO and above by this thread, which the whole test runs on.
 #[derive(Clone, Default)]
-struct Log(Arc<Mutex<Vec<u8>>>);
+pub(crate) struct Log(Arc<Mutex<Vec<u8>>>);
 
 impl Write for Log {
     fn write(&mut self, text: &[u8]) -> std::io::Result<usize> {
@@ -29,7 +29,7 @@ impl Write for Log {
 }
 
 impl Log {
-    fn record() -> (Self, DefaultGuard) {
+    pub(crate) fn record() -> (Self, DefaultGuard) {
         let log = Log::default();
         let writer = log.clone();
         let layer = tracing_subscriber::fmt::layer().with_ansi(false).with_writer(move || writer.clone());
@@ -39,7 +39,7 @@ impl Log {
         (log, guard)
     }
 
-    fn lines(&self, text: &str) -> Vec<String> {
+    pub(crate) fn lines(&self, text: &str) -> Vec<String> {
         let log = String::from_utf8(self.0.lock().unwrap().clone()).unwrap();
         log.lines().filter(|line| line.contains(text)).map(str::to_owned).collect()
     }

@@ -4,6 +4,7 @@
 //! `etcd` and `kube-apiserver`, and else against the stub; the others need the stub.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod bounds;
 mod certificates;
 mod counts;
 mod credentials;

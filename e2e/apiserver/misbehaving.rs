@@ -222,6 +222,46 @@ async fn a_line_that_breaks_off_is_read_again_in_full() {
 }
 
 #[tokio::test]
+async fn a_watch_that_falls_silent_is_left_when_its_time_is_up() {
+    let server = Stub::start();
+    server.put(service("web", 10));
+    let options = WatchOptions {
+        watch_time: Duration::from_millis(50),
+        watch_grace: Duration::from_millis(100),
+        streaming_lists: false,
+        ..hurried()
+    };
+    let silence = Rule::always(Fault::Silence).on(Resource::Services).verb(Verb::Watch).times(2);
+    server.behave(|behaviour| behaviour.rules.push(silence));
+    let mut picture = server.watch_with(options).await;
+    picture.until_listed(1).await;
+    server.put(service("db", 11));
+    picture.until_it_shows(&[DB, WEB]).await;
+    assert_eq!(picture.lists[&ObjectKind::Service], 1);
+}
+
+#[tokio::test]
+async fn a_watch_is_asked_for_five_to_ten_minutes() {
+    let (server, _picture) = settled().await;
+    let seen = server.seen();
+    let times = seen.iter().filter_map(|seen| seen.parameter("timeoutSeconds")?.parse::<u64>().ok());
+    let times: Vec<_> = times.collect();
+    assert!(times.len() == 3 && times.iter().all(|time| (300..=600).contains(time)), "{times:?}");
+    assert!(times[0] != times[1] || times[1] != times[2], "{times:?}");
+}
+
+#[tokio::test]
+async fn a_watch_that_ends_within_an_event_is_tried_again() {
+    let (server, mut picture) = settled().await;
+    let login = Rule::always(Fault::Garbage("<html>login</html>".into())).on(Resource::Services).times(3);
+    server.behave(|behaviour| behaviour.rules.push(login));
+    server.end_watches();
+    server.put(service("db", 11));
+    picture.until_it_shows(&[DB, WEB]).await;
+    assert_eq!(picture.lists[&ObjectKind::Service], 1);
+}
+
+#[tokio::test]
 async fn garbage_instead_of_a_list_is_survived() {
     let server = Stub::start();
     let rule = Rule::always(Fault::Garbage("<html>login</html>".into())).times(6);

@@ -1,13 +1,12 @@
 //! The API server as a source: three watches side by side.
 //!
-//! Of kube's own log lines, the targets `kube_client::client` (which logs whole bodies) and
-//! `kube_runtime::watcher` (which repeats itself at every attempt) should be filtered below ERROR:
-//! all that matters is said by `stream`, once.
+//! Of kube's own log lines, the target `kube_client::client`, which logs whole bodies, should be filtered below
+//! ERROR: all that matters is said by `stream`, once.
 
 use super::client::Connection;
 use super::endpoint_slices::EndpointSlices;
 use super::node::OwnNode;
-use super::outage::random;
+pub use super::requests::Bounds;
 use super::services::Services;
 use super::stream::{Shared, Stream};
 use crate::model::WatchEvent;
@@ -32,10 +31,15 @@ pub struct WatchOptions {
     /// A watch that was begun again works when it has not failed for so long. Longer than a server may take for
     /// its answer.
     pub quiet_limit: Duration,
-    /// Objects in a page. A page is in memory three times for a moment.
+    /// Objects in a page.
     pub page_size: u32,
-    /// After this many seconds the server ends a watch, and we ask for the next one.
-    pub watch_seconds: u32,
+    /// The server ends a watch after this time at least and twice of it at most, and we ask for the next one
+    /// (client-go).
+    pub watch_time: Duration,
+    /// A watch that the server has not ended after this time more is left.
+    pub watch_grace: Duration,
+    /// What the server may send.
+    pub bounds: Bounds,
     /// The node ports that the cluster is said to give out; others are used with a warning.
     pub node_port_range: RangeInclusive<u16>,
 }
@@ -50,17 +54,12 @@ impl Default for WatchOptions {
             stall_limit: Duration::from_secs(60),
             quiet_limit: Duration::from_secs(40),
             page_size: 250,
-            watch_seconds: watch_seconds(),
+            watch_time: Duration::from_secs(300),
+            watch_grace: Duration::from_secs(15),
+            bounds: Bounds::default(),
             node_port_range: 30_000..=32_767,
         }
     }
-}
-
-/// Different in each process, or a fleet that started together asks again together. kube allows
-/// no more than 294.
-fn watch_seconds() -> u32 {
-    let extra = Duration::from_secs(50).mul_f64(random()).as_secs();
-    240 + u32::try_from(extra).unwrap_or_default()
 }
 
 /// Watches Services, EndpointSlices and the Node `node_name` until the receiver is dropped.
@@ -82,17 +81,5 @@ pub async fn run(
     tokio::select! {
         () = sender.closed() => {}
         _ = async { tokio::join!(services.follow(), slices.follow(), node.follow()) } => {}
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn watches_last_a_time_that_kube_accepts() {
-        for _ in 0..100 {
-            assert!((240..290).contains(&watch_seconds()));
-        }
     }
 }

@@ -20,8 +20,8 @@ impl Source for EndpointSlices {
         "!service.kubernetes.io/headless"
     }
 
-    fn fields(&self) -> Option<String> {
-        None
+    fn fields(&self) -> String {
+        String::new()
     }
 
     fn convert(&self, object: &EndpointSliceObject) -> Converted<WatchEvent> {

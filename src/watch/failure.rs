@@ -1,58 +1,122 @@
-//! What the watcher's errors mean. Pure.
+//! What goes wrong with a list or a watch, and what follows from it. Pure.
 
+use super::wire::Status;
 use crate::model::excerpt;
-use kube::core::Status;
-use kube::runtime::watcher::Error;
-
-/// The API server's own words about it, if it said any.
-fn status(error: &Error) -> Option<&Status> {
-    match error {
-        Error::WatchError(status) => Some(status),
-        Error::InitialListFailed(error) | Error::WatchStartFailed(error) | Error::WatchFailed(error) => {
-            match error {
-                kube::Error::Api(status) => Some(status),
-                _ => None,
-            }
-        }
-        Error::NoResourceVersion => None,
-    }
-}
-
-/// Whether the server no longer has the version that we go on from. It is in order, and so are we.
-pub(super) fn is_expired(error: &Error) -> bool {
-    status(error).is_some_and(|status| status.code == 410)
-}
-
-/// Whether the watch cannot go on, so that a list is due.
-pub(super) fn needs_list(error: &Error) -> bool {
-    match error {
-        // Some change could not be read, and which one it was we cannot know.
-        Error::WatchFailed(kube::Error::SerdeError(_)) | Error::NoResourceVersion => true,
-        _ => is_expired(error),
-    }
-}
+use std::error::Error;
+use std::{fmt, io};
+use tower::BoxError;
 
 /// What we were about to do.
-pub(super) fn verb(error: &Error) -> &'static str {
-    match error {
-        Error::InitialListFailed(_) => "list",
-        _ => "watch",
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Verb {
+    List,
+    Watch,
+}
+
+impl Verb {
+    pub(super) fn as_str(self) -> &'static str {
+        match self {
+            Verb::List => "list",
+            Verb::Watch => "watch",
+        }
+    }
+}
+
+/// Why something has failed.
+#[derive(Debug)]
+pub(super) enum Cause {
+    /// The server says so, instead of an answer or within one.
+    Status(Status),
+    /// There was no answer.
+    NoAnswer(BoxError),
+    /// There was one, and it broke off.
+    BrokenOff(BoxError),
+    /// It ended, or went on, where it should not have.
+    Unexpected(&'static str),
+    /// It cannot be decoded.
+    Unreadable(String),
+    /// There are more of these than we take.
+    TooLarge { what: Bound, limit: usize },
+    /// It does not say which version it is of.
+    NoVersion,
+}
+
+/// What an answer has a limit of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Bound {
+    EventBytes,
+    PageBytes,
+    Pages,
+    Objects,
+}
+
+impl fmt::Display for Bound {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Bound::EventBytes => "bytes in an event of a watch",
+            Bound::PageBytes => "bytes in a page of a list",
+            Bound::Pages => "pages in a list",
+            Bound::Objects => "objects in a list",
+        })
+    }
+}
+
+/// A list or a watch that has failed.
+#[derive(Debug)]
+pub(super) struct Failure {
+    pub(super) verb: Verb,
+    pub(super) cause: Cause,
+}
+
+impl Failure {
+    /// Whether the server no longer has the version that we go on from. It is in order, and so are we.
+    pub(super) fn is_expired(&self) -> bool {
+        matches!(&self.cause, Cause::Status(status) if status.code == 410)
+    }
+
+    /// Whether a watch cannot go on from its version, so that a list is due at once.
+    pub(super) fn needs_list(&self) -> bool {
+        // Some change could not be read, and which one it was we cannot know.
+        let is_lost = matches!(self.cause, Cause::Unreadable(_) | Cause::TooLarge { .. } | Cause::NoVersion);
+        self.is_expired() || self.verb == Verb::Watch && is_lost
+    }
+
+    /// Whether a watch can go on from the version it was at.
+    pub(super) fn leaves_version(&self) -> bool {
+        self.verb == Verb::Watch && !self.needs_list()
     }
 }
 
 /// One line for the log, without repetitions.
-pub(super) fn describe(error: &Error) -> String {
-    let text = match status(error) {
-        Some(status) if status.message.is_empty() => format!("{} {}", status.code, status.reason),
-        Some(status) => format!("{} {}", status.code, status.message),
-        None => chain(error),
-    };
-    // Answers of proxies can be whole web pages.
-    excerpt(&text)
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.cause.fmt(f)
+    }
+}
+
+impl Error for Cause {}
+
+impl fmt::Display for Cause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let text = match self {
+            Cause::Status(status) if status.message.is_empty() => {
+                format!("{} {}", status.code, status.reason)
+            }
+            Cause::Status(status) => format!("{} {}", status.code, status.message),
+            Cause::NoAnswer(error) => chain(&**error),
+            Cause::BrokenOff(error) => format!("the answer broke off: {}", chain(&**error)),
+            Cause::Unexpected(what) => (*what).to_owned(),
+            Cause::Unreadable(what) => format!("the answer cannot be read: {what}"),
+            Cause::TooLarge { what, limit } => format!("the answer has more than {limit} {what}"),
+            Cause::NoVersion => "the answer has no metadata.resourceVersion".to_owned(),
+        };
+        // Answers of proxies can be whole web pages.
+        f.write_str(&excerpt(&text))
+    }
 }
 
 /// An error and its causes, less the causes that are part of the text already.
-pub(super) fn chain(error: &dyn std::error::Error) -> String {
+pub(super) fn chain(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut next = error.source();
     while let Some(cause) = next {
@@ -66,40 +130,59 @@ pub(super) fn chain(error: &dyn std::error::Error) -> String {
     text
 }
 
+/// Whether a connection was closed where an answer goes on: a watch that ends so is resumed.
+pub(super) fn is_end_of_file(error: &(dyn Error + 'static)) -> bool {
+    let mut next = Some(error);
+    while let Some(cause) = next {
+        let io = cause.downcast_ref::<io::Error>();
+        if io.is_some_and(|error| error.kind() == io::ErrorKind::UnexpectedEof) {
+            return true;
+        }
+        next = cause.source();
+    }
+    false
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn refused(code: u16) -> Error {
-        Error::WatchStartFailed(kube::Error::Api(
-            Status::failure("nodes is forbidden", "").with_code(code).boxed(),
-        ))
+    fn says(code: i64, message: &str) -> Cause {
+        Cause::Status(Status { code, message: message.to_owned(), ..Status::default() })
+    }
+
+    fn failure(cause: Cause) -> Failure {
+        Failure { verb: Verb::Watch, cause }
     }
 
     #[test]
-    fn a_list_is_due_when_the_version_has_expired_wherever_that_is_said_or_a_change_is_lost() {
-        let status = |code| Status::failure("", "").with_code(code).boxed();
-        let listing = |code| Error::InitialListFailed(kube::Error::Api(status(code)));
-        for expired in [refused(410), Error::WatchError(status(410)), listing(410)] {
-            assert!(is_expired(&expired) && needs_list(&expired), "{expired}");
+    fn a_list_is_due_when_the_version_has_expired_or_a_change_is_lost() {
+        let expired = failure(says(410, "too old"));
+        assert!(expired.is_expired() && expired.needs_list());
+        for refused in [failure(says(403, "")), failure(says(500, "")), failure(Cause::Unexpected("end"))] {
+            assert!(!refused.is_expired() && !refused.needs_list(), "{refused}");
         }
-        for other in [refused(403), Error::WatchError(status(500)), listing(503)] {
-            assert!(!is_expired(&other) && !needs_list(&other), "{other}");
+        let lost = [
+            Cause::NoVersion,
+            Cause::Unreadable(String::new()),
+            Cause::TooLarge { what: Bound::Objects, limit: 1 },
+        ];
+        for lost in lost.map(failure) {
+            assert!(!lost.is_expired() && lost.needs_list(), "{lost}");
         }
-        assert!(needs_list(&Error::NoResourceVersion) && !is_expired(&Error::NoResourceVersion));
     }
 
     #[test]
     fn a_status_is_described_in_the_servers_words() {
-        assert_eq!(describe(&refused(403)), "403 nodes is forbidden");
-        let page = Status::failure(&"x".repeat(5000), "").with_code(502).boxed();
-        assert!(describe(&Error::WatchError(page)).len() < 600);
+        assert_eq!(failure(says(403, "nodes is forbidden")).to_string(), "403 nodes is forbidden");
+        assert!(failure(says(502, &"x".repeat(5000))).to_string().len() < 600);
     }
 
     #[test]
     fn causes_are_added_without_repetition() {
         let io = std::io::Error::new(std::io::ErrorKind::ConnectionRefused, "connection refused");
-        let error = Error::WatchFailed(kube::Error::ReadEvents(io));
-        assert_eq!(describe(&error), "watch stream failed: Error reading events stream: connection refused");
+        let error = anyhow::Error::new(io).context("sending failed: connection refused").context("no answer");
+        let cause = Cause::NoAnswer(error.into());
+        assert_eq!(cause.to_string(), "no answer: sending failed: connection refused");
     }
 }

@@ -1,10 +1,9 @@
 //! Entry points for fuzzers: whatever an API server sends, reading it comes to an end.
 
 use super::convert;
-use super::decoded::Decoded;
-use super::objects::{EndpointSliceObject, NodeObject, ServiceObject};
-use kube::core::WatchEvent;
-use serde::de::DeserializeOwned;
+use super::objects::{ApiObject, EndpointSliceObject, NodeObject, ServiceObject};
+use super::wire::{Decoded, Event};
+use bytes::Bytes;
 
 /// Takes bytes for a line of a watch, of each kind.
 pub fn watch_line(bytes: &[u8]) {
@@ -13,10 +12,9 @@ pub fn watch_line(bytes: &[u8]) {
     object_of::<NodeObject>(bytes, |object| drop(convert::node(&object)));
 }
 
-fn object_of<K: DeserializeOwned>(bytes: &[u8], convert: impl FnOnce(K)) {
-    let Ok(event) = serde_json::from_slice::<WatchEvent<Decoded<K>>>(bytes) else { return };
-    if let WatchEvent::Added(Decoded::Object(object)) | WatchEvent::Modified(Decoded::Object(object)) = event
-    {
+fn object_of<K: ApiObject>(bytes: &[u8], convert: impl FnOnce(K)) {
+    let Ok(event) = Event::decode(&Bytes::copy_from_slice(bytes)) else { return };
+    if let Ok(Decoded::Object(object)) = Decoded::decode(&event.object) {
         convert(object);
     }
 }

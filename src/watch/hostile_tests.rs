@@ -1,11 +1,9 @@
 //! Objects with anything in any field: whatever is wrong with them is said shortly and in printable characters.
 
 use super::convert::{self, Converted, named};
-use super::decoded::Decoded;
-use super::objects::{EndpointSliceObject, NodeObject, ServiceObject};
+use super::objects::{ApiObject, EndpointSliceObject, NodeObject, ServiceObject};
+use super::wire::Decoded;
 use crate::model::findings;
-use kube::Resource;
-use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 /// Longer than anything that may be said of one object.
@@ -84,17 +82,14 @@ fn hostile() -> Vec<Value> {
     ]
 }
 
-fn said_of<K>(object: &Value, convert: impl Fn(&K) -> Vec<String>) -> Option<String>
-where
-    K: DeserializeOwned + Resource<DynamicType = ()>,
-{
-    // What has no metadata at all is not an object, and kube refuses the whole answer.
-    let decoded: Decoded<K> = serde_json::from_str(&object.to_string()).ok()?;
+fn said_of<K: ApiObject>(object: &Value, convert: impl Fn(&K) -> Vec<String>) -> Option<String> {
+    // What has no metadata at all is not an object, and the whole answer is refused.
+    let decoded: Decoded<K> = Decoded::decode(object.to_string().as_bytes()).ok()?;
     let issues = match &decoded {
         Decoded::Object(object) => convert(object),
         Decoded::Broken(broken) => vec![broken.error.clone()],
     };
-    let metadata = decoded.meta();
+    let metadata = decoded.metadata();
     let (namespace, name) = (metadata.namespace.as_deref(), metadata.name.as_deref());
     let object = named(namespace.unwrap_or_default(), name.unwrap_or_default());
     (!issues.is_empty()).then(|| format!("{object}: {}", findings(issues)))

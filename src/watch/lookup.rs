@@ -2,10 +2,10 @@
 //! is not served. Never part of the watch itself.
 
 use super::client::Connection;
-use super::objects::{EndpointSliceObject, PROXY_NAME_LABEL, SERVICE_NAME_LABEL, ServiceObject};
+use super::objects::{ApiObject, EndpointSliceObject, PROXY_NAME_LABEL, SERVICE_NAME_LABEL, ServiceObject};
+use super::requests::Collection;
+use super::wire::{self, Decoded};
 use anyhow::{Context, Result};
-use kube::Api;
-use kube::api::ListParams;
 
 /// So many slices of a namespace are looked at.
 const MOST_SLICES: u32 = 5000;
@@ -32,7 +32,7 @@ impl Raw {
         let slice = metadata.name.as_deref().unwrap_or_default();
         let is_named_after =
             slice.strip_prefix(name).is_some_and(|rest| rest.is_empty() || rest.starts_with('-'));
-        let label = metadata.labels.as_ref().and_then(|labels| labels.get(SERVICE_NAME_LABEL));
+        let label = metadata.labels.get(SERVICE_NAME_LABEL);
         if metadata.namespace.as_deref() == Some(namespace) && is_named_after && label.is_none() {
             self.unlabelled_slices.push(object.name().to_string());
         }
@@ -41,8 +41,7 @@ impl Raw {
     /// The proxy that a label gives the Service to.
     #[must_use]
     pub fn other_proxy(&self) -> Option<&str> {
-        let labels = self.service.as_ref()?.metadata.labels.as_ref()?;
-        labels.get(PROXY_NAME_LABEL).map(String::as_str)
+        self.service.as_ref()?.metadata.labels.get(PROXY_NAME_LABEL)
     }
 }
 
@@ -52,16 +51,29 @@ impl Raw {
 /// When it does not answer, or does not let us.
 pub async fn lookup(connection: &Connection, namespace: &str, name: &str) -> Result<Raw> {
     let mut raw = Raw::default();
-    let services: Api<ServiceObject> = Api::namespaced(connection.client(), namespace);
     // Not by name: whoever may watch Services may list them, and need not be allowed more.
-    let named = ListParams::default().fields(&format!("metadata.name={name}"));
-    let found =
-        services.list(&named).await.with_context(|| format!("asking for Service {namespace}/{name}"))?;
-    found.items.into_iter().for_each(|service| raw.note_service(service, namespace, name));
-    let slices: Api<EndpointSliceObject> = Api::namespaced(connection.client(), namespace);
-    let unlabelled = ListParams::default().labels(&format!("!{SERVICE_NAME_LABEL}")).limit(MOST_SLICES);
-    let listed =
-        slices.list(&unlabelled).await.with_context(|| format!("listing EndpointSlices of {namespace}"))?;
-    listed.items.iter().for_each(|slice| raw.note_slice(slice, namespace, name));
+    let named = format!("metadata.name={name}");
+    let services = Collection::namespaced::<ServiceObject>(connection.clone(), namespace);
+    let found = listed(services.selecting("", &named)).await;
+    let found = found.with_context(|| format!("asking for Service {namespace}/{name}"))?;
+    found.into_iter().for_each(|service| raw.note_service(service, namespace, name));
+    let unlabelled = format!("!{SERVICE_NAME_LABEL}");
+    let slices = Collection::namespaced::<EndpointSliceObject>(connection.clone(), namespace);
+    let found = listed(slices.selecting(&unlabelled, "")).await;
+    let found: Vec<EndpointSliceObject> =
+        found.with_context(|| format!("listing EndpointSlices of {namespace}"))?;
+    found.iter().for_each(|slice| raw.note_slice(slice, namespace, name));
     Ok(raw)
+}
+
+/// Those objects of the first page that can be read.
+async fn listed<K: ApiObject>(collection: Collection) -> Result<Vec<K>> {
+    let page = collection.page(MOST_SLICES, None).await?;
+    let mut objects = Vec::new();
+    for object in page.objects {
+        if let Ok(Decoded::Object(object)) = wire::object(object).await {
+            objects.push(object);
+        }
+    }
+    Ok(objects)
 }

@@ -8,7 +8,6 @@
 pub mod api;
 pub mod client;
 pub mod convert;
-mod decoded;
 mod endpoint_slices;
 mod failure;
 #[cfg(any(test, feature = "testing"))]
@@ -20,5 +19,8 @@ pub mod manifests;
 mod node;
 pub mod objects;
 mod outage;
+mod requests;
 mod services;
 mod stream;
+mod watcher;
+mod wire;

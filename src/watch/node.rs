@@ -20,8 +20,8 @@ impl Source for OwnNode {
         ""
     }
 
-    fn fields(&self) -> Option<String> {
-        Some(format!("metadata.name={}", self.name))
+    fn fields(&self) -> String {
+        format!("metadata.name={}", self.name)
     }
 
     fn is_ours(&self, name: &str) -> bool {

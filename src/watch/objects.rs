@@ -6,13 +6,9 @@
 //! `serde(flatten)`, which would buffer every field that we do not name.
 
 use crate::model::{ServiceName, SliceName};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
-use k8s_openapi::{ClusterResourceScope, NamespaceResourceScope, jiff};
-use kube::Resource;
+use k8s_openapi::jiff;
 use serde::Deserialize;
-use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
-use std::borrow::Cow;
-use std::collections::BTreeMap;
+use serde::de::{DeserializeOwned, Deserializer, IgnoredAny, MapAccess, Visitor};
 use std::fmt;
 
 /// The label that makes a Service another proxy's business.
@@ -29,21 +25,87 @@ pub const TRIGGER_TIME_ANNOTATION: &str = "endpoints.kubernetes.io/last-change-t
 /// The annotation with which a Service asks for an IPVS scheduler.
 pub const IPVS_SCHEDULER_ANNOTATION: &str = "kube-proxy-rs.io/ipvs-scheduler";
 
+/// The annotation of a bookmark at the end of a streaming list.
+pub(super) const LIST_END_ANNOTATION: &str = "k8s.io/initial-events-end";
+
 /// All labels and annotations that we read.
-const KNOWN_KEYS: [&str; 6] = [
+const KNOWN_KEYS: [&str; 7] = [
     PROXY_NAME_LABEL,
     HEADLESS_LABEL,
     SERVICE_NAME_LABEL,
     ZONE_LABEL,
     TRIGGER_TIME_ANNOTATION,
     IPVS_SCHEDULER_ANNOTATION,
+    LIST_END_ANNOTATION,
 ];
+
+/// A kind of object that an API server has.
+pub(super) trait ApiObject: DeserializeOwned + Send + 'static {
+    /// Its name in messages.
+    const KIND: &'static str;
+    /// The path of its group and version.
+    const API: &'static str;
+    /// Its name in paths.
+    const PLURAL: &'static str;
+
+    /// What each object has.
+    fn metadata(&self) -> &ObjectMeta;
+}
+
+macro_rules! api_object {
+    ($object:ty, $kind:literal, $api:literal, $plural:literal) => {
+        impl ApiObject for $object {
+            const KIND: &'static str = $kind;
+            const API: &'static str = $api;
+            const PLURAL: &'static str = $plural;
+
+            fn metadata(&self) -> &ObjectMeta {
+                &self.metadata
+            }
+        }
+    };
+}
+
+api_object!(ServiceObject, "Service", "/api/v1", "services");
+api_object!(EndpointSliceObject, "EndpointSlice", "/apis/discovery.k8s.io/v1", "endpointslices");
+api_object!(NodeObject, "Node", "/api/v1", "nodes");
+
+/// `metadata` of every object. `managedFields` alone can be half of an object; it is skipped.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ObjectMeta {
+    /// Its name in its namespace.
+    pub name: Option<String>,
+    /// Absent of what belongs to the cluster.
+    pub namespace: Option<String>,
+    /// What to watch from, to learn of later versions.
+    pub resource_version: Option<String>,
+    /// When it was made.
+    #[serde(default, deserialize_with = "time")]
+    pub creation_timestamp: Option<Time>,
+    /// When it was to be deleted, if so.
+    #[serde(default, deserialize_with = "time")]
+    pub deletion_timestamp: Option<Time>,
+    /// By which it is selected.
+    #[serde(default, deserialize_with = "nullable")]
+    pub labels: KnownKeys,
+    /// What else is said of it.
+    #[serde(default, deserialize_with = "nullable")]
+    pub annotations: KnownKeys,
+}
+
+/// A time. The API has no use for what is less than a second.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Time {
+    /// Since 1970.
+    pub seconds: i64,
+}
 
 /// core/v1 Service.
 #[derive(Clone, Debug, Default, Deserialize)]
 pub struct ServiceObject {
-    /// Slim metadata.
-    #[serde(default, deserialize_with = "slim_meta")]
+    /// Name, version, labels.
+    #[serde(default, deserialize_with = "nullable")]
     pub metadata: ObjectMeta,
     /// What is asked for.
     #[serde(default, deserialize_with = "nullable")]
@@ -161,8 +223,8 @@ pub struct LoadBalancerIngress {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct EndpointSliceObject {
-    /// Slim metadata.
-    #[serde(default, deserialize_with = "slim_meta")]
+    /// Name, version, labels.
+    #[serde(default, deserialize_with = "nullable")]
     pub metadata: ObjectMeta,
     /// `IPv4`, `IPv6` or `FQDN`.
     pub address_type: Option<String>,
@@ -244,8 +306,8 @@ pub struct Hint {
 /// core/v1 Node.
 #[derive(Clone, Debug, Default, Deserialize)]
 pub struct NodeObject {
-    /// Slim metadata.
-    #[serde(default, deserialize_with = "slim_meta")]
+    /// Name, version, labels.
+    #[serde(default, deserialize_with = "nullable")]
     pub metadata: ObjectMeta,
     /// What is asked for.
     #[serde(default, deserialize_with = "nullable")]
@@ -304,80 +366,42 @@ fn name(meta: &ObjectMeta) -> &str {
     meta.name.as_deref().unwrap_or_default()
 }
 
-/// The generated types' trait asks for the same few facts about each kind.
-macro_rules! resource {
-    ($object:ty, $scope:ty, $group:literal, $kind:literal, $plural:literal) => {
-        impl Resource for $object {
-            type DynamicType = ();
-            type Scope = $scope;
-
-            fn kind((): &()) -> Cow<'_, str> {
-                $kind.into()
-            }
-            fn group((): &()) -> Cow<'_, str> {
-                $group.into()
-            }
-            fn version((): &()) -> Cow<'_, str> {
-                "v1".into()
-            }
-            fn plural((): &()) -> Cow<'_, str> {
-                $plural.into()
-            }
-            fn meta(&self) -> &ObjectMeta {
-                &self.metadata
-            }
-            fn meta_mut(&mut self) -> &mut ObjectMeta {
-                &mut self.metadata
-            }
-        }
-    };
-}
-
-resource!(ServiceObject, NamespaceResourceScope, "", "Service", "services");
-resource!(EndpointSliceObject, NamespaceResourceScope, "discovery.k8s.io", "EndpointSlice", "endpointslices");
-resource!(NodeObject, ClusterResourceScope, "", "Node", "nodes");
-
 /// A null is as good as nothing.
-fn nullable<'de, D: Deserializer<'de>, T: Default + Deserialize<'de>>(input: D) -> Result<T, D::Error> {
+pub(super) fn nullable<'de, D: Deserializer<'de>, T: Default + Deserialize<'de>>(
+    input: D,
+) -> Result<T, D::Error> {
     Ok(Option::deserialize(input)?.unwrap_or_default())
 }
 
-/// Metadata as it is in the object, less what would only be thrown away. `managedFields` alone can
-/// be half of an object; here the parser skips it without storing anything.
-#[derive(Default, Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct SlimMeta {
-    name: Option<String>,
-    namespace: Option<String>,
-    uid: Option<String>,
-    resource_version: Option<String>,
-    creation_timestamp: Option<String>,
-    deletion_timestamp: Option<String>,
-    #[serde(default, deserialize_with = "nullable")]
-    labels: KnownKeys,
-    #[serde(default, deserialize_with = "nullable")]
-    annotations: KnownKeys,
+/// A time, if it is one.
+fn time<'de, D: Deserializer<'de>>(input: D) -> Result<Option<Time>, D::Error> {
+    let text: Option<String> = Option::deserialize(input)?;
+    let time = text.and_then(|text| text.parse::<jiff::Timestamp>().ok());
+    Ok(time.map(|time| Time { seconds: time.as_second() }))
 }
 
-fn slim_meta<'de, D: Deserializer<'de>>(input: D) -> Result<ObjectMeta, D::Error> {
-    let slim: SlimMeta = nullable(input)?;
-    let time = |text: Option<String>| text.and_then(|t| t.parse::<jiff::Timestamp>().ok()).map(Time);
-    Ok(ObjectMeta {
-        name: slim.name,
-        namespace: slim.namespace,
-        uid: slim.uid,
-        resource_version: slim.resource_version,
-        creation_timestamp: time(slim.creation_timestamp),
-        deletion_timestamp: time(slim.deletion_timestamp),
-        labels: slim.labels.0,
-        annotations: slim.annotations.0,
-        ..ObjectMeta::default()
-    })
+/// Those of a map's entries whose keys are in `KNOWN_KEYS`; all others are skipped without being stored.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct KnownKeys([Option<String>; KNOWN_KEYS.len()]);
+
+impl KnownKeys {
+    /// The value of a known key.
+    #[must_use]
+    pub fn get(&self, key: &str) -> Option<&str> {
+        place(key).and_then(|place| self.0.get(place)?.as_deref())
+    }
+
+    fn put(&mut self, place: usize, value: String) {
+        if let Some(entry) = self.0.get_mut(place) {
+            *entry = Some(value);
+        }
+    }
 }
 
-/// Those of a map's entries that are in `KNOWN_KEYS`; `None` if there is not one.
-#[derive(Default)]
-struct KnownKeys(Option<BTreeMap<String, String>>);
+/// Where a key is among the known ones.
+fn place(key: &str) -> Option<usize> {
+    KNOWN_KEYS.iter().position(|known| *known == key)
+}
 
 impl<'de> Deserialize<'de> for KnownKeys {
     fn deserialize<D: Deserializer<'de>>(input: D) -> Result<Self, D::Error> {
@@ -395,22 +419,22 @@ impl<'de> Visitor<'de> for KnownKeysVisitor {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<KnownKeys, A::Error> {
-        let mut known = BTreeMap::new();
-        while let Some(key) = entries.next_key::<MapKey>()? {
-            let Some(key) = key.0 else {
+        let mut known = KnownKeys::default();
+        while let Some(MapKey(key)) = entries.next_key()? {
+            let Some(place) = key else {
                 entries.next_value::<IgnoredAny>()?;
                 continue;
             };
             if let Some(value) = entries.next_value::<Option<String>>()? {
-                known.insert(key.to_owned(), value);
+                known.put(place, value);
             }
         }
-        Ok(KnownKeys(if known.is_empty() { None } else { Some(known) }))
+        Ok(known)
     }
 }
 
-/// A key of `KNOWN_KEYS`, or none of ours; decoded without storing the text.
-struct MapKey(Option<&'static str>);
+/// A key's place among the known ones; decoded without storing the text.
+struct MapKey(Option<usize>);
 
 impl<'de> Deserialize<'de> for MapKey {
     fn deserialize<D: Deserializer<'de>>(input: D) -> Result<Self, D::Error> {
@@ -423,7 +447,7 @@ impl<'de> Deserialize<'de> for MapKey {
             }
 
             fn visit_str<E>(self, text: &str) -> Result<MapKey, E> {
-                Ok(MapKey(KNOWN_KEYS.into_iter().find(|known| *known == text)))
+                Ok(MapKey(place(text)))
             }
         }
         input.deserialize_str(KeyVisitor)
@@ -457,25 +481,21 @@ mod tests {
     }
 
     #[test]
-    fn metadata_keeps_what_watches_need_and_drops_the_rest() {
+    fn metadata_keeps_what_we_use_and_drops_the_rest() {
         let node: NodeObject = serde_json::from_str(
             r#"{"kind": "Node", "metadata": {"name": "n", "uid": "u", "resourceVersion": "7",
                 "creationTimestamp": "2024-05-01T10:00:00Z", "deletionTimestamp": "yesterday",
-                "labels": {"kubernetes.io/arch": "amd64", "topology.kubernetes.io/zone": "z"},
-                "annotations": {"big": "thing"},
+                "labels": {"kubernetes.io/arch": null, "topology.kubernetes.io/zone": "z"},
                 "managedFields": [{"manager": "kubelet", "fieldsV1": {"f:status": {}}}]}}"#,
         )
         .unwrap();
-        let meta = node.meta();
+        let meta = node.metadata;
         assert_eq!(meta.resource_version.as_deref(), Some("7"));
-        assert_eq!(meta.uid.as_deref(), Some("u"));
-        assert_eq!(meta.creation_timestamp.as_ref().unwrap().0.as_second(), 1_714_557_600);
+        assert_eq!(meta.creation_timestamp, Some(Time { seconds: 1_714_557_600 }));
         assert_eq!(meta.deletion_timestamp, None);
-        let labels = meta.labels.as_ref().unwrap();
-        assert_eq!(labels.len(), 1);
-        assert_eq!(labels[ZONE_LABEL], "z");
-        assert_eq!(meta.annotations, None);
-        assert_eq!(meta.managed_fields, None);
+        assert_eq!(meta.labels.get(ZONE_LABEL), Some("z"));
+        assert_eq!(meta.labels.get("kubernetes.io/arch"), None);
+        assert_eq!(meta.annotations, KnownKeys::default());
     }
 
     #[test]
@@ -486,24 +506,5 @@ mod tests {
         )
         .unwrap();
         assert_eq!(service.spec.ports[0].port, Some(80));
-    }
-
-    #[test]
-    fn the_api_paths_are_those_of_the_kinds() {
-        assert_eq!(ServiceObject::url_path(&(), None), "/api/v1/services");
-        assert_eq!(EndpointSliceObject::url_path(&(), None), "/apis/discovery.k8s.io/v1/endpointslices");
-        assert_eq!(NodeObject::url_path(&(), None), "/api/v1/nodes");
-    }
-
-    #[test]
-    fn the_types_are_fit_for_watches() {
-        fn fit<K>()
-        where
-            K: Resource<DynamicType = ()> + Clone + fmt::Debug + Send + serde::de::DeserializeOwned + 'static,
-        {
-        }
-        fit::<ServiceObject>();
-        fit::<EndpointSliceObject>();
-        fit::<NodeObject>();
     }
 }

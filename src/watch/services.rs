@@ -20,8 +20,8 @@ impl Source for Services {
         "!service.kubernetes.io/service-proxy-name"
     }
 
-    fn fields(&self) -> Option<String> {
-        Some("spec.clusterIP!=None".to_owned())
+    fn fields(&self) -> String {
+        "spec.clusterIP!=None".to_owned()
     }
 
     fn convert(&self, object: &ServiceObject) -> Converted<WatchEvent> {

@@ -1,8 +1,7 @@
 //! One watch: lists, follows, converts, and starts over as gently as possible.
 //!
-//! kube's `watcher` does the walking. What it does not do by itself is done here: pausing after
-//! failures, falling back to lists in pages, noticing that a version has expired or that a list has
-//! stalled, and saying all this once.
+//! The walking is done by `watcher`. What it does not do is done here: pausing after failures, falling back to
+//! lists in pages, noticing that a list has stalled, and saying all this once.
 //!
 //! Each attempt at the first list begins with a streaming list, which spares the API server. Whatever ends it
 //! before its end is marked, the attempt goes on with a list in pages: servers, and what stands in front of
@@ -11,18 +10,16 @@
 use super::api::WatchOptions;
 use super::client::Connection;
 use super::convert::{Converted, named};
-use super::decoded::Decoded;
-use super::failure;
+use super::failure::{Bound, Cause, Failure};
+use super::objects::ApiObject;
 use super::outage::{Backoff, Outage};
+use super::requests::Collection;
+use super::watcher::{Event, ListMode, Times, Watcher};
+use super::wire::Decoded;
 use crate::model::{ObjectKind, WatchEvent, findings};
-use futures::StreamExt;
-use kube::runtime::watcher::{self, Event, watcher};
-use kube::{Api, Resource};
-use serde::de::DeserializeOwned;
 use std::collections::HashMap;
-use std::fmt::Debug;
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::pin::{Pin, pin};
+use std::pin::pin;
 use std::sync::Arc;
 use tokio::sync::{Notify, mpsc};
 use tokio::time::Instant;
@@ -30,14 +27,14 @@ use tokio::time::Instant;
 /// What is watched, and what becomes of it.
 pub(super) trait Source {
     /// The API object.
-    type Object: Resource<DynamicType = ()> + DeserializeOwned + Clone + Debug + Send + 'static;
+    type Object: ApiObject;
     /// The same for the rest of the program.
     const KIND: ObjectKind;
 
     /// The label selector.
     fn labels(&self) -> &'static str;
     /// The field selector.
-    fn fields(&self) -> Option<String>;
+    fn fields(&self) -> String;
     /// Whether an object is any of our business, should the server not heed the selectors.
     fn is_ours(&self, _name: &str) -> bool {
         true
@@ -83,12 +80,10 @@ enum Remedy {
 
 /// What comes out of the watcher.
 enum Step<K> {
-    Event(Event<Decoded<K>>),
-    Failure(watcher::Error),
+    Event(Event<K>),
+    Failure(Failure),
     /// The list takes too long.
     Overdue,
-    /// The watch was begun again after a failure, and would have failed by now.
-    Quiet,
 }
 
 /// One watch.
@@ -106,12 +101,16 @@ pub(super) struct Stream<S> {
     listing: Option<Listing>,
     /// When the watch was begun again after a failure.
     retried: Option<Instant>,
+    /// It failed in a way that made a list due: whether it works, only itself can tell.
+    doubted: bool,
     /// The last attempt at the first list was a streaming list, and has failed.
     stream_failed: bool,
     /// Whether the watcher that runs lists in pages.
     paged: bool,
-    /// There has been a whole list. Later ones come in pages: kube begins a streaming list at
-    /// whatever age the server's cache has, and one that lags must not take us back in time.
+    /// Objects in a page: fewer after a page that was too large.
+    page_size: u32,
+    /// There has been a whole list. Later ones come in pages: a streaming list begins at whatever age the server's
+    /// cache has, and one that lags must not take us back in time.
     listed: bool,
 }
 
@@ -125,6 +124,7 @@ impl<S: Source> Stream<S> {
         let options = &shared.options;
         let retries = Backoff::for_retries(options.backoff_min, options.backoff_max);
         let lists = Backoff::for_lists(options.backoff_min, options.backoff_max);
+        let page_size = options.page_size;
         Stream {
             source,
             url: connection.url(),
@@ -137,8 +137,10 @@ impl<S: Source> Stream<S> {
             told: Told::default(),
             listing: None,
             retried: None,
+            doubted: false,
             stream_failed: false,
             paged: false,
+            page_size,
             listed: false,
         }
     }
@@ -157,22 +159,12 @@ impl<S: Source> Stream<S> {
         self.paged = self.listed || self.stream_failed || !self.shared.options.streaming_lists;
         self.listing = Some(Listing::begin());
         self.url = self.connection.url();
-        let api = Api::<Decoded<S::Object>>::all(self.connection.client_of_server(&self.url));
-        let mut events = pin!(watcher(api, self.config()));
-        let mut begun = false;
+        let mut watcher = self.watcher();
         loop {
-            match self.step(events.as_mut()).await {
-                // The watcher begins a second list by itself when the stream of the first one ends.
-                Step::Event(Event::Init) if begun && !self.paged => {
-                    self.fall_back("the stream ended before the end of the list was marked");
-                    return Ok(());
-                }
-                Step::Event(event) => {
-                    begun = true;
-                    self.pass_on(event).await?;
-                }
-                Step::Failure(error) => {
-                    if self.recover(&error).await == Remedy::StartOver {
+            match self.step(&mut watcher).await {
+                Step::Event(event) => self.pass_on(event).await?,
+                Step::Failure(failure) => {
+                    if self.recover(&failure).await == Remedy::StartOver {
                         return Ok(());
                     }
                 }
@@ -180,48 +172,39 @@ impl<S: Source> Stream<S> {
                     self.give_up_list().await;
                     return Ok(());
                 }
-                Step::Quiet => self.all_well(),
             }
         }
     }
 
-    fn config(&self) -> watcher::Config {
-        let config = watcher::Config::default().timeout(self.shared.options.watch_seconds);
-        let config = match self.source.labels() {
-            "" => config,
-            labels => config.labels(labels),
-        };
-        let config = match self.source.fields() {
-            None => config,
-            Some(fields) => config.fields(&fields),
-        };
-        // Never `any_semantic`: the server then ignores the page size, and all objects come at once.
-        if self.paged { config.page_size(self.shared.options.page_size) } else { config.streaming_lists() }
+    fn watcher(&self) -> Watcher<S::Object> {
+        let collection = Collection::all::<S::Object>(self.connection.clone())
+            .at(self.url.clone())
+            .bounded(self.shared.options.bounds)
+            .selecting(self.source.labels(), &self.source.fields());
+        let mode = if self.paged { ListMode::Pages(self.page_size) } else { ListMode::Streaming };
+        let WatchOptions { watch_time, watch_grace, .. } = self.shared.options;
+        Watcher::new(collection, mode, Times { watch: watch_time, grace: watch_grace })
     }
 
-    async fn step(
-        &self,
-        mut events: Pin<&mut impl futures::Stream<Item = watcher::Result<Event<Decoded<S::Object>>>>>,
-    ) -> Step<S::Object> {
-        let next = events.next();
-        let item = match self.deadline() {
-            None => next.await,
-            Some(deadline) => match tokio::time::timeout_at(deadline, next).await {
-                Ok(item) => item,
-                Err(_) if self.listing.is_none() => return Step::Quiet,
-                Err(_) => return Step::Overdue,
-            },
+    async fn step(&mut self, watcher: &mut Watcher<S::Object>) -> Step<S::Object> {
+        let mut next = pin!(watcher.next());
+        let item = loop {
+            let Some(deadline) = self.deadline() else { break next.await };
+            match tokio::time::timeout_at(deadline, next.as_mut()).await {
+                Ok(item) => break item,
+                Err(_) if self.listing.is_some() => return Step::Overdue,
+                // The watch was begun again after a failure, and would have failed by now.
+                Err(_) => self.all_well(),
+            }
         };
         match item {
-            Some(Ok(event)) => Step::Event(event),
-            Some(Err(error)) => Step::Failure(error),
-            // kube promises that this stream never ends; if it does, a new one is as good.
-            None => Step::Overdue,
+            Ok(event) => Step::Event(event),
+            Err(failure) => Step::Failure(failure),
         }
     }
 
-    /// When the list under way has taken too long, or the watch long enough. While a watch runs, kube itself
-    /// keeps the time.
+    /// When the list under way has taken too long, or the watch long enough. While a watch runs, the watcher keeps
+    /// the time.
     fn deadline(&self) -> Option<Instant> {
         match &self.listing {
             None => self.retried.map(|retried| retried + self.shared.options.quiet_limit),
@@ -257,18 +240,22 @@ impl<S: Source> Stream<S> {
         }
     }
 
-    async fn pass_on(&mut self, event: Event<Decoded<S::Object>>) -> Result<(), Closed> {
+    async fn pass_on(&mut self, event: Event<S::Object>) -> Result<(), Closed> {
         if let Some(listing) = &mut self.listing {
             listing.progress = Instant::now();
         }
         // Of a list, only the end says that it works.
         match event {
-            Event::InitDone => {
-                self.all_well();
+            Event::Listed => {
+                match self.doubted {
+                    true => self.retried = Some(Instant::now()),
+                    false => self.all_well(),
+                }
                 self.shared.answered.notify_waiters();
             }
-            Event::Apply(_) | Event::Delete(_) => self.all_well(),
-            Event::Init | Event::InitApply(_) => {}
+            Event::Applied(_) => self.all_well(),
+            Event::Deleted(_) if self.listing.is_none() => self.all_well(),
+            Event::Deleted(_) | Event::Listing | Event::Named(_) => {}
         }
         match self.news(event) {
             None => Ok(()),
@@ -289,7 +276,7 @@ impl<S: Source> Stream<S> {
 
     fn all_well(&mut self) {
         self.retries.start_over();
-        self.retried = None;
+        (self.retried, self.doubted) = (None, false);
         if let Some(failures) = self.outage.over() {
             tracing::info!(resource = Self::plural(), failures, "the watch works again");
             self.shared.answered.notify_waiters();
@@ -297,25 +284,25 @@ impl<S: Source> Stream<S> {
     }
 
     /// What an event means to the rest of the program.
-    fn news(&mut self, event: Event<Decoded<S::Object>>) -> Option<WatchEvent> {
+    fn news(&mut self, event: Event<S::Object>) -> Option<WatchEvent> {
         match event {
-            Event::Init => {
+            Event::Listing => {
                 self.listing.get_or_insert_with(Listing::begin).objects = 0;
                 Some(WatchEvent::Listing(S::KIND))
             }
-            Event::InitDone => {
+            Event::Listed => {
                 self.log_list();
                 self.listed = true;
                 Some(WatchEvent::Listed(S::KIND))
             }
-            Event::InitApply(object) | Event::Apply(object) => {
+            Event::Named(object) | Event::Applied(object) => {
                 if let Some(listing) = &mut self.listing {
                     listing.objects += 1;
                 }
                 // In a list, too: whoever counts events counts those of no use.
                 self.convert(&object).or_else(|| self.gone(&object))
             }
-            Event::Delete(object) => {
+            Event::Deleted(object) => {
                 let (namespace, name) = names(&object);
                 self.told.forget(namespace, name);
                 self.gone(&object)
@@ -343,7 +330,7 @@ impl<S: Source> Stream<S> {
             Decoded::Broken(broken) => (None, vec![broken.error.clone()]),
         };
         if self.told.is_news(namespace, name, &issues) {
-            let (kind, object) = (S::Object::kind(&()), named(namespace, name));
+            let (kind, object) = (S::Object::KIND, named(namespace, name));
             tracing::warn!(object, used = news.is_some(), "{kind} {object}: {}", findings(issues));
         }
         news
@@ -354,34 +341,37 @@ impl<S: Source> Stream<S> {
         self.source.is_ours(name).then(|| self.source.gone(namespace, name))
     }
 
-    async fn recover(&mut self, error: &watcher::Error) -> Remedy {
+    async fn recover(&mut self, failure: &Failure) -> Remedy {
         // The list that this ends, if there is one, gets its full time again.
         self.listing = None;
         if !self.paged && !self.listed {
-            self.fall_back(&failure::describe(error));
+            self.fall_back(&failure.to_string());
             return Remedy::StartOver;
         }
         self.stream_failed = false;
-        let needs_list = failure::needs_list(error);
-        if needs_list {
-            self.wait_to_list(error).await;
+        if matches!(failure.cause, Cause::TooLarge { what: Bound::PageBytes, .. }) {
+            self.page_size = (self.page_size / 8).max(1);
+        }
+        if failure.needs_list() {
+            self.doubted = true;
+            self.wait_to_list(failure).await;
         } else {
-            self.report(failure::verb(error), &failure::describe(error));
+            self.report(failure.verb.as_str(), &failure.to_string());
             self.wait_to_retry().await;
         }
         self.retried = Some(Instant::now());
         let moved = self.url != self.connection.url();
-        if moved || needs_list || !self.listed { Remedy::StartOver } else { Remedy::Continue }
+        if moved || !failure.leaves_version() { Remedy::StartOver } else { Remedy::Continue }
     }
 
     /// Waits for nothing, unless such lists follow each other.
-    async fn wait_to_list(&mut self, error: &watcher::Error) {
+    async fn wait_to_list(&mut self, failure: &Failure) {
         let pause = self.lists.next();
-        if failure::is_expired(error) && pause.is_zero() {
+        if failure.is_expired() && pause.is_zero() {
             self.retries.start_over();
             tracing::info!(resource = Self::plural(), "the version has expired, listing again");
         } else {
-            self.report(failure::verb(error), &failure::describe(error));
+            self.report(failure.verb.as_str(), &failure.to_string());
         }
         tokio::time::sleep(pause).await;
     }
@@ -405,16 +395,12 @@ impl<S: Source> Stream<S> {
     }
 
     fn plural() -> &'static str {
-        match S::KIND {
-            ObjectKind::Service => "services",
-            ObjectKind::EndpointSlice => "endpointslices",
-            ObjectKind::Node => "nodes",
-        }
+        S::Object::PLURAL
     }
 }
 
-fn names<K: Resource<DynamicType = ()>>(object: &Decoded<K>) -> (&str, &str) {
-    let metadata = object.meta();
+fn names<K: ApiObject>(object: &Decoded<K>) -> (&str, &str) {
+    let metadata = object.metadata();
     (metadata.namespace.as_deref().unwrap_or_default(), metadata.name.as_deref().unwrap_or_default())
 }
 

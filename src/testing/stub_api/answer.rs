@@ -104,6 +104,13 @@ async fn fail(fault: Fault, asked: &Seen) -> io::Result<Answer> {
         Fault::Hang => std::future::pending().await,
         Fault::Drop => Err(io::Error::other("the stub server was told to hang up")),
         Fault::Garbage(text) => Ok(Response::new(full(text))),
+        Fault::Endless(text) => Ok(Response::new(endless(&text))),
+        Fault::Silence => Ok(Response::new(BodyExt::boxed_unsync(StreamBody::new(stream::pending())))),
+        Fault::EndlessRefusal => {
+            let mut answer = Response::new(endless("no "));
+            *answer.status_mut() = StatusCode::INTERNAL_SERVER_ERROR;
+            Ok(answer)
+        }
         Fault::Invalid(message) => Ok(status(422, "Invalid", &message)),
     }
 }
@@ -157,6 +164,11 @@ fn status_object(code: u16, reason: &str, message: &str) -> String {
 
 pub(super) fn full(text: String) -> Body {
     Full::new(Bytes::from(text)).map_err(|never| match never {}).boxed_unsync()
+}
+
+fn endless(text: &str) -> Body {
+    let piece = Bytes::from(text.repeat(PIECE.div_ceil(text.len().max(1))));
+    BodyExt::boxed_unsync(StreamBody::new(stream::repeat_with(move || Ok(Frame::data(piece.clone())))))
 }
 
 /// A `continue` token is the version of the first page and the last key of the page before.

@@ -145,6 +145,12 @@ pub enum Fault {
     Drop,
     /// It is answered with status 200 and this text.
     Garbage(String),
+    /// It is answered with status 200 and this text, again and again without an end.
+    Endless(String),
+    /// It is answered with status 200, and then nothing comes.
+    Silence,
+    /// It is answered with status 500 and text without an end.
+    EndlessRefusal,
     /// It is answered with status 422 and this message.
     Invalid(String),
 }

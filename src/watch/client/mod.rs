@@ -137,20 +137,30 @@ impl Connection {
     /// A client for requests that stand alone.
     #[must_use]
     pub fn client(&self) -> kube::Client {
-        self.client_of(None)
-    }
-
-    /// A client that sends nothing to any other server than the one at `url`, for requests that go on from
-    /// what the server said before.
-    pub(super) fn client_of_server(&self, url: &Arc<str>) -> kube::Client {
-        self.client_of(Some(url.clone()))
-    }
-
-    fn client_of(&self, server: Option<Arc<str>>) -> kube::Client {
-        let shared = self.shared.clone();
-        let send = tower::service_fn(move |request| send(shared.clone(), server.clone(), request));
+        let connection = self.clone();
+        let send = tower::service_fn(move |request| {
+            let connection = connection.clone();
+            async move { connection.send(None, request).await }
+        });
         // All objects are asked for with their namespaces, or in all of them.
         kube::Client::new(send, "default")
+    }
+
+    /// Sends a request; to no other server than the one at `server`, if it goes on from what that one said before.
+    pub(super) async fn send(
+        &self,
+        server: Option<&Arc<str>>,
+        request: Request<Body>,
+    ) -> Result<http::Response<hyper::body::Incoming>, BoxError> {
+        let made = self.shared.follow_files().await;
+        if server.is_some_and(|server| *server != made.url) {
+            return Err(format!("the kubeconfig names another server now: {}", made.url).into());
+        }
+        let response = made.stack.oneshot(request).await?;
+        if response.status() == StatusCode::UNAUTHORIZED {
+            self.shared.current().stamps.iter_mut().for_each(Stamp::refuse);
+        }
+        Ok(response)
     }
 
     /// The server's address, for messages.
@@ -158,22 +168,6 @@ impl Connection {
     pub fn url(&self) -> Arc<str> {
         self.shared.current().url.clone()
     }
-}
-
-async fn send(
-    shared: Arc<Shared>,
-    server: Option<Arc<str>>,
-    request: Request<Body>,
-) -> Result<http::Response<hyper::body::Incoming>, BoxError> {
-    let made = shared.follow_files().await;
-    if server.is_some_and(|server| server != made.url) {
-        return Err(format!("the kubeconfig names another server now: {}", made.url).into());
-    }
-    let response = made.stack.oneshot(request).await?;
-    if response.status() == StatusCode::UNAUTHORIZED {
-        shared.current().stamps.iter_mut().for_each(Stamp::refuse);
-    }
-    Ok(response)
 }
 
 impl Shared {

@@ -180,11 +180,11 @@ async fn a_broken_kubeconfig_leaves_the_old_server_until_it_is_mended() {
 }
 
 #[tokio::test]
-async fn a_client_of_one_server_sends_nothing_to_another() {
+async fn what_goes_on_from_one_server_is_not_sent_to_another() {
     let followed = Followed::open().await;
-    let client = followed.connection.client_of_server(&followed.connection.url());
+    let server = followed.connection.url();
     followed.after(&KUBECONFIG.replace("192.0.2.1:6443", "192.0.2.200:6443")).await;
-    let request = http::Request::get("/version").body(Vec::new()).unwrap();
-    let error = client.request_text(request).await.unwrap_err().to_string();
+    let request = http::Request::get("/version").body(Body::empty()).unwrap();
+    let error = followed.connection.send(Some(&server), request).await.unwrap_err().to_string();
     assert!(error.contains("the kubeconfig names another server now: https://192.0.2.200:6443/"), "{error}");
 }

@@ -16,10 +16,10 @@ pub fn node(object: &NodeObject) -> Converted<NodeFacts> {
     let Some(name) = check_name(object.metadata.name.as_deref(), &mut issues) else {
         return issues.converted(None);
     };
-    let zone = object.metadata.labels.as_ref().and_then(|labels| labels.get(ZONE_LABEL));
+    let zone = object.metadata.labels.get(ZONE_LABEL);
     let facts = NodeFacts {
         name: name.into(),
-        zone: zone.filter(|zone| !zone.is_empty()).map(|zone| zone.as_str().into()),
+        zone: zone.filter(|zone| !zone.is_empty()).map(Into::into),
         addresses: addresses(object, &mut issues),
         pod_cidrs: pod_cidrs(&object.spec, &mut issues),
         deleting: object.metadata.deletion_timestamp.is_some(),

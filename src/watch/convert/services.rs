@@ -40,7 +40,7 @@ pub fn service(object: &ServiceObject) -> Converted<Service> {
     };
     let service = Service {
         name: ServiceName::new(namespace, name),
-        created: object.metadata.creation_timestamp.as_ref().map(|time| time.0.as_second()),
+        created: object.metadata.creation_timestamp.as_ref().map(|time| time.seconds),
         internal_traffic_policy: policy(
             spec.internal_traffic_policy.as_deref(),
             "spec.internalTrafficPolicy",
@@ -68,7 +68,7 @@ pub fn node_ports_outside(service: &Service, range: &RangeInclusive<u16>) -> imp
 
 /// The scheduler that the Service's annotation asks for; a bad one is reported and not used.
 fn ipvs_scheduler(object: &ServiceObject, issues: &mut Issues) -> Option<IpvsScheduler> {
-    let text = object.metadata.annotations.as_ref()?.get(IPVS_SCHEDULER_ANNOTATION)?;
+    let text = object.metadata.annotations.get(IPVS_SCHEDULER_ANNOTATION)?;
     let scheduler = IpvsScheduler::parse(text);
     if scheduler.is_none() {
         issues.warning(
@@ -85,7 +85,7 @@ fn ipvs_scheduler(object: &ServiceObject, issues: &mut Issues) -> Option<IpvsSch
 
 /// Whether the Service asks for nothing that this proxy does.
 fn is_not_for_us(object: &ServiceObject) -> bool {
-    let other_proxy = object.metadata.labels.as_ref().is_some_and(|l| l.contains_key(PROXY_NAME_LABEL));
+    let other_proxy = object.metadata.labels.get(PROXY_NAME_LABEL).is_some();
     let no_cluster_ip = matches!(object.spec.cluster_ip.as_deref(), None | Some("" | "None"));
     other_proxy || no_cluster_ip || object.spec.service_type.as_deref() == Some("ExternalName")
 }

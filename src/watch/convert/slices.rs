@@ -73,7 +73,7 @@ pub fn endpoint_slice(object: &EndpointSliceObject, node_name: &str) -> Converte
 }
 
 fn label<'a>(object: &'a EndpointSliceObject, key: &str) -> Option<&'a str> {
-    object.metadata.labels.as_ref()?.get(key).map(String::as_str)
+    object.metadata.labels.get(key)
 }
 
 fn service_label<'a>(object: &'a EndpointSliceObject, issues: &mut Issues) -> Option<&'a str> {
@@ -189,7 +189,7 @@ fn facts(endpoint: &EndpointObject, node_name: &str) -> EndpointFacts {
 }
 
 fn triggered(object: &EndpointSliceObject) -> Option<i64> {
-    let text = object.metadata.annotations.as_ref()?.get(TRIGGER_TIME_ANNOTATION)?;
+    let text = object.metadata.annotations.get(TRIGGER_TIME_ANNOTATION)?;
     let time: jiff::Timestamp = text.parse().ok()?;
     Some(time.as_millisecond())
 }

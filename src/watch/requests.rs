@@ -1,0 +1,180 @@
+//! What is asked of an API server: pages of lists, and watches.
+
+use super::client::Connection;
+use super::failure::{Bound, Cause};
+use super::objects::ApiObject;
+use super::wire::{self, Frames, Page, Status};
+use form_urlencoded::Serializer;
+use http::{HeaderValue, Request, Response, header};
+use http_body_util::{BodyExt, Limited};
+use hyper::body::Incoming;
+use kube::client::Body;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// This much is read of what a server says instead of an answer ...
+const MOST_OF_A_REFUSAL: usize = 64 << 10;
+/// ... and for this long.
+const REFUSAL_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// What an API server may send; more is an error.
+#[derive(Clone, Copy, Debug)]
+pub struct Bounds {
+    /// Bytes of one event of a watch.
+    pub event: usize,
+    /// Bytes of one page of a list.
+    pub page: usize,
+    /// Pages of a list.
+    pub pages: usize,
+    /// Objects of a list.
+    pub objects: usize,
+}
+
+impl Default for Bounds {
+    fn default() -> Self {
+        // An event as client-go; etcd has 1.5 MiB for an object.
+        Bounds { event: 16 << 20, page: 32 << 20, pages: 10_000, objects: 500_000 }
+    }
+}
+
+impl Bounds {
+    pub(super) fn check_objects(&self, found: usize) -> Result<(), Cause> {
+        match found > self.objects {
+            true => Err(Cause::TooLarge { what: Bound::Objects, limit: self.objects }),
+            false => Ok(()),
+        }
+    }
+}
+
+/// Where a watch begins.
+#[derive(Clone, Copy)]
+pub(super) enum Start<'a> {
+    /// With all objects that there are, and a mark at their end.
+    WithObjects,
+    /// After a version.
+    After(&'a str),
+}
+
+/// Objects of one kind at an API server: all that the selectors name.
+#[derive(Clone)]
+pub(super) struct Collection {
+    connection: Connection,
+    /// No other server may answer, if there is one here.
+    server: Option<Arc<str>>,
+    pub(super) bounds: Bounds,
+    path: String,
+    labels: String,
+    fields: String,
+}
+
+impl Collection {
+    /// All objects of a kind.
+    pub(super) fn all<K: ApiObject>(connection: Connection) -> Self {
+        Collection {
+            connection,
+            server: None,
+            bounds: Bounds::default(),
+            path: format!("{}/{}", K::API, K::PLURAL),
+            labels: String::new(),
+            fields: String::new(),
+        }
+    }
+
+    /// Those of one namespace.
+    pub(super) fn namespaced<K: ApiObject>(connection: Connection, namespace: &str) -> Self {
+        let path = format!("{}/namespaces/{namespace}/{}", K::API, K::PLURAL);
+        Collection { path, ..Collection::all::<K>(connection) }
+    }
+
+    /// Only as long as it is this server that answers.
+    pub(super) fn at(self, server: Arc<str>) -> Self {
+        Collection { server: Some(server), ..self }
+    }
+
+    pub(super) fn bounded(self, bounds: Bounds) -> Self {
+        Collection { bounds, ..self }
+    }
+
+    pub(super) fn selecting(self, labels: &str, fields: &str) -> Self {
+        Collection { labels: labels.to_owned(), fields: fields.to_owned(), ..self }
+    }
+
+    /// One page of a list.
+    pub(super) async fn page(&self, limit: u32, token: Option<&str>) -> Result<Page, Cause> {
+        let answer = self.get(self.page_query(limit, token)).await?;
+        let page = wire::read_page(answer.into_body(), self.bounds.page).await?;
+        wire::page(page).await.map_err(Cause::Unreadable)
+    }
+
+    /// A watch that the server is to end after some time.
+    pub(super) async fn watch(&self, start: Start<'_>, time: Duration) -> Result<Frames, Cause> {
+        let answer = self.get(self.watch_query(start, time)).await?;
+        Ok(Frames::new(answer.into_body(), self.bounds.event))
+    }
+
+    /// Never with a version: the server would then ignore the limit.
+    fn page_query(&self, limit: u32, token: Option<&str>) -> String {
+        let mut query = self.query();
+        query.append_pair("limit", &limit.to_string());
+        if let Some(token) = token {
+            query.append_pair("continue", token);
+        }
+        query.finish()
+    }
+
+    fn watch_query(&self, start: Start<'_>, time: Duration) -> String {
+        let mut query = self.query();
+        query.append_pair("watch", "true").append_pair("allowWatchBookmarks", "true");
+        query.append_pair("timeoutSeconds", &time.as_secs().to_string());
+        match start {
+            Start::After(version) => query.append_pair("resourceVersion", version),
+            Start::WithObjects => query
+                .append_pair("sendInitialEvents", "true")
+                .append_pair("resourceVersionMatch", "NotOlderThan")
+                .append_pair("resourceVersion", "0"),
+        };
+        query.finish()
+    }
+
+    fn query(&self) -> Serializer<'static, String> {
+        let mut query = Serializer::new(String::new());
+        for (name, selector) in [("labelSelector", &self.labels), ("fieldSelector", &self.fields)] {
+            if !selector.is_empty() {
+                query.append_pair(name, selector);
+            }
+        }
+        query
+    }
+
+    /// An answer that is no refusal.
+    async fn get(&self, query: String) -> Result<Response<Incoming>, Cause> {
+        let request = self.request(&query).map_err(|error| Cause::NoAnswer(error.into()))?;
+        let answer = self.connection.send(self.server.as_ref(), request).await.map_err(Cause::NoAnswer)?;
+        match answer.status().is_success() {
+            true => Ok(answer),
+            false => Err(Cause::Status(refusal(answer).await)),
+        }
+    }
+
+    fn request(&self, query: &str) -> Result<Request<Body>, http::Error> {
+        Request::get(format!("{}?{query}", self.path))
+            .header(header::ACCEPT, HeaderValue::from_static("application/json"))
+            .header(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"))
+            .body(Body::empty())
+    }
+}
+
+/// What a server says instead of an answer, as far as it can be read.
+async fn refusal(answer: Response<Incoming>) -> Status {
+    let status = answer.status();
+    let body = Limited::new(answer.into_body(), MOST_OF_A_REFUSAL).collect();
+    let body = match tokio::time::timeout(REFUSAL_TIMEOUT, body).await {
+        Ok(Ok(body)) => body.to_bytes(),
+        _ => bytes::Bytes::new(),
+    };
+    Status::decode(&body).unwrap_or_else(|| Status {
+        code: status.as_u16().into(),
+        message: String::from_utf8_lossy(&body).trim().to_owned(),
+        reason: status.canonical_reason().unwrap_or_default().to_owned(),
+    })
+}
