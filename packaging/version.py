@@ -10,12 +10,15 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 # A file, and what stands before the version in it, as a pattern; every place in the file must agree.
 PLACES = {
     "Cargo.toml": r'\[workspace\.package\]\nversion = "',
-    "Cargo.lock": r'name = "(?:kube-proxy-rs|ipvs-rs|netlink|nftables-rs|fuzz)"\nversion = "',
+    "Cargo.lock": r'name = "(?:kube-proxy-rs|ipvs-rs|netlink|nftables-rs|demo|fuzz)"\nversion = "',
+    "crates/ipvs-rs/Cargo.toml": r'netlink = \{ path = "../netlink", version = "',
+    "crates/nftables-rs/Cargo.toml": r'netlink = \{ path = "../netlink", version = "',
     "charts/kube-proxy-rs/Chart.yaml": r"\b(?:version|appVersion): ",
     "charts/kube-proxy-rs/README.md": r"\. Version ",
     "deploy/daemonset.yaml": r"image: kube-proxy-rs:",
     "image/build.py": r'default="kube-proxy-rs:',
     "Dockerfile": r"-t kube-proxy-rs:",
+    "README.md": r"/kube-proxy-rs:",
     "docs/operations.md": r"/kube-proxy-rs:",
 }
 NUMBER = r"\d+\.\d+\.\d+(?:-[0-9a-z.]+)?"
