@@ -42,7 +42,7 @@ package-test: manual ## a Debian package round the debug binary: its content, it
 
 release-publish: ## push image and chart from dist/ to REGISTRY and sign them with cosign [REGISTRY_USER, REGISTRY_PASSWORD, SIGN=no]
 	@scripts/deps.sh publish
-	packaging/publish $(DIST) $(REGISTRY) >$(PUBLISHED)
+	packaging/publish $(DIST) $(REGISTRY) >>$(PUBLISHED)
 
 release-draft: ## make the draft of release VERSION on the forge, with everything in dist/; needs gh and its token
 	gh release create "v$(VERSION)" --draft --verify-tag --title "$(VERSION)" --notes-file $(DIST)/RELEASE-NOTES.md $(DIST)/*
