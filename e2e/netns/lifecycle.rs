@@ -188,7 +188,7 @@ fn a_second_one_says_who_is_there_and_ends_without_having_changed_anything() {
     }
     assert_eq!(state(&node), before);
     assert_eq!(crate::saved::rules(&node, Flavor::Nft, false), rules);
-    assert!(first.is_running() && !first.log().contains("somebody else"), "{}", first.log_tail());
+    assert!(first.is_running() && !first.log().contains("another program"), "{}", first.log_tail());
 }
 
 #[test]

@@ -155,5 +155,5 @@ fn a_proxy_that_writes_its_rules_again_each_time_is_told_of_once_and_makes_the_n
     let lines = |words: &str| log.lines().filter(|line| line.contains(words)).count();
     assert_eq!(lines("is another service proxy, such as kube-proxy"), 1, "{log}");
     let after = log.split("is another service proxy, such as").nth(1).unwrap();
-    assert!(!after.contains("changed by somebody else"), "{log}");
+    assert!(!after.contains("changed by another program"), "{log}");
 }
