@@ -13,6 +13,7 @@ mod listing;
 mod masquerade;
 mod options;
 mod rule;
+mod slow;
 mod tally;
 mod walk;
 
