@@ -262,4 +262,6 @@ pub fn is_tool_failure(error: &anyhow::Error) -> bool {
 }
 
 #[cfg(test)]
+mod bounds_tests;
+#[cfg(test)]
 mod packet_tests;
