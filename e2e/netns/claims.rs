@@ -21,7 +21,7 @@ const SYNC: Duration = Duration::from_secs(120);
 
 /// What tells one Service of these tests from another.
 #[derive(Clone, Copy)]
-struct Asking {
+pub(crate) struct Asking {
     name: &'static str,
     /// The last number of its cluster IP.
     last: u8,
@@ -34,7 +34,7 @@ struct Asking {
 }
 
 impl Asking {
-    const PLAIN: Asking = Asking {
+    pub(crate) const PLAIN: Asking = Asking {
         name: "plain",
         last: 41,
         day: 1,
@@ -69,7 +69,7 @@ impl Asking {
         [service, slice]
     }
 
-    fn put(self, server: &StubApi) {
+    pub(crate) fn put(self, server: &StubApi) {
         self.objects().into_iter().for_each(|object| _ = server.put(object));
     }
 
@@ -82,14 +82,14 @@ impl Asking {
 pub(crate) struct Ground {
     // Dropped in this order: the program first.
     proxy: Proxy,
-    server: Arc<StubApi>,
-    lab: Lab,
+    pub(crate) server: Arc<StubApi>,
+    pub(crate) lab: Lab,
     flavor: Flavor,
     flags: &'static [&'static str],
 }
 
 impl Ground {
-    fn new(flavor: Flavor, flags: &'static [&'static str], services: &[Asking]) -> Ground {
+    pub(crate) fn new(flavor: Flavor, flags: &'static [&'static str], services: &[Asking]) -> Ground {
         let lab = Lab::create().unwrap();
         let elsewhere = || StubApi::start_on_a_thread_at([10, 200, 0, 12].into());
         let server = lab.namespace(Place::Remote1).run(elsewhere).unwrap().unwrap();
@@ -108,13 +108,13 @@ impl Ground {
         launch.start_again(&mut self.proxy).unwrap();
     }
 
-    fn wait(&self, what: &str, condition: impl FnMut() -> bool) {
+    pub(crate) fn wait(&self, what: &str, condition: impl FnMut() -> bool) {
         wait_until(what, SYNC, condition)
             .unwrap_or_else(|error| panic!("{error}; the program's log:\n{}", self.proxy.log_tail()));
     }
 
     /// Who answers a client.
-    fn answers(&self, client: Place, at: SocketAddr) -> String {
+    pub(crate) fn answers(&self, client: Place, at: SocketAddr) -> String {
         let client = self.lab.client(client, IpFamily::V4).patience(Duration::from_secs(2));
         match client.ask(Protocol::Tcp, at) {
             Answer::Answered { pod, .. } => pod,
@@ -152,7 +152,7 @@ impl Ground {
     }
 
     /// The node itself reaches a Service: the program has heard of it.
-    fn expect_served(&self, service: Asking) {
+    pub(crate) fn expect_served(&self, service: Asking) {
         let client = self.lab.client(Place::Node, IpFamily::V4).patience(Duration::from_secs(2));
         self.wait(&format!("{} is served", service.name), || {
             matches!(client.ask(Protocol::Tcp, service.cluster_ip()), Answer::Answered { .. })
@@ -176,17 +176,17 @@ impl Ground {
             "spec.externalIPs: {API_SERVER} port 81/tcp is at the address where this node reaches the API server, and \
              IPVS mode would take all its ports; it is not used"
         );
-        self.expect_told(other, ("ExternalIPRefused", &complaint, "api-server-address"));
+        self.expect_told(other.name, ("ExternalIPRefused", &complaint, "api-server-address"));
         self.server.disconnect();
         self.expect_served_anew("last", 45);
     }
 
     /// The complaint is in the log, in an Event on the Service, in `status` and in `explain`.
-    fn expect_told(&self, service: Asking, (reason, complaint, code): (&str, &str, &str)) {
+    pub(crate) fn expect_told(&self, service: &str, (reason, complaint, code): (&str, &str, &str)) {
         self.wait("the log tells", || self.proxy.log().contains(complaint));
         let is_told = |event: &Value| {
             event["reason"] == reason
-                && event["regarding"]["name"] == service.name
+                && event["regarding"]["name"] == service
                 && event["note"].as_str().is_some_and(|note| note.contains(complaint))
         };
         self.wait("an Event tells", || self.server.events().iter().any(is_told));
@@ -196,8 +196,8 @@ impl Ground {
             let output = command.args(["status", "--control-socket"]).arg(&socket).output().unwrap();
             String::from_utf8(output.stdout).unwrap()
         };
-        self.wait("status tells", || status().contains(&format!("shop/{}: {complaint}", service.name)));
-        let name = format!("shop/{}", service.name);
+        self.wait("status tells", || status().contains(&format!("shop/{service}: {complaint}")));
+        let name = format!("shop/{service}");
         let (report, _) = explain(self.lab.node(), &[&name, "--control-socket", socket.to_str().unwrap()]);
         assert!(codes(&report).contains(code), "{report:#}");
     }
@@ -228,7 +228,7 @@ fn a_service_does_not_get_the_address_at_which_the_api_server_is_reached(
         let complaint = format!(
             "spec.externalIPs: {API_SERVER} is the address of an endpoint of Service default/kubernetes; it is not used"
         );
-        ground.expect_told(other, ("ExternalIPRefused", &complaint, "external-ip-refused"));
+        ground.expect_told(other.name, ("ExternalIPRefused", &complaint, "external-ip-refused"));
     }
     ground.server.disconnect();
     ground.expect_served_anew("last", 45);
@@ -245,7 +245,7 @@ pub(crate) fn expect_api_server_kept(flavor: Flavor, flags: &'static [&'static s
     let complaint = format!(
         "spec.externalIPs: {API_SERVER} port {port}/tcp is where this node reaches the API server; it is not used"
     );
-    ground.expect_told(thief, ("ExternalIPRefused", &complaint, "api-server-address"));
+    ground.expect_told(thief.name, ("ExternalIPRefused", &complaint, "api-server-address"));
 
     ground.expect_api_service();
     ground.server.disconnect();
@@ -297,7 +297,7 @@ pub(crate) fn expect_older_one_served(flavor: Flavor, flags: &'static [&'static 
     assert_eq!(answers(80), "local-1");
     let complaint = "spec.externalIPs: 203.0.113.9 port 80/tcp belongs to Service shop/b-old \
                      (status.loadBalancer.ingress); it is not used";
-    ground.expect_told(YOUNG, ("ExternalIPConflict", complaint, "address-taken"));
+    ground.expect_told(YOUNG.name, ("ExternalIPConflict", complaint, "address-taken"));
     let gauge = "kubeproxy_rs_contested_addresses 1\n";
     ground.wait("the metric counts it", || metrics(ground.lab.node()).is_ok_and(|text| text.contains(gauge)));
     assert!(!ground.proxy.log().contains("neighbour"), "{}", ground.proxy.log_tail());

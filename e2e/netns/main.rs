@@ -4,6 +4,7 @@
 //! so. Each test has namespaces of its own, so they run side by side.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::disallowed_methods, reason = "these are tests")]
 
+mod bounds;
 mod claims;
 mod cleanup;
 mod conntrack;

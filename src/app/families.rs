@@ -13,7 +13,7 @@ use crate::kernel::ipvs::Timeouts;
 use crate::kernel::nft::Monitor;
 use crate::kernel::sysctl::Sysctls;
 use crate::metrics::Metrics;
-use crate::model::{Cidr, IpFamily, IpvsScheduler, NodeFacts, PerFamily};
+use crate::model::{Cidr, IpFamily, IpvsScheduler, NodeFacts, PerFamily, ServiceLimits};
 use crate::plan::{FamilySettings, LocalDetector, NodePortAddresses};
 use crate::state::Reserved;
 use crate::sync::{FamilySync, Identity};
@@ -73,6 +73,7 @@ pub(super) fn settings(config: &Config, family: IpFamily, node: &NodeFacts) -> F
     settings.detector = detector(&config.detect_local, family, node);
     settings.masquerade_all = config.iptables.masquerade_all;
     settings.external_ips = config.external_ips.enabled;
+    settings.limits = limits(config);
     if let Some(ip) = ips.ips.get(family) {
         settings.node_ip = *ip;
     }
@@ -83,6 +84,11 @@ pub(super) fn settings(config: &Config, family: IpFamily, node: &NodeFacts) -> F
         && family == IpFamily::V4
         && settings.node_port_addresses.includes_v4_loopback();
     settings
+}
+
+/// How much of one Service is programmed.
+pub(super) fn limits(config: &Config) -> ServiceLimits {
+    ServiceLimits { by_address: config.mode == Mode::Ipvs, ..config.service_limits }
 }
 
 /// The addresses that Services should not claim, as far as the configuration tells them.

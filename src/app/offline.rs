@@ -49,7 +49,8 @@ impl Offline {
 
 async fn picture(config: &Config) -> Result<Tracker> {
     let node = NodeFacts { name: config.node_name.as_str().into(), ..NodeFacts::default() };
-    let mut tracker = Tracker::new(node, i64::MAX).reserving(families::reserved(config));
+    let mut tracker =
+        Tracker::new(node, i64::MAX).reserving(families::reserved(config)).limiting(families::limits(config));
     let node_port_range = config.node_ports.range.0..=config.node_ports.range.1;
     if !config.sources.manifests.is_empty() {
         let (events, errors) = manifests::load(&config.sources.manifests, &source::manifest_options(config))?;

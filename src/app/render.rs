@@ -30,11 +30,15 @@ pub(super) fn render(config: &Config, asked: &Render) -> Result<Answer> {
     }
     let errors = problems.iter().filter(is_error).count();
     let node = NodeFacts { name: config.node_name.as_str().into(), ..NodeFacts::default() };
-    let mut tracker = Tracker::new(node, i64::MAX).reserving(families::reserved(config));
+    let mut tracker =
+        Tracker::new(node, i64::MAX).reserving(families::reserved(config)).limiting(families::limits(config));
     events.into_iter().for_each(|event| tracker.fold(event));
     let disputes = tracker.take_disputes();
     for conflict in disputes.conflicts {
         complain(format_args!("Error: {conflict}"));
+    }
+    for over in disputes.over_bounds {
+        complain(format_args!("Error: {over}"));
     }
     for claim in disputes.claims {
         complain(format_args!("Warning: {claim}"));

@@ -110,7 +110,7 @@ async fn serve(config: Config, line: CommandLine, effective: Effective) -> Resul
 fn tracker(config: &Config, started: SystemTime) -> Tracker {
     let started = i64::try_from(since_1970(started).as_millis()).unwrap_or(i64::MAX);
     let node = NodeFacts { name: config.node_name.as_str().into(), ..NodeFacts::default() };
-    Tracker::new(node, started).reserving(families::reserved(config))
+    Tracker::new(node, started).reserving(families::reserved(config)).limiting(families::limits(config))
 }
 
 /// Without a source there is nothing to do.

@@ -167,12 +167,14 @@ impl Status {
 /// How many there are, in words.
 fn doubts(it: &Doubtful) -> String {
     format!(
-        "{} endpoints and {} external IPs refused, {} external IPs reported, {} addresses and {} node ports contested",
+        "{} endpoints and {} external IPs refused, {} external IPs reported, {} addresses and {} node ports contested, \
+         {} bounds of Services exceeded",
         it.refused_endpoints,
         it.refused_external_ips,
         it.reported_external_ips,
         it.contested_addresses,
-        it.contested_node_ports
+        it.contested_node_ports,
+        it.too_large
     )
 }
 

@@ -13,6 +13,7 @@ mod listing;
 mod masquerade;
 mod options;
 mod rule;
+mod slow;
 mod tally;
 mod walk;
 
@@ -260,5 +261,7 @@ pub fn is_tool_failure(error: &anyhow::Error) -> bool {
     error.downcast_ref::<RestoreError>().is_some()
 }
 
+#[cfg(test)]
+mod bounds_tests;
 #[cfg(test)]
 mod packet_tests;

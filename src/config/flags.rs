@@ -299,6 +299,21 @@ pub(super) struct TrafficFlags {
     /// Refuse external and load-balancer IPs that are a node's, a pod's or another Service's, or in a special range
     #[arg(long)]
     pub(super) strict_external_ips: bool,
+    /// Endpoints of one Service and family that are used at most, counted once per port; 0 for no bound
+    #[arg(long, value_name = "N", default_value_t = 100_000)]
+    pub(super) max_service_endpoints: u32,
+    /// Ports of one Service that are used at most; 0 for no bound
+    #[arg(long, value_name = "N", default_value_t = 1000)]
+    pub(super) max_service_ports: u32,
+    /// Load-balancer and external IPs of one Service that are used at most; 0 for no bound
+    #[arg(long, value_name = "N", default_value_t = 256)]
+    pub(super) max_service_external_ips: u32,
+    /// Source ranges of one Service and family that are let in at most; 0 for no bound
+    #[arg(long, value_name = "N", default_value_t = 1000)]
+    pub(super) max_service_source_ranges: u32,
+    /// Rules of one Service at most, besides those of its endpoints: ports over it are not used; 0 for no bound
+    #[arg(long, value_name = "N", default_value_t = 100_000)]
+    pub(super) max_service_rules: u32,
 }
 
 #[derive(Args, Clone, Debug)]

@@ -35,7 +35,7 @@ pub use flags::{DriftDetection, Flags, Flavor, ServiceMetrics};
 pub use resolve::{ConfigError, Resolved, resolve};
 pub use write::Effective;
 
-use crate::model::{Cidr, PerFamily};
+use crate::model::{Cidr, PerFamily, ServiceLimits};
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -76,6 +76,8 @@ pub struct Config {
     pub drift_detection: DriftDetection,
     /// How finely what Services carry is measured.
     pub service_metrics: ServiceMetrics,
+    /// How much of one Service is programmed.
+    pub service_limits: ServiceLimits,
     /// Frontends and endpoints measured in each IP family, at most.
     pub service_metrics_limit: u32,
     /// The key of a taint to take from our Node once Services work there.

@@ -6,7 +6,7 @@ use super::{
     IptablesConfig, IpvsConfig, LogFormat, LoggingConfig, Mode, NodePortAddresses, NodePortConfig, Sources,
     SyncConfig, file, validate, values,
 };
-use crate::model::{Cidr, IpFamily, PerFamily, parse_cidr, parse_ip};
+use crate::model::{Cidr, IpFamily, PerFamily, ServiceLimits, parse_cidr, parse_ip};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr};
@@ -200,6 +200,7 @@ fn config(line: &CommandLine, settings: &Settings, node_name: String) -> Config 
         },
         external_ips: external_ips(line, settings),
         drift_detection: line.flags.serving.drift_detection,
+        service_limits: service_limits(line),
         service_metrics: line.flags.serving.service_metrics,
         service_metrics_limit: line.flags.serving.service_metrics_limit,
         node_readiness_taint: line.flags.general.node_readiness_taint.clone(),
@@ -260,6 +261,22 @@ fn node_port_addresses(addresses: &[String]) -> NodePortAddresses {
         [] => NodePortAddresses::All,
         [one] if one == "primary" => NodePortAddresses::Primary,
         several => NodePortAddresses::Cidrs(several.iter().filter_map(|cidr| parse_cidr(cidr)).collect()),
+    }
+}
+
+fn service_limits(line: &CommandLine) -> ServiceLimits {
+    let flags = &line.flags.traffic;
+    let bound = |number: u32| match usize::try_from(number) {
+        Ok(0) | Err(_) => usize::MAX,
+        Ok(number) => number,
+    };
+    ServiceLimits {
+        endpoints: bound(flags.max_service_endpoints),
+        ports: bound(flags.max_service_ports),
+        external_ips: bound(flags.max_service_external_ips),
+        source_ranges: bound(flags.max_service_source_ranges),
+        rules: bound(flags.max_service_rules),
+        ..ServiceLimits::NONE
     }
 }
 

@@ -43,6 +43,15 @@ fn secs(seconds: u64) -> Duration {
     Duration::from_secs(seconds)
 }
 
+const SERVICE_LIMITS: ServiceLimits = ServiceLimits {
+    endpoints: 100_000,
+    ports: 1000,
+    external_ips: 256,
+    source_ranges: 1000,
+    rules: 100_000,
+    by_address: false,
+};
+
 fn default_config() -> Config {
     Config {
         mode: Mode::Iptables,
@@ -77,6 +86,7 @@ fn default_config() -> Config {
             node_cidrs: Vec::new(),
         },
         drift_detection: DriftDetection::Events,
+        service_limits: SERVICE_LIMITS,
         service_metrics: ServiceMetrics::Off,
         service_metrics_limit: 1000,
         node_readiness_taint: None,
@@ -190,6 +200,11 @@ const OUR_FLAGS: &[(&str, &str, bool)] = &[
     ("service-cluster-ip-range", "", true),
     ("node-ip-range", "", true),
     ("strict-external-ips", "false", true),
+    ("max-service-endpoints", "100000", true),
+    ("max-service-ports", "1000", true),
+    ("max-service-external-ips", "256", true),
+    ("max-service-source-ranges", "1000", true),
+    ("max-service-rules", "100000", true),
     ("node-readiness-taint", "", true),
     ("family", "ipv4", true),
     ("control-socket", "/run/kube-proxy-rs/control.sock", true),
@@ -295,6 +310,12 @@ fn every_flag_has_a_row_in_the_documentation() {
 #[case(&["--strict-external-ips"], |c: &mut Config| c.external_ips.strict = true)]
 #[case(&["--service-cluster-ip-range=10.96.0.1/12,fd00:96::/108"], |c: &mut Config| {
     c.external_ips.service_cidrs = vec!["10.96.0.0/12".parse().unwrap(), "fd00:96::/108".parse().unwrap()];
+})]
+#[case(&["--max-service-endpoints=7", "--max-service-ports=6", "--max-service-external-ips=5"], |c: &mut Config| {
+    c.service_limits = ServiceLimits { endpoints: 7, ports: 6, external_ips: 5, ..SERVICE_LIMITS };
+})]
+#[case(&["--max-service-source-ranges=4", "--max-service-rules=0"], |c: &mut Config| {
+    c.service_limits = ServiceLimits { source_ranges: 4, rules: usize::MAX, ..SERVICE_LIMITS };
 })]
 #[case(&["--node-ip-range=10.200.0.1/24"], |c: &mut Config| {
     c.external_ips.node_cidrs = vec!["10.200.0.0/24".parse().unwrap()];

@@ -37,6 +37,8 @@ pub enum Code {
     KernelObjectMissing,
     /// The kernel has more than it should.
     KernelStateStale,
+    /// More than is programmed of one Service.
+    ServiceTooLarge,
     /// An address and port belongs to another Service.
     AddressTaken,
     /// The API server is reached there.
@@ -145,6 +147,13 @@ fn left_out(view: &ServiceView) -> Vec<Finding> {
             port.complaint.as_str(),
             "Of two Services the older one has the port. Give one of the two another port.",
         ),
+    }));
+    found.extend(view.too_large.iter().map(|complaint| {
+        finding(
+            (Code::ServiceTooLarge, Severity::Problem),
+            complaint.as_str(),
+            "Divide the Service, or start the proxy with a higher bound; 0 lifts it.",
+        )
     }));
     if view.refused_endpoints > 0 {
         found.push(finding(

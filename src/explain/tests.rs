@@ -130,6 +130,7 @@ fn what_is_refused_before_the_kernel_is_asked_is_named() {
         ip(4, Contest::Taken, true),
     ];
     view.refused_endpoints = 3;
+    view.too_large = vec!["3 ports".to_owned()];
     let port = |node_port, contest| ContestedPort {
         node_port,
         protocol: "tcp".to_owned(),
@@ -145,6 +146,7 @@ fn what_is_refused_before_the_kernel_is_asked_is_named() {
         Code::AddressTaken,
         Code::NodePortTaken,
         Code::ApiServerAddress,
+        Code::ServiceTooLarge,
         Code::EndpointsRefused,
         Code::ExternalIpContested,
     ];

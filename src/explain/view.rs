@@ -26,6 +26,8 @@ pub struct ServiceView {
     pub contested_ports: Vec<ContestedPort>,
     /// Endpoints that its slices have and that are left out because of the range of their address.
     pub refused_endpoints: usize,
+    /// What it asks for beyond what is programmed of one Service.
+    pub too_large: Vec<String>,
     /// One part for each IP family that the Service has.
     pub families: Vec<FamilyView>,
 }

@@ -71,6 +71,8 @@ pub struct Doubtful {
     pub contested_addresses: usize,
     /// Ports of the node that another Service has.
     pub contested_node_ports: usize,
+    /// What Services ask for beyond what is programmed of one.
+    pub too_large: usize,
     /// The first Services that have such, and what is wrong.
     pub doubtful: Vec<RefusedObject>,
 }

@@ -18,6 +18,7 @@ pub(super) struct SyncMetrics {
     pub(super) no_local_endpoints: IntGaugeVec,
     pub(super) refused_services: IntGaugeVec,
     pub(super) refused_endpoints: IntGauge,
+    pub(super) over_bounds: IntGauge,
     pub(super) contested_addresses: IntGauge,
     pub(super) contested_node_ports: IntGauge,
     pub(super) contested_external_ips: IntGaugeVec,
@@ -100,6 +101,10 @@ impl SyncMetrics {
             refused_endpoints: IntGauge::with_opts(opts(
                 "rs_refused_endpoints",
                 "Endpoints left out because of the range of their address",
+            ))?,
+            over_bounds: IntGauge::with_opts(opts(
+                "rs_service_bounds_exceeded",
+                "Bounds of one Service that Services ask for more than",
             ))?,
             contested_addresses: IntGauge::with_opts(opts(
                 "rs_contested_addresses",

@@ -103,7 +103,7 @@ impl Metrics {
         self.register([&sync.last, &sync.last_queued])?;
         self.register([&sync.no_local_endpoints, &sync.refused_services])?;
         self.register([&sync.refused_endpoints])?;
-        self.register([&sync.contested_addresses, &sync.contested_node_ports])?;
+        self.register([&sync.over_bounds, &sync.contested_addresses, &sync.contested_node_ports])?;
         self.register([&sync.contested_external_ips])?;
         self.register([&sync.drift])?;
         self.register([&changes.endpoints_pending, &changes.services_pending])?;
@@ -229,6 +229,12 @@ impl Metrics {
     #[must_use]
     pub fn refused_endpoints(&self) -> &IntGauge {
         &self.sync.refused_endpoints
+    }
+
+    /// Bounds of one Service that Services ask for more than.
+    #[must_use]
+    pub fn over_bounds(&self) -> &IntGauge {
+        &self.sync.over_bounds
     }
 
     /// Addresses with a port that Services ask for and that others have.
@@ -445,6 +451,7 @@ mod tests {
         metrics.last_queued(family).set(2.5);
         metrics.refused_services(family).set(1);
         metrics.refused_endpoints().set(1);
+        metrics.over_bounds().set(1);
         metrics.contested_addresses().set(1);
         metrics.contested_node_ports().set(1);
         metrics.contested_external_ips(true).set(1);
@@ -505,6 +512,7 @@ mod tests {
         ("kubeproxy_sync_proxy_rules_no_local_endpoints_total", "gauge"),
         ("kubeproxy_rs_refused_services", "gauge"),
         ("kubeproxy_rs_refused_endpoints", "gauge"),
+        ("kubeproxy_rs_service_bounds_exceeded", "gauge"),
         ("kubeproxy_rs_contested_addresses", "gauge"),
         ("kubeproxy_rs_contested_node_ports", "gauge"),
         ("kubeproxy_rs_contested_external_ips", "gauge"),

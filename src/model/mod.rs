@@ -11,6 +11,7 @@ mod endpoint;
 mod flow;
 mod frontend;
 mod ipvs;
+mod limits;
 mod node;
 mod process;
 mod quote;
@@ -25,6 +26,7 @@ pub use endpoint::{EndpointFacts, EndpointSlice, Hints, SliceEndpoint, SliceName
 pub use flow::{ApiServerAddress, ObjectKind, ServiceRecord, Snapshot, SourceProblem, WatchEvent};
 pub use frontend::{FrontendKind, Wanted};
 pub use ipvs::{Frontend, IpvsScheduler, RealServer, ServerOperation, SetEntry, SetType, VirtualServer};
+pub use limits::{Bound, Excess, ServiceLimits};
 pub use node::NodeFacts;
 pub use process::ProcessUse;
 pub use quote::{cut, excerpt, findings, printable, quoted, word};

@@ -44,9 +44,9 @@ impl Candidate {
 /// All endpoints of a Service port, merged over its slices and sorted by text.
 ///
 /// An address that stands twice counts once: the later entry wins, unless it is terminating
-/// (kube-proxy: a pod's successor can have its address).
+/// (kube-proxy: a pod's successor can have its address). If they are more than `most`, those stay that serve best.
 pub(super) fn candidates(
-    family: IpFamily,
+    (family, most): (IpFamily, Option<usize>),
     record: &ServiceRecord,
     port: &ServicePort,
     node: &NodeFacts,
@@ -66,6 +66,13 @@ pub(super) fn candidates(
         }
         same
     });
+    if let Some(most) = most.filter(|most| found.len() > *most) {
+        let fallback = |it: &Candidate| if it.is_fallback() { 1 } else { 2 };
+        let rank = |it: &Candidate| if it.facts.ready() { 0 } else { fallback(it) };
+        found.sort_by_key(|it| (rank(it), !it.facts.local(), it.is_hinted_elsewhere()));
+        found.truncate(most);
+        found.sort_by(|a, b| a.text.cmp(&b.text));
+    }
     found
 }
 

@@ -162,16 +162,22 @@ impl<'a> Plan<'a> {
         self.snapshot.services.iter().filter_map(move |(name, record)| plan.build(name, record))
     }
 
+    /// Which endpoints of a Service's port count: those of the family, and no more than this.
+    fn endpoints_of(&self, record: &ServiceRecord) -> (IpFamily, Option<usize>) {
+        (self.family(), self.settings.limits.share(record, self.family()))
+    }
+
     fn build(&self, name: &'a ServiceName, record: &'a ServiceRecord) -> Option<ServicePlan<'a>> {
         let service = record.service.as_deref()?;
         service.cluster_ips.get(self.family()).as_ref()?;
         let node = &self.snapshot.node;
+        let scope = self.endpoints_of(record);
         let ports = service.ports.iter().enumerate().filter_map(|(index, port)| {
             let frontends = Frontends::of_port(self.settings, record, service, index);
             if !frontends.accessible() {
                 return None;
             }
-            let candidates = endpoints::candidates(self.family(), record, port, node);
+            let candidates = endpoints::candidates(scope, record, port, node);
             let choice = Choice::of(&candidates, service.internal_traffic_policy, &frontends);
             Some(port_plan(service, port, frontends, (choice, candidates)))
         });

@@ -65,10 +65,11 @@ impl Plan<'_> {
         let record = self.snapshot.services.get(name)?;
         let service = record.service.as_deref()?;
         service.cluster_ips.get(self.family()).as_ref()?;
+        let scope = self.endpoints_of(record);
         let ports = service.ports.iter().enumerate().map(|(index, port)| {
             let frontends = Frontends::of_port(self.settings, record, service, index);
             let internal = service.internal_traffic_policy;
-            let candidates = endpoints::candidates(self.family(), record, port, &self.snapshot.node);
+            let candidates = endpoints::candidates(scope, record, port, &self.snapshot.node);
             let choice = Choice::of(&candidates, internal, &frontends);
             // Without a way in from outside, the external policy means nothing.
             let external =

@@ -1,6 +1,6 @@
 //! What holds for every Service of a family: made of the configuration and what is known of our Node.
 
-use crate::model::{Cidr, IpFamily};
+use crate::model::{Cidr, IpFamily, ServiceLimits};
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
@@ -69,6 +69,8 @@ pub struct FamilySettings {
     pub localhost_node_ports: bool,
     /// External IPs lead to their Services; an operator can switch that off.
     pub external_ips: bool,
+    /// How much of one Service is programmed at most; what its object asks for is within them already.
+    pub limits: ServiceLimits,
 }
 
 impl FamilySettings {
@@ -99,6 +101,7 @@ impl FamilySettings {
             node_port_addresses: NodePortAddresses::All,
             localhost_node_ports: family == IpFamily::V4,
             external_ips: true,
+            limits: ServiceLimits::NONE,
         }
     }
 }

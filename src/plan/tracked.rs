@@ -30,9 +30,10 @@ impl Plan<'_> {
             return Vec::new();
         }
         let of_interest = |(_, port): &(usize, &crate::model::ServicePort)| port.protocol != Protocol::Tcp;
+        let scope = self.endpoints_of(record);
         let tracked = service.ports.iter().enumerate().filter(of_interest).map(|(index, port)| {
             let frontends = Frontends::of_port(self.settings, record, service, index);
-            let candidates = endpoints::candidates(self.family(), record, port, &self.snapshot.node);
+            let candidates = endpoints::candidates(scope, record, port, &self.snapshot.node);
             let serving = |candidate: &Candidate| candidate.facts.serving().then_some(candidate.address);
             TrackedPort {
                 protocol: port.protocol,

@@ -5,10 +5,12 @@
 //! Services: which of them has a frontend that several claim, or that is not for Services (`allotment`).
 
 mod allotment;
+mod bounds;
 mod claims;
 mod endpoints;
 mod owners;
 mod tracker;
 
+pub use bounds::OverBound;
 pub use owners::{AddressOwner, Asked, FrontendConflict, Reserved, ReservedClaim};
 pub use tracker::{Changes, Disputes, Seen, Tracker};

@@ -1,10 +1,11 @@
 //! The tracker: owner of the snapshot, and of what changed in it since the last pass.
 
 use super::allotment::{Allotment, Findings};
+use super::bounds::{Bounds, OverBound};
 use super::owners::{FrontendConflict, Reserved, ReservedClaim};
 use crate::model::{
-    EndpointSlice, IpFamily, NodeFacts, ObjectKind, PerFamily, Service, ServiceName, SliceName, Snapshot,
-    SourceProblem, WatchEvent,
+    EndpointSlice, IpFamily, NodeFacts, ObjectKind, PerFamily, Service, ServiceLimits, ServiceName,
+    SliceName, Snapshot, SourceProblem, WatchEvent,
 };
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -27,6 +28,8 @@ pub struct Disputes {
     pub conflicts: Vec<FrontendConflict>,
     /// Frontends that are none for Services.
     pub claims: Vec<ReservedClaim>,
+    /// More than is programmed of one Service.
+    pub over_bounds: Vec<OverBound>,
 }
 
 impl Changes {
@@ -54,6 +57,7 @@ pub struct Tracker {
     /// Where a slice is filed: its Service can change, and a removal names only the slice.
     slice_services: HashMap<SliceName, ServiceName>,
     allotment: Allotment,
+    bounds: Bounds,
     /// How many endpoints of a slice are refused; a slice without any is not there.
     refused_endpoints: BTreeMap<SliceName, u16>,
     endpoints: PerFamily<usize>,
@@ -91,6 +95,13 @@ impl Tracker {
     #[must_use]
     pub fn reserving(mut self, reserved: Reserved) -> Self {
         self.allotment.reserved = reserved;
+        self
+    }
+
+    /// The same picture, of Services within these limits.
+    #[must_use]
+    pub fn limiting(mut self, limits: ServiceLimits) -> Self {
+        self.bounds.limits = limits;
         self
     }
 
@@ -152,6 +163,17 @@ impl Tracker {
         self.allotment.of(name).map_or(&[], |found| &found.claims)
     }
 
+    /// What Services ask for beyond what is programmed of one.
+    pub fn over_bounds(&self) -> impl Iterator<Item = &OverBound> {
+        self.bounds.standing()
+    }
+
+    /// That of one Service.
+    #[must_use]
+    pub fn over_bounds_of(&self, name: &ServiceName) -> &[OverBound] {
+        self.bounds.of(name)
+    }
+
     /// The slices with endpoints whose addresses are refused, their Services, and how many these are.
     pub fn refused_endpoints(&self) -> impl Iterator<Item = (&SliceName, &ServiceName, u16)> {
         let refused = self.refused_endpoints.iter();
@@ -195,6 +217,7 @@ impl Tracker {
         let mut disputes = std::mem::take(&mut self.disputes);
         // A list can name the owner of a frontend last.
         disputes.conflicts.retain(|it| self.conflicts_of(&it.service).contains(it));
+        disputes.over_bounds.retain(|it| !self.bounds.of(&it.service).is_empty());
         disputes.claims.retain(|it| self.claims_of(&it.service).contains(it));
         disputes
     }
@@ -298,12 +321,13 @@ impl Tracker {
         }
     }
 
-    fn fold_service(&mut self, service: Box<Service>) {
+    fn fold_service(&mut self, mut service: Box<Service>) {
         self.seen.services += 1;
         if let Some(unlisted) = &mut self.unlisted.services {
             unlisted.remove(&service.name);
         }
         let name = service.name.clone();
+        self.disputes.over_bounds.extend(self.bounds.cut(&mut service));
         let record = self.snapshot.services.entry(name.clone()).or_default();
         if record.service.as_ref() == Some(&service) {
             return;
@@ -312,6 +336,7 @@ impl Tracker {
         let families = families([old, Some(&service)]);
         self.allotment.replace(old, Some(&service), &self.snapshot.node);
         record.service = Some(service);
+        self.disputes.over_bounds.extend(self.bounds.count(&name, record));
         self.mark(&name, families);
     }
 
@@ -321,6 +346,7 @@ impl Tracker {
         let Some(record) = self.snapshot.services.get_mut(name) else { return };
         let Some(old) = record.service.take() else { return };
         self.allotment.replace(Some(&old), None, &self.snapshot.node);
+        self.bounds.forget(name);
         self.mark(name, families([Some(&*old), None]));
         self.drop_empty(name);
     }
@@ -358,6 +384,7 @@ impl Tracker {
     }
 
     fn put_slice(&mut self, slice: EndpointSlice) {
+        let service = slice.service.clone();
         *self.endpoints.get_mut(slice.family) += weight(&slice);
         let record = self.snapshot.services.entry(slice.service.clone()).or_default();
         let place = record.slices.binary_search_by(|known| known.name.cmp(&slice.name));
@@ -374,6 +401,8 @@ impl Tracker {
                 record.slices.insert(index, slice);
             }
         }
+        let new = self.bounds.count(&service, record);
+        self.disputes.over_bounds.extend(new);
     }
 
     /// A slice that was never known was of no use, or never there: it does not count (kube-proxy).
@@ -392,6 +421,8 @@ impl Tracker {
         let old = record.slices.remove(index);
         self.allotment.replace_slice(Some(&old), None);
         *self.endpoints.get_mut(old.family) -= weight(&old);
+        let new = self.bounds.count(&service, record);
+        self.disputes.over_bounds.extend(new);
         self.triggers.get_mut(old.family).remove(&service);
         self.drop_empty(&service);
         self.mark_in(old.family, &service);

@@ -186,6 +186,7 @@ impl Told<'_> {
             flavor: self.identity.flavor.clone(),
             contested_ips,
             contested_ports,
+            too_large: self.tracker.over_bounds_of(name).iter().map(|it| it.excess.to_string()).collect(),
             refused_endpoints: record.slices.iter().map(|slice| usize::from(slice.refused)).sum(),
             families: self.families.iter().filter_map(part).collect(),
         })

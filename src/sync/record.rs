@@ -7,8 +7,10 @@ use super::settle::Settled;
 use crate::backend::{Applied, Drift, Finding, ObjectCount, ObjectKind, Refusal, is_tool_failure};
 use crate::health::{Clock, Doubtful, PortTaken, ProxyHealth, RefusedObject};
 use crate::metrics::{Metrics, PolicyKind, Table};
-use crate::model::{FrontendKind, IpFamily, NodeFacts, PerFamily, ServiceName, SourceProblem, findings};
-use crate::state::{FrontendConflict, ReservedClaim, Tracker};
+use crate::model::{
+    Bound, FrontendKind, IpFamily, NodeFacts, PerFamily, ServiceName, SourceProblem, findings,
+};
+use crate::state::{FrontendConflict, OverBound, ReservedClaim, Tracker};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -298,6 +300,19 @@ impl Recorder for Records {
         }
     }
 
+    fn over_bounds(&mut self, over: &[OverBound]) {
+        let reason = |it: &OverBound| match it.excess.bound {
+            Bound::Endpoints { .. } => "TooManyEndpoints",
+            _ => "ServiceTooLarge",
+        };
+        for alike in over.chunk_by(|a, b| a.service == b.service && reason(a) == reason(b)) {
+            let service = &alike[0].service;
+            let complaint = format!("Service {service}: {}", findings(alike.iter().map(|it| it.excess)));
+            tracing::error!(%service, "{complaint}");
+            self.warn(Some(service), reason(&alike[0]), "Sync", complaint);
+        }
+    }
+
     fn doubted(&mut self, tracker: &Tracker) {
         let mut doubtful = Doubtful::default();
         for (slice, service, count) in tracker.refused_endpoints() {
@@ -324,6 +339,12 @@ impl Recorder for Records {
             let service = conflict.service.to_string();
             doubtful.name(|| RefusedObject { service, reason: conflict.complaint() });
         }
+        for over in tracker.over_bounds() {
+            doubtful.too_large += 1;
+            let service = over.service.to_string();
+            doubtful.name(|| RefusedObject { service, reason: over.excess.to_string() });
+        }
+        self.metrics.over_bounds().set(gauge(doubtful.too_large));
         self.metrics.contested_addresses().set(gauge(doubtful.contested_addresses));
         self.metrics.contested_node_ports().set(gauge(doubtful.contested_node_ports));
         self.metrics.refused_endpoints().set(gauge(doubtful.refused_endpoints));

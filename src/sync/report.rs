@@ -4,7 +4,7 @@ use super::settle::Settled;
 use crate::backend::{Applied, Finding};
 use crate::health::PortTaken;
 use crate::model::{IpFamily, NodeFacts, ServiceName, SourceProblem};
-use crate::state::{FrontendConflict, ReservedClaim, Tracker};
+use crate::state::{FrontendConflict, OverBound, ReservedClaim, Tracker};
 use std::time::Duration;
 
 /// How much a pass looked at.
@@ -91,6 +91,9 @@ pub trait Recorder {
 
     /// Services ask for traffic to addresses that are somebody else's.
     fn claims(&mut self, claims: &[ReservedClaim]);
+
+    /// Services ask for more than is programmed of one.
+    fn over_bounds(&mut self, over: &[OverBound]);
 
     /// What of the picture is left out or doubtful now.
     fn doubted(&mut self, tracker: &Tracker);

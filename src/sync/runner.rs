@@ -168,6 +168,7 @@ impl<R: Recorder> Runner<R> {
         let disputes = self.tracker.take_disputes();
         self.recorder.conflicts(&disputes.conflicts);
         self.recorder.claims(&disputes.claims);
+        self.recorder.over_bounds(&disputes.over_bounds);
         self.recorder.doubted(&self.tracker);
         for index in 0..self.families.len() {
             let due = self.schedules.get(self.families[index].family()).due();

@@ -8,7 +8,7 @@ use crate::kernel::fake::iptables::FakeXtables;
 use crate::kernel::iptables::Flavor;
 use crate::model::{Cidr, IpFamily, NodeFacts, ObjectKind, SourceProblem, WatchEvent};
 use crate::plan::{FamilySettings, LocalDetector, NodePortAddresses};
-use crate::state::{FrontendConflict, ReservedClaim, Tracker};
+use crate::state::{FrontendConflict, OverBound, ReservedClaim, Tracker};
 use crate::testing::generate::Generator;
 use std::any::Any;
 use std::cell::RefCell;
@@ -79,6 +79,10 @@ impl Recorder for Diary {
 
     fn conflicts(&mut self, conflicts: &[FrontendConflict]) {
         conflicts.iter().for_each(|conflict| self.note(format!("conflict: {conflict}")));
+    }
+
+    fn over_bounds(&mut self, over: &[OverBound]) {
+        over.iter().for_each(|it| self.note(format!("over: {it}")));
     }
 
     fn claims(&mut self, claims: &[ReservedClaim]) {

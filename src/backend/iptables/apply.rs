@@ -7,6 +7,7 @@ use super::diff::{Changes, Step};
 use super::input::Input;
 use super::names::{CANARY, ChainId};
 use crate::backend::options::OptionsRefused;
+use crate::backend::slow::tell_if_slow;
 use crate::backend::{Refusal, jumps};
 use crate::kernel::iptables::{Place, RestoreError, Xtables};
 use crate::model::ServiceName;
@@ -153,7 +154,8 @@ impl<X: Xtables> Run<'_, '_, X> {
     /// in the way of this, too.
     async fn empty(&mut self, chains: &[ChainId]) -> Result<(), RestoreError> {
         let declared: String = chains.iter().map(|id| format!(":{id} - [0:0]\n")).collect();
-        match self.restore(std::iter::once(format!("*nat\n{declared}COMMIT\n"))).await {
+        let at = || format!("emptying {} chains", chains.len());
+        match self.restore(std::iter::once(format!("*nat\n{declared}COMMIT\n")), at).await {
             // Refused, it holds what it held, which the next look finds.
             Ok(()) | Err(RestoreError::Refused { .. }) => Ok(()),
             Err(error) => Err(error),
@@ -170,14 +172,18 @@ impl<X: Xtables> Run<'_, '_, X> {
             delete,
             excluded: &BTreeSet::new(),
         };
-        self.restore(input.pieces()).await
+        self.restore(input.pieces(), || format!("deleting {} chains", delete.len())).await
     }
 
-    async fn restore(&mut self, pieces: impl Iterator<Item = String>) -> Result<(), RestoreError> {
+    async fn restore(
+        &mut self,
+        pieces: impl Iterator<Item = String>,
+        at: impl Fn() -> String,
+    ) -> Result<(), RestoreError> {
         self.outcome.calls += 1;
         let (mut written, mut is_filter) = ([0, 0], false);
         let mut counted = pieces.inspect(|piece| count_rules(piece, &mut is_filter, &mut written));
-        self.tools.restore(&mut counted).await?;
+        tell_if_slow(self.tools.restore(&mut counted), at).await?;
         self.outcome.written[0] += written[0];
         self.outcome.written[1] += written[1];
         Ok(())
@@ -221,7 +227,8 @@ impl<X: Xtables> Run<'_, '_, X> {
             delete: &delete,
             excluded,
         };
-        self.restore(input.pieces()).await
+        let changes = self.changes;
+        self.restore(input.pieces(), || content(changes, services, &delete)).await
     }
 
     /// Whether it is options that make the step be refused.
@@ -362,6 +369,22 @@ fn lines_around(pieces: impl Iterator<Item = String>, line: usize) -> String {
         }
     }
     shown.join(" | ")
+}
+
+/// What an input is about.
+fn content(changes: &Changes, services: &[usize], delete: &[ChainId]) -> String {
+    let size = |index: &usize| changes.services[*index].write.len();
+    let deleted = if delete.is_empty() { String::new() } else { format!(", deleting {}", delete.len()) };
+    let Some(largest) = services.iter().max_by_key(|index| size(index)) else {
+        return format!("the shared chains{deleted}");
+    };
+    format!(
+        "{} chains of {} Services, of which {} has {}{deleted}",
+        services.iter().map(size).sum::<usize>(),
+        services.len(),
+        changes.services[*largest].name,
+        size(largest),
+    )
 }
 
 /// The shared chains that hold rules of Services.

@@ -39,7 +39,6 @@ enum Part<'a> {
     /// A Service's rules in these shared chains.
     Dispatch(ServicePlan<'a>, Of),
     Net(&'a NetChain),
-    Declare(usize),
     Chains(usize),
     Declaration(ChainId),
     Deletion(ChainId),
@@ -109,9 +108,7 @@ impl<'a> Input<'a> {
             has_node_ports.then(|| self.members([Fixed::NodePorts].into())).into_iter().flatten();
         Box::new(
             std::iter::once(Part::Text(head.into_string()))
-                .chain(self.services.iter().map(|index| Part::Declare(*index)))
-                .chain(nets.iter().map(|chain| Part::Declaration(chain.net.chain())))
-                .chain(deletes.iter().map(|id| Part::Declaration(*id)))
+                .chain(self.declared(nets).into_iter().map(Part::Declaration))
                 .chain(std::iter::once(Part::Text(rules.into_string())))
                 .chain(dispatched.map(|service| Part::Dispatch(service, Of::Chain(Fixed::Services))))
                 .chain(node_ports.map(|service| Part::Dispatch(service, Of::Chain(Fixed::NodePorts))))
@@ -139,6 +136,16 @@ impl<'a> Input<'a> {
         });
     }
 
+    /// The chains to declare, in the order of their names. The nft flavour keeps them so, and finds the place of one that
+    /// comes out of order by looking at all others.
+    fn declared(&self, nets: &[NetChain]) -> Vec<ChainId> {
+        let own = self.services.iter().flat_map(|index| &self.changes.services[*index].write);
+        let mut chains: Vec<ChainId> = own.chain(self.delete).copied().collect();
+        chains.extend(nets.iter().map(|chain| chain.net.chain()));
+        chains.sort_by_cached_key(ChainId::name);
+        chains
+    }
+
     fn dispatched(&self) -> impl Iterator<Item = ServicePlan<'a>> + '_ {
         self.desired.plan.services().filter(|service| !self.excluded.contains(service.name))
     }
@@ -163,9 +170,6 @@ impl<'a> Input<'a> {
             Part::Text(lines) => text.push_str(&lines),
             Part::Dispatch(service, of) => self.write_dispatch(&service, of, text),
             Part::Net(chain) => self.write_net(chain, text),
-            Part::Declare(index) => {
-                self.changes.services[index].write.iter().for_each(|id| declare(text, id));
-            }
             Part::Chains(index) => self.write_chains(index, text),
             Part::Declaration(id) => declare(text, id),
             Part::Deletion(id) => line!(text, "-X {id}"),

@@ -846,3 +846,23 @@ async fn a_refused_service_leaves_nothing_to_be_found() {
     assert_eq!(bench.sync().await.unwrap().refused.len(), 1);
     assert_eq!(bench.look_thoroughly().await.0, Vec::<String>::new());
 }
+
+/// The tools find the place of a chain that comes out of order by looking at all that they know.
+#[test]
+fn chains_are_declared_in_the_order_of_their_names() {
+    let mut bench = Bench::new(IpFamily::V4, Flavor::Nft, usize::MAX);
+    let mut generator = Generator::new(5);
+    (0..300).for_each(|_| bench.tracker.fold(generator.event()));
+    bench.tracker.settle();
+    let plan = crate::plan::Plan::new(&bench.settings, bench.tracker.snapshot(), Scope::All);
+    let features = Features { tree_threshold: 10, ..Features::default() };
+    let inputs = render_inputs(&plan, &features, Flavor::Nft);
+    let of_services = |line: &&str| {
+        let name = line.strip_prefix(':').and_then(|line| line.split(' ').next());
+        name.is_some_and(|name| names::ChainId::parse(name).is_some())
+    };
+    for input in inputs {
+        let declared: Vec<&str> = input.lines().filter(of_services).collect();
+        assert!(declared.is_sorted(), "{declared:?}");
+    }
+}

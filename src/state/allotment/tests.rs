@@ -144,7 +144,7 @@ struct Outcome {
 
 fn fold(tracker: &mut Tracker, events: impl IntoIterator<Item = WatchEvent>) -> Outcome {
     events.into_iter().for_each(|event| tracker.fold(event));
-    let Disputes { claims, conflicts } = tracker.take_disputes();
+    let Disputes { claims, conflicts, .. } = tracker.take_disputes();
     Outcome { services: tracker.take_changes(IpFamily::V4).services, claims, conflicts }
 }
 
