@@ -92,7 +92,7 @@ fn until_ready_says(lab: &Lab, one: &str, other: &str) {
 }
 
 /// Whether requests in both families are answered, each within a second.
-fn is_served(lab: &Lab, case: &PacketCase) -> bool {
+pub(crate) fn is_served(lab: &Lab, case: &PacketCase) -> bool {
     IpFamily::ALL.into_iter().all(|family| {
         let client = lab.client(Place::LocalClient, family).patience(Duration::from_secs(1));
         let answer = client.ask(Protocol::Tcp, SocketAddr::new(case.cluster_ip(family), SERVICE_PORT));

@@ -198,6 +198,8 @@ pub struct Applied {
     pub calls: usize,
     /// Services that are left out now because the kernel refuses them.
     pub refused: Vec<Refusal>,
+    /// Services so large that they take several passes; the next, with them in its scope, should come at once.
+    pub unfinished: BTreeSet<ServiceName>,
 }
 
 impl Applied {

@@ -7,6 +7,7 @@ use crate::model::{IpFamily, NodeFacts, ServiceName, Snapshot};
 use crate::plan::{FamilySettings, NodePortAddresses, Plan, Scope};
 use crate::state::{Changes, Tracker};
 use anyhow::{Context, Result, bail};
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 /// So many trigger times are kept while a family cannot be programmed; they only measure.
@@ -30,6 +31,8 @@ pub struct FamilySync {
     pub(super) triggered: Vec<i64>,
     /// Services that the kernel refused at the last pass.
     refused: Vec<Refusal>,
+    /// Services that the last pass has not finished.
+    unfinished: BTreeSet<ServiceName>,
     /// A pass of this process has succeeded: nothing in the kernel is an earlier one's.
     stands: bool,
 }
@@ -49,6 +52,7 @@ impl FamilySync {
             addresses: Vec::new(),
             triggered: Vec::new(),
             refused: Vec::new(),
+            unfinished: BTreeSet::new(),
             stands: false,
         }
     }
@@ -99,6 +103,7 @@ impl FamilySync {
             Ok(applied) => {
                 self.stands = true;
                 self.refused.clone_from(&applied.refused);
+                self.unfinished.clone_from(&applied.unfinished);
                 (kind, Outcome::Done(applied))
             }
             Err(error) => {
@@ -106,6 +111,11 @@ impl FamilySync {
                 (kind, Outcome::Failed(error))
             }
         }
+    }
+
+    /// Services that the next pass has to look at, whatever else changes.
+    pub(super) fn take_unfinished(&mut self) -> BTreeSet<ServiceName> {
+        std::mem::take(&mut self.unfinished)
     }
 
     fn next_kind(&self, changes: &Changes) -> PassKind {

@@ -189,11 +189,13 @@ impl<R: Recorder> Runner<R> {
         if schedule.begin(Instant::now(), periods.full) {
             family.forget();
         }
-        let changes = tracker.take_changes(family.family());
+        let mut changes = tracker.take_changes(family.family());
+        changes.services.extend(family.take_unfinished());
         let report = pass(family, tracker, &changes).await;
         recorder.passed(&report);
-        let mut ended = Ended::Failed;
+        let (mut ended, mut is_unfinished) = (Ended::Failed, false);
         if let Outcome::Done(applied) = &report.outcome {
+            is_unfinished = !applied.unfinished.is_empty();
             ended = if applied.newly_refused().next().is_some() { Ended::Refusing } else { Ended::Well };
             let left_out = applied.refused.iter().map(|refusal| refusal.service.clone()).collect();
             let plan = family.plan(tracker.snapshot(), &changes, report.kind);
@@ -201,6 +203,9 @@ impl<R: Recorder> Runner<R> {
             recorder.settled(family.family(), &settled);
         }
         schedule.end(Instant::now(), ended, periods);
+        if is_unfinished {
+            schedule.request_now(Instant::now());
+        }
     }
 
     /// Looks whether the kernel still has our rules, and the node its addresses; if not, there is

@@ -9,6 +9,7 @@ use crate::kernel::iptables::Flavor;
 use crate::model::{Cidr, IpFamily, NodeFacts, ObjectKind, SourceProblem, WatchEvent};
 use crate::plan::{FamilySettings, LocalDetector, NodePortAddresses};
 use crate::state::{FrontendConflict, OverBound, ReservedClaim, Tracker};
+use crate::testing::cluster;
 use crate::testing::generate::Generator;
 use std::any::Any;
 use std::cell::RefCell;
@@ -290,6 +291,18 @@ async fn a_refused_service_is_tried_again_ever_more_seldom_until_it_is_taken() {
     assert_eq!(diary.times("done Full")[4..], [450_000]);
     let rules = runner.tools().tables["nat"].values().flatten().filter(|rule| rule.contains("ns/svc-"));
     assert!(rules.count() > 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_service_that_takes_several_passes_gets_them_at_once() {
+    let (diary, _) = play(FakeXtables::default(), async |sender| {
+        sender.send(cluster::service(1)).await.unwrap();
+        sender.send(cluster::slice(1, 4500)).await.unwrap();
+        complete(&sender).await;
+        sleep(Duration::from_secs(5)).await;
+    })
+    .await;
+    assert_eq!((diary.times("done Full"), diary.times("done Partial")), (vec![0], vec![0; 4]));
 }
 
 #[tokio::test(start_paused = true)]

@@ -6,6 +6,7 @@ mod connections;
 mod descriptors;
 mod disclosure;
 mod ground;
+mod large;
 mod local;
 mod logs;
 mod siege;

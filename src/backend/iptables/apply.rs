@@ -12,12 +12,20 @@ use crate::backend::{Refusal, jumps};
 use crate::kernel::iptables::{Place, RestoreError, Xtables};
 use crate::model::ServiceName;
 use anyhow::{Context, Result, bail};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// More refusals than this in one pass mean that something else is wrong.
 const MOST_REFUSALS: usize = 100;
 /// Lines shown before and after the one that the tool refuses.
 const SHOWN_AROUND: usize = 1;
+
+/// The input of one Service alone was not done in time.
+#[derive(Debug, thiserror::Error)]
+#[error("{service}: {reason}; the next sync leaves it out")]
+pub(super) struct TooSlow {
+    pub(super) service: ServiceName,
+    pub(super) reason: String,
+}
 
 /// What came of it.
 #[derive(Debug, Default)]
@@ -28,6 +36,8 @@ pub(super) struct Outcome {
     pub(super) refused: Vec<Refusal>,
     /// Chains that could not be deleted: somebody else's rules jump to them.
     pub(super) stuck: BTreeSet<ChainId>,
+    /// Chains of refused Services that can only be deleted later.
+    pub(super) postponed: BTreeSet<ChainId>,
 }
 
 /// Carries changes out.
@@ -36,12 +46,14 @@ pub(super) async fn run<X: Xtables>(
     desired: &Desired<'_>,
     (changes, most_chains): (&Changes, usize),
     baseline: &Baseline,
+    left_out: &BTreeMap<ServiceName, String>,
 ) -> Result<Outcome> {
     if changes.set_up {
         set_up(tools).await?;
     }
     let retried: BTreeSet<&ServiceName> = changes.services.iter().map(|change| &change.name).collect();
-    let excluded = baseline.refused.keys().filter(|name| !retried.contains(name)).cloned().collect();
+    let refused = baseline.refused.keys().filter(|name| !retried.contains(name));
+    let excluded = refused.chain(left_out.keys()).cloned().collect();
     let steps = changes.steps(most_chains);
     let mut run = Run {
         tools,
@@ -107,6 +119,13 @@ impl<X: Xtables> Run<'_, '_, X> {
                 tracing::debug!(%error, "trying once more");
                 self.send(&step, &services).await.map_err(|error| self.explain(&step, &services, error))
             }
+            Err(error @ RestoreError::TimedOut { .. }) => match services[..] {
+                [one] => {
+                    let service = self.changes.services[one].name.clone();
+                    Err(anyhow::Error::new(TooSlow { service, reason: error.to_string() }))
+                }
+                _ => self.isolate(step, services, error.into()).await,
+            },
             // Another writer can get in between (nft has no lock), so a refusal counts twice.
             Err(_) => match self.send(&step, &services).await {
                 Ok(()) => Ok(()),
@@ -157,7 +176,7 @@ impl<X: Xtables> Run<'_, '_, X> {
         let at = || format!("emptying {} chains", chains.len());
         match self.restore(std::iter::once(format!("*nat\n{declared}COMMIT\n")), at).await {
             // Refused, it holds what it held, which the next look finds.
-            Ok(()) | Err(RestoreError::Refused { .. }) => Ok(()),
+            Ok(()) | Err(RestoreError::Refused { .. } | RestoreError::TimedOut { .. }) => Ok(()),
             Err(error) => Err(error),
         }
     }
@@ -252,7 +271,8 @@ impl<X: Xtables> Run<'_, '_, X> {
         if !self.changes.is_full {
             return Err(error);
         }
-        if self.is_taken_without_options(&step, &services).await {
+        let has_time = !matches!(error.downcast_ref(), Some(RestoreError::TimedOut { .. }));
+        if has_time && self.is_taken_without_options(&step, &services).await {
             return Err(error.context(OptionsRefused));
         }
         if self.changes.nets.is_some() {
@@ -340,8 +360,14 @@ impl<X: Xtables> Run<'_, '_, X> {
         }
         let dispatch = Step { fixed: dispatch_chains().collect(), ..Step::default() };
         self.send(&dispatch, &[]).await.context("leading away from refused Services")?;
-        let delete = std::mem::take(&mut self.doomed).into_iter().collect();
-        self.delete(delete).await
+        let mut delete = std::mem::take(&mut self.doomed);
+        if self.changes.unfinished.is_subset(&self.excluded) {
+            delete.extend(&self.changes.postponed);
+            return self.delete(delete.into_iter().collect()).await;
+        }
+        // What an earlier run left, and stays for now, may jump to them.
+        self.outcome.postponed = delete;
+        Ok(())
     }
 
     /// The error with the input lines at fault, which are rendered again for it.

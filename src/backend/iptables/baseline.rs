@@ -28,11 +28,12 @@ pub struct Baseline {
     pub(super) nets: Option<usize>,
     /// Chains of the tree whose content is not known.
     pub(super) unknown_nets: BTreeSet<ChainId>,
-    /// Services with chains whose content is not known.
-    pub(super) damaged: BTreeSet<ServiceName>,
+    /// Services with chains whose content is not known or not yet what it should be.
+    pub(super) unfinished: BTreeSet<ServiceName>,
     /// Per-Service chains that were found and of which nothing else is known: to be deleted when everything is written.
     pub(super) strays: BTreeSet<ChainId>,
-    /// Those that somebody else has filled meanwhile: to be deleted at once.
+    /// Those that somebody else has filled meanwhile, or that an earlier run left: to be deleted as soon as no Service
+    /// needs several passes.
     pub(super) surplus: BTreeSet<ChainId>,
     /// Services that the kernel refused, and its words.
     pub(super) refused: BTreeMap<ServiceName, String>,
@@ -62,7 +63,7 @@ impl Baseline {
 
     /// Notes that a Service is now as printed, or gone.
     fn note(&mut self, name: ServiceName, print: Option<Arc<Fingerprint>>) {
-        self.damaged.remove(&name);
+        self.unfinished.remove(&name);
         if let Some(old) = self.services.remove(&name) {
             let gone = rules(&old);
             self.rules = [self.rules[0].saturating_sub(gone[0]), self.rules[1].saturating_sub(gone[1])];
@@ -71,6 +72,9 @@ impl Baseline {
             }
         }
         if let Some(print) = print {
+            for id in print.ids().filter(|_| !self.surplus.is_empty()).collect::<Vec<_>>() {
+                self.surplus.remove(&id);
+            }
             for (chain, _) in print.dispatch.iter().filter(|(chain, _)| SPARSE.contains(chain)) {
                 self.members.entry(*chain).or_default().insert(name.clone());
             }
@@ -114,6 +118,11 @@ impl Baseline {
                 None => self.note(change.name, change.print),
             }
         }
+        self.unfinished = changes.unfinished;
+        self.unfinished.retain(|name| !self.refused.contains_key(name));
+        if !self.unfinished.is_empty() {
+            self.surplus = changes.postponed;
+        }
         self.destinations.commit(edits);
     }
 
@@ -138,6 +147,7 @@ impl Baseline {
             false => (Chain::Own(chain.id), Expected::Rules(chain.content)),
         };
         expected.extend(self.services.values().flat_map(|print| print.chains.iter()).map(own));
+        expected.extend(self.surplus.iter().map(|id| (Chain::Own(*id), Expected::Unknown)));
         if self.nets.is_some() {
             let tree = Tree::new(family, &self.destinations, None);
             let nets = tree.all().into_iter().filter(|chain| !chain.net.is_root());
@@ -213,7 +223,7 @@ impl Baseline {
             });
             let chains = unknown.collect();
             *print = Arc::new(Fingerprint { chains, ..Fingerprint::clone(print) });
-            self.damaged.insert(name.clone());
+            self.unfinished.insert(name.clone());
         }
         // What no Service has is of the tree, or of somebody else.
         let (nets, surplus) =

@@ -5,12 +5,12 @@
 
 use super::base::{self, Features};
 use super::chains::{Chain, Fixed};
-use super::names::ChainId;
+use super::names::{ChainId, ChainKind};
 use super::render::{self, Context};
 use crate::backend::rule::{Asks, ChainHash, Rule};
 use crate::model::ServiceName;
 use crate::plan::{Plan, Scope, ServicePlan};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -20,6 +20,8 @@ pub(super) struct ChainPrint {
     pub(super) id: ChainId,
     /// The short hash of its rules.
     pub(super) content: [u8; 8],
+    /// How many there are.
+    rules: u32,
 }
 
 impl ChainPrint {
@@ -29,6 +31,12 @@ impl ChainPrint {
     /// The same chain after somebody else has changed it.
     pub(super) fn unknown(self) -> Self {
         ChainPrint { content: Self::UNKNOWN, ..self }
+    }
+
+    /// How many chains it names, itself and those that it jumps to, at most: the tool looks each of them up.
+    pub(super) fn names(self) -> usize {
+        let jumps = if self.id.kind() == ChainKind::Sep { 0 } else { self.rules };
+        usize::try_from(jumps).unwrap_or(usize::MAX).saturating_add(1)
     }
 
     pub(super) fn is_unknown(self) -> bool {
@@ -70,7 +78,11 @@ impl Fingerprint {
                 }
             }
         });
-        let print = |(id, hash): &(ChainId, ChainHash)| ChainPrint { id: *id, content: hash.short() };
+        let print = |(id, hash): &(ChainId, ChainHash)| ChainPrint {
+            id: *id,
+            content: hash.short(),
+            rules: hash.rules(),
+        };
         Fingerprint {
             chains: chains.iter().map(print).collect(),
             rules: chains.iter().map(|(_, hash)| hash.rules()).sum(),
@@ -89,10 +101,44 @@ impl Fingerprint {
         found.map_or(ChainHash::EMPTY, |(_, hash)| *hash)
     }
 
+    /// Whether rules in shared chains lead to chains of its own.
+    pub(super) fn leads_somewhere(&self) -> bool {
+        self.dispatch.iter().any(|(chain, _)| !chain.is_filter())
+    }
+
     /// Those of its chains that `old` does not have just so.
-    pub(super) fn chains_beyond(&self, old: &Fingerprint) -> Vec<ChainId> {
-        let new = self.chains.iter().filter(|chain| !old.chains.contains(chain));
-        new.map(|chain| chain.id).collect()
+    pub(super) fn chains_beyond(&self, old: &Fingerprint) -> Vec<ChainPrint> {
+        let old: HashMap<ChainId, [u8; 8]> =
+            old.chains.iter().map(|chain| (chain.id, chain.content)).collect();
+        self.chains.iter().filter(|chain| old.get(&chain.id) != Some(&chain.content)).copied().collect()
+    }
+
+    /// This, with some chains of `next` written. What leads to the Service stays, and is there from the start if
+    /// its chains were: an earlier run has left them in `found`.
+    pub(super) fn advanced(
+        &self,
+        next: &Fingerprint,
+        written: &[ChainPrint],
+        found: &BTreeSet<ChainId>,
+    ) -> Self {
+        let written: HashSet<ChainId> = written.iter().map(|chain| chain.id).collect();
+        let old = self.chains.iter().filter(|chain| !written.contains(&chain.id));
+        let new = next.chains.iter().filter(|chain| written.contains(&chain.id));
+        let mut led_to = next.chains.iter().filter(|chain| chain.id.is_led_to()).peekable();
+        let is_found = led_to.peek().is_some() && led_to.all(|chain| found.contains(&chain.id));
+        let is_known = !self.chains.iter().any(|chain| chain.id.is_led_to() && chain.is_unknown());
+        let nothing = Fingerprint::default();
+        let leads = match self.chains.is_empty() {
+            true if is_found => next,
+            _ if self.leads_somewhere() && is_known => self,
+            _ => &nothing,
+        };
+        Fingerprint {
+            chains: old.chain(new).copied().collect(),
+            rules: self.rules,
+            dispatch: leads.dispatch.clone(),
+            destinations: leads.destinations.clone(),
+        }
     }
 }
 
@@ -119,8 +165,8 @@ pub struct Desired<'a> {
 }
 
 impl<'a> Desired<'a> {
-    /// What a plan wants, and of Services beyond its scope, if their rules are damaged.
-    pub(super) fn of(plan: &Plan<'a>, features: &Features, damaged: &BTreeSet<ServiceName>) -> Self {
+    /// What a plan wants, and of Services beyond its scope, if their rules are not as they should be.
+    pub(super) fn of(plan: &Plan<'a>, features: &Features, unfinished: &BTreeSet<ServiceName>) -> Self {
         let mut desired = Desired {
             plan: *plan,
             features: features.clone(),
@@ -133,11 +179,20 @@ impl<'a> Desired<'a> {
         desired.services = match plan.scope() {
             Scope::All => plan.services().map(|it| (it.name.clone(), Some(print(&it)))).collect(),
             Scope::Only(names) => {
-                let names = names.union(damaged);
+                let names = names.union(unfinished);
                 names.map(|name| (name.clone(), plan.service(name).as_ref().map(print))).collect()
             }
         };
         desired
+    }
+
+    /// Takes Services as gone.
+    pub(super) fn leave_out(&mut self, names: &BTreeMap<ServiceName, String>) {
+        for (name, print) in self.services.iter_mut().filter(|_| !names.is_empty()) {
+            if names.contains_key(name) {
+                *print = None;
+            }
+        }
     }
 
     /// The same plan for rules without options, as far as an input needs it; `None` if there are no options.

@@ -2,7 +2,7 @@
 
 use super::baseline::Baseline;
 use super::chains::{Fixed, Holds};
-use super::desired::{Desired, Fingerprint};
+use super::desired::{ChainPrint, Desired, Fingerprint};
 use super::names::ChainId;
 use super::tree::{Content, Edits, Net, NetChain, Tree};
 use crate::backend::rule::ChainHash;
@@ -40,6 +40,14 @@ pub struct Changes {
     pub(super) services: Vec<ServiceChange>,
     /// Chains that nothing will use any more.
     pub(super) delete: Vec<ChainId>,
+    /// Services too large for one input, of which the next passes write more.
+    pub(super) unfinished: BTreeSet<ServiceName>,
+    /// Those of them that nothing leads to yet.
+    pub(super) withheld: BTreeSet<ServiceName>,
+    /// Among the chains to delete are some that others may hold.
+    pub(super) deletes_strays: bool,
+    /// Chains of earlier runs that stay until no Service is unfinished: it may still use them.
+    pub(super) postponed: BTreeSet<ChainId>,
 }
 
 /// What changes of one Service.
@@ -83,7 +91,8 @@ impl Changes {
         !(self.set_up || written) && self.fixed.is_empty()
     }
 
-    pub(super) fn between(baseline: &Baseline, desired: &Desired<'_>) -> Self {
+    /// Of a Service whose chains to write name more than `piece` chains, only a part is written, what is led to first.
+    pub(super) fn between(baseline: &Baseline, desired: &Desired<'_>, piece: usize) -> Self {
         let is_wanted = |chain: &Fixed| {
             let wanted = desired.fixed[chain.index()];
             chain.holds() != Holds::Nothing && wanted.is_some() && wanted != baseline.fixed[chain.index()]
@@ -96,11 +105,14 @@ impl Changes {
             ..Changes::default()
         };
         for (name, print) in &desired.services {
-            changes.compare(baseline, name, print.as_ref());
+            changes.compare(baseline, name, (print.as_ref(), piece));
         }
         if matches!(desired.plan.scope(), Scope::All) {
             changes.remove_missing(baseline, desired);
         }
+        // The others do not wait for those.
+        let Changes { services, unfinished, .. } = &mut changes;
+        services.sort_by_key(|change| unfinished.contains(&change.name));
         changes.lead(baseline, desired);
         changes.delete_strays(baseline, desired);
         // What jumps goes before what is jumped to.
@@ -109,7 +121,12 @@ impl Changes {
     }
 
     /// Compares one Service.
-    fn compare(&mut self, baseline: &Baseline, name: &ServiceName, new: Option<&Arc<Fingerprint>>) {
+    fn compare(
+        &mut self,
+        baseline: &Baseline,
+        name: &ServiceName,
+        (new, piece): (Option<&Arc<Fingerprint>>, usize),
+    ) {
         let old = baseline.services.get(name);
         // One that was refused and is gone now is no longer refused, which has to be noted.
         if old == new && !baseline.refused.contains_key(name) {
@@ -117,6 +134,26 @@ impl Changes {
         }
         let nothing = Fingerprint::default();
         let before = old.map_or(&nothing, |old| &**old);
+        let mut write = new.map_or(Vec::new(), |new| new.chains_beyond(before));
+        // What leads to it changes as a whole.
+        let divisible =
+            |new: &&Arc<Fingerprint>| !before.leads_somewhere() || before.dispatch == new.dispatch;
+        let is_large = write.iter().map(|chain| chain.names()).sum::<usize>() > piece;
+        let next = new.filter(|_| is_large).filter(divisible).map(|new| {
+            // One Service at a time.
+            write = if self.unfinished.is_empty() {
+                first_piece(std::mem::take(&mut write), piece)
+            } else {
+                Vec::new()
+            };
+            self.unfinished.insert(name.clone());
+            let next = before.advanced(new, &write, &baseline.strays);
+            if next.dispatch.is_empty() {
+                self.withheld.insert(name.clone());
+            }
+            Arc::new(next)
+        });
+        let new = next.as_ref().or(new);
         let after = new.map_or(&nothing, |new| &**new);
         let differs = |chain: &Fixed| before.in_chain(*chain) != after.in_chain(*chain);
         let differing: Vec<Fixed> = Fixed::all().filter(differs).collect();
@@ -129,7 +166,7 @@ impl Changes {
         self.delete.extend(before.ids().filter(|id| !kept.contains(id)));
         self.services.push(ServiceChange {
             name: name.clone(),
-            write: after.chains_beyond(before),
+            write: write.iter().map(|chain| chain.id).collect(),
             print: new.cloned(),
             dispatch: !differing.is_empty(),
         });
@@ -180,7 +217,7 @@ impl Changes {
     fn remove_missing(&mut self, baseline: &Baseline, desired: &Desired<'_>) {
         let wanted: BTreeSet<&ServiceName> = desired.services.iter().map(|(name, _)| name).collect();
         for name in baseline.services.keys().filter(|name| !wanted.contains(name)) {
-            self.compare(baseline, name, None);
+            self.compare(baseline, name, (None, usize::MAX));
         }
     }
 
@@ -189,14 +226,24 @@ impl Changes {
         if matches!(desired.plan.scope(), Scope::All) {
             strays.extend(&baseline.strays);
         }
-        let prints = desired.services.iter().filter_map(|(_, print)| print.as_ref());
+        if strays.is_empty() {
+            return;
+        }
+        let finished = desired.services.iter().filter(|(name, _)| !self.unfinished.contains(name));
+        let begun = self.services.iter().filter(|change| self.unfinished.contains(&change.name));
+        let prints = finished.filter_map(|it| it.1.as_ref()).chain(begun.filter_map(|it| it.print.as_ref()));
         for id in prints.flat_map(|print| print.ids()) {
             strays.remove(&id);
         }
         for chain in &self.write_nets {
             strays.remove(&chain.net.chain());
         }
-        self.delete.extend(strays);
+        if self.unfinished.is_empty() {
+            self.deletes_strays = !strays.is_empty();
+            self.delete.extend(strays);
+        } else {
+            self.postponed = strays;
+        }
     }
 
     /// The inputs, in an order that is safe at every step: what marks and masquerades first,
@@ -214,7 +261,7 @@ impl Changes {
         };
         let nets: usize = self.write_nets.iter().map(weight).sum();
         let fits = chains.saturating_add(nets).saturating_add(self.delete.len()) <= most_chains;
-        if fits && (!self.is_full || self.delete.is_empty()) {
+        if fits && !self.deletes_strays {
             return if all.is_empty(self) { Vec::new() } else { vec![all] };
         }
         if fits {
@@ -240,6 +287,20 @@ impl Changes {
         steps.retain(|step| !step.is_empty(self));
         steps
     }
+}
+
+/// Those of a Service's chains that are written first: they name no more chains than so many, and jump only to each other
+/// and to chains that stand.
+fn first_piece(mut chains: Vec<ChainPrint>, most: usize) -> Vec<ChainPrint> {
+    // None jumps to an earlier one.
+    chains.sort_unstable_by_key(|chain| chain.id);
+    let mut names = 0;
+    let fits = |chain: &&ChainPrint| {
+        let is_first = names == 0;
+        names += chain.names();
+        is_first || names <= most
+    };
+    chains.iter().rev().take_while(fits).copied().collect()
 }
 
 /// The chains of the tree that somebody else has changed, but for those that are written anyway.

@@ -147,7 +147,12 @@ impl<'a> Input<'a> {
     }
 
     fn dispatched(&self) -> impl Iterator<Item = ServicePlan<'a>> + '_ {
-        self.desired.plan.services().filter(|service| !self.excluded.contains(service.name))
+        self.desired.plan.services().filter(|service| self.leads_to(service.name))
+    }
+
+    /// Whether a Service has rules in shared chains.
+    fn leads_to(&self, name: &ServiceName) -> bool {
+        !self.excluded.contains(name) && !self.changes.withheld.contains(name)
     }
 
     /// The Services with rules in shared chains that only few have rules in: those known to, and
@@ -161,7 +166,7 @@ impl<'a> Input<'a> {
         let new = changed.filter(|change| change.print.as_deref().is_some_and(has_some));
         let names: BTreeSet<&ServiceName> = known.chain(new.map(|change| &change.name)).collect();
         let plan = self.desired.plan;
-        let wanted = names.into_iter().filter(|name| !self.excluded.contains(*name)).cloned();
+        let wanted = names.into_iter().filter(|name| self.leads_to(name)).cloned();
         wanted.collect::<Vec<_>>().into_iter().filter_map(move |name| plan.service(&name))
     }
 

@@ -5,6 +5,7 @@
 //! among those of all others, and are rewritten with them.
 
 use super::names::{ChainId, ChainKind, PortHash};
+use super::parts;
 use crate::backend::tally::{Counters, Detail, Measured, Meter, Series};
 use crate::kernel::iptables::{CountedRule, Flavor, Xtables};
 use crate::kernel::nft::Part;
@@ -23,8 +24,15 @@ fn port_meters(port: &PortPlan, detail: Detail) -> Vec<Meter<ChainId>> {
     let chain = |kind| ChainId::of_port(kind, &hash);
     let series = |of| Series { port: port.name.clone(), of };
     let lists = [(TrafficPolicy::Cluster, ChainKind::Svc), (TrafficPolicy::Local, ChainKind::Svl)];
-    let used = lists.into_iter().filter(|(policy, _)| port.list(*policy).next().is_some());
-    let balanced: Vec<ChainId> = used.map(|(_, kind)| chain(kind)).collect();
+    let balanced = lists.into_iter().flat_map(|(policy, kind)| {
+        let endpoints = port.list(policy).count();
+        match parts::count(endpoints) {
+            Some(count) => parts::chains(&port.name, policy, count).collect(),
+            None if endpoints > 0 => vec![chain(kind)],
+            None => Vec::new(),
+        }
+    });
+    let balanced: Vec<ChainId> = balanced.collect();
     let is_external = port.has_endpoints && port.frontends.externally_accessible();
     let external: Vec<ChainId> = is_external.then(|| chain(ChainKind::Ext)).into_iter().collect();
     // All traffic is balanced, and what came from elsewhere has passed its own chain before.

@@ -17,6 +17,7 @@ mod inspect;
 mod kinds;
 mod meters;
 mod names;
+mod parts;
 mod render;
 mod setup;
 mod tree;
@@ -36,15 +37,19 @@ use super::tally::{Measuring, Tally};
 use super::{Applied, Dataplane, Finding, KernelObject, Look, ObjectCount, ObjectKind, Refusal, Standing};
 use crate::kernel::iptables::{Flavor, RestoreError, Trial, Version, Xtables};
 use crate::kernel::nft::Part;
-use crate::model::IpFamily;
+use crate::model::{IpFamily, ServiceName};
 use crate::plan::Plan;
 use anyhow::{Context, Result};
+use apply::TooSlow;
 use baseline::TableChains;
 use futures::future::LocalBoxFuture;
 use kinds::NFACCT;
 use meters::ChainCounters;
 use names::{ChainId, INVALID_DROPPED, LOCALHOST_ACCEPTED};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// A Service with more chains to write than this many times what an input of a first sync names takes several passes.
+const PIECE: usize = 4;
 
 /// How many chains one input holds. The nft-backed tool searches its chains one by one, so large
 /// inputs take it minutes; the legacy tool rewrites the whole table at each call, so there
@@ -65,6 +70,8 @@ pub struct Iptables<X> {
     most_chains: usize,
     /// The threshold of the tree as it was asked for; `features` has the one in force.
     tree_threshold: usize,
+    /// Services whose input was not done in time: the next pass does without them.
+    left_out: BTreeMap<ServiceName, String>,
     /// The tree is off for as long as a Service is refused.
     tree_waits: bool,
     family: IpFamily,
@@ -86,6 +93,7 @@ impl<X: Xtables> Iptables<X> {
             options: Options::default(),
             most_chains,
             tree_threshold,
+            left_out: BTreeMap::new(),
             tree_waits: false,
             family,
             baseline: None,
@@ -118,6 +126,11 @@ impl<X: Xtables> Iptables<X> {
     /// The tools it works with.
     pub fn tools(&mut self) -> &mut X {
         &mut self.tools
+    }
+
+    /// How many chains of one Service a pass writes.
+    fn piece(&self) -> usize {
+        self.most_chains.saturating_mul(PIECE)
     }
 
     /// Reads what is about to begin anew, if that is measured; returns which counters that will be.
@@ -190,7 +203,7 @@ pub fn standing() -> Standing {
 pub fn render_inputs(plan: &Plan<'_>, features: &Features, flavor: Flavor) -> Vec<String> {
     let desired = Desired::of(plan, features, &BTreeSet::new());
     let baseline = Baseline::default();
-    let changes = Changes::between(&baseline, &desired);
+    let changes = Changes::between(&baseline, &desired, usize::MAX);
     let steps = changes.steps(most_chains(flavor));
     let text = |step: &diff::Step| {
         let services: Vec<usize> = step.services.clone().collect();
@@ -209,18 +222,18 @@ pub fn render_inputs(plan: &Plan<'_>, features: &Features, flavor: Flavor) -> Ve
 }
 
 impl<X: Xtables> Iptables<X> {
-    /// Everything in the plan's scope, and whatever else is damaged.
+    /// Everything in the plan's scope, and whatever else is not as it should be.
     pub fn render<'a>(&self, plan: &Plan<'a>) -> Desired<'a> {
         let nothing = BTreeSet::new();
-        let damaged = self.baseline.as_ref().map_or(&nothing, |baseline| &baseline.damaged);
-        Desired::of(plan, &self.features, damaged)
+        let unfinished = self.baseline.as_ref().map_or(&nothing, |baseline| &baseline.unfinished);
+        Desired::of(plan, &self.features, unfinished)
     }
 
     /// What separates the kernel from what is wanted, as far as we know.
     pub fn diff(&self, desired: &Desired<'_>) -> Changes {
         match &self.baseline {
-            Some(baseline) => Changes::between(baseline, desired),
-            None => Changes::between(&Baseline::default(), desired),
+            Some(baseline) => Changes::between(baseline, desired, self.piece()),
+            None => Changes::between(&Baseline::default(), desired, self.piece()),
         }
     }
 
@@ -243,8 +256,9 @@ impl<X: Xtables> Iptables<X> {
             Some(baseline) => baseline,
             None => self.observe().await.context("looking at the kernel")?,
         };
-        let desired = Desired::of(plan, &self.features, &baseline.damaged);
-        let changes = Changes::between(&baseline, &desired);
+        let mut desired = Desired::of(plan, &self.features, &baseline.unfinished);
+        desired.leave_out(&self.left_out);
+        let changes = Changes::between(&baseline, &desired, self.piece());
         let applied = self.apply(&desired, changes, &mut baseline).await?;
         self.baseline = Some(baseline);
         Ok(applied)
@@ -254,34 +268,50 @@ impl<X: Xtables> Iptables<X> {
     async fn apply(
         &mut self,
         desired: &Desired<'_>,
-        changes: Changes,
+        mut changes: Changes,
         baseline: &mut Baseline,
     ) -> Result<Applied> {
         let mut applied = Applied::default();
         let (mut written, mut found) = ([0, 0], Vec::new());
-        if !changes.is_empty() {
+        if changes.is_empty() {
+            baseline.unfinished.clear();
+        } else {
             let began_anew = self.measure_before(&changes);
-            let outcome = apply::run(&mut self.tools, desired, (&changes, self.most_chains), baseline).await;
+            let outcome =
+                apply::run(&mut self.tools, desired, (&changes, self.most_chains), baseline, &self.left_out)
+                    .await;
             if let Err(error) = &outcome
                 && changes.nets.is_some()
                 && !error.is::<OptionsRefused>()
-                && matches!(error.downcast_ref(), Some(RestoreError::Refused { .. }))
+                && matches!(
+                    error.downcast_ref(),
+                    Some(RestoreError::Refused { .. } | RestoreError::TimedOut { .. })
+                )
             {
                 tracing::warn!("input refused; the next sync does without the tree of networks");
                 self.settle_tree(true);
             }
             if let Err(error) = &outcome {
                 self.options.failed(error);
+                if let Some(TooSlow { service, reason }) = error.downcast_ref() {
+                    self.left_out.insert(service.clone(), reason.clone());
+                }
             }
             let outcome = outcome?;
             self.watch.wrote(&mut self.tools)?;
             (applied.calls, written) = (outcome.calls, outcome.written);
             found = outcome.refused;
+            changes.postponed.extend(outcome.postponed);
             baseline.commit(changes, desired.fixed, (&found, outcome.stuck));
             self.settle_tree(!baseline.refused.is_empty());
+            for (service, reason) in std::mem::take(&mut self.left_out) {
+                baseline.refused.insert(service.clone(), reason.clone());
+                found.push(Refusal { service, reason, is_new: true });
+            }
             self.measure_after(desired, &began_anew);
         }
         applied.refused = Refusal::standing(&baseline.refused, &found);
+        applied.unfinished.clone_from(&baseline.unfinished);
         let [nat, filter] = baseline.rules();
         let count = |kind, total, written| ObjectCount { kind, total, written };
         applied.objects = vec![
@@ -344,6 +374,8 @@ impl<X: Xtables + 'static> Dataplane for Iptables<X> {
     }
 }
 
+#[cfg(test)]
+mod large_tests;
 #[cfg(test)]
 mod meters_tests;
 #[cfg(test)]

@@ -62,8 +62,14 @@ pub(super) struct ChainId {
 
 impl Ord for ChainId {
     fn cmp(&self, other: &Self) -> Ordering {
-        let rank = |id: &ChainId| (!id.is_net(), id.kind, id.hash);
-        rank(self).cmp(&rank(other))
+        let rank = |id: &ChainId| match id.kind {
+            ChainKind::Svc if id.is_net() => 0,
+            ChainKind::Svl if id.is_part() => 2,
+            ChainKind::Sep => 3,
+            _ => 1,
+        };
+        let key = |id: &ChainId| (rank(id), id.kind, id.hash);
+        key(self).cmp(&key(other))
     }
 }
 
@@ -78,6 +84,8 @@ const HASH_TEXT: usize = 16;
 
 /// How the ten bytes of a network's chain begin; a Service's hash begins so once in 2^24.
 const NET: [u8; 3] = [0; 3];
+/// Likewise that of a part of a Service's endpoints.
+const PART: [u8; 3] = [0, 0, 1];
 
 impl ChainId {
     /// A chain of a Service port.
@@ -102,6 +110,20 @@ impl ChainId {
         ChainId { kind: ChainKind::Svc, hash }
     }
 
+    /// The chain of a part of a Service port's endpoints; `use_of` says of which, and what for. It carries a prefix that
+    /// kube-proxy sweeps.
+    pub(super) fn of_part(port: &ServicePortName, use_of: &str) -> Self {
+        let mut hash = [0; 10];
+        hash[..3].copy_from_slice(&PART);
+        hash[3..].copy_from_slice(&digest(&format!("{port}{}{use_of}", port.protocol))[..7]);
+        ChainId { kind: ChainKind::Svl, hash }
+    }
+
+    /// A number that each endpoint's chain has, evenly distributed.
+    pub(super) fn number(&self) -> usize {
+        usize::from(u16::from_be_bytes([self.hash[0], self.hash[1]]))
+    }
+
     pub(super) fn kind(&self) -> ChainKind {
         self.kind
     }
@@ -115,6 +137,16 @@ impl ChainId {
     /// Whether it is of the tree of networks.
     pub(super) fn is_net(&self) -> bool {
         self.kind == ChainKind::Svc && self.hash[..3] == NET
+    }
+
+    /// Whether it holds a part of a Service's endpoints.
+    pub(super) fn is_part(&self) -> bool {
+        self.kind == ChainKind::Svl && self.hash[..3] == PART
+    }
+
+    /// Whether rules in shared chains may lead to it.
+    pub(super) fn is_led_to(&self) -> bool {
+        self.kind != ChainKind::Sep && !self.is_part()
     }
 
     /// Reads a chain's name; `None` when it is not a per-Service chain.

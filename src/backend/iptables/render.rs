@@ -6,6 +6,7 @@
 use super::base::{Features, Out};
 use super::chains::{Chain, Fixed};
 use super::names::{ChainId, ChainKind, LOCALHOST_ACCEPTED, MARK_MASQ, PortHash};
+use super::parts::{self, PartKind};
 use crate::backend::masquerade::{is_local, loopback};
 use crate::backend::rule::{Asks, Comment, Match, Name, Rule, Share, Spelling, Target};
 use crate::model::{IpFamily, Protocol, TrafficPolicy};
@@ -227,22 +228,57 @@ impl<'a> Port<'a> {
         if self.plan.internal == Route::Balance(policy) {
             self.masquerade_cluster_ip(out, chain);
         }
-        let endpoints = self.plan.list(policy);
-        if let Some(seconds) = self.plan.affinity_seconds {
-            for endpoint in endpoints.clone() {
-                let to = self.endpoint_chain(endpoint).name();
-                let matches = [self.endpoint_comment(endpoint), Asks::Recent(to, seconds).into()];
-                out(chain, Rule::new(&matches, Target::Jump(to)));
+        let endpoints = self.plan.list(policy).map(|endpoint| (endpoint, self.endpoint_chain(endpoint)));
+        let endpoints: Vec<_> = endpoints.collect();
+        match parts::count(endpoints.len()) {
+            None => {
+                self.recall_rules(out, chain, &endpoints);
+                self.choice_rules(out, chain, &endpoints);
             }
+            Some(count) => self.part_rules(out, (chain, policy), &parts::cut(&endpoints, count)),
         }
-        let count = endpoints.clone().count();
-        for (index, endpoint) in endpoints.enumerate() {
-            let to = Target::Jump(self.endpoint_chain(endpoint).name());
-            let share = match count - index {
-                1 => Asks::Nothing,
-                left => Asks::Share(Share::of_first(left)),
-            };
-            out(chain, Rule::new(&[self.endpoint_comment(endpoint), share.into()], to));
+    }
+
+    /// Rules that send a client to the endpoint that remembers it.
+    fn recall_rules(&self, out: Out<'_>, chain: Chain, endpoints: &[(&Endpoint, ChainId)]) {
+        let Some(seconds) = self.plan.affinity_seconds else { return };
+        for (endpoint, id) in endpoints {
+            let to = id.name();
+            let matches = [self.endpoint_comment(endpoint), Asks::Recent(to, seconds).into()];
+            out(chain, Rule::new(&matches, Target::Jump(to)));
+        }
+    }
+
+    /// Rules that choose one of the endpoints, each as likely as the others.
+    fn choice_rules(&self, out: Out<'_>, chain: Chain, endpoints: &[(&Endpoint, ChainId)]) {
+        for (index, (endpoint, id)) in endpoints.iter().enumerate() {
+            let share = share(1, endpoints.len() - index);
+            out(chain, Rule::new(&[self.endpoint_comment(endpoint), share], Target::Jump(id.name())));
+        }
+    }
+
+    /// The same rules in chains of their own, part by part, and rules that lead there.
+    fn part_rules(
+        &self,
+        out: Out<'_>,
+        (chain, policy): (Chain, TrafficPolicy),
+        parts: &[Vec<(&Endpoint, ChainId)>],
+    ) {
+        let recalls = self.plan.affinity_seconds.is_some();
+        let id = |kind, index| parts::chain(&self.plan.name, (policy, kind), index);
+        let filled = || parts.iter().enumerate().filter(|(_, part)| !part.is_empty());
+        for (index, _) in filled().filter(|_| recalls) {
+            out(chain, Rule::new(&[], Target::Jump(id(PartKind::Recall, index).name())));
+        }
+        let mut left: usize = parts.iter().map(Vec::len).sum();
+        for (index, part) in filled() {
+            let share = share(part.len(), left);
+            left -= part.len();
+            out(chain, Rule::new(&[share], Target::Jump(id(PartKind::Choose, index).name())));
+        }
+        for (index, part) in filled() {
+            self.recall_rules(out, Chain::Own(id(PartKind::Recall, index)), part);
+            self.choice_rules(out, Chain::Own(id(PartKind::Choose, index)), part);
         }
     }
 
@@ -283,6 +319,11 @@ impl<'a> Port<'a> {
     fn is_local(&self) -> Option<Asks<'a>> {
         self.context.settings.detector.as_ref().map(is_local)
     }
+}
+
+/// The chance that one of the first so many of those that are left is meant.
+fn share(first: usize, left: usize) -> Match<'static> {
+    if first == left { Match::NOTHING } else { Asks::Share(Share::of_first(first, left)).into() }
 }
 
 fn balancing(policy: TrafficPolicy) -> ChainKind {

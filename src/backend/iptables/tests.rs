@@ -13,7 +13,7 @@ use crate::testing::pass;
 /// A family's backend with what `sync` keeps for it.
 pub(super) struct Bench {
     pub(super) tracker: Tracker,
-    settings: FamilySettings,
+    pub(super) settings: FamilySettings,
     pub(super) backend: Iptables<FakeXtables>,
 }
 
@@ -26,7 +26,7 @@ impl Bench {
     }
 
     /// With a tree as soon as `KUBE-SERVICES` has more rules than this.
-    fn with_tree_above(mut self, threshold: usize) -> Self {
+    pub(super) fn with_tree_above(mut self, threshold: usize) -> Self {
         let features = Features { tree_threshold: threshold, ..self.backend.features.clone() };
         let tools = self.backend.tools.clone();
         self.backend =
@@ -42,7 +42,19 @@ impl Bench {
         fresh
     }
 
+    /// As many passes as it takes.
     pub(super) async fn sync(&mut self) -> Result<Applied> {
+        let mut applied = self.pass().await?;
+        while !applied.unfinished.is_empty() {
+            let next = self.pass().await?;
+            let news = applied.newly_refused().map(|it| it.service.clone()).collect::<BTreeSet<_>>();
+            applied = next;
+            applied.refused.iter_mut().for_each(|it| it.is_new |= news.contains(&it.service));
+        }
+        Ok(applied)
+    }
+
+    pub(super) async fn pass(&mut self) -> Result<Applied> {
         pass::run(&mut self.tracker, &self.settings, &mut self.backend).await
     }
 
@@ -66,7 +78,7 @@ impl Bench {
     }
 
     /// What listing the tables shows, whether they tell what others do or not.
-    async fn listed(&mut self) -> Vec<String> {
+    pub(super) async fn listed(&mut self) -> Vec<String> {
         let watch = std::mem::replace(&mut self.backend.watch, TableWatch::new(DriftDetection::Poll));
         let (found, _) = self.look_thoroughly().await;
         self.backend.watch = watch;

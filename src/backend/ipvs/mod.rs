@@ -341,7 +341,8 @@ impl<X: Xtables> Ipvs<X> {
             ObjectCount { kind: ObjectKind::VirtualServers, total: virtual_servers, written: programmed },
             ObjectCount { kind: ObjectKind::RealServers, total: real_servers, written: 0 },
         ];
-        Ok(Applied { objects, calls, refused: Refusal::standing(&baseline.refused, &found) })
+        let refused = Refusal::standing(&baseline.refused, &found);
+        Ok(Applied { objects, calls, refused, unfinished: BTreeSet::new() })
     }
 
     async fn compare(&mut self, baseline: &mut Baseline, look: Look) -> Result<Vec<Finding>> {

@@ -111,10 +111,10 @@ pub(super) struct Share {
 }
 
 impl Share {
-    /// That of the first of so many endpoints.
-    pub(super) fn of_first(endpoints: usize) -> Share {
+    /// That of the first so many of all.
+    pub(super) fn of_first(first: usize, all: usize) -> Share {
         #[expect(clippy::cast_precision_loss, reason = "endpoint counts are far below 2^52")]
-        let share = 1.0 / endpoints as f64;
+        let share = first as f64 / all as f64;
         Share::rounded(share)
     }
 

@@ -114,12 +114,12 @@ fn whatever_it_is_is_read() {
 
 #[test]
 fn shares_have_ten_decimals_and_never_grow() {
-    assert_eq!(Share::of_first(1).to_string(), "1.0000000000");
-    assert_eq!(Share::of_first(3).to_string(), "0.3333333333");
-    assert_eq!(Share::of_first(100_001).to_string(), "0.0000099999");
+    assert_eq!(Share::of_first(1, 1).to_string(), "1.0000000000");
+    assert_eq!(Share::of_first(1, 3).to_string(), "0.3333333333");
+    assert_eq!(Share::of_first(1, 100_001).to_string(), "0.0000099999");
     for count in 1..100_000_usize {
-        assert_eq!(Share::of_first(count).to_string(), format!("{:.10}", 1.0 / count as f64));
-        assert!(Share::of_first(count + 1).chances <= Share::of_first(count).chances);
+        assert_eq!(Share::of_first(1, count).to_string(), format!("{:.10}", 1.0 / count as f64));
+        assert!(Share::of_first(1, count + 1).chances <= Share::of_first(1, count).chances);
     }
 }
 
@@ -189,7 +189,7 @@ fn asks() -> impl Strategy<Value = Asks<'static>> {
         Just(Asks::DestinationIsLocal),
         (any::<u32>(), any::<u32>()).prop_map(|(value, mask)| Asks::Mark { value, mask }),
         prop::sample::select(&STATES[..]).prop_map(Asks::State),
-        (1..5000_usize).prop_map(|count| Asks::Share(Share::of_first(count))),
+        (1..5000_usize).prop_map(|count| Asks::Share(Share::of_first(1, count))),
         (name(), any::<u32>()).prop_map(|(list, seconds)| Asks::Recent(list, seconds)),
         name().prop_map(Asks::Remember),
         name().prop_map(Asks::Count),

@@ -9,6 +9,7 @@ use crate::kernel::xtables_info::TableSize;
 use anyhow::{Result, bail};
 use std::collections::BTreeMap;
 use std::fmt;
+use std::time::Duration;
 
 const TOOL: &str = "fake-iptables-restore";
 /// How other processes are called.
@@ -27,6 +28,10 @@ pub struct FakeXtables {
     pub tables: BTreeMap<String, Table>,
     /// Inputs with a line that contains one of these are refused.
     pub refused: Vec<String>,
+    /// Inputs with a line that contains one of these are not done in time.
+    pub too_slow: Vec<String>,
+    /// How many were not.
+    pub timeouts: usize,
     /// After so many restores …
     pub failures_after: usize,
     /// … so many fail for lack of the lock.
@@ -80,6 +85,8 @@ impl FakeXtables {
                 ("filter".to_owned(), table(&["INPUT", "FORWARD", "OUTPUT"])),
             ]),
             refused: Vec::new(),
+            too_slow: Vec::new(),
+            timeouts: 0,
             failures_after: 0,
             failures: 0,
             flushed_after_restore: false,
@@ -353,6 +360,10 @@ impl Xtables for FakeXtables {
             return Err(RestoreError::Unable { tool: TOOL, message: "the lock is taken".to_owned() });
         }
         let input: String = pieces.collect();
+        if self.too_slow.iter().any(|what| input.contains(what)) {
+            self.timeouts += 1;
+            return Err(RestoreError::TimedOut { tool: TOOL, after: Duration::from_secs(120) });
+        }
         self.take(&input).map_err(refused)?;
         self.inputs.push(input);
         if std::mem::take(&mut self.flushed_after_restore) {

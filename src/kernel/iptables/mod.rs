@@ -18,6 +18,7 @@ pub use trial::{Need, RuleKind, TRIAL, Trial, refused};
 use super::nft::{Concerns, Heard, Part};
 use super::xtables_info::TableSize;
 use std::fmt;
+use std::time::Duration;
 
 /// Which kernel tables the tools write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -87,7 +88,15 @@ pub enum RestoreError {
         /// The tool's words.
         message: String,
     },
-    /// The tool could not do its work: not there, no permission, lock not had, out of time.
+    /// The tool was stopped because it was not done in time: nothing of the input took effect.
+    #[error("{tool} was stopped after {}s: the input is too much for it", after.as_secs())]
+    TimedOut {
+        /// The program.
+        tool: &'static str,
+        /// How long it was given.
+        after: Duration,
+    },
+    /// The tool could not do its work: not there, no permission, lock not had.
     #[error("cannot run {tool}: {message}")]
     Unable {
         /// The program.

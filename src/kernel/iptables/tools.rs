@@ -20,13 +20,16 @@ use std::rc::Rc;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::process::{Child, ChildStdin, Command};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 /// How long the tools wait for each other's lock, in seconds (kube-proxy).
 const LOCK_WAIT: &str = "-w 5";
 /// A tool that has not come back by then is taken to hang.
 const RULE_LIMIT: Duration = Duration::from_secs(60);
-const RESTORE_LIMIT: Duration = Duration::from_secs(600);
+/// Longer than any input takes that we make, even in a table of a million rules.
+const RESTORE_LIMIT: Duration = Duration::from_secs(120);
+/// What takes longer is told.
+const LONG_RESTORE: Duration = Duration::from_secs(30);
 /// The most of a tool's complaints that is kept.
 const MOST_WORDS: u64 = 4096;
 /// "Not there" to `-C` and `-D`, "is there already" to `-N`.
@@ -166,6 +169,7 @@ impl Tools {
         let has_changes = Cell::new(false);
         let mut pieces =
             pieces.inspect(|piece| has_changes.set(has_changes.get() || changes_anything(piece)));
+        let (tool, start) = (self.programs.restore, Instant::now());
         let feeding = timeout(RESTORE_LIMIT, self.feed(child, &mut pieces));
         let fed = match &self.monitor {
             Some(monitor) => {
@@ -177,12 +181,15 @@ impl Tools {
             None => feeding.await,
         };
         let (status, message) = fed
-            .map_err(|_| self.unable(format!("no end after {RESTORE_LIMIT:?}")))?
+            .map_err(|_| RestoreError::TimedOut { tool, after: RESTORE_LIMIT })?
             .map_err(|error| self.unable(error))?;
+        if start.elapsed() >= LONG_RESTORE {
+            tracing::warn!(tool, seconds = start.elapsed().as_secs(), "an input took long");
+        }
         if status.success() {
             return Ok(message.replace('\n', "; "));
         }
-        let (tool, line, message) = (self.programs.restore, line_at_fault(&message), said(&message));
+        let (line, message) = (line_at_fault(&message), said(&message));
         match (status.code(), line) {
             (Some(EXIT_RESOURCE) | None, None) => Err(self.unable(format!("{status}: {message}"))),
             (_, line) => Err(RestoreError::Refused { tool, line, message }),

@@ -73,13 +73,13 @@ pub async fn refused(
     // As a rule all are taken, which one call shows.
     match tools.try_rules(kinds, trial).await {
         Ok(()) => return Ok(refused),
-        Err(error @ RestoreError::Unable { .. }) => return Err(error),
+        Err(error @ (RestoreError::Unable { .. } | RestoreError::TimedOut { .. })) => return Err(error),
         Err(RestoreError::Refused { .. }) => {}
     }
     for kind in kinds {
         match tools.try_rules(&[*kind], trial).await {
             Ok(()) => {}
-            Err(error @ RestoreError::Unable { .. }) => return Err(error),
+            Err(error @ (RestoreError::Unable { .. } | RestoreError::TimedOut { .. })) => return Err(error),
             Err(error @ RestoreError::Refused { .. }) => refused.push((*kind, error.to_string())),
         }
     }
