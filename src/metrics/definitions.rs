@@ -62,6 +62,7 @@ pub(super) struct RequestMetrics {
 
 impl SyncMetrics {
     pub(super) fn new() -> Result<Self> {
+        let gauge = |name, help| IntGauge::with_opts(opts(name, help));
         Ok(SyncMetrics {
             duration: histogram("sync_proxy_rules_duration_seconds", "Duration of a sync", sync_buckets()?)?,
             full_duration: histogram(
@@ -98,14 +99,8 @@ impl SyncMetrics {
                 opts("rs_refused_services", "Services left out because the kernel refuses them"),
                 FAMILY,
             )?,
-            refused_endpoints: IntGauge::with_opts(opts(
-                "rs_refused_endpoints",
-                "Endpoints left out because of the range of their address",
-            ))?,
-            over_bounds: IntGauge::with_opts(opts(
-                "rs_service_bounds_exceeded",
-                "Bounds of one Service that Services ask for more than",
-            ))?,
+            refused_endpoints: gauge("rs_refused_endpoints", "Endpoints left out because of their address")?,
+            over_bounds: gauge("rs_service_bounds_exceeded", "Bounds that Services ask for more than")?,
             contested_addresses: IntGauge::with_opts(opts(
                 "rs_contested_addresses",
                 "Addresses with a port that Services ask for and that others have",
