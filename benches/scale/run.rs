@@ -99,19 +99,21 @@ impl Drop for Running {
 pub(crate) struct Figures([f64; Figures::ROWS.len()]);
 
 impl Figures {
-    pub(crate) const ROWS: [&str; 20] = [
+    pub(crate) const ROWS: [&str; 22] = [
         "first sync, s",
         "memory after first sync, MB",
         "peak memory until then, MB",
         "peak memory of the largest child, MB",
         "own CPU time until then, s",
         "CPU time of the children until then, s",
+        "received from the API server until then, MB",
         "rules in the nat table, or virtual servers",
         "lone change, from API event to kernel, p50, ms",
         "lone change, p99, ms",
         "lone change, rules or servers sent",
         "lone change, own CPU time, ms",
         "storm of changes: own CPU time per change, ms",
+        "storm of changes: received per change, kB",
         "storm of changes: syncs",
         "storm of changes: from its end to the last rule, s",
         "memory after the storm, MB",
@@ -124,6 +126,9 @@ impl Figures {
 
     pub(crate) fn cell(&self, row: usize) -> String {
         let value = self.0[row];
+        if value.is_nan() {
+            return "-".to_owned();
+        }
         if value >= 100.0 { format!("{value:.0}") } else { format!("{value:.3}") }
     }
 
@@ -136,7 +141,7 @@ impl Figures {
 /// Measures one program.
 pub(crate) fn run(settings: &Settings, program: &Program, source: &Source) -> Result<Figures> {
     let folder = Folder::create()?;
-    let start = Instant::now();
+    let (start, received) = (Instant::now(), source.received());
     let running = program.start(settings.dataplane, &folder, source)?;
     let mut measuring = Measuring {
         settings,
@@ -146,6 +151,7 @@ pub(crate) fn run(settings: &Settings, program: &Program, source: &Source) -> Re
         values: Vec::new(),
         random: Generator::new(1),
         fewer: BTreeSet::new(),
+        received,
     };
     let measured = measuring.all(start);
     let log = std::fs::read_to_string(folder.path().join("log")).unwrap_or_default();
@@ -164,6 +170,8 @@ struct Measuring<'a> {
     random: Generator,
     /// Services that the storm left an endpoint short.
     fewer: BTreeSet<u32>,
+    /// Bytes from the API server before the start.
+    received: f64,
 }
 
 impl Measuring<'_> {
@@ -193,6 +201,7 @@ impl Measuring<'_> {
         self.values.extend([elapsed.as_secs_f64(), self.megabytes("VmRSS")?, self.megabytes("VmHWM")?]);
         self.values.push(self.children.peak_kb() as f64 / 1024.0);
         self.values.extend([cpu_time(self.pid)?.as_secs_f64(), children_cpu_time(self.pid)?]);
+        self.values.push((self.source.received() - self.received) / 1e6);
         self.values.push(kernel::count(self.settings.dataplane)?.0 as f64);
         Ok(())
     }
@@ -249,6 +258,7 @@ impl Measuring<'_> {
     fn storm(&mut self) -> Result<()> {
         let syncs = "kubeproxy_sync_proxy_rules_duration_seconds_count{ip_family=\"IPv4\"}";
         let (before, syncs_before) = (cpu_time(self.pid)?, metric(syncs));
+        let received = self.source.received();
         let start = Instant::now();
         for number in 0..self.settings.storm {
             let service = self.pick();
@@ -274,7 +284,8 @@ impl Measuring<'_> {
             );
         };
         let spent = (cpu_time(self.pid)? - before).as_secs_f64() * 1e3 / f64::from(self.settings.storm);
-        self.values.extend([spent, metric(syncs) - syncs_before, lag.as_secs_f64()]);
+        let received = (self.source.received() - received) / 1e3 / f64::from(self.settings.storm);
+        self.values.extend([spent, received, metric(syncs) - syncs_before, lag.as_secs_f64()]);
         self.values.extend([self.megabytes("VmRSS")?, self.megabytes("VmHWM")?]);
         self.values.push(self.children.peak_kb() as f64 / 1024.0);
         Ok(())

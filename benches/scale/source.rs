@@ -68,6 +68,14 @@ impl Source {
         }
     }
 
+    /// How many bytes the program has received; not known of the stub.
+    pub(crate) fn received(&self) -> f64 {
+        match self {
+            Source::Stub(_) => f64::NAN,
+            Source::Remote(remote) => remote.received() as f64,
+        }
+    }
+
     /// A kubeconfig for a program in the calling thread's network namespace.
     pub(crate) fn kubeconfig(&self, folder: &Path) -> Result<PathBuf> {
         match self {

@@ -191,7 +191,7 @@ async fn what_is_large_is_decoded_while_probes_are_answered(#[case] verb: Verb) 
     picture.until_listed(1).await;
     ticking.abort();
     let longest = LONGEST.with(std::cell::Cell::get);
-    assert!(longest < Duration::from_millis(300), "nothing else ran for {longest:?}");
+    assert!(longest < Duration::from_secs(1), "nothing else ran for {longest:?}");
 }
 
 thread_local! {

@@ -75,7 +75,12 @@ async fn whatever_ends_a_streaming_list_the_next_one_comes_in_pages_at_once(#[ca
     assert_eq!(picture.describe().lines().count(), 25);
     server.put(service("web", 10));
     picture.until("a change to arrive", |picture| picture.describe().contains(WEB)).await;
-    assert_eq!(requests(&server), ["stream", "page", "page", "page", "watch"]);
+    let mut requests = requests(&server);
+    // What is not acceptable in protobuf may be so in JSON.
+    requests.dedup_by(|second, first| {
+        ends == InitialEvents::Rejected(406) && second == first && *first == "stream"
+    });
+    assert_eq!(requests, ["stream", "page", "page", "page", "watch"]);
     // A page from the server's cache would be the whole list.
     assert!(server.seen().iter().all(|seen| seen.verb == Verb::Watch || seen.parameter("limit").is_some()));
 }

@@ -4,7 +4,7 @@ use crate::objects::{service, slice};
 use crate::picture::{Picture, hurried};
 use crate::server::Stub;
 use kube_proxy_rs::model::{ObjectKind, WatchEvent};
-use kube_proxy_rs::testing::stub_api::{Absent, Fault, InitialEvents, Resource, Rule, Verb};
+use kube_proxy_rs::testing::stub_api::{Absent, Fault, InitialEvents, Protobuf, Resource, Rule, Verb};
 use kube_proxy_rs::watch::api::WatchOptions;
 use std::io::Write;
 use std::sync::{Arc, Mutex};
@@ -83,10 +83,17 @@ async fn an_unreachable_server_is_named_once_for_each_kind() {
     }
 }
 
+#[rstest::rstest]
+#[case::in_json(Protobuf::Unknown, "invalid type")]
+#[case::in_protobuf(Protobuf::Spoken, "failed to decode Protobuf message")]
 #[tokio::test]
-async fn a_defect_of_an_object_is_said_once_with_its_field_however_often_it_comes() {
+async fn a_defect_of_an_object_is_said_once_with_its_field_however_often_it_comes(
+    #[case] protobuf: Protobuf,
+    #[case] defect: &str,
+) {
     let (log, _guard) = Log::record();
     let server = Stub::start();
+    server.behave(|behaviour| behaviour.protobuf = protobuf);
     let mut bad = slice("web", "10.244.0.1");
     bad["endpoints"][0]["addresses"][0] = "10.244.0.300".into();
     server.put(bad.clone());
@@ -101,12 +108,10 @@ async fn a_defect_of_an_object_is_said_once_with_its_field_however_often_it_come
     let lines = log.lines("10.244.0.300");
     assert_eq!(lines.len(), 1, "{lines:#?}");
     assert!(lines[0].contains("web-x") && lines[0].contains("endpoints[0].addresses[0]"), "{lines:?}");
-    let lines = log.lines("invalid type");
+    let lines = log.lines(defect);
     assert_eq!(lines.len(), 1, "{lines:#?}");
-    assert!(
-        lines[0].contains("Service shop/db: invalid type") && lines[0].contains(r#"object="shop/db""#),
-        "{lines:?}"
-    );
+    let said = format!("Service shop/db: {defect}");
+    assert!(lines[0].contains(&said) && lines[0].contains(r#"object="shop/db""#), "{lines:?}");
 }
 
 #[rstest::rstest]

@@ -8,6 +8,7 @@ mod bounds;
 mod certificates;
 mod counts;
 mod credentials;
+mod encodings;
 mod first_list;
 mod front;
 mod load;

@@ -21,6 +21,7 @@ pub const TARGETS: &[Target] = &[
     ("manifests", manifests),
     ("netlink", netlink),
     ("nftables", nftables_rs::fuzzing::parse_anything),
+    ("protobuf", protobuf),
     ("rules", rules),
     ("tools", tools),
 ];
@@ -28,6 +29,11 @@ pub const TARGETS: &[Target] = &[
 /// A line of a watch, of any of the three kinds.
 fn api(bytes: &[u8]) {
     parsers::watch_line(bytes);
+}
+
+/// What a watch or a list sends in protobuf, of any of the three kinds.
+fn protobuf(bytes: &[u8]) {
+    parsers::protobuf(bytes);
 }
 
 /// One argument a line.

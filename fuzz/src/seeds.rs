@@ -20,6 +20,7 @@ const REQUESTS: &[&str] = &[
 
 const MANIFESTS: &str = "e2e/fixtures";
 const IPVS: &str = "crates/ipvs-rs/src/recorded";
+const ANSWERS: &str = "src/watch/wire/recorded";
 const NF_TABLES: &str = "crates/nftables-rs/tests/recorded";
 
 /// The seeds of a target.
@@ -30,6 +31,7 @@ pub fn of(target: &str) -> io::Result<Vec<Vec<u8>>> {
     match target {
         "api" => watch_lines(),
         "manifests" | "rules" => manifests(),
+        "protobuf" => files(ANSWERS, "pb")?.iter().map(std::fs::read).collect(),
         "ipvs" | "netlink" => Ok([recorded(IPVS)?, netfilter()].concat()),
         "nftables" => Ok(recorded(NF_TABLES)?.iter().flat_map(|bytes| messages(bytes)).collect()),
         "configuration" => Ok(texts(CONFIGURATIONS)),

@@ -8,7 +8,7 @@ use crate::config::{Config, Flavor, Mode, OutputForm};
 use crate::kernel::iptables as tools;
 use crate::model::{NodeFacts, ObjectKind, PerFamily, Protocol, Snapshot};
 use crate::state::Tracker;
-use crate::watch::api::{self, WatchOptions};
+use crate::watch::api;
 use crate::watch::client::{ClientOptions, Connection};
 use crate::watch::manifests;
 use anyhow::{Context, Result, bail};
@@ -54,7 +54,6 @@ async fn services(config: &Config) -> Result<Option<Tracker>> {
     let node = NodeFacts { name: config.node_name.as_str().into(), ..NodeFacts::default() };
     let mut tracker = Tracker::new(node, i64::MAX);
     let sources = &config.sources;
-    let node_port_range = config.node_ports.range.0..=config.node_ports.range.1;
     if !sources.manifests.is_empty() {
         let options = source::manifest_options(config);
         let (events, errors) = manifests::load(&sources.manifests, &options)?;
@@ -69,12 +68,7 @@ async fn services(config: &Config) -> Result<Option<Tracker>> {
     let connection = Connection::open(&options).await?;
     let url = connection.url();
     let (sender, mut events) = mpsc::channel(64);
-    let watching = api::run(
-        connection,
-        &config.node_name,
-        sender,
-        WatchOptions { node_port_range, ..WatchOptions::default() },
-    );
+    let watching = api::run(connection, &config.node_name, sender, source::watch_options(config));
     let listing = async {
         while !tracker.has_listed(ObjectKind::Service) {
             tracker.fold(events.recv().await.context("the watch ended")?);

@@ -7,7 +7,7 @@ use crate::config::{Config, Mode};
 use crate::model::{NodeFacts, ObjectKind};
 use crate::state::Tracker;
 use crate::sync::{FamilySync, Identity, Question, Told};
-use crate::watch::api::{self, WatchOptions};
+use crate::watch::api;
 use crate::watch::client::{ClientOptions, Connection, Observers};
 use crate::watch::manifests;
 use anyhow::{Context, Result};
@@ -51,7 +51,6 @@ async fn picture(config: &Config) -> Result<Tracker> {
     let node = NodeFacts { name: config.node_name.as_str().into(), ..NodeFacts::default() };
     let mut tracker =
         Tracker::new(node, i64::MAX).reserving(families::reserved(config)).limiting(families::limits(config));
-    let node_port_range = config.node_ports.range.0..=config.node_ports.range.1;
     if !config.sources.manifests.is_empty() {
         let (events, errors) = manifests::load(&config.sources.manifests, &source::manifest_options(config))?;
         for error in errors {
@@ -67,7 +66,7 @@ async fn picture(config: &Config) -> Result<Tracker> {
     let (sender, mut events) = mpsc::channel(64);
     let observers = Observers { dialling: source::dialling(&sender), ..Observers::default() };
     let connection = Connection::observed(&options, observers).await?;
-    let options = WatchOptions { node_port_range, ..WatchOptions::default() };
+    let options = source::watch_options(config);
     let lists = async {
         while !(tracker.is_complete() && tracker.has_listed(ObjectKind::Node)) {
             let Some(event) = events.recv().await else { break };

@@ -8,7 +8,7 @@ use crate::kernel::addresses::local_addresses_beside;
 use crate::metrics::Metrics;
 use crate::model::{ApiServerAddress, IpFamily, WatchEvent};
 use crate::sync::{Notice, Severity};
-use crate::watch::api::WatchOptions;
+use crate::watch::api::{Accept, WatchOptions};
 use crate::watch::client::{ClientOptions, Connection, Dialling, Exchange, Observers};
 use crate::watch::manifests::ManifestOptions;
 use crate::watch::{api, manifests};
@@ -68,7 +68,7 @@ pub(super) fn start(
     sender: mpsc::Sender<WatchEvent>,
     clock: &Clock,
 ) -> Result<Feed> {
-    let node_port_range = config.node_ports.range.0..=config.node_ports.range.1;
+    let watch_options = watch_options(config);
     let node_name = config.node_name.clone();
     let connection = match opened {
         Opened::Manifests(paths) => {
@@ -85,8 +85,7 @@ pub(super) fn start(
     let client = Some(connection.client());
     let events = Events::start(connection.client(), reporter, clock.clone());
     let source = tokio::spawn(async move {
-        let options = WatchOptions { node_port_range, ..WatchOptions::default() };
-        api::run(connection, &node_name, sender, options).await;
+        api::run(connection, &node_name, sender, watch_options).await;
         Ok(())
     });
     events.tell(Notice {
@@ -97,6 +96,16 @@ pub(super) fn start(
         note: String::new(),
     });
     Ok(Feed { source, events, client })
+}
+
+/// What watching the API server depends on.
+pub(super) fn watch_options(config: &Config) -> WatchOptions {
+    let sources = &config.sources;
+    WatchOptions {
+        node_port_range: config.node_ports.range.0..=config.node_ports.range.1,
+        accept: Accept::of(&sources.content_type, &sources.accept_content_types),
+        ..WatchOptions::default()
+    }
 }
 
 /// What reading manifests once depends on.

@@ -120,7 +120,7 @@ pub(super) struct ClientFlags {
     /// File or folder with Services, EndpointSlices and Nodes to serve instead of an API server's
     #[arg(long, value_name = "PATH", value_delimiter = ',')]
     pub(super) manifests: Vec<PathBuf>,
-    /// Content type of requests to the API server; accepted without effect
+    /// Media type of the objects that the API server is asked for; JSON where it has no other
     #[arg(long, value_name = "TYPE", default_value = "application/vnd.kubernetes.protobuf")]
     pub(super) kube_api_content_type: String,
     /// Burst of requests to the API server; accepted without effect

@@ -129,6 +129,10 @@ pub struct Sources {
     pub kubeconfig: Option<PathBuf>,
     /// URL of the API server, instead of the kubeconfig's.
     pub master: Option<String>,
+    /// The media type in which the API server is asked for objects.
+    pub content_type: String,
+    /// The media types to ask for instead; empty means none.
+    pub accept_content_types: String,
 }
 
 /// The iptables dataplane.

@@ -154,8 +154,6 @@ fn setting_notices(settings: &Settings) -> Vec<String> {
     let buffered = |size: &str| !matches!(size, "" | "0");
     let minutes = super::GoDuration::from_secs(15 * 60);
     [
-        ("clientConnection.acceptContentTypes", !client.accept_content_types.is_empty()),
-        ("clientConnection.contentType", client.content_type != file::CONTENT_TYPE),
         ("clientConnection.qps", (client.qps - 5.0).abs() > f32::EPSILON),
         ("clientConnection.burst", client.burst != 10),
         ("logging.vmodule", !logging.vmodule.is_empty()),
@@ -224,6 +222,8 @@ fn sources(line: &CommandLine, settings: &Settings) -> Sources {
         manifests: client.manifests.clone(),
         kubeconfig: values::non_empty(&settings.client.kubeconfig).map(PathBuf::from),
         master: values::non_empty(&client.master).map(str::to_owned),
+        content_type: settings.client.content_type.clone(),
+        accept_content_types: settings.client.accept_content_types.clone(),
     }
 }
 

@@ -56,7 +56,7 @@ fn default_config() -> Config {
     Config {
         mode: Mode::Iptables,
         node_name: "host-1".to_owned(),
-        sources: Sources::default(),
+        sources: Sources { content_type: file::CONTENT_TYPE.to_owned(), ..Sources::default() },
         iptables: IptablesConfig {
             masquerade_bit: 14,
             masquerade_all: false,
@@ -253,6 +253,7 @@ fn every_flag_has_a_row_in_the_documentation() {
 #[case(&["--mode", "iptables"], |_: &mut Config| {})]
 #[case(&["--hostname-override= Node-A "], |c: &mut Config| c.node_name = "node-a".to_owned())]
 #[case(&["--kubeconfig", "/k"], |c: &mut Config| c.sources.kubeconfig = Some("/k".into()))]
+#[case(&["--kube-api-content-type=application/json"], |c: &mut Config| c.sources.content_type = "application/json".into())]
 #[case(&["--master", "https://a"], |c: &mut Config| c.sources.master = Some("https://a".to_owned()))]
 #[case(&["--manifests", "a,b", "--manifests=c"], |c: &mut Config| c.sources.manifests = vec!["a".into(), "b".into(), "c".into()])]
 #[case(&["--iptables-dispatch-tree-threshold=0"], |c: &mut Config| c.iptables.dispatch_tree_threshold = 0)]
@@ -360,7 +361,6 @@ fn assert_it_only_says(notice: &str, resolved: &Resolved) {
 
 #[rstest]
 #[case(&["--feature-gates=AllowServiceExternalIPs=true,B=false"], "feature gate B=false has no effect: nothing here depends on any but AllowServiceExternalIPs")]
-#[case(&["--kube-api-content-type=application/json"], "setting clientConnection.contentType")]
 #[case(&["--kube-api-qps=50"], "setting clientConnection.qps")]
 #[case(&["--kube-api-burst=100"], "setting clientConnection.burst")]
 #[case(&["--profiling"], "setting enableProfiling")]
@@ -493,6 +493,7 @@ fn render_takes_the_flags_on_either_side_of_it() {
 #[case("metricsBindAddress: ''", |_: &mut Config| {})]
 #[case("bindAddressHardFail: true", |c: &mut Config| c.bind_address_hard_fail = true)]
 #[case("bindAddressHardFail: yes", |c: &mut Config| c.bind_address_hard_fail = true)]
+#[case("clientConnection: {acceptContentTypes: a}", |c: &mut Config| c.sources.accept_content_types = "a".into())]
 #[case("clientConnection: {kubeconfig: /k, qps: 0, burst: 0, contentType: ''}", |c: &mut Config| c.sources.kubeconfig = Some("/k".into()))]
 #[case("clusterCIDR: 10.1.0.0/16,fd00::/64", |c: &mut Config| {
     c.detect_local = DetectLocal::ClusterCidr(PerFamily {
@@ -556,7 +557,6 @@ fn a_field_changes_its_setting_and_nothing_else(#[case] body: &str, #[case] chan
 #[case("windowsRunAsService: true", "windowsRunAsService in")]
 #[case("portRange: 1-2", "portRange in")]
 #[case("featureGates: {A: true}", "feature gate A=true has no effect")]
-#[case("clientConnection: {acceptContentTypes: a}", "setting clientConnection.acceptContentTypes")]
 #[case("enableProfiling: true", "setting enableProfiling")]
 #[case("configSyncPeriod: 1m", "setting configSyncPeriod")]
 #[case("logging: {vmodule: [{filePattern: a, verbosity: 2}]}", "setting logging.vmodule")]

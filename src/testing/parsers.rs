@@ -1,7 +1,7 @@
 //! Everything that reads what others wrote, as one function each: what the fuzz targets drive.
 
 pub use crate::kernel::fuzzing::{reply as kernel_reply, tool_output};
-pub use crate::watch::fuzzing::watch_line;
+pub use crate::watch::fuzzing::{protobuf, watch_line};
 
 use crate::backend::iptables::{Features, render_inputs};
 use crate::config::{self, CommandLine, ConfigFile};

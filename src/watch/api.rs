@@ -6,7 +6,8 @@
 use super::client::Connection;
 use super::endpoint_slices::EndpointSlices;
 use super::node::OwnNode;
-pub use super::requests::Bounds;
+use super::requests::Negotiation;
+pub use super::requests::{Accept, Bounds};
 use super::services::Services;
 use super::stream::{Shared, Stream};
 use crate::model::WatchEvent;
@@ -38,6 +39,8 @@ pub struct WatchOptions {
     pub watch_time: Duration,
     /// A watch that the server has not ended after this time more is left.
     pub watch_grace: Duration,
+    /// What answers are asked for in.
+    pub accept: Accept,
     /// What the server may send.
     pub bounds: Bounds,
     /// The node ports that the cluster is said to give out; others are used with a warning.
@@ -56,6 +59,7 @@ impl Default for WatchOptions {
             page_size: 250,
             watch_time: Duration::from_secs(300),
             watch_grace: Duration::from_secs(15),
+            accept: Accept::default(),
             bounds: Bounds::default(),
             node_port_range: 30_000..=32_767,
         }
@@ -73,7 +77,8 @@ pub async fn run(
 ) {
     let node_name: Arc<str> = node_name.into();
     let services = Services { node_port_range: options.node_port_range.clone() };
-    let shared = Arc::new(Shared { options, answered: Notify::new() });
+    let negotiation = Arc::new(Negotiation::new(options.accept.clone()));
+    let shared = Arc::new(Shared { options, negotiation, answered: Notify::new() });
     let mut services = Stream::new(services, connection.clone(), sender.clone(), shared.clone());
     let slices = EndpointSlices { node_name: node_name.clone() };
     let mut slices = Stream::new(slices, connection.clone(), sender.clone(), shared.clone());

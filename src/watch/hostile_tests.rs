@@ -2,7 +2,7 @@
 
 use super::convert::{self, Converted, named};
 use super::objects::{ApiObject, EndpointSliceObject, NodeObject, ServiceObject};
-use super::wire::Decoded;
+use super::wire::{Decoded, Encoding};
 use crate::model::findings;
 use serde_json::{Value, json};
 
@@ -84,7 +84,7 @@ fn hostile() -> Vec<Value> {
 
 fn said_of<K: ApiObject>(object: &Value, convert: impl Fn(&K) -> Vec<String>) -> Option<String> {
     // What has no metadata at all is not an object, and the whole answer is refused.
-    let decoded: Decoded<K> = Decoded::decode(object.to_string().as_bytes()).ok()?;
+    let decoded: Decoded<K> = Decoded::decode(Encoding::Json, &object.to_string().into()).ok()?;
     let issues = match &decoded {
         Decoded::Object(object) => convert(object),
         Decoded::Broken(broken) => vec![broken.error.clone()],

@@ -3,9 +3,10 @@
 
 use super::client::Connection;
 use super::objects::{ApiObject, EndpointSliceObject, PROXY_NAME_LABEL, SERVICE_NAME_LABEL, ServiceObject};
-use super::requests::Collection;
-use super::wire::{self, Decoded};
+use super::requests::{Accept, Collection, Negotiation};
+use super::wire::Decoded;
 use anyhow::{Context, Result};
+use std::sync::Arc;
 
 /// So many slices of a namespace are looked at.
 const MOST_SLICES: u32 = 5000;
@@ -53,12 +54,14 @@ pub async fn lookup(connection: &Connection, namespace: &str, name: &str) -> Res
     let mut raw = Raw::default();
     // Not by name: whoever may watch Services may list them, and need not be allowed more.
     let named = format!("metadata.name={name}");
-    let services = Collection::namespaced::<ServiceObject>(connection.clone(), namespace);
+    let negotiation = Arc::new(Negotiation::new(Accept::default()));
+    let services =
+        Collection::namespaced::<ServiceObject>(connection.clone(), negotiation.clone(), namespace);
     let found = listed(services.selecting("", &named)).await;
     let found = found.with_context(|| format!("asking for Service {namespace}/{name}"))?;
     found.into_iter().for_each(|service| raw.note_service(service, namespace, name));
     let unlabelled = format!("!{SERVICE_NAME_LABEL}");
-    let slices = Collection::namespaced::<EndpointSliceObject>(connection.clone(), namespace);
+    let slices = Collection::namespaced::<EndpointSliceObject>(connection.clone(), negotiation, namespace);
     let found = listed(slices.selecting(&unlabelled, "")).await;
     let found: Vec<EndpointSliceObject> =
         found.with_context(|| format!("listing EndpointSlices of {namespace}"))?;
@@ -68,10 +71,10 @@ pub async fn lookup(connection: &Connection, namespace: &str, name: &str) -> Res
 
 /// Those objects of the first page that can be read.
 async fn listed<K: ApiObject>(collection: Collection) -> Result<Vec<K>> {
-    let page = collection.page(MOST_SLICES, None).await?;
+    let (encoding, page) = collection.page(MOST_SLICES, None).await?;
     let mut objects = Vec::new();
     for object in page.objects {
-        if let Ok(Decoded::Object(object)) = wire::object(object).await {
+        if let Ok(Decoded::Object(object)) = encoding.object(object).await {
             objects.push(object);
         }
     }

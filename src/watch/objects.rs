@@ -1,14 +1,24 @@
 //! The API's objects, cut down to the fields we read.
 //!
+//! JSON and protobuf fill the same types, so that what becomes of an object does not depend on how it came. The numbers
+//! of the fields are those of Kubernetes' published definitions: `generated.proto` in `k8s.io/api/core/v1`,
+//! `k8s.io/api/discovery/v1` and `k8s.io/apimachinery/pkg/apis/meta/v1`. Fields without a line here are skipped. To
+//! prost `required` means that a default stands in for what is absent.
+//!
 //! The types are lenient on purpose: an object that fails to decode is lost until the next list, so
 //! every field may be absent or null, addresses stay text, and numbers are wider than the API's.
-//! What is wrong with a value is `convert`'s to say, by the name of its field. Nothing here uses
+//! What is wrong with a value is `convert`'s to say, by the name of its field. Empty text means the same as none: in
+//! protobuf the API server writes it where JSON has nothing. Nothing here uses
 //! `serde(flatten)`, which would buffer every field that we do not name.
 
+use super::wire::Wire;
 use crate::model::{ServiceName, SliceName};
 use k8s_openapi::jiff;
+use prost::bytes::{Buf, BufMut};
+use prost::encoding::{self, DecodeContext, WireType};
+use prost::{DecodeError, Message};
 use serde::Deserialize;
-use serde::de::{DeserializeOwned, Deserializer, IgnoredAny, MapAccess, Visitor};
+use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
 use std::fmt;
 
 /// The label that makes a Service another proxy's business.
@@ -40,7 +50,7 @@ const KNOWN_KEYS: [&str; 7] = [
 ];
 
 /// A kind of object that an API server has.
-pub(super) trait ApiObject: DeserializeOwned + Send + 'static {
+pub(super) trait ApiObject: Wire + Send {
     /// Its name in messages.
     const KIND: &'static str;
     /// The path of its group and version.
@@ -71,46 +81,57 @@ api_object!(EndpointSliceObject, "EndpointSlice", "/apis/discovery.k8s.io/v1", "
 api_object!(NodeObject, "Node", "/api/v1", "nodes");
 
 /// `metadata` of every object. `managedFields` alone can be half of an object; it is skipped.
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, PartialEq, Message, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ObjectMeta {
     /// Its name in its namespace.
+    #[prost(string, optional, tag = "1")]
     pub name: Option<String>,
     /// Absent of what belongs to the cluster.
+    #[prost(string, optional, tag = "3")]
     pub namespace: Option<String>,
     /// What to watch from, to learn of later versions.
+    #[prost(string, optional, tag = "6")]
     pub resource_version: Option<String>,
     /// When it was made.
+    #[prost(message, optional, tag = "8")]
     #[serde(default, deserialize_with = "time")]
     pub creation_timestamp: Option<Time>,
     /// When it was to be deleted, if so.
+    #[prost(message, optional, tag = "9")]
     #[serde(default, deserialize_with = "time")]
     pub deletion_timestamp: Option<Time>,
     /// By which it is selected.
+    #[prost(message, required, tag = "11")]
     #[serde(default, deserialize_with = "nullable")]
     pub labels: KnownKeys,
     /// What else is said of it.
+    #[prost(message, required, tag = "12")]
     #[serde(default, deserialize_with = "nullable")]
     pub annotations: KnownKeys,
 }
 
 /// A time. The API has no use for what is less than a second.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq, Message)]
 pub struct Time {
     /// Since 1970.
+    #[prost(int64, required, tag = "1")]
     pub seconds: i64,
 }
 
 /// core/v1 Service.
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, PartialEq, Message, Deserialize)]
 pub struct ServiceObject {
     /// Name, version, labels.
+    #[prost(message, required, tag = "1")]
     #[serde(default, deserialize_with = "nullable")]
     pub metadata: ObjectMeta,
     /// What is asked for.
+    #[prost(message, required, tag = "2")]
     #[serde(default, deserialize_with = "nullable")]
     pub spec: ServiceSpec,
     /// What has been given.
+    #[prost(message, required, tag = "3")]
     #[serde(default, deserialize_with = "nullable")]
     pub status: ServiceStatus,
 }
@@ -124,114 +145,140 @@ impl ServiceObject {
 }
 
 /// `spec` of a Service.
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, PartialEq, Message, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ServiceSpec {
     /// `ClusterIP`, `NodePort`, `LoadBalancer` or `ExternalName`.
+    #[prost(string, optional, tag = "4")]
     #[serde(rename = "type")]
     pub service_type: Option<String>,
     /// The first cluster IP; empty or `None` for headless Services.
+    #[prost(string, optional, tag = "3")]
     #[serde(rename = "clusterIP")]
     pub cluster_ip: Option<String>,
     /// One cluster IP for each of `ip_families`.
+    #[prost(string, repeated, tag = "18")]
     #[serde(default, rename = "clusterIPs", deserialize_with = "nullable")]
     pub cluster_ips: Vec<String>,
     /// `IPv4` and `IPv6` in the Service's order.
+    #[prost(string, repeated, tag = "19")]
     #[serde(default, deserialize_with = "nullable")]
     pub ip_families: Vec<String>,
     /// Addresses that somebody else routes to the nodes.
+    #[prost(string, repeated, tag = "5")]
     #[serde(default, rename = "externalIPs", deserialize_with = "nullable")]
     pub external_ips: Vec<String>,
     /// Networks that may use the load-balancer IPs.
+    #[prost(string, repeated, tag = "9")]
     #[serde(default, deserialize_with = "nullable")]
     pub load_balancer_source_ranges: Vec<String>,
     /// `None` or `ClientIP`.
+    #[prost(string, optional, tag = "7")]
     pub session_affinity: Option<String>,
     /// Details of `session_affinity`.
+    #[prost(message, required, tag = "14")]
     #[serde(default, deserialize_with = "nullable")]
     pub session_affinity_config: SessionAffinityConfig,
     /// `Cluster` or `Local`.
+    #[prost(string, optional, tag = "22")]
     pub internal_traffic_policy: Option<String>,
     /// `Cluster` or `Local`.
+    #[prost(string, optional, tag = "11")]
     pub external_traffic_policy: Option<String>,
     /// The port on which load balancers ask for local endpoints.
+    #[prost(int64, optional, tag = "12")]
     pub health_check_node_port: Option<i64>,
     /// What the Service listens on.
+    #[prost(message, repeated, tag = "1")]
     #[serde(default, deserialize_with = "nullable")]
     pub ports: Vec<ServicePortObject>,
 }
 
 /// `spec.sessionAffinityConfig` of a Service.
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, PartialEq, Message, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct SessionAffinityConfig {
     /// Details of `ClientIP`.
+    #[prost(message, required, tag = "1")]
     #[serde(default, rename = "clientIP", deserialize_with = "nullable")]
     pub client_ip: ClientIpConfig,
 }
 
 /// `spec.sessionAffinityConfig.clientIP` of a Service.
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, PartialEq, Message, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ClientIpConfig {
     /// How long a client sticks to its endpoint.
+    #[prost(int64, optional, tag = "1")]
     pub timeout_seconds: Option<i64>,
 }
 
 /// One of `spec.ports` of a Service.
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, PartialEq, Message, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ServicePortObject {
     /// Absent or empty when there is only one.
+    #[prost(string, optional, tag = "1")]
     pub name: Option<String>,
     /// `TCP`, `UDP` or `SCTP`.
+    #[prost(string, optional, tag = "2")]
     pub protocol: Option<String>,
     /// The port on the Service's addresses.
+    #[prost(int64, optional, tag = "3")]
     pub port: Option<i64>,
     /// The port on the nodes' addresses.
+    #[prost(int64, optional, tag = "5")]
     pub node_port: Option<i64>,
 }
 
 /// `status` of a Service.
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, PartialEq, Message, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ServiceStatus {
     /// What the load balancer listens on.
+    #[prost(message, required, tag = "1")]
     #[serde(default, deserialize_with = "nullable")]
     pub load_balancer: LoadBalancerStatus,
 }
 
 /// `status.loadBalancer` of a Service.
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, PartialEq, Message, Deserialize)]
 pub struct LoadBalancerStatus {
     /// Its addresses.
+    #[prost(message, repeated, tag = "1")]
     #[serde(default, deserialize_with = "nullable")]
     pub ingress: Vec<LoadBalancerIngress>,
 }
 
 /// One of `status.loadBalancer.ingress` of a Service; host names are not read.
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, PartialEq, Message, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct LoadBalancerIngress {
     /// The address, unless the load balancer has a host name only.
+    #[prost(string, optional, tag = "1")]
     pub ip: Option<String>,
     /// `VIP` (or absent) when packets arrive with that address, `Proxy` when they do not.
+    #[prost(string, optional, tag = "3")]
     pub ip_mode: Option<String>,
 }
 
 /// discovery.k8s.io/v1 EndpointSlice.
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, PartialEq, Message, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct EndpointSliceObject {
     /// Name, version, labels.
+    #[prost(message, required, tag = "1")]
     #[serde(default, deserialize_with = "nullable")]
     pub metadata: ObjectMeta,
     /// `IPv4`, `IPv6` or `FQDN`.
+    #[prost(string, optional, tag = "4")]
     pub address_type: Option<String>,
     /// The ports of every endpoint.
+    #[prost(message, repeated, tag = "3")]
     #[serde(default, deserialize_with = "nullable")]
     pub ports: Vec<SlicePortObject>,
     /// The endpoints.
+    #[prost(message, repeated, tag = "2")]
     #[serde(default, deserialize_with = "nullable")]
     pub endpoints: Vec<EndpointObject>,
 }
@@ -245,115 +292,138 @@ impl EndpointSliceObject {
 }
 
 /// One of `ports` of an EndpointSlice.
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, PartialEq, Message, Deserialize)]
 pub struct SlicePortObject {
     /// Empty for the only port of a Service; absent means broken.
+    #[prost(string, optional, tag = "1")]
     pub name: Option<String>,
     /// `TCP`, `UDP` or `SCTP`.
+    #[prost(string, optional, tag = "2")]
     pub protocol: Option<String>,
     /// The number.
+    #[prost(int64, optional, tag = "3")]
     pub port: Option<i64>,
 }
 
 /// One of `endpoints` of an EndpointSlice.
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, PartialEq, Message, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct EndpointObject {
     /// Its addresses, of which the first one counts.
+    #[prost(string, repeated, tag = "1")]
     #[serde(default, deserialize_with = "nullable")]
     pub addresses: Vec<String>,
     /// Its state.
+    #[prost(message, required, tag = "2")]
     #[serde(default, deserialize_with = "nullable")]
     pub conditions: EndpointConditions,
     /// The node it runs on.
+    #[prost(string, optional, tag = "6")]
     pub node_name: Option<String>,
     /// For whom it is meant.
+    #[prost(message, required, tag = "8")]
     #[serde(default, deserialize_with = "nullable")]
     pub hints: EndpointHints,
 }
 
 /// `conditions` of an endpoint.
-#[derive(Clone, Copy, Debug, Default, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Message, Deserialize)]
 pub struct EndpointConditions {
     /// Absent means true.
+    #[prost(bool, optional, tag = "1")]
     pub ready: Option<bool>,
     /// Absent means true.
+    #[prost(bool, optional, tag = "2")]
     pub serving: Option<bool>,
     /// Absent means false.
+    #[prost(bool, optional, tag = "3")]
     pub terminating: Option<bool>,
 }
 
 /// `hints` of an endpoint.
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, PartialEq, Message, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct EndpointHints {
     /// Zones that should use it.
+    #[prost(message, repeated, tag = "1")]
     #[serde(default, deserialize_with = "nullable")]
     pub for_zones: Vec<Hint>,
     /// Nodes that should use it.
+    #[prost(message, repeated, tag = "2")]
     #[serde(default, deserialize_with = "nullable")]
     pub for_nodes: Vec<Hint>,
 }
 
 /// One of `forZones` or `forNodes`.
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, PartialEq, Message, Deserialize)]
 pub struct Hint {
     /// The zone's or the node's name.
+    #[prost(string, required, tag = "1")]
     #[serde(default, deserialize_with = "nullable")]
     pub name: String,
 }
 
 /// core/v1 Node.
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, PartialEq, Message, Deserialize)]
 pub struct NodeObject {
     /// Name, version, labels.
+    #[prost(message, required, tag = "1")]
     #[serde(default, deserialize_with = "nullable")]
     pub metadata: ObjectMeta,
     /// What is asked for.
+    #[prost(message, required, tag = "2")]
     #[serde(default, deserialize_with = "nullable")]
     pub spec: NodeSpec,
     /// What the kubelet reports.
+    #[prost(message, required, tag = "3")]
     #[serde(default, deserialize_with = "nullable")]
     pub status: NodeStatus,
 }
 
 /// `spec` of a Node.
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, PartialEq, Message, Deserialize)]
 pub struct NodeSpec {
     /// The first pod network.
+    #[prost(string, optional, tag = "1")]
     #[serde(rename = "podCIDR")]
     pub pod_cidr: Option<String>,
     /// All pod networks.
+    #[prost(string, repeated, tag = "7")]
     #[serde(default, rename = "podCIDRs", deserialize_with = "nullable")]
     pub pod_cidrs: Vec<String>,
     /// What keeps pods away.
+    #[prost(message, repeated, tag = "5")]
     #[serde(default, deserialize_with = "nullable")]
     pub taints: Vec<Taint>,
 }
 
 /// One of `spec.taints` of a Node.
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, PartialEq, Message, Deserialize)]
 pub struct Taint {
     /// What the taint is about.
+    #[prost(string, required, tag = "1")]
     #[serde(default, deserialize_with = "nullable")]
     pub key: String,
 }
 
 /// `status` of a Node.
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, PartialEq, Message, Deserialize)]
 pub struct NodeStatus {
     /// Its addresses and names.
+    #[prost(message, repeated, tag = "5")]
     #[serde(default, deserialize_with = "nullable")]
     pub addresses: Vec<NodeAddress>,
 }
 
 /// One of `status.addresses` of a Node.
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, PartialEq, Message, Deserialize)]
 pub struct NodeAddress {
     /// `InternalIP`, `ExternalIP` or the kind of a name.
+    #[prost(string, required, tag = "1")]
     #[serde(default, rename = "type", deserialize_with = "nullable")]
     pub address_type: String,
     /// The address or name.
+    #[prost(string, required, tag = "2")]
     #[serde(default, deserialize_with = "nullable")]
     pub address: String,
 }
@@ -381,18 +451,28 @@ fn time<'de, D: Deserializer<'de>>(input: D) -> Result<Option<Time>, D::Error> {
 }
 
 /// Those of a map's entries whose keys are in `KNOWN_KEYS`; all others are skipped without being stored.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct KnownKeys([Option<String>; KNOWN_KEYS.len()]);
+#[derive(Clone, Debug, Default)]
+pub struct KnownKeys {
+    values: [Option<String>; KNOWN_KEYS.len()],
+    /// The place of the key that was read last, until its value is.
+    place: Option<usize>,
+}
+
+impl PartialEq for KnownKeys {
+    fn eq(&self, other: &Self) -> bool {
+        self.values == other.values
+    }
+}
 
 impl KnownKeys {
     /// The value of a known key.
     #[must_use]
     pub fn get(&self, key: &str) -> Option<&str> {
-        place(key).and_then(|place| self.0.get(place)?.as_deref())
+        place(key).and_then(|place| self.values.get(place)?.as_deref())
     }
 
     fn put(&mut self, place: usize, value: String) {
-        if let Some(entry) = self.0.get_mut(place) {
+        if let Some(entry) = self.values.get_mut(place) {
             *entry = Some(value);
         }
     }
@@ -401,6 +481,44 @@ impl KnownKeys {
 /// Where a key is among the known ones.
 fn place(key: &str) -> Option<usize> {
     KNOWN_KEYS.iter().position(|known| *known == key)
+}
+
+/// In protobuf a map is a repeated message of a key and a value; all of them are merged into this.
+impl Message for KnownKeys {
+    fn merge_field(
+        &mut self,
+        tag: u32,
+        wire_type: WireType,
+        input: &mut impl Buf,
+        context: DecodeContext,
+    ) -> Result<(), DecodeError> {
+        match (tag, self.place) {
+            (1, _) => {
+                let mut key = String::new();
+                encoding::string::merge(wire_type, &mut key, input, context)?;
+                self.place = place(&key);
+            }
+            (2, Some(place)) => {
+                let mut value = String::new();
+                encoding::string::merge(wire_type, &mut value, input, context)?;
+                self.put(place, value);
+                self.place = None;
+            }
+            _ => encoding::skip_field(wire_type, tag, input, context)?,
+        }
+        Ok(())
+    }
+
+    // Nothing of ours is sent.
+    fn encode_raw(&self, _output: &mut impl BufMut) {}
+
+    fn encoded_len(&self) -> usize {
+        0
+    }
+
+    fn clear(&mut self) {
+        *self = KnownKeys::default();
+    }
 }
 
 impl<'de> Deserialize<'de> for KnownKeys {

@@ -13,7 +13,7 @@ use super::convert::{Converted, named};
 use super::failure::{Bound, Cause, Failure};
 use super::objects::ApiObject;
 use super::outage::{Backoff, Outage};
-use super::requests::Collection;
+use super::requests::{Collection, Negotiation};
 use super::watcher::{Event, ListMode, Times, Watcher};
 use super::wire::Decoded;
 use crate::model::{ObjectKind, WatchEvent, findings};
@@ -48,6 +48,7 @@ pub(super) trait Source {
 /// What the watches of one process have in common.
 pub(super) struct Shared {
     pub(super) options: WatchOptions,
+    pub(super) negotiation: Arc<Negotiation>,
     /// The server answers one of them again, so the others need not wait for their next attempt.
     pub(super) answered: Notify,
 }
@@ -177,10 +178,11 @@ impl<S: Source> Stream<S> {
     }
 
     fn watcher(&self) -> Watcher<S::Object> {
-        let collection = Collection::all::<S::Object>(self.connection.clone())
-            .at(self.url.clone())
-            .bounded(self.shared.options.bounds)
-            .selecting(self.source.labels(), &self.source.fields());
+        let collection =
+            Collection::all::<S::Object>(self.connection.clone(), self.shared.negotiation.clone())
+                .at(self.url.clone())
+                .bounded(self.shared.options.bounds)
+                .selecting(self.source.labels(), &self.source.fields());
         let mode = if self.paged { ListMode::Pages(self.page_size) } else { ListMode::Streaming };
         let WatchOptions { watch_time, watch_grace, .. } = self.shared.options;
         Watcher::new(collection, mode, Times { watch: watch_time, grace: watch_grace })

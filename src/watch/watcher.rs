@@ -7,7 +7,7 @@ use super::failure::{Bound, Cause, Failure, Verb};
 use super::objects::{ApiObject, LIST_END_ANNOTATION};
 use super::outage::random;
 use super::requests::{Collection, Start};
-use super::wire::{self, Decoded, EventKind, Frames, Page};
+use super::wire::{Decoded, Encoding, EventKind, Frames, Page, Status};
 use bytes::Bytes;
 use std::collections::VecDeque;
 use std::marker::PhantomData;
@@ -48,8 +48,8 @@ enum State {
     Watching(String, Open),
 }
 
-#[derive(Default)]
 struct Paging {
+    encoding: Encoding,
     objects: VecDeque<Bytes>,
     next: Option<String>,
     version: String,
@@ -111,7 +111,7 @@ impl<K: ApiObject> Watcher<K> {
     async fn begin(&mut self) -> Result<Option<Event<K>>, Failure> {
         self.state = match self.mode {
             ListMode::Streaming => State::Streaming(self.open(Start::WithObjects).await?, 0),
-            ListMode::Pages(_) => State::Paging(Paging::default()),
+            ListMode::Pages(_) => State::Paging(Paging::begin()),
         };
         Ok(Some(Event::Listing))
     }
@@ -119,7 +119,7 @@ impl<K: ApiObject> Watcher<K> {
     /// The next object of a list in pages, or the next page.
     async fn page_on(&mut self, mut paging: Paging) -> Result<Option<Event<K>>, Failure> {
         if let Some(object) = paging.objects.pop_front() {
-            let object = decoded(object).await.map_err(list)?;
+            let object = decoded(paging.encoding, object).await.map_err(list)?;
             self.state = State::Paging(paging);
             return Ok(Some(Event::Named(object)));
         }
@@ -128,8 +128,8 @@ impl<K: ApiObject> Watcher<K> {
             return Ok(Some(Event::Listed));
         }
         let ListMode::Pages(limit) = self.mode else { return Ok(None) };
-        let page = self.collection.page(limit, paging.next.as_deref()).await.map_err(list)?;
-        paging.take(page, &self.collection).map_err(list)?;
+        let page = self.collection.page(limit, paging.next.as_deref()).await;
+        page.and_then(|page| paging.take(page, &self.collection)).map_err(list)?;
         self.state = State::Paging(paging);
         Ok(None)
     }
@@ -139,7 +139,7 @@ impl<K: ApiObject> Watcher<K> {
         let Some(frame) = open.next().await.map_err(watch)? else {
             return Err(watch(Cause::Unexpected("the stream ended before the end of the list was marked")));
         };
-        let event = match change(frame).await.map_err(watch)? {
+        let event = match change(open.frames.encoding(), frame).await.map_err(watch)? {
             Change::Version { version, ends_list: true } => {
                 self.state = State::Watching(version, open);
                 return Ok(Some(Event::Listed));
@@ -164,7 +164,7 @@ impl<K: ApiObject> Watcher<K> {
 
     async fn watch_on(&mut self, version: String, mut open: Open) -> Result<Option<Event<K>>, Failure> {
         let change = match open.next().await {
-            Ok(Some(frame)) => change(frame).await,
+            Ok(Some(frame)) => change(open.frames.encoding(), frame).await,
             Ok(None) => {
                 self.state = State::Known(version);
                 return Ok(None);
@@ -197,7 +197,12 @@ impl<K: ApiObject> Watcher<K> {
 }
 
 impl Paging {
-    fn take(&mut self, page: Page, collection: &Collection) -> Result<(), Cause> {
+    fn begin() -> Self {
+        let (objects, next, version) = (VecDeque::new(), None, String::new());
+        Paging { encoding: Encoding::Json, objects, next, version, pages: 0, total: 0 }
+    }
+
+    fn take(&mut self, (encoding, page): (Encoding, Page), collection: &Collection) -> Result<(), Cause> {
         let bounds = &collection.bounds;
         self.pages += 1;
         self.total += page.objects.len();
@@ -211,6 +216,7 @@ impl Paging {
         if page.next.is_none() && page.version.is_empty() {
             return Err(Cause::NoVersion);
         }
+        self.encoding = encoding;
         (self.objects, self.next, self.version) = (page.objects.into(), page.next, page.version);
         Ok(())
     }
@@ -235,15 +241,15 @@ enum Change<K> {
     Deleted(String, Decoded<K>),
 }
 
-async fn change<K: ApiObject>(frame: Bytes) -> Result<Change<K>, Cause> {
-    let event = wire::event(frame).await.map_err(Cause::Unreadable)?;
+async fn change<K: ApiObject>(encoding: Encoding, frame: Bytes) -> Result<Change<K>, Cause> {
+    let event = encoding.event(frame).await.map_err(Cause::Unreadable)?;
     if event.kind == EventKind::Error {
-        return Err(match wire::Status::decode(&event.object) {
+        return Err(match Status::decode(encoding, &event.object) {
             Some(status) => Cause::Status(status),
             None => Cause::Unreadable("is an error of an unknown form".to_owned()),
         });
     }
-    let object: Decoded<K> = decoded(event.object).await?;
+    let object: Decoded<K> = decoded(encoding, event.object).await?;
     let metadata = object.metadata();
     let version = metadata.resource_version.clone().filter(|version| !version.is_empty());
     let version = version.ok_or(Cause::NoVersion)?;
@@ -257,8 +263,8 @@ async fn change<K: ApiObject>(frame: Bytes) -> Result<Change<K>, Cause> {
     })
 }
 
-async fn decoded<K: ApiObject>(bytes: Bytes) -> Result<Decoded<K>, Cause> {
-    wire::object(bytes).await.map_err(Cause::Unreadable)
+async fn decoded<K: ApiObject>(encoding: Encoding, bytes: Bytes) -> Result<Decoded<K>, Cause> {
+    encoding.object(bytes).await.map_err(Cause::Unreadable)
 }
 
 fn list(cause: Cause) -> Failure {

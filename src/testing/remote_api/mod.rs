@@ -15,6 +15,8 @@ use serde_json::Value;
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::runtime::{Builder, Handle};
 use tokio::sync::{mpsc, oneshot};
@@ -35,6 +37,7 @@ pub struct RemoteApi {
     kubeconfig: Kubeconfig,
     lanes: Vec<mpsc::Sender<Order>>,
     runtime: Handle,
+    received: Arc<AtomicU64>,
     /// The runtime's thread ends when this is dropped.
     _end: oneshot::Sender<()>,
 }
@@ -70,7 +73,7 @@ impl RemoteApi {
         let (end, ended) = oneshot::channel();
         let handle = runtime.handle().clone();
         std::thread::spawn(move || runtime.block_on(ended));
-        Ok(RemoteApi { objects, kubeconfig, lanes, runtime: handle, _end: end })
+        Ok(RemoteApi { objects, kubeconfig, lanes, runtime: handle, received: Arc::default(), _end: end })
     }
 
     /// Makes an object, in our namespace whatever it says itself. Failures are told by `finish`.
@@ -112,6 +115,12 @@ impl RemoteApi {
         outcomes.into_iter().try_for_each(|outcome| outcome.context("the writer is gone")?)
     }
 
+    /// How many bytes programs have received through `kubeconfig`, those of TLS included.
+    #[must_use]
+    pub fn received(&self) -> u64 {
+        self.received.load(Ordering::Relaxed)
+    }
+
     /// Writes a kubeconfig into a folder with which a program in the calling thread's network
     /// namespace gets here, and returns its path.
     ///
@@ -121,7 +130,7 @@ impl RemoteApi {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("listening for the program")?;
         let (kubeconfig, target) = relay::rewrite(self.kubeconfig.clone(), listener.local_addr()?)?;
         listener.set_nonblocking(true)?;
-        self.runtime.spawn(relay::run(listener, target));
+        self.runtime.spawn(relay::run(listener, target, self.received.clone()));
         let path = folder.join("kubeconfig");
         relay::write_secret(&path, &serde_json::to_string(&kubeconfig)?)
             .with_context(|| format!("writing {}", path.display()))?;

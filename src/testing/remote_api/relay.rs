@@ -7,6 +7,9 @@ use std::io::Write as _;
 use std::net::SocketAddr;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 
 /// Host and port.
@@ -15,19 +18,45 @@ pub(super) type Target = (String, u16);
 /// Carries the connections of a listener to the server, until the runtime ends. A socket belongs to
 /// the network namespace in which it was opened: the listener to the program's, what is opened here
 /// to that of the runtime's thread.
-pub(super) async fn run(listener: std::net::TcpListener, target: Target) -> Result<()> {
+pub(super) async fn run(
+    listener: std::net::TcpListener,
+    target: Target,
+    received: Arc<AtomicU64>,
+) -> Result<()> {
     let listener = TcpListener::from_std(listener)?;
     loop {
-        let (mut near, _) = listener.accept().await?;
-        let target = target.clone();
+        let (near, _) = listener.accept().await?;
+        let (target, received) = (target.clone(), received.clone());
         tokio::spawn(async move {
-            let mut far = TcpStream::connect((target.0.as_str(), target.1)).await?;
+            let far = TcpStream::connect((target.0.as_str(), target.1)).await?;
             // Changes are small, and their time is what is measured.
             near.set_nodelay(true)?;
             far.set_nodelay(true)?;
-            tokio::io::copy_bidirectional(&mut near, &mut far).await
+            carry(near, far, &received).await
         });
     }
+}
+
+/// Carries bytes both ways, and counts those that the server sends.
+async fn carry(mut near: TcpStream, mut far: TcpStream, received: &AtomicU64) -> std::io::Result<()> {
+    let (mut near_read, mut near_write) = near.split();
+    let (mut far_read, mut far_write) = far.split();
+    let down = async {
+        let mut piece = vec![0; 64 << 10];
+        loop {
+            let count = far_read.read(&mut piece).await?;
+            if count == 0 {
+                return near_write.shutdown().await;
+            }
+            received.fetch_add(count as u64, Ordering::Relaxed);
+            near_write.write_all(&piece[..count]).await?;
+        }
+    };
+    let up = async {
+        tokio::io::copy(&mut near_read, &mut far_write).await?;
+        far_write.shutdown().await
+    };
+    tokio::try_join!(down, up).map(|_| ())
 }
 
 /// The kubeconfig with the relay for a server, and where the server is.

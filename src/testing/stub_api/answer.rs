@@ -2,12 +2,15 @@
 
 use super::place::Place;
 use super::selector::Selector;
-use super::store::{Page, Stored, write_line};
-use super::{Behaviour, Expired, Fault, InitialEvents, Resource, Seen, Shared, Verb, lock, write};
+use super::store::{Encoding, Page, Stored, Wanted, Written};
+use super::{
+    Behaviour, Expired, Fault, InitialEvents, Protobuf, Resource, Seen, Shared, Verb, lock, protobuf, write,
+};
 use futures::stream;
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full, StreamBody};
 use hyper::body::{Bytes, Frame, Incoming};
+use hyper::header::HeaderValue;
 use hyper::{Method, Request, Response, StatusCode};
 use serde_json::{Value, json};
 use std::collections::VecDeque;
@@ -30,6 +33,7 @@ pub(super) enum Command {
     Say(Resource, Arc<str>),
 }
 
+const PROTOBUF: &str = "application/vnd.kubernetes.protobuf";
 /// About this many bytes are put into one piece of an answer.
 const PIECE: usize = 64 * 1024;
 const EVER: Duration = Duration::from_secs(86_400);
@@ -43,15 +47,27 @@ pub(super) async fn answer(shared: Arc<Shared>, request: Request<Incoming>) -> i
     let Some(place) = Place::parse(request.uri().path()) else {
         return Ok(status(404, "NotFound", "the server could not find the requested resource"));
     };
+    let accept = request.headers().get(hyper::header::ACCEPT).and_then(|accept| accept.to_str().ok());
+    let accept = accept.unwrap_or_default().to_owned();
     let Some(verb) = place.verb(request.method(), watching) else {
         return Ok(status(405, "MethodNotAllowed", "the stub server does not do this"));
     };
-    let asked = Seen { resource: place.resource, verb, query };
+    let asked = Seen { resource: place.resource, verb, query, accept };
     lock(&shared.seen).push(asked.clone());
     let (fault, behaviour) = behaviour_towards(&shared, &asked);
     if let Some(fault) = fault {
         return fail(fault, &asked).await;
     }
+    // The first type that is accepted counts, as in a real server.
+    let accepts_json = asked.accept.contains("json") || !asked.accept.contains(PROTOBUF);
+    let encoding = match behaviour.protobuf {
+        Protobuf::Spoken if asked.accept.starts_with(PROTOBUF) => Encoding::Protobuf,
+        _ if !accepts_json => return Ok(status(406, "NotAcceptable", "there is no such media type")),
+        Protobuf::Refused(code) if asked.accept.contains(PROTOBUF) => {
+            return Ok(status(code, "NotAcceptable", "only the following media types are accepted"));
+        }
+        _ => Encoding::Json,
+    };
     if behaviour.token.as_ref().is_some_and(|token| !carries(&request, token)) {
         return Ok(status(401, "Unauthorized", "Unauthorized"));
     }
@@ -67,8 +83,8 @@ pub(super) async fn answer(shared: Arc<Shared>, request: Request<Incoming>) -> i
         selector.within(namespace);
     }
     Ok(match verb {
-        Verb::Watch => watch(shared, &asked, selector, behaviour),
-        _ => list(&shared, &asked, &selector),
+        Verb::Watch => watch(shared, &asked, selector, behaviour, encoding),
+        _ => list(&shared, &asked, &selector, encoding),
     })
 }
 
@@ -149,21 +165,28 @@ fn forbidden(asked: &Seen) -> Answer {
 }
 
 pub(super) fn status(code: u16, reason: &str, message: &str) -> Answer {
-    let mut answer = Response::new(full(status_object(code, reason, message)));
+    let mut answer = Response::new(full(status_object(code, reason, message).to_string()));
     *answer.status_mut() = StatusCode::from_u16(code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     answer
 }
 
-fn status_object(code: u16, reason: &str, message: &str) -> String {
+fn status_object(code: u16, reason: &str, message: &str) -> Value {
     json!({
         "apiVersion": "v1", "kind": "Status", "metadata": {}, "status": "Failure",
         "code": code, "reason": reason, "message": message,
     })
-    .to_string()
 }
 
-pub(super) fn full(text: String) -> Body {
-    Full::new(Bytes::from(text)).map_err(|never| match never {}).boxed_unsync()
+/// An answer that says what it is in.
+fn typed(encoding: Encoding, body: Body) -> Answer {
+    let mut answer = Response::new(body);
+    let media_type = if encoding == Encoding::Protobuf { PROTOBUF } else { "application/json" };
+    answer.headers_mut().insert(hyper::header::CONTENT_TYPE, HeaderValue::from_static(media_type));
+    answer
+}
+
+pub(super) fn full(content: impl Into<Bytes>) -> Body {
+    Full::new(content.into()).map_err(|never| match never {}).boxed_unsync()
 }
 
 fn endless(text: &str) -> Body {
@@ -172,7 +195,7 @@ fn endless(text: &str) -> Body {
 }
 
 /// A `continue` token is the version of the first page and the last key of the page before.
-fn list(shared: &Shared, asked: &Seen, selector: &Selector) -> Answer {
+fn list(shared: &Shared, asked: &Seen, selector: &Selector, encoding: Encoding) -> Answer {
     let limit = asked.parameter("limit").and_then(|limit| limit.parse().ok()).filter(|limit| *limit > 0);
     let store = lock(&shared.store);
     let (version, after) = match asked.parameter("continue").map(|token| token.split_once(' ')) {
@@ -185,35 +208,37 @@ fn list(shared: &Shared, asked: &Seen, selector: &Selector) -> Answer {
     }
     let page = store.page(asked.resource, selector, after, limit.unwrap_or(usize::MAX));
     drop(store);
-    Response::new(full(list_object(asked.resource, version, &page)))
+    typed(encoding, full(list_object(encoding, asked.resource, version, &page)))
 }
 
 /// What kube-apiserver v1.36.2 sends, with code 500, where etcd is older than 3.5.13.
-fn failed_line(code: u16) -> String {
+fn failed_event(encoding: Encoding, code: u16) -> Vec<u8> {
     let message = "a watch stream was requested by the client but the required storage feature \
                    RequestWatchProgress is disabled";
-    let mut line = String::new();
-    write_line(&mut line, "ERROR", &status_object(code, "InternalError", message));
-    line
+    encoding.event("ERROR", &Written::new(&status_object(code, "InternalError", message)))
 }
 
-fn list_object(resource: Resource, version: u64, page: &Page) -> String {
+fn list_object(encoding: Encoding, resource: Resource, version: u64, page: &Page) -> Vec<u8> {
     let next = page.next.as_ref().map(|key| format!("{version} {key}")).unwrap_or_default();
     let metadata = json!({"resourceVersion": version.to_string(), "continue": next});
-    let (kind, api_version) = (resource.kind(), resource.api_version());
-    let mut text =
-        format!(r#"{{"kind":"{kind}List","apiVersion":"{api_version}","metadata":{metadata},"items":["#);
-    for (index, item) in page.items.iter().enumerate() {
-        if index > 0 {
-            text.push(',');
-        }
-        text.push_str(&item.text);
+    let (kind, api_version) = (format!("{}List", resource.kind()), resource.api_version());
+    if encoding == Encoding::Protobuf {
+        let items = page.items.iter().map(|item| item.written.protobuf());
+        return protobuf::wrapped(api_version, &kind, &protobuf::list(&metadata, items));
     }
-    text.push_str("]}");
-    text
+    let items: Vec<_> = page.items.iter().map(|item| item.written.text.as_str()).collect();
+    let items = items.join(",");
+    format!(r#"{{"kind":"{kind}","apiVersion":"{api_version}","metadata":{metadata},"items":[{items}]}}"#)
+        .into_bytes()
 }
 
-fn watch(shared: Arc<Shared>, asked: &Seen, selector: Selector, behaviour: Behaviour) -> Answer {
+fn watch(
+    shared: Arc<Shared>,
+    asked: &Seen,
+    selector: Selector,
+    behaviour: Behaviour,
+    encoding: Encoding,
+) -> Answer {
     let from: u64 =
         asked.parameter("resourceVersion").and_then(|version| version.parse().ok()).unwrap_or_default();
     let initial = asked.parameter("sendInitialEvents") == Some("true");
@@ -230,8 +255,8 @@ fn watch(shared: Arc<Shared>, asked: &Seen, selector: Selector, behaviour: Behav
         return status(410, "Expired", "too old resource version");
     }
     let ending = match behaviour.initial_events {
-        InitialEvents::Failed(code) if initial => Some(failed_line(code)),
-        _ => expired.then(gone_line),
+        InitialEvents::Failed(code) if initial => Some(failed_event(encoding, code)),
+        _ => expired.then(|| gone_event(encoding)),
     };
     let everything = from == 0 || initial;
     let page = everything.then(|| store.page(asked.resource, &selector, None, usize::MAX));
@@ -239,6 +264,7 @@ fn watch(shared: Arc<Shared>, asked: &Seen, selector: Selector, behaviour: Behav
     drop(store);
     let seconds = asked.parameter("timeoutSeconds").and_then(|seconds| seconds.parse().ok());
     let watch = Watch {
+        encoding,
         resource: asked.resource,
         selector,
         cursor,
@@ -258,13 +284,11 @@ fn watch(shared: Arc<Shared>, asked: &Seen, selector: Selector, behaviour: Behav
         let piece = watch.piece().await?;
         Some((piece.map(Frame::data), watch))
     });
-    Response::new(BodyExt::boxed_unsync(StreamBody::new(frames)))
+    typed(encoding, BodyExt::boxed_unsync(StreamBody::new(frames)))
 }
 
-fn gone_line() -> String {
-    let mut line = String::new();
-    write_line(&mut line, "ERROR", &status_object(410, "Expired", "too old resource version"));
-    line
+fn gone_event(encoding: Encoding) -> Vec<u8> {
+    encoding.event("ERROR", &Written::new(&status_object(410, "Expired", "too old resource version")))
 }
 
 /// Counts an open watch for as long as it lives.
@@ -288,6 +312,7 @@ impl Drop for Open {
 
 /// An open watch.
 struct Watch {
+    encoding: Encoding,
     resource: Resource,
     selector: Selector,
     /// Everything up to this version has been sent.
@@ -320,9 +345,9 @@ impl Watch {
                 self.ending = Some(Bytes::new());
                 return (!last.is_empty()).then_some(Ok(last));
             }
-            let text = self.pending_text();
-            if !text.is_empty() {
-                self.unsent = text.into();
+            let pending = self.pending();
+            if !pending.is_empty() {
+                self.unsent = pending.into();
                 continue;
             }
             match self.after_initial.take() {
@@ -343,33 +368,36 @@ impl Watch {
     }
 
     /// What can be sent without waiting.
-    fn pending_text(&mut self) -> String {
-        let mut text = String::new();
-        while text.len() < PIECE
+    fn pending(&mut self) -> Vec<u8> {
+        let mut pending = Vec::new();
+        while pending.len() < PIECE
             && let Some(object) = self.initial.pop_front()
         {
-            write_line(&mut text, "ADDED", &object.text);
+            pending.extend(self.encoding.event("ADDED", &object.written));
         }
         if !self.initial.is_empty() {
-            return text;
+            return pending;
         }
         if self.after_initial.take_if(|after| *after == InitialEvents::Supported).is_some() {
-            write_line(&mut text, "BOOKMARK", &self.bookmark(&json!({"k8s.io/initial-events-end": "true"})));
-            return text;
+            pending.extend(self.bookmark(&json!({"k8s.io/initial-events-end": "true"})));
+            return pending;
         }
-        if text.is_empty() {
+        if pending.is_empty() {
             // Marked as seen first, so that a change from here on wakes the watch again.
             self.changed.mark_unchanged();
             let store = lock(&self.open.shared.store);
-            (text, self.cursor) = store.lines(self.resource, &self.selector, self.cursor, PIECE);
+            let wanted =
+                Wanted { encoding: self.encoding, resource: self.resource, selector: &self.selector };
+            (pending, self.cursor) = store.events(&wanted, self.cursor, PIECE);
         }
-        text
+        pending
     }
 
-    fn bookmark(&self, annotations: &Value) -> String {
+    fn bookmark(&self, annotations: &Value) -> Vec<u8> {
         let metadata = json!({"resourceVersion": self.cursor.to_string(), "annotations": annotations});
-        json!({"kind": self.resource.kind(), "apiVersion": self.resource.api_version(), "metadata": metadata})
-            .to_string()
+        let (kind, api_version) = (self.resource.kind(), self.resource.api_version());
+        let object = json!({"kind": kind, "apiVersion": api_version, "metadata": metadata});
+        self.encoding.event("BOOKMARK", &Written::new(&object))
     }
 
     /// Waits for something to happen; an error is an order to cut the connection.
@@ -384,11 +412,9 @@ impl Watch {
         match command {
             Command::Disconnect => return Err(io::Error::other("the stub server was told to disconnect")),
             Command::End => self.ending = Some(Bytes::new()),
-            Command::Expire => self.ending = Some(gone_line().into()),
+            Command::Expire => self.ending = Some(gone_event(self.encoding).into()),
             Command::Bookmark if self.bookmarks => {
-                let mut line = String::new();
-                write_line(&mut line, "BOOKMARK", &self.bookmark(&json!({})));
-                self.unsent = line.into();
+                self.unsent = self.bookmark(&json!({})).into();
             }
             Command::Say(resource, text) if resource == self.resource => {
                 self.unsent = Bytes::copy_from_slice(text.as_bytes());

@@ -9,6 +9,7 @@ mod answer;
 mod load;
 mod patch;
 mod place;
+mod protobuf;
 mod selector;
 mod store;
 mod write;
@@ -16,6 +17,7 @@ mod write;
 use answer::Command;
 use hyper_util::rt::TokioIo;
 pub use load::{load_address, load_service, load_slice};
+pub use protobuf::in_protobuf;
 use serde_json::{Value, json};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -134,6 +136,18 @@ pub enum Expired {
     Http,
 }
 
+/// What the server makes of a wish for protobuf.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Protobuf {
+    /// It answers in it.
+    #[default]
+    Spoken,
+    /// It answers in JSON.
+    Unknown,
+    /// It refuses with this status code.
+    Refused(u16),
+}
+
 /// What goes wrong with a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Fault {
@@ -199,6 +213,8 @@ impl Rule {
 pub struct Behaviour {
     /// Streaming lists.
     pub initial_events: InitialEvents,
+    /// The encoding of answers.
+    pub protobuf: Protobuf,
     /// Forgotten versions.
     pub expired: Expired,
     /// Faults; the first that fits a request is used.
@@ -220,6 +236,8 @@ pub struct Seen {
     pub verb: Verb,
     /// The query, decoded.
     pub query: Vec<(String, String)>,
+    /// The media types that it accepts.
+    pub accept: String,
 }
 
 impl Seen {

@@ -1,30 +1,73 @@
 //! The objects, their versions, and the history that watches are served from.
 
-use super::Resource;
 use super::selector::{Facts, Selector};
+use super::{Resource, protobuf};
 use serde_json::Value;
 use std::collections::{BTreeMap, VecDeque};
-use std::fmt::Write;
 use std::ops::Bound;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
-/// One version of one object. The text is made once and shared by all who read it.
+/// An object as it is sent, written once in each encoding.
+#[derive(Debug, Default)]
+pub(super) struct Written {
+    pub(super) text: String,
+    protobuf: OnceLock<Vec<u8>>,
+}
+
+impl Written {
+    pub(super) fn new(object: &Value) -> Self {
+        Written { text: object.to_string(), protobuf: OnceLock::new() }
+    }
+
+    /// Without what is around it.
+    pub(super) fn protobuf(&self) -> &[u8] {
+        self.protobuf.get_or_init(|| protobuf::in_protobuf(&self.object()))
+    }
+
+    fn object(&self) -> Value {
+        serde_json::from_str(&self.text).unwrap_or_default()
+    }
+
+    fn wrapped(&self) -> Vec<u8> {
+        let object = self.object();
+        let text = |field: &str| object[field].as_str().unwrap_or_default();
+        protobuf::wrapped(text("apiVersion"), text("kind"), self.protobuf())
+    }
+}
+
+/// How answers are encoded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Encoding {
+    Json,
+    Protobuf,
+}
+
+impl Encoding {
+    /// One event of a watch.
+    pub(super) fn event(self, kind: &str, object: &Written) -> Vec<u8> {
+        match self {
+            Encoding::Json => format!("{{\"type\":\"{kind}\",\"object\":{}}}\n", object.text).into_bytes(),
+            Encoding::Protobuf => protobuf::event(kind, &object.wrapped()),
+        }
+    }
+}
+
+/// One version of one object, shared by all who read it.
 #[derive(Debug)]
 pub(super) struct Stored {
-    pub(super) text: String,
+    pub(super) written: Written,
     facts: Facts,
 }
 
 impl Stored {
     fn new(mut object: Value, version: u64) -> Self {
         object["metadata"]["resourceVersion"] = Value::String(version.to_string());
-        Stored { text: object.to_string(), facts: Facts::of(&object) }
+        Stored { written: Written::new(&object), facts: Facts::of(&object) }
     }
 
     /// The same object with another version, as a deletion reports it.
     fn at(&self, version: u64) -> Self {
-        let object = serde_json::from_str(&self.text).unwrap_or_default();
-        Stored::new(object, version)
+        Stored::new(self.written.object(), version)
     }
 }
 
@@ -52,6 +95,13 @@ impl Step {
             }
         }
     }
+}
+
+/// Which objects a watch is about, and how they are encoded.
+pub(super) struct Wanted<'a> {
+    pub(super) encoding: Encoding,
+    pub(super) resource: Resource,
+    pub(super) selector: &'a Selector,
 }
 
 /// Everything the server knows.
@@ -85,7 +135,7 @@ impl Store {
 
     pub(super) fn object(&self, resource: Resource, key: &str) -> Value {
         let stored = self.objects.get(&resource).and_then(|objects| objects.get(key));
-        stored.and_then(|stored| serde_json::from_str(&stored.text).ok()).unwrap_or_default()
+        stored.map(|stored| stored.written.object()).unwrap_or_default()
     }
 
     pub(super) fn delete(&mut self, resource: Resource, key: &str) -> bool {
@@ -133,34 +183,22 @@ impl Store {
         Page { items, next: None }
     }
 
-    /// Watch lines after a version, about `room` bytes of them, and the version they reach.
-    pub(super) fn lines(
-        &self,
-        resource: Resource,
-        selector: &Selector,
-        from: u64,
-        room: usize,
-    ) -> (String, u64) {
-        let mut lines = String::new();
+    /// Events of a watch after a version, about `room` bytes of them, and the version they reach.
+    pub(super) fn events(&self, wanted: &Wanted<'_>, from: u64, room: usize) -> (Vec<u8>, u64) {
+        let mut events = Vec::new();
         let start = self.history.partition_point(|step| step.version <= from);
         for step in self.history.range(start..) {
-            if lines.len() >= room {
-                return (lines, step.version - 1);
+            if events.len() >= room {
+                return (events, step.version - 1);
             }
-            if step.resource == resource
-                && let Some((kind, stored)) = step.event(selector)
+            if step.resource == wanted.resource
+                && let Some((kind, stored)) = step.event(wanted.selector)
             {
-                write_line(&mut lines, kind, &stored.text);
+                events.extend(wanted.encoding.event(kind, &stored.written));
             }
         }
-        (lines, self.version)
+        (events, self.version)
     }
-}
-
-/// One line of a watch.
-pub(super) fn write_line(lines: &mut String, kind: &str, object: &str) {
-    // Writing to a String cannot fail.
-    let _ = writeln!(lines, r#"{{"type":"{kind}","object":{object}}}"#);
 }
 
 #[cfg(test)]
@@ -176,8 +214,13 @@ mod tests {
         store.put(Resource::Services, name.to_owned(), named(name, labels));
     }
 
+    fn wanted(selector: &Selector) -> Wanted<'_> {
+        Wanted { encoding: Encoding::Json, resource: Resource::Services, selector }
+    }
+
     fn kinds(store: &Store, selector: &Selector, from: u64) -> Vec<String> {
-        let (lines, _) = store.lines(Resource::Services, selector, from, usize::MAX);
+        let (lines, _) = store.events(&wanted(selector), from, usize::MAX);
+        let lines = String::from_utf8(lines).unwrap();
         let events = lines.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
         events
             .map(|event| format!("{} {}", event["type"], event["object"]["metadata"]["resourceVersion"]))
@@ -217,7 +260,7 @@ mod tests {
         for _ in 0..3 {
             put(&mut store, "a", json!({}));
         }
-        let (lines, reached) = store.lines(Resource::Services, &Selector::default(), 0, 1);
-        assert_eq!((lines.lines().count(), reached), (1, 1));
+        let (lines, reached) = store.events(&wanted(&Selector::default()), 0, 1);
+        assert_eq!((lines.split_inclusive(|byte| *byte == b'\n').count(), reached), (1, 1));
     }
 }

@@ -163,6 +163,15 @@ impl Connection {
         Ok(response)
     }
 
+    /// Whether the server is not on this node, so that packing what it sends may pay.
+    pub(super) fn is_remote(&self) -> bool {
+        let url = self.url();
+        let host = url.parse::<http::Uri>().ok().and_then(|uri| uri.host().map(str::to_owned));
+        let host = host.unwrap_or_default();
+        let address = host.trim_matches(['[', ']']).parse::<std::net::IpAddr>();
+        address.map_or(host != "localhost", |address| !address.is_loopback())
+    }
+
     /// The server's address, for messages.
     #[must_use]
     pub fn url(&self) -> Arc<str> {

@@ -27,14 +27,14 @@ pub(super) fn port_number(number: i64) -> Option<u16> {
     u16::try_from(number).ok().filter(|port| *port != 0)
 }
 
-/// A protocol; absent means TCP. Any other text is an error.
+/// A protocol; absent or empty means TCP. Any other text is an error.
 pub(super) fn protocol(
     text: Option<&str>,
     field: impl fmt::Display,
     issues: &mut Issues,
 ) -> Option<Protocol> {
-    match text.unwrap_or("TCP") {
-        "TCP" => Some(Protocol::Tcp),
+    match text.unwrap_or_default() {
+        "" | "TCP" => Some(Protocol::Tcp),
         "UDP" => Some(Protocol::Udp),
         "SCTP" => Some(Protocol::Sctp),
         other => {

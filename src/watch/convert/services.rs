@@ -40,7 +40,7 @@ pub fn service(object: &ServiceObject) -> Converted<Service> {
     };
     let service = Service {
         name: ServiceName::new(namespace, name),
-        created: object.metadata.creation_timestamp.as_ref().map(|time| time.seconds),
+        created: object.metadata.creation_timestamp.map(|time| time.seconds).filter(|time| *time != 0),
         internal_traffic_policy: policy(
             spec.internal_traffic_policy.as_deref(),
             "spec.internalTrafficPolicy",

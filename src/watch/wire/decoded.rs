@@ -1,7 +1,9 @@
 //! Decoding that never fails as a whole: one bad object must not take its page or its watch along.
 
+use super::Encoding;
 use crate::model::excerpt;
 use crate::watch::objects::{ApiObject, ObjectMeta, nullable};
+use bytes::Bytes;
 use serde::Deserialize;
 
 /// An object, or what is known of one that could not be decoded.
@@ -22,29 +24,33 @@ pub(in crate::watch) struct Broken {
     pub(in crate::watch) error: String,
 }
 
-#[derive(Deserialize)]
+#[derive(Clone, PartialEq, prost::Message, Deserialize)]
 struct Identity {
+    #[prost(message, required, tag = "1")]
     metadata: IdentityMeta,
 }
 
-#[derive(Deserialize)]
+#[derive(Clone, PartialEq, prost::Message, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct IdentityMeta {
+    #[prost(string, optional, tag = "1")]
     #[serde(default, deserialize_with = "nullable")]
     name: Option<String>,
+    #[prost(string, optional, tag = "3")]
     #[serde(default, deserialize_with = "nullable")]
     namespace: Option<String>,
+    #[prost(string, optional, tag = "6")]
     #[serde(default, deserialize_with = "nullable")]
     resource_version: Option<String>,
 }
 
 impl<K: ApiObject> Decoded<K> {
-    pub(in crate::watch) fn decode(bytes: &[u8]) -> Result<Self, String> {
-        let error = match super::message(bytes) {
+    pub(in crate::watch) fn decode(encoding: Encoding, bytes: &Bytes) -> Result<Self, String> {
+        let error = match encoding.message(bytes) {
             Ok(object) => return Ok(Decoded::Object(object)),
             Err(error) => excerpt(&error),
         };
-        let Identity { metadata } = super::message(bytes)?;
+        let Identity { metadata } = encoding.message(bytes)?;
         let metadata = ObjectMeta {
             name: metadata.name,
             namespace: metadata.namespace,

@@ -1,7 +1,8 @@
 //! The body of a watch, cut into its events.
 
+use super::Encoding;
 use crate::watch::failure::{Bound, Cause, is_end_of_file};
-use bytes::{Bytes, BytesMut};
+use bytes::{Buf, Bytes, BytesMut};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 
@@ -11,13 +12,19 @@ const KEPT: usize = 256 << 10;
 /// The frames of a watch, one event in each.
 pub(in crate::watch) struct Frames {
     body: Incoming,
+    encoding: Encoding,
     cutter: Cutter,
 }
 
 impl Frames {
     /// No frame may be longer than `limit`.
-    pub(in crate::watch) fn new(body: Incoming, limit: usize) -> Self {
-        Frames { body, cutter: Cutter::new(limit) }
+    pub(in crate::watch) fn new(body: Incoming, encoding: Encoding, limit: usize) -> Self {
+        Frames { body, encoding, cutter: Cutter::new(encoding, limit) }
+    }
+
+    /// What the frames are in.
+    pub(in crate::watch) fn encoding(&self) -> Encoding {
+        self.encoding
     }
 
     /// The next frame; `None` is the end of the watch. A connection that is closed ends it, too: what there was of
@@ -46,7 +53,8 @@ impl Frames {
 }
 
 /// Cuts bytes into frames as they come.
-pub(super) struct Cutter {
+pub(in crate::watch) struct Cutter {
+    encoding: Encoding,
     limit: usize,
     buffer: BytesMut,
     /// This much of the buffer has no end of a line in it.
@@ -54,25 +62,40 @@ pub(super) struct Cutter {
 }
 
 impl Cutter {
-    pub(super) fn new(limit: usize) -> Self {
-        Cutter { limit, buffer: BytesMut::new(), searched: 0 }
+    pub(in crate::watch) fn new(encoding: Encoding, limit: usize) -> Self {
+        Cutter { encoding, limit, buffer: BytesMut::new(), searched: 0 }
     }
 
-    pub(super) fn is_empty(&self) -> bool {
+    pub(in crate::watch) fn is_empty(&self) -> bool {
         self.buffer.is_empty()
     }
 
-    pub(super) fn push(&mut self, data: &[u8]) {
+    pub(in crate::watch) fn push(&mut self, data: &[u8]) {
         self.buffer.extend_from_slice(data);
     }
 
     /// The next frame, if all of it is there.
-    pub(super) fn cut(&mut self) -> Result<Option<Bytes>, Cause> {
-        let frame = self.line()?;
+    pub(in crate::watch) fn cut(&mut self) -> Result<Option<Bytes>, Cause> {
+        let frame = match self.encoding {
+            Encoding::Json => self.line()?,
+            Encoding::Protobuf => self.counted()?,
+        };
         if frame.as_ref().is_some_and(|frame| frame.len() > KEPT) {
             self.buffer = BytesMut::from(&self.buffer[..]);
         }
         Ok(frame)
+    }
+
+    /// What follows its length, which has four bytes.
+    fn counted(&mut self) -> Result<Option<Bytes>, Cause> {
+        let Some(length) = self.buffer.first_chunk() else { return Ok(None) };
+        let length = usize::try_from(u32::from_be_bytes(*length)).unwrap_or(usize::MAX);
+        self.check(length)?;
+        if self.buffer.len() - size_of::<u32>() < length {
+            return Ok(None);
+        }
+        self.buffer.advance(size_of::<u32>());
+        Ok(Some(self.buffer.split_to(length).freeze()))
     }
 
     /// A line; those with nothing in them count for nothing.

@@ -1,5 +1,6 @@
-//! What an API server sends: from the bytes of an answer to objects.
+//! What an API server sends, in JSON or in protobuf: from the bytes of an answer to objects.
 //!
+//! Both encodings of an object fill the same type (`objects`), so what is behind this room knows one kind of object.
 //! Every read has a bound here: what exceeds it is one error, never memory. What is large is decoded on another
 //! thread, so that probes are answered meanwhile.
 
@@ -7,49 +8,88 @@ mod body;
 mod decoded;
 mod envelope;
 mod frames;
+mod metered;
 
 pub(super) use body::read_page;
 pub(super) use decoded::Decoded;
 pub(super) use envelope::{Event, EventKind, Page, Status};
+#[cfg(any(test, feature = "testing"))]
+pub(super) use frames::Cutter;
 pub(super) use frames::Frames;
 
 use super::objects::ApiObject;
 use bytes::Bytes;
+use http::{HeaderMap, header};
+use prost::Message;
 use serde::de::DeserializeOwned;
 
 /// What is longer is decoded on another thread.
 const LARGE: usize = 256 << 10;
-/// A message may have this many fields, those of messages in it included. Two bytes can be an empty entry of a
-/// list, which takes a hundred in memory, so a bound on the length of a message is no bound on what becomes of it.
-/// The largest EndpointSlice that an API server takes has half of it.
-const MOST_FIELDS: usize = 1 << 19;
 
-/// A page of a list, its objects still undecoded.
-pub(super) async fn page(bytes: Bytes) -> Result<Page, String> {
-    aside(bytes.len(), move || Page::decode(&bytes)).await
+/// What both encodings fill.
+pub(super) trait Wire: Message + Default + DeserializeOwned + 'static {}
+impl<T: Message + Default + DeserializeOwned + 'static> Wire for T {}
+
+/// How objects are encoded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Encoding {
+    /// In a watch, each event is a line.
+    Json,
+    /// In a watch, the length of each event is before it.
+    Protobuf,
 }
 
-/// One event of a watch, its object still undecoded.
-pub(super) async fn event(frame: Bytes) -> Result<Event, String> {
-    aside(frame.len(), move || Event::decode(&frame)).await
-}
-
-/// One object, as it is in a page or an event.
-///
-/// # Errors
-/// What is wrong with it, if not even its name can be told.
-pub(super) async fn object<K: ApiObject>(bytes: Bytes) -> Result<Decoded<K>, String> {
-    aside(bytes.len(), move || Decoded::decode(&bytes)).await
-}
-
-/// One message with nothing around it.
-fn message<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, String> {
-    // Two fields have a comma between them; most messages are too short to have that many.
-    let can_have = bytes.len() > MOST_FIELDS;
-    if can_have && bytes.iter().filter(|byte| **byte == b',').count() > MOST_FIELDS {
-        return Err(format!("has more than {MOST_FIELDS} fields"));
+impl Encoding {
+    /// What an answer is in. What does not say that it is protobuf is read as JSON: what stands in front of an API
+    /// server is not always careful with types.
+    pub(super) fn of(headers: &HeaderMap) -> Self {
+        let content_type = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
+        content_type.and_then(Encoding::named).unwrap_or(Encoding::Json)
     }
-    serde_json::from_slice(bytes).map_err(|error| error.to_string())
+
+    /// The encoding of a media type, whatever its parameters; `None` if it is another.
+    pub(super) fn named(media_type: &str) -> Option<Self> {
+        let essence = media_type.split(';').next().unwrap_or_default().trim();
+        [Encoding::Json, Encoding::Protobuf]
+            .into_iter()
+            .find(|it| essence.eq_ignore_ascii_case(it.media_type()))
+    }
+
+    pub(super) fn media_type(self) -> &'static str {
+        match self {
+            Encoding::Json => "application/json",
+            Encoding::Protobuf => "application/vnd.kubernetes.protobuf",
+        }
+    }
+
+    /// A page of a list, its objects still undecoded.
+    pub(super) async fn page(self, bytes: Bytes) -> Result<Page, String> {
+        aside(bytes.len(), move || Page::decode(self, &bytes)).await
+    }
+
+    /// One event of a watch, its object still undecoded.
+    pub(super) async fn event(self, frame: Bytes) -> Result<Event, String> {
+        aside(frame.len(), move || Event::decode(self, &frame)).await
+    }
+
+    /// One object, as it is in a page or an event.
+    ///
+    /// # Errors
+    /// What is wrong with it, if not even its name can be told.
+    pub(super) async fn object<K: ApiObject>(self, bytes: Bytes) -> Result<Decoded<K>, String> {
+        aside(bytes.len(), move || Decoded::decode(self, &bytes)).await
+    }
+
+    /// One message with nothing around it.
+    fn message<T: Wire>(self, bytes: &Bytes) -> Result<T, String> {
+        match self {
+            Encoding::Json => {
+                metered::check_json(bytes)?;
+                serde_json::from_slice(bytes).map_err(|error| error.to_string())
+            }
+            Encoding::Protobuf => metered::decode(bytes),
+        }
+    }
 }
 
 /// Decodes, on another thread what is large.
@@ -64,5 +104,9 @@ async fn aside<T: Send + 'static>(
     decoded.unwrap_or_else(|error| Err(format!("decoding was interrupted: {error}")))
 }
 
+#[cfg(test)]
+mod equal_tests;
+#[cfg(test)]
+mod recorded_tests;
 #[cfg(test)]
 mod tests;
