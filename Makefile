@@ -65,8 +65,8 @@ unit: ## unit, property, loop, golden, packet-table and API-stub tests
 odd-unit: deps ## the same on a machine with odd addresses, routes and rules, beside a running copy; needs root
 	scripts/odd-machine.sh $(MAKE) unit
 
-SECONDS ?= 60
-fuzz: deps ## every parser of what others write, driven by coverage: SECONDS=60 each, two at a time [TARGET=api]
+SECONDS ?= 30
+fuzz: deps ## every parser of what others write, driven by coverage: SECONDS=30 each, two at a time [TARGET=api]
 	@scripts/fuzz.sh $(SECONDS) $(TARGET)
 
 golden: ## rewrite the golden files from what is rendered now; review the diff
