@@ -168,12 +168,12 @@ fn recent<'a>(options: &[Opt<'a>]) -> Option<Asks<'a>> {
     }
 }
 
-fn through([address, with, port]: [&Opt<'_>; 3]) -> Option<Asks<'static>> {
-    let is_plain = [address, with, port].iter().all(|it| !it.is_negated && it.more.is_empty());
-    let are_they = [address.name, with.name, port.name] == ["--vaddr", "--vproto", "--vport"];
-    let net = network(address.value)
-        .filter(|net| is_plain && are_they && net.prefix_len() == net.max_prefix_len())?;
-    let (protocol, port) = (protocol(with.value)?, port.value.parse().ok()?);
+/// The tools print the protocol first.
+fn through(options: [&Opt<'_>; 3]) -> Option<Asks<'static>> {
+    let is_plain = |it: &&&Opt<'_>| !it.is_negated && it.more.is_empty();
+    let value = |name| options.iter().filter(is_plain).find(|it| it.name == name).map(|it| it.value);
+    let net = network(value("--vaddr")?).filter(|net| net.prefix_len() == net.max_prefix_len())?;
+    let (protocol, port) = (protocol(value("--vproto")?)?, value("--vport")?.parse().ok()?);
     Some(Asks::Through(Frontend { address: net.addr(), port, protocol }))
 }
 

@@ -48,7 +48,7 @@ fn text_in_quotes_is_one_word() {
 )]
 #[case(
     "-m ipvs --vaddr 10.0.0.1 --vproto tcp --vport 80 -j DROP",
-    "-m ipvs --vaddr 10.0.0.1/32 --vproto 6 --vport 80 -j DROP"
+    "-m ipvs --vproto 6 --vaddr 10.0.0.1 --vport 80 -j DROP"
 )]
 #[case("-j REJECT", "-j REJECT --reject-with icmp-port-unreachable")]
 #[case("-m conntrack --ctstate RELATED,ESTABLISHED", "-m conntrack --ctstate ESTABLISHED,RELATED")]
