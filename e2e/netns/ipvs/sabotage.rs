@@ -155,11 +155,14 @@ impl Round {
     }
 }
 
-/// Whether all is named, and both families have had a pass since.
+/// Whether each is named, and the family of which it is told has had a pass since.
 pub(super) fn is_told_and_over(log: &str, names: &BTreeSet<String>) -> bool {
-    let told: Option<Vec<usize>> = names.iter().map(|name| log.rfind(name)).collect();
-    let last = told.and_then(|told| told.into_iter().max());
-    last.is_some_and(|last| log[last..].contains("\"synced\" family=\"IPv6\""))
+    names.iter().all(|name| {
+        let Some((before, after)) = log.rsplit_once(name.as_str()) else { return false };
+        let family =
+            if before.rfind("family=\"IPv6\"") > before.rfind("family=\"IPv4\"") { "IPv6" } else { "IPv4" };
+        after.contains(&format!("\"synced\" family=\"{family}\""))
+    })
 }
 
 /// What is in the kernel; the order of jumps in built-in chains is that of their mending.
