@@ -80,18 +80,20 @@ fn is_like(found: &ListedRule<'_>, wanted: &Rule<'_>) -> bool {
 
 /// Every object of the layout is there as it was written, and nothing else.
 fn assert_reads_back(nft: &mut Nftables, layout: &Layout) {
-    let table = layout.table;
-    let (mut chains, mut sets, mut rules) = (Vec::new(), Vec::new(), Vec::new());
-    layout.visit(&mut |item| match item {
-        Item::Table(_) | Item::Elements(..) => {}
-        Item::Chain(chain) => chains.push(format!("{chain:?}")),
-        Item::Set(set) if set.name.starts_with("__set") => {}
-        Item::Set(set) => sets.push(set.name.to_owned()),
-        Item::Rule(rule) => rules.push(rule.chain.to_owned()),
-    });
+    assert_chains_read_back(nft, layout);
+    assert_sets_read_back(nft, layout);
+    assert_rules_read_back(nft, layout);
+}
 
+fn assert_chains_read_back(nft: &mut Nftables, layout: &Layout) {
+    let mut chains = Vec::new();
+    layout.visit(&mut |item| {
+        if let Item::Chain(chain) = item {
+            chains.push(format!("{chain:?}"));
+        }
+    });
     let mut found = Vec::new();
-    nft.chains(table, &mut |part| match part {
+    nft.chains(layout.table, &mut |part| match part {
         Part::Start => found.clear(),
         Part::Item(mut listed) => {
             // Base chains without a policy have one: accept.
@@ -101,9 +103,16 @@ fn assert_reads_back(nft: &mut Nftables, layout: &Layout) {
     })
     .unwrap();
     assert_eq!(found, chains);
+}
 
+fn assert_sets_read_back(nft: &mut Nftables, layout: &Layout) {
+    let mut sets = Vec::new();
+    layout.visit(&mut |item| match item {
+        Item::Set(set) if !set.name.starts_with("__set") => sets.push(set.name.to_owned()),
+        _ => {}
+    });
     let mut found = Vec::new();
-    nft.sets(table, &mut |part| match part {
+    nft.sets(layout.table, &mut |part| match part {
         Part::Start => found.clear(),
         Part::Item(listed) if listed.name.starts_with("__set") => {}
         Part::Item(listed) => {
@@ -119,10 +128,18 @@ fn assert_reads_back(nft: &mut Nftables, layout: &Layout) {
     })
     .unwrap();
     assert_eq!(found, sets);
+}
 
-    // Rules are listed chain by chain, in the order in which the chains were made.
+/// Rules are listed chain by chain, in the order in which the chains were made.
+fn assert_rules_read_back(nft: &mut Nftables, layout: &Layout) {
+    let mut wanted: BTreeMap<String, usize> = BTreeMap::new();
+    layout.visit(&mut |item| {
+        if let Item::Rule(rule) = item {
+            *wanted.entry(rule.chain.to_owned()).or_default() += 1;
+        }
+    });
     let mut found: BTreeMap<String, usize> = BTreeMap::new();
-    nft.rules(table, None, &mut |part| match part {
+    nft.rules(layout.table, None, &mut |part| match part {
         Part::Start => found.clear(),
         Part::Item(listed) => {
             let index = found.entry(listed.chain.to_owned()).or_default();
@@ -139,8 +156,6 @@ fn assert_reads_back(nft: &mut Nftables, layout: &Layout) {
         }
     })
     .unwrap();
-    let mut wanted: BTreeMap<String, usize> = BTreeMap::new();
-    rules.into_iter().for_each(|chain| *wanted.entry(chain).or_default() += 1);
     assert_eq!(found, wanted);
 }
 

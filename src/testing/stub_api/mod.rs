@@ -5,6 +5,7 @@
 //! tell; it validates nothing and fills in no defaults. Tests write objects with `put` and `delete`, or
 //! over HTTP as they would to a real server, and set faults with `behave`.
 
+mod absent;
 mod answer;
 mod load;
 mod patch;
@@ -14,6 +15,7 @@ mod selector;
 mod store;
 mod write;
 
+pub use absent::Absent;
 use answer::Command;
 use hyper_util::rt::TokioIo;
 pub use load::{load_address, load_service, load_slice};
@@ -24,7 +26,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use store::Store;
-use tokio::net::{TcpListener, TcpSocket};
+use tokio::net::TcpListener;
 use tokio::sync::{broadcast, watch};
 use tokio::task::JoinHandle;
 
@@ -265,51 +267,6 @@ struct Shared {
 /// A test that panicked while it held a lock has failed anyway.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// An address at which no server is listening yet.
-pub struct Absent {
-    socket: TcpSocket,
-    address: SocketAddr,
-}
-
-impl Absent {
-    /// Reserves an address; connections to it are refused.
-    ///
-    /// # Errors
-    /// Fails when the loopback interface has no free port.
-    pub fn reserve() -> std::io::Result<Self> {
-        Absent::reserve_on(Ipv4Addr::LOCALHOST)
-    }
-
-    fn reserve_on(address: Ipv4Addr) -> std::io::Result<Self> {
-        let socket = TcpSocket::new_v4()?;
-        socket.bind((address, 0).into())?;
-        let address = socket.local_addr()?;
-        Ok(Absent { socket, address })
-    }
-
-    /// Where it will listen.
-    #[must_use]
-    pub fn url(&self) -> String {
-        format!("http://{}", self.address)
-    }
-
-    /// Writes a kubeconfig for this address into a folder and returns its path.
-    ///
-    /// # Errors
-    /// Fails when the file cannot be written.
-    pub fn kubeconfig(&self, folder: &Path) -> std::io::Result<PathBuf> {
-        write_kubeconfig(folder, &self.url())
-    }
-
-    /// Starts the server there.
-    ///
-    /// # Errors
-    /// Fails when the socket cannot listen.
-    pub fn appear(self) -> std::io::Result<StubApi> {
-        Ok(StubApi::serve(self.socket.listen(1024)?, self.address))
-    }
 }
 
 /// The server; it ends when this is dropped.
