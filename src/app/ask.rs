@@ -77,7 +77,7 @@ fn no_answer(error: io::Error, socket: &Path) -> Error {
     let context = match error.kind() {
         ErrorKind::PermissionDenied => format!("cannot ask {socket}; only root and the proxy's own user may"),
         ErrorKind::NotFound | ErrorKind::ConnectionRefused => format!(
-            "nobody answers on {socket}; is kube-proxy-rs running on this node? --kubeconfig or --manifests do without it"
+            "no process answers on {socket}; is kube-proxy-rs running on this node? --kubeconfig or --manifests do without it"
         ),
         _ => format!("cannot ask {socket}"),
     };

@@ -94,7 +94,7 @@ fn claimed(listeners: &[Listener], request: &Request) -> Finding {
             .map(describe)
             .collect();
         if inside.is_empty() {
-            return Finding::ok(CHECK, format!("nobody listens on {first}-{last}"));
+            return Finding::ok(CHECK, format!("no program listens on {first}-{last}"));
         }
         let inside: Vec<String> = inside.into_iter().collect();
         let message =
@@ -127,7 +127,7 @@ fn claimed(listeners: &[Listener], request: &Request) -> Finding {
         let message = format!("others listen on them, and get no traffic: {}", some_of(&node_ports));
         return Finding::warning(CHECK, message, "give these programs other ports");
     }
-    Finding::ok(CHECK, format!("nobody else listens on the {} that Services claim", ports.len()))
+    Finding::ok(CHECK, format!("no other program listens on the {} that Services claim", ports.len()))
 }
 
 fn is_ours(listener: &Listener) -> bool {

@@ -432,7 +432,7 @@ fn kernel(facts: &FamilyFacts, view: &FamilyView) -> Vec<Finding> {
         found.push(finding(
             (Code::KernelStateStale, Severity::Broken),
             what,
-            "The kernel is behind the API, or somebody added it by hand: see kube-proxy-rs status for the last \
+            "The kernel is behind the API, or an operator or a program added it: see kube-proxy-rs status for the last \
              sync.",
         ));
     }
@@ -443,7 +443,7 @@ fn kernel(facts: &FamilyFacts, view: &FamilyView) -> Vec<Finding> {
         };
         found.push(finding(
             (Code::ForeignDropRule, severity),
-            format!("a rule of somebody else in FORWARD {may} {family} packets to the endpoints: {}", obstacle.rule),
+            format!("a rule of another program in FORWARD {may} {family} packets to the endpoints: {}", obstacle.rule),
             "Find out who writes it (a firewall, Docker, the network plugin) and have it let pod traffic through.",
         ));
     }

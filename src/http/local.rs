@@ -119,7 +119,7 @@ async fn accept(listener: &UnixListener) -> Option<UnixStream> {
         Ok((stream, _)) if stream.peer_cred().is_ok_and(|peer| is_trusted(peer.uid())) => {
             return Some(stream);
         }
-        Ok(_) => warn!("somebody who is not root opened the control socket; no answer was given"),
+        Ok(_) => warn!("a user who is not root opened the control socket; no answer was given"),
         Err(error) => {
             debug!(%error, "cannot accept a connection");
             sleep(ACCEPT_RETRY).await;

@@ -112,12 +112,12 @@ impl SyncMetrics {
             contested_external_ips: IntGaugeVec::new(
                 opts(
                     "rs_contested_external_ips",
-                    "External addresses that Services ask for and that are somebody else's",
+                    "External addresses that Services ask for and that belong to nodes, pods or other Services",
                 ),
                 &["outcome"],
             )?,
             drift: IntCounterVec::new(
-                opts("rs_drift_total", "Kernel objects that somebody else removed or changed"),
+                opts("rs_drift_total", "Kernel objects that another program removed or changed"),
                 &["object", "ip_family"],
             )?,
         })

@@ -257,7 +257,7 @@ impl Recorder for Records {
         for finding in found {
             match finding {
                 Finding::Drift(it) => drift.push(it),
-                Finding::Outdated(what) => tracing::info!(%family, what, "writing everything anew"),
+                Finding::Outdated(what) => tracing::info!(%family, what, "writing everything again"),
             }
         }
         self.record_drift(family, &drift);
