@@ -38,7 +38,8 @@ impl ProxyMode for IpvsMode {
     }
 
     fn probe(&self, config: &Config) -> Result<()> {
-        setup::check_scheduler(&mut KernelIpvs::open()?, &scheduler(config)?)
+        let scheduler = scheduler(config)?;
+        setup::check_scheduler(&mut KernelIpvs::open()?, &scheduler)
     }
 
     fn dataplane<'a>(
