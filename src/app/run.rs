@@ -18,7 +18,7 @@ use crate::kernel::{memory, process};
 use crate::metrics::Metrics;
 use crate::model::{IpFamily, NodeFacts, ObjectKind, PerFamily, WatchEvent};
 use crate::state::Tracker;
-use crate::sync::{Periods, Question, Records, Runner, Settlement, since_1970};
+use crate::sync::{Periods, Query, Records, Runner, Settlement, since_1970};
 use anyhow::{Error, Result, anyhow, bail};
 use std::convert::Infallible;
 use std::process::ExitCode;
@@ -78,8 +78,8 @@ async fn serve(config: Config, line: CommandLine, effective: Effective) -> Resul
     let health = Arc::new(ProxyHealth::new(config.sync.period));
     let slots = slots();
     let mut settlement = settlement(&health, &metrics, &clock, &slots);
-    let (asker, questions) = mpsc::channel(control::QUESTIONS);
-    let asked = Asked { questions: asker, health: health.clone(), clock: clock.clone(), started };
+    let (asker, queries) = mpsc::channel(control::QUERIES);
+    let asked = Asked { queries: asker, health: health.clone(), clock: clock.clone(), started };
     let control = control::serve(&config, asked.clone());
     let facts = Facts { status: asked.page(), configz, flags: line.values.clone(), started, slots };
     let watched = Watched::new(line, effective);
@@ -91,7 +91,7 @@ async fn serve(config: Config, line: CommandLine, effective: Effective) -> Resul
     let records = Records::new(metrics.clone(), health.clone(), clock.clone())
         .telling(Box::new(move |notice| notices.tell(notice)));
     let tracker = tracker(&config, started);
-    let program = Program { config: &config, tracker, events, questions, records, settlement, metrics };
+    let program = Program { config: &config, tracker, events, queries, records, settlement, metrics };
     tokio::select! {
         ended = program.run() => {
             ended?;
@@ -183,7 +183,7 @@ struct Program<'a> {
     config: &'a Config,
     tracker: Tracker,
     events: mpsc::Receiver<WatchEvent>,
-    questions: mpsc::Receiver<Question>,
+    queries: mpsc::Receiver<Query>,
     records: Records,
     settlement: Settlement,
     metrics: Arc<Metrics>,
@@ -202,14 +202,14 @@ impl Program<'_> {
 
     /// The loop, on whichever dataplane.
     async fn drive(self, planes: Dataplanes) -> Result<()> {
-        let Program { config, tracker, mut events, questions, records, mut settlement, .. } = self;
+        let Program { config, tracker, mut events, queries, records, mut settlement, .. } = self;
         let identity = planes.identity(config);
         let afterwards = after_first_sync(config, planes.flavors, settlement.standing());
         let periods =
             Periods { sync: config.sync.period, min: config.sync.min_period, full: FULL_SYNC_PERIOD };
         let mut runner = Runner::new(tracker, planes.families, periods, records)
             .settling(settlement)
-            .answering(identity, questions);
+            .answering(identity, queries);
         tokio::select! { () = runner.run(&mut events) => Ok(()), never = afterwards => match never {} }
     }
 }

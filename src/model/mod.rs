@@ -30,7 +30,7 @@ pub use ipvs::{
     VirtualServer,
 };
 pub use limits::{Bound, Excess, ServiceLimits};
-pub use node::NodeFacts;
+pub use node::{NodeFacts, listed_ips, node_port_words};
 pub use process::ProcessUse;
 pub use quote::{cut, excerpt, findings, printable, quoted, word};
 pub use service::{External, Service, ServiceName, ServicePort, ServicePortName, TrafficPolicy};
