@@ -1,6 +1,6 @@
 //! `explain`, `services` and `status`: who is asked, and how the answer is printed.
 
-use super::look;
+use super::inspect;
 use super::offline::Offline;
 use super::output::{Answer, complain};
 use crate::config::{Config, Explain, OutputForm, TableForm};
@@ -102,7 +102,7 @@ pub(super) async fn explain(config: &Config, asked: &Explain) -> Result<Answer> 
         keep_family(view, asked);
     }
     let mut node = match &view {
-        Some(view) => look::around(config, view, asked).await,
+        Some(view) => inspect::around(config, view, asked).await,
         None => crate::explain::NodeState::default(),
     };
     node.api = api;
