@@ -28,6 +28,8 @@ pub(super) struct Outcome {
     pub(super) stuck: BTreeSet<ChainId>,
     /// What the last run wrote, or may have written.
     pub(super) inputs: Vec<Step>,
+    /// Options are not what makes inputs be refused.
+    has_tried_options: bool,
 }
 
 /// How a run ended.
@@ -75,7 +77,7 @@ impl<X: Xtables> Run<'_, '_, X> {
             set_up(self.tools).await?;
         }
         self.outcome.inputs.clear();
-        let (known, mut is_first) = (self.quarantine.len(), true);
+        let known = self.quarantine.len();
         let mut open = self.changes.steps(most_chains);
         open.reverse();
         while let Some(step) = open.pop().filter(|it| self.quarantine.len() == known || it.only_services()) {
@@ -83,23 +85,13 @@ impl<X: Xtables> Run<'_, '_, X> {
                 self.outcome.inputs.push(step);
                 continue;
             };
-            let has_time = match &error {
-                RestoreError::Unable { .. } => return Err(error.into()),
-                RestoreError::TimedOut { .. } => false,
-                RestoreError::Refused { .. } => true,
-            };
             // The filter table takes effect before the nat table is refused.
             self.outcome.inputs.push(Step { fixed: step.fixed.clone(), ..Step::default() });
-            if has_time && !self.is_verified {
+            if matches!(error, RestoreError::Refused { .. }) && !self.is_verified {
                 tracing::warn!(error = self.explain(&step, &error), "input refused; comparing the tables");
                 return Ok(End::Doubtful);
             }
-            if std::mem::take(&mut is_first) && !step.only_deletes() {
-                tracing::warn!(error = self.explain(&step, &error), "input refused; looking for the cause");
-                if has_time && self.is_taken_without_options(&step).await {
-                    return Err(anyhow::Error::new(error).context(OptionsRefused));
-                }
-            }
+            let error = self.suspect_options(&step, error).await?;
             match self.changes.halves(&step) {
                 parts if parts.len() > 1 => open.extend(parts.into_iter().rev()),
                 _ => self.give_up(&step, error).await?,
@@ -139,10 +131,29 @@ impl<X: Xtables> Run<'_, '_, X> {
         Ok(())
     }
 
-    /// Whether it is options that make the step be refused.
-    async fn is_taken_without_options(&mut self, step: &Step) -> bool {
-        let Some(plain) = self.desired.without_options() else { return false };
-        self.send_once(&plain, step).await.is_ok()
+    /// Before anything else is suspected of having made an input be refused, it is tried without options.
+    ///
+    /// # Errors
+    /// When it is taken so, or the tool cannot do its work.
+    async fn suspect_options(&mut self, step: &Step, error: RestoreError) -> Result<RestoreError> {
+        match &error {
+            RestoreError::Unable { .. } => return Err(error.into()),
+            RestoreError::TimedOut { .. } => {
+                tracing::warn!(%error, "looking for what takes so long");
+                return Ok(error);
+            }
+            RestoreError::Refused { .. } => {}
+        }
+        if step.only_deletes() || std::mem::replace(&mut self.outcome.has_tried_options, true) {
+            return Ok(error);
+        }
+        tracing::warn!(error = self.explain(step, &error), "input refused; looking for the cause");
+        if let Some(plain) = self.desired.without_options()
+            && self.send_once(&plain, step).await.is_ok()
+        {
+            return Err(anyhow::Error::new(error).context(OptionsRefused));
+        }
+        Ok(error)
     }
 
     /// An input that cannot be cut is refused: does without what it is about.
