@@ -88,7 +88,8 @@ impl<X: Xtables> Run<'_, '_, X> {
             // The filter table takes effect before the nat table is refused.
             self.outcome.inputs.push(Step { fixed: step.fixed.clone(), ..Step::default() });
             if matches!(error, RestoreError::Refused { .. }) && !self.is_verified {
-                tracing::warn!(error = self.explain(&step, &error), "input refused; comparing the tables");
+                let input = self.shown(&step, &error);
+                tracing::warn!(%error, input, "input refused; comparing the tables with what was written");
                 return Ok(End::Doubtful);
             }
             let error = self.suspect_options(&step, error).await?;
@@ -139,7 +140,7 @@ impl<X: Xtables> Run<'_, '_, X> {
         match &error {
             RestoreError::Unable { .. } => return Err(error.into()),
             RestoreError::TimedOut { .. } => {
-                tracing::warn!(%error, "looking for what takes so long");
+                tracing::warn!(%error, input = content(self.changes, step), "looking for what takes so long");
                 return Ok(error);
             }
             RestoreError::Refused { .. } => {}
@@ -147,7 +148,7 @@ impl<X: Xtables> Run<'_, '_, X> {
         if step.only_deletes() || std::mem::replace(&mut self.outcome.has_tried_options, true) {
             return Ok(error);
         }
-        tracing::warn!(error = self.explain(step, &error), "input refused; looking for the cause");
+        tracing::warn!(%error, input = self.shown(step, &error), "input refused; looking for the cause");
         if let Some(plain) = self.desired.without_options()
             && self.send_once(&plain, step).await.is_ok()
         {
@@ -172,8 +173,8 @@ impl<X: Xtables> Run<'_, '_, X> {
         if self.quarantine.len() > known {
             return Ok(());
         }
-        let shown = self.explain(step, &error);
-        Err(anyhow::Error::new(error).context(shown))
+        let shown = self.shown(step, &error);
+        Err(anyhow::Error::new(error).context(format!("input: {shown}")))
     }
 
     /// Empties chains, so that they do not hold on to others. What makes a chain stay may stand
@@ -192,7 +193,8 @@ impl<X: Xtables> Run<'_, '_, X> {
     /// on meanwhile.
     async fn try_dispatch(&mut self) -> Result<()> {
         let changes = self.changes;
-        let changed = changes.services.iter().filter(|change| change.dispatch);
+        let is_led_to = |name: &ServiceName| !changes.withheld.contains(name);
+        let changed = changes.services.iter().filter(|it| it.dispatch && is_led_to(&it.name));
         let mut open = vec![changed.map(|change| &change.name).collect::<Vec<_>>()];
         while let Some(set) = open.pop().filter(|set| !set.is_empty()) {
             match (self.try_rules(&set).await, &set[..]) {
@@ -214,12 +216,15 @@ impl<X: Xtables> Run<'_, '_, X> {
         self.restore(std::iter::once(trial), at).await
     }
 
-    /// The error, with the lines at fault, which are rendered again for it.
-    fn explain(&self, step: &Step, error: &RestoreError) -> String {
-        let RestoreError::Refused { line: Some(line), .. } = error else { return error.to_string() };
+    /// The lines at fault, which are rendered again for it, or what the input is about.
+    fn shown(&self, step: &Step, error: &RestoreError) -> String {
         let (desired, changes, baseline) = (self.desired, self.changes, self.baseline);
-        let shown = lines_around(Input { desired, changes, baseline, step }.pieces(), *line);
-        format!("{error}: {shown}")
+        match error {
+            RestoreError::Refused { line: Some(line), .. } => {
+                lines_around(Input { desired, changes, baseline, step }.pieces(), *line)
+            }
+            _ => content(changes, step),
+        }
     }
 }
 

@@ -118,7 +118,7 @@ async fn when_the_kernel_refuses_very_many_services_something_else_is_wrong() {
 
 /// Each input that is not done in time takes two minutes.
 #[rstest]
-#[case::much_larger(200, 3)]
+#[case::much_larger(200, 2)]
 #[case::as_small_as_all_others(2, 6)]
 #[tokio::test]
 async fn a_slow_service_is_found_in_a_few_tries(#[case] endpoints: u32, #[case] most: usize) {
@@ -157,7 +157,7 @@ fn poison(random: &mut Generator) -> Vec<String> {
 #[tokio::test]
 async fn whatever_is_refused_the_kernel_is_as_if_the_refused_services_did_not_exist() {
     let (mut refused, mut tried) = (0, 0);
-    for seed in 0..120 {
+    for seed in 0..60 {
         let mut random = Generator::new(seed as u64);
         let flavor = if seed % 5 == 0 { Flavor::Legacy } else { Flavor::Nft };
         let (most_chains, threshold) = ([usize::MAX, 20, 5, 1][seed % 4], [usize::MAX, 0, 6][seed % 3]);
@@ -185,5 +185,5 @@ async fn whatever_is_refused_the_kernel_is_as_if_the_refused_services_did_not_ex
             tried += applied.newly_refused().count();
         }
     }
-    assert!(refused > 300 && tried > 150, "{refused} refused, {tried} of them tried");
+    assert!(refused > 150 && tried > 80, "{refused} refused, {tried} of them tried");
 }
