@@ -10,6 +10,7 @@ use kube_proxy_rs::testing::netns::Namespace;
 use kube_proxy_rs::testing::packets::NODE_NAME;
 use kube_proxy_rs::testing::proxy::{Flavor, Folder, Launch, Proxy, http_get, metrics, save, wait_until};
 use kube_proxy_rs::testing::stub_api::StubApi;
+use rstest::rstest;
 use serde_json::Value;
 
 use crate::BINARY;
@@ -42,8 +43,10 @@ fn a_service_that_the_kernel_refuses_is_named_and_left_out_and_all_others_work()
 
 /// The legacy tables have nothing that makes the kernel refuse the rules of one Service only, so here
 /// the tool does, in its own words; the rules of the Service are there from before.
-#[test]
-fn a_service_that_the_legacy_tool_refuses_is_named_and_left_out_and_all_others_work() {
+#[rstest]
+fn a_service_that_the_legacy_tool_refuses_is_named_and_left_out_and_all_others_work(
+    #[values("", ".*cluster IP.* -j KUBE-SVC-")] rules_refused: &str,
+) {
     let (node, flavor) = (lone_node().unwrap(), Flavor::Legacy);
     let launch = |binary| Launch { binary, namespace: &node, flavor, flags: &[] };
     let server = node.run(StubApi::start_on_a_thread).unwrap().unwrap();
@@ -66,7 +69,7 @@ fn a_service_that_the_legacy_tool_refuses_is_named_and_left_out_and_all_others_w
         tool,
         &format!(
             "input=$(mktemp -p {tools}); cat > $input\n\
-             line=$(grep -n '{SERVICE}:' $input | head -n 1 | cut -d: -f1)\n\
+             line=$(grep -n '{SERVICE}:{rules_refused}' $input | head -n 1 | cut -d: -f1)\n\
              if [ -n \"$line\" ]; then echo \"{tool}: line $line failed\" >&2; exit 1; fi\n\
              exec {} \"$@\" < $input",
             real.trim()

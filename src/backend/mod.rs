@@ -17,6 +17,7 @@ mod masquerade;
 mod mode;
 mod options;
 mod packet_trace;
+mod quarantine;
 mod rule;
 mod service_metrics;
 mod slow;
@@ -34,7 +35,7 @@ use crate::plan::Plan;
 use futures::future::LocalBoxFuture;
 use serde::{Deserialize, Serialize};
 use std::any::Any;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::fmt;
 
 /// One family's dataplane: what `sync` drives, the same for every mode.
@@ -290,19 +291,6 @@ pub struct Refusal {
     pub reason: String,
     /// Found by this pass; others were refused before and have not been tried again.
     pub is_new: bool,
-}
-
-impl Refusal {
-    /// What stands after a pass that found some of them.
-    fn standing(all: &BTreeMap<ServiceName, String>, found: &[Refusal]) -> Vec<Refusal> {
-        let found: BTreeSet<&ServiceName> = found.iter().map(|refusal| &refusal.service).collect();
-        let refusal = |(service, reason): (&ServiceName, &String)| Refusal {
-            service: service.clone(),
-            reason: reason.clone(),
-            is_new: found.contains(service),
-        };
-        all.iter().map(refusal).collect()
-    }
 }
 
 /// Whether a pass failed because a tool did, rather than the kernel's own interfaces.

@@ -46,6 +46,8 @@ pub struct Plan<'a> {
     pub local_addresses: &'a [IpAddr],
     snapshot: &'a Snapshot,
     scope: Scope<'a>,
+    /// Services that it has nothing of.
+    left_out: Option<&'a BTreeSet<ServiceName>>,
 }
 
 /// What one Service is to look like in one family.
@@ -94,7 +96,7 @@ impl<'a> Plan<'a> {
     /// One family's plan of the snapshot.
     #[must_use]
     pub fn new(settings: &'a FamilySettings, snapshot: &'a Snapshot, scope: Scope<'a>) -> Self {
-        Plan { settings, snapshot, scope, endpoint_count: 0, local_addresses: &[] }
+        Plan { settings, snapshot, scope, endpoint_count: 0, local_addresses: &[], left_out: None }
     }
 
     /// The same plan, knowing how many endpoints there are.
@@ -108,6 +110,13 @@ impl<'a> Plan<'a> {
     #[must_use]
     pub fn with_local_addresses(mut self, addresses: &'a [IpAddr]) -> Self {
         self.local_addresses = addresses;
+        self
+    }
+
+    /// The same plan, as if these Services did not exist.
+    #[must_use]
+    pub fn without(mut self, left_out: &'a BTreeSet<ServiceName>) -> Self {
+        self.left_out = Some(left_out);
         self
     }
 
@@ -158,6 +167,9 @@ impl<'a> Plan<'a> {
     fn build(&self, name: &'a ServiceName, record: &'a ServiceRecord) -> Option<ServicePlan<'a>> {
         let service = record.service.as_deref()?;
         service.cluster_ips.get(self.family()).as_ref()?;
+        if self.left_out.is_some_and(|names| names.contains(name)) {
+            return None;
+        }
         let node = &self.snapshot.node;
         let scope = self.endpoints_of(record);
         let ports = service.ports.iter().enumerate().filter_map(|(index, port)| {

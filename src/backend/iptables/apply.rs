@@ -1,74 +1,46 @@
 //! Telling iptables-restore, and finding out which Service it will not take.
 
 use super::baseline::Baseline;
-use super::chains::{Fixed, Holds, JUMPS, TABLES};
+use super::chains::{JUMPS, TABLES};
 use super::desired::Desired;
 use super::diff::{Changes, Step};
-use super::input::Input;
+use super::input::{self, Input};
 use super::names::{CANARY, ChainId};
+use crate::backend::jumps;
 use crate::backend::options::OptionsRefused;
+use crate::backend::quarantine::Quarantine;
 use crate::backend::slow::tell_if_slow;
-use crate::backend::{Refusal, jumps};
-use crate::kernel::iptables::{Place, RestoreError, Xtables};
+use crate::kernel::iptables::{Place, RestoreError, TRIAL, Xtables};
 use crate::model::ServiceName;
-use anyhow::{Context, Result, bail};
-use std::collections::{BTreeMap, BTreeSet};
+use anyhow::Result;
+use std::collections::BTreeSet;
 
-/// More refusals than this in one pass mean that something else is wrong.
-const MOST_REFUSALS: usize = 100;
 /// Lines shown before and after the one that the tool refuses.
 const SHOWN_AROUND: usize = 1;
 
-/// The input of one Service alone was not done in time.
-#[derive(Debug, thiserror::Error)]
-#[error("{service}: {reason}; the next sync leaves it out")]
-pub(super) struct TooSlow {
-    pub(super) service: ServiceName,
-    pub(super) reason: String,
-}
-
-/// What came of it.
+/// What the runs of a pass did.
 #[derive(Debug, Default)]
 pub(super) struct Outcome {
     pub(super) calls: usize,
     /// Rules written to the nat and to the filter table.
     pub(super) written: [usize; 2],
-    pub(super) refused: Vec<Refusal>,
-    /// Chains that could not be deleted: somebody else's rules jump to them.
+    /// Chains that could not be deleted: rules of another process jump to them.
     pub(super) stuck: BTreeSet<ChainId>,
-    /// Chains of refused Services that can only be deleted later.
-    pub(super) postponed: BTreeSet<ChainId>,
+    /// What the last run wrote, or may have written.
+    pub(super) inputs: Vec<Step>,
+    /// Options are not what makes inputs be refused.
+    has_tried_options: bool,
 }
 
-/// Carries changes out.
-pub(super) async fn run<X: Xtables>(
-    tools: &mut X,
-    desired: &Desired<'_>,
-    (changes, most_chains): (&Changes, usize),
-    baseline: &Baseline,
-    left_out: &BTreeMap<ServiceName, String>,
-) -> Result<Outcome> {
-    if changes.set_up {
-        set_up(tools).await?;
-    }
-    let retried: BTreeSet<&ServiceName> = changes.services.iter().map(|change| &change.name).collect();
-    let refused = baseline.refused.keys().filter(|name| !retried.contains(name));
-    let excluded = refused.chain(left_out.keys()).cloned().collect();
-    let steps = changes.steps(most_chains);
-    let mut run = Run {
-        tools,
-        desired,
-        changes,
-        baseline,
-        excluded,
-        doomed: BTreeSet::new(),
-        outcome: Outcome::default(),
-    };
-    for step in steps {
-        run.step(step).await?;
-    }
-    run.remove_refused().await?;
-    Ok(run.outcome)
+/// How a run ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum End {
+    /// All of it took effect.
+    Done,
+    /// The kernel refuses Services that were not known to be refused.
+    Refused,
+    /// An input was refused, and the tables may not be as the baseline says.
+    Doubtful,
 }
 
 /// Makes our top-level chains, the jumps to them, and the canaries.
@@ -84,114 +56,66 @@ async fn set_up(tools: &mut impl Xtables) -> Result<()> {
     Ok(())
 }
 
-/// Which part of a step an attempt at isolation tries.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Trial {
-    /// The Services' own chains.
-    Chains,
-    /// Their rules in shared chains.
-    Dispatch,
-}
-
-struct Run<'r, 'd, X> {
-    tools: &'r mut X,
-    desired: &'r Desired<'d>,
-    changes: &'r Changes,
-    baseline: &'r Baseline,
-    /// Services that get no rules in shared chains.
-    excluded: BTreeSet<ServiceName>,
-    /// All chains, old and new, of Services refused in this run.
-    doomed: BTreeSet<ChainId>,
-    outcome: Outcome,
+/// Carries changes out.
+pub(super) struct Run<'r, 'd, X> {
+    pub(super) tools: &'r mut X,
+    pub(super) desired: &'r Desired<'d>,
+    pub(super) changes: &'r Changes,
+    pub(super) baseline: &'r Baseline,
+    pub(super) quarantine: &'r mut Quarantine,
+    pub(super) outcome: &'r mut Outcome,
+    /// The tables are as the baseline says, so that a refusal is the fault of what is written.
+    pub(super) is_verified: bool,
 }
 
 impl<X: Xtables> Run<'_, '_, X> {
-    async fn step(&mut self, mut step: Step) -> Result<()> {
-        if step.only_deletes() {
-            let delete = self.deletions(&step);
-            return self.delete(delete).await;
+    /// Sends input by input. One that is refused is cut into smaller ones, until each is taken or is about one Service or
+    /// one chain. Once a Service is refused, nothing is written but Services' chains: what leads to them comes with the
+    /// next run, which does without the Service.
+    pub(super) async fn run(mut self, most_chains: usize) -> Result<End> {
+        if self.changes.set_up {
+            set_up(self.tools).await?;
         }
-        self.lead_away_from_refused(&mut step);
-        let services = self.accepted(step.services.clone());
-        match self.send(&step, &services).await {
-            Ok(()) => Ok(()),
-            Err(error @ RestoreError::Unable { .. }) => {
+        self.outcome.inputs.clear();
+        let known = self.quarantine.len();
+        let mut open = self.changes.steps(most_chains);
+        open.reverse();
+        while let Some(step) = open.pop().filter(|it| self.quarantine.len() == known || it.only_services()) {
+            let Err(error) = self.send(&step).await else {
+                self.outcome.inputs.push(step);
+                continue;
+            };
+            // The filter table takes effect before the nat table is refused.
+            self.outcome.inputs.push(Step { fixed: step.fixed.clone(), ..Step::default() });
+            if matches!(error, RestoreError::Refused { .. }) && !self.is_verified {
+                let input = self.shown(&step, &error);
+                tracing::warn!(%error, input, "input refused; comparing the tables with what was written");
+                return Ok(End::Doubtful);
+            }
+            let error = self.suspect_options(&step, error).await?;
+            match self.changes.halves(&step) {
+                parts if parts.len() > 1 => open.extend(parts.into_iter().rev()),
+                _ => self.give_up(&step, error).await?,
+            }
+        }
+        Ok(if self.quarantine.len() == known { End::Done } else { End::Refused })
+    }
+
+    /// Sends an input; a second time if it is refused, because another writer can get in between (nft has no lock).
+    async fn send(&mut self, step: &Step) -> Result<(), RestoreError> {
+        match self.send_once(self.desired, step).await {
+            Err(error @ (RestoreError::Refused { .. } | RestoreError::Unable { .. })) => {
                 tracing::debug!(%error, "trying once more");
-                self.send(&step, &services).await.map_err(|error| self.explain(&step, &services, error))
+                self.send_once(self.desired, step).await
             }
-            Err(error @ RestoreError::TimedOut { .. }) => match services[..] {
-                [one] => {
-                    let service = self.changes.services[one].name.clone();
-                    Err(anyhow::Error::new(TooSlow { service, reason: error.to_string() }))
-                }
-                _ => self.isolate(step, services, error.into()).await,
-            },
-            // Another writer can get in between (nft has no lock), so a refusal counts twice.
-            Err(_) => match self.send(&step, &services).await {
-                Ok(()) => Ok(()),
-                Err(error) => {
-                    let error = self.explain(&step, &services, error);
-                    self.isolate(step, services, error).await
-                }
-            },
+            sent => sent,
         }
     }
 
-    /// A step that comes after the Services' chains also takes away what leads to refused ones:
-    /// before that, their old chains cannot go.
-    fn lead_away_from_refused(&self, step: &mut Step) {
-        let comes_late =
-            step.fixed.iter().any(|chain| chain.holds() == Holds::Dispatch) || !step.delete.is_empty();
-        if comes_late && !self.outcome.refused.is_empty() {
-            step.fixed.extend(dispatch_chains());
-        }
-    }
-
-    /// Deletes chains that nothing of ours leads to. One that the kernel will not let go stays,
-    /// empty.
-    async fn delete(&mut self, chains: Vec<ChainId>) -> Result<()> {
-        let mut sets = vec![chains];
-        while let Some(set) = sets.pop() {
-            match self.send_deletions(&set).await {
-                Ok(()) => {}
-                Err(error @ RestoreError::Unable { .. }) => return Err(error.into()),
-                Err(error) if set.len() <= 1 => {
-                    tracing::warn!(chains = ?set, %error, "a chain cannot be deleted and stays");
-                    self.empty(&set).await?;
-                    self.outcome.stuck.extend(set);
-                }
-                Err(_) => {
-                    let (left, right) = set.split_at(set.len() / 2);
-                    sets.extend([right.to_vec(), left.to_vec()]);
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// Empties chains, so that they do not hold on to others. What makes a chain stay may stand
-    /// in the way of this, too.
-    async fn empty(&mut self, chains: &[ChainId]) -> Result<(), RestoreError> {
-        let declared: String = chains.iter().map(|id| format!(":{id} - [0:0]\n")).collect();
-        let at = || format!("emptying {} chains", chains.len());
-        match self.restore(std::iter::once(format!("*nat\n{declared}COMMIT\n")), at).await {
-            // Refused, it holds what it held, which the next look finds.
-            Ok(()) | Err(RestoreError::Refused { .. } | RestoreError::TimedOut { .. }) => Ok(()),
-            Err(error) => Err(error),
-        }
-    }
-
-    async fn send_deletions(&mut self, delete: &[ChainId]) -> Result<(), RestoreError> {
-        let input = Input {
-            desired: self.desired,
-            changes: self.changes,
-            baseline: self.baseline,
-            step: &Step::default(),
-            services: &[],
-            delete,
-            excluded: &BTreeSet::new(),
-        };
-        self.restore(input.pieces(), || format!("deleting {} chains", delete.len())).await
+    async fn send_once(&mut self, desired: &Desired<'_>, step: &Step) -> Result<(), RestoreError> {
+        let (changes, baseline) = (self.changes, self.baseline);
+        let input = Input { desired, changes, baseline, step };
+        self.restore(input.pieces(), || content(changes, step)).await
     }
 
     async fn restore(
@@ -208,177 +132,99 @@ impl<X: Xtables> Run<'_, '_, X> {
         Ok(())
     }
 
-    /// Those Services of a range that were not refused before.
-    fn accepted(&self, range: std::ops::Range<usize>) -> Vec<usize> {
-        range.filter(|index| !self.excluded.contains(&self.changes.services[*index].name)).collect()
-    }
-
-    async fn send(&mut self, step: &Step, services: &[usize]) -> Result<(), RestoreError> {
-        let excluded = std::mem::take(&mut self.excluded);
-        let sent = self.send_excluding(step, services, &excluded).await;
-        self.excluded = excluded;
-        sent
-    }
-
-    async fn send_excluding(
-        &mut self,
-        step: &Step,
-        services: &[usize],
-        excluded: &BTreeSet<ServiceName>,
-    ) -> Result<(), RestoreError> {
-        self.send_of(self.desired, step, services, excluded).await
-    }
-
-    async fn send_of(
-        &mut self,
-        desired: &Desired<'_>,
-        step: &Step,
-        services: &[usize],
-        excluded: &BTreeSet<ServiceName>,
-    ) -> Result<(), RestoreError> {
-        let delete = self.deletions(step);
-        let input = Input {
-            desired,
-            changes: self.changes,
-            baseline: self.baseline,
-            step,
-            services,
-            delete: &delete,
-            excluded,
-        };
-        let changes = self.changes;
-        self.restore(input.pieces(), || content(changes, services, &delete)).await
-    }
-
-    /// Whether it is options that make the step be refused.
-    async fn is_taken_without_options(&mut self, step: &Step, services: &[usize]) -> bool {
-        let Some(plain) = self.desired.without_options() else { return false };
-        let excluded = self.excluded.clone();
-        self.send_of(&plain, step, services, &excluded).await.is_ok()
-    }
-
-    fn deletions(&self, step: &Step) -> Vec<ChainId> {
-        let all = &self.changes.delete[step.delete.clone()];
-        all.iter().filter(|id| !self.doomed.contains(id)).copied().collect()
-    }
-
-    /// A step is refused: programs all of it that can be programmed, and finds the Services that
-    /// cannot.
+    /// Before anything else is suspected of having made an input be refused, it is tried without options.
     ///
-    /// Only when everything is written, and without the tree. Before that the tables may have been
-    /// damaged by somebody else, which is no Service's fault and is mended by writing everything.
-    async fn isolate(&mut self, step: Step, services: Vec<usize>, error: anyhow::Error) -> Result<()> {
-        if !self.changes.is_full {
-            return Err(error);
+    /// # Errors
+    /// When it is taken so, or the tool cannot do its work.
+    async fn suspect_options(&mut self, step: &Step, error: RestoreError) -> Result<RestoreError> {
+        match &error {
+            RestoreError::Unable { .. } => return Err(error.into()),
+            RestoreError::TimedOut { .. } => {
+                tracing::warn!(%error, input = content(self.changes, step), "looking for what takes so long");
+                return Ok(error);
+            }
+            RestoreError::Refused { .. } => {}
         }
-        let has_time = !matches!(error.downcast_ref(), Some(RestoreError::TimedOut { .. }));
-        if has_time && self.is_taken_without_options(&step, &services).await {
-            return Err(error.context(OptionsRefused));
+        if step.only_deletes() || std::mem::replace(&mut self.outcome.has_tried_options, true) {
+            return Ok(error);
         }
-        if self.changes.nets.is_some() {
-            return Err(error);
+        tracing::warn!(%error, input = self.shown(step, &error), "input refused; looking for the cause");
+        if let Some(plain) = self.desired.without_options()
+            && self.send_once(&plain, step).await.is_ok()
+        {
+            return Err(anyhow::Error::new(error).context(OptionsRefused));
         }
-        tracing::warn!(error = format!("{error:#}"), "input refused; looking for the Service at fault");
-        let (dispatch, own) =
-            step.fixed.iter().partition::<BTreeSet<_>, _>(|it| it.holds() == Holds::Dispatch);
-        if !own.is_empty() {
-            self.send(&Step { fixed: own, ..Step::default() }, &[]).await?;
+        Ok(error)
+    }
+
+    /// An input that cannot be cut is refused: does without what it is about.
+    async fn give_up(&mut self, step: &Step, error: RestoreError) -> Result<()> {
+        if step.only_deletes() {
+            let stuck = &self.changes.delete[step.delete.clone()];
+            tracing::warn!(chains = ?stuck, %error, "a chain cannot be deleted and stays");
+            self.outcome.stuck.extend(stuck);
+            return Ok(self.empty(stuck).await?);
         }
-        let chains = Step { services: step.services.clone(), ..Step::default() };
-        self.bisect(&chains, services, Trial::Chains).await?;
-        let mut rest = Step { fixed: dispatch, services: 0..0, ..step };
-        self.lead_away_from_refused(&mut rest);
-        if rest.is_empty(self.changes) || self.send(&rest, &[]).await.is_ok() {
+        if let [index] = step.services[..] {
+            return self.quarantine.add(&self.changes.services[index].name, &error.to_string());
+        }
+        let known = self.quarantine.len();
+        self.try_dispatch().await?;
+        if self.quarantine.len() > known {
             return Ok(());
         }
-        let dispatched = |index: &usize| self.changes.services[*index].dispatch;
-        let candidates = self.accepted(0..self.changes.services.len()).into_iter().filter(dispatched);
-        let candidates: Vec<usize> = candidates.collect();
-        if candidates.is_empty() {
-            return Err(error);
-        }
-        self.bisect(&rest, candidates, Trial::Dispatch).await
+        let shown = self.shown(step, &error);
+        Err(anyhow::Error::new(error).context(format!("input: {shown}")))
     }
 
-    /// Tries ever smaller sets of Services; one that fails alone is refused.
-    async fn bisect(&mut self, step: &Step, candidates: Vec<usize>, trial: Trial) -> Result<()> {
-        let mut untried: BTreeSet<ServiceName> = BTreeSet::new();
-        if trial == Trial::Dispatch {
-            untried = candidates.iter().map(|index| self.changes.services[*index].name.clone()).collect();
-            let without = untried.union(&self.excluded).cloned().collect();
-            self.send_excluding(step, &[], &without).await.context("without any of the changed Services")?;
-        }
-        let mut sets = vec![candidates];
-        while let Some(set) = sets.pop() {
-            for index in &set {
-                untried.remove(&self.changes.services[*index].name);
-            }
-            let without = untried.union(&self.excluded).cloned().collect();
-            let services = if trial == Trial::Chains { set.as_slice() } else { &[] };
-            match self.send_excluding(step, services, &without).await {
-                Ok(()) => {}
-                Err(error @ RestoreError::Unable { .. }) => return Err(error.into()),
-                Err(error) if set.len() <= 1 => {
-                    let Some(index) = set.first() else { return Err(error.into()) };
-                    self.refuse(*index, &error)?;
-                }
-                Err(_) => {
-                    if trial == Trial::Dispatch {
-                        untried.extend(set.iter().map(|index| self.changes.services[*index].name.clone()));
-                    }
-                    let (left, right) = set.split_at(set.len() / 2);
-                    sets.extend([right.to_vec(), left.to_vec()]);
-                }
-            }
-        }
-        Ok(())
-    }
-
-    fn refuse(&mut self, index: usize, error: &RestoreError) -> Result<()> {
-        let change = &self.changes.services[index];
-        let old = self.baseline.services.get(&change.name);
-        for print in old.into_iter().chain(change.print.as_ref()) {
-            self.doomed.extend(print.ids());
-        }
-        self.excluded.insert(change.name.clone());
-        self.outcome.refused.push(Refusal {
-            service: change.name.clone(),
-            reason: error.to_string(),
-            is_new: true,
-        });
-        if self.outcome.refused.len() > MOST_REFUSALS {
-            bail!("more than {MOST_REFUSALS} Services refused, the last with: {error}");
-        }
-        Ok(())
-    }
-
-    /// Deletes what is left of refused Services. Whatever made the kernel refuse them may stand
+    /// Empties chains, so that they do not hold on to others. What makes a chain stay may stand
     /// in the way of this, too.
-    async fn remove_refused(&mut self) -> Result<()> {
-        if self.doomed.is_empty() {
-            return Ok(());
+    async fn empty(&mut self, chains: &[ChainId]) -> Result<(), RestoreError> {
+        let declared: String = chains.iter().map(|id| format!(":{id} - [0:0]\n")).collect();
+        let at = || format!("emptying {} chains", chains.len());
+        match self.restore(std::iter::once(format!("*nat\n{declared}COMMIT\n")), at).await {
+            // Refused, it holds what it held, which the next look finds.
+            Ok(()) | Err(RestoreError::Refused { .. } | RestoreError::TimedOut { .. }) => Ok(()),
+            Err(error) => Err(error),
         }
-        let dispatch = Step { fixed: dispatch_chains().collect(), ..Step::default() };
-        self.send(&dispatch, &[]).await.context("leading away from refused Services")?;
-        let mut delete = std::mem::take(&mut self.doomed);
-        if self.changes.unfinished.is_subset(&self.excluded) {
-            delete.extend(&self.changes.postponed);
-            return self.delete(delete.into_iter().collect()).await;
-        }
-        // What an earlier run left, and stays for now, may jump to them.
-        self.outcome.postponed = delete;
-        Ok(())
     }
 
-    /// The error with the input lines at fault, which are rendered again for it.
-    fn explain(&self, step: &Step, services: &[usize], error: RestoreError) -> anyhow::Error {
-        let RestoreError::Refused { line: Some(line), .. } = &error else { return error.into() };
-        let delete = self.deletions(step);
+    /// Finds the Services whose rules in shared chains are refused, in a chain that nothing leads to: their traffic goes
+    /// on meanwhile.
+    async fn try_dispatch(&mut self) -> Result<()> {
+        let changes = self.changes;
+        let is_led_to = |name: &ServiceName| !changes.withheld.contains(name);
+        let changed = changes.services.iter().filter(|it| it.dispatch && is_led_to(&it.name));
+        let mut open = vec![changed.map(|change| &change.name).collect::<Vec<_>>()];
+        while let Some(set) = open.pop().filter(|set| !set.is_empty()) {
+            match (self.try_rules(&set).await, &set[..]) {
+                (Ok(()), _) => {}
+                (Err(error @ RestoreError::Unable { .. }), _) => return Err(error.into()),
+                (Err(error), [service]) => self.quarantine.add(service, &error.to_string())?,
+                (Err(_), _) => {
+                    let (left, right) = set.split_at(set.len() / 2);
+                    open.extend([right.to_vec(), left.to_vec()]);
+                }
+            }
+        }
+        Ok(self.try_rules(&[]).await?)
+    }
+
+    async fn try_rules(&mut self, services: &[&ServiceName]) -> Result<(), RestoreError> {
+        let trial = input::trial(self.desired, TRIAL, services);
+        let at = || format!("trying rules that lead to {} Services", services.len());
+        self.restore(std::iter::once(trial), at).await
+    }
+
+    /// The lines at fault, which are rendered again for it, or what the input is about.
+    fn shown(&self, step: &Step, error: &RestoreError) -> String {
         let (desired, changes, baseline) = (self.desired, self.changes, self.baseline);
-        let excluded = &self.excluded;
-        let input = Input { desired, changes, baseline, step, services, delete: &delete, excluded };
-        let shown = lines_around(input.pieces(), *line);
-        anyhow::Error::new(error).context(format!("input: {shown}"))
+        match error {
+            RestoreError::Refused { line: Some(line), .. } => {
+                lines_around(Input { desired, changes, baseline, step }.pieces(), *line)
+            }
+            _ => content(changes, step),
+        }
     }
 }
 
@@ -398,24 +244,20 @@ fn lines_around(pieces: impl Iterator<Item = String>, line: usize) -> String {
 }
 
 /// What an input is about.
-fn content(changes: &Changes, services: &[usize], delete: &[ChainId]) -> String {
-    let size = |index: &usize| changes.services[*index].write.len();
-    let deleted = if delete.is_empty() { String::new() } else { format!(", deleting {}", delete.len()) };
-    let Some(largest) = services.iter().max_by_key(|index| size(index)) else {
+fn content(changes: &Changes, step: &Step) -> String {
+    let deleted =
+        if step.delete.is_empty() { String::new() } else { format!(", deleting {}", step.delete.len()) };
+    let services = || step.services.iter().map(|index| &changes.services[*index]);
+    let Some(largest) = services().max_by_key(|service| service.write.len()) else {
         return format!("the shared chains{deleted}");
     };
     format!(
         "{} chains of {} Services, of which {} has {}{deleted}",
-        services.iter().map(size).sum::<usize>(),
-        services.len(),
-        changes.services[*largest].name,
-        size(largest),
+        services().map(|service| service.write.len()).sum::<usize>(),
+        step.services.len(),
+        largest.name,
+        largest.write.len(),
     )
-}
-
-/// The shared chains that hold rules of Services.
-fn dispatch_chains() -> impl Iterator<Item = Fixed> {
-    Fixed::all().filter(|chain| chain.holds() == Holds::Dispatch)
 }
 
 /// Counts the rules in a piece of an input, by table.

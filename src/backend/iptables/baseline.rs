@@ -2,10 +2,9 @@
 
 use super::chains::{Chain, Fixed, Holds, JUMPS};
 use super::desired::{ChainPrint, Fingerprint, FixedPrint};
-use super::diff::Changes;
+use super::diff::{Changes, ServiceChange, Step};
 use super::names::ChainId;
 use super::tree::{Content, Destinations, Tree};
-use crate::backend::Refusal;
 use crate::backend::listing::{Expected, OurChains, SharedRule};
 use crate::backend::rule::{ChainHash, Name};
 use crate::model::{IpFamily, ServiceName};
@@ -35,8 +34,6 @@ pub struct Baseline {
     /// Those that somebody else has filled meanwhile, or that an earlier run left: to be deleted as soon as no Service
     /// needs several passes.
     pub(super) surplus: BTreeSet<ChainId>,
-    /// Services that the kernel refused, and its words.
-    pub(super) refused: BTreeMap<ServiceName, String>,
     /// The Services' rules in the nat and the filter table.
     rules: [u32; 2],
 }
@@ -84,46 +81,52 @@ impl Baseline {
         }
     }
 
-    /// Notes that changes took effect, except for Services that were refused.
-    pub(super) fn commit(
-        &mut self,
-        changes: Changes,
-        fixed: FixedPrint,
-        (refused, stuck): (&[Refusal], BTreeSet<ChainId>),
-    ) {
+    /// Notes what some inputs wrote, of a run that did not come to its end.
+    pub(super) fn commit_part(&mut self, family: IpFamily, changes: &Changes, inputs: Vec<Step>) {
+        self.set_up = true;
+        for step in inputs {
+            step.fixed.iter().for_each(|chain| self.fixed[chain.index()] = None);
+            if !step.nets.is_empty() {
+                // All of the tree is written again.
+                let old = self.nets.take().map(|_| Tree::new(family, &self.destinations, None).all());
+                let nets = old.iter().flatten().chain(&changes.write_nets);
+                self.surplus.extend(nets.filter(|it| !it.net.is_root()).map(|it| it.net.chain()));
+            }
+            for change in step.services.iter().filter_map(|index| changes.services.get(*index)) {
+                self.note_chains(change, changes);
+            }
+        }
+    }
+
+    /// Notes that the chains of a Service are written, and nothing else of it.
+    fn note_chains(&mut self, change: &ServiceChange, changes: &Changes) {
+        let written = change.write.iter().copied();
+        match &change.print {
+            Some(next) if !changes.unfinished.contains(&change.name) => {
+                let old = self.services.remove(&change.name).unwrap_or_default();
+                self.services.insert(change.name.clone(), Arc::new(old.with_chains(next, written)));
+            }
+            _ => self.surplus.extend(written),
+        }
+    }
+
+    /// Notes that changes took effect, but for chains that could not be deleted.
+    pub(super) fn commit(&mut self, changes: Changes, fixed: FixedPrint, stuck: BTreeSet<ChainId>) {
         self.set_up = true;
         self.fixed = fixed;
-        if changes.is_full {
-            self.strays.clear();
-        }
+        self.strays.retain(|id| !changes.is_full && !changes.delete.contains(id));
         self.strays.extend(stuck);
         self.surplus.clear();
         self.unknown_nets.clear();
         self.nets = changes.nets;
-        let mut edits = changes.edits;
         for change in changes.services {
-            self.refused.remove(&change.name);
-            let refusal = refused.iter().find(|refusal| refusal.service == change.name);
-            match refusal {
-                Some(refusal) => {
-                    let known = self.services.get(&change.name);
-                    for print in known.into_iter().chain(change.print.as_ref()) {
-                        for (address, _) in &print.destinations {
-                            edits.set(&self.destinations, &change.name, (*address, ChainHash::EMPTY));
-                        }
-                    }
-                    self.refused.insert(change.name.clone(), refusal.reason.clone());
-                    self.note(change.name, None);
-                }
-                None => self.note(change.name, change.print),
-            }
+            self.note(change.name, change.print);
         }
         self.unfinished = changes.unfinished;
-        self.unfinished.retain(|name| !self.refused.contains_key(name));
         if !self.unfinished.is_empty() {
             self.surplus = changes.postponed;
         }
-        self.destinations.commit(edits);
+        self.destinations.commit(changes.edits);
     }
 
     /// All our rules of the nat and of the filter table, fixed ones included.

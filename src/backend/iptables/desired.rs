@@ -113,6 +113,14 @@ impl Fingerprint {
         self.chains.iter().filter(|chain| old.get(&chain.id) != Some(&chain.content)).copied().collect()
     }
 
+    /// This, with some chains of `next` written, and nothing else.
+    pub(super) fn with_chains(&self, next: &Fingerprint, written: impl Iterator<Item = ChainId>) -> Self {
+        let written: HashSet<ChainId> = written.collect();
+        let old = self.chains.iter().filter(|chain| !written.contains(&chain.id));
+        let new = next.chains.iter().filter(|chain| written.contains(&chain.id));
+        Fingerprint { chains: old.chain(new).copied().collect(), ..self.clone() }
+    }
+
     /// This, with some chains of `next` written. What leads to the Service stays, and is there from the start if
     /// its chains were: an earlier run has left them in `found`.
     pub(super) fn advanced(
@@ -121,9 +129,6 @@ impl Fingerprint {
         written: &[ChainPrint],
         found: &BTreeSet<ChainId>,
     ) -> Self {
-        let written: HashSet<ChainId> = written.iter().map(|chain| chain.id).collect();
-        let old = self.chains.iter().filter(|chain| !written.contains(&chain.id));
-        let new = next.chains.iter().filter(|chain| written.contains(&chain.id));
         let mut led_to = next.chains.iter().filter(|chain| chain.id.is_led_to()).peekable();
         let is_found = led_to.peek().is_some() && led_to.all(|chain| found.contains(&chain.id));
         let is_known = !self.chains.iter().any(|chain| chain.id.is_led_to() && chain.is_unknown());
@@ -134,10 +139,9 @@ impl Fingerprint {
             _ => &nothing,
         };
         Fingerprint {
-            chains: old.chain(new).copied().collect(),
-            rules: self.rules,
             dispatch: leads.dispatch.clone(),
             destinations: leads.destinations.clone(),
+            ..self.with_chains(next, written.iter().map(|chain| chain.id))
         }
     }
 }
@@ -184,15 +188,6 @@ impl<'a> Desired<'a> {
             }
         };
         desired
-    }
-
-    /// Takes Services as gone.
-    pub(super) fn leave_out(&mut self, names: &BTreeMap<ServiceName, String>) {
-        for (name, print) in self.services.iter_mut().filter(|_| !names.is_empty()) {
-            if names.contains_key(name) {
-                *print = None;
-            }
-        }
     }
 
     /// The same plan for rules without options, as far as an input needs it; `None` if there are no options.

@@ -78,7 +78,7 @@ pub(super) struct Step {
     /// Which of `Changes::write_nets` to write.
     pub(super) nets: Range<usize>,
     /// Which of `Changes::services` to write.
-    pub(super) services: Range<usize>,
+    pub(super) services: Vec<usize>,
     /// Which of `Changes::delete` to delete.
     pub(super) delete: Range<usize>,
 }
@@ -117,6 +117,7 @@ impl Changes {
         changes.delete_strays(baseline, desired);
         // What jumps goes before what is jumped to.
         changes.delete.sort_unstable();
+        changes.delete.dedup();
         changes
     }
 
@@ -128,8 +129,7 @@ impl Changes {
         (new, piece): (Option<&Arc<Fingerprint>>, usize),
     ) {
         let old = baseline.services.get(name);
-        // One that was refused and is gone now is no longer refused, which has to be noted.
-        if old == new && !baseline.refused.contains_key(name) {
+        if old == new {
             return;
         }
         let nothing = Fingerprint::default();
@@ -241,51 +241,63 @@ impl Changes {
         if self.unfinished.is_empty() {
             self.deletes_strays = !strays.is_empty();
             self.delete.extend(strays);
-        } else {
+        } else if !strays.is_empty() {
+            // They may jump to what else is to go.
+            strays.extend(self.delete.drain(..));
             self.postponed = strays;
         }
     }
 
-    /// The inputs, in an order that is safe at every step: what marks and masquerades first,
-    /// then the Services' chains, then what leads into them (of a tree the smallest networks
-    /// first, `KUBE-SERVICES` last), and only then what is left over goes. `most_chains` is how
-    /// many chains one input of a first sync may name; a Service is never split.
+    /// The inputs, in an order that is safe at every step. `most_chains` is how many chains one input of a first sync may
+    /// name; a Service is never split.
     pub(super) fn steps(&self, most_chains: usize) -> Vec<Step> {
         let most_chains = most_chains.saturating_mul(if self.is_full { 1 } else { LARGER_CHANGE });
-        let chains: usize = self.services.iter().map(ServiceChange::names).sum();
+        let is_written = |index: &usize| !self.services[*index].write.is_empty();
         let all = Step {
             fixed: self.fixed.clone(),
             nets: 0..self.write_nets.len(),
-            services: 0..self.services.len(),
+            services: (0..self.services.len()).filter(is_written).collect(),
             delete: 0..self.delete.len(),
         };
-        let nets: usize = self.write_nets.iter().map(weight).sum();
-        let fits = chains.saturating_add(nets).saturating_add(self.delete.len()) <= most_chains;
-        if fits && !self.deletes_strays {
-            return if all.is_empty(self) { Vec::new() } else { vec![all] };
+        if self.weight(&all) > most_chains {
+            return self.parts(&all, most_chains);
         }
-        if fits {
-            // What is left of earlier runs may be held by others, which must not stop the rest.
-            let delete = Step { delete: all.delete.clone(), ..Step::default() };
-            let mut steps = vec![Step { delete: 0..0, ..all }, delete];
-            steps.retain(|step| !step.is_empty(self));
-            return steps;
-        }
+        // What is left of earlier runs may be held by others, which must not stop the rest.
+        let first = if self.deletes_strays { 0..0 } else { all.delete.clone() };
+        let last = Step { delete: first.end..all.delete.end, ..Step::default() };
+        [Step { delete: first, ..all }, last].into_iter().filter(|step| !step.is_empty()).collect()
+    }
+
+    /// The parts of an input that was refused, about half as large; one that cannot be cut is the only part.
+    pub(super) fn halves(&self, step: &Step) -> Vec<Step> {
+        self.parts(step, (self.weight(step) / 2).max(1))
+    }
+
+    /// How many chains an input names.
+    fn weight(&self, step: &Step) -> usize {
+        let services = step.services.iter().map(|index| self.services[*index].names());
+        let nets = self.write_nets[step.nets.clone()].iter().map(weight);
+        services.chain(nets).sum::<usize>().saturating_add(step.delete.len())
+    }
+
+    /// A step in parts: what marks and masquerades first, then the Services' chains, then what leads into them (of a tree
+    /// the smallest networks first, `KUBE-SERVICES` last), and only then what is left over goes.
+    fn parts(&self, step: &Step, most_chains: usize) -> Vec<Step> {
         let (dispatch, own): (BTreeSet<Fixed>, _) =
-            self.fixed.iter().partition(|chain| chain.holds() == Holds::Dispatch);
-        let mut steps = vec![Step { fixed: own, ..Step::default() }];
-        let services = batches(self.services.iter().map(ServiceChange::names), most_chains);
-        steps.extend(services.into_iter().map(|services| Step { services, ..Step::default() }));
-        let nets = batches(self.write_nets.iter().map(weight), most_chains);
-        steps.extend(nets.into_iter().map(|nets| Step { nets, ..Step::default() }));
-        steps.push(Step { fixed: dispatch, ..Step::default() });
-        let deletes = (0..self.delete.len()).step_by(most_chains);
-        steps.extend(deletes.map(|start| Step {
-            delete: start..(start + most_chains).min(self.delete.len()),
-            ..Step::default()
-        }));
-        steps.retain(|step| !step.is_empty(self));
-        steps
+            step.fixed.iter().partition(|chain| chain.holds() == Holds::Dispatch);
+        let names = step.services.iter().map(|index| self.services[*index].names());
+        let services = batches(names, most_chains).into_iter().map(|part| step.services[part].to_vec());
+        let nets = batches(self.write_nets[step.nets.clone()].iter().map(weight), most_chains);
+        let nets = nets.into_iter().map(|part| step.nets.start + part.start..step.nets.start + part.end);
+        let deletes = step.delete.clone().step_by(most_chains);
+        let deletes = deletes.map(|start| start..step.delete.end.min(start.saturating_add(most_chains)));
+        let mut parts = vec![Step { fixed: own, ..Step::default() }];
+        parts.extend(services.map(|services| Step { services, ..Step::default() }));
+        parts.extend(nets.map(|nets| Step { nets, ..Step::default() }));
+        parts.push(Step { fixed: dispatch, ..Step::default() });
+        parts.extend(deletes.map(|delete| Step { delete, ..Step::default() }));
+        parts.retain(|step| !step.is_empty());
+        parts
     }
 }
 
@@ -341,12 +353,16 @@ fn batches(weights: impl Iterator<Item = usize>, most: usize) -> Vec<Range<usize
 
 impl Step {
     pub(super) fn only_deletes(&self) -> bool {
-        *self == Step { delete: self.delete.clone(), ..Step::default() } && !self.delete.is_empty()
+        self.fixed.is_empty() && self.nets.is_empty() && self.services.is_empty()
     }
 
-    pub(super) fn is_empty(&self, changes: &Changes) -> bool {
-        let writes = changes.services[self.services.clone()].iter().any(|it| !it.write.is_empty());
-        !writes && self.fixed.is_empty() && self.nets.is_empty() && self.delete.is_empty()
+    /// It writes chains of Services and nothing else.
+    pub(super) fn only_services(&self) -> bool {
+        self.fixed.is_empty() && self.nets.is_empty() && self.delete.is_empty()
+    }
+
+    fn is_empty(&self) -> bool {
+        self.only_deletes() && self.delete.is_empty()
     }
 }
 

@@ -25,12 +25,6 @@ pub(super) struct Input<'a> {
     /// What was there before.
     pub(super) baseline: &'a Baseline,
     pub(super) step: &'a Step,
-    /// Which of the step's Services to write, by index into `changes.services`.
-    pub(super) services: &'a [usize],
-    /// Which chains to delete.
-    pub(super) delete: &'a [ChainId],
-    /// Services that get no rules in shared chains.
-    pub(super) excluded: &'a BTreeSet<ServiceName>,
 }
 
 /// A part of an input whose text is short; Services are the only thing there can be many of.
@@ -87,9 +81,9 @@ impl<'a> Input<'a> {
     }
 
     fn nat_parts(&self) -> Box<dyn Iterator<Item = Part<'a>> + '_> {
-        let (chains, deletes) = (self.fixed_of("nat"), self.delete);
+        let (chains, deletes) = (self.fixed_of("nat"), self.deleted());
         let nets = &self.changes.write_nets[self.step.nets.clone()];
-        if chains.is_empty() && self.services.is_empty() && nets.is_empty() && deletes.is_empty() {
+        if chains.is_empty() && self.step.services.is_empty() && nets.is_empty() && deletes.is_empty() {
             return Box::new(std::iter::empty());
         }
         let (has_services, has_node_ports) =
@@ -113,11 +107,15 @@ impl<'a> Input<'a> {
                 .chain(dispatched.map(|service| Part::Dispatch(service, Of::Chain(Fixed::Services))))
                 .chain(node_ports.map(|service| Part::Dispatch(service, Of::Chain(Fixed::NodePorts))))
                 .chain(nets.iter().map(Part::Net))
-                .chain(self.services.iter().map(|index| Part::Chains(*index)))
+                .chain(self.step.services.iter().map(|index| Part::Chains(*index)))
                 .chain(deletes.iter().map(|id| Part::Deletion(*id)))
                 .chain(std::iter::once(Part::Text(tail.into_string())))
                 .chain(std::iter::once(Part::Text("COMMIT\n".into()))),
         )
+    }
+
+    fn deleted(&self) -> &'a [ChainId] {
+        &self.changes.delete[self.step.delete.clone()]
     }
 
     /// The chains of a table that always stand and are to be written.
@@ -139,8 +137,8 @@ impl<'a> Input<'a> {
     /// The chains to declare, in the order of their names. The nft flavour keeps them so, and finds the place of one that
     /// comes out of order by looking at all others.
     fn declared(&self, nets: &[NetChain]) -> Vec<ChainId> {
-        let own = self.services.iter().flat_map(|index| &self.changes.services[*index].write);
-        let mut chains: Vec<ChainId> = own.chain(self.delete).copied().collect();
+        let own = self.step.services.iter().flat_map(|index| &self.changes.services[*index].write);
+        let mut chains: Vec<ChainId> = own.chain(self.deleted()).copied().collect();
         chains.extend(nets.iter().map(|chain| chain.net.chain()));
         chains.sort_by_cached_key(ChainId::name);
         chains
@@ -152,7 +150,7 @@ impl<'a> Input<'a> {
 
     /// Whether a Service has rules in shared chains.
     fn leads_to(&self, name: &ServiceName) -> bool {
-        !self.excluded.contains(name) && !self.changes.withheld.contains(name)
+        !self.changes.withheld.contains(name)
     }
 
     /// The Services with rules in shared chains that only few have rules in: those known to, and
@@ -222,6 +220,25 @@ impl<'a> Input<'a> {
             }
         });
     }
+}
+
+/// An input that writes the rules of shared chains of some Services into a chain that nothing leads to; of none, an input
+/// that deletes the chain.
+pub(super) fn trial(desired: &Desired<'_>, chain: &str, services: &[&ServiceName]) -> String {
+    let mut tables = ["filter", "nat"].map(|table| {
+        let mut text = Text::default();
+        line!(text, "*{table}");
+        declare(&mut text, chain);
+        text
+    });
+    for service in services.iter().filter_map(|name| desired.plan.service(name)) {
+        render::dispatch(&service, desired.context(), &mut |shared, rule| {
+            let [filter, nat] = &mut tables;
+            write_rule(if shared.table() == "nat" { nat } else { filter }, chain, &rule);
+        });
+    }
+    let end = if services.is_empty() { format!("-X {chain}\nCOMMIT\n") } else { "COMMIT\n".to_owned() };
+    tables.map(|text| text.into_string() + &end).concat()
 }
 
 fn declare(text: &mut Text, chain: impl fmt::Display) {

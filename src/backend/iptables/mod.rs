@@ -34,23 +34,23 @@ pub use mode::IptablesMode;
 use super::counters::{Measuring, ServiceCounters};
 use super::drift::TableWatch;
 use super::kinds::RANDOM_FULLY;
-use super::options::{Options, OptionsRefused};
-use super::{
-    Applied, Dataplane, Deviation, KernelObject, KernelObjectKind, ObjectCount, Refusal, VerifyDepth,
-};
+use super::listing;
+use super::options::Options;
+use super::quarantine::Quarantine;
+use super::{Applied, Dataplane, Deviation, KernelObject, KernelObjectKind, ObjectCount, VerifyDepth};
 use crate::config::DriftDetection;
-use crate::kernel::iptables::{Flavor, RestoreError, Trial, Version, Xtables};
+use crate::kernel::iptables::{Flavor, Trial, Version, Xtables};
 use crate::kernel::nft::Part;
-use crate::model::{IpFamily, ServiceName};
+use crate::model::IpFamily;
 use crate::plan::Plan;
 use anyhow::{Context, Result};
-use apply::TooSlow;
+use apply::{End, Outcome, Run};
 use baseline::TableChains;
 use futures::future::LocalBoxFuture;
 use kinds::NFACCT;
 use meters::ChainCounters;
 use names::{ChainId, INVALID_DROPPED, LOCALHOST_ACCEPTED};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 /// A Service with more chains to write than this many times what an input of a first sync names takes several passes.
 const PIECE: usize = 4;
@@ -72,15 +72,10 @@ pub struct Iptables<X> {
     features: Features,
     options: Options,
     most_chains: usize,
-    /// The threshold of the tree as it was asked for; `features` has the one in force.
-    tree_threshold: usize,
-    /// Services whose input was not done in time: the next pass does without them.
-    left_out: BTreeMap<ServiceName, String>,
-    /// The tree is off for as long as a Service is refused.
-    tree_waits: bool,
     family: IpFamily,
     /// What is in the kernel, as far as we know; `None` when nothing is known.
     baseline: Option<Baseline>,
+    quarantine: Quarantine,
     watch: TableWatch,
     /// What Services carried, if that is measured.
     counters: Option<ServiceCounters<ChainId>>,
@@ -90,17 +85,14 @@ impl<X: Xtables> Iptables<X> {
     /// A backend on these tools.
     pub fn new(tools: X, family: IpFamily, features: Features) -> Self {
         let most_chains = most_chains(tools.flavor());
-        let tree_threshold = features.tree_threshold;
         Iptables {
             tools,
             features,
             options: Options::default(),
             most_chains,
-            tree_threshold,
-            left_out: BTreeMap::new(),
-            tree_waits: false,
             family,
             baseline: None,
+            quarantine: Quarantine::default(),
             watch: TableWatch::default(),
             counters: None,
         }
@@ -163,16 +155,6 @@ impl<X: Xtables> Iptables<X> {
         self.features.random_fully = is_known && self.options.allow(&RANDOM_FULLY);
         Ok(found_out?)
     }
-
-    /// Deviation the Service that the kernel refuses is done without the tree: it is off from a
-    /// refusal on until a sync goes well.
-    fn settle_tree(&mut self, is_refused: bool) {
-        if is_refused {
-            (self.tree_waits, self.features.tree_threshold) = (true, usize::MAX);
-        } else if self.tree_waits {
-            (self.tree_waits, self.features.tree_threshold) = (false, self.tree_threshold);
-        }
-    }
 }
 
 /// The input of one iptables-restore call, as `kube-proxy-rs render` prints it.
@@ -183,16 +165,7 @@ pub fn render_inputs(plan: &Plan<'_>, features: &Features, flavor: Flavor) -> Ve
     let changes = Changes::between(&baseline, &desired, usize::MAX);
     let steps = changes.steps(most_chains(flavor));
     let text = |step: &diff::Step| {
-        let services: Vec<usize> = step.services.clone().collect();
-        let input = input::Input {
-            desired: &desired,
-            changes: &changes,
-            baseline: &baseline,
-            step,
-            services: &services,
-            delete: &changes.delete[step.delete.clone()],
-            excluded: &BTreeSet::new(),
-        };
+        let input = input::Input { desired: &desired, changes: &changes, baseline: &baseline, step };
         input.pieces().collect()
     };
     steps.iter().map(text).collect()
@@ -233,69 +206,65 @@ impl<X: Xtables> Iptables<X> {
             Some(baseline) => baseline,
             None => self.observe().await.context("looking at the kernel")?,
         };
-        let mut desired = Desired::of(plan, &self.features, &baseline.unfinished);
-        desired.leave_out(&self.left_out);
-        let changes = Changes::between(&baseline, &desired, self.piece());
-        let applied = self.apply(&desired, changes, &mut baseline).await?;
-        self.baseline = Some(baseline);
-        Ok(applied)
+        self.quarantine.begin(plan);
+        let (mut outcome, mut began_anew) = (Outcome::default(), BTreeSet::new());
+        // Nothing that was there before is relied on when everything is written.
+        let mut is_verified = baseline.is_fresh();
+        loop {
+            let left_out = self.quarantine.names();
+            let desired = Desired::of(&plan.without(&left_out), &self.features, &baseline.unfinished);
+            let changes = Changes::between(&baseline, &desired, self.piece());
+            if !changes.is_empty() {
+                began_anew.extend(self.measure_before(&changes));
+            }
+            let run = Run {
+                tools: &mut self.tools,
+                desired: &desired,
+                changes: &changes,
+                baseline: &baseline,
+                quarantine: &mut self.quarantine,
+                outcome: &mut outcome,
+                is_verified,
+            };
+            let end = run.run(self.most_chains).await?;
+            if end == End::Done {
+                baseline.commit(changes, desired.fixed, std::mem::take(&mut outcome.stuck));
+                if outcome.calls > 0 {
+                    self.watch.wrote(&mut self.tools)?;
+                    self.measure_after(&desired, &began_anew);
+                }
+                let applied = self.applied(&baseline, &outcome);
+                self.baseline = Some(baseline);
+                return Ok(applied);
+            }
+            baseline.commit_part(self.family, &changes, std::mem::take(&mut outcome.inputs));
+            if end == End::Doubtful {
+                self.compare(&mut baseline).await.context("comparing the tables after a refusal")?;
+                is_verified = true;
+            }
+        }
     }
 
-    /// Carries the changes out and notes them in the baseline.
-    async fn apply(
-        &mut self,
-        desired: &Desired<'_>,
-        mut changes: Changes,
-        baseline: &mut Baseline,
-    ) -> Result<Applied> {
-        let mut applied = Applied::default();
-        let (mut written, mut found) = ([0, 0], Vec::new());
-        if changes.is_empty() {
-            baseline.unfinished.clear();
-        } else {
-            let began_anew = self.measure_before(&changes);
-            let outcome =
-                apply::run(&mut self.tools, desired, (&changes, self.most_chains), baseline, &self.left_out)
-                    .await;
-            if let Err(error) = &outcome
-                && changes.nets.is_some()
-                && !error.is::<OptionsRefused>()
-                && matches!(
-                    error.downcast_ref(),
-                    Some(RestoreError::Refused { .. } | RestoreError::TimedOut { .. })
-                )
-            {
-                tracing::warn!("input refused; the next sync does without the tree of networks");
-                self.settle_tree(true);
-            }
-            if let Err(error) = &outcome {
-                self.options.failed(error);
-                if let Some(TooSlow { service, reason }) = error.downcast_ref() {
-                    self.left_out.insert(service.clone(), reason.clone());
-                }
-            }
-            let outcome = outcome?;
-            self.watch.wrote(&mut self.tools)?;
-            (applied.calls, written) = (outcome.calls, outcome.written);
-            found = outcome.refused;
-            changes.postponed.extend(outcome.postponed);
-            baseline.commit(changes, desired.fixed, (&found, outcome.stuck));
-            self.settle_tree(!baseline.refused.is_empty());
-            for (service, reason) in std::mem::take(&mut self.left_out) {
-                baseline.refused.insert(service.clone(), reason.clone());
-                found.push(Refusal { service, reason, is_new: true });
-            }
-            self.measure_after(desired, &began_anew);
-        }
-        applied.refused = Refusal::standing(&baseline.refused, &found);
-        applied.unfinished.clone_from(&baseline.unfinished);
+    /// Lists the tables. What is not as it was left there is written again.
+    async fn compare(&mut self, baseline: &mut Baseline) -> Result<()> {
+        let expected = baseline.expected(self.family);
+        let found = listing::compare(&mut self.tools, &baseline.chains(), expected).await?;
+        baseline.lose(found.chains.iter().map(|(chain, _)| chain), &found.missing);
+        Ok(())
+    }
+
+    fn applied(&self, baseline: &Baseline, outcome: &Outcome) -> Applied {
         let [nat, filter] = baseline.rules();
         let count = |kind, total, written| ObjectCount { kind, total, written };
-        applied.objects = vec![
-            count(KernelObjectKind::FilterRules, filter, written[1]),
-            count(KernelObjectKind::NatRules, nat, written[0]),
-        ];
-        Ok(applied)
+        Applied {
+            objects: vec![
+                count(KernelObjectKind::FilterRules, filter, outcome.written[1]),
+                count(KernelObjectKind::NatRules, nat, outcome.written[0]),
+            ],
+            calls: outcome.calls,
+            refused: self.quarantine.refusals(),
+            unfinished: baseline.unfinished.clone(),
+        }
     }
 
     async fn check(&mut self, look: VerifyDepth) -> Result<Vec<Deviation>> {
@@ -320,7 +289,10 @@ impl<X: Xtables + 'static> Dataplane for Iptables<X> {
     }
 
     fn sync<'a>(&'a mut self, plan: &'a Plan<'a>) -> LocalBoxFuture<'a, Result<Applied>> {
-        Box::pin(self.try_sync(plan))
+        Box::pin(async {
+            let synced = self.try_sync(plan).await;
+            synced.inspect_err(|error| self.options.failed(error))
+        })
     }
 
     fn verify(&mut self, look: VerifyDepth) -> LocalBoxFuture<'_, Result<Vec<Deviation>>> {
@@ -361,6 +333,8 @@ mod large_tests;
 mod meters_tests;
 #[cfg(test)]
 mod options_tests;
+#[cfg(test)]
+mod refusal_tests;
 #[cfg(test)]
 mod tests;
 #[cfg(test)]

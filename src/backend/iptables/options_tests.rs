@@ -4,6 +4,7 @@ use super::chains::JUMPS;
 use super::tests::Bench;
 use super::*;
 use crate::backend::kinds::{golden_rules, needs};
+use crate::backend::options::OptionsRefused;
 use crate::backend::packet_tests::{settings, snapshot};
 use crate::model::IpFamily;
 use crate::plan::Scope;

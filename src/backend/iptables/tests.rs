@@ -86,7 +86,7 @@ impl Bench {
         found
     }
 
-    fn changes(&mut self) -> Changes {
+    pub(super) fn changes(&mut self) -> Changes {
         let plan = Plan::new(&self.settings, self.tracker.snapshot(), Scope::All)
             .with_endpoint_count(self.tracker.endpoints(self.settings.family));
         let desired = self.backend.render(&plan);
@@ -139,7 +139,7 @@ async fn incremental_and_full_syncs_meet_in_the_same_kernel() {
 }
 
 #[tokio::test]
-async fn a_refused_service_is_found_without_the_tree_which_comes_back_with_its_repair() {
+async fn a_refused_service_is_found_in_the_tree_which_stands_without_it_and_with_its_repair() {
     let mut generator = Generator::new(11);
     let mut bench = Bench::new(IpFamily::V4, Flavor::Nft, 5).with_tree_above(0);
     for _ in 0..80 {
@@ -153,7 +153,6 @@ async fn a_refused_service_is_found_without_the_tree_which_comes_back_with_its_r
     let name = ServiceName::new("ns", &format!("svc-{number}"));
     bench.backend.tools().refused = vec![format!("{name}:")];
     bench.backend.forget();
-    assert!(bench.sync().await.is_err());
     let applied = bench.sync().await.unwrap();
     assert_eq!(applied.refused.len(), 1);
     let mut fresh = bench.afresh(Flavor::Nft);
@@ -842,7 +841,6 @@ async fn a_chain_of_a_legacy_table_that_others_hold_has_to_be_empty() {
     for number in 0..20 {
         bench.tracker.fold(WatchEvent::ServiceGone(crate::testing::cluster::name(number)));
     }
-    assert!(bench.sync().await.is_err(), "what is deleted in part of a change is told");
     bench.sync().await.unwrap();
     assert_eq!(bench.tables()["nat"].keys().filter(|name| ChainId::parse(name).is_some()).count(), 1);
     assert_eq!(bench.look_thoroughly().await.0, Vec::<String>::new());

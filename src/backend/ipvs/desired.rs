@@ -65,12 +65,6 @@ impl<'a> Desired<'a> {
         };
         Desired { plan: *plan, services, covers_all: matches!(plan.scope(), Scope::All) }
     }
-
-    /// The same plan without these Services, and about nothing else.
-    pub(super) fn without<'n>(&self, names: impl Iterator<Item = &'n ServiceName>) -> Self {
-        let services = names.map(|name| (name.clone(), None)).collect();
-        Desired { plan: self.plan, services, covers_all: false }
-    }
 }
 
 /// A virtual server that is in the kernel.
@@ -104,8 +98,6 @@ pub struct Baseline {
     pub(super) rules: ChainHashes,
     /// Each Service's part, as last carried out.
     pub(super) services: BTreeMap<ServiceName, ServicePart>,
-    /// Services that the kernel refused, and its words.
-    pub(super) refused: BTreeMap<ServiceName, String>,
     /// How many Services want what is there; nobody wants some of what was found at the start.
     pub(super) facts: BTreeMap<Fact, u32>,
     /// Virtual servers, ours and others'.

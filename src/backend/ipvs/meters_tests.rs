@@ -4,7 +4,7 @@ use super::tests::Bench;
 use super::*;
 use crate::backend::Detail;
 use crate::backend::counters::recorder::{Sums, connections, recording};
-use crate::model::{Counts, Traffic, WatchEvent};
+use crate::model::{Counts, ServiceName, Traffic, WatchEvent};
 use crate::testing::generate::Generator;
 use std::collections::BTreeMap;
 

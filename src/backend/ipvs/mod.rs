@@ -37,15 +37,14 @@ use super::drift::TableWatch;
 use super::kinds::RANDOM_FULLY;
 use super::listing::Expected;
 use super::options::Options;
-use super::{
-    Applied, Dataplane, Deviation, KernelObject, KernelObjectKind, ObjectCount, Refusal, VerifyDepth,
-};
+use super::quarantine::Quarantine;
+use super::{Applied, Dataplane, Deviation, KernelObject, KernelObjectKind, ObjectCount, VerifyDepth};
 use crate::config::DriftDetection;
 use crate::kernel::ipset::Ipsets;
 use crate::kernel::iptables::{Flavor, RuleKind, Trial, Version, Xtables};
 use crate::kernel::ipvs::VirtualServers;
 use crate::kernel::links::Links;
-use crate::model::{Frontend, IpFamily, ServiceName};
+use crate::model::{Frontend, IpFamily};
 use crate::plan::{Plan, ServicePlan};
 use anyhow::{Context, Result, bail};
 use apply::Refused;
@@ -56,14 +55,12 @@ use input::{ChainHashes, TableChains};
 use meters::{ServerCounters, Statistics};
 use observe::Addresses;
 use render::RenderContext;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 pub(super) use text::render_text;
 use verify::{Compared, Watch};
 
-/// More refusals than this in one pass mean that something else is wrong.
-const MOST_REFUSALS: usize = 100;
 /// Refusals that an error tells about.
 const SHOWN_REFUSALS: usize = 3;
 
@@ -89,6 +86,7 @@ pub struct Ipvs<X> {
     missing_schedulers: BTreeSet<Arc<str>>,
     /// What is in the kernel, as far as we know; `None` when nothing is known.
     baseline: Option<Baseline>,
+    quarantine: Quarantine,
     tables: TableWatch,
     watch: Watch,
     detection: DriftDetection,
@@ -109,6 +107,7 @@ impl<X: Xtables> Ipvs<X> {
             node_addresses: BTreeSet::new(),
             missing_schedulers: BTreeSet::new(),
             baseline: None,
+            quarantine: Quarantine::default(),
             tables: TableWatch::default(),
             watch: Watch::default(),
             detection: DriftDetection::default(),
@@ -176,16 +175,11 @@ impl<X: Xtables> Ipvs<X> {
         self.counters = Some(counters);
     }
 
-    /// Tells the kernel. Of a Service with an object that it refuses, all is taken back.
+    /// Tells the kernel. The Services that want an object that it refuses are left out from then on.
     ///
     /// Only when everything was compared with what is there: before that it may be somebody
     /// else's doing, which is no Service's fault and is mended by looking anew.
-    async fn carry_out(
-        &mut self,
-        desired: &Desired<'_>,
-        changes: Changes,
-        baseline: &mut Baseline,
-    ) -> Result<(usize, Vec<Refusal>)> {
+    async fn carry_out(&mut self, changes: Changes, baseline: &mut Baseline) -> Result<usize> {
         let mut apply = apply::Apply {
             tools: &mut self.tools,
             kernel: &mut self.kernel,
@@ -194,32 +188,24 @@ impl<X: Xtables> Ipvs<X> {
             missing_schedulers: &mut self.missing_schedulers,
             calls: 0,
         };
-        if changes.is_empty() {
-            changes.commit(baseline);
-            return Ok((apply.calls, Vec::new()));
-        }
         let schedulers = apply.missing_schedulers.len();
-        let refused = apply.run(&changes).await?;
+        let refused = if changes.is_empty() { Vec::new() } else { apply.run(&changes).await? };
         let is_nobodys_fault = !changes.is_full
             || apply.missing_schedulers.len() > schedulers
             || refused.iter().any(|refused| refused.was_unseen);
         if !refused.is_empty() && is_nobodys_fault {
             bail!("{} operations refused: {}", refused.len(), shown(&refused));
         }
-        let found = blame(&changes, &refused)?;
-        changes.commit(baseline);
-        if !found.is_empty() {
-            let without = desired.without(found.iter().map(|refusal| &refusal.service));
-            let back = Changes::between(baseline, &without, &self.features);
-            let refused = apply.run(&back).await?;
-            if !refused.is_empty() {
-                bail!("taking back what was refused: {}", shown(&refused));
+        for Refused { object, reason, .. } in &refused {
+            let mut wanting = changes.wanting(*object).peekable();
+            if wanting.peek().is_none() {
+                bail!("refused, and no Service wants it: {reason}");
             }
-            back.commit(baseline);
+            wanting.try_for_each(|service| self.quarantine.add(service, reason))?;
         }
-        let named = found.iter().map(|refusal| (refusal.service.clone(), refusal.reason.clone()));
-        baseline.refused.extend(named);
-        Ok((apply.calls, found))
+        let calls = apply.calls;
+        changes.commit(baseline);
+        Ok(calls)
     }
 }
 
@@ -227,28 +213,6 @@ impl<X: Xtables> Ipvs<X> {
 fn shown(refused: &[Refused]) -> String {
     let reasons = refused.iter().take(SHOWN_REFUSALS).map(|refused| refused.reason.as_str());
     reasons.collect::<Vec<_>>().join("; ")
-}
-
-/// The Services that want what the kernel refuses.
-///
-/// # Errors
-/// When no Service wants it, or when they are so many that something else is wrong.
-fn blame(changes: &Changes, refused: &[Refused]) -> Result<Vec<Refusal>> {
-    let mut found: BTreeMap<ServiceName, String> = BTreeMap::new();
-    for refused in refused {
-        let mut wanting = changes.wanting(refused.object).peekable();
-        if wanting.peek().is_none() {
-            bail!("refused, and no Service wants it: {}", refused.reason);
-        }
-        for service in wanting {
-            found.entry(service.clone()).or_insert_with(|| refused.reason.clone());
-        }
-    }
-    if found.len() > MOST_REFUSALS {
-        bail!("more than {MOST_REFUSALS} Services refused: {}", shown(refused));
-    }
-    let refusal = |(service, reason)| Refusal { service, reason, is_new: true };
-    Ok(found.into_iter().map(refusal).collect())
 }
 
 /// The rules of a table.
@@ -290,9 +254,14 @@ impl<X: Xtables> Ipvs<X> {
             Some(baseline) => baseline,
             None => self.observe().await.context("looking at the kernel")?,
         };
-        let desired = self.render(plan);
-        let changes = self.diff(&baseline, &desired);
-        let applied = self.apply(&desired, changes, &mut baseline).await?;
+        self.quarantine.begin(plan);
+        let mut applied = self.apply(plan, &mut baseline).await?;
+        if applied.newly_refused().next().is_some() {
+            let mut back = self.apply(plan, &mut baseline).await.context("taking back what was refused")?;
+            let first = applied.objects.iter().map(|count| count.written);
+            back.objects.iter_mut().zip(first).for_each(|(count, written)| count.written += written);
+            applied = Applied { calls: applied.calls + back.calls, ..back };
+        }
         self.baseline = Some(baseline);
         Ok(applied)
     }
@@ -308,24 +277,18 @@ impl<X: Xtables> Ipvs<X> {
         found
     }
 
-    async fn apply(
-        &mut self,
-        desired: &Desired<'_>,
-        changes: Changes,
-        baseline: &mut Baseline,
-    ) -> Result<Applied> {
+    async fn apply(&mut self, plan: &Plan<'_>, baseline: &mut Baseline) -> Result<Applied> {
+        let left_out = self.quarantine.names();
+        let desired = self.render(&plan.without(&left_out));
+        let changes = self.diff(baseline, &desired);
         let (input, drain) = (changes.rules.clone().unwrap_or_default(), changes.drain.clone());
         let programmed = changes.operations();
         let new = if self.counters.is_some() { changes.new_servers() } else { BTreeSet::new() };
-        if desired.covers_all {
-            baseline.refused.clear();
-        }
-        desired.services.iter().for_each(|(name, _)| drop(baseline.refused.remove(name)));
-        let carried_out = self.carry_out(desired, changes, baseline).await;
-        let (calls, found) = carried_out.inspect_err(|error| self.options.failed(error))?;
+        let carried_out = self.carry_out(changes, baseline).await;
+        let calls = carried_out.inspect_err(|error| self.options.failed(error))?;
         self.tables.wrote(&mut self.tools)?;
         drain::sweep(self.kernel.servers.as_mut(), drain, baseline)?;
-        self.measure(desired, &new);
+        self.measure(&desired, &new);
         let count = |kind, table: &str| {
             let (total, written) = (count_rules(&baseline.rules, table), count_written(&input, table));
             ObjectCount { kind, total, written }
@@ -341,7 +304,7 @@ impl<X: Xtables> Ipvs<X> {
             },
             ObjectCount { kind: KernelObjectKind::RealServers, total: real_servers, written: 0 },
         ];
-        let refused = Refusal::standing(&baseline.refused, &found);
+        let refused = self.quarantine.refusals();
         Ok(Applied { objects, calls, refused, unfinished: BTreeSet::new() })
     }
 
