@@ -3,12 +3,13 @@
 use super::look;
 use super::offline::Offline;
 use super::output::{Answer, complain};
+use super::read_api::{FIRST_ANSWER, client_options};
 use crate::config::{Config, Explain, OutputForm, TableForm};
-use crate::explain::{ApiFacts, Kind, Report, Row, ServiceView, Services, table};
+use crate::explain::{ApiFacts, Kind, ProxyState, Report, Row, ServiceView, Services, table};
 use crate::http;
 use crate::model::{IpFamily, ServiceName, excerpt};
 use crate::sync::Question;
-use crate::watch::client::{ClientOptions, Connection};
+use crate::watch::client::Connection;
 use crate::watch::lookup::{self, Raw};
 use crate::watch::manifests;
 use anyhow::{Context, Error, Result, bail};
@@ -49,6 +50,16 @@ impl<'a> Source<'a> {
                 offline.answer(question(reply));
                 answer.await.context("no answer")
             }
+        }
+    }
+}
+
+impl Source<'_> {
+    /// How the proxy is doing, if one is asked.
+    async fn proxy(&self) -> Result<Option<ProxyState>> {
+        match self {
+            Source::Daemon(socket) => ask_daemon(socket, "/v1/status").await.map(Some),
+            Source::Offline(_) => Ok(None),
         }
     }
 }
@@ -111,6 +122,7 @@ pub(super) async fn explain(config: &Config, asked: &Explain) -> Result<Answer> 
         None => crate::explain::NodeState::default(),
     };
     node.api = api;
+    node.proxy = source.proxy().await?;
     let report = Report::new(service.to_owned(), view, node);
     let text = match asked.form {
         OutputForm::Json => json(&report)?,
@@ -143,9 +155,12 @@ async fn api_facts(config: &Config, namespace: &str, name: &str) -> Result<Optio
     let raw = if !sources.manifests.is_empty() {
         manifests::raw(&sources.manifests, namespace, name)?
     } else if names_source(config) || std::env::var_os("KUBERNETES_SERVICE_HOST").is_some() {
-        let options =
-            ClientOptions { kubeconfig: sources.kubeconfig.clone(), master: sources.master.clone() };
-        let asked = async { lookup::lookup(&Connection::open(&options).await?, namespace, name).await };
+        let asked = async {
+            let connection = Connection::open(&client_options(config)).await?;
+            let found = lookup::lookup(&connection, namespace, name);
+            let found = tokio::time::timeout(FIRST_ANSWER, found).await;
+            found.with_context(|| format!("no answer from {} within {FIRST_ANSWER:?}", connection.url()))?
+        };
         match asked.await {
             Ok(raw) => raw,
             Err(error) => {

@@ -1,6 +1,7 @@
 //! `kube-proxy-rs check`: is this node fit for this configuration?
 
 use super::output::{Answer, complain};
+use super::read_api::read_api;
 use super::source;
 use crate::backend::{iptables, ipvs};
 use crate::check::{self, Purpose, Request, ServicePortUse};
@@ -8,15 +9,8 @@ use crate::config::{Config, Flavor, Mode, OutputForm};
 use crate::kernel::iptables as tools;
 use crate::model::{NodeFacts, ObjectKind, PerFamily, Protocol, Snapshot};
 use crate::state::Tracker;
-use crate::watch::api;
-use crate::watch::client::{ClientOptions, Connection};
 use crate::watch::manifests;
-use anyhow::{Context, Result, bail};
-use std::time::Duration;
-use tokio::sync::mpsc;
-
-/// How long the API server may take to list the Services.
-const PATIENCE: Duration = Duration::from_secs(60);
+use anyhow::Result;
 
 /// Prints one finding a line; fails if one of them did.
 pub(super) async fn check(config: &Config, form: OutputForm) -> Result<Answer> {
@@ -64,22 +58,8 @@ async fn services(config: &Config) -> Result<Option<Tracker>> {
     if sources.kubeconfig.is_none() && sources.master.is_none() {
         return Ok(None);
     }
-    let options = ClientOptions { kubeconfig: sources.kubeconfig.clone(), master: sources.master.clone() };
-    let connection = Connection::open(&options).await?;
-    let url = connection.url();
-    let (sender, mut events) = mpsc::channel(64);
-    let watching = api::run(connection, &config.node_name, sender, source::watch_options(config));
-    let listing = async {
-        while !tracker.has_listed(ObjectKind::Service) {
-            tracker.fold(events.recv().await.context("the watch ended")?);
-        }
-        Ok(Some(tracker))
-    };
-    tokio::select! {
-        listed = listing => listed,
-        () = watching => bail!("the watch ended"),
-        () = tokio::time::sleep(PATIENCE) => bail!("{url} did not list the Services within {PATIENCE:?}"),
-    }
+    let has_services = |tracker: &Tracker| tracker.has_listed(ObjectKind::Service);
+    Ok(Some(read_api(config, tracker, has_services).await?))
 }
 
 fn service_ports(snapshot: &Snapshot) -> Vec<ServicePortUse> {

@@ -46,6 +46,17 @@ impl Asked {
         Status::new(self.started, picture, self.health.readiness((self.clock)()))
     }
 
+    /// What is waited for before the loop can answer, if the API server has not listed everything yet.
+    fn waits(&self) -> Option<String> {
+        let api = self.health.api((self.clock)())?;
+        if api.listed { None } else { api.complaint() }
+    }
+
+    fn refuse(&self) -> Answering {
+        let why = self.waits().unwrap_or_default();
+        Box::pin(async move { Reply::text(503, format!("the proxy knows no Services yet: {why}\n")) })
+    }
+
     /// `/status` of the metrics server.
     pub(super) fn page(self) -> SlowPage {
         let last: Arc<Mutex<Option<(Instant, Reply)>>> = Arc::default();
@@ -84,6 +95,7 @@ fn routes(asked: Asked) -> LocalRoutes {
     Arc::new(move |path, query| {
         let questions = asked.questions.clone();
         match path {
+            "/v1/service" | "/v1/services" if asked.waits().is_some() => asked.refuse(),
             "/v1/service" => service(questions, query),
             "/v1/services" => services(questions, query),
             "/v1/status" => {

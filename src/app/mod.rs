@@ -13,6 +13,7 @@ mod ipvs_metrics;
 mod look;
 mod offline;
 mod output;
+mod read_api;
 mod readiness_taint;
 mod reload;
 mod render;

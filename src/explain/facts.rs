@@ -1,6 +1,7 @@
 //! What was found on the node and at the API server, besides the plan.
 
-use serde::Serialize;
+use crate::model::ApiConnection;
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
@@ -26,6 +27,21 @@ pub enum Kind {
     OtherProxy(String),
     /// It has no cluster IP yet.
     NoClusterIp,
+}
+
+/// How the proxy that was asked is doing: the part of its status that its answers depend on.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ProxyState {
+    /// The judgement of `status`.
+    pub healthy: bool,
+    /// Why it is not ready, in sentences.
+    pub reasons: Vec<String>,
+    /// Why it is not healthy though it is ready, in sentences.
+    pub concerns: Vec<String>,
+    /// The connection to the API server; absent where objects come from manifests.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub api: Option<ApiConnection>,
 }
 
 /// The connection-tracking table.
@@ -121,6 +137,8 @@ pub struct Obstacle {
 /// All that was found.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct NodeState {
+    /// The proxy, if it was asked.
+    pub proxy: Option<ProxyState>,
     /// What the API has, if it was asked.
     pub api: Option<ApiFacts>,
     /// By family.

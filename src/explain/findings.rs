@@ -73,6 +73,8 @@ pub enum Code {
     UnknownService,
     /// The API has it and the proxy has not heard of it.
     NotSeenYet,
+    /// What the proxy knows is not current: a watch of the API server is closed.
+    StalePicture,
 }
 
 /// How bad a finding is.
@@ -132,6 +134,7 @@ pub(super) fn all(view: Option<&ServiceView>, node: &NodeState) -> Vec<Finding> 
         found.extend(whole_node(node));
     }
     found.extend(client(node));
+    found.extend(stale_picture(node));
     found.sort_by_key(|finding| finding.severity);
     found.dedup();
     found
@@ -468,6 +471,18 @@ fn summary<'d>(mut differences: impl Iterator<Item = &'d Difference>, how: &str)
         1 => format!("{first} {how}, and so does another object"),
         more => format!("{first} {how}, and so do {more} other objects"),
     })
+}
+
+/// What is said here is of the past.
+fn stale_picture(node: &NodeState) -> Option<Finding> {
+    let api = node.proxy.as_ref()?.api.as_ref()?;
+    let complaint = api.complaint()?;
+    Some(finding(
+        (Code::StalePicture, Severity::Problem),
+        format!("what the proxy knows is {:.0} s old: {complaint}", api.age_seconds),
+        "Services and endpoints may have changed since. The rules go on working as they are; see kube-proxy-rs status \
+         for each watch, and whether the API server answers: kubectl get --raw /readyz.",
+    ))
 }
 
 fn whole_node(node: &NodeState) -> Option<Finding> {

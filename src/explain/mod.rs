@@ -12,7 +12,7 @@ mod text;
 mod view;
 
 pub use facts::{
-    ApiFacts, Decision, Difference, FamilyFacts, Fate, Flows, Kind, NodeState, Obstacle, Tracking,
+    ApiFacts, Decision, Difference, FamilyFacts, Fate, Flows, Kind, NodeState, Obstacle, ProxyState, Tracking,
 };
 pub use findings::{Code, Finding, Severity};
 pub use report::Report;

@@ -1,6 +1,6 @@
 //! All that is known of one Service, put together.
 
-use super::facts::{Decision, Difference, Flows, NodeState};
+use super::facts::{Decision, Difference, Flows, NodeState, ProxyState};
 use super::findings::{self, Finding, Severity};
 use super::view::ServiceView;
 use serde::Serialize;
@@ -11,6 +11,9 @@ use serde::Serialize;
 pub struct Report {
     /// `namespace/name`.
     pub service: String,
+    /// How the proxy that was asked is doing; absent where none was asked.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub proxy: Option<ProxyState>,
     /// What the plan makes of it; `None` when the proxy does not serve it.
     pub plan: Option<ServiceView>,
     /// What is wrong, the worst first.
@@ -38,6 +41,7 @@ impl Report {
             findings,
             differences,
             flows: node.flows,
+            proxy: node.proxy,
             trace: node.decisions,
         }
     }

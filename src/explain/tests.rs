@@ -1,7 +1,7 @@
 //! Broken set-ups, each with the cause that must be named.
 
 use super::*;
-use crate::model::{IpFamily, NodeFacts, ServiceName, WatchEvent};
+use crate::model::{ApiConnection, IpFamily, NodeFacts, ServiceName, WatchEvent, WatchState};
 use crate::plan::{FamilySettings, Plan, Scope};
 use crate::state::Tracker;
 use crate::watch::convert;
@@ -256,6 +256,34 @@ fn a_client_outside_the_source_ranges_is_named() {
     let excluded_client = Some(("192.0.2.7".to_owned(), vec!["198.51.100.0/24".to_owned()]));
     let report = report(&sound(), NodeState { excluded_client, ..NodeState::default() });
     assert_eq!(codes(&report), [Code::ClientOutsideSourceRanges]);
+}
+
+fn told_by(api: ApiConnection) -> NodeState {
+    let proxy = ProxyState { healthy: api.connected, api: Some(api), ..ProxyState::default() };
+    NodeState { proxy: Some(proxy), ..NodeState::default() }
+}
+
+#[test]
+fn an_answer_out_of_an_old_picture_says_how_old_it_is() {
+    let watch = |connected| WatchState {
+        resource: "services".to_owned(),
+        connected,
+        last_error: Some("connection refused".to_owned()),
+        ..WatchState::default()
+    };
+    let api = |connected, age_seconds| ApiConnection {
+        server: "https://192.0.2.1/".to_owned(),
+        connected,
+        age_seconds,
+        listed: true,
+        watches: vec![watch(connected)],
+    };
+    let lost = report(&sound(), told_by(api(false, 44.6)));
+    assert_eq!(codes(&lost), [Code::StalePicture]);
+    let text = lost.to_string();
+    assert!(text.contains("Picture 45 s old\n") && text.contains("connection refused"), "{text}");
+    assert!(!text.contains("Nothing is wrong"), "{text}");
+    assert_eq!(codes(&report(&sound(), told_by(api(true, 0.0)))), []);
 }
 
 #[test]

@@ -16,6 +16,7 @@ impl fmt::Display for Report {
         if let Some(view) = &self.plan {
             let zone = view.zone.as_deref().map(|zone| format!(", zone {zone}")).unwrap_or_default();
             writeln!(f, "Node    {}{zone}, mode {}", view.node, view.mode)?;
+            self.write_proxy(f)?;
             for family in &view.families {
                 write_family(f, family, self.flows.as_ref())?;
             }
@@ -32,6 +33,17 @@ impl fmt::Display for Report {
 }
 
 impl Report {
+    /// The judgement of `status`, with its reasons.
+    fn write_proxy(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Some(proxy) = &self.proxy else { return Ok(()) };
+        writeln!(f, "Proxy   {}", if proxy.healthy { "healthy" } else { "DEGRADED" })?;
+        for reason in proxy.reasons.iter().chain(&proxy.concerns) {
+            writeln!(f, "        {reason}")?;
+        }
+        let age = proxy.api.as_ref().filter(|api| !api.connected).map(|api| api.age_seconds);
+        age.map_or(Ok(()), |age| writeln!(f, "Picture {age:.0} s old"))
+    }
+
     /// What is missing with a minus sign, what nobody wants with a plus sign.
     fn write_differences(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for difference in self.differences.iter().take(MOST_OUTCOMES) {

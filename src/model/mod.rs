@@ -5,6 +5,7 @@
 
 mod address;
 mod allowance;
+mod api_watch;
 mod build;
 mod counts;
 mod endpoint;
@@ -20,6 +21,7 @@ mod time;
 
 pub use address::{Cidr, IpFamily, PerFamily, Protocol, parse_cidr, parse_ip};
 pub use allowance::{Allowance, Rate, Suppressed};
+pub use api_watch::{ApiConnection, WatchNews, WatchState};
 pub use build::Build;
 pub use counts::{Counts, Traffic};
 pub use endpoint::{EndpointFacts, EndpointSlice, Hints, SliceEndpoint, SliceName, SlicePort};
