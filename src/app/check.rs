@@ -1,31 +1,45 @@
 //! `kube-proxy-rs check`: is this node fit for this configuration?
 
+use super::ask;
 use super::output::{Answer, complain};
+use super::print::structured;
 use super::read_api::read_api;
 use super::source;
 use crate::backend::{iptables, ipvs};
-use crate::check::{self, Purpose, Request, ServicePortUse};
-use crate::config::{Config, Flavor, Mode, OutputForm};
+use crate::check::{self, ProxyState, Purpose, Request, ServicePortUse};
+use crate::config::{Config, Flavor, Form, Mode};
 use crate::kernel::iptables as tools;
-use crate::model::{NodeFacts, ObjectKind, PerFamily, Protocol, Snapshot};
+use crate::model::{IpFamily, NodeFacts, ObjectKind, PerFamily, Protocol, Snapshot};
 use crate::state::Tracker;
 use crate::watch::manifests;
 use anyhow::Result;
 
 /// Prints one finding a line; fails if one of them did.
-pub(super) async fn check(config: &Config, form: OutputForm) -> Result<Answer> {
+pub(super) async fn check(config: &Config, form: &Form) -> Result<Answer> {
     let request = request(config).await?;
     let findings = check::judge(&check::gather(&request).await, &request);
-    let text = match form {
-        OutputForm::Text => check::text(&findings),
-        OutputForm::Json => check::json(&findings, config.mode),
+    let report = check::Report::new(findings, config.mode);
+    let text = match structured("NodeCheck", &report, form)? {
+        Some(text) => text,
+        None => report.to_string(),
     };
-    Ok(Answer { text, status: u8::from(!check::is_fit(&findings)) })
+    Ok(Answer { text, status: u8::from(!report.fit), wraps: form == &Form::Text })
 }
 
 async fn request(config: &Config) -> Result<Request> {
     let servers = [("healthz", config.healthz), ("metrics", config.metrics)];
+    let tracker = services(config).await?;
+    let running = match tracker {
+        Some(_) => None,
+        None => ask::running(config).await,
+    };
+    let has_endpoints = tracker.as_ref().map(|tracker| tracker.endpoints(IpFamily::V6) > 0);
     Ok(Request {
+        has_ipv6_endpoints: has_endpoints.or(running.as_ref().and_then(|it| it.has_endpoints(IpFamily::V6))),
+        proxy: running.map(|running| ProxyState {
+            healthy: running.proxy.healthy,
+            reasons: running.proxy.why().cloned().collect(),
+        }),
         mode: config.mode,
         flavor: match config.iptables.flavor {
             Flavor::Auto => None,
@@ -39,7 +53,7 @@ async fn request(config: &Config) -> Result<Request> {
         localhost_node_ports: config.iptables.localhost_node_ports,
         node_port_range: config.node_ports.range,
         servers: servers.into_iter().filter_map(|(name, address)| Some((name, address?))).collect(),
-        service_ports: services(config).await?.map(|tracker| service_ports(tracker.snapshot())),
+        service_ports: tracker.map(|tracker| service_ports(tracker.snapshot())),
     })
 }
 

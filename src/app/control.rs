@@ -7,6 +7,7 @@ use crate::http::{self, Answering, LocalRoutes, Reply, SlowPage};
 use crate::model::ServiceName;
 use crate::sync::Question;
 use serde::Serialize;
+use std::borrow::Cow;
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -112,8 +113,8 @@ fn routes(asked: Asked) -> LocalRoutes {
 }
 
 fn service(questions: mpsc::Sender<Question>, query: &str) -> Answering {
-    let name = http::parameter(query, "name").and_then(|name| name.split_once('/'));
-    let Some((namespace, name)) = name else {
+    let asked = http::parameter(query, "name").unwrap_or_default();
+    let Some((namespace, name)) = asked.split_once('/') else {
         return Box::pin(async { Reply::text(400, "name must be NAMESPACE/NAME\n") });
     };
     let name = ServiceName::new(namespace, name);
@@ -121,7 +122,7 @@ fn service(questions: mpsc::Sender<Question>, query: &str) -> Answering {
 }
 
 fn services(questions: mpsc::Sender<Question>, query: &str) -> Answering {
-    let given = |name| http::parameter(query, name).filter(|value| !value.is_empty()).map(str::to_owned);
+    let given = |name| http::parameter(query, name).filter(|value| !value.is_empty()).map(Cow::into_owned);
     let (namespace, after) = (given("namespace"), given("after"));
     Box::pin(ask(questions, move |reply| Question::Services { namespace, after, reply }))
 }

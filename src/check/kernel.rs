@@ -31,9 +31,9 @@ fn permissions(facts: &Facts) -> Finding {
     };
     let message = format!("no {lacking}");
     if facts.is_root {
-        Finding::failed(CHECK, message, "give it to the container (securityContext.capabilities.add)")
+        Finding::broken(CHECK, message, "give it to the container (securityContext.capabilities.add)")
     } else {
-        Finding::warning(CHECK, message, "the proxy needs it; run this check as root to see more")
+        Finding::problem(CHECK, message, "the proxy needs it; run this check as root to see more")
     }
 }
 
@@ -41,9 +41,9 @@ fn tools(facts: &Facts, family: IpFamily) -> Finding {
     let check = format!("iptables ({family})");
     // Without IPv6 rules a node serves IPv4 all the same.
     let broken = |message: String, remedy: &str| match family {
-        IpFamily::V4 => Finding::failed(&check, message, remedy),
+        IpFamily::V4 => Finding::broken(&check, message, remedy),
         IpFamily::V6 => {
-            Finding::warning(&check, message, format!("{remedy}; until then only IPv4 is served"))
+            Finding::problem(&check, message, format!("{remedy}; until then only IPv4 is served"))
         }
     };
     let found = match facts.tools.get(family) {
@@ -53,7 +53,7 @@ fn tools(facts: &Facts, family: IpFamily) -> Finding {
     };
     let name = format!("{} {}", found.flavor, found.version);
     match (&found.nat_table, found.refused.is_empty()) {
-        (Err(error), _) if !facts.may(Facts::NET_ADMIN) => Finding::warning(
+        (Err(error), _) if !facts.may(Facts::NET_ADMIN) => Finding::problem(
             check,
             format!("{name}; its tables could not be looked at: {error}"),
             "run this check as root",
@@ -64,10 +64,10 @@ fn tools(facts: &Facts, family: IpFamily) -> Finding {
             let is_vital = |(kind, _): &(RuleKind, String)| matches!(kind.need, Need::Vital(_));
             match found.refused.iter().any(is_vital) {
                 true => broken(message, REFUSED_REMEDY),
-                false => Finding::warning(check, message, REFUSED_REMEDY),
+                false => Finding::problem(check, message, REFUSED_REMEDY),
             }
         }
-        (Ok(()), true) if found.version < Version::RANDOM_FULLY => Finding::warning(
+        (Ok(()), true) if found.version < Version::RANDOM_FULLY => Finding::problem(
             check,
             format!("{name} cannot choose source ports at random and does not wait for its lock"),
             format!("install iptables {} or later", Version::RANDOM_FULLY),
@@ -106,7 +106,7 @@ fn ipvs(facts: &Facts) -> Finding {
         Ok(()) => Finding::ok("ipvs", "the kernel has IPVS"),
         Err(error) if !facts.may(Facts::NET_ADMIN) => Finding::unknown("ipvs", error, facts),
         Err(error) => {
-            Finding::failed("ipvs", error.clone(), "modprobe ip_vs on the node, or use --mode=iptables")
+            Finding::broken("ipvs", error.clone(), "modprobe ip_vs on the node, or use --mode=iptables")
         }
     }
 }
@@ -115,7 +115,7 @@ fn ipset(facts: &Facts) -> Finding {
     match &facts.ipset {
         Ok(()) => Finding::ok("ipset", "the kernel has ipsets"),
         Err(error) if !facts.may(Facts::NET_ADMIN) => Finding::unknown("ipset", error, facts),
-        Err(error) => Finding::failed("ipset", error.clone(), "modprobe ip_set on the node"),
+        Err(error) => Finding::broken("ipset", error.clone(), "modprobe ip_set on the node"),
     }
 }
 
@@ -123,7 +123,7 @@ fn dummy(facts: &Facts) -> Finding {
     if facts.has_dummy {
         return Finding::ok("dummy interface", "there, or its driver is");
     }
-    Finding::warning(
+    Finding::problem(
         "dummy interface",
         "the driver is not loaded; the kernel loads it at the proxy's start if it has it",
         "modprobe dummy on the node to be sure",

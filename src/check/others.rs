@@ -1,12 +1,28 @@
 //! Other proxies, at work or remembered by the kernel.
 
 use super::Finding;
-use super::facts::{Facts, Request};
+use super::facts::{Facts, ProxyState, Request};
 use crate::config::Mode;
 use crate::model::{IpFamily, PerFamily};
 
 pub(super) fn judge(facts: &Facts, request: &Request) -> Vec<Finding> {
-    vec![processes(facts), other_flavor(facts), nft_table(facts), virtual_servers(facts, request)]
+    let mut findings = vec![processes(facts)];
+    findings.extend(request.proxy.as_ref().map(running_proxy));
+    findings.extend([other_flavor(facts), nft_table(facts), virtual_servers(facts, request)]);
+    findings
+}
+
+/// The judgement that `status` prints. What is wrong now need not make the node unfit.
+fn running_proxy(proxy: &ProxyState) -> Finding {
+    const CHECK: &str = "running proxy";
+    match proxy.healthy {
+        true => Finding::ok(CHECK, "healthy"),
+        false => Finding::problem(
+            CHECK,
+            format!("degraded: {}", proxy.reasons.join("; ")),
+            "kube-proxy-rs status has the details",
+        ),
+    }
 }
 
 fn processes(facts: &Facts) -> Finding {
@@ -17,12 +33,12 @@ fn processes(facts: &Facts) -> Finding {
     };
     if facts.proxies.iter().any(|it| !it.is_ours) {
         let message = format!("at work: {}", named(false));
-        return Finding::failed(CHECK, message, "stop one of the two: they overwrite each other's rules");
+        return Finding::broken(CHECK, message, "stop one of the two: they overwrite each other's rules");
     }
     match facts.proxies.len() {
         0 => Finding::ok(CHECK, "no process is one"),
         1 => Finding::ok(CHECK, format!("none but {}", named(true))),
-        _ => Finding::failed(CHECK, format!("kube-proxy-rs runs twice: {}", named(true)), "stop one of them"),
+        _ => Finding::broken(CHECK, format!("kube-proxy-rs runs twice: {}", named(true)), "stop one of them"),
     }
 }
 
@@ -42,7 +58,7 @@ fn other_flavor(facts: &Facts) -> Finding {
     match families(&facts.other_flavor) {
         Err(error) => Finding::unknown(CHECK, error, facts),
         Ok(found) if found.is_empty() => Finding::ok(CHECK, "none"),
-        Ok(found) => Finding::warning(
+        Ok(found) => Finding::problem(
             CHECK,
             format!("the other flavour of iptables holds rules for Services, too ({})", found.join(", ")),
             "--cleanup-other-flavor removes them once ours stand; or choose that flavour with --iptables-flavor",
@@ -55,7 +71,7 @@ fn nft_table(facts: &Facts) -> Finding {
     match families(&facts.nft_table) {
         Err(error) => Finding::unknown(CHECK, error, facts),
         Ok(found) if found.is_empty() => Finding::ok(CHECK, "left nothing behind"),
-        Ok(found) => Finding::warning(
+        Ok(found) => Finding::problem(
             CHECK,
             format!("kube-proxy's table kube-proxy is there ({})", found.join(", ")),
             "stop that proxy; its table is removed once our rules stand",
@@ -71,7 +87,7 @@ fn virtual_servers(facts: &Facts, request: &Request) -> Finding {
         (Ok(count), Mode::Ipvs) => {
             Finding::ok(CHECK, format!("{count}; the proxy takes over those of Services"))
         }
-        (Ok(count), Mode::Iptables) => Finding::warning(
+        (Ok(count), Mode::Iptables) => Finding::problem(
             CHECK,
             format!("{count} are there, left by a proxy in mode ipvs: packets go to them, not by our rules"),
             "stop that proxy and run kube-proxy-rs --cleanup",

@@ -45,7 +45,7 @@ fn ephemeral(facts: &Facts, request: &Request) -> Finding {
         .collect();
     let ephemeral = format!("net.ipv4.ip_local_port_range ({} to {})", range.0, range.1);
     if in_range > 0 {
-        return Finding::warning(
+        return Finding::problem(
             CHECK,
             format!("{in_range} of the node ports {first}-{last} are within {ephemeral}"),
             format!(
@@ -54,7 +54,7 @@ fn ephemeral(facts: &Facts, request: &Request) -> Finding {
         );
     }
     if !outside.is_empty() {
-        return Finding::warning(
+        return Finding::problem(
             CHECK,
             format!("node ports within {ephemeral}: {}", some_of(&outside)),
             "add them to net.ipv4.ip_local_reserved_ports",
@@ -99,7 +99,7 @@ fn claimed(listeners: &[Listener], request: &Request) -> Finding {
         let inside: Vec<String> = inside.into_iter().collect();
         let message =
             format!("{first}-{last} are for Services, but others listen there: {}", some_of(&inside));
-        return Finding::warning(
+        return Finding::problem(
             CHECK,
             message,
             "give these programs other ports, or name the Services with --kubeconfig",
@@ -117,7 +117,7 @@ fn claimed(listeners: &[Listener], request: &Request) -> Finding {
         (of(Purpose::HealthCheck), of(Purpose::NodePort));
     if !health_checks.is_empty() {
         let message = format!("health-check node ports that others listen on: {}", some_of(&health_checks));
-        return Finding::failed(
+        return Finding::broken(
             CHECK,
             message,
             "stop these programs: load balancers ask there for local endpoints",
@@ -125,7 +125,7 @@ fn claimed(listeners: &[Listener], request: &Request) -> Finding {
     }
     if !node_ports.is_empty() {
         let message = format!("others listen on them, and get no traffic: {}", some_of(&node_ports));
-        return Finding::warning(CHECK, message, "give these programs other ports");
+        return Finding::problem(CHECK, message, "give these programs other ports");
     }
     Finding::ok(CHECK, format!("no other program listens on the {} that Services claim", ports.len()))
 }
@@ -152,7 +152,7 @@ fn own_server(listeners: &[Listener], (name, wanted): &(&'static str, SocketAddr
         Some(found) if is_ours(found) => {
             Finding::ok(check, format!("{wanted} is held by {OURS}, which runs"))
         }
-        Some(found) => Finding::failed(
+        Some(found) => Finding::broken(
             check,
             format!("{wanted} is taken: {}", describe(found)),
             format!("stop that program, or choose another --{name}-bind-address"),

@@ -3,6 +3,7 @@
 use super::Finding;
 use super::facts::{Facts, Request};
 use crate::config::Mode;
+use crate::model::NotForwarding;
 
 /// What is read, relative to /proc/sys.
 pub(super) const NAMES: [&str; 12] = [
@@ -36,7 +37,7 @@ pub(super) const RESERVED_PORTS: &str = "net/ipv4/ip_local_reserved_ports";
 pub(super) const IPVS_CONNTRACK: &str = "net/ipv4/vs/conntrack";
 
 pub(super) fn judge(facts: &Facts, request: &Request) -> Vec<Finding> {
-    let mut findings = vec![forward_v4(facts, request), forward_v6(facts)];
+    let mut findings = vec![forward_v4(facts, request), forward_v6(facts, request)];
     findings.push(bridge(facts));
     findings.push(rp_filter(facts));
     findings.extend(route_localnet(facts, request));
@@ -62,27 +63,32 @@ fn forward_v4(facts: &Facts, request: &Request) -> Finding {
             Finding::ok(CHECK, "off; the proxy switches it on at its start")
         }
         Some(_) => {
-            Finding::failed(CHECK, "off: packets to pods are not passed on", assignment(FORWARD_V4, "1"))
+            Finding::broken(CHECK, "off: packets to pods are not passed on", assignment(FORWARD_V4, "1"))
         }
         None => Finding::unknown(CHECK, "there is no such setting", facts),
     }
 }
 
-fn forward_v6(facts: &Facts) -> Finding {
+fn forward_v6(facts: &Facts, request: &Request) -> Finding {
     const CHECK: &str = "IPv6 forwarding";
     if ipv6_is_off(facts) {
         return Finding::ok(CHECK, "IPv6 is switched off on this host");
     }
-    match facts.value(FORWARD_V6) {
-        Some("1") => Finding::ok(CHECK, "on"),
-        _ if !facts.has_ipv6_address => {
-            Finding::ok(CHECK, "off, and the node has no IPv6 address of its own")
-        }
-        _ => Finding::warning(
+    if facts.value(FORWARD_V6) == Some("1") {
+        return Finding::ok(CHECK, "on");
+    }
+    let message = "off: packets to IPv6 pods are not passed on";
+    match NotForwarding::judge(request.has_ipv6_endpoints, facts.has_ipv6_address) {
+        NotForwarding::Broken => Finding::broken(CHECK, message, assignment(FORWARD_V6, "1")),
+        NotForwarding::Doubtful => Finding::problem(
             CHECK,
-            "off: packets to IPv6 pods are not passed on",
+            message,
             format!("if the cluster uses IPv6: {}", assignment(FORWARD_V6, "1")),
         ),
+        NotForwarding::Harmless if request.has_ipv6_endpoints == Some(false) => {
+            Finding::ok(CHECK, "off, and no Service has an IPv6 endpoint")
+        }
+        NotForwarding::Harmless => Finding::ok(CHECK, "off, and the node has no IPv6 address of its own"),
     }
 }
 
@@ -95,7 +101,7 @@ fn bridge(facts: &Facts) -> Finding {
         return Finding::ok(CHECK, "not needed: no interface is a bridge");
     }
     if facts.value(BRIDGE_V4).is_none() {
-        return Finding::warning(
+        return Finding::problem(
             CHECK,
             "not loaded, and there is a bridge: a pod may not reach a Service whose endpoint is on its own bridge",
             "if pods are on that bridge: modprobe br_netfilter, and keep it in /etc/modules-load.d",
@@ -103,7 +109,7 @@ fn bridge(facts: &Facts) -> Finding {
     }
     match families.into_iter().find(|(name, _)| facts.value(name) == Some("0")) {
         None => Finding::ok(CHECK, "bridged packets go through iptables"),
-        Some((name, tool)) => Finding::warning(
+        Some((name, tool)) => Finding::problem(
             CHECK,
             format!(
                 "bridged packets go past {tool}: a pod may not reach a Service whose endpoint is on its own bridge"
@@ -116,7 +122,7 @@ fn bridge(facts: &Facts) -> Finding {
 fn rp_filter(facts: &Facts) -> Finding {
     const CHECK: &str = "rp_filter";
     match facts.value(RP_FILTER) {
-        Some("1") => Finding::warning(
+        Some("1") => Finding::problem(
             CHECK,
             "strict: packets that come in by another interface than their answers leave by are dropped, on nodes \
              with several",
@@ -139,12 +145,12 @@ fn route_localnet(facts: &Facts, request: &Request) -> Option<Finding> {
         Some(_) if facts.writable(ROUTE_LOCALNET) => {
             Finding::ok(CHECK, "off; the proxy switches it on at its start")
         }
-        _ if !facts.is_root => Finding::warning(
+        _ if !facts.is_root => Finding::problem(
             CHECK,
             "off, and only root can switch it on",
             "nothing, if the proxy or its init container runs privileged",
         ),
-        _ => Finding::failed(
+        _ => Finding::broken(
             CHECK,
             "off, and it cannot be written: the proxy will not start",
             format!("{}, or --iptables-localhost-nodeports=false", assignment(ROUTE_LOCALNET, "1")),
@@ -158,15 +164,15 @@ fn conntrack(facts: &Facts) -> Finding {
     let number = |name| facts.value(name).and_then(|text| text.parse::<u64>().ok());
     let (Some(max), Some(count)) = (number(CONNTRACK_MAX), number(CONNTRACK_COUNT)) else {
         let remedy = "modprobe nf_conntrack on the node; the kernel does so with the first NAT rule";
-        return Finding::warning(CHECK, "not loaded: its limits cannot be set yet", remedy);
+        return Finding::problem(CHECK, "not loaded: its limits cannot be set yet", remedy);
     };
     let message = format!("{count} of {max} connections in use");
     let remedy =
         format!("raise --conntrack-max-per-core, or {}", assignment(CONNTRACK_MAX, &(max * 2).to_string()));
     if count >= max {
-        Finding::failed(CHECK, message + ": new ones are dropped", remedy)
+        Finding::broken(CHECK, message + ": new ones are dropped", remedy)
     } else if count * 10 >= max * 9 {
-        Finding::warning(CHECK, message, remedy)
+        Finding::problem(CHECK, message, remedy)
     } else {
         Finding::ok(CHECK, message)
     }
@@ -178,9 +184,9 @@ fn proc_sys(facts: &Facts) -> Finding {
         return Finding::ok(CHECK, "can be written");
     }
     if !facts.is_root {
-        return Finding::warning(CHECK, "cannot be written without root", "run this check as the proxy runs");
+        return Finding::problem(CHECK, "cannot be written without root", "run this check as the proxy runs");
     }
-    Finding::warning(
+    Finding::problem(
         CHECK,
         "read-only: settings that differ from what is wanted stay as they are",
         "run --init-only in a privileged init container first, as the manifests do, or set them on the node",

@@ -31,7 +31,7 @@ pub enum Kind {
 
 /// How the proxy that was asked is doing: the part of its status that its answers depend on.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", default)]
 pub struct ProxyState {
     /// The judgement of `status`.
     pub healthy: bool,
@@ -42,6 +42,13 @@ pub struct ProxyState {
     /// The connection to the API server; absent where objects come from manifests.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub api: Option<ApiConnection>,
+}
+
+impl ProxyState {
+    /// Why it is not healthy, in sentences.
+    pub fn why(&self) -> impl Iterator<Item = &String> {
+        self.reasons.iter().chain(&self.concerns)
+    }
 }
 
 /// The connection-tracking table.
@@ -141,6 +148,8 @@ pub struct NodeState {
     pub proxy: Option<ProxyState>,
     /// What the API has, if it was asked.
     pub api: Option<ApiFacts>,
+    /// Services with names like the one that was asked for, where there is none of that name.
+    pub similar: Vec<String>,
     /// By family.
     pub families: Vec<FamilyFacts>,
     /// Connection tracking, where it can be read.

@@ -2,11 +2,12 @@
 
 use super::facts::{Difference, FamilyFacts, Kind, NodeState};
 use super::view::{Answer, Contest, ContestedIp, EndpointView, FamilyView, PortView, ServiceView};
+use crate::model::NotForwarding;
 use crate::plan::Unused;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// The cause of a problem. The names are part of the output: they stay as they are.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Code {
     /// No slice has an endpoint for the port.
@@ -78,11 +79,13 @@ pub enum Code {
 }
 
 /// How bad a finding is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Severity {
     /// The node's kernel is not as it should be.
     Broken,
+    /// Whether it is cannot be found out.
+    Unknown,
     /// The Service cannot work like this.
     Problem,
     /// Worth knowing.
@@ -90,7 +93,7 @@ pub enum Severity {
 }
 
 /// One thing that was found.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Finding {
     /// Its cause.
     pub code: Code,
@@ -137,6 +140,13 @@ pub(super) fn all(view: Option<&ServiceView>, node: &NodeState) -> Vec<Finding> 
     found.extend(stale_picture(node));
     found.sort_by_key(|finding| finding.severity);
     found.dedup();
+    found
+}
+
+/// The problems that a Service has whatever the kernel says, for a list of many.
+pub(super) fn of_service(view: &ServiceView) -> Vec<Finding> {
+    let mut found = all(Some(view), &NodeState::default());
+    found.retain(|finding| finding.severity <= Severity::Problem);
     found
 }
 
@@ -206,13 +216,18 @@ fn api_server_address(complaint: &str) -> Finding {
 /// What the API says of the object itself.
 fn api(view: Option<&ServiceView>, node: &NodeState) -> Vec<Finding> {
     let Some(api) = &node.api else {
-        let unknown = finding(
-            (Code::UnknownService, Severity::Problem),
-            "the proxy does not know this Service",
-            "Check namespace and name. Headless and ExternalName Services, and those of other proxies, are \
-             not watched: with --kubeconfig or --manifests the object itself is looked at.",
-        );
-        return if view.is_none() { vec![unknown] } else { Vec::new() };
+        let unknown = || {
+            finding(
+                (Code::UnknownService, Severity::Problem),
+                "the proxy does not know this Service",
+                format!(
+                    "{}Headless and ExternalName Services, and those of other proxies, are not watched: with \
+                     --kubeconfig or --manifests the object itself is looked at.",
+                    did_you_mean(node)
+                ),
+            )
+        };
+        return if view.is_none() { vec![unknown()] } else { Vec::new() };
     };
     let mut found = Vec::new();
     found.extend(api.unlabelled_slices.iter().map(|slice| {
@@ -224,17 +239,26 @@ fn api(view: Option<&ServiceView>, node: &NodeState) -> Vec<Finding> {
             "Whoever writes the slice has to set the label to the Service's name.",
         )
     }));
-    found
-        .extend(api.kind.as_ref().map_or_else(|| Some(unknown()), |kind| kind_finding(kind, view.is_some())));
+    found.extend(
+        api.kind.as_ref().map_or_else(|| Some(unknown(node)), |kind| kind_finding(kind, view.is_some())),
+    );
     found
 }
 
-fn unknown() -> Finding {
+fn unknown(node: &NodeState) -> Finding {
     finding(
         (Code::UnknownService, Severity::Problem),
         "there is no such Service",
-        "Check namespace and name.",
+        did_you_mean(node).trim_end(),
     )
+}
+
+/// The Services with names like the one that was asked for.
+fn did_you_mean(node: &NodeState) -> String {
+    match node.similar.as_slice() {
+        [] => "Check namespace and name. ".to_owned(),
+        similar => format!("Did you mean {}? ", similar.join(" or ")),
+    }
 }
 
 /// What follows from what the Service is.
@@ -414,7 +438,7 @@ fn kernel(facts: &FamilyFacts, view: &FamilyView) -> Vec<Finding> {
     let family = &facts.family;
     if let Some(error) = &facts.unreadable {
         found.push(finding(
-            (Code::KernelUnreadable, Severity::Broken),
+            (Code::KernelUnreadable, Severity::Unknown),
             format!("the kernel's {family} state cannot be read: {error}"),
             "Run this as root on the node, with the same iptables tools as the proxy.",
         ));
@@ -450,7 +474,9 @@ fn kernel(facts: &FamilyFacts, view: &FamilyView) -> Vec<Finding> {
             "Find out who writes it (a firewall, Docker, the network plugin) and have it let pod traffic through.",
         ));
     }
-    if facts.forwards == Some(false) {
+    let mut endpoints = view.ports.iter().flat_map(|port| &port.endpoints);
+    let judged = NotForwarding::judge(Some(endpoints.any(EndpointView::is_used)), true);
+    if facts.forwards == Some(false) && judged == NotForwarding::Broken {
         found.push(finding(
             (Code::ForwardingOff, Severity::Broken),
             format!("the node does not forward {family} packets: endpoints of other nodes and pods get none"),

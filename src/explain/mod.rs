@@ -16,7 +16,7 @@ pub use facts::{
 };
 pub use findings::{Code, Finding, Severity};
 pub use report::Report;
-pub use table::{Row, Services, table};
+pub use table::{Columns, Row, Services, problem_table, table};
 pub use view::{
     Answer, Contest, ContestedIp, ContestedPort, EndpointView, FamilyView, FrontendView, PortView,
     ServiceView,

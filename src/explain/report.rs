@@ -24,8 +24,17 @@ pub struct Report {
     pub flows: Option<Flows>,
     /// The traced packet.
     pub trace: Vec<Decision>,
-    /// The kernel is as it should be.
-    pub kernel_is_right: bool,
+    /// The kernel is as it should be; `null` when that cannot be found out.
+    pub kernel_is_right: Option<bool>,
+}
+
+fn kernel_is_right(findings: &[Finding]) -> Option<bool> {
+    let has = |severity| findings.iter().any(|finding| finding.severity == severity);
+    match (has(Severity::Broken), has(Severity::Unknown)) {
+        (true, _) => Some(false),
+        (false, true) => None,
+        (false, false) => Some(true),
+    }
 }
 
 impl Report {
@@ -36,7 +45,7 @@ impl Report {
         let differences = node.families.into_iter().flat_map(|facts| facts.differences).collect();
         Report {
             service,
-            kernel_is_right: findings.iter().all(|finding| finding.severity != Severity::Broken),
+            kernel_is_right: kernel_is_right(&findings),
             plan,
             findings,
             differences,
@@ -46,13 +55,19 @@ impl Report {
         }
     }
 
-    /// The exit status: 0 when the kernel is as it should be, 1 when not, 2 for an unknown Service.
+    /// The exit status: 0 when the kernel is as it should be, 1 when not, 2 for an unknown Service, 3 when that
+    /// cannot be found out.
     #[must_use]
     pub fn exit_status(&self) -> u8 {
-        let unknown = |finding: &Finding| finding.code == super::Code::UnknownService;
-        match self.findings.iter().any(unknown) {
-            true => 2,
-            false => u8::from(!self.kernel_is_right),
+        let has = |severity| self.findings.iter().any(|finding| finding.severity == severity);
+        if self.findings.iter().any(|finding| finding.code == super::Code::UnknownService) {
+            2
+        } else if has(Severity::Broken) {
+            1
+        } else if has(Severity::Unknown) {
+            3
+        } else {
+            0
         }
     }
 }

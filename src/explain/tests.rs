@@ -219,13 +219,26 @@ fn difference(is_gone: bool, missing: &[&str], surplus: &[&str]) -> Difference {
 #[case::rule_deleted(kernel(|it| it.differences.push(difference(false, &["-j A"], &[]))), Code::KernelObjectMissing)]
 #[case::chain_deleted(kernel(|it| it.differences.push(difference(true, &[], &[]))), Code::KernelObjectMissing)]
 #[case::stale(kernel(|it| it.differences.push(difference(false, &[], &["-j OLD"]))), Code::KernelStateStale)]
-#[case::unreadable(kernel(|it| it.unreadable = Some("no permission".to_owned())), Code::KernelUnreadable)]
 #[case::foreign_drop(kernel(|it| it.obstacles.push(Obstacle { rule: "-j DROP".to_owned(), stops_all: true })), Code::ForeignDropRule)]
 #[case::forwarding_off(kernel(|it| it.forwards = Some(false)), Code::ForwardingOff)]
 #[case::conntrack_full(NodeState { tracking: Some(Tracking { count: 99, max: 100 }), ..NodeState::default() }, Code::ConntrackFull)]
 fn a_kernel_that_is_not_as_it_should_be_is_named(#[case] node: NodeState, #[case] cause: Code) {
     let report = report(&sound(), node);
     assert_eq!((codes(&report), report.exit_status()), (vec![cause], 1));
+}
+
+#[test]
+fn a_kernel_that_cannot_be_read_is_neither_right_nor_wrong() {
+    let report = report(&sound(), kernel(|it| it.unreadable = Some("no permission".to_owned())));
+    assert_eq!((codes(&report), report.exit_status()), (vec![Code::KernelUnreadable], 3));
+    assert!(report.to_string().contains("Kernel  UNKNOWN"), "{report}");
+}
+
+#[test]
+fn a_name_that_is_like_others_brings_them_up() {
+    let node = NodeState { similar: vec!["shop/web".to_owned()], ..NodeState::default() };
+    let report = report(&[], node);
+    assert!(report.to_string().contains("Did you mean shop/web? "), "{report}");
 }
 
 #[test]
@@ -293,10 +306,22 @@ fn a_row_counts_endpoints_in_use_and_says_why_others_are_not() {
     assert_eq!((row.used, row.unused, row.state.as_str()), (1, 2, "serving"));
     assert_eq!(row.reasons, [("not ready".to_owned(), 2)].into());
     assert_eq!(
-        table(&[row], true),
-        "NAMESPACE   NAME   FRONTENDS           USED   STATE     NOT USED\n\
-         shop        web    10.96.0.10:80/tcp   1/3    serving   2 not ready\n"
+        table(&[row], Columns { wide: true, headers: true }),
+        "NAMESPACE   NAME   FRONTENDS           USED   STATE     DRAINING   NOT USED\n\
+         shop        web    10.96.0.10:80/tcp   1/3    serving   0          2 not ready\n"
     );
+}
+
+#[test]
+fn a_row_has_the_problems_that_its_service_has_without_the_kernel() {
+    let row = Row::of(&view(&[service(&json!({}))]).unwrap());
+    assert_eq!(row.problems.iter().map(|it| it.code).collect::<Vec<_>>(), [Code::NoEndpoints]);
+    let text = problem_table(&[row], false);
+    assert!(
+        text.starts_with("shop        web    no-endpoints   port http (tcp): no IPv4 endpoints"),
+        "{text}"
+    );
+    assert_eq!(Row::of(&view(&sound()).unwrap()).problems, []);
 }
 
 #[test]

@@ -21,8 +21,9 @@ impl fmt::Display for Report {
                 write_family(f, family, self.flows.as_ref())?;
             }
             let verdict = match self.kernel_is_right {
-                true => "as it should be",
-                false => "NOT as it should be",
+                Some(true) => "as it should be",
+                Some(false) => "NOT as it should be",
+                None => "UNKNOWN: it could not be read",
             };
             writeln!(f, "\nKernel  {verdict}")?;
             self.write_differences(f)?;
@@ -37,7 +38,7 @@ impl Report {
     fn write_proxy(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Some(proxy) = &self.proxy else { return Ok(()) };
         writeln!(f, "Proxy   {}", if proxy.healthy { "healthy" } else { "DEGRADED" })?;
-        for reason in proxy.reasons.iter().chain(&proxy.concerns) {
+        for reason in proxy.why() {
             writeln!(f, "        {reason}")?;
         }
         let age = proxy.api.as_ref().filter(|api| !api.connected).map(|api| api.age_seconds);
@@ -82,13 +83,16 @@ impl Report {
         for finding in &self.findings {
             let severity = match finding.severity {
                 Severity::Broken => "BROKEN ",
+                Severity::Unknown => "UNKNOWN",
                 Severity::Problem => "PROBLEM",
                 Severity::Note => "note   ",
             };
             // The code is the same word in every output.
             let code = serde_json::to_value(finding.code).unwrap_or_default();
             writeln!(f, "  {severity} {}: {}", code.as_str().unwrap_or_default(), finding.message)?;
-            writeln!(f, "          {}", finding.advice)?;
+            if !finding.advice.is_empty() {
+                writeln!(f, "          {}", finding.advice)?;
+            }
         }
         Ok(())
     }

@@ -167,9 +167,11 @@ impl Tools {
         let child = command.spawn().map_err(|error| self.unable(error))?;
         let pid = child.id();
         let has_changes = Cell::new(false);
-        let mut pieces =
-            pieces.inspect(|piece| has_changes.set(has_changes.get() || changes_anything(piece)));
         let (tool, start) = (self.programs.restore, Instant::now());
+        let mut pieces = pieces.inspect(|piece| {
+            tracing::trace!(tool, rules = piece.as_str(), "sending rules");
+            has_changes.set(has_changes.get() || changes_anything(piece));
+        });
         let feeding = timeout(RESTORE_LIMIT, self.feed(child, &mut pieces));
         let fed = match &self.monitor {
             Some(monitor) => {
