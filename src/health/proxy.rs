@@ -300,7 +300,8 @@ impl State {
         let is_known = self.known().next().is_some();
         let lost = api.filter(|api| is_known || api.listed).and_then(ApiConnection::complaint);
         let mut concerns: Vec<String> = lost.into_iter().collect();
-        concerns.extend(self.node.complaint());
+        // Before the first list, nothing is known of the Node.
+        concerns.extend(self.node.complaint().filter(|_| api.is_none_or(|api| api.listed)));
         for (family, it) in self.known() {
             let failure = it.failure.as_ref().filter(|_| it.is_healthy(timeout, now));
             concerns.extend(failure.map(|why| format!("{family}: the last sync failed: {why}")));
