@@ -6,11 +6,11 @@ use super::output::{Answer, complain};
 use super::print::structured;
 use super::read_api::{FIRST_ANSWER, client_options};
 use crate::config::{Config, Explain, Form, Target};
-use crate::explain::{ApiFacts, Kind, NodeState, ProxyState, Report, Row, ServiceView, Services};
+use crate::explain::{self, ApiFacts, Kind, NodeState, ProxyState, Report, Row, ServiceView, Services};
 use crate::http;
 use crate::kernel::addresses::local_addresses;
 use crate::model::{IpFamily, Protocol, ServiceName, excerpt};
-use crate::sync::Question;
+use crate::sync::LoopState;
 use crate::watch::client::Connection;
 use crate::watch::lookup::{self, Raw};
 use crate::watch::manifests;
@@ -21,7 +21,6 @@ use std::collections::BTreeMap;
 use std::io::{self, ErrorKind};
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
-use tokio::sync::oneshot;
 
 /// The exit status where there is no such Service.
 pub(super) const NO_SUCH_SERVICE: u8 = 2;
@@ -54,15 +53,11 @@ impl<'a> Source<'a> {
     async fn ask<T: DeserializeOwned>(
         &self,
         path: &str,
-        question: impl FnOnce(oneshot::Sender<T>) -> Question,
+        read: impl FnOnce(&LoopState<'_>) -> T,
     ) -> Result<T> {
         match self {
             Source::Daemon(socket) => ask_daemon(socket, path).await,
-            Source::Offline(offline) => {
-                let (reply, answer) = oneshot::channel();
-                offline.answer(question(reply));
-                answer.await.context("no answer")
-            }
+            Source::Offline(offline) => Ok(read(&offline.state())),
         }
     }
 }
@@ -104,9 +99,8 @@ impl Source<'_> {
         loop {
             let (within, from) = (namespace.unwrap_or_default(), after.as_deref().unwrap_or_default());
             let path = http::path_with_query("/v1/services", &[("namespace", within), ("after", from)]);
-            let namespace = namespace.map(str::to_owned);
             let page: Services =
-                self.ask(&path, |reply| Question::Services { namespace, after, reply }).await?;
+                self.ask(&path, |state| explain::services(state, namespace, after.as_deref())).await?;
             rows.extend(page.items);
             after = page.next;
             if after.is_none() {
@@ -231,7 +225,7 @@ async fn explain_service(
     let full_name = format!("{namespace}/{name}");
     let path = http::path_with_query("/v1/service", &[("name", &full_name)]);
     let wanted = ServiceName::new(namespace, name);
-    let mut view: Option<ServiceView> = source.ask(&path, |reply| Question::Service(wanted, reply)).await?;
+    let mut view: Option<ServiceView> = source.ask(&path, |state| explain::service(state, &wanted)).await?;
     let api = api_facts(config, namespace, name).await?;
     if let (Some(view), Some(port)) = (&mut view, port) {
         keep_port(view, port)?;

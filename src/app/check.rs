@@ -5,11 +5,10 @@ use super::output::{Answer, complain};
 use super::print::structured;
 use super::read_api::read_api;
 use super::source;
-use crate::backend::{iptables, ipvs};
+use crate::backend;
 use crate::check::{self, ProxyState, Purpose, Request, ServicePortUse};
-use crate::config::{Config, Flavor, Form, Mode};
-use crate::kernel::iptables as tools;
-use crate::model::{IpFamily, NodeFacts, ObjectKind, PerFamily, Protocol, Snapshot};
+use crate::config::{Config, Form};
+use crate::model::{IpFamily, NodeFacts, ObjectKind, Protocol, Snapshot};
 use crate::state::Tracker;
 use crate::watch::manifests;
 use anyhow::Result;
@@ -41,16 +40,9 @@ async fn request(config: &Config) -> Result<Request> {
             reasons: running.proxy.why().cloned().collect(),
         }),
         mode: config.mode,
-        flavor: match config.iptables.flavor {
-            Flavor::Auto => None,
-            Flavor::Nft => Some(tools::Flavor::Nft),
-            Flavor::Legacy => Some(tools::Flavor::Legacy),
-        },
-        rule_kinds: PerFamily::build(match config.mode {
-            Mode::Iptables => iptables::rule_kinds,
-            Mode::Ipvs => ipvs::rule_kinds,
-        }),
-        localhost_node_ports: config.iptables.localhost_node_ports,
+        flavor: backend::flavor(config),
+        localhost_node_ports: config.iptables.localhost_node_ports
+            && backend::open(config.mode).facts().localhost_node_ports,
         node_port_range: config.node_ports.range,
         servers: servers.into_iter().filter_map(|(name, address)| Some((name, address?))).collect(),
         service_ports: tracker.map(|tracker| service_ports(tracker.snapshot())),

@@ -1,23 +1,24 @@
 //! Being a service proxy: sources, loop and servers, and their end.
 
 use super::control::Asked;
-use super::families::{self, Dataplanes};
+use super::dataplanes::{self, Dataplanes};
 use super::readiness_taint::ReadinessTaint;
 use super::reload::Watched;
 use super::servers::{self, Facts, Observed};
 use super::sole::Sole;
 use super::source::{self, Feed, Source};
-use super::{cleanup, conntrack, control, signals, supervisor};
+use super::{conntrack, control, signals, supervisor};
+use crate::backend::{self, cleanup};
 use crate::config::{CommandLine, Config, DetectLocal, Effective, Mode};
 use crate::health::{Clock, Now, ProxyHealth, ServicePorts};
 use crate::http::{SlotLimits, Slots};
 use crate::kernel::iptables::Flavor;
 use crate::kernel::nfacct::Nfacct;
 use crate::kernel::{memory, process};
-use crate::metrics::{MetricSet, Metrics};
+use crate::metrics::Metrics;
 use crate::model::{IpFamily, NodeFacts, ObjectKind, PerFamily, WatchEvent};
 use crate::state::Tracker;
-use crate::sync::{Periods, Question, Records, Runner, Settlement, since_1970};
+use crate::sync::{Periods, Query, Records, Runner, Settlement, since_1970};
 use anyhow::{Error, Result, anyhow, bail};
 use std::convert::Infallible;
 use std::process::ExitCode;
@@ -77,8 +78,8 @@ async fn serve(config: Config, line: CommandLine, effective: Effective) -> Resul
     let health = Arc::new(ProxyHealth::new(config.sync.period));
     let slots = slots();
     let mut settlement = settlement(&health, &metrics, &clock, &slots);
-    let (asker, questions) = mpsc::channel(control::QUESTIONS);
-    let asked = Asked { questions: asker, health: health.clone(), clock: clock.clone(), started };
+    let (asker, queries) = mpsc::channel(control::QUERIES);
+    let asked = Asked { queries: asker, health: health.clone(), clock: clock.clone(), started };
     let control = control::serve(&config, asked.clone());
     let facts = Facts { status: asked.page(), configz, flags: line.values.clone(), started, slots };
     let watched = Watched::new(line, effective);
@@ -90,7 +91,7 @@ async fn serve(config: Config, line: CommandLine, effective: Effective) -> Resul
     let records = Records::new(metrics.clone(), health.clone(), clock.clone())
         .telling(Box::new(move |notice| notices.tell(notice)));
     let tracker = tracker(&config, started);
-    let program = Program { config: &config, tracker, events, questions, records, settlement, metrics };
+    let program = Program { config: &config, tracker, events, queries, records, settlement, metrics };
     tokio::select! {
         ended = program.run() => {
             ended?;
@@ -111,7 +112,7 @@ fn tracker(config: &Config, started: SystemTime) -> Tracker {
     let started = i64::try_from(since_1970(started).as_millis()).unwrap_or(i64::MAX);
     let is_known = !config.sources.manifests.is_empty();
     let node = NodeFacts { name: config.node_name.as_str().into(), is_known, ..NodeFacts::default() };
-    Tracker::new(node, started).reserving(families::reserved(config)).limiting(families::limits(config))
+    Tracker::new(node, started).reserving(dataplanes::reserved(config)).limiting(dataplanes::limits(config))
 }
 
 /// Without a source there is nothing to do.
@@ -155,10 +156,7 @@ fn slots() -> Arc<Slots> {
 }
 
 fn metrics(mode: Mode) -> Result<Metrics> {
-    let shown = match mode {
-        Mode::Iptables => MetricSet::Iptables,
-        Mode::Ipvs => MetricSet::Ipvs,
-    };
+    let shown = backend::open(mode).facts().metrics;
     let metrics = Metrics::new(shown, crate::config::BUILD, Box::new(|| process::read().ok()))?;
     if Nfacct::probe().is_ok() {
         metrics.register_accounting(&(Arc::new(accounted) as _))?;
@@ -186,7 +184,7 @@ struct Program<'a> {
     config: &'a Config,
     tracker: Tracker,
     events: mpsc::Receiver<WatchEvent>,
-    questions: mpsc::Receiver<Question>,
+    queries: mpsc::Receiver<Query>,
     records: Records,
     settlement: Settlement,
     metrics: Arc<Metrics>,
@@ -199,23 +197,20 @@ impl Program<'_> {
             return Ok(());
         }
         let node = self.tracker.snapshot().node.clone();
-        let planes = match self.config.mode {
-            Mode::Iptables => families::iptables(self.config, &node, &self.metrics).await?,
-            Mode::Ipvs => families::ipvs(self.config, &node, &self.metrics).await?,
-        };
+        let planes = Dataplanes::open(self.config, &node, &self.metrics).await?;
         self.drive(planes).await
     }
 
     /// The loop, on whichever dataplane.
     async fn drive(self, planes: Dataplanes) -> Result<()> {
-        let Program { config, tracker, mut events, questions, records, mut settlement, .. } = self;
+        let Program { config, tracker, mut events, queries, records, mut settlement, .. } = self;
         let identity = planes.identity(config);
         let afterwards = after_first_sync(config, planes.flavors, settlement.standing());
         let periods =
             Periods { sync: config.sync.period, min: config.sync.min_period, full: FULL_SYNC_PERIOD };
         let mut runner = Runner::new(tracker, planes.families, periods, records)
             .settling(settlement)
-            .answering(identity, questions);
+            .answering(identity, queries);
         tokio::select! { () = runner.run(&mut events) => Ok(()), never = afterwards => match never {} }
     }
 }
@@ -290,9 +285,6 @@ fn accounted(counter: &str) -> Option<u64> {
 /// The privileged part of the start: sysctls and counters.
 pub(super) async fn init_only(config: Config) -> Result<ExitCode> {
     let metrics = Arc::new(metrics(config.mode)?);
-    match config.mode {
-        Mode::Iptables => drop(families::iptables(&config, &NodeFacts::default(), &metrics).await?),
-        Mode::Ipvs => drop(families::ipvs(&config, &NodeFacts::default(), &metrics).await?),
-    }
+    Dataplanes::open(&config, &NodeFacts::default(), &metrics).await?;
     Ok(ExitCode::SUCCESS)
 }

@@ -4,6 +4,7 @@
 //! (`facts`), `findings` says what is wrong and what to do about it, and `text` prints it. Nothing
 //! here reads the kernel, and nothing decides about traffic.
 
+mod answers;
 mod facts;
 mod findings;
 mod report;
@@ -11,8 +12,9 @@ mod table;
 mod text;
 mod view;
 
+pub use answers::{Overview, overview, service, services};
 pub use facts::{
-    ApiFacts, Decision, Difference, FamilyFacts, Fate, Flows, Kind, NodeState, Obstacle, ProxyState, Tracking,
+    ApiFacts, Decision, FamilyFacts, Fate, Flows, Kind, NodeState, Obstacle, ProxyState, Tracking,
 };
 pub use findings::{Code, Finding, Severity};
 pub use report::Report;

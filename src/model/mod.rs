@@ -29,9 +29,12 @@ pub use endpoint::{EndpointFacts, EndpointSlice, Hints, SliceEndpoint, SliceName
 pub use flow::{ApiServerAddress, ObjectKind, ServiceRecord, Snapshot, SourceProblem, WatchEvent};
 pub use forwarding::NotForwarding;
 pub use frontend::{FrontendKind, Wanted};
-pub use ipvs::{Frontend, IpvsScheduler, RealServer, ServerOperation, SetEntry, SetType, VirtualServer};
+pub use ipvs::{
+    Frontend, IpvsScheduler, RealServer, SERVICES_INTERFACE, ServerOperation, SetEntry, SetType,
+    VirtualServer,
+};
 pub use limits::{Bound, Excess, ServiceLimits};
-pub use node::NodeFacts;
+pub use node::{NodeFacts, listed_ips, node_port_words};
 pub use process::ProcessUse;
 pub use quote::{cut, excerpt, findings, printable, quoted, word};
 pub use service::{External, Service, ServiceName, ServicePort, ServicePortName, TrafficPolicy};

@@ -4,17 +4,17 @@
 //! Nothing here knows a mode. What a pass did leaves as a `SyncReport`,
 //! and `report` turns that into metrics, health and one log line.
 
-mod ask;
 mod contention;
 mod pass;
+mod query;
 mod record;
 mod report;
 mod runner;
 mod schedule;
 mod settle;
 
-pub use ask::{Identity, Picture, Question, Told, node_port_words};
 pub use pass::{FamilySync, MakeSettings, ReadAddresses};
+pub use query::{Identity, LoopState, Query, ask};
 pub use record::{Records, since_1970};
 pub use report::{Notice, Outcome, PassKind, Recorder, Severity, SyncReport};
 pub use runner::{Periods, Runner};

@@ -1,8 +1,7 @@
 //! One pass over one family: plan, render, diff, apply.
 
 use super::report::{Outcome, PassKind};
-use crate::backend::{Applied, Dataplane, Finding, Look, Refusal};
-use crate::explain::FamilyView;
+use crate::backend::{Applied, Dataplane, Finding, KernelObject, Look, Refusal};
 use crate::model::{IpFamily, NodeFacts, ServiceName, Snapshot};
 use crate::plan::{FamilySettings, NodePortAddresses, Plan, Scope};
 use crate::state::{Changes, Tracker};
@@ -65,17 +64,20 @@ impl FamilySync {
     }
 
     /// The family.
+    #[must_use]
     pub fn family(&self) -> IpFamily {
         self.settings.family
     }
 
     /// The node's own IP, where it is known.
-    pub(super) fn node_ip(&self) -> Option<IpAddr> {
+    #[must_use]
+    pub fn node_ip(&self) -> Option<IpAddr> {
         Some(self.settings.node_ip).filter(|ip| !ip.is_loopback())
     }
 
     /// The addresses that answered on node ports at the last pass; `None` means every address.
-    pub(super) fn node_port_ips(&self) -> Option<Vec<IpAddr>> {
+    #[must_use]
+    pub fn node_port_ips(&self) -> Option<Vec<IpAddr>> {
         self.settings.node_port_ips(&self.addresses)
     }
 
@@ -125,24 +127,23 @@ impl FamilySync {
         }
     }
 
-    /// What becomes of one Service, of a snapshot that holds nothing else; `None` when the family
-    /// has nothing of it.
-    pub(super) fn view(
-        &self,
-        (one, name): (&Snapshot, &ServiceName),
-        endpoints: usize,
-        with_kernel: bool,
-    ) -> Option<FamilyView> {
-        let plan = Plan::new(&self.settings, one, Scope::All)
-            .with_local_addresses(&self.addresses)
-            .with_endpoint_count(endpoints);
-        let mut view = FamilyView::of(&plan, name)?;
-        if with_kernel {
-            view.wanted = self.dataplane.wanted(&plan);
-        }
+    /// The plan of all that a snapshot holds, with the settings of the last pass.
+    #[must_use]
+    pub fn plan_of<'a>(&'a self, snapshot: &'a Snapshot) -> Plan<'a> {
+        Plan::new(&self.settings, snapshot, Scope::All).with_local_addresses(&self.addresses)
+    }
+
+    /// What a plan of few Services needs of the kernel.
+    #[must_use]
+    pub fn wanted(&self, plan: &Plan<'_>) -> Vec<KernelObject> {
+        self.dataplane.wanted(plan)
+    }
+
+    /// Why the kernel refused a Service at the last pass, if it did.
+    #[must_use]
+    pub fn refused(&self, name: &ServiceName) -> Option<&str> {
         let refusal = self.refused.iter().find(|refusal| refusal.service == *name);
-        view.refused = refusal.map(|refusal| refusal.reason.clone());
-        Some(view)
+        refusal.map(|refusal| refusal.reason.as_str())
     }
 
     /// Learns what the backend knows of the node once it has looked, and changes nothing.

@@ -1,6 +1,5 @@
 //! Tells metrics, health and the log what the loop does.
 
-use super::ask::node_port_words;
 use super::contention::{Contention, Turn};
 use super::report::{Notice, Outcome, PassKind, Recorder, Severity, SyncReport};
 use super::settle::Settled;
@@ -9,6 +8,7 @@ use crate::health::{Clock, Doubtful, PortTaken, ProxyHealth, RefusedObject};
 use crate::metrics::{Metrics, PolicyKind, Table};
 use crate::model::{
     Bound, FrontendKind, IpFamily, NodeFacts, PerFamily, ServiceName, SourceProblem, findings,
+    node_port_words,
 };
 use crate::state::{FrontendConflict, OverBound, ReservedClaim, Tracker};
 use std::net::IpAddr;

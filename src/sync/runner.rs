@@ -1,8 +1,8 @@
 //! When to sync: the first change at once, then no more often than the minimum period; at once
 //! after the kernel lost something; again, ever more slowly, after a failure.
 
-use super::ask::{self, Identity, Question, Told};
 use super::pass::FamilySync;
+use super::query::{self, Identity, LoopState, Query};
 use super::report::{Outcome, Recorder, SyncReport};
 use super::schedule::{Ended, Schedule};
 use super::settle::Settlement;
@@ -42,7 +42,7 @@ pub struct Runner<R> {
     thorough_from: Instant,
     /// Mode and tools, for those who ask.
     identity: Identity,
-    questions: Option<mpsc::Receiver<Question>>,
+    queries: Option<mpsc::Receiver<Query>>,
 }
 
 impl<R: Recorder> Runner<R> {
@@ -59,14 +59,14 @@ impl<R: Recorder> Runner<R> {
             schedules: PerFamily::build(|_| Schedule::new(now)),
             thorough_from: now,
             identity: Identity::default(),
-            questions: None,
+            queries: None,
         }
     }
 
-    /// Answers questions between passes.
+    /// Answers queries between passes.
     #[must_use]
-    pub fn answering(mut self, identity: Identity, questions: mpsc::Receiver<Question>) -> Self {
-        (self.identity, self.questions) = (identity, Some(questions));
+    pub fn answering(mut self, identity: Identity, queries: mpsc::Receiver<Query>) -> Self {
+        (self.identity, self.queries) = (identity, Some(queries));
         self
     }
 
@@ -85,7 +85,7 @@ impl<R: Recorder> Runner<R> {
         self.tell_picture();
         let mut check = tokio::time::interval(CHECK_PERIOD);
         check.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let mut questions = self.questions.take();
+        let mut queries = self.queries.take();
         loop {
             let next = self.next_pass();
             tokio::select! {
@@ -95,7 +95,7 @@ impl<R: Recorder> Runner<R> {
                 },
                 () = sleep_until(next) => self.sync().await,
                 _ = check.tick() => self.check().await,
-                question = ask::next(&mut questions) => self.answer(question),
+                query = query::next(&mut queries) => query(&self.state()),
             }
         }
     }
@@ -122,9 +122,8 @@ impl<R: Recorder> Runner<R> {
         self.recorder.problems(self.tracker.problems());
     }
 
-    fn answer(&self, question: Question) {
-        let told = Told { identity: &self.identity, tracker: &self.tracker, families: &self.families };
-        told.answer(question);
+    fn state(&self) -> LoopState<'_> {
+        LoopState { identity: &self.identity, tracker: &self.tracker, families: &self.families }
     }
 
     /// Asks for a pass over every family that has something to do, or was never synced.

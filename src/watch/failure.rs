@@ -206,6 +206,9 @@ mod tests {
         let io = io::Error::from_raw_os_error(nix::libc::ECONNREFUSED);
         let error = anyhow::Error::new(io).context("tcp connect error").context("client error (Connect)");
         assert_eq!(Cause::NoAnswer(error.into()).to_string(), "Connection refused");
-        assert_eq!(without_number("cannot read x: No such file (os error 2); y"), "cannot read x: No such file; y");
+        assert_eq!(
+            without_number("cannot read x: No such file (os error 2); y"),
+            "cannot read x: No such file; y"
+        );
     }
 }
