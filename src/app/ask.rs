@@ -169,7 +169,7 @@ async fn explain_address(
         let text = no_service_at(&rows, at, protocol, own);
         return Ok(Answer { text, status: NO_SUCH_SERVICE, wraps: true });
     }
-    let asked = Explain { to: Some(at), ..asked.clone() };
+    let asked = Explain { to: Some(at), protocol: protocol.or(asked.protocol), ..asked.clone() };
     let mut all = Answer { wraps: true, ..Answer::default() };
     for row in answering {
         let port = at.port().to_string();
@@ -230,9 +230,7 @@ async fn explain_service(
     if let (Some(view), Some(port)) = (&mut view, port) {
         keep_port(view, port)?;
     }
-    if let Some(view) = &mut view {
-        keep_family(view, asked);
-    }
+    let other_family = view.as_mut().and_then(|view| keep_family(view, asked));
     let mut node = match &view {
         Some(view) => look::around(config, view, asked).await,
         None => {
@@ -240,6 +238,7 @@ async fn explain_service(
         }
     };
     node.api = api;
+    node.other_family = other_family;
     node.proxy = source.running().await?.map(|running| running.proxy);
     let report = Report::new(full_name, view, node);
     let text = match structured("Explanation", &report, &asked.form)? {
@@ -266,10 +265,15 @@ pub(super) fn similar(rows: &[Row], namespace: &str, name: &str) -> Vec<String> 
     found.into_iter().map(|(_, name)| name).take(MOST_SIMILAR).collect()
 }
 
-/// A traced packet is of one family, so the other one is left out.
-fn keep_family(view: &mut ServiceView, asked: &Explain) {
-    let Some(address) = asked.client.or(asked.to.map(|to| to.ip())) else { return };
-    view.families.retain(|family| family.ip_family() == Some(IpFamily::of(address)));
+/// A traced packet is of one family, so the other one is left out. Returns that family if the Service does not have it.
+fn keep_family(view: &mut ServiceView, asked: &Explain) -> Option<String> {
+    let address = asked.client.or(asked.to.map(|to| to.ip()))?;
+    let family = IpFamily::of(address);
+    if view.families.iter().all(|it| it.ip_family() != Some(family)) {
+        return Some(family.to_string());
+    }
+    view.families.retain(|it| it.ip_family() == Some(family));
+    None
 }
 
 fn keep_port(view: &mut ServiceView, port: &str) -> Result<()> {

@@ -22,7 +22,7 @@ mod tally;
 mod usable;
 mod walk;
 
-pub use foreign::foreign_obstacles;
+pub use foreign::{ChainRules, ForeignEffect, ForeignRule, KnownPart, foreign_rules};
 pub use mode::{InspectedNode, Inspection, ModeFacts, Opening, ProxyMode, Requirement, open};
 pub use tally::{Detail, Measured, Measuring, Series, Told};
 pub use usable::{flavor, usable_tools};

@@ -77,6 +77,9 @@ pub(super) struct ExplainFlags {
     /// Trace a packet sent there; without it, one to the first cluster IP
     #[arg(long, value_name = "IP:PORT")]
     to: Option<SocketAddr>,
+    /// The protocol of the traced packet; without it, each that the Service has at its destination
+    #[arg(long, value_name = "tcp|udp|sctp", default_value = "", hide_default_value = true, value_parser = protocol)]
+    protocol: String,
     /// The interface that the traced packet comes in on, where rules depend on that
     #[arg(long, value_name = "NAME", default_value = "", hide_default_value = true)]
     interface: String,
@@ -155,6 +158,14 @@ fn form(text: &str) -> Result<Form, String> {
     }
 }
 
+fn protocol(text: &str) -> Result<String, String> {
+    let name = text.to_ascii_lowercase();
+    match name.is_empty() || Protocol::ALL.iter().any(|protocol| protocol.as_str() == name) {
+        true => Ok(name),
+        false => Err("there are tcp, udp and sctp".to_owned()),
+    }
+}
+
 fn shell(text: &str) -> Result<clap_complete::Shell, String> {
     use clap_complete::Shell::{Bash, Fish, Zsh};
     let known = [("bash", Bash), ("zsh", Zsh), ("fish", Fish)];
@@ -229,6 +240,8 @@ pub struct Explain {
     pub client: Option<IpAddr>,
     /// Trace a packet sent there.
     pub to: Option<SocketAddr>,
+    /// The protocol of the traced packet.
+    pub protocol: Option<Protocol>,
     /// The interface that the traced packet comes in on.
     pub interface: Option<String>,
     /// How to print the answer.
@@ -298,6 +311,7 @@ impl ExplainFlags {
             namespace: self.namespace.clone(),
             client: self.client,
             to: self.to,
+            protocol: Protocol::ALL.into_iter().find(|protocol| protocol.as_str() == self.protocol),
             interface: values::non_empty(&self.interface).map(str::to_owned),
             form: self.output.output.clone(),
         }

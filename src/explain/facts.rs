@@ -1,10 +1,11 @@
 //! What was found on the node and at the API server, besides the plan.
 
-use crate::backend::Difference;
+use super::view::PortView;
+use crate::backend::{Difference, ForeignEffect, ForeignRule};
 use crate::model::ApiConnection;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 /// What the API has of a Service, looked at without the selectors of the watches.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -61,14 +62,39 @@ pub struct Tracking {
     pub max: u64,
 }
 
+/// Flows now open to the endpoints of one Service port in one family.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PortFlows {
+    /// `IPv4` or `IPv6`.
+    pub family: String,
+    /// The name of the port; empty when it has none.
+    pub port: String,
+    /// `tcp`, `udp` or `sctp`.
+    pub protocol: String,
+    /// By endpoint.
+    pub by_endpoint: BTreeMap<SocketAddr, u64>,
+}
+
 /// Flows now open to endpoints.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Flows {
-    /// By endpoint.
-    pub by_endpoint: BTreeMap<SocketAddr, u64>,
+    /// By port.
+    pub ports: Vec<PortFlows>,
     /// There are more than were counted.
     pub is_cut: bool,
+}
+
+impl Flows {
+    /// The flows to an endpoint that came by a port of a family.
+    #[must_use]
+    pub fn to(&self, endpoint: SocketAddr, family: &str, port: &PortView) -> u64 {
+        let is_it =
+            |it: &&PortFlows| it.family == family && it.port == port.name && it.protocol == port.protocol;
+        let found = self.ports.iter().find(is_it).and_then(|it| it.by_endpoint.get(&endpoint));
+        found.copied().unwrap_or_default()
+    }
 }
 
 /// What was found of one family.
@@ -105,6 +131,10 @@ pub enum Fate {
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Decision {
+    /// Where the packet was sent.
+    pub to: SocketAddr,
+    /// Its protocol: `tcp`, `udp` or `sctp`.
+    pub protocol: String,
     /// What.
     pub fate: Fate,
     /// The endpoint that gets it.
@@ -119,13 +149,25 @@ pub struct Decision {
     pub rules: Vec<String>,
 }
 
-/// A rule of somebody else that stands in the way of forwarded packets.
+/// A rule of another program in the way of the Service's packets.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Obstacle {
-    /// The rule.
+    /// The rule with its chain, or the policy of a chain.
     pub rule: String,
-    /// It stops every client; others hang on more than the endpoint's address.
-    pub stops_all: bool,
+    /// What it does to them.
+    pub effect: ForeignEffect,
+    /// It does so to every packet; another one depends on more than the packet's destination.
+    pub is_certain: bool,
+    /// The frontend's address, where this node has it: then the node may mean to answer itself.
+    pub local: Option<IpAddr>,
+}
+
+impl Obstacle {
+    /// A foreign rule, with the frontend that it concerns where the node has its address.
+    #[must_use]
+    pub fn of(rule: &ForeignRule, local: Option<IpAddr>) -> Obstacle {
+        Obstacle { rule: rule.words(), effect: rule.effect, is_certain: rule.is_certain, local }
+    }
 }
 
 /// All that was found.
@@ -147,6 +189,8 @@ pub struct NodeState {
     pub refusing: Vec<SocketAddr>,
     /// The client of `--client`, and the source ranges that leave it out, by port.
     pub excluded_client: Option<(String, Vec<String>)>,
+    /// The family of the client or destination that was asked for, where the Service does not have it.
+    pub other_family: Option<String>,
     /// The node ports that the cluster is said to give out.
     pub node_port_range: Option<(u16, u16)>,
     /// The traced packet.

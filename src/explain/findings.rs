@@ -1,8 +1,8 @@
 //! What is wrong with a Service, and what to do about it.
 
-use super::facts::{FamilyFacts, Kind, NodeState};
+use super::facts::{FamilyFacts, Fate, Kind, NodeState, Obstacle};
 use super::view::{Answer, Contest, ContestedIp, EndpointView, FamilyView, PortView, ServiceView};
-use crate::backend::Difference;
+use crate::backend::{Difference, ForeignEffect};
 use crate::model::NotForwarding;
 use crate::plan::Unused;
 use serde::{Deserialize, Serialize};
@@ -57,6 +57,10 @@ pub enum Code {
     KernelUnreadable,
     /// A rule of somebody else may drop forwarded packets.
     ForeignDropRule,
+    /// A rule of another program sends packets to the Service elsewhere.
+    ForeignTranslation,
+    /// A rule of another program keeps packets to the Service out of connection tracking.
+    NotTracked,
     /// The node does not forward packets.
     ForwardingOff,
     /// Connection tracking has no room.
@@ -75,6 +79,14 @@ pub enum Code {
     UnknownService,
     /// The API has it and the proxy has not heard of it.
     NotSeenYet,
+    /// No rule takes the traced packet to a frontend.
+    TraceUntaken,
+    /// The traced packet goes to an address and port that is none of the Service's.
+    NoFrontend,
+    /// A rule stops the traced packet although the Service has endpoints.
+    TraceStopped,
+    /// The client or destination of the traced packet is of a family that the Service does not have.
+    ClientOfOtherFamily,
     /// What the proxy knows is not current: a watch of the API server is closed.
     StalePicture,
 }
@@ -138,6 +150,8 @@ pub(super) fn all(view: Option<&ServiceView>, node: &NodeState) -> Vec<Finding> 
         found.extend(whole_node(node));
     }
     found.extend(client(node));
+    found.extend(trace(view, node));
+    found.extend(other_family(node));
     found.extend(stale_picture(node));
     found.sort_by_key(|finding| finding.severity);
     found.dedup();
@@ -464,17 +478,7 @@ fn kernel(facts: &FamilyFacts, view: &FamilyView) -> Vec<Finding> {
              sync.",
         ));
     }
-    for obstacle in &facts.obstacles {
-        let (severity, may) = match obstacle.stops_all {
-            true => (Severity::Broken, "stops"),
-            false => (Severity::Note, "may stop"),
-        };
-        found.push(finding(
-            (Code::ForeignDropRule, severity),
-            format!("a rule of another program in FORWARD {may} {family} packets to the endpoints: {}", obstacle.rule),
-            "Find out who writes it (a firewall, Docker, the network plugin) and have it let pod traffic through.",
-        ));
-    }
+    found.extend(facts.obstacles.iter().map(|obstacle| obstacle_finding(obstacle, family)));
     let mut endpoints = view.ports.iter().flat_map(|port| &port.endpoints);
     let judged = NotForwarding::judge(Some(endpoints.any(EndpointView::is_used)), true);
     if facts.forwards == Some(false) && judged == NotForwarding::Broken {
@@ -490,6 +494,42 @@ fn kernel(facts: &FamilyFacts, view: &FamilyView) -> Vec<Finding> {
     found
 }
 
+/// A rule of another program. What only may happen is a note, and so is what the node does with an address of its own.
+fn obstacle_finding(obstacle: &Obstacle, family: &str) -> Finding {
+    let Obstacle { rule, effect, is_certain, local } = obstacle;
+    let severity = if *is_certain && local.is_none() { Severity::Broken } else { Severity::Note };
+    let does = |certain: &'static str, possible: &'static str| if *is_certain { certain } else { possible };
+    match effect {
+        ForeignEffect::Stops => finding(
+            (Code::ForeignDropRule, severity),
+            format!(
+                "{rule}: {} {family} packets on their way to the endpoints",
+                does("this stops", "this may stop")
+            ),
+            "Find the program that writes it (a firewall, Docker, the network plugin), and have it accept traffic to pods.",
+        ),
+        ForeignEffect::Redirects => finding(
+            (Code::ForeignTranslation, severity),
+            format!(
+                "{rule}: {} packets to the Service elsewhere, before the Service's rules see them",
+                does("this sends", "this may send")
+            ),
+            "Remove the rule of the other program, or have it leave out the Service's addresses.",
+        ),
+        ForeignEffect::Untracks => finding(
+            (Code::NotTracked, severity),
+            format!(
+                "{rule}: packets to the Service {} tracked, and without tracking no rule can translate their \
+                 destination{}",
+                does("are not", "may not be"),
+                local.map(|ip| format!("; this node has the address {ip} itself")).unwrap_or_default()
+            ),
+            "NodeLocal DNSCache means to do so for the address of the DNS Service, which it answers itself. Otherwise \
+             remove the rule from the raw table.",
+        ),
+    }
+}
+
 /// One sentence about all objects that differ in one way.
 fn summary<'d>(mut differences: impl Iterator<Item = &'d Difference>, how: &str) -> Option<String> {
     let first = &differences.next()?.object;
@@ -498,6 +538,44 @@ fn summary<'d>(mut differences: impl Iterator<Item = &'d Difference>, how: &str)
         1 => format!("{first} {how}, and so does another object"),
         more => format!("{first} {how}, and so do {more} other objects"),
     })
+}
+
+/// What the traced packet shows and nothing else has named: a trace and "nothing is wrong" do not contradict each other.
+fn trace(view: Option<&ServiceView>, node: &NodeState) -> Vec<Finding> {
+    let mut found = Vec::new();
+    for decision in &node.decisions {
+        let at = format!("{}/{}", decision.to, decision.protocol);
+        let port = view.and_then(|view| view.port_at(decision.to, &decision.protocol));
+        let by = decision.decided_by.as_deref().unwrap_or("a rule");
+        found.extend(match (decision.fate, port) {
+            (Fate::Untouched, Some(_)) => Some(finding(
+                (Code::TraceUntaken, Severity::Broken),
+                format!("no rule takes the traced packet to {at}, which the Service should answer at"),
+                "See the trace: a rule before the Service's decides, or the Service's rule is missing.",
+            )),
+            (Fate::Untouched, None) => Some(finding(
+                (Code::NoFrontend, Severity::Problem),
+                format!("{at} is no frontend of this Service"),
+                "Compare the destination with the frontends above; services lists those of all Services.",
+            )),
+            (Fate::Dropped | Fate::Refused, Some(port)) if port.answers_everywhere() => Some(finding(
+                (Code::TraceStopped, Severity::Problem),
+                format!("the traced packet to {at} is stopped by {by}"),
+                "The Service has endpoints; the rule that the trace marks depends on the client.",
+            )),
+            _ => None,
+        });
+    }
+    found
+}
+
+fn other_family(node: &NodeState) -> Option<Finding> {
+    let family = node.other_family.as_ref()?;
+    Some(finding(
+        (Code::ClientOfOtherFamily, Severity::Problem),
+        format!("the packet is an {family} one, and the Service has no {family} address"),
+        "Give the Service the family (spec.ipFamilies, spec.ipFamilyPolicy), or use an address of a family that it has.",
+    ))
 }
 
 /// What is said here is of the past.

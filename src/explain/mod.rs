@@ -14,7 +14,7 @@ mod view;
 
 pub use answers::{Overview, overview, service, services};
 pub use facts::{
-    ApiFacts, Decision, FamilyFacts, Fate, Flows, Kind, NodeState, Obstacle, ProxyState, Tracking,
+    ApiFacts, Decision, FamilyFacts, Fate, Flows, Kind, NodeState, Obstacle, PortFlows, ProxyState, Tracking,
 };
 pub use findings::{Code, Finding, Severity};
 pub use report::Report;

@@ -1,7 +1,7 @@
 //! Broken set-ups, each with the cause that must be named.
 
 use super::*;
-use crate::backend::Difference;
+use crate::backend::{Difference, ForeignEffect};
 use crate::model::{ApiConnection, IpFamily, NodeFacts, ServiceName, WatchEvent, WatchState};
 use crate::plan::{FamilySettings, Plan, Scope};
 use crate::state::Tracker;
@@ -216,11 +216,32 @@ fn difference(is_gone: bool, missing: &[&str], surplus: &[&str]) -> Difference {
     }
 }
 
+fn obstacle(effect: ForeignEffect, is_certain: bool, local: Option<&str>) -> Obstacle {
+    let local = local.map(|ip| ip.parse().unwrap());
+    Obstacle { rule: "-A FORWARD -j DROP".to_owned(), effect, is_certain, local }
+}
+
+#[test]
+fn a_rule_that_only_may_be_in_the_way_is_a_note() {
+    for effect in [ForeignEffect::Stops, ForeignEffect::Redirects, ForeignEffect::Untracks] {
+        for (is_certain, local, wanted) in [
+            (true, None, Severity::Broken),
+            (false, None, Severity::Note),
+            (true, Some("10.96.0.10"), Severity::Note),
+        ] {
+            let report =
+                report(&sound(), kernel(|it| it.obstacles.push(obstacle(effect, is_certain, local))));
+            let severities: Vec<Severity> = report.findings.iter().map(|it| it.severity).collect();
+            assert_eq!(severities, [wanted], "{effect:?} {is_certain} {local:?}");
+        }
+    }
+}
+
 #[rstest]
 #[case::rule_deleted(kernel(|it| it.differences.push(difference(false, &["-j A"], &[]))), Code::KernelObjectMissing)]
 #[case::chain_deleted(kernel(|it| it.differences.push(difference(true, &[], &[]))), Code::KernelObjectMissing)]
 #[case::stale(kernel(|it| it.differences.push(difference(false, &[], &["-j OLD"]))), Code::KernelStateStale)]
-#[case::foreign_drop(kernel(|it| it.obstacles.push(Obstacle { rule: "-j DROP".to_owned(), stops_all: true })), Code::ForeignDropRule)]
+#[case::foreign_drop(kernel(|it| it.obstacles.push(obstacle(ForeignEffect::Stops, true, None))), Code::ForeignDropRule)]
 #[case::forwarding_off(kernel(|it| it.forwards = Some(false)), Code::ForwardingOff)]
 #[case::conntrack_full(NodeState { tracking: Some(Tracking { count: 99, max: 100 }), ..NodeState::default() }, Code::ConntrackFull)]
 fn a_kernel_that_is_not_as_it_should_be_is_named(#[case] node: NodeState, #[case] cause: Code) {
@@ -270,6 +291,55 @@ fn a_client_outside_the_source_ranges_is_named() {
     let excluded_client = Some(("192.0.2.7".to_owned(), vec!["198.51.100.0/24".to_owned()]));
     let report = report(&sound(), NodeState { excluded_client, ..NodeState::default() });
     assert_eq!(codes(&report), [Code::ClientOutsideSourceRanges]);
+}
+
+fn traced(to: &str, fate: Fate) -> NodeState {
+    let decision = Decision {
+        to: to.parse().unwrap(),
+        protocol: "tcp".to_owned(),
+        fate,
+        endpoint: None,
+        masqueraded: false,
+        percent: 100.0,
+        decided_by: Some("filter FORWARD: -j DROP".to_owned()),
+        rules: Vec::new(),
+    };
+    NodeState { decisions: vec![decision], ..NodeState::default() }
+}
+
+#[rstest]
+#[case::to_a_frontend("10.96.0.10:80", Fate::Untouched, &[Code::TraceUntaken])]
+#[case::to_another_port("10.96.0.10:81", Fate::Untouched, &[Code::NoFrontend])]
+#[case::dropped("10.96.0.10:80", Fate::Dropped, &[Code::TraceStopped])]
+#[case::served("10.96.0.10:80", Fate::Served, &[])]
+fn a_trace_that_ends_elsewhere_is_not_nothing(#[case] to: &str, #[case] fate: Fate, #[case] wanted: &[Code]) {
+    let report = report(&sound(), traced(to, fate));
+    assert_eq!(codes(&report), wanted);
+    assert_eq!(report.to_string().contains("Nothing is wrong"), wanted.is_empty());
+}
+
+#[test]
+fn a_client_of_the_other_family_gets_an_answer() {
+    let node = NodeState { other_family: Some("IPv6".to_owned()), ..NodeState::default() };
+    assert_eq!(codes(&report(&sound(), node)), [Code::ClientOfOtherFamily]);
+}
+
+#[test]
+fn flows_are_counted_by_port_and_protocol() {
+    let by_endpoint = |count| [("10.128.0.5:8080".parse().unwrap(), count)].into();
+    let port = |protocol: &str, count| PortFlows {
+        family: "IPv4".to_owned(),
+        port: "http".to_owned(),
+        protocol: protocol.to_owned(),
+        by_endpoint: by_endpoint(count),
+    };
+    let flows = Flows { ports: vec![port("udp", 7), port("tcp", 2)], is_cut: false };
+    let report = report(&sound(), NodeState { flows: Some(flows), ..NodeState::default() });
+    let text = report.to_string();
+    assert!(
+        text.contains("10.128.0.5:8080") && text.contains("  2 flows") && !text.contains("7 flows"),
+        "{text}"
+    );
 }
 
 fn told_by(api: ApiConnection) -> NodeState {

@@ -63,7 +63,8 @@ impl Report {
             writeln!(f, "\nTrace")?;
         }
         for decision in self.trace.iter().take(MOST_OUTCOMES) {
-            writeln!(f, "  {:>5.1}%  {}", decision.percent, fate_words(decision))?;
+            let Decision { to, protocol, percent, .. } = decision;
+            writeln!(f, "  {percent:>5.1}%  {to}/{protocol}: {}", fate_words(decision))?;
             for rule in &decision.rules {
                 let mark = if decision.decided_by.as_ref() == Some(rule) { "=>" } else { "  " };
                 writeln!(f, "        {mark} {rule}")?;
@@ -112,7 +113,7 @@ fn write_family(f: &mut fmt::Formatter<'_>, family: &FamilyView, flows: Option<&
         write_policies(f, port)?;
         writeln!(f, "  endpoints")?;
         for endpoint in &port.endpoints {
-            write_endpoint(f, endpoint, port, flows)?;
+            write_endpoint(f, endpoint, port, flows.map(|flows| (flows, family.family.as_str())))?;
         }
         if port.endpoints.is_empty() {
             writeln!(f, "    none")?;
@@ -139,12 +140,12 @@ fn write_endpoint(
     f: &mut fmt::Formatter<'_>,
     endpoint: &EndpointView,
     port: &PortView,
-    flows: Option<&Flows>,
+    flows: Option<(&Flows, &str)>,
 ) -> fmt::Result {
     let address = endpoint.address().map_or_else(|| endpoint.ip.to_string(), |address| address.to_string());
     let place = if endpoint.local { "this node" } else { "elsewhere" };
-    let flows = flows.zip(endpoint.address()).map(|(flows, address)| {
-        let count = flows.by_endpoint.get(&address).copied().unwrap_or_default();
+    let flows = flows.zip(endpoint.address()).map(|((flows, family), address)| {
+        let count = flows.to(address, family, port);
         format!("  {count}{} flows", if flows.is_cut { "+" } else { "" })
     });
     writeln!(
@@ -189,7 +190,7 @@ fn fate_words(decision: &Decision) -> String {
         (Fate::Served, None) => "goes to an endpoint".to_owned(),
         (Fate::Refused, _) => "is refused at once".to_owned(),
         (Fate::Dropped, _) => "is dropped silently".to_owned(),
-        (Fate::Untouched, _) => "is none of the Service's: it goes where its address says".to_owned(),
+        (Fate::Untouched, _) => "no Service rule matches; routed unchanged".to_owned(),
     }
 }
 

@@ -11,11 +11,13 @@ use crate::model::IpFamily;
 use crate::plan::{FamilySettings, Plan};
 use anyhow::{Context, Result};
 use futures::future::LocalBoxFuture;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// Levels of the tree of networks, and some to spare.
 const DEEPEST: usize = 16;
+/// So many chains of a table are read one by one.
+const MOST_SINGLE_CHAINS: usize = 12;
 
 /// Chains of iptables rules.
 pub struct IptablesMode;
@@ -119,9 +121,10 @@ fn join(inputs: &[String]) -> String {
 }
 
 async fn look_at_rules(tools: &Tools, wanted: &[KernelObject]) -> Result<Inspection> {
+    let mut chains = Chains::of(tools, wanted).await?;
     let mut inspection = Inspection::default();
     for object in wanted {
-        let Some(lines) = chain(tools, &object.name).await? else {
+        let Some(lines) = chains.get(&object.name).await? else {
             inspection.differences.push(Difference::gone(object));
             continue;
         };
@@ -129,7 +132,7 @@ async fn look_at_rules(tools: &Tools, wanted: &[KernelObject]) -> Result<Inspect
         inspection.found.push(KernelObject { lines: lines.clone(), ..object.clone() });
         let mut left = Vec::new();
         for rule in missing {
-            if !in_tree(tools, (&object.name, &lines), &rule, &mut inspection.found).await? {
+            if !in_tree(&mut chains, (&object.name, &lines), &rule, &mut inspection.found).await? {
                 left.push(rule);
             }
         }
@@ -140,7 +143,7 @@ async fn look_at_rules(tools: &Tools, wanted: &[KernelObject]) -> Result<Inspect
 
 /// Whether a rule of a long chain stands where a tree of networks has it; notes the chains on the way.
 async fn in_tree(
-    tools: &Tools,
+    chains: &mut Chains<'_>,
     (name, lines): (&str, &[String]),
     rule: &str,
     found: &mut Vec<KernelObject>,
@@ -150,7 +153,7 @@ async fn in_tree(
     for _ in 0..DEEPEST {
         let Some(next) = inspect::branch(rule, &lines) else { return Ok(false) };
         let name = format!("{table} {next}");
-        let Some(there) = chain(tools, &name).await? else { return Ok(false) };
+        let Some(there) = chains.get(&name).await? else { return Ok(false) };
         lines.clone_from(&there);
         if !found.iter().any(|known| known.name == name) {
             found.push(KernelObject { name, lines: there, is_shared: true });
@@ -163,7 +166,33 @@ async fn in_tree(
     Ok(false)
 }
 
-async fn chain(tools: &Tools, name: &str) -> Result<Option<Vec<String>>> {
-    let (table, chain) = name.split_once(' ').context("a chain without a table")?;
-    tools.rules(Place { table, chain }).await
+/// The chains of the kernel, read one by one, or with their whole table where very many are wanted of it: a process for
+/// each of thousands takes a minute.
+struct Chains<'t> {
+    tools: &'t Tools,
+    /// Whole tables, by name, then by chain.
+    tables: BTreeMap<String, BTreeMap<String, Vec<String>>>,
+}
+
+impl<'t> Chains<'t> {
+    async fn of(tools: &'t Tools, wanted: &[KernelObject]) -> Result<Chains<'t>> {
+        let mut by_table: BTreeMap<&str, usize> = BTreeMap::new();
+        for (table, _) in wanted.iter().filter_map(|object| object.name.split_once(' ')) {
+            *by_table.entry(table).or_default() += 1;
+        }
+        let mut tables = BTreeMap::new();
+        for (table, _) in by_table.into_iter().filter(|(_, count)| *count > MOST_SINGLE_CHAINS) {
+            tables.insert(table.to_owned(), tools.table(table).await?);
+        }
+        Ok(Chains { tools, tables })
+    }
+
+    /// The lines of a chain; `None` where there is none of the name.
+    async fn get(&mut self, name: &str) -> Result<Option<Vec<String>>> {
+        let (table, chain) = name.split_once(' ').context("a chain without a table")?;
+        match self.tables.get(table) {
+            Some(chains) => Ok(chains.get(chain).cloned()),
+            None => self.tools.rules(Place { table, chain }).await,
+        }
+    }
 }
