@@ -196,18 +196,22 @@ impl Status {
     }
 }
 
-/// How many there are, in words.
+/// How many there are of each kind that there is, in words.
 fn doubts(it: &Doubtful) -> String {
-    format!(
-        "{} endpoints and {} external IPs refused, {} external IPs reported, {} addresses and {} node ports contested, \
-         {} bounds of Services exceeded",
-        it.refused_endpoints,
-        it.refused_external_ips,
-        it.reported_external_ips,
-        it.contested_addresses,
-        it.contested_node_ports,
-        it.too_large
-    )
+    let kinds = [
+        (it.refused_endpoints, "endpoint refused", "endpoints refused"),
+        (it.refused_external_ips, "external IP refused", "external IPs refused"),
+        (it.reported_external_ips, "external IP reported", "external IPs reported"),
+        (it.contested_addresses, "address contested", "addresses contested"),
+        (it.contested_node_ports, "node port contested", "node ports contested"),
+        (it.too_large, "bound of a Service exceeded", "bounds of Services exceeded"),
+    ];
+    let words = |(count, one, many): (usize, &str, &str)| match count {
+        0 => None,
+        1 => Some(format!("1 {one}")),
+        count => Some(format!("{count} {many}")),
+    };
+    kinds.into_iter().filter_map(words).collect::<Vec<_>>().join(", ")
 }
 
 impl fmt::Display for Status {
@@ -357,7 +361,7 @@ mod tests {
         assert!(html.contains("class=\"state bad\">Degraded"), "{html}");
         assert!(html.contains("shop/web") && html.contains("the lock is &quot;taken&quot;"), "{html}");
         assert!(!html.contains("<script"), "{html}");
-        assert!(html.contains("shop/&lt;thief&gt;") && html.contains("1 external IPs refused"), "{html}");
+        assert!(html.contains("shop/&lt;thief&gt;") && html.contains("1 external IP refused"), "{html}");
         assert!(status.to_string().contains("shop/<thief>: spec.externalIPs: 192.0.2.1 is"), "{status}");
         assert!(status.to_string().contains("refused: shop/web: line 7"), "{status}");
     }

@@ -187,7 +187,7 @@ fn left_out(view: &ServiceView) -> Vec<Finding> {
         found.push(finding(
             (Code::EndpointsRefused, Severity::Problem),
             format!(
-                "{} endpoints are not used: their addresses are loopback, link-local, unspecified or multicast                  ones",
+                "{} endpoints are not used: their addresses are loopback, link-local, unspecified or multicast ones",
                 view.refused_endpoints
             ),
             "Whoever writes the slices has to give the pods' own addresses; the log names each one.",
@@ -461,16 +461,16 @@ fn kernel(facts: &FamilyFacts, view: &FamilyView) -> Vec<Finding> {
     // Of a Service that is left out, nothing is expected to be there.
     let expected = view.refused.is_none();
     let lacking = facts.differences.iter().filter(|it| expected && (it.is_gone || !it.missing.is_empty()));
-    if let Some(what) = summary(lacking, "is not there or lacks entries") {
+    if let Some(what) = summary(lacking, lack_words) {
         found.push(finding(
             (Code::KernelObjectMissing, Severity::Broken),
             what,
-            "Somebody deleted it, or it could not be written yet. The proxy mends it within seconds; if it is \
-             still so, see kube-proxy-rs status for what keeps it from doing so.",
+            "Another program deleted it, or it could not be written yet. The proxy writes it again within seconds; if it \
+             is still so, kube-proxy-rs status says what keeps the proxy from it.",
         ));
     }
     let stale = facts.differences.iter().filter(|it| expected && !it.surplus.is_empty());
-    if let Some(what) = summary(stale, "has entries that nobody wants") {
+    if let Some(what) = summary(stale, surplus_words) {
         found.push(finding(
             (Code::KernelStateStale, Severity::Broken),
             what,
@@ -530,14 +530,36 @@ fn obstacle_finding(obstacle: &Obstacle, family: &str) -> Finding {
     }
 }
 
-/// One sentence about all objects that differ in one way.
-fn summary<'d>(mut differences: impl Iterator<Item = &'d Difference>, how: &str) -> Option<String> {
-    let first = &differences.next()?.object;
-    Some(match differences.count() {
-        0 => format!("{first} {how}"),
-        1 => format!("{first} {how}, and so does another object"),
-        more => format!("{first} {how}, and so do {more} other objects"),
-    })
+/// So many objects are named in one sentence.
+const MOST_OBJECTS: usize = 3;
+
+/// One sentence about all objects that differ in one way: the first ones by name, and how many more there are.
+fn summary<'d>(
+    differences: impl Iterator<Item = &'d Difference>,
+    words: fn(&Difference) -> String,
+) -> Option<String> {
+    let all: Vec<&Difference> = differences.collect();
+    let named: Vec<String> = all.iter().take(MOST_OBJECTS).map(|it| words(it)).collect();
+    match all.len().saturating_sub(MOST_OBJECTS) {
+        _ if all.is_empty() => None,
+        0 => Some(named.join("; ")),
+        more => Some(format!("{}; and {more} more kernel objects", named.join("; "))),
+    }
+}
+
+fn lack_words(it: &Difference) -> String {
+    match (it.is_gone, it.missing.len()) {
+        (true, _) => format!("{} does not exist", it.object),
+        (false, 1) => format!("{} lacks 1 entry", it.object),
+        (false, count) => format!("{} lacks {count} entries", it.object),
+    }
+}
+
+fn surplus_words(it: &Difference) -> String {
+    match it.surplus.len() {
+        1 => format!("{} has 1 entry that the proxy does not want there", it.object),
+        count => format!("{} has {count} entries that the proxy does not want there", it.object),
+    }
 }
 
 /// What the traced packet shows and nothing else has named: a trace and "nothing is wrong" do not contradict each other.

@@ -81,7 +81,7 @@ impl Report {
             return writeln!(f, "\nNothing is wrong that can be seen from this node.");
         }
         writeln!(f, "\nFindings")?;
-        for finding in &self.findings {
+        for (index, finding) in self.findings.iter().enumerate() {
             let severity = match finding.severity {
                 Severity::Broken => "BROKEN ",
                 Severity::Unknown => "UNKNOWN",
@@ -91,7 +91,9 @@ impl Report {
             // The code is the same word in every output.
             let code = serde_json::to_value(finding.code).unwrap_or_default();
             writeln!(f, "  {severity} {}: {}", code.as_str().unwrap_or_default(), finding.message)?;
-            if !finding.advice.is_empty() {
+            // What helps against several is said after the last of them.
+            let is_repeated = self.findings.get(index + 1).is_some_and(|next| next.advice == finding.advice);
+            if !finding.advice.is_empty() && !is_repeated {
                 writeln!(f, "          {}", finding.advice)?;
             }
         }
