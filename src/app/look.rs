@@ -97,11 +97,11 @@ async fn tools(config: &Config, view: &ServiceView, family: IpFamily) -> Result<
 /// endpoint, and those that others meet before our rules.
 async fn obstacles(tools: &Tools, family: &FamilyView, own: &[IpAddr]) -> Result<Vec<Obstacle>> {
     let filter = tools.table("filter").await?;
-    let mut found = BTreeSet::new();
+    let (mut found, mut interfaces) = (BTreeSet::new(), HashMap::new());
     for port in &family.ports {
         let used = port.endpoints.iter().filter(|endpoint| endpoint.is_used());
         for to in used.filter_map(EndpointView::address) {
-            let out_interface = out_interface(to);
+            let out_interface = interfaces.entry(to.ip()).or_insert_with(|| out_interface(to)).clone();
             let packet = KnownPart { to, protocol: protocol(port), out_interface };
             let rules = foreign_rules(&filter, "FORWARD", &packet).into_iter();
             found.extend(rules.map(|rule| Obstacle::of(&rule, None)));

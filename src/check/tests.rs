@@ -164,7 +164,7 @@ fn one_thing_wrong_is_one_complaint_with_what_to_do(
     assert_eq!(complaints(&findings), [complaint]);
     let found = findings.iter().find(|it| it.level > Level::Ok).unwrap();
     assert!(found.advice.as_ref().is_some_and(|text| text.contains(remedy)), "{found:?}");
-    assert_eq!(is_fit(&findings), complaint.starts_with("Warning"));
+    assert_eq!(is_fit(&findings), complaint.starts_with("Problem"));
 }
 
 #[rstest]
