@@ -14,6 +14,7 @@ use crate::explain::{
 use crate::kernel::addresses::{interface_addresses, local_addresses};
 use crate::kernel::conntrack::{Conntrack, Destination, Part};
 use crate::kernel::iptables::{Flavor, Place, Tools};
+use crate::kernel::nft::Nft;
 use crate::kernel::sysctl::Sysctls;
 use crate::model::{IpFamily, Protocol};
 use anyhow::Result;
@@ -80,10 +81,21 @@ fn family_facts(
         IpFamily::V6 => "net/ipv6/conf/all/forwarding",
     };
     let forwards = Sysctls::default().read(forwarding).ok().map(|value| value != "0");
-    let facts = FamilyFacts { family: family.family.clone(), forwards, ..FamilyFacts::default() };
+    let unseen = or_warn("nftables tables of other programs are not looked for", unseen_tables(of));
+    let unseen_tables = unseen.unwrap_or_default();
+    let facts =
+        FamilyFacts { family: family.family.clone(), forwards, unseen_tables, ..FamilyFacts::default() };
     match looked {
         Ok((obstacles, Inspection { differences, .. })) => FamilyFacts { obstacles, differences, ..facts },
         Err(error) => FamilyFacts { unreadable: Some(format!("{error:#}")), ..facts },
+    }
+}
+
+/// The nftables tables of other programs that packets of a family meet.
+fn unseen_tables(family: IpFamily) -> Result<Vec<String>> {
+    match Nft::open_if_there()? {
+        Some(mut nft) => Ok(nft.foreign_tables(family)?.into_iter().collect()),
+        None => Ok(Vec::new()),
     }
 }
 

@@ -109,6 +109,8 @@ pub struct FamilyFacts {
     pub unreadable: Option<String>,
     /// Foreign rules that may stop packets forwarded to the endpoints.
     pub obstacles: Vec<Obstacle>,
+    /// nftables tables of other programs that packets meet and whose rules are not looked at: `inet firewalld`.
+    pub unseen_tables: Vec<String>,
     /// The node forwards packets of the family; `None` when that cannot be read.
     pub forwards: Option<bool>,
 }

@@ -57,6 +57,8 @@ pub enum Code {
     KernelUnreadable,
     /// A rule of somebody else may drop forwarded packets.
     ForeignDropRule,
+    /// nftables tables of other programs stand in the way and are not looked at.
+    ForeignNftTable,
     /// A rule of another program sends packets to the Service elsewhere.
     ForeignTranslation,
     /// A rule of another program keeps packets to the Service out of connection tracking.
@@ -476,6 +478,14 @@ fn kernel(facts: &FamilyFacts, view: &FamilyView) -> Vec<Finding> {
             what,
             "The kernel is behind the API, or an operator or a program added it: see kube-proxy-rs status for the last \
              sync.",
+        ));
+    }
+    if !facts.unseen_tables.is_empty() {
+        let tables = facts.unseen_tables.join(", ");
+        found.push(finding(
+            (Code::ForeignNftTable, Severity::Note),
+            format!("{family} packets also pass nftables tables of other programs, whose rules are not looked at: {tables}"),
+            "nft list table shows their rules; the counters of a rule that drops or rejects show whether it is the cause.",
         ));
     }
     found.extend(facts.obstacles.iter().map(|obstacle| obstacle_finding(obstacle, family)));

@@ -250,6 +250,13 @@ fn a_kernel_that_is_not_as_it_should_be_is_named(#[case] node: NodeState, #[case
 }
 
 #[test]
+fn what_is_not_looked_at_is_said() {
+    let report = report(&sound(), kernel(|it| it.unseen_tables = vec!["inet firewalld".to_owned()]));
+    assert_eq!((codes(&report), report.exit_status()), (vec![Code::ForeignNftTable], 0));
+    assert!(!report.to_string().contains("Nothing is wrong"), "{report}");
+}
+
+#[test]
 fn a_kernel_that_cannot_be_read_is_neither_right_nor_wrong() {
     let report = report(&sound(), kernel(|it| it.unreadable = Some("no permission".to_owned())));
     assert_eq!((codes(&report), report.exit_status()), (vec![Code::KernelUnreadable], 3));
