@@ -59,7 +59,17 @@ pub fn init(verbosity: u8, format: LineFormat) -> Result<(), TryInitError> {
     tracing_subscriber::registry().with(filter).with(lines).try_init()?;
     // A second time does not come this far.
     let _ = FILTER.set(handle);
+    let _ = FORMAT.set(format);
     Ok(())
+}
+
+/// The form of the lines in force, since `init`.
+static FORMAT: OnceLock<LineFormat> = OnceLock::new();
+
+/// The form of the lines; `None` before `init`.
+#[must_use]
+pub fn format() -> Option<LineFormat> {
+    FORMAT.get().copied()
 }
 
 /// The filter in force, to change it while we run.

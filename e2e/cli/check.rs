@@ -9,7 +9,7 @@ use std::os::unix::process::CommandExt as _;
 /// The level of a check in JSON.
 fn level<'a>(found: &'a Value, check: &str) -> &'a str {
     let findings = found["findings"].as_array().unwrap();
-    findings.iter().find(|it| it["check"] == check).unwrap()["level"].as_str().unwrap()
+    findings.iter().find(|it| it["check"] == check).unwrap()["severity"].as_str().unwrap()
 }
 
 #[test]
@@ -20,10 +20,10 @@ fn every_question_gets_a_line_and_the_exit_status_is_the_worst_of_them() {
     assert!(lines.len() > 10, "{text}{}", stderr(&output));
     let (verdict, findings) = lines.split_last().unwrap();
     assert!(
-        findings.iter().all(|line| ["ok ", "warning ", "failed "].iter().any(|it| line.starts_with(it))),
+        findings.iter().all(|line| ["ok ", "problem ", "broken "].iter().any(|it| line.starts_with(it))),
         "{text}"
     );
-    let failed = findings.iter().any(|line| line.starts_with("failed"));
+    let failed = findings.iter().any(|line| line.starts_with("broken"));
     assert_eq!(output.status.code(), Some(i32::from(failed)), "{text}");
     assert_eq!(verdict.starts_with("this node is not fit"), failed, "{text}");
 }
@@ -34,7 +34,7 @@ fn a_taken_port_is_a_failure_in_json_and_in_the_exit_status() {
     let address = taken.local_addr().unwrap().to_string();
     let output = program(&["check", "-o", "json", "--metrics-bind-address", &address]).output().unwrap();
     let found: Value = serde_json::from_str(&stdout(&output)).unwrap();
-    assert_eq!((level(&found, "metrics port"), &found["fit"]), ("failed", &false.into()));
+    assert_eq!((level(&found, "metrics port"), &found["fit"]), ("broken", &false.into()));
     assert_eq!(output.status.code(), Some(1));
 }
 

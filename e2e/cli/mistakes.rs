@@ -118,6 +118,46 @@ fn what_cannot_start_says_why_and_exits_with_1(#[case] arguments: &[&str], #[cas
     assert!(errors[0].contains(word), "{said}");
 }
 
+#[rstest]
+#[case::no_proxy(&["status", "--control-socket", "/nowhere/control.sock"], "no process answers on /nowhere/control.sock")]
+#[case::nothing_to_ask(&["services", "--control-socket", ""], "--control-socket is empty")]
+#[case::no_target(&["explain", "a/b/c/d", "--control-socket", "/nowhere/control.sock"], "NAMESPACE/NAME")]
+#[case::no_such_flag(&["explain", "--no-such-flag"], "--no-such-flag")]
+#[case::dead_api_server(&["services", "--master", "http://127.0.0.1:1"], "Connection refused")]
+#[case::no_such_form(&["status", "-o", "xml"], "jsonpath=TEMPLATE")]
+fn a_question_that_cannot_be_answered_says_why_and_exits_with_3(
+    #[case] arguments: &[&str],
+    #[case] word: &str,
+) {
+    let output = program(arguments).env_remove("KUBERNETES_SERVICE_HOST").output().unwrap();
+    let said = stderr(&output);
+    assert_eq!(output.status.code(), Some(3), "{said}");
+    assert!(said.contains(word), "{said}");
+    assert!(output.stdout.is_empty());
+}
+
+#[test]
+fn the_last_line_of_a_log_in_json_is_json() {
+    let arguments = ["--logging-format=json", "--kubeconfig", "/nowhere/kubeconfig"];
+    let output = program(&[&arguments[..], SERVERS].concat()).output().unwrap();
+    let said = stderr(&output);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    let lines: Vec<serde_json::Value> =
+        said.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|_| panic!("{line}"))).collect();
+    let last = lines.last().unwrap();
+    assert_eq!(last["msg"], "the program ends");
+    assert!(last["err"].as_str().is_some_and(|error| error.contains("/nowhere/kubeconfig")), "{last}");
+}
+
+#[test]
+fn a_mistyped_word_is_answered_with_the_right_one_and_a_command_shows_its_own_flags() {
+    let mistyped = program(&["expalin", "shop/web"]).output().unwrap();
+    assert!(stderr(&mistyped).contains("explain"), "{}", stderr(&mistyped));
+    let help = stdout(&program(&["explain", "--help"]).output().unwrap());
+    assert!(help.contains("--client") && help.contains("--kubeconfig"), "{help}");
+    assert!(!help.contains("--masquerade-all") && help.lines().count() < 60, "{help}");
+}
+
 /// A manifest folder, so that the program gets as far as looking for iptables.
 fn some_manifests() -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();

@@ -13,6 +13,11 @@ use std::process::{Command, Stdio};
 /// As a shell reports a tool that SIGPIPE ends.
 const READER_LEFT: i32 = 141;
 
+/// The answer of a proxy with one Service.
+const ONE_SERVICE: &str = r#"{"items":[{"namespace":"shop","name":"lonely","frontends":["10.96.0.9:80/tcp"],"used":0,
+    "unused":0,"reasons":{},"draining":0,"state":"refusing","problems":[{"code":"no-endpoints","severity":"problem",
+    "message":"no endpoints","advice":"compare spec.selector"}]}]}"#;
+
 /// A folder with everything that commands ask for.
 struct Place {
     folder: tempfile::TempDir,
@@ -42,7 +47,7 @@ impl Place {
                 let request = String::from_utf8_lossy(&request[..length]).into_owned();
                 let body = match request.split(' ').nth(1).unwrap_or_default() {
                     "/v1/status.txt" => "State      healthy\n",
-                    path if path.starts_with("/v1/services") => r#"{"items":[]}"#,
+                    path if path.starts_with("/v1/services") => ONE_SERVICE,
                     path if path.starts_with("/v1/service?") => "null",
                     _ => "{}",
                 };
@@ -83,6 +88,13 @@ const COMMANDS: &[(&str, Option<i32>)] = &[
     ("services --control-socket FOLDER/control.sock", Some(0)),
     ("services --output wide --control-socket FOLDER/control.sock", Some(0)),
     ("services --output json --control-socket FOLDER/control.sock", Some(0)),
+    ("services --output yaml --control-socket FOLDER/control.sock", Some(0)),
+    ("services shop/lonely --output name --control-socket FOLDER/control.sock", Some(0)),
+    ("services --output jsonpath={.items[*].name} --control-socket FOLDER/control.sock", Some(0)),
+    ("services --problems --control-socket FOLDER/control.sock", Some(1)),
+    ("explain 10.96.0.9:81 --control-socket FOLDER/control.sock", Some(2)),
+    ("version", Some(0)),
+    ("completion bash", Some(0)),
     ("status --control-socket FOLDER/control.sock", Some(0)),
     ("status --output json --control-socket FOLDER/control.sock", Some(0)),
 ];

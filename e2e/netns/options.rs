@@ -135,17 +135,17 @@ fn checked(node: &Namespace, tools: &Tools, flags: &[&str]) -> (String, String) 
     let findings = found["findings"].as_array().unwrap();
     let iptables = findings.iter().find(|it| it["check"] == "iptables (IPv4)").unwrap();
     let text = |field: &str| iptables[field].as_str().unwrap().to_owned();
-    (text("level"), text("message"))
+    (text("severity"), text("message"))
 }
 
 #[rstest]
-#[case::refusals("-j REJECT", "failed", "REJECT, without which Services without endpoints are not served")]
+#[case::refusals("-j REJECT", "broken", "REJECT, without which Services without endpoints are not served")]
 #[case::affinity(
     "-m recent",
-    "warning",
+    "problem",
     "recent, without which Services with session affinity are not served"
 )]
-#[case::counters("-m nfacct", "warning", "nfacct, which are written without it")]
+#[case::counters("-m nfacct", "problem", "nfacct, which are written without it")]
 #[case::nothing("no such words", "ok", "all kinds of rule work")]
 fn check_tries_every_kind_of_rule_for_real_and_leaves_nothing_behind(
     #[values(Flavor::Nft, Flavor::Legacy)] flavor: Flavor,
@@ -176,7 +176,7 @@ fn what_only_the_kernel_refuses_is_found() {
     match is_taken {
         true => assert_eq!(level, "ok", "{message}"),
         false => {
-            assert!(level == "warning" && message.contains("with ipvs, without which"), "{level}: {message}")
+            assert!(level == "problem" && message.contains("with ipvs, without which"), "{level}: {message}")
         }
     }
     assert_eq!(node.output("ipset", &["list", "-n"]).unwrap(), "");

@@ -1,43 +1,51 @@
 //! `kube-proxy-rs check`: is this node fit for this configuration?
 
+use super::ask;
 use super::output::{Answer, complain};
+use super::print::structured;
+use super::read_api::read_api;
 use super::source;
 use crate::backend;
-use crate::check::{self, CheckRequest, Purpose, ServicePortUse};
-use crate::config::{Config, OutputForm};
-use crate::model::{NodeFacts, ObjectKind, Protocol, Snapshot};
+use crate::check::{self, CheckRequest, ProxyState, Purpose, ServicePortUse};
+use crate::config::{Config, Form};
+use crate::model::{IpFamily, NodeFacts, ObjectKind, Protocol, Snapshot};
 use crate::state::Tracker;
-use crate::watch::api;
-use crate::watch::client::{ClientOptions, Connection};
 use crate::watch::manifests;
-use anyhow::{Context, Result, bail};
-use std::time::Duration;
-use tokio::sync::mpsc;
-
-/// How long the API server may take to list the Services.
-const PATIENCE: Duration = Duration::from_secs(60);
+use anyhow::Result;
 
 /// Prints one finding a line; fails if one of them did.
-pub(super) async fn check(config: &Config, form: OutputForm) -> Result<Answer> {
+pub(super) async fn check(config: &Config, form: &Form) -> Result<Answer> {
     let request = request(config).await?;
     let findings = check::judge(&check::gather(&request).await, &request);
-    let text = match form {
-        OutputForm::Text => check::text(&findings),
-        OutputForm::Json => check::json(&findings, config.mode),
+    let report = check::Report::new(findings, config.mode);
+    let text = match structured("NodeCheck", &report, form)? {
+        Some(text) => text,
+        None => report.to_string(),
     };
-    Ok(Answer { text, status: u8::from(!check::is_fit(&findings)) })
+    Ok(Answer { text, status: u8::from(!report.fit), wraps: form == &Form::Text })
 }
 
 async fn request(config: &Config) -> Result<CheckRequest> {
     let servers = [("healthz", config.healthz), ("metrics", config.metrics)];
+    let tracker = services(config).await?;
+    let running = match tracker {
+        Some(_) => None,
+        None => ask::running(config).await,
+    };
+    let has_endpoints = tracker.as_ref().map(|tracker| tracker.endpoints(IpFamily::V6) > 0);
     Ok(CheckRequest {
+        has_ipv6_endpoints: has_endpoints.or(running.as_ref().and_then(|it| it.has_endpoints(IpFamily::V6))),
+        proxy: running.map(|running| ProxyState {
+            healthy: running.proxy.healthy,
+            reasons: running.proxy.why().cloned().collect(),
+        }),
         mode: config.mode,
         flavor: backend::flavor(config),
         localhost_node_ports: config.iptables.localhost_node_ports
             && backend::open(config.mode).facts().localhost_node_ports,
         node_port_range: config.node_ports.range,
         servers: servers.into_iter().filter_map(|(name, address)| Some((name, address?))).collect(),
-        service_ports: services(config).await?.map(|tracker| service_ports(tracker.snapshot())),
+        service_ports: tracker.map(|tracker| service_ports(tracker.snapshot())),
     })
 }
 
@@ -56,22 +64,8 @@ async fn services(config: &Config) -> Result<Option<Tracker>> {
     if sources.kubeconfig.is_none() && sources.master.is_none() {
         return Ok(None);
     }
-    let options = ClientOptions { kubeconfig: sources.kubeconfig.clone(), master: sources.master.clone() };
-    let connection = Connection::open(&options).await?;
-    let url = connection.url();
-    let (sender, mut events) = mpsc::channel(64);
-    let watching = api::run(connection, &config.node_name, sender, source::watch_options(config));
-    let listing = async {
-        while !tracker.has_listed(ObjectKind::Service) {
-            tracker.fold(events.recv().await.context("the watch ended")?);
-        }
-        Ok(Some(tracker))
-    };
-    tokio::select! {
-        listed = listing => listed,
-        () = watching => bail!("the watch ended"),
-        () = tokio::time::sleep(PATIENCE) => bail!("{url} did not list the Services within {PATIENCE:?}"),
-    }
+    let has_services = |tracker: &Tracker| tracker.has_listed(ObjectKind::Service);
+    Ok(Some(read_api(config, tracker, has_services).await?))
 }
 
 fn service_ports(snapshot: &Snapshot) -> Vec<ServicePortUse> {

@@ -135,6 +135,7 @@ mod tests {
         let line = crate::config::parse(flags.iter().copied()).unwrap();
         let config = crate::config::resolve(&line, None, "node-0").unwrap().config;
         let node = NodeFacts {
+            is_known: true,
             addresses: ["10.200.0.11".parse().unwrap()].into(),
             pod_cidrs: pod_cidrs.iter().map(|cidr| cidr.parse().unwrap()).collect(),
             ..NodeFacts::default()

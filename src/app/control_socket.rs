@@ -8,6 +8,7 @@ use crate::http::{self, Answering, LocalRoutes, Reply, SlowPage};
 use crate::model::ServiceName;
 use crate::sync::{self, LoopState, Query};
 use serde::Serialize;
+use std::borrow::Cow;
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -41,6 +42,17 @@ impl Asked {
         let asked = sync::ask(&self.queries, explain::overview);
         let overview = tokio::time::timeout(PAGE_PATIENCE, asked).await.ok().flatten();
         Status::new(self.started, overview, self.health.readiness((self.clock)()))
+    }
+
+    /// What is waited for before the loop can answer, if the API server has not listed everything yet.
+    fn waits(&self) -> Option<String> {
+        let api = self.health.api((self.clock)())?;
+        if api.listed { None } else { api.complaint() }
+    }
+
+    fn refuse(&self) -> Answering {
+        let why = self.waits().unwrap_or_default();
+        Box::pin(async move { Reply::text(503, format!("the proxy knows no Services yet: {why}\n")) })
     }
 
     /// `/status` of the metrics server.
@@ -81,6 +93,7 @@ fn routes(asked: Asked) -> LocalRoutes {
     Arc::new(move |path, query| {
         let queries = asked.queries.clone();
         match path {
+            "/v1/service" | "/v1/services" if asked.waits().is_some() => asked.refuse(),
             "/v1/service" => service(queries, query),
             "/v1/services" => services(queries, query),
             "/v1/status" => {
@@ -97,8 +110,8 @@ fn routes(asked: Asked) -> LocalRoutes {
 }
 
 fn service(queries: mpsc::Sender<Query>, query: &str) -> Answering {
-    let name = http::parameter(query, "name").and_then(|name| name.split_once('/'));
-    let Some((namespace, name)) = name else {
+    let asked = http::parameter(query, "name").unwrap_or_default();
+    let Some((namespace, name)) = asked.split_once('/') else {
         return Box::pin(async { Reply::text(400, "name must be NAMESPACE/NAME\n") });
     };
     let name = ServiceName::new(namespace, name);
@@ -106,7 +119,7 @@ fn service(queries: mpsc::Sender<Query>, query: &str) -> Answering {
 }
 
 fn services(queries: mpsc::Sender<Query>, query: &str) -> Answering {
-    let given = |name| http::parameter(query, name).filter(|value| !value.is_empty()).map(str::to_owned);
+    let given = |name| http::parameter(query, name).filter(|value| !value.is_empty()).map(Cow::into_owned);
     let (namespace, after) = (given("namespace"), given("after"));
     Box::pin(ask(queries, move |state| explain::services(state, namespace.as_deref(), after.as_deref())))
 }

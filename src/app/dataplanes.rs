@@ -186,6 +186,7 @@ mod tests {
 
     fn node() -> NodeFacts {
         NodeFacts {
+            is_known: true,
             addresses: ["10.200.0.11".parse().unwrap(), "fd00:200::11".parse().unwrap()].into(),
             pod_cidrs: ["10.128.0.0/24".parse().unwrap(), "fd00:128::/64".parse().unwrap()].into(),
             ..NodeFacts::default()

@@ -11,16 +11,20 @@ mod events;
 mod inspect;
 mod offline;
 mod output;
+mod print;
+mod read_api;
 mod readiness_taint;
 mod reload;
 mod render;
 mod replace_file;
 mod run;
 mod servers;
+mod services;
 mod signals;
 mod sole;
 mod source;
 mod status;
+mod style;
 mod supervisor;
 
 use crate::backend::cleanup;
@@ -51,25 +55,40 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         }
     };
     act(&line).unwrap_or_else(|error| {
-        complain(format_args!("Error: {error:#}"));
-        ExitCode::FAILURE
+        last_words(&line, &error);
+        if line.action.is_question() { ExitCode::from(NOT_FOUND_OUT) } else { ExitCode::FAILURE }
     })
+}
+
+/// The exit status of a question that could not be answered: no proxy to ask, no permission, a bad argument.
+const NOT_FOUND_OUT: u8 = 3;
+
+/// Why the program ends. In a log of JSON lines, this is one, too.
+fn last_words(line: &CommandLine, error: &anyhow::Error) {
+    let in_json =
+        telemetry::format().map_or(line.logs_json(), |format| format == telemetry::LineFormat::Json);
+    if !in_json || line.action.is_question() {
+        return complain(format_args!("Error: {error:#}"));
+    }
+    if telemetry::format().is_none() && telemetry::init(0, telemetry::LineFormat::Json).is_err() {
+        return complain(format_args!("Error: {error:#}"));
+    }
+    tracing::error!(error = format!("{error:#}"), "the program ends");
 }
 
 fn act(line: &CommandLine) -> Result<ExitCode> {
     match &line.action {
         Action::PrintVersion(text) => return Ok(Answer::from(format!("{text}\n")).deliver()),
         Action::CheckConfig(file) => return Ok(check_config(line, file)?.deliver()),
+        Action::Completion(shell) => return Ok(completion(*shell)?.deliver()),
         _ => {}
     }
     let Resolved { config, effective, notices } = resolve(line)?;
     // People who ask want the answer only.
     let asked = match &line.action {
         Action::Explain(asked) => block_on(ask::explain(&config, asked)),
-        Action::Services(namespace, format) => {
-            block_on(ask::services(&config, namespace.as_deref(), *format))
-        }
-        Action::Status(format) => block_on(ask::status(&config, *format)),
+        Action::Services(asked) => block_on(services::services(&config, asked)),
+        Action::Status(form) => block_on(ask::status(&config, form)),
         _ => {
             start_logging(line, config.logging, &notices)?;
             return act_with_log(line, config, &effective);
@@ -81,7 +100,7 @@ fn act(line: &CommandLine) -> Result<ExitCode> {
 fn act_with_log(line: &CommandLine, config: Config, effective: &Effective) -> Result<ExitCode> {
     match &line.action {
         Action::Render(asked) => Ok(render::render(&config, asked)?.deliver()),
-        Action::CheckNode(form) => Ok(block_on(check::check(&config, *form))?.deliver()),
+        Action::CheckNode(form) => Ok(block_on(check::check(&config, form))?.deliver()),
         Action::WriteConfig(path) => {
             let text = effective.to_yaml().map_err(anyhow::Error::msg)?;
             replace_file::replace(path, &text)?;
@@ -93,8 +112,9 @@ fn act_with_log(line: &CommandLine, config: Config, effective: &Effective) -> Re
         // Answered without a log.
         Action::PrintVersion(_)
         | Action::CheckConfig(_)
+        | Action::Completion(_)
         | Action::Explain(_)
-        | Action::Services(..)
+        | Action::Services(_)
         | Action::Status(_) => Ok(ExitCode::SUCCESS),
     }
 }
@@ -134,6 +154,13 @@ fn read_config(path: &Path) -> Result<ConfigFile> {
 fn hostname() -> Result<String> {
     let name = nix::unistd::gethostname().context("reading the host's name")?;
     Ok(name.to_string_lossy().into_owned())
+}
+
+/// `kube-proxy-rs completion SHELL`.
+fn completion(shell: clap_complete::Shell) -> Result<Answer> {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut config::command(), "kube-proxy-rs", &mut script);
+    Ok(String::from_utf8(script).context("the completion script is not text")?.into())
 }
 
 /// `kube-proxy-rs config check FILE`.

@@ -2,20 +2,14 @@
 
 use super::dataplanes::{self, Dataplanes};
 use super::output::complain;
+use super::read_api::read_api;
 use super::source;
 use crate::config::Config;
 use crate::model::{NodeFacts, ObjectKind};
 use crate::state::Tracker;
 use crate::sync::{FamilySync, Identity, LoopState};
-use crate::watch::api;
-use crate::watch::client::{ClientOptions, Connection, Observers};
 use crate::watch::manifests;
-use anyhow::{Context, Result};
-use std::time::Duration;
-use tokio::sync::mpsc;
-
-/// For the first lists.
-const PATIENCE: Duration = Duration::from_secs(60);
+use anyhow::Result;
 
 /// A picture, and the families that it would be programmed for.
 pub(super) struct Offline {
@@ -56,25 +50,6 @@ async fn picture(config: &Config) -> Result<Tracker> {
         events.into_iter().for_each(|event| tracker.fold(event));
         return Ok(tracker);
     }
-    let options = ClientOptions {
-        kubeconfig: config.sources.kubeconfig.clone(),
-        master: config.sources.master.clone(),
-    };
-    let (sender, mut events) = mpsc::channel(64);
-    let observers = Observers { dialling: source::dialling(&sender), ..Observers::default() };
-    let connection = Connection::observed(&options, observers).await?;
-    let options = source::watch_options(config);
-    let lists = async {
-        while !(tracker.is_complete() && tracker.has_listed(ObjectKind::Node)) {
-            let Some(event) = events.recv().await else { break };
-            tracker.fold(event);
-        }
-    };
-    tokio::select! {
-        read = tokio::time::timeout(PATIENCE, lists) => {
-            read.with_context(|| format!("the API server did not list everything within {PATIENCE:?}"))?;
-        }
-        () = api::run(connection, &config.node_name, sender, options) => {}
-    }
-    Ok(tracker)
+    let has_all = |tracker: &Tracker| tracker.is_complete() && tracker.has_listed(ObjectKind::Node);
+    read_api(config, tracker, has_all).await
 }

@@ -4,9 +4,11 @@
 //! cannot be written is an error, a complaint that cannot be written changes nothing. What others wrote ends up in both,
 //! rules of other programs for example, so no character reaches a terminal that does anything there.
 
+use super::style;
+use crate::kernel::terminal;
 use crate::model::printable;
 use std::fmt::Display;
-use std::io::{ErrorKind, Write};
+use std::io::{ErrorKind, IsTerminal, Write};
 use std::process::ExitCode;
 
 /// The exit status after a reader went away, as a shell reports it of a tool that SIGPIPE ends.
@@ -19,19 +21,20 @@ pub(super) struct Answer {
     pub(super) text: String,
     /// The exit status, if the text can be written.
     pub(super) status: u8,
+    /// It is prose for people: long lines are broken where they end at a terminal, and words stand out.
+    pub(super) wraps: bool,
 }
 
 impl From<String> for Answer {
     fn from(text: String) -> Self {
-        Answer { text, status: 0 }
+        Answer { text, ..Answer::default() }
     }
 }
 
 impl Answer {
     /// Prints it, and says how the program ends.
     pub(super) fn deliver(&self) -> ExitCode {
-        let mut stdout = std::io::stdout().lock();
-        match stdout.write_all(printable(&self.text).as_bytes()).and_then(|()| stdout.flush()) {
+        match self.write() {
             Ok(()) => ExitCode::from(self.status),
             Err(error) if error.kind() == ErrorKind::BrokenPipe => ExitCode::from(READER_LEFT),
             Err(error) => {
@@ -39,6 +42,21 @@ impl Answer {
                 ExitCode::FAILURE
             }
         }
+    }
+}
+
+impl Answer {
+    /// Prints it.
+    pub(super) fn write(&self) -> std::io::Result<()> {
+        let mut stdout = std::io::stdout().lock();
+        let text = printable(&self.text);
+        if self.wraps && stdout.is_terminal() {
+            let width = terminal::columns().unwrap_or(usize::MAX);
+            stdout.write_all(style::for_terminal(&text, width, style::wants_colour()).as_bytes())?;
+        } else {
+            stdout.write_all(text.as_bytes())?;
+        }
+        stdout.flush()
     }
 }
 

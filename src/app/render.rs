@@ -60,7 +60,7 @@ pub(super) fn render(config: &Config, asked: &Render) -> Result<Answer> {
     if errors > 0 {
         complain(format_args!("Error: {errors} errors in the manifests; the rules are those of the rest"));
     }
-    Ok(Answer { text, status: u8::from(errors > 0) })
+    Ok(Answer { text, status: u8::from(errors > 0), wraps: false })
 }
 
 /// The node's own addresses, as far as they are known here.

@@ -83,10 +83,10 @@ async fn serve(config: Config, line: CommandLine, effective: Effective) -> Resul
     let control = control_socket::serve(&config, asked.clone());
     let facts = Facts { status: asked.page(), configz, flags: line.values.clone(), started, slots };
     let watched = Watched::new(line, effective);
-    let Feed { source, events: notices, client } = source::start(opened, &config, sender, &clock)?;
+    let observed = Observed { health: health.clone(), metrics: metrics.clone(), clock: clock.clone() };
+    let Feed { source, events: notices, client } = source::start(opened, &config, sender, &observed)?;
     let taint = readiness_taint(&config, client, post_sync.working());
     let supervised = supervisor::report(health.clone(), clock.clone());
-    let observed = Observed { health: health.clone(), metrics: metrics.clone(), clock: clock.clone() };
     let servers = servers::serve(&config, facts, observed, notices.clone());
     let records = MetricsRecorder::new(metrics.clone(), health.clone(), clock.clone())
         .telling(Box::new(move |notice| notices.tell(notice)));
@@ -110,7 +110,8 @@ async fn serve(config: Config, line: CommandLine, effective: Effective) -> Resul
 
 fn tracker(config: &Config, started: SystemTime) -> Tracker {
     let started = i64::try_from(since_1970(started).as_millis()).unwrap_or(i64::MAX);
-    let node = NodeFacts { name: config.node_name.as_str().into(), ..NodeFacts::default() };
+    let is_known = !config.sources.manifests.is_empty();
+    let node = NodeFacts { name: config.node_name.as_str().into(), is_known, ..NodeFacts::default() };
     Tracker::new(node, started).reserving(dataplanes::reserved(config)).limiting(dataplanes::limits(config))
 }
 

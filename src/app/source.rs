@@ -1,13 +1,13 @@
 //! Where Services, EndpointSlices and our Node come from.
 
 use super::events::{Events, Reporter};
+use super::servers::Observed;
 use crate::config::Config;
-use crate::health::Clock;
 use crate::kernel::addresses::node_addresses;
 use crate::metrics::Metrics;
 use crate::model::{ApiServerAddress, IpFamily, WatchEvent};
 use crate::sync::{Notice, NoticeSeverity};
-use crate::watch::api::{Accept, WatchOptions};
+use crate::watch::api::{Accept, WatchObserver, WatchOptions};
 use crate::watch::client::{ClientOptions, Connection, Dialling, Exchange, Observers};
 use crate::watch::manifests::ManifestOptions;
 use crate::watch::{api, manifests};
@@ -65,9 +65,8 @@ pub(super) fn start(
     opened: Opened,
     config: &Config,
     sender: mpsc::Sender<WatchEvent>,
-    clock: &Clock,
+    observed: &Observed,
 ) -> Result<Feed> {
-    let watch_options = watch_options(config);
     let node_name = config.node_name.clone();
     let connection = match opened {
         Opened::Manifests(paths) => {
@@ -82,7 +81,8 @@ pub(super) fn start(
     tracing::info!(server = &*connection.url(), "watching the API server");
     let reporter = Reporter { node: node_name.clone(), host: super::hostname()? };
     let client = Some(connection.client());
-    let events = Events::start(connection.client(), reporter, clock.clone());
+    let events = Events::start(connection.client(), reporter, observed.clock.clone());
+    let watch_options = WatchOptions { observer: observer(&connection, observed)?, ..watch_options(config) };
     let source = tokio::spawn(async move {
         api::run(connection, &node_name, sender, watch_options).await;
         Ok(())
@@ -95,6 +95,22 @@ pub(super) fn start(
         note: String::new(),
     });
     Ok(Feed { source, events, client })
+}
+
+/// Has health and metrics know how the watches are doing.
+fn observer(connection: &Connection, observed: &Observed) -> Result<WatchObserver> {
+    let Observed { health, metrics, clock } = observed.clone();
+    health.watching(&connection.url(), clock());
+    let (shown, now) = (health.clone(), clock.clone());
+    let read = move || shown.api(now()).map(|api| api.watches).unwrap_or_default();
+    metrics.register_watches(&(Arc::new(read) as _))?;
+    let connection = connection.clone();
+    Ok(WatchObserver(Arc::new(move |kind, news| {
+        let now = clock();
+        // A changed kubeconfig can name another server.
+        health.watching(&connection.url(), now);
+        health.watch(kind, news, now);
+    })))
 }
 
 /// What watching the API server depends on.

@@ -2,7 +2,7 @@
 
 use crate::explain::Overview;
 use crate::health::{Doubtful, FamilyReadiness, Readiness, RefusedObject};
-use crate::model::{UtcTime, node_port_words};
+use crate::model::{UtcTime, WatchState, node_port_words};
 use crate::sync::Identity;
 use serde::Serialize;
 use std::fmt;
@@ -38,13 +38,12 @@ impl Status {
 
     /// Why it is not fine, in sentences.
     fn reasons(&self) -> impl Iterator<Item = &String> {
-        let Readiness { reasons, source_problems, .. } = &self.readiness;
-        reasons.iter().chain(source_problems.iter().filter(|problem| !reasons.contains(problem)))
+        self.readiness.reasons.iter().chain(&self.readiness.concerns)
     }
 
     /// The page, whole: no scripts, no links to elsewhere.
     pub(super) fn html(&self) -> String {
-        let (class, word) = match self.readiness.is_fine() {
+        let (class, word) = match self.readiness.healthy {
             true => ("good", "Healthy"),
             false => ("bad", "Degraded"),
         };
@@ -56,11 +55,12 @@ impl Status {
              <meta http-equiv=\"refresh\" content=\"15\"><meta name=\"color-scheme\" content=\"light dark\">\
              <title>{word}: kube-proxy-rs on {node}</title><style>{STYLE}</style></head><body><main>\
              <header><h1>kube-proxy-rs</h1><p class=\"state {class}\">{word}</p></header>\
-             <p class=\"where\">{node}</p>{reasons}{facts}{families}{refused}{doubtful}\
+             <p class=\"where\">{node}</p>{reasons}{facts}{api}{families}{refused}{doubtful}\
              <footer>kube-proxy-rs {version}, in place of kube-proxy v{upstream}. Running since {started}, \
              seen at {now}.</footer></main></body></html>\n",
             node = escaped(node),
             facts = self.facts(),
+            api = self.api_table(),
             families = self.family_table(),
             refused = self.refused_table(),
             doubtful = self.doubtful_table(),
@@ -73,7 +73,7 @@ impl Status {
 
     fn facts(&self) -> String {
         let Some(overview) = &self.overview else {
-            return "<p class=\"note\">The loop is in the middle of a sync; counts follow when it is done.</p>".to_owned();
+            return format!("<p class=\"note\">{}</p>", self.no_picture());
         };
         let Identity { mode, flavor } = &overview.identity;
         let fact = |name: &str, value: &str| {
@@ -99,6 +99,37 @@ impl Status {
             "<p class=\"note\">Waiting for the first list of Services and EndpointSlices: nothing is programmed yet.</p>"
         };
         format!("<dl>{facts}</dl>{waiting}")
+    }
+
+    /// Why there are no counts.
+    fn no_picture(&self) -> &'static str {
+        match self.readiness.families.is_empty() {
+            true => "Nothing is known of the cluster yet, and nothing is programmed.",
+            false => "The loop is in the middle of a sync; counts follow when it is done.",
+        }
+    }
+
+    fn api_table(&self) -> String {
+        const HEAD: [&str; 5] = ["Watch", "State", "Since", "Last event", "Last error"];
+        let Some(api) = &self.readiness.api else { return String::new() };
+        let row = |it: &WatchState| {
+            let error = match (&it.last_error, &it.last_error_time) {
+                (Some(error), Some(time)) => format!("{error} ({})", seconds(time)),
+                _ => "none".to_owned(),
+            };
+            let cells = [
+                it.resource.clone(),
+                if it.connected { "open" } else { "closed" }.to_owned(),
+                seconds(&it.since),
+                it.last_event.as_deref().map_or_else(|| "never".to_owned(), seconds),
+                error,
+            ];
+            let cells: String = HEAD.iter().zip(&cells).map(|(name, value)| cell(name, value)).collect();
+            let class = if it.connected { "" } else { " class=\"failure\"" };
+            format!("<tr{class}>{cells}</tr>")
+        };
+        let rows: String = api.watches.iter().map(row).collect();
+        table(&format!("The API server {}", escaped(&api.server)), &HEAD, &rows)
     }
 
     fn family_table(&self) -> String {
@@ -165,29 +196,36 @@ impl Status {
     }
 }
 
-/// How many there are, in words.
+/// How many there are of each kind that there is, in words.
 fn doubts(it: &Doubtful) -> String {
-    format!(
-        "{} endpoints and {} external IPs refused, {} external IPs reported, {} addresses and {} node ports contested, \
-         {} bounds of Services exceeded",
-        it.refused_endpoints,
-        it.refused_external_ips,
-        it.reported_external_ips,
-        it.contested_addresses,
-        it.contested_node_ports,
-        it.too_large
-    )
+    let kinds = [
+        (it.refused_endpoints, "endpoint refused", "endpoints refused"),
+        (it.refused_external_ips, "external IP refused", "external IPs refused"),
+        (it.reported_external_ips, "external IP reported", "external IPs reported"),
+        (it.contested_addresses, "address contested", "addresses contested"),
+        (it.contested_node_ports, "node port contested", "node ports contested"),
+        (it.too_large, "bound of a Service exceeded", "bounds of Services exceeded"),
+    ];
+    let words = |(count, one, many): (usize, &str, &str)| match count {
+        0 => None,
+        1 => Some(format!("1 {one}")),
+        count => Some(format!("{count} {many}")),
+    };
+    kinds.into_iter().filter_map(words).collect::<Vec<_>>().join(", ")
 }
 
 impl fmt::Display for Status {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "State      {}", if self.readiness.is_fine() { "healthy" } else { "DEGRADED" })?;
+        writeln!(f, "State      {}", if self.readiness.healthy { "healthy" } else { "DEGRADED" })?;
         for reason in self.reasons() {
             writeln!(f, "           {reason}")?;
         }
         match &self.overview {
             Some(overview) => write!(f, "{overview}")?,
-            None => writeln!(f, "The loop is in the middle of a sync; counts follow when it is done.")?,
+            None => writeln!(f, "{}", self.no_picture())?,
+        }
+        if let Some(api) = &self.readiness.api {
+            write!(f, "{api}")?;
         }
         writeln!(
             f,
@@ -224,7 +262,7 @@ impl fmt::Display for Status {
 
 /// A time without the parts of a second that nobody reads.
 fn seconds(time: &str) -> String {
-    time.split_once('.').map_or_else(|| time.to_owned(), |(seconds, _)| format!("{seconds}Z"))
+    UtcTime::without_fraction(time).into_owned()
 }
 
 /// Age of the oldest change that is not in the kernel yet.
@@ -275,12 +313,13 @@ fn escaped(text: &str) -> String {
 mod tests {
     use super::*;
     use crate::health::{Now, ProxyHealth};
-    use crate::model::IpFamily;
+    use crate::model::{IpFamily, NodeFacts, ObjectKind, WatchNews};
     use std::time::{Duration, Instant, UNIX_EPOCH};
 
     fn status(change: impl FnOnce(&ProxyHealth, Now)) -> Status {
         let health = ProxyHealth::new(Duration::from_secs(30));
         let now = Now { steady: Instant::now(), wall: UNIX_EPOCH + Duration::from_secs(1_700_000_000) };
+        health.set_node(Some(&NodeFacts::default()));
         health.queued(IpFamily::V4, now);
         health.updated(IpFamily::V4, now);
         change(&health, now);
@@ -322,7 +361,7 @@ mod tests {
         assert!(html.contains("class=\"state bad\">Degraded"), "{html}");
         assert!(html.contains("shop/web") && html.contains("the lock is &quot;taken&quot;"), "{html}");
         assert!(!html.contains("<script"), "{html}");
-        assert!(html.contains("shop/&lt;thief&gt;") && html.contains("1 external IPs refused"), "{html}");
+        assert!(html.contains("shop/&lt;thief&gt;") && html.contains("1 external IP refused"), "{html}");
         assert!(status.to_string().contains("shop/<thief>: spec.externalIPs: 192.0.2.1 is"), "{status}");
         assert!(status.to_string().contains("refused: shop/web: line 7"), "{status}");
     }
@@ -348,9 +387,49 @@ mod tests {
     }
 
     #[test]
+    fn a_lost_api_server_is_no_health_and_is_shown_with_each_watch() {
+        let status = status(|health, now| {
+            health.watching("https://192.0.2.1/", now);
+            ObjectKind::ALL.iter().for_each(|kind| health.watch(*kind, WatchNews::Event, now));
+            health.watch(ObjectKind::Service, WatchNews::Failed("connection <refused>"), now);
+        });
+        let text = status.to_string();
+        assert!(
+            text.starts_with("State      DEGRADED\n           no watch of services at the API"),
+            "{text}"
+        );
+        assert!(
+            text.contains("API server https://192.0.2.1/ NOT CONNECTED, the picture is 0 s old"),
+            "{text}"
+        );
+        let html = status.html();
+        assert!(html.contains("class=\"state bad\">Degraded"), "{html}");
+        assert!(html.contains("connection &lt;refused&gt; (2023-11-14T22:13:20Z)"), "{html}");
+        let json = serde_json::to_value(&status).unwrap();
+        assert_eq!((&json["healthy"], &json["ready"]), (&false.into(), &true.into()));
+        assert_eq!(json["api"]["watches"][0]["connected"], false);
+    }
+
+    #[test]
+    fn a_start_that_waits_for_the_api_server_is_no_sync_under_way() {
+        let health = ProxyHealth::new(Duration::from_secs(30));
+        let now = Now { steady: Instant::now(), wall: UNIX_EPOCH };
+        health.watching("https://192.0.2.1/", now);
+        health.watch(ObjectKind::Node, WatchNews::Failed("connection refused"), now);
+        let status = Status::new(now.wall, None, health.readiness(now));
+        for text in [status.to_string(), status.html()] {
+            assert!(
+                text.contains("waiting for the API server https://192.0.2.1/: connection refused"),
+                "{text}"
+            );
+            assert!(!text.contains("in the middle of a sync"), "{text}");
+        }
+    }
+
+    #[test]
     fn the_page_loads_nothing_from_anywhere() {
         let html = status(|_, _| {}).html();
-        for word in ["http://", "https://", "src=", "href=", "@import", "url("] {
+        for word in ["http://", "src=", "href=", "@import", "url("] {
             assert!(!html.contains(word), "{word}");
         }
     }

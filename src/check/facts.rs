@@ -22,8 +22,21 @@ pub struct CheckRequest {
     pub node_port_range: (u16, u16),
     /// Where our own servers are to listen.
     pub servers: Vec<(&'static str, SocketAddr)>,
+    /// Services have IPv6 endpoints; `None` where it is not known which Services there are.
+    pub has_ipv6_endpoints: Option<bool>,
+    /// What the proxy that runs here says of itself; `None` where none can be asked.
+    pub proxy: Option<ProxyState>,
     /// The ports that Services claim on this node; `None` if no Services were named.
     pub service_ports: Option<Vec<ServicePortUse>>,
+}
+
+/// How the proxy that runs here is doing, in its own words.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ProxyState {
+    /// The judgement of `status`.
+    pub healthy: bool,
+    /// Why it is not healthy, in sentences.
+    pub reasons: Vec<String>,
 }
 
 /// A port that a Service claims on this node.

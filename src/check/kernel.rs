@@ -29,9 +29,9 @@ fn permissions(facts: &Facts) -> CheckResult {
     };
     let message = format!("no {lacking}");
     if facts.is_root {
-        CheckResult::failed(CHECK, message, "give it to the container (securityContext.capabilities.add)")
+        CheckResult::broken(CHECK, message, "give it to the container (securityContext.capabilities.add)")
     } else {
-        CheckResult::warning(CHECK, message, "the proxy needs it; run this check as root to see more")
+        CheckResult::problem(CHECK, message, "the proxy needs it; run this check as root to see more")
     }
 }
 
@@ -39,9 +39,9 @@ fn tools(facts: &Facts, family: IpFamily) -> CheckResult {
     let check = format!("iptables ({family})");
     // Without IPv6 rules a node serves IPv4 all the same.
     let broken = |message: String, remedy: &str| match family {
-        IpFamily::V4 => CheckResult::failed(&check, message, remedy),
+        IpFamily::V4 => CheckResult::broken(&check, message, remedy),
         IpFamily::V6 => {
-            CheckResult::warning(&check, message, format!("{remedy}; until then only IPv4 is served"))
+            CheckResult::problem(&check, message, format!("{remedy}; until then only IPv4 is served"))
         }
     };
     let found = match facts.tools.get(family) {
@@ -51,7 +51,7 @@ fn tools(facts: &Facts, family: IpFamily) -> CheckResult {
     };
     let name = format!("{} {}", found.flavor, found.version);
     match (&found.nat_table, found.refused.is_empty()) {
-        (Err(error), _) if !facts.may(Facts::NET_ADMIN) => CheckResult::warning(
+        (Err(error), _) if !facts.may(Facts::NET_ADMIN) => CheckResult::problem(
             check,
             format!("{name}; its tables could not be looked at: {error}"),
             "run this check as root",
@@ -62,10 +62,10 @@ fn tools(facts: &Facts, family: IpFamily) -> CheckResult {
             let is_vital = |(kind, _): &(RuleKind, String)| matches!(kind.need, Need::Vital(_));
             match found.refused.iter().any(is_vital) {
                 true => broken(message, REFUSED_REMEDY),
-                false => CheckResult::warning(check, message, REFUSED_REMEDY),
+                false => CheckResult::problem(check, message, REFUSED_REMEDY),
             }
         }
-        (Ok(()), true) if found.version < Version::RANDOM_FULLY => CheckResult::warning(
+        (Ok(()), true) if found.version < Version::RANDOM_FULLY => CheckResult::problem(
             check,
             format!("{name} cannot choose source ports at random and does not wait for its lock"),
             format!("install iptables {} or later", Version::RANDOM_FULLY),
@@ -102,8 +102,8 @@ fn nat_remedy(facts: &Facts, found: &ToolFacts) -> &'static str {
 fn required(Requirement { name, found, remedy, is_vital }: &Requirement, facts: &Facts) -> CheckResult {
     match found {
         Ok(found) => CheckResult::ok(*name, *found),
-        Err(why) if !is_vital => CheckResult::warning(*name, why, *remedy),
+        Err(why) if !is_vital => CheckResult::problem(*name, why, *remedy),
         Err(why) if !facts.may(Facts::NET_ADMIN) => CheckResult::unknown(*name, why, facts),
-        Err(why) => CheckResult::failed(*name, why, *remedy),
+        Err(why) => CheckResult::broken(*name, why, *remedy),
     }
 }

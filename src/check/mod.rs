@@ -15,9 +15,9 @@ mod settings;
 #[cfg(test)]
 mod tests;
 
-pub use facts::{CheckRequest, Facts, Purpose, ServicePortUse};
+pub use facts::{CheckRequest, Facts, ProxyState, Purpose, ServicePortUse};
 pub use gather::gather;
-pub use print::{json, text};
+pub use print::Report;
 
 use serde::Serialize;
 
@@ -27,10 +27,10 @@ use serde::Serialize;
 pub enum Level {
     /// As it should be.
     Ok,
-    /// Traffic flows, but somebody should look; or it could not be found out.
-    Warning,
+    /// Traffic flows, but an operator should look; or it could not be found out.
+    Problem,
     /// The proxy, or traffic, will not work.
-    Failed,
+    Broken,
 }
 
 /// The answer to one question.
@@ -39,31 +39,32 @@ pub struct CheckResult {
     /// The question, in a word or two.
     pub check: String,
     /// How it was answered.
+    #[serde(rename = "severity")]
     pub level: Level,
     /// What was found.
     pub message: String,
     /// What to do about it; `None` where nothing is to be done.
-    pub remedy: Option<String>,
+    pub advice: Option<String>,
 }
 
 impl CheckResult {
     fn ok(check: impl Into<String>, message: impl Into<String>) -> Self {
-        CheckResult { check: check.into(), level: Level::Ok, message: message.into(), remedy: None }
+        CheckResult { check: check.into(), level: Level::Ok, message: message.into(), advice: None }
     }
 
-    fn warning(check: impl Into<String>, message: impl Into<String>, remedy: impl Into<String>) -> Self {
-        let remedy = Some(remedy.into());
-        CheckResult { check: check.into(), level: Level::Warning, message: message.into(), remedy }
+    fn problem(check: impl Into<String>, message: impl Into<String>, advice: impl Into<String>) -> Self {
+        let advice = Some(advice.into());
+        CheckResult { check: check.into(), level: Level::Problem, message: message.into(), advice }
     }
 
-    fn failed(check: impl Into<String>, message: impl Into<String>, remedy: impl Into<String>) -> Self {
-        CheckResult { level: Level::Failed, ..CheckResult::warning(check, message, remedy) }
+    fn broken(check: impl Into<String>, message: impl Into<String>, advice: impl Into<String>) -> Self {
+        CheckResult { level: Level::Broken, ..CheckResult::problem(check, message, advice) }
     }
 
     /// What could not be looked at, and why.
     fn unknown(check: impl Into<String>, reason: &str, facts: &Facts) -> Self {
-        let remedy = if facts.is_root { "see the reason" } else { "run this check as root" };
-        CheckResult::warning(check, format!("could not be looked at: {reason}"), remedy)
+        let advice = if facts.is_root { "see the reason" } else { "run this check as root" };
+        CheckResult::problem(check, format!("could not be looked at: {reason}"), advice)
     }
 }
 
@@ -77,8 +78,8 @@ pub fn judge(facts: &Facts, request: &CheckRequest) -> Vec<CheckResult> {
     findings
 }
 
-/// Whether nothing failed.
+/// Whether nothing is broken.
 #[must_use]
 pub fn is_fit(findings: &[CheckResult]) -> bool {
-    findings.iter().all(|finding| finding.level < Level::Failed)
+    findings.iter().all(|finding| finding.level < Level::Broken)
 }

@@ -1,12 +1,28 @@
 //! Other proxies, at work or remembered by the kernel.
 
 use super::CheckResult;
-use super::facts::{CheckRequest, Facts};
+use super::facts::{CheckRequest, Facts, ProxyState};
 use crate::backend;
 use crate::model::{IpFamily, PerFamily};
 
 pub(super) fn judge(facts: &Facts, request: &CheckRequest) -> Vec<CheckResult> {
-    vec![processes(facts), other_flavor(facts), nft_table(facts), virtual_servers(facts, request)]
+    let mut findings = vec![processes(facts)];
+    findings.extend(request.proxy.as_ref().map(running_proxy));
+    findings.extend([other_flavor(facts), nft_table(facts), virtual_servers(facts, request)]);
+    findings
+}
+
+/// The judgement that `status` prints. What is wrong now need not make the node unfit.
+fn running_proxy(proxy: &ProxyState) -> CheckResult {
+    const CHECK: &str = "running proxy";
+    match proxy.healthy {
+        true => CheckResult::ok(CHECK, "healthy"),
+        false => CheckResult::problem(
+            CHECK,
+            format!("degraded: {}", proxy.reasons.join("; ")),
+            "kube-proxy-rs status has the details",
+        ),
+    }
 }
 
 fn processes(facts: &Facts) -> CheckResult {
@@ -17,12 +33,12 @@ fn processes(facts: &Facts) -> CheckResult {
     };
     if facts.proxies.iter().any(|it| !it.is_ours) {
         let message = format!("at work: {}", named(false));
-        return CheckResult::failed(CHECK, message, "stop one of the two: they overwrite each other's rules");
+        return CheckResult::broken(CHECK, message, "stop one of the two: they overwrite each other's rules");
     }
     match facts.proxies.len() {
         0 => CheckResult::ok(CHECK, "no process is one"),
         1 => CheckResult::ok(CHECK, format!("none but {}", named(true))),
-        _ => CheckResult::failed(
+        _ => CheckResult::broken(
             CHECK,
             format!("kube-proxy-rs runs twice: {}", named(true)),
             "stop one of them",
@@ -46,7 +62,7 @@ fn other_flavor(facts: &Facts) -> CheckResult {
     match families(&facts.other_flavor) {
         Err(error) => CheckResult::unknown(CHECK, error, facts),
         Ok(found) if found.is_empty() => CheckResult::ok(CHECK, "none"),
-        Ok(found) => CheckResult::warning(
+        Ok(found) => CheckResult::problem(
             CHECK,
             format!("the other flavour of iptables holds rules for Services, too ({})", found.join(", ")),
             "--cleanup-other-flavor removes them once ours stand; or choose that flavour with --iptables-flavor",
@@ -59,7 +75,7 @@ fn nft_table(facts: &Facts) -> CheckResult {
     match families(&facts.nft_table) {
         Err(error) => CheckResult::unknown(CHECK, error, facts),
         Ok(found) if found.is_empty() => CheckResult::ok(CHECK, "left nothing behind"),
-        Ok(found) => CheckResult::warning(
+        Ok(found) => CheckResult::problem(
             CHECK,
             format!("kube-proxy's table kube-proxy is there ({})", found.join(", ")),
             "stop that proxy; its table is removed once our rules stand",
@@ -76,7 +92,7 @@ fn virtual_servers(facts: &Facts, request: &CheckRequest) -> CheckResult {
         Ok(count) if are_ours => {
             CheckResult::ok(CHECK, format!("{count}; the proxy takes over those of Services"))
         }
-        Ok(count) => CheckResult::warning(
+        Ok(count) => CheckResult::problem(
             CHECK,
             format!("{count} are there, left by a proxy in mode ipvs: packets go to them, not by our rules"),
             "stop that proxy and run kube-proxy-rs --cleanup",

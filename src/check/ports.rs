@@ -45,7 +45,7 @@ fn ephemeral(facts: &Facts, request: &CheckRequest) -> CheckResult {
         .collect();
     let ephemeral = format!("net.ipv4.ip_local_port_range ({} to {})", range.0, range.1);
     if in_range > 0 {
-        return CheckResult::warning(
+        return CheckResult::problem(
             CHECK,
             format!("{in_range} of the node ports {first}-{last} are within {ephemeral}"),
             format!(
@@ -54,7 +54,7 @@ fn ephemeral(facts: &Facts, request: &CheckRequest) -> CheckResult {
         );
     }
     if !outside.is_empty() {
-        return CheckResult::warning(
+        return CheckResult::problem(
             CHECK,
             format!("node ports within {ephemeral}: {}", some_of(&outside)),
             "add them to net.ipv4.ip_local_reserved_ports",
@@ -99,7 +99,7 @@ fn claimed(listeners: &[Listener], request: &CheckRequest) -> CheckResult {
         let inside: Vec<String> = inside.into_iter().collect();
         let message =
             format!("{first}-{last} are for Services, but others listen there: {}", some_of(&inside));
-        return CheckResult::warning(
+        return CheckResult::problem(
             CHECK,
             message,
             "give these programs other ports, or name the Services with --kubeconfig",
@@ -117,7 +117,7 @@ fn claimed(listeners: &[Listener], request: &CheckRequest) -> CheckResult {
         (of(Purpose::HealthCheck), of(Purpose::NodePort));
     if !health_checks.is_empty() {
         let message = format!("health-check node ports that others listen on: {}", some_of(&health_checks));
-        return CheckResult::failed(
+        return CheckResult::broken(
             CHECK,
             message,
             "stop these programs: load balancers ask there for local endpoints",
@@ -125,7 +125,7 @@ fn claimed(listeners: &[Listener], request: &CheckRequest) -> CheckResult {
     }
     if !node_ports.is_empty() {
         let message = format!("others listen on them, and get no traffic: {}", some_of(&node_ports));
-        return CheckResult::warning(CHECK, message, "give these programs other ports");
+        return CheckResult::problem(CHECK, message, "give these programs other ports");
     }
     CheckResult::ok(CHECK, format!("no other program listens on the {} that Services claim", ports.len()))
 }
@@ -152,7 +152,7 @@ fn own_server(listeners: &[Listener], (name, wanted): &(&'static str, SocketAddr
         Some(found) if is_ours(found) => {
             CheckResult::ok(check, format!("{wanted} is held by {OURS}, which runs"))
         }
-        Some(found) => CheckResult::failed(
+        Some(found) => CheckResult::broken(
             check,
             format!("{wanted} is taken: {}", describe(found)),
             format!("stop that program, or choose another --{name}-bind-address"),

@@ -2,43 +2,55 @@
 
 use super::{CheckResult, Level, is_fit};
 use crate::config::Mode;
-use std::fmt::Write as _;
+use serde::Serialize;
+use std::fmt;
+
+/// What a check says.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Report {
+    /// The mode that the node was checked for.
+    pub mode: &'static str,
+    /// Nothing is broken.
+    pub fit: bool,
+    /// The answer to each question.
+    pub findings: Vec<CheckResult>,
+}
+
+impl Report {
+    /// Sums up.
+    #[must_use]
+    pub fn new(findings: Vec<CheckResult>, mode: Mode) -> Report {
+        Report { mode: mode.as_str(), fit: is_fit(&findings), findings }
+    }
+}
 
 /// One line each, and a line that sums up.
-#[must_use]
-pub fn text(findings: &[CheckResult]) -> String {
-    let mut text = String::new();
-    let width = findings.iter().map(|finding| finding.check.chars().count()).max().unwrap_or_default();
-    for finding in findings {
-        let level = word(finding.level);
-        let remedy = finding.remedy.iter().map(|remedy| format!(" -> {remedy}")).collect::<String>();
-        // Writing into a string cannot fail.
-        let _ =
-            writeln!(text, "{level:<7}  {:width$}  {}{remedy}", finding.check, one_line(&finding.message));
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let widths = self.findings.iter().map(|finding| finding.check.chars().count());
+        let width = widths.max().unwrap_or_default();
+        for finding in &self.findings {
+            let level = word(finding.level);
+            let advice = finding.advice.iter().map(|advice| format!(" -> {advice}")).collect::<String>();
+            writeln!(f, "{level:<7}  {:width$}  {}{advice}", finding.check, one_line(&finding.message))?;
+        }
+        let count = |level| self.findings.iter().filter(|finding| finding.level == level).count();
+        let (broken, problems) = (count(Level::Broken), count(Level::Problem));
+        let verdict = if self.fit { "this node is fit" } else { "this node is not fit" };
+        let s = if problems == 1 { "" } else { "s" };
+        writeln!(f, "{verdict}: {broken} broken, {problems} problem{s}, {} ok", count(Level::Ok))
     }
-    let count = |level| findings.iter().filter(|finding| finding.level == level).count();
-    let (failed, warnings) = (count(Level::Failed), count(Level::Warning));
-    let verdict = if is_fit(findings) { "this node is fit" } else { "this node is not fit" };
-    let _ = writeln!(text, "{verdict}: {failed} failed, {warnings} warnings, {} ok", count(Level::Ok));
-    text
 }
 
 fn word(level: Level) -> &'static str {
     match level {
         Level::Ok => "ok",
-        Level::Warning => "warning",
-        Level::Failed => "failed",
+        Level::Problem => "problem",
+        Level::Broken => "broken",
     }
 }
 
 /// Tools answer in several lines.
 fn one_line(message: &str) -> String {
     message.split_whitespace().collect::<Vec<_>>().join(" ")
-}
-
-/// The same as a JSON object.
-#[must_use]
-pub fn json(findings: &[CheckResult], mode: Mode) -> String {
-    let value = serde_json::json!({"mode": mode.as_str(), "fit": is_fit(findings), "findings": findings});
-    format!("{value:#}\n")
 }

@@ -3,6 +3,7 @@
 use super::CheckResult;
 use super::facts::{CheckRequest, Facts};
 use crate::backend;
+use crate::model::NotForwarding;
 
 /// What is read, relative to /proc/sys.
 pub(super) const NAMES: [&str; 12] = [
@@ -36,7 +37,7 @@ pub(super) const RESERVED_PORTS: &str = "net/ipv4/ip_local_reserved_ports";
 pub(super) const IPVS_CONNTRACK: &str = "net/ipv4/vs/conntrack";
 
 pub(super) fn judge(facts: &Facts, request: &CheckRequest) -> Vec<CheckResult> {
-    let mut findings = vec![forward_v4(facts, request), forward_v6(facts)];
+    let mut findings = vec![forward_v4(facts, request), forward_v6(facts, request)];
     findings.push(bridge(facts));
     findings.push(rp_filter(facts));
     findings.extend(route_localnet(facts, request));
@@ -64,27 +65,32 @@ fn forward_v4(facts: &Facts, request: &CheckRequest) -> CheckResult {
             CheckResult::ok(CHECK, "off; the proxy switches it on at its start")
         }
         Some(_) => {
-            CheckResult::failed(CHECK, "off: packets to pods are not passed on", assignment(FORWARD_V4, "1"))
+            CheckResult::broken(CHECK, "off: packets to pods are not passed on", assignment(FORWARD_V4, "1"))
         }
         None => CheckResult::unknown(CHECK, "there is no such setting", facts),
     }
 }
 
-fn forward_v6(facts: &Facts) -> CheckResult {
+fn forward_v6(facts: &Facts, request: &CheckRequest) -> CheckResult {
     const CHECK: &str = "IPv6 forwarding";
     if ipv6_is_off(facts) {
         return CheckResult::ok(CHECK, "IPv6 is switched off on this host");
     }
-    match facts.value(FORWARD_V6) {
-        Some("1") => CheckResult::ok(CHECK, "on"),
-        _ if !facts.has_ipv6_address => {
-            CheckResult::ok(CHECK, "off, and the node has no IPv6 address of its own")
-        }
-        _ => CheckResult::warning(
+    if facts.value(FORWARD_V6) == Some("1") {
+        return CheckResult::ok(CHECK, "on");
+    }
+    let message = "off: packets to IPv6 pods are not passed on";
+    match NotForwarding::judge(request.has_ipv6_endpoints, facts.has_ipv6_address) {
+        NotForwarding::Broken => CheckResult::broken(CHECK, message, assignment(FORWARD_V6, "1")),
+        NotForwarding::Doubtful => CheckResult::problem(
             CHECK,
-            "off: packets to IPv6 pods are not passed on",
+            message,
             format!("if the cluster uses IPv6: {}", assignment(FORWARD_V6, "1")),
         ),
+        NotForwarding::Harmless if request.has_ipv6_endpoints == Some(false) => {
+            CheckResult::ok(CHECK, "off, and no Service has an IPv6 endpoint")
+        }
+        NotForwarding::Harmless => CheckResult::ok(CHECK, "off, and the node has no IPv6 address of its own"),
     }
 }
 
@@ -97,7 +103,7 @@ fn bridge(facts: &Facts) -> CheckResult {
         return CheckResult::ok(CHECK, "not needed: no interface is a bridge");
     }
     if facts.value(BRIDGE_V4).is_none() {
-        return CheckResult::warning(
+        return CheckResult::problem(
             CHECK,
             "not loaded, and there is a bridge: a pod may not reach a Service whose endpoint is on its own bridge",
             "if pods are on that bridge: modprobe br_netfilter, and keep it in /etc/modules-load.d",
@@ -105,7 +111,7 @@ fn bridge(facts: &Facts) -> CheckResult {
     }
     match families.into_iter().find(|(name, _)| facts.value(name) == Some("0")) {
         None => CheckResult::ok(CHECK, "bridged packets go through iptables"),
-        Some((name, tool)) => CheckResult::warning(
+        Some((name, tool)) => CheckResult::problem(
             CHECK,
             format!(
                 "bridged packets go past {tool}: a pod may not reach a Service whose endpoint is on its own bridge"
@@ -118,7 +124,7 @@ fn bridge(facts: &Facts) -> CheckResult {
 fn rp_filter(facts: &Facts) -> CheckResult {
     const CHECK: &str = "rp_filter";
     match facts.value(RP_FILTER) {
-        Some("1") => CheckResult::warning(
+        Some("1") => CheckResult::problem(
             CHECK,
             "strict: packets that come in by another interface than their answers leave by are dropped, on nodes \
              with several",
@@ -141,12 +147,12 @@ fn route_localnet(facts: &Facts, request: &CheckRequest) -> Option<CheckResult> 
         Some(_) if facts.writable(ROUTE_LOCALNET) => {
             CheckResult::ok(CHECK, "off; the proxy switches it on at its start")
         }
-        _ if !facts.is_root => CheckResult::warning(
+        _ if !facts.is_root => CheckResult::problem(
             CHECK,
             "off, and only root can switch it on",
             "nothing, if the proxy or its init container runs privileged",
         ),
-        _ => CheckResult::failed(
+        _ => CheckResult::broken(
             CHECK,
             "off, and it cannot be written: the proxy will not start",
             format!("{}, or --iptables-localhost-nodeports=false", assignment(ROUTE_LOCALNET, "1")),
@@ -160,15 +166,15 @@ fn conntrack(facts: &Facts) -> CheckResult {
     let number = |name| facts.value(name).and_then(|text| text.parse::<u64>().ok());
     let (Some(max), Some(count)) = (number(CONNTRACK_MAX), number(CONNTRACK_COUNT)) else {
         let remedy = "modprobe nf_conntrack on the node; the kernel does so with the first NAT rule";
-        return CheckResult::warning(CHECK, "not loaded: its limits cannot be set yet", remedy);
+        return CheckResult::problem(CHECK, "not loaded: its limits cannot be set yet", remedy);
     };
     let message = format!("{count} of {max} connections in use");
     let remedy =
         format!("raise --conntrack-max-per-core, or {}", assignment(CONNTRACK_MAX, &(max * 2).to_string()));
     if count >= max {
-        CheckResult::failed(CHECK, message + ": new ones are dropped", remedy)
+        CheckResult::broken(CHECK, message + ": new ones are dropped", remedy)
     } else if count * 10 >= max * 9 {
-        CheckResult::warning(CHECK, message, remedy)
+        CheckResult::problem(CHECK, message, remedy)
     } else {
         CheckResult::ok(CHECK, message)
     }
@@ -180,13 +186,13 @@ fn proc_sys(facts: &Facts) -> CheckResult {
         return CheckResult::ok(CHECK, "can be written");
     }
     if !facts.is_root {
-        return CheckResult::warning(
+        return CheckResult::problem(
             CHECK,
             "cannot be written without root",
             "run this check as the proxy runs",
         );
     }
-    CheckResult::warning(
+    CheckResult::problem(
         CHECK,
         "read-only: settings that differ from what is wanted stay as they are",
         "run --init-only in a privileged init container first, as the manifests do, or set them on the node",

@@ -61,6 +61,8 @@ fn wanted(mode: Mode) -> CheckRequest {
         node_port_range: (30000, 32767),
         servers: vec![("healthz", "0.0.0.0:10256".parse().unwrap())],
         service_ports: None,
+        has_ipv6_endpoints: None,
+        proxy: None,
     }
 }
 
@@ -92,65 +94,65 @@ fn listener(protocol: Protocol, address: &str, program: Option<&str>) -> Listene
 fn a_fit_node_gets_no_complaint_in_either_mode(#[case] mode: Mode) {
     let findings = judge(&fit(), &wanted(mode));
     assert_eq!(complaints(&findings), [""; 0]);
-    assert!(is_fit(&findings) && findings.iter().all(|it| it.remedy.is_none()));
+    assert!(is_fit(&findings) && findings.iter().all(|it| it.advice.is_none()));
 }
 
 type Change = fn(&mut Facts);
 
 #[rstest]
-#[case::no_capability(|f: &mut Facts| f.capabilities = 0, "Failed permissions", "securityContext")]
+#[case::no_capability(|f: &mut Facts| f.capabilities = 0, "Broken permissions", "securityContext")]
 #[case::legacy_without_raw(|f: &mut Facts| {
     f.capabilities = Facts::NET_ADMIN;
     f.tools.v4.as_mut().unwrap().flavor = Flavor::Legacy;
-}, "Failed permissions", "securityContext")]
-#[case::no_tools(|f: &mut Facts| f.tools.v4 = Err("not installed".into()), "Failed iptables (IPv4)", "install")]
-#[case::no_v6_tools(|f: &mut Facts| f.tools.v6 = Err("not installed".into()), "Warning iptables (IPv6)", "only IPv4")]
-#[case::no_nat(|f: &mut Facts| f.tools.v4.as_mut().unwrap().nat_table = Err("x".into()), "Failed iptables (IPv4)", "nf_tables")]
+}, "Broken permissions", "securityContext")]
+#[case::no_tools(|f: &mut Facts| f.tools.v4 = Err("not installed".into()), "Broken iptables (IPv4)", "install")]
+#[case::no_v6_tools(|f: &mut Facts| f.tools.v6 = Err("not installed".into()), "Problem iptables (IPv6)", "only IPv4")]
+#[case::no_nat(|f: &mut Facts| f.tools.v4.as_mut().unwrap().nat_table = Err("x".into()), "Broken iptables (IPv4)", "nf_tables")]
 #[case::legacy_without_modules(|f: &mut Facts| {
     let tools = f.tools.v4.as_mut().unwrap();
     (tools.flavor, tools.nat_table) = (Flavor::Legacy, Err("x".into()));
-}, "Failed iptables (IPv4)", "ip_tables")]
-#[case::no_match(|f: &mut Facts| refuse(f, Need::Vital("all Services")), "Failed iptables (IPv4)", "xt_NAME")]
-#[case::no_match_for_few(|f: &mut Facts| refuse(f, Need::Some("few")), "Warning iptables (IPv4)", "xt_NAME")]
-#[case::no_option(|f: &mut Facts| refuse(f, Need::Option("not counted")), "Warning iptables (IPv4)", "xt_NAME")]
-#[case::old_tools(|f: &mut Facts| f.tools.v4.as_mut().unwrap().version = Version(1, 6, 1), "Warning iptables (IPv4)", "1.6.2")]
-#[case::no_forwarding(|f: &mut Facts| set(f, "net/ipv4/ip_forward", "0"), "Failed IPv4 forwarding", "net.ipv4.ip_forward=1")]
+}, "Broken iptables (IPv4)", "ip_tables")]
+#[case::no_match(|f: &mut Facts| refuse(f, Need::Vital("all Services")), "Broken iptables (IPv4)", "xt_NAME")]
+#[case::no_match_for_few(|f: &mut Facts| refuse(f, Need::Some("few")), "Problem iptables (IPv4)", "xt_NAME")]
+#[case::no_option(|f: &mut Facts| refuse(f, Need::Option("not counted")), "Problem iptables (IPv4)", "xt_NAME")]
+#[case::old_tools(|f: &mut Facts| f.tools.v4.as_mut().unwrap().version = Version(1, 6, 1), "Problem iptables (IPv4)", "1.6.2")]
+#[case::no_forwarding(|f: &mut Facts| set(f, "net/ipv4/ip_forward", "0"), "Broken IPv4 forwarding", "net.ipv4.ip_forward=1")]
 #[case::no_v6_forwarding(
-    |f: &mut Facts| set(f, "net/ipv6/conf/all/forwarding", "0"), "Warning IPv6 forwarding", "net.ipv6.conf.all.forwarding=1")]
+    |f: &mut Facts| set(f, "net/ipv6/conf/all/forwarding", "0"), "Problem IPv6 forwarding", "net.ipv6.conf.all.forwarding=1")]
 #[case::bridges_go_past(
-    |f: &mut Facts| set(f, "net/bridge/bridge-nf-call-iptables", "0"), "Warning br_netfilter", "bridge-nf-call-iptables=1")]
+    |f: &mut Facts| set(f, "net/bridge/bridge-nf-call-iptables", "0"), "Problem br_netfilter", "bridge-nf-call-iptables=1")]
 #[case::v6_bridges_go_past(
-    |f: &mut Facts| set(f, "net/bridge/bridge-nf-call-ip6tables", "0"), "Warning br_netfilter", "bridge-nf-call-ip6tables=1")]
+    |f: &mut Facts| set(f, "net/bridge/bridge-nf-call-ip6tables", "0"), "Problem br_netfilter", "bridge-nf-call-ip6tables=1")]
 #[case::no_br_netfilter(
-    |f: &mut Facts| f.settings.retain(|name, _| !name.contains("bridge")), "Warning br_netfilter", "modprobe br_netfilter")]
-#[case::strict_rp_filter(|f: &mut Facts| set(f, "net/ipv4/conf/all/rp_filter", "1"), "Warning rp_filter", "rp_filter=2")]
+    |f: &mut Facts| f.settings.retain(|name, _| !name.contains("bridge")), "Problem br_netfilter", "modprobe br_netfilter")]
+#[case::strict_rp_filter(|f: &mut Facts| set(f, "net/ipv4/conf/all/rp_filter", "1"), "Problem rp_filter", "rp_filter=2")]
 #[case::nearly_full(
-    |f: &mut Facts| set(f, "net/netfilter/nf_conntrack_count", "240000"), "Warning conntrack", "nf_conntrack_max=524288")]
+    |f: &mut Facts| set(f, "net/netfilter/nf_conntrack_count", "240000"), "Problem conntrack", "nf_conntrack_max=524288")]
 #[case::full(
-    |f: &mut Facts| set(f, "net/netfilter/nf_conntrack_count", "262144"), "Failed conntrack", "nf_conntrack_max=524288")]
+    |f: &mut Facts| set(f, "net/netfilter/nf_conntrack_count", "262144"), "Broken conntrack", "nf_conntrack_max=524288")]
 #[case::no_conntrack(
-    |f: &mut Facts| f.settings.retain(|name, _| !name.contains("conntrack")), "Warning conntrack", "nf_conntrack")]
+    |f: &mut Facts| f.settings.retain(|name, _| !name.contains("conntrack")), "Problem conntrack", "nf_conntrack")]
 #[case::ephemeral(
-    |f: &mut Facts| set(f, "net/ipv4/ip_local_port_range", "1024 65535"), "Warning ephemeral ports", "ports=30000-32767")]
+    |f: &mut Facts| set(f, "net/ipv4/ip_local_port_range", "1024 65535"), "Problem ephemeral ports", "ports=30000-32767")]
 #[case::partly_reserved(|f: &mut Facts| {
     set(f, "net/ipv4/ip_local_port_range", "1024 65535");
     set(f, "net/ipv4/ip_local_reserved_ports", "8080,30000-32766");
-}, "Warning ephemeral ports", "ports=30000-32767")]
+}, "Problem ephemeral ports", "ports=30000-32767")]
 #[case::listener(
     |f: &mut Facts| f.listeners.as_mut().unwrap().push(listener(Protocol::Tcp, "0.0.0.0:30080", Some("nginx"))),
-    "Warning node ports", "other ports")]
+    "Problem node ports", "other ports")]
 #[case::health_port_taken(
     |f: &mut Facts| f.listeners.as_mut().unwrap().push(listener(Protocol::Tcp, "127.0.0.1:10256", None)),
-    "Failed healthz port", "--healthz-bind-address")]
+    "Broken healthz port", "--healthz-bind-address")]
 #[case::kube_proxy(
     |f: &mut Facts| f.proxies.push(Neighbour { pid: 7, name: "kube-proxy".into(), is_ours: false }),
-    "Failed other proxies", "stop")]
+    "Broken other proxies", "stop")]
 #[case::twice(
     |f: &mut Facts| f.proxies = vec![Neighbour { pid: 7, name: "kube-proxy-rs".into(), is_ours: true }; 2],
-    "Failed other proxies", "stop")]
-#[case::other_flavor(|f: &mut Facts| f.other_flavor.v6 = Ok(true), "Warning other flavour's rules", "--cleanup-other-flavor")]
-#[case::nft_table(|f: &mut Facts| f.nft_table.v4 = Ok(true), "Warning nftables mode", "stop")]
-#[case::virtual_servers(|f: &mut Facts| f.virtual_servers = Ok(3), "Warning IPVS virtual servers", "--cleanup")]
+    "Broken other proxies", "stop")]
+#[case::other_flavor(|f: &mut Facts| f.other_flavor.v6 = Ok(true), "Problem other flavour's rules", "--cleanup-other-flavor")]
+#[case::nft_table(|f: &mut Facts| f.nft_table.v4 = Ok(true), "Problem nftables mode", "stop")]
+#[case::virtual_servers(|f: &mut Facts| f.virtual_servers = Ok(3), "Problem IPVS virtual servers", "--cleanup")]
 fn one_thing_wrong_is_one_complaint_with_what_to_do(
     #[case] change: Change,
     #[case] complaint: &str,
@@ -161,14 +163,14 @@ fn one_thing_wrong_is_one_complaint_with_what_to_do(
     let findings = judge(&facts, &wanted(Mode::Iptables));
     assert_eq!(complaints(&findings), [complaint]);
     let found = findings.iter().find(|it| it.level > Level::Ok).unwrap();
-    assert!(found.remedy.as_ref().is_some_and(|text| text.contains(remedy)), "{found:?}");
-    assert_eq!(is_fit(&findings), complaint.starts_with("Warning"));
+    assert!(found.advice.as_ref().is_some_and(|text| text.contains(remedy)), "{found:?}");
+    assert_eq!(is_fit(&findings), complaint.starts_with("Problem"));
 }
 
 #[rstest]
 #[case::all_is_there(|f: &mut Facts| f.requirements = vec![required(Ok("there"), true)], &[])]
-#[case::no_ipvs(|f: &mut Facts| f.requirements = vec![required(Err("no"), true)], &["Failed ipvs"])]
-#[case::no_driver(|f: &mut Facts| f.requirements = vec![required(Err("no"), false)], &["Warning ipvs"])]
+#[case::no_ipvs(|f: &mut Facts| f.requirements = vec![required(Err("no"), true)], &["Broken ipvs"])]
+#[case::no_driver(|f: &mut Facts| f.requirements = vec![required(Err("no"), false)], &["Problem ipvs"])]
 #[case::forwarding_is_switched_on_by_the_proxy(|f: &mut Facts| set(f, "net/ipv4/ip_forward", "0"), &[])]
 #[case::virtual_servers_are_taken_over(|f: &mut Facts| f.virtual_servers = Ok(3), &[])]
 fn ipvs_mode_asks_for_more_and_does_more(#[case] change: Change, #[case] wanted_complaints: &[&str]) {
@@ -212,13 +214,13 @@ fn a_frozen_setting_that_is_wrong_fails_and_one_that_is_right_does_not() {
     let mut facts = fit();
     freeze(&mut facts);
     let complaint = complaints(&judge(&facts, &wanted(Mode::Iptables)));
-    assert_eq!(complaint, ["Failed route_localnet", "Warning /proc/sys"]);
+    assert_eq!(complaint, ["Broken route_localnet", "Problem /proc/sys"]);
     set(&mut facts, "net/ipv4/conf/all/route_localnet", "1");
-    assert_eq!(complaints(&judge(&facts, &wanted(Mode::Iptables))), ["Warning /proc/sys"]);
+    assert_eq!(complaints(&judge(&facts, &wanted(Mode::Iptables))), ["Problem /proc/sys"]);
     set(&mut facts, "net/ipv4/conf/all/route_localnet", "0");
     let mut without = wanted(Mode::Iptables);
     without.localhost_node_ports = false;
-    assert_eq!(complaints(&judge(&facts, &without)), ["Warning /proc/sys"]);
+    assert_eq!(complaints(&judge(&facts, &without)), ["Problem /proc/sys"]);
 }
 
 #[test]
@@ -254,14 +256,14 @@ fn the_ports_of_services_are_looked_up_one_by_one() {
     listeners.push(listener(Protocol::Tcp, "0.0.0.0:30081", Some("nginx")));
     listeners.push(listener(Protocol::Udp, "0.0.0.0:30080", Some("dns")));
     let findings = judge(&facts, &request);
-    assert_eq!(complaints(&findings), ["Warning ephemeral ports"]);
+    assert_eq!(complaints(&findings), ["Problem ephemeral ports"]);
     assert!(findings.iter().any(|it| it.message.contains("40000/tcp of shop/odd")), "{findings:?}");
 
     facts.listeners.as_mut().unwrap().push(listener(Protocol::Tcp, "[::]:30080", Some("nginx")));
     let findings = judge(&facts, &request);
     let message = "30080/tcp of shop/web (nginx on [::]:30080/tcp)";
     assert!(
-        findings.iter().any(|it| it.message.contains(message) && it.level == Level::Warning),
+        findings.iter().any(|it| it.message.contains(message) && it.level == Level::Problem),
         "{findings:?}"
     );
 
@@ -270,19 +272,45 @@ fn the_ports_of_services_are_looked_up_one_by_one() {
 }
 
 #[test]
+fn what_status_says_of_the_running_proxy_is_said_here_too() {
+    let mut request = wanted(Mode::Iptables);
+    let reasons = vec!["IPv4: the last sync failed: the lock is taken".to_owned()];
+    request.proxy = Some(ProxyState { healthy: false, reasons });
+    let findings = judge(&fit(), &request);
+    assert_eq!(complaints(&findings), ["Problem running proxy"]);
+    assert!(findings.iter().any(|it| it.message.ends_with("the lock is taken")), "{findings:?}");
+    request.proxy = Some(ProxyState { healthy: true, reasons: Vec::new() });
+    assert_eq!(complaints(&judge(&fit(), &request)), [""; 0]);
+}
+
+#[test]
+fn a_node_that_does_not_forward_ipv6_is_broken_if_services_have_ipv6_endpoints() {
+    let mut facts = fit();
+    set(&mut facts, "net/ipv6/conf/all/forwarding", "0");
+    let found = |has_ipv6_endpoints| {
+        let request = CheckRequest { has_ipv6_endpoints, ..wanted(Mode::Iptables) };
+        complaints(&judge(&facts, &request))
+    };
+    assert_eq!(found(Some(true)), ["Broken IPv6 forwarding"]);
+    assert_eq!(found(None), ["Problem IPv6 forwarding"]);
+    assert_eq!(found(Some(false)), [""; 0]);
+}
+
+#[test]
 fn what_is_printed_is_one_line_each_or_json() {
     let findings = [
         CheckResult::ok("conntrack", "17 of 20"),
-        CheckResult::failed("ipvs", "no\nsuch family", "modprobe ip_vs"),
+        CheckResult::broken("ipvs", "no\nsuch family", "modprobe ip_vs"),
     ];
     let wanted = "ok       conntrack  17 of 20\n\
-                  failed   ipvs       no such family -> modprobe ip_vs\n\
-                  this node is not fit: 1 failed, 0 warnings, 1 ok\n";
-    assert_eq!(text(&findings), wanted);
-    let value: serde_json::Value = serde_json::from_str(&json(&findings, Mode::Ipvs)).unwrap();
+                  broken   ipvs       no such family -> modprobe ip_vs\n\
+                  this node is not fit: 1 broken, 0 problems, 1 ok\n";
+    let report = Report::new(findings.to_vec(), Mode::Ipvs);
+    assert_eq!(report.to_string(), wanted);
+    let value = serde_json::to_value(&report).unwrap();
     assert_eq!((&value["mode"], &value["fit"]), (&"ipvs".into(), &false.into()));
-    assert_eq!(value["findings"][1]["level"], "failed");
-    assert_eq!(value["findings"][0]["remedy"], serde_json::Value::Null);
+    assert_eq!(value["findings"][1]["severity"], "broken");
+    assert_eq!(value["findings"][0]["advice"], serde_json::Value::Null);
 }
 
 #[test]

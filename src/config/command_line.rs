@@ -2,11 +2,12 @@
 
 use super::build::{self, BUILD};
 use super::flags::Flags;
+use super::verbs::{Explain, Form, ListServices, Render, Verb};
 use super::{number, values};
 use crate::model::Build;
 use clap::builder::ValueParser;
 use clap::parser::ValueSource;
-use clap::{Arg, ArgAction, Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
+use clap::{Arg, ArgAction, CommandFactory, FromArgMatches, Parser};
 use std::any::TypeId;
 use std::collections::BTreeSet;
 use std::ffi::OsString;
@@ -59,6 +60,12 @@ const EFFECTIVE_WITH_CONFIG: &[&str] = &[
     "to",
     "interface",
     "namespace",
+    "all-namespaces",
+    "selector",
+    "watch",
+    "problems",
+    "no-headers",
+    "protocol",
     "output",
 ];
 
@@ -79,126 +86,6 @@ struct Cli {
     flags: Flags,
 }
 
-#[derive(Subcommand, Clone, Debug)]
-enum Verb {
-    /// Prints the rules for the given manifests and touches nothing
-    #[command(args_override_self = true)]
-    Render(RenderFlags),
-    /// Looks whether this node is fit for the configuration, and touches nothing
-    #[command(args_override_self = true)]
-    Check(OutputFlags),
-    /// Says why a Service works here or does not; exits with 1 if the kernel is not as it should
-    /// be, and with 2 if there is no such Service
-    #[command(args_override_self = true)]
-    Explain(ExplainFlags),
-    /// Lists Services with their addresses and endpoints
-    #[command(args_override_self = true)]
-    Services(ServicesFlags),
-    /// Says how the proxy on this node is doing
-    #[command(args_override_self = true)]
-    Status(OutputFlags),
-    /// Looks at configuration files
-    #[command(args_override_self = true, subcommand_required = true)]
-    Config {
-        #[command(subcommand)]
-        verb: ConfigVerb,
-    },
-}
-
-#[derive(Subcommand, Clone, Debug)]
-enum ConfigVerb {
-    /// Checks a file and prints every setting with where it comes from
-    Check {
-        /// The file
-        file: PathBuf,
-    },
-}
-
-#[derive(Args, Clone, Debug)]
-struct RenderFlags {
-    /// IP family to print the rules of
-    #[arg(long, value_name = "FAMILY", default_value = "ipv4", value_enum)]
-    family: FamilyFlag,
-    /// The node's addresses, where its Node object does not say them or others count
-    #[arg(long, value_name = "IP,…", value_delimiter = ',')]
-    node_addresses: Vec<std::net::IpAddr>,
-}
-
-#[derive(Args, Clone, Debug)]
-struct ExplainFlags {
-    /// The Service, as NAMESPACE/NAME or NAMESPACE/NAME:PORT
-    service: String,
-    /// Trace a packet of this client
-    #[arg(long, value_name = "IP")]
-    client: Option<std::net::IpAddr>,
-    /// Trace a packet sent there; without it, one to the first cluster IP
-    #[arg(long, value_name = "IP:PORT")]
-    to: Option<std::net::SocketAddr>,
-    /// The interface that the traced packet comes in on, where rules depend on that
-    #[arg(long, value_name = "NAME", default_value = "", hide_default_value = true)]
-    interface: String,
-    #[command(flatten)]
-    output: OutputFlags,
-}
-
-#[derive(Args, Clone, Debug)]
-struct ServicesFlags {
-    /// Only Services of this namespace
-    #[arg(long, short, value_name = "NAMESPACE", default_value = "", hide_default_value = true)]
-    namespace: String,
-    /// Form of what is printed
-    #[arg(long, short, value_name = "FORM", default_value = "text", value_enum)]
-    output: TableForm,
-}
-
-/// Form of a printed table.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum TableForm {
-    /// For people.
-    Text,
-    /// For people with wide screens.
-    Wide,
-    /// For programs.
-    Json,
-}
-
-#[derive(Args, Clone, Debug)]
-struct OutputFlags {
-    /// Form of what is printed
-    #[arg(long, short, value_name = "FORM", default_value = "text", value_enum)]
-    output: OutputForm,
-}
-
-/// Form of what a command prints.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum OutputForm {
-    /// For people.
-    Text,
-    /// For programs.
-    Json,
-}
-
-/// What is asked about a Service.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Explain {
-    /// `namespace/name` or `namespace/name:port`.
-    pub service: String,
-    /// Trace a packet of this client.
-    pub client: Option<std::net::IpAddr>,
-    /// Trace a packet sent there.
-    pub to: Option<std::net::SocketAddr>,
-    /// The interface that the traced packet comes in on.
-    pub interface: Option<String>,
-    /// How to print the answer.
-    pub form: OutputForm,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum FamilyFlag {
-    Ipv4,
-    Ipv6,
-}
-
 /// What one invocation is to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
@@ -215,24 +102,25 @@ pub enum Action {
     /// Check this configuration file, print what is in effect with it, and exit.
     CheckConfig(PathBuf),
     /// Print whether this node is fit and exit.
-    CheckNode(OutputForm),
+    CheckNode(Form),
     /// Print the rules of one family and exit.
     Render(Render),
     /// Say why a Service works or does not.
     Explain(Explain),
-    /// List the Services of a namespace, or all.
-    Services(Option<String>, TableForm),
+    /// List Services.
+    Services(ListServices),
     /// Say how the proxy on this node is doing.
-    Status(OutputForm),
+    Status(Form),
+    /// Print what a shell needs to complete this program's arguments.
+    Completion(clap_complete::Shell),
 }
 
-/// What `render` prints.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Render {
-    /// Whose rules.
-    pub family: crate::model::IpFamily,
-    /// The node's addresses; without any, its Node object says them.
-    pub node_addresses: Vec<std::net::IpAddr>,
+impl Action {
+    /// It only finds something out, for the one who asks.
+    #[must_use]
+    pub fn is_question(&self) -> bool {
+        matches!(self, Action::CheckNode(_) | Action::Explain(_) | Action::Services(_) | Action::Status(_))
+    }
 }
 
 /// A parsed command line.
@@ -263,6 +151,12 @@ impl CommandLine {
         self.given.contains(name)
     }
 
+    /// `--logging-format` asks for JSON.
+    #[must_use]
+    pub fn logs_json(&self) -> bool {
+        self.flags.logging.logging_format == "json"
+    }
+
     /// The configuration file to load, if any.
     #[must_use]
     pub fn config_file(&self) -> Option<PathBuf> {
@@ -283,7 +177,8 @@ pub fn parse<S: Into<OsString>>(args: impl IntoIterator<Item = S>) -> Result<Com
     let mut command = command();
     let args = args.into_iter().map(Into::into).enumerate().map(text).collect::<Result<Vec<_>, _>>()?;
     let args = as_go_reads_them(args, &command);
-    let matches = command.try_get_matches_from_mut(args).map_err(|error| stop(&error))?;
+    let asks = args.iter().any(|arg| QUESTIONS.contains(&arg.as_str()));
+    let matches = command.try_get_matches_from_mut(args).map_err(|error| stop(&error, asks))?;
     let given = command
         .get_arguments()
         .map(|arg| arg.get_id().as_str())
@@ -299,7 +194,7 @@ pub fn parse<S: Into<OsString>>(args: impl IntoIterator<Item = S>) -> Result<Com
         .filter_map(|arg| Some((arg.get_long()?.to_owned(), raw(arg.get_id().as_str()))))
         .filter(|(name, _)| name != "help")
         .collect();
-    let cli = Cli::from_arg_matches(&matches).map_err(|error| stop(&error))?;
+    let cli = Cli::from_arg_matches(&matches).map_err(|error| stop(&error, asks))?;
     let action = action_of(&cli);
     Ok(CommandLine { flags: cli.flags, action, values, given })
 }
@@ -340,7 +235,23 @@ pub fn flag_rows() -> Vec<FlagRow> {
 /// The whole command line, as `--help` and the manual page describe it.
 #[must_use]
 pub fn command() -> clap::Command {
-    Cli::command().mut_args(as_pflag)
+    let command = Cli::command().mut_args(as_pflag);
+    let names: Vec<String> = command.get_subcommands().map(|verb| verb.get_name().to_owned()).collect();
+    names.iter().fold(command, |command, name| command.mut_subcommand(name, with_own_help))
+}
+
+/// Has the help of a subcommand show its own flags, and name those of the proxy that count for it: the rest would be
+/// 150 lines.
+fn with_own_help(verb: clap::Command) -> clap::Command {
+    const OTHERS: &str = "\
+Where the answer comes from (--help without a command describes these and all other flags):
+      --control-socket <PATH>   the proxy of this node, which is the default
+      --kubeconfig <FILE>, --master <URL>   the API server, without a proxy
+      --manifests <PATH,…>      files, without a proxy; - is stdin
+      --config <FILE>, --mode <MODE>, --hostname-override <NAME>   what the proxy would be run with";
+    let name = format!("kube-proxy-rs {}", verb.get_name());
+    let text = verb.clone().bin_name(name).after_help(OTHERS).render_help().to_string();
+    verb.override_help(text)
 }
 
 /// Gives a flag the manners of Go's: booleans take `=true`, numbers are read as Go reads them and may be
@@ -424,13 +335,16 @@ fn dashed(arg: String) -> String {
     }
 }
 
-fn stop(error: &clap::Error) -> FlagStop {
+/// The commands that find something out. One that cannot ends with 3, so that 1 always is an answer.
+const QUESTIONS: [&str; 4] = ["check", "explain", "services", "status"];
+
+fn stop(error: &clap::Error, asks: bool) -> FlagStop {
     let text = error.render().to_string();
     if !error.use_stderr() {
         return FlagStop { text, exit_code: 0 };
     }
     let text = text.strip_prefix("error: ").map_or_else(|| text.clone(), |rest| format!("Error: {rest}"));
-    FlagStop { text, exit_code: 1 }
+    FlagStop { text, exit_code: if asks { 3 } else { 1 } }
 }
 
 /// The order is upstream's: the version first, then writing, cleaning up and initialising.
@@ -439,27 +353,8 @@ fn action_of(cli: &Cli) -> Action {
     if let Some(text) = version_text(&general.version) {
         return Action::PrintVersion(text);
     }
-    if let Some(Verb::Render(render)) = &cli.command {
-        let family = match render.family {
-            FamilyFlag::Ipv4 => crate::model::IpFamily::V4,
-            FamilyFlag::Ipv6 => crate::model::IpFamily::V6,
-        };
-        return Action::Render(Render { family, node_addresses: render.node_addresses.clone() });
-    }
-    if let Some(Verb::Check(flags)) = &cli.command {
-        return Action::CheckNode(flags.output);
-    }
-    match &cli.command {
-        Some(Verb::Explain(flags)) => return Action::Explain(flags.ask()),
-        Some(Verb::Services(flags)) => {
-            let namespace = values::non_empty(&flags.namespace).map(str::to_owned);
-            return Action::Services(namespace, flags.output);
-        }
-        Some(Verb::Status(flags)) => return Action::Status(flags.output),
-        _ => {}
-    }
-    if let Some(Verb::Config { verb: ConfigVerb::Check { file } }) = &cli.command {
-        return Action::CheckConfig(file.clone());
+    if let Some(verb) = &cli.command {
+        return verb.action();
     }
     if let Some(path) = values::non_empty(&general.write_config_to) {
         return Action::WriteConfig(PathBuf::from(path));
@@ -471,19 +366,7 @@ fn action_of(cli: &Cli) -> Action {
     }
 }
 
-impl ExplainFlags {
-    fn ask(&self) -> Explain {
-        Explain {
-            service: self.service.clone(),
-            client: self.client,
-            to: self.to,
-            interface: values::non_empty(&self.interface).map(str::to_owned),
-            form: self.output.output,
-        }
-    }
-}
-
-fn version_text(flag: &str) -> Option<String> {
+pub(super) fn version_text(flag: &str) -> Option<String> {
     match flag {
         "false" => None,
         "true" => {

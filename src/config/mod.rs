@@ -16,6 +16,7 @@ mod resolve;
 mod settings;
 mod validate;
 mod values;
+mod verbs;
 mod write;
 mod yaml;
 
@@ -25,14 +26,13 @@ mod tests;
 mod tests_spellings;
 
 pub use build::BUILD;
-pub use command_line::{
-    Action, CommandLine, Explain, FlagRow, FlagStop, OutputForm, Render, TableForm, command, flag_rows, parse,
-};
+pub use command_line::{Action, CommandLine, FlagRow, FlagStop, command, flag_rows, parse};
 pub use duration::GoDuration;
 pub use explain::explain;
 pub use file::ConfigFile;
 pub use flags::{DriftDetection, Flags, FlavorChoice, ServiceMetricsDetail};
 pub use resolve::{ConfigError, Resolved, resolve};
+pub use verbs::{Explain, Form, ListServices, Render, Target};
 pub use write::Effective;
 
 use crate::model::{Cidr, PerFamily, ServiceLimits};

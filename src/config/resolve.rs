@@ -34,7 +34,10 @@ impl fmt::Display for ConfigError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.complaints.as_slice() {
             [one] => f.write_str(one),
-            several => write!(f, "[{}]", several.join(", ")),
+            several => {
+                write!(f, "{} settings are not valid:", several.len())?;
+                several.iter().try_for_each(|complaint| write!(f, "\n  {complaint}"))
+            }
         }
     }
 }

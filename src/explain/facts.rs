@@ -1,10 +1,11 @@
 //! What was found on the node and at the API server, besides the plan.
 
-use crate::backend::Difference;
-use crate::model::Verdict;
-use serde::Serialize;
+use super::view::PortView;
+use crate::backend::{Difference, ForeignEffect, ForeignRule};
+use crate::model::{ApiConnection, Verdict};
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 /// What the API has of a Service, looked at without the selectors of the watches.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -30,6 +31,28 @@ pub enum Kind {
     NoClusterIp,
 }
 
+/// How the proxy that was asked is doing: the part of its status that its answers depend on.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ProxyState {
+    /// The judgement of `status`.
+    pub healthy: bool,
+    /// Why it is not ready, in sentences.
+    pub reasons: Vec<String>,
+    /// Why it is not healthy though it is ready, in sentences.
+    pub concerns: Vec<String>,
+    /// The connection to the API server; absent where objects come from manifests.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub api: Option<ApiConnection>,
+}
+
+impl ProxyState {
+    /// Why it is not healthy, in sentences.
+    pub fn why(&self) -> impl Iterator<Item = &String> {
+        self.reasons.iter().chain(&self.concerns)
+    }
+}
+
 /// The connection-tracking table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Tracking {
@@ -39,14 +62,39 @@ pub struct Tracking {
     pub max: u64,
 }
 
+/// Flows now open to the endpoints of one Service port in one family.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PortFlows {
+    /// `IPv4` or `IPv6`.
+    pub family: String,
+    /// The name of the port; empty when it has none.
+    pub port: String,
+    /// `tcp`, `udp` or `sctp`.
+    pub protocol: String,
+    /// By endpoint.
+    pub by_endpoint: BTreeMap<SocketAddr, u64>,
+}
+
 /// Flows now open to endpoints.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Flows {
-    /// By endpoint.
-    pub by_endpoint: BTreeMap<SocketAddr, u64>,
+    /// By port.
+    pub ports: Vec<PortFlows>,
     /// There are more than were counted.
     pub is_cut: bool,
+}
+
+impl Flows {
+    /// The flows to an endpoint that came by a port of a family.
+    #[must_use]
+    pub fn to(&self, endpoint: SocketAddr, family: &str, port: &PortView) -> u64 {
+        let is_it =
+            |it: &&PortFlows| it.family == family && it.port == port.name && it.protocol == port.protocol;
+        let found = self.ports.iter().find(is_it).and_then(|it| it.by_endpoint.get(&endpoint));
+        found.copied().unwrap_or_default()
+    }
 }
 
 /// What was found of one family.
@@ -61,6 +109,8 @@ pub struct FamilyFacts {
     pub unreadable: Option<String>,
     /// Foreign rules that may stop packets forwarded to the endpoints.
     pub obstacles: Vec<Obstacle>,
+    /// nftables tables of other programs that packets meet and whose rules are not looked at: `inet firewalld`.
+    pub unseen_tables: Vec<String>,
     /// The node forwards packets of the family; `None` when that cannot be read.
     pub forwards: Option<bool>,
 }
@@ -69,6 +119,10 @@ pub struct FamilyFacts {
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Decision {
+    /// Where the packet was sent.
+    pub to: SocketAddr,
+    /// Its protocol: `tcp`, `udp` or `sctp`.
+    pub protocol: String,
     /// What.
     pub verdict: Verdict,
     /// The endpoint that gets it.
@@ -83,20 +137,36 @@ pub struct Decision {
     pub rules: Vec<String>,
 }
 
-/// A rule of somebody else that stands in the way of forwarded packets.
+/// A rule of another program in the way of the Service's packets.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Obstacle {
-    /// The rule.
+    /// The rule with its chain, or the policy of a chain.
     pub rule: String,
-    /// It stops every client; others hang on more than the endpoint's address.
-    pub stops_all: bool,
+    /// What it does to them.
+    pub effect: ForeignEffect,
+    /// It does so to every packet; another one depends on more than the packet's destination.
+    pub is_certain: bool,
+    /// The frontend's address, where this node has it: then the node may mean to answer itself.
+    pub local: Option<IpAddr>,
+}
+
+impl Obstacle {
+    /// A foreign rule, with the frontend that it concerns where the node has its address.
+    #[must_use]
+    pub fn of(rule: &ForeignRule, local: Option<IpAddr>) -> Obstacle {
+        Obstacle { rule: rule.words(), effect: rule.effect, is_certain: rule.is_certain, local }
+    }
 }
 
 /// All that was found.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct NodeState {
+    /// The proxy, if it was asked.
+    pub proxy: Option<ProxyState>,
     /// What the API has, if it was asked.
     pub api: Option<ApiFacts>,
+    /// Services with names like the one that was asked for, where there is none of that name.
+    pub similar: Vec<String>,
     /// By family.
     pub families: Vec<FamilyFacts>,
     /// Connection tracking, where it can be read.
@@ -107,6 +177,8 @@ pub struct NodeState {
     pub refusing: Vec<SocketAddr>,
     /// The client of `--client`, and the source ranges that leave it out, by port.
     pub excluded_client: Option<(String, Vec<String>)>,
+    /// The family of the client or destination that was asked for, where the Service does not have it.
+    pub other_family: Option<String>,
     /// The node ports that the cluster is said to give out.
     pub node_port_range: Option<(u16, u16)>,
     /// The traced packet.

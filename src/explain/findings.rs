@@ -1,14 +1,14 @@
 //! What is wrong with a Service, and what to do about it.
 
-use super::facts::{FamilyFacts, Kind, NodeState};
+use super::facts::{FamilyFacts, Kind, NodeState, Obstacle};
 use super::view::{Contest, ContestedIp, EndpointView, FamilyView, PortView, ServiceView};
-use crate::backend::Difference;
-use crate::model::Verdict;
+use crate::backend::{Difference, ForeignEffect};
+use crate::model::{NotForwarding, Verdict};
 use crate::plan::Unused;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// The cause of a problem. The names are part of the output: they stay as they are.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Code {
     /// No slice has an endpoint for the port.
@@ -57,6 +57,12 @@ pub enum Code {
     KernelUnreadable,
     /// A rule of somebody else may drop forwarded packets.
     ForeignDropRule,
+    /// nftables tables of other programs stand in the way and are not looked at.
+    ForeignNftTable,
+    /// A rule of another program sends packets to the Service elsewhere.
+    ForeignTranslation,
+    /// A rule of another program keeps packets to the Service out of connection tracking.
+    NotTracked,
     /// The node does not forward packets.
     ForwardingOff,
     /// Connection tracking has no room.
@@ -75,14 +81,26 @@ pub enum Code {
     UnknownService,
     /// The API has it and the proxy has not heard of it.
     NotSeenYet,
+    /// No rule takes the traced packet to a frontend.
+    TraceUntaken,
+    /// The traced packet goes to an address and port that is none of the Service's.
+    NoFrontend,
+    /// A rule stops the traced packet although the Service has endpoints.
+    TraceStopped,
+    /// The client or destination of the traced packet is of a family that the Service does not have.
+    ClientOfOtherFamily,
+    /// What the proxy knows is not current: a watch of the API server is closed.
+    StalePicture,
 }
 
 /// How bad a finding is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Severity {
     /// The node's kernel is not as it should be.
     Broken,
+    /// Whether it is cannot be found out.
+    Unknown,
     /// The Service cannot work like this.
     Problem,
     /// Worth knowing.
@@ -90,7 +108,7 @@ pub enum Severity {
 }
 
 /// One thing that was found.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Finding {
     /// Its cause.
     pub code: Code,
@@ -134,8 +152,18 @@ pub(super) fn all(view: Option<&ServiceView>, node: &NodeState) -> Vec<Finding> 
         found.extend(whole_node(node));
     }
     found.extend(client(node));
+    found.extend(trace(view, node));
+    found.extend(other_family(node));
+    found.extend(stale_picture(node));
     found.sort_by_key(|finding| finding.severity);
     found.dedup();
+    found
+}
+
+/// The problems that a Service has whatever the kernel says, for a list of many.
+pub(super) fn of_service(view: &ServiceView) -> Vec<Finding> {
+    let mut found = all(Some(view), &NodeState::default());
+    found.retain(|finding| finding.severity <= Severity::Problem);
     found
 }
 
@@ -161,7 +189,7 @@ fn left_out(view: &ServiceView) -> Vec<Finding> {
         found.push(finding(
             (Code::EndpointsRefused, Severity::Problem),
             format!(
-                "{} endpoints are not used: their addresses are loopback, link-local, unspecified or multicast                  ones",
+                "{} endpoints are not used: their addresses are loopback, link-local, unspecified or multicast ones",
                 view.refused_endpoints
             ),
             "Whoever writes the slices has to give the pods' own addresses; the log names each one.",
@@ -205,13 +233,18 @@ fn api_server_address(complaint: &str) -> Finding {
 /// What the API says of the object itself.
 fn api(view: Option<&ServiceView>, node: &NodeState) -> Vec<Finding> {
     let Some(api) = &node.api else {
-        let unknown = finding(
-            (Code::UnknownService, Severity::Problem),
-            "the proxy does not know this Service",
-            "Check namespace and name. Headless and ExternalName Services, and those of other proxies, are \
-             not watched: with --kubeconfig or --manifests the object itself is looked at.",
-        );
-        return if view.is_none() { vec![unknown] } else { Vec::new() };
+        let unknown = || {
+            finding(
+                (Code::UnknownService, Severity::Problem),
+                "the proxy does not know this Service",
+                format!(
+                    "{}Headless and ExternalName Services, and those of other proxies, are not watched: with \
+                     --kubeconfig or --manifests the object itself is looked at.",
+                    did_you_mean(node)
+                ),
+            )
+        };
+        return if view.is_none() { vec![unknown()] } else { Vec::new() };
     };
     let mut found = Vec::new();
     found.extend(api.unlabelled_slices.iter().map(|slice| {
@@ -223,17 +256,26 @@ fn api(view: Option<&ServiceView>, node: &NodeState) -> Vec<Finding> {
             "Whoever writes the slice has to set the label to the Service's name.",
         )
     }));
-    found
-        .extend(api.kind.as_ref().map_or_else(|| Some(unknown()), |kind| kind_finding(kind, view.is_some())));
+    found.extend(
+        api.kind.as_ref().map_or_else(|| Some(unknown(node)), |kind| kind_finding(kind, view.is_some())),
+    );
     found
 }
 
-fn unknown() -> Finding {
+fn unknown(node: &NodeState) -> Finding {
     finding(
         (Code::UnknownService, Severity::Problem),
         "there is no such Service",
-        "Check namespace and name.",
+        did_you_mean(node).trim_end(),
     )
+}
+
+/// The Services with names like the one that was asked for.
+fn did_you_mean(node: &NodeState) -> String {
+    match node.similar.as_slice() {
+        [] => "Check namespace and name. ".to_owned(),
+        similar => format!("Did you mean {}? ", similar.join(" or ")),
+    }
 }
 
 /// What follows from what the Service is.
@@ -413,7 +455,7 @@ fn kernel(facts: &FamilyFacts, view: &FamilyView) -> Vec<Finding> {
     let family = &facts.family;
     if let Some(error) = &facts.unreadable {
         found.push(finding(
-            (Code::KernelUnreadable, Severity::Broken),
+            (Code::KernelUnreadable, Severity::Unknown),
             format!("the kernel's {family} state cannot be read: {error}"),
             "Run this as root on the node, with the same iptables tools as the proxy.",
         ));
@@ -421,16 +463,16 @@ fn kernel(facts: &FamilyFacts, view: &FamilyView) -> Vec<Finding> {
     // Of a Service that is left out, nothing is expected to be there.
     let expected = view.refused.is_none();
     let lacking = facts.differences.iter().filter(|it| expected && (it.is_gone || !it.missing.is_empty()));
-    if let Some(what) = summary(lacking, "is not there or lacks entries") {
+    if let Some(what) = summary(lacking, lack_words) {
         found.push(finding(
             (Code::KernelObjectMissing, Severity::Broken),
             what,
-            "Somebody deleted it, or it could not be written yet. The proxy mends it within seconds; if it is \
-             still so, see kube-proxy-rs status for what keeps it from doing so.",
+            "Another program deleted it, or it could not be written yet. The proxy writes it again within seconds; if it \
+             is still so, kube-proxy-rs status says what keeps the proxy from it.",
         ));
     }
     let stale = facts.differences.iter().filter(|it| expected && !it.surplus.is_empty());
-    if let Some(what) = summary(stale, "has entries that nobody wants") {
+    if let Some(what) = summary(stale, surplus_words) {
         found.push(finding(
             (Code::KernelStateStale, Severity::Broken),
             what,
@@ -438,18 +480,18 @@ fn kernel(facts: &FamilyFacts, view: &FamilyView) -> Vec<Finding> {
              sync.",
         ));
     }
-    for obstacle in &facts.obstacles {
-        let (severity, may) = match obstacle.stops_all {
-            true => (Severity::Broken, "stops"),
-            false => (Severity::Note, "may stop"),
-        };
+    if !facts.unseen_tables.is_empty() {
+        let tables = facts.unseen_tables.join(", ");
         found.push(finding(
-            (Code::ForeignDropRule, severity),
-            format!("a rule of another program in FORWARD {may} {family} packets to the endpoints: {}", obstacle.rule),
-            "Find out who writes it (a firewall, Docker, the network plugin) and have it let pod traffic through.",
+            (Code::ForeignNftTable, Severity::Note),
+            format!("{family} packets also pass nftables tables of other programs, whose rules are not looked at: {tables}"),
+            "nft list table shows their rules; the counters of a rule that drops or rejects show whether it is the cause.",
         ));
     }
-    if facts.forwards == Some(false) {
+    found.extend(facts.obstacles.iter().map(|obstacle| obstacle_finding(obstacle, family)));
+    let mut endpoints = view.ports.iter().flat_map(|port| &port.endpoints);
+    let judged = NotForwarding::judge(Some(endpoints.any(EndpointView::is_used)), true);
+    if facts.forwards == Some(false) && judged == NotForwarding::Broken {
         found.push(finding(
             (Code::ForwardingOff, Severity::Broken),
             format!("the node does not forward {family} packets: endpoints of other nodes and pods get none"),
@@ -462,14 +504,122 @@ fn kernel(facts: &FamilyFacts, view: &FamilyView) -> Vec<Finding> {
     found
 }
 
-/// One sentence about all objects that differ in one way.
-fn summary<'d>(mut differences: impl Iterator<Item = &'d Difference>, how: &str) -> Option<String> {
-    let first = &differences.next()?.object;
-    Some(match differences.count() {
-        0 => format!("{first} {how}"),
-        1 => format!("{first} {how}, and so does another object"),
-        more => format!("{first} {how}, and so do {more} other objects"),
-    })
+/// A rule of another program. What only may happen is a note, and so is what the node does with an address of its own.
+fn obstacle_finding(obstacle: &Obstacle, family: &str) -> Finding {
+    let Obstacle { rule, effect, is_certain, local } = obstacle;
+    let severity = if *is_certain && local.is_none() { Severity::Broken } else { Severity::Note };
+    let does = |certain: &'static str, possible: &'static str| if *is_certain { certain } else { possible };
+    match effect {
+        ForeignEffect::Stops => finding(
+            (Code::ForeignDropRule, severity),
+            format!(
+                "{rule}: {} {family} packets on their way to the endpoints",
+                does("this stops", "this may stop")
+            ),
+            "Find the program that writes it (a firewall, Docker, the network plugin), and have it accept traffic to pods.",
+        ),
+        ForeignEffect::Redirects => finding(
+            (Code::ForeignTranslation, severity),
+            format!(
+                "{rule}: {} packets to the Service elsewhere, before the Service's rules see them",
+                does("this sends", "this may send")
+            ),
+            "Remove the rule of the other program, or have it leave out the Service's addresses.",
+        ),
+        ForeignEffect::Untracks => finding(
+            (Code::NotTracked, severity),
+            format!(
+                "{rule}: packets to the Service {} tracked, and without tracking no rule can translate their \
+                 destination{}",
+                does("are not", "may not be"),
+                local.map(|ip| format!("; this node has the address {ip} itself")).unwrap_or_default()
+            ),
+            "NodeLocal DNSCache means to do so for the address of the DNS Service, which it answers itself. Otherwise \
+             remove the rule from the raw table.",
+        ),
+    }
+}
+
+/// So many objects are named in one sentence.
+const MOST_OBJECTS: usize = 3;
+
+/// One sentence about all objects that differ in one way: the first ones by name, and how many more there are.
+fn summary<'d>(
+    differences: impl Iterator<Item = &'d Difference>,
+    words: fn(&Difference) -> String,
+) -> Option<String> {
+    let all: Vec<&Difference> = differences.collect();
+    let named: Vec<String> = all.iter().take(MOST_OBJECTS).map(|it| words(it)).collect();
+    match all.len().saturating_sub(MOST_OBJECTS) {
+        _ if all.is_empty() => None,
+        0 => Some(named.join("; ")),
+        more => Some(format!("{}; and {more} more kernel objects", named.join("; "))),
+    }
+}
+
+fn lack_words(it: &Difference) -> String {
+    match (it.is_gone, it.missing.len()) {
+        (true, _) => format!("{} does not exist", it.object),
+        (false, 1) => format!("{} lacks 1 entry", it.object),
+        (false, count) => format!("{} lacks {count} entries", it.object),
+    }
+}
+
+fn surplus_words(it: &Difference) -> String {
+    match it.surplus.len() {
+        1 => format!("{} has 1 entry that the proxy does not want there", it.object),
+        count => format!("{} has {count} entries that the proxy does not want there", it.object),
+    }
+}
+
+/// What the traced packet shows and nothing else has named: a trace and "nothing is wrong" do not contradict each other.
+fn trace(view: Option<&ServiceView>, node: &NodeState) -> Vec<Finding> {
+    let mut found = Vec::new();
+    for decision in &node.decisions {
+        let at = format!("{}/{}", decision.to, decision.protocol);
+        let port = view.and_then(|view| view.port_at(decision.to, &decision.protocol));
+        let by = decision.decided_by.as_deref().unwrap_or("a rule");
+        found.extend(match (decision.verdict, port) {
+            (Verdict::Untouched, Some(_)) => Some(finding(
+                (Code::TraceUntaken, Severity::Broken),
+                format!("no rule takes the traced packet to {at}, which the Service should answer at"),
+                "See the trace: a rule before the Service's decides, or the Service's rule is missing.",
+            )),
+            (Verdict::Untouched, None) => Some(finding(
+                (Code::NoFrontend, Severity::Problem),
+                format!("{at} is no frontend of this Service"),
+                "Compare the destination with the frontends above; services lists those of all Services.",
+            )),
+            (Verdict::Dropped | Verdict::Refused, Some(port)) if port.answers_everywhere() => Some(finding(
+                (Code::TraceStopped, Severity::Problem),
+                format!("the traced packet to {at} is stopped by {by}"),
+                "The Service has endpoints; the rule that the trace marks depends on the client.",
+            )),
+            _ => None,
+        });
+    }
+    found
+}
+
+fn other_family(node: &NodeState) -> Option<Finding> {
+    let family = node.other_family.as_ref()?;
+    Some(finding(
+        (Code::ClientOfOtherFamily, Severity::Problem),
+        format!("the packet is an {family} one, and the Service has no {family} address"),
+        "Give the Service the family (spec.ipFamilies, spec.ipFamilyPolicy), or use an address of a family that it has.",
+    ))
+}
+
+/// What is said here is of the past.
+fn stale_picture(node: &NodeState) -> Option<Finding> {
+    let api = node.proxy.as_ref()?.api.as_ref()?;
+    let complaint = api.complaint()?;
+    Some(finding(
+        (Code::StalePicture, Severity::Problem),
+        format!("what the proxy knows is {:.0} s old: {complaint}", api.age_seconds),
+        "Services and endpoints may have changed since. The rules go on working as they are; see kube-proxy-rs status \
+         for each watch, and whether the API server answers: kubectl get --raw /readyz.",
+    ))
 }
 
 fn whole_node(node: &NodeState) -> Option<Finding> {

@@ -13,10 +13,12 @@ mod text;
 mod view;
 
 pub use answers::{Overview, overview, service, services};
-pub use facts::{ApiFacts, Decision, FamilyFacts, Flows, Kind, NodeState, Obstacle, Tracking};
+pub use facts::{
+    ApiFacts, Decision, FamilyFacts, Flows, Kind, NodeState, Obstacle, PortFlows, ProxyState, Tracking,
+};
 pub use findings::{Code, Finding, Severity};
 pub use report::Report;
-pub use table::{Row, Services, table};
+pub use table::{Columns, Row, Services, problem_table, table};
 pub use view::{
     Contest, ContestedIp, ContestedPort, EndpointView, FamilyView, FrontendView, PortView, ServiceView,
 };

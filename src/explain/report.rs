@@ -1,6 +1,6 @@
 //! All that is known of one Service, put together.
 
-use super::facts::{Decision, Flows, NodeState};
+use super::facts::{Decision, Flows, NodeState, ProxyState};
 use super::findings::{self, Finding, Severity};
 use super::view::ServiceView;
 use crate::backend::Difference;
@@ -12,6 +12,9 @@ use serde::Serialize;
 pub struct Report {
     /// `namespace/name`.
     pub service: String,
+    /// How the proxy that was asked is doing; absent where none was asked.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub proxy: Option<ProxyState>,
     /// What the plan makes of it; `None` when the proxy does not serve it.
     pub plan: Option<ServiceView>,
     /// What is wrong, the worst first.
@@ -22,8 +25,17 @@ pub struct Report {
     pub flows: Option<Flows>,
     /// The traced packet.
     pub trace: Vec<Decision>,
-    /// The kernel is as it should be.
-    pub kernel_is_right: bool,
+    /// The kernel is as it should be; `null` when that cannot be found out.
+    pub kernel_is_right: Option<bool>,
+}
+
+fn kernel_is_right(findings: &[Finding]) -> Option<bool> {
+    let has = |severity| findings.iter().any(|finding| finding.severity == severity);
+    match (has(Severity::Broken), has(Severity::Unknown)) {
+        (true, _) => Some(false),
+        (false, true) => None,
+        (false, false) => Some(true),
+    }
 }
 
 impl Report {
@@ -34,22 +46,29 @@ impl Report {
         let differences = node.families.into_iter().flat_map(|facts| facts.differences).collect();
         Report {
             service,
-            kernel_is_right: findings.iter().all(|finding| finding.severity != Severity::Broken),
+            kernel_is_right: kernel_is_right(&findings),
             plan,
             findings,
             differences,
             flows: node.flows,
+            proxy: node.proxy,
             trace: node.decisions,
         }
     }
 
-    /// The exit status: 0 when the kernel is as it should be, 1 when not, 2 for an unknown Service.
+    /// The exit status: 0 when the kernel is as it should be, 1 when not, 2 for an unknown Service, 3 when that
+    /// cannot be found out.
     #[must_use]
     pub fn exit_status(&self) -> u8 {
-        let unknown = |finding: &Finding| finding.code == super::Code::UnknownService;
-        match self.findings.iter().any(unknown) {
-            true => 2,
-            false => u8::from(!self.kernel_is_right),
+        let has = |severity| self.findings.iter().any(|finding| finding.severity == severity);
+        if self.findings.iter().any(|finding| finding.code == super::Code::UnknownService) {
+            2
+        } else if has(Severity::Broken) {
+            1
+        } else if has(Severity::Unknown) {
+            3
+        } else {
+            0
         }
     }
 }

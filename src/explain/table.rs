@@ -1,5 +1,6 @@
 //! All Services as a table, as people know it from kubectl.
 
+use super::findings::{self, Finding};
 use super::text::unused_words;
 use super::view::{FamilyView, ServiceView};
 use crate::model::Verdict;
@@ -36,6 +37,9 @@ pub struct Row {
     pub draining: usize,
     /// `serving`, `refusing`, `dropping` or `refused by the kernel`.
     pub state: String,
+    /// What is wrong with it, as far as that can be said without a look at the kernel.
+    #[serde(default)]
+    pub problems: Vec<Finding>,
 }
 
 impl Row {
@@ -52,6 +56,7 @@ impl Row {
             reasons: BTreeMap::new(),
             draining: 0,
             state: state(&view.families),
+            problems: findings::of_service(view),
         };
         // A node port is the same in both families.
         let mut seen = BTreeSet::new();
@@ -72,6 +77,12 @@ impl Row {
         row
     }
 
+    /// `namespace/name`.
+    #[must_use]
+    pub fn full_name(&self) -> String {
+        format!("{}/{}", self.namespace, self.name)
+    }
+
     fn cells(&self, is_wide: bool) -> Vec<String> {
         let frontends = match (is_wide, self.frontends.as_slice()) {
             (false, [first, rest @ ..]) if !rest.is_empty() => format!("{first} +{}", rest.len()),
@@ -85,6 +96,7 @@ impl Row {
             self.state.clone(),
         ];
         if is_wide {
+            cells.push(self.draining.to_string());
             let reasons = self.reasons.iter().map(|(why, count)| format!("{count} {why}"));
             let reasons = reasons.collect::<Vec<_>>().join(", ");
             cells.push(if reasons.is_empty() { "-".to_owned() } else { reasons });
@@ -108,21 +120,49 @@ fn state(families: &[FamilyView]) -> String {
     .to_owned()
 }
 
-/// The table, with all frontends and the reasons if it is to be wide.
+/// What a table shows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Columns {
+    /// All frontends, and why endpoints are not used.
+    pub wide: bool,
+    /// The line with the names of the columns.
+    pub headers: bool,
+}
+
+/// The table of Services.
 #[must_use]
-pub fn table(rows: &[Row], is_wide: bool) -> String {
-    let mut head = vec!["NAMESPACE", "NAME", "FRONTENDS", "USED", "STATE"];
-    if is_wide {
-        head.push("NOT USED");
+pub fn table(rows: &[Row], columns: Columns) -> String {
+    let head = ["NAMESPACE", "NAME", "FRONTENDS", "USED", "STATE", "DRAINING", "NOT USED"];
+    let head = if columns.wide { &head[..] } else { head.split_at(5).0 };
+    let cells = rows.iter().map(|row| row.cells(columns.wide)).collect();
+    aligned(head, cells, columns.headers)
+}
+
+/// A line for each problem of these Services.
+#[must_use]
+pub fn problem_table(rows: &[Row], headers: bool) -> String {
+    let line = |row: &Row, problem: &Finding| {
+        let code = serde_json::to_value(problem.code).unwrap_or_default();
+        let code = code.as_str().unwrap_or_default().to_owned();
+        vec![row.namespace.clone(), row.name.clone(), code, problem.message.clone()]
+    };
+    let lines = rows.iter().flat_map(|row| row.problems.iter().map(move |problem| line(row, problem)));
+    aligned(&["NAMESPACE", "NAME", "PROBLEM", "MESSAGE"], lines.collect(), headers)
+}
+
+/// Cells under the names of their columns, three spaces apart.
+fn aligned(head: &[&str], rows: Vec<Vec<String>>, headers: bool) -> String {
+    let mut lines = vec![head.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>()];
+    lines.extend(rows);
+    let mut widths = vec![0; head.len()];
+    for line in &lines {
+        for (width, cell) in widths.iter_mut().zip(line) {
+            *width = cell.chars().count().max(*width);
+        }
     }
-    let mut lines = vec![head.into_iter().map(str::to_owned).collect::<Vec<_>>()];
-    lines.extend(rows.iter().map(|row| row.cells(is_wide)));
-    let width =
-        |column: usize| lines.iter().map(|cells| cells[column].chars().count()).max().unwrap_or_default();
-    let widths: Vec<usize> = (0..lines[0].len()).map(width).collect();
     let line = |cells: &Vec<String>| {
         let padded = cells.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}"));
         padded.collect::<Vec<_>>().join("   ").trim_end().to_owned() + "\n"
     };
-    lines.iter().map(line).collect()
+    lines.iter().skip(usize::from(!headers)).map(line).collect()
 }

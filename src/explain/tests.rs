@@ -1,8 +1,8 @@
 //! Broken set-ups, each with the cause that must be named.
 
 use super::*;
-use crate::backend::Difference;
-use crate::model::{IpFamily, NodeFacts, ServiceName, WatchEvent};
+use crate::backend::{Difference, ForeignEffect};
+use crate::model::{ApiConnection, IpFamily, NodeFacts, ServiceName, Verdict, WatchEvent, WatchState};
 use crate::plan::{FamilySettings, Plan, Scope};
 use crate::state::Tracker;
 use crate::watch::convert;
@@ -216,17 +216,58 @@ fn difference(is_gone: bool, missing: &[&str], surplus: &[&str]) -> Difference {
     }
 }
 
+fn obstacle(effect: ForeignEffect, is_certain: bool, local: Option<&str>) -> Obstacle {
+    let local = local.map(|ip| ip.parse().unwrap());
+    Obstacle { rule: "-A FORWARD -j DROP".to_owned(), effect, is_certain, local }
+}
+
+#[test]
+fn a_rule_that_only_may_be_in_the_way_is_a_note() {
+    for effect in [ForeignEffect::Stops, ForeignEffect::Redirects, ForeignEffect::Untracks] {
+        for (is_certain, local, wanted) in [
+            (true, None, Severity::Broken),
+            (false, None, Severity::Note),
+            (true, Some("10.96.0.10"), Severity::Note),
+        ] {
+            let report =
+                report(&sound(), kernel(|it| it.obstacles.push(obstacle(effect, is_certain, local))));
+            let severities: Vec<Severity> = report.findings.iter().map(|it| it.severity).collect();
+            assert_eq!(severities, [wanted], "{effect:?} {is_certain} {local:?}");
+        }
+    }
+}
+
 #[rstest]
 #[case::rule_deleted(kernel(|it| it.differences.push(difference(false, &["-j A"], &[]))), Code::KernelObjectMissing)]
 #[case::chain_deleted(kernel(|it| it.differences.push(difference(true, &[], &[]))), Code::KernelObjectMissing)]
 #[case::stale(kernel(|it| it.differences.push(difference(false, &[], &["-j OLD"]))), Code::KernelStateStale)]
-#[case::unreadable(kernel(|it| it.unreadable = Some("no permission".to_owned())), Code::KernelUnreadable)]
-#[case::foreign_drop(kernel(|it| it.obstacles.push(Obstacle { rule: "-j DROP".to_owned(), stops_all: true })), Code::ForeignDropRule)]
+#[case::foreign_drop(kernel(|it| it.obstacles.push(obstacle(ForeignEffect::Stops, true, None))), Code::ForeignDropRule)]
 #[case::forwarding_off(kernel(|it| it.forwards = Some(false)), Code::ForwardingOff)]
 #[case::conntrack_full(NodeState { tracking: Some(Tracking { count: 99, max: 100 }), ..NodeState::default() }, Code::ConntrackFull)]
 fn a_kernel_that_is_not_as_it_should_be_is_named(#[case] node: NodeState, #[case] cause: Code) {
     let report = report(&sound(), node);
     assert_eq!((codes(&report), report.exit_status()), (vec![cause], 1));
+}
+
+#[test]
+fn what_is_not_looked_at_is_said() {
+    let report = report(&sound(), kernel(|it| it.unseen_tables = vec!["inet firewalld".to_owned()]));
+    assert_eq!((codes(&report), report.exit_status()), (vec![Code::ForeignNftTable], 0));
+    assert!(!report.to_string().contains("Nothing is wrong"), "{report}");
+}
+
+#[test]
+fn a_kernel_that_cannot_be_read_is_neither_right_nor_wrong() {
+    let report = report(&sound(), kernel(|it| it.unreadable = Some("no permission".to_owned())));
+    assert_eq!((codes(&report), report.exit_status()), (vec![Code::KernelUnreadable], 3));
+    assert!(report.to_string().contains("Kernel  UNKNOWN"), "{report}");
+}
+
+#[test]
+fn a_name_that_is_like_others_brings_them_up() {
+    let node = NodeState { similar: vec!["shop/web".to_owned()], ..NodeState::default() };
+    let report = report(&[], node);
+    assert!(report.to_string().contains("Did you mean shop/web? "), "{report}");
 }
 
 #[test]
@@ -259,6 +300,87 @@ fn a_client_outside_the_source_ranges_is_named() {
     assert_eq!(codes(&report), [Code::ClientOutsideSourceRanges]);
 }
 
+fn traced(to: &str, verdict: Verdict) -> NodeState {
+    let decision = Decision {
+        to: to.parse().unwrap(),
+        protocol: "tcp".to_owned(),
+        verdict,
+        endpoint: None,
+        masqueraded: false,
+        percent: 100.0,
+        decided_by: Some("filter FORWARD: -j DROP".to_owned()),
+        rules: Vec::new(),
+    };
+    NodeState { decisions: vec![decision], ..NodeState::default() }
+}
+
+#[rstest]
+#[case::to_a_frontend("10.96.0.10:80", Verdict::Untouched, &[Code::TraceUntaken])]
+#[case::to_another_port("10.96.0.10:81", Verdict::Untouched, &[Code::NoFrontend])]
+#[case::dropped("10.96.0.10:80", Verdict::Dropped, &[Code::TraceStopped])]
+#[case::served("10.96.0.10:80", Verdict::Served(()), &[])]
+fn a_trace_that_ends_elsewhere_is_not_nothing(
+    #[case] to: &str,
+    #[case] verdict: Verdict,
+    #[case] wanted: &[Code],
+) {
+    let report = report(&sound(), traced(to, verdict));
+    assert_eq!(codes(&report), wanted);
+    assert_eq!(report.to_string().contains("Nothing is wrong"), wanted.is_empty());
+}
+
+#[test]
+fn a_client_of_the_other_family_gets_an_answer() {
+    let node = NodeState { other_family: Some("IPv6".to_owned()), ..NodeState::default() };
+    assert_eq!(codes(&report(&sound(), node)), [Code::ClientOfOtherFamily]);
+}
+
+#[test]
+fn flows_are_counted_by_port_and_protocol() {
+    let by_endpoint = |count| [("10.128.0.5:8080".parse().unwrap(), count)].into();
+    let port = |protocol: &str, count| PortFlows {
+        family: "IPv4".to_owned(),
+        port: "http".to_owned(),
+        protocol: protocol.to_owned(),
+        by_endpoint: by_endpoint(count),
+    };
+    let flows = Flows { ports: vec![port("udp", 7), port("tcp", 2)], is_cut: false };
+    let report = report(&sound(), NodeState { flows: Some(flows), ..NodeState::default() });
+    let text = report.to_string();
+    assert!(
+        text.contains("10.128.0.5:8080") && text.contains("  2 flows") && !text.contains("7 flows"),
+        "{text}"
+    );
+}
+
+fn told_by(api: ApiConnection) -> NodeState {
+    let proxy = ProxyState { healthy: api.connected, api: Some(api), ..ProxyState::default() };
+    NodeState { proxy: Some(proxy), ..NodeState::default() }
+}
+
+#[test]
+fn an_answer_out_of_an_old_picture_says_how_old_it_is() {
+    let watch = |connected| WatchState {
+        resource: "services".to_owned(),
+        connected,
+        last_error: Some("connection refused".to_owned()),
+        ..WatchState::default()
+    };
+    let api = |connected, age_seconds| ApiConnection {
+        server: "https://192.0.2.1/".to_owned(),
+        connected,
+        age_seconds,
+        listed: true,
+        watches: vec![watch(connected)],
+    };
+    let lost = report(&sound(), told_by(api(false, 44.6)));
+    assert_eq!(codes(&lost), [Code::StalePicture]);
+    let text = lost.to_string();
+    assert!(text.contains("Picture 45 s old\n") && text.contains("connection refused"), "{text}");
+    assert!(!text.contains("Nothing is wrong"), "{text}");
+    assert_eq!(codes(&report(&sound(), told_by(api(true, 0.0)))), []);
+}
+
 #[test]
 fn a_row_counts_endpoints_in_use_and_says_why_others_are_not() {
     let objects = [service(&json!({})), slice(&[endpoint(5, NODE), unready(6), unready(7)])];
@@ -266,10 +388,22 @@ fn a_row_counts_endpoints_in_use_and_says_why_others_are_not() {
     assert_eq!((row.used, row.unused, row.state.as_str()), (1, 2, "serving"));
     assert_eq!(row.reasons, [("not ready".to_owned(), 2)].into());
     assert_eq!(
-        table(&[row], true),
-        "NAMESPACE   NAME   FRONTENDS           USED   STATE     NOT USED\n\
-         shop        web    10.96.0.10:80/tcp   1/3    serving   2 not ready\n"
+        table(&[row], Columns { wide: true, headers: true }),
+        "NAMESPACE   NAME   FRONTENDS           USED   STATE     DRAINING   NOT USED\n\
+         shop        web    10.96.0.10:80/tcp   1/3    serving   0          2 not ready\n"
     );
+}
+
+#[test]
+fn a_row_has_the_problems_that_its_service_has_without_the_kernel() {
+    let row = Row::of(&view(&[service(&json!({}))]).unwrap());
+    assert_eq!(row.problems.iter().map(|it| it.code).collect::<Vec<_>>(), [Code::NoEndpoints]);
+    let text = problem_table(&[row], false);
+    assert!(
+        text.starts_with("shop        web    no-endpoints   port http (tcp): no IPv4 endpoints"),
+        "{text}"
+    );
+    assert_eq!(Row::of(&view(&sound()).unwrap()).problems, []);
 }
 
 #[test]

@@ -17,12 +17,14 @@ impl fmt::Display for Report {
         if let Some(view) = &self.plan {
             let zone = view.zone.as_deref().map(|zone| format!(", zone {zone}")).unwrap_or_default();
             writeln!(f, "Node    {}{zone}, mode {}", view.node, view.mode)?;
+            self.write_proxy(f)?;
             for family in &view.families {
                 write_family(f, family, self.flows.as_ref())?;
             }
             let verdict = match self.kernel_is_right {
-                true => "as it should be",
-                false => "NOT as it should be",
+                Some(true) => "as it should be",
+                Some(false) => "NOT as it should be",
+                None => "UNKNOWN: it could not be read",
             };
             writeln!(f, "\nKernel  {verdict}")?;
             self.write_differences(f)?;
@@ -33,6 +35,17 @@ impl fmt::Display for Report {
 }
 
 impl Report {
+    /// The judgement of `status`, with its reasons.
+    fn write_proxy(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Some(proxy) = &self.proxy else { return Ok(()) };
+        writeln!(f, "Proxy   {}", if proxy.healthy { "healthy" } else { "DEGRADED" })?;
+        for reason in proxy.why() {
+            writeln!(f, "        {reason}")?;
+        }
+        let age = proxy.api.as_ref().filter(|api| !api.connected).map(|api| api.age_seconds);
+        age.map_or(Ok(()), |age| writeln!(f, "Picture {age:.0} s old"))
+    }
+
     /// What is missing with a minus sign, what nobody wants with a plus sign.
     fn write_differences(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for difference in self.differences.iter().take(MOST_OUTCOMES) {
@@ -51,7 +64,8 @@ impl Report {
             writeln!(f, "\nTrace")?;
         }
         for decision in self.trace.iter().take(MOST_OUTCOMES) {
-            writeln!(f, "  {:>5.1}%  {}", decision.percent, verdict_words(decision))?;
+            let Decision { to, protocol, percent, .. } = decision;
+            writeln!(f, "  {percent:>5.1}%  {to}/{protocol}: {}", verdict_words(decision))?;
             for rule in &decision.rules {
                 let mark = if decision.decided_by.as_ref() == Some(rule) { "=>" } else { "  " };
                 writeln!(f, "        {mark} {rule}")?;
@@ -68,16 +82,21 @@ impl Report {
             return writeln!(f, "\nNothing is wrong that can be seen from this node.");
         }
         writeln!(f, "\nFindings")?;
-        for finding in &self.findings {
+        for (index, finding) in self.findings.iter().enumerate() {
             let severity = match finding.severity {
                 Severity::Broken => "BROKEN ",
+                Severity::Unknown => "UNKNOWN",
                 Severity::Problem => "PROBLEM",
                 Severity::Note => "note   ",
             };
             // The code is the same word in every output.
             let code = serde_json::to_value(finding.code).unwrap_or_default();
             writeln!(f, "  {severity} {}: {}", code.as_str().unwrap_or_default(), finding.message)?;
-            writeln!(f, "          {}", finding.advice)?;
+            // What helps against several is said after the last of them.
+            let is_repeated = self.findings.get(index + 1).is_some_and(|next| next.advice == finding.advice);
+            if !finding.advice.is_empty() && !is_repeated {
+                writeln!(f, "          {}", finding.advice)?;
+            }
         }
         Ok(())
     }
@@ -97,7 +116,7 @@ fn write_family(f: &mut fmt::Formatter<'_>, family: &FamilyView, flows: Option<&
         write_policies(f, port)?;
         writeln!(f, "  endpoints")?;
         for endpoint in &port.endpoints {
-            write_endpoint(f, endpoint, port, flows)?;
+            write_endpoint(f, endpoint, port, flows.map(|flows| (flows, family.family.as_str())))?;
         }
         if port.endpoints.is_empty() {
             writeln!(f, "    none")?;
@@ -124,12 +143,12 @@ fn write_endpoint(
     f: &mut fmt::Formatter<'_>,
     endpoint: &EndpointView,
     port: &PortView,
-    flows: Option<&Flows>,
+    flows: Option<(&Flows, &str)>,
 ) -> fmt::Result {
     let address = endpoint.address().map_or_else(|| endpoint.ip.to_string(), |address| address.to_string());
     let place = if endpoint.local { "this node" } else { "elsewhere" };
-    let flows = flows.zip(endpoint.address()).map(|(flows, address)| {
-        let count = flows.by_endpoint.get(&address).copied().unwrap_or_default();
+    let flows = flows.zip(endpoint.address()).map(|((flows, family), address)| {
+        let count = flows.to(address, family, port);
         format!("  {count}{} flows", if flows.is_cut { "+" } else { "" })
     });
     writeln!(
@@ -174,7 +193,7 @@ fn verdict_words(decision: &Decision) -> String {
         (Verdict::Served(()), None) => "goes to an endpoint".to_owned(),
         (Verdict::Refused, _) => "is refused at once".to_owned(),
         (Verdict::Dropped, _) => "is dropped silently".to_owned(),
-        (Verdict::Untouched, _) => "is none of the Service's: it goes where its address says".to_owned(),
+        (Verdict::Untouched, _) => "no Service rule matches; routed unchanged".to_owned(),
     }
 }
 

@@ -151,6 +151,18 @@ pub struct EndpointView {
     pub external: Option<Unused>,
 }
 
+impl ServiceView {
+    /// The port that answers at an address, if one does. A node port that stands on every address counts for any.
+    #[must_use]
+    pub fn port_at(&self, to: SocketAddr, protocol: &str) -> Option<&PortView> {
+        let (at, on_node) = (to.to_string(), format!("*:{}", to.port()));
+        let ports = self.families.iter().flat_map(|family| &family.ports);
+        let answers =
+            |port: &&PortView| port.frontends.iter().any(|it| it.address == at || it.address == on_node);
+        ports.filter(|port| port.protocol == protocol).find(answers)
+    }
+}
+
 impl FamilyView {
     /// A plan's part of a Service; `None` when the family has nothing of it.
     #[must_use]
@@ -187,6 +199,13 @@ impl PortView {
             node_port: port.node_port,
             endpoints: port.endpoints.iter().map(EndpointView::of).collect(),
         }
+    }
+
+    /// It has endpoints for traffic from wherever it comes.
+    #[must_use]
+    pub fn answers_everywhere(&self) -> bool {
+        let is_served = |verdict| verdict == Verdict::Served(());
+        is_served(self.internal) && self.external.is_none_or(is_served)
     }
 
     /// Its name as messages have it: `http (tcp)`.

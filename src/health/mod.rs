@@ -3,6 +3,7 @@
 //! The loop tells when a sync was asked for, when one succeeded or failed, what the kernel refuses
 //! or has lost, and which Services have endpoints here; time is given with every call. Listening is the business of `http`.
 
+mod api;
 mod proxy;
 mod readiness;
 mod service_ports;

@@ -1,8 +1,11 @@
 //! Health of the proxy itself: `/healthz` and `/livez` as kube-proxy answers them, and `/readyz`.
 
+use super::api::Api;
 use super::readiness::{Doubtful, FamilyReadiness, MOST_NAMED, Readiness, RefusedObject};
 use crate::http::{Reply, Request, Routes};
-use crate::model::{IpFamily, NodeFacts, PerFamily, SourceProblem, UtcTime, excerpt};
+use crate::model::{
+    ApiConnection, IpFamily, NodeFacts, ObjectKind, PerFamily, SourceProblem, UtcTime, WatchNews, excerpt,
+};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -44,7 +47,48 @@ struct State {
     families: PerFamily<Family>,
     doubtful: Doubtful,
     problems: Vec<SourceProblem>,
-    node_eligible: bool,
+    node: NodeState,
+    /// The API server, where the objects come from one.
+    api: Option<Api>,
+}
+
+/// What our Node object means to load balancers (kube-proxy's rules).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum NodeState {
+    #[default]
+    Missing,
+    Deleting,
+    /// The cluster autoscaler is about to delete it.
+    ToBeDeleted,
+    Eligible,
+}
+
+impl NodeState {
+    fn of(node: Option<&NodeFacts>) -> Self {
+        match node {
+            None => NodeState::Missing,
+            Some(node) if node.deleting => NodeState::Deleting,
+            Some(node) if node.to_be_deleted => NodeState::ToBeDeleted,
+            Some(_) => NodeState::Eligible,
+        }
+    }
+
+    fn is_eligible(self) -> bool {
+        self == NodeState::Eligible
+    }
+
+    /// Why `/healthz` answers 503.
+    fn complaint(self) -> Option<String> {
+        let why = match self {
+            NodeState::Missing => {
+                "there is no Node object of this node's name (--hostname-override gives it)"
+            }
+            NodeState::Deleting => "this node's Node object is being deleted",
+            NodeState::ToBeDeleted => "this node's Node object has the taint ToBeDeletedByClusterAutoscaler",
+            NodeState::Eligible => return None,
+        };
+        Some(format!("load balancers are sent to other nodes (/healthz answers 503): {why}"))
+    }
 }
 
 #[derive(Clone, Debug, Default)]
@@ -133,31 +177,43 @@ impl ProxyHealth {
         self.state().families.get_mut(family).contended = why;
     }
 
+    /// The objects come from this API server.
+    pub fn watching(&self, server: &str, now: Now) {
+        self.state().api.get_or_insert_with(|| Api::new(now)).is_at(server);
+    }
+
+    /// What a watch of the API server says of itself.
+    pub fn watch(&self, kind: ObjectKind, news: WatchNews<'_>, now: Now) {
+        if let Some(api) = &mut self.state().api {
+            api.tell(kind, news, now);
+        }
+    }
+
+    /// The connection to the API server, where the objects come from one.
+    #[must_use]
+    pub fn api(&self, now: Now) -> Option<ApiConnection> {
+        self.state().api.as_ref().map(|api| api.view(now))
+    }
+
     /// All that is known.
     #[must_use]
     pub fn readiness(&self, now: Now) -> Readiness {
         let state = self.state();
-        let known: Vec<_> = IpFamily::ALL
-            .into_iter()
-            .map(|family| (family, state.families.get(family)))
-            .filter(|(_, it)| it.is_known())
-            .collect();
-        let mut reasons = state.reasons(self.timeout, now);
-        let unsynced = known.iter().filter(|(_, it)| it.last_updated.is_none());
-        reasons.extend(unsynced.map(|(family, _)| format!("{family}: the first sync is not done")));
-        let contended = known.iter().filter_map(|(family, it)| Some((family, it.contended.as_ref()?)));
-        reasons.extend(contended.map(|(family, why)| format!("{family}: {why}")));
-        if known.is_empty() {
-            reasons.push("the first list of Services and EndpointSlices is not complete".to_owned());
+        let api = state.api.as_ref().map(|api| api.view(now));
+        let reasons = state.unready(api.as_ref(), self.timeout, now);
+        let concerns = state.concerns(api.as_ref(), self.timeout, now);
+        let families = state.known().map(|(family, it)| (family.as_str(), FamilyReadiness::of(it, now)));
+        Readiness {
+            healthy: reasons.is_empty() && concerns.is_empty(),
+            ready: reasons.is_empty(),
+            reasons,
+            concerns,
+            current_time: UtcTime::of(now.wall).to_string(),
+            api,
+            doubtful: state.doubtful.clone(),
+            source_problems: state.problems.iter().take(MOST_NAMED).map(ToString::to_string).collect(),
+            families: families.collect(),
         }
-        let hiding = state.problems.iter().filter(|problem| problem.hides_objects);
-        reasons.extend(hiding.take(MOST_NAMED).map(ToString::to_string));
-        let mut readiness = Readiness::new(reasons, now);
-        readiness.source_problems = state.problems.iter().take(MOST_NAMED).map(ToString::to_string).collect();
-        let families = known.into_iter().map(|(family, it)| (family.as_str(), FamilyReadiness::of(it, now)));
-        readiness.families = families.collect();
-        readiness.doubtful = state.doubtful.clone();
-        readiness
     }
 
     /// Our Node appeared or changed, or is not there.
@@ -165,7 +221,7 @@ impl ProxyHealth {
     /// While it is not known, is being deleted or is about to be taken away by the cluster
     /// autoscaler, load balancers are told to go elsewhere.
     pub fn set_node(&self, node: Option<&NodeFacts>) {
-        self.state().node_eligible = node.is_some_and(|node| !node.deleting && !node.to_be_deleted);
+        self.state().node = NodeState::of(node);
     }
 
     /// No family has had a change waiting for too long.
@@ -187,7 +243,7 @@ impl ProxyHealth {
             })
             .collect();
         let healthy = status.values().all(|family| family.healthy);
-        let node_eligible = (probe == Probe::Healthz).then_some(state.node_eligible);
+        let node_eligible = (probe == Probe::Healthz).then_some(state.node.is_eligible());
         let fine = healthy && node_eligible != Some(false);
         // "Last updated" is what outsiders judge staleness by, so a healthy idle proxy says now.
         let newest =
@@ -214,11 +270,46 @@ impl ProxyHealth {
 }
 
 impl State {
-    /// Why families are unhealthy, in sentences.
-    fn reasons(&self, timeout: Duration, now: Now) -> Vec<String> {
+    /// The families that this node serves.
+    fn known(&self) -> impl Iterator<Item = (IpFamily, &Family)> {
         let families = IpFamily::ALL.into_iter().map(|family| (family, self.families.get(family)));
-        let unhealthy = families.filter(|(_, it)| !it.is_healthy(timeout, now));
-        unhealthy.map(|(family, it)| format!("{family}: {}", it.complaint(now))).collect()
+        families.filter(|(_, it)| it.is_known())
+    }
+
+    /// Why the proxy is not ready, in sentences: what is known is not complete, or not in the kernel.
+    fn unready(&self, api: Option<&ApiConnection>, timeout: Duration, now: Now) -> Vec<String> {
+        let unhealthy = self.known().filter(|(_, it)| !it.is_healthy(timeout, now));
+        let mut reasons: Vec<String> =
+            unhealthy.map(|(family, it)| format!("{family}: {}", it.complaint(now))).collect();
+        let unsynced = self.known().filter(|(_, it)| it.last_updated.is_none());
+        reasons.extend(unsynced.map(|(family, _)| format!("{family}: the first sync is not done")));
+        let contended = self.known().filter_map(|(family, it)| Some((family, it.contended.as_ref()?)));
+        reasons.extend(contended.map(|(family, why)| format!("{family}: {why}")));
+        if self.known().next().is_none() {
+            let waits = api.filter(|api| !api.listed).and_then(ApiConnection::complaint);
+            let listing = || "the first list of Services and EndpointSlices is not complete".to_owned();
+            reasons.push(waits.unwrap_or_else(listing));
+        }
+        let hiding = self.problems.iter().filter(|problem| problem.hides_objects);
+        reasons.extend(hiding.take(MOST_NAMED).map(ToString::to_string));
+        reasons
+    }
+
+    /// What else is not as it should be, in sentences. None of it takes a node out of service.
+    fn concerns(&self, api: Option<&ApiConnection>, timeout: Duration, now: Now) -> Vec<String> {
+        let is_known = self.known().next().is_some();
+        let lost = api.filter(|api| is_known || api.listed).and_then(ApiConnection::complaint);
+        let mut concerns: Vec<String> = lost.into_iter().collect();
+        // Before the first list, nothing is known of the Node.
+        concerns.extend(self.node.complaint().filter(|_| api.is_none_or(|api| api.listed)));
+        for (family, it) in self.known() {
+            let failure = it.failure.as_ref().filter(|_| it.is_healthy(timeout, now));
+            concerns.extend(failure.map(|why| format!("{family}: the last sync failed: {why}")));
+            concerns.extend(it.refusals().map(|what| format!("{family}: {what}")));
+        }
+        let partial = self.problems.iter().filter(|problem| !problem.hides_objects);
+        concerns.extend(partial.take(MOST_NAMED).map(ToString::to_string));
+        concerns
     }
 }
 
@@ -234,6 +325,15 @@ impl Family {
     /// This node serves it.
     fn is_known(&self) -> bool {
         self.oldest_queued.is_some() || self.last_updated.is_some()
+    }
+
+    /// How many Services the kernel refuses, if there are any.
+    fn refusals(&self) -> Option<String> {
+        let first = self.refused.first()?;
+        Some(match self.refused.len() {
+            1 => format!("the kernel refuses the rules of Service {}", first.service),
+            count => format!("the kernel refuses the rules of {count} Services, {} first", first.service),
+        })
     }
 
     fn complaint(&self, now: Now) -> String {
@@ -391,7 +491,8 @@ mod tests {
         health.refused(IpFamily::V4, vec![refused.clone()]);
         health.drifted(IpFamily::V4, 3, "chain KUBE-SERVICES of table nat is gone".to_owned(), times.at(6));
         let then = health.readiness(times.at(7));
-        assert!(then.ready, "{:?}", then.reasons);
+        assert!(then.ready && !then.healthy, "{:?}", then.reasons);
+        assert_eq!(then.concerns, ["IPv4: the kernel refuses the rules of Service shop/web"]);
         assert_eq!(then.reply().status, 200);
         let family = &then.families["IPv4"];
         assert!(family.synced && family.oldest_pending_seconds.is_none());
@@ -399,6 +500,50 @@ mod tests {
         assert_eq!(family.drift_total, 3);
         assert_eq!(family.last_drift.as_deref(), Some("chain KUBE-SERVICES of table nat is gone"));
         assert_eq!(family.last_drift_time.as_deref(), Some("2023-11-14T22:13:26Z"));
+    }
+
+    #[test]
+    fn what_one_place_complains_of_is_no_health_in_another() {
+        let judged = |change: &dyn Fn(&ProxyHealth, &Times)| {
+            let (health, times) = start();
+            health.updated(IpFamily::V4, times.at(0));
+            change(&health, &times);
+            let readiness = health.readiness(times.at(50));
+            assert!(readiness.ready, "none of these takes the node out of service");
+            (
+                readiness.healthy,
+                readiness.concerns.join("; "),
+                health.answer(Probe::Livez, times.at(50)).status,
+            )
+        };
+        assert_eq!(judged(&|_, _| {}), (true, String::new(), 200));
+        let (healthy, why, live) = judged(&|health, _| health.set_node(None));
+        assert!(!healthy && why.contains("there is no Node object") && live == 200, "{why}");
+        let (healthy, why, _) = judged(&|health, times| {
+            health.failed(IpFamily::V4, "the lock is taken".to_owned(), times.at(49));
+        });
+        assert_eq!((healthy, why.as_str()), (false, "IPv4: the last sync failed: the lock is taken"));
+        let (healthy, why, live) = judged(&|health, times| {
+            health.watching("https://192.0.2.1/", times.at(0));
+            ObjectKind::ALL.iter().for_each(|kind| health.watch(*kind, WatchNews::Event, times.at(1)));
+            health.watch(ObjectKind::Service, WatchNews::Failed("connection refused"), times.at(5));
+        });
+        assert!(!healthy && live == 200, "a lost API server is no reason to restart the proxy");
+        assert!(
+            why.starts_with("no watch of services at the API server https://192.0.2.1/ for 45 s"),
+            "{why}"
+        );
+        assert!(why.ends_with(": connection refused"), "{why}");
+    }
+
+    #[test]
+    fn a_start_without_an_api_server_says_what_it_waits_for() {
+        let (health, times) = start();
+        health.watching("https://192.0.2.1/", times.at(0));
+        health.watch(ObjectKind::Node, WatchNews::Failed("connection refused"), times.at(1));
+        let reasons = health.readiness(times.at(2)).reasons;
+        let wanted = "waiting for the API server https://192.0.2.1/: connection refused (services, endpointslices, nodes)";
+        assert_eq!(reasons, [wanted]);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 
 use super::proxy::{Family, Now};
 use crate::http::Reply;
-use crate::model::UtcTime;
+use crate::model::{ApiConnection, UtcTime};
 use serde::Serialize;
 use std::collections::BTreeMap;
 
@@ -17,12 +17,19 @@ pub(super) const MOST_NAMED: usize = 100;
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Readiness {
-    /// Every family has been synced once, and none fails or is stuck.
+    /// The one judgement, which `status`, the page, `check` and `explain` share: ready, and nothing else to complain of.
+    pub healthy: bool,
+    /// Every family has been synced once, and none is stuck.
     pub ready: bool,
-    /// Why not, in sentences.
+    /// Why it is not ready, in sentences.
     pub reasons: Vec<String>,
+    /// Why it is not healthy though it is ready, in sentences.
+    pub concerns: Vec<String>,
     /// When it was asked, in UTC.
     pub current_time: String,
+    /// The connection to the API server; absent where objects come from manifests.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub api: Option<ApiConnection>,
     /// Parts of Services that are left out or doubtful, whatever the kernel says of the rest: endpoints,
     /// external IPs and node ports.
     #[serde(flatten)]
@@ -96,20 +103,6 @@ pub struct RefusedObject {
 }
 
 impl Readiness {
-    pub(super) fn new(reasons: Vec<String>, now: Now) -> Self {
-        let current_time = UtcTime::of(now.wall).to_string();
-        let (doubtful, source_problems, families) = (Doubtful::default(), Vec::new(), BTreeMap::new());
-        Readiness { ready: reasons.is_empty(), reasons, current_time, doubtful, source_problems, families }
-    }
-
-    /// All Services are served as they should be: a proxy that leaves one out keeps its health, which
-    /// is about the node, but people want to know.
-    #[must_use]
-    pub fn is_fine(&self) -> bool {
-        let all_programmed = self.families.values().all(|family| family.refused_total == 0);
-        self.ready && self.source_problems.is_empty() && all_programmed
-    }
-
     fn code(&self) -> u16 {
         if self.ready { 200 } else { 503 }
     }
@@ -121,7 +114,7 @@ impl Readiness {
 
     /// `/status` for everybody.
     pub(super) fn state_in_a_word(&self) -> Reply {
-        Reply::text(200, format!("{}\n{WHY}", if self.is_fine() { "healthy" } else { "degraded" }))
+        Reply::text(200, format!("{}\n{WHY}", if self.healthy { "healthy" } else { "degraded" }))
     }
 
     /// `/readyz` with all detail.

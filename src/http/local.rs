@@ -66,7 +66,7 @@ pub async fn bind_local(path: &Path) -> io::Result<LocalListener> {
     }
     match fs::symlink_metadata(path) {
         Ok(found) if !found.file_type().is_socket() => {
-            return Err(io::Error::new(io::ErrorKind::AlreadyExists, "there is something that is no socket"));
+            return Err(io::Error::new(io::ErrorKind::AlreadyExists, "the path exists and is not a socket"));
         }
         Ok(_) if UnixStream::connect(path).await.is_ok() => {
             return Err(io::Error::new(io::ErrorKind::AddrInUse, "another process answers there"));

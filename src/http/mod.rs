@@ -23,6 +23,7 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use slots::Slot;
+use std::borrow::Cow;
 use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
@@ -59,13 +60,18 @@ pub struct Request<'a> {
     pub query: &'a str,
 }
 
-/// The value of a parameter in a query; empty if it has none. Nothing is decoded: what we ask for needs no escapes.
+/// The value of a parameter in a query, decoded; empty if it has none.
 #[must_use]
-pub fn parameter<'q>(query: &'q str, name: &str) -> Option<&'q str> {
-    query.split('&').find_map(|pair| {
-        let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
-        (key == name).then_some(value)
-    })
+pub fn parameter<'q>(query: &'q str, name: &str) -> Option<Cow<'q, str>> {
+    form_urlencoded::parse(query.as_bytes()).find_map(|(key, value)| (key == name).then_some(value))
+}
+
+/// A path with a query; every character of the values that means something in one is escaped.
+#[must_use]
+pub fn path_with_query(path: &str, parameters: &[(&str, &str)]) -> String {
+    let mut query = form_urlencoded::Serializer::new(String::new());
+    query.extend_pairs(parameters);
+    format!("{path}?{}", query.finish())
 }
 
 /// What a route answers.
@@ -307,7 +313,17 @@ mod tests {
     #[case("names=a&=name", None)]
     #[case("", None)]
     fn the_first_parameter_of_a_name_counts(#[case] query: &str, #[case] wanted: Option<&str>) {
-        assert_eq!(parameter(query, "name"), wanted);
+        assert_eq!(parameter(query, "name").as_deref(), wanted);
+    }
+
+    #[rstest]
+    #[case("a/b&name=c")]
+    #[case("a=b#c d+e%41/\u{e4}")]
+    fn what_is_put_into_a_query_is_read_out_of_it(#[case] value: &str) {
+        let path = path_with_query("/v1/service", &[("x", "1"), ("name", value)]);
+        let (_, query) = path.split_once('?').unwrap();
+        assert_eq!(parameter(query, "name").as_deref(), Some(value));
+        assert!(path.parse::<http::Uri>().is_ok(), "{path}");
     }
 
     #[tokio::test]

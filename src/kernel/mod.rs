@@ -27,6 +27,7 @@ pub mod not_loaded;
 pub mod process;
 pub mod sockets;
 pub mod sysctl;
+pub mod terminal;
 pub mod xtables_entries;
 pub mod xtables_info;
 

@@ -5,6 +5,7 @@ use super::nfnetlink::{self, HEADER_LEN};
 use crate::model::IpFamily;
 use anyhow::{Context, Result};
 use netlink::{Malformed, Message, MsgBuf, Protocol, Socket};
+use std::collections::BTreeSet;
 
 mod monitor;
 mod rules;
@@ -23,6 +24,7 @@ const GET_GENERATION: u16 = SUBSYSTEM | 16;
 const CHAIN_TABLE: u16 = 1;
 const CHAIN_NAME: u16 = 3;
 const CHAIN_HOOK: u16 = 4;
+const HOOK_NUMBER: u16 = 1;
 const GENERATION_ID: u16 = 1;
 
 /// A handle on nf_tables in the calling thread's network namespace.
@@ -123,6 +125,55 @@ impl Nft {
     }
 }
 
+impl Nft {
+    /// The tables that no iptables tool and no service proxy makes and that have a chain which routed packets of a family
+    /// meet (hooks prerouting, forward and output), as `nft` names them: `inet firewalld`.
+    ///
+    /// # Errors
+    /// If the kernel has no nf_tables, on lack of permission, or if the ruleset never held still.
+    pub fn foreign_tables(&mut self, family: IpFamily) -> Result<BTreeSet<String>> {
+        self.begin(GET_CHAIN, 0);
+        let mut found = BTreeSet::new();
+        self.socket
+            .dump(&mut self.request, &mut |part| {
+                match part {
+                    Part::Start => found.clear(),
+                    Part::Item(message) => found.extend(parse_foreign_table(&message, family)?),
+                }
+                Ok(())
+            })
+            .context("cannot list the chains of nf_tables")?;
+        Ok(found)
+    }
+}
+
+/// The tables of the iptables tools, in the families of IP.
+const TOOLS_TABLES: [&str; 5] = ["filter", "nat", "mangle", "raw", "security"];
+/// The table of kube-proxy's nftables mode.
+const PROXY_TABLE: &str = "kube-proxy";
+/// The number of the family `inet`, which sees packets of both.
+const INET: u8 = 1;
+/// The hooks prerouting, forward and output.
+const HOOKS: [u32; 3] = [0, 2, 3];
+
+/// The table of a chain that is another program's and is met by routed packets.
+fn parse_foreign_table(message: &Message<'_>, family: IpFamily) -> Result<Option<String>, Malformed> {
+    let of = message.payload.first().copied().unwrap_or_default();
+    let is_concerned = of == INET || of == nfnetlink::number(family);
+    if message.kind != NEW_CHAIN || !is_concerned {
+        return Ok(None);
+    }
+    let chain = read_chain(message)?;
+    let is_known = chain.table == PROXY_TABLE || (of != INET && TOOLS_TABLES.contains(&chain.table));
+    let is_met = chain.hook.is_some_and(|hook| HOOKS.contains(&hook));
+    let name = match (of, family) {
+        (INET, _) => "inet",
+        (_, IpFamily::V4) => "ip",
+        (_, IpFamily::V6) => "ip6",
+    };
+    Ok((is_met && !is_known).then(|| format!("{name} {}", chain.table)))
+}
+
 /// Whether the kernel says that it has no nf_tables: no netfilter netlink at all, or none of that kind.
 fn is_missing(error: &anyhow::Error) -> bool {
     match error.downcast_ref::<netlink::Error>() {
@@ -169,6 +220,8 @@ struct Chain<'a> {
     table: &'a str,
     name: &'a str,
     is_base: bool,
+    /// The number of the hook that it hangs on.
+    hook: Option<u32>,
 }
 
 fn read_chain<'a>(message: &Message<'a>) -> Result<Chain<'a>, Malformed> {
@@ -178,7 +231,15 @@ fn read_chain<'a>(message: &Message<'a>) -> Result<Chain<'a>, Malformed> {
         match attribute.kind {
             CHAIN_TABLE => chain.table = attribute.string()?,
             CHAIN_NAME => chain.name = attribute.string()?,
-            CHAIN_HOOK => chain.is_base = true,
+            CHAIN_HOOK => {
+                chain.is_base = true;
+                for of_hook in attribute.nested() {
+                    let of_hook = of_hook?;
+                    if of_hook.kind == HOOK_NUMBER {
+                        chain.hook = Some(of_hook.be32()?);
+                    }
+                }
+            }
             _ => {}
         }
     }
@@ -190,6 +251,7 @@ fn read_chain<'a>(message: &Message<'a>) -> Result<Chain<'a>, Malformed> {
 pub(super) fn read_anything(message: &Message<'_>) {
     let _ = parse_generation(message);
     let _ = IpFamily::ALL.map(|family| parse_chain(message, family, "nat").is_ok());
+    let _ = IpFamily::ALL.map(|family| parse_foreign_table(message, family).is_ok());
     monitor::read_anything(message);
 }
 
@@ -197,7 +259,6 @@ pub(super) fn read_anything(message: &Message<'_>) {
 mod tests {
     use super::*;
     use crate::kernel::fresh_netns::{in_fresh_netns, run};
-    use std::collections::BTreeSet;
     use std::fmt::Write as _;
 
     fn list(nft: &mut Nft, family: IpFamily, table: &str) -> BTreeSet<String> {
@@ -208,6 +269,20 @@ mod tests {
         })
         .unwrap();
         chains
+    }
+
+    #[test]
+    fn tables_of_other_programs_in_the_way_of_packets_are_found_and_those_of_the_tools_are_not() {
+        in_fresh_netns(|| {
+            run("iptables-nft -t nat -N OURS");
+            run("nft add table inet firewalld");
+            run("nft 'add chain inet firewalld forward { type filter hook forward priority 10; }'");
+            run("nft add table ip6 other");
+            run("nft 'add chain ip6 other input { type filter hook input priority 10; }'");
+            let found = |family| Nft::open().unwrap().foreign_tables(family).unwrap();
+            assert_eq!(found(IpFamily::V4), BTreeSet::from(["inet firewalld".to_owned()]));
+            assert_eq!(found(IpFamily::V6), BTreeSet::from(["inet firewalld".to_owned()]));
+        });
     }
 
     #[test]

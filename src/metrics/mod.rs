@@ -9,7 +9,7 @@ mod process;
 mod services;
 mod slis;
 
-pub use process::ReadProcess;
+pub use process::{ReadProcess, ReadWatches};
 pub use services::{ServiceMetrics, Subject};
 pub use slis::Slis;
 
@@ -18,7 +18,7 @@ use definitions::{
     ChangeMetrics, ConntrackMetrics, IptablesMetrics, IpvsMetrics, RequestMetrics, SyncMetrics, build_info,
     kubernetes_build_info,
 };
-use process::{Pulled, process_metrics};
+use process::{Pulled, PulledByResource, WatchNumber, process_metrics};
 use prometheus::core::Collector;
 use prometheus::{Encoder, Gauge, Histogram, IntCounter, IntGauge, Registry, Result, TextEncoder};
 use std::sync::Arc;
@@ -153,6 +153,31 @@ impl Metrics {
                 let read = Arc::clone(read);
                 Box::new(move || read(counter))
             })?))?;
+        }
+        Ok(())
+    }
+
+    /// Shows how the watches of the API server are doing, read at every scrape.
+    ///
+    /// # Errors
+    /// When called twice.
+    pub fn register_watches(&self, read: &ReadWatches) -> Result<()> {
+        let gauges: [(&str, &str, WatchNumber); 2] = [
+            (
+                "rs_api_watch_connected",
+                "1 while the watch of the resource at the API server is open, else 0",
+                |watch| f64::from(u8::from(watch.connected)),
+            ),
+            (
+                "rs_api_watch_age_seconds",
+                "How long the watch of the resource has not been open, so how old what is known of it is; 0 while it is open",
+                |watch| watch.age_seconds,
+            ),
+        ];
+        for (name, help, number) in gauges {
+            let (name, help) = (format!("kubeproxy_{name}"), format!("[ALPHA] {help}"));
+            let gauge = PulledByResource::new(&name, &help, Arc::clone(read), number)?;
+            self.registry.register(Box::new(gauge))?;
         }
         Ok(())
     }
@@ -404,7 +429,7 @@ impl Table {
 mod tests {
     use super::definitions::{network_programming_buckets, sync_buckets};
     use super::*;
-    use crate::model::{Counts, Protocol, ServiceName, ServicePortName, Traffic};
+    use crate::model::{Counts, Protocol, ServiceName, ServicePortName, Traffic, WatchState};
     use std::collections::BTreeMap;
 
     const BUILD: Build<'static> = Build {
@@ -632,6 +657,28 @@ mod tests {
         assert_eq!(buckets[..5], [0.0, 0.25, 0.5, 1.0, 2.0]);
         assert_eq!(buckets[60..64], [58.0, 59.0, 60.0, 65.0]);
         assert_eq!(buckets[72..], [110.0, 115.0, 120.0, 150.0, 180.0, 210.0, 240.0, 270.0, 300.0]);
+    }
+
+    #[test]
+    fn each_watch_shows_whether_it_is_open_and_how_old_what_is_known_is() {
+        let metrics = metrics(MetricSet::Iptables);
+        let watch = |resource: &str, connected, age_seconds| WatchState {
+            resource: resource.to_owned(),
+            connected,
+            age_seconds,
+            ..WatchState::default()
+        };
+        let watches = [watch("services", true, 0.0), watch("nodes", false, 45.5)];
+        metrics.register_watches(&(Arc::new(move || watches.to_vec()) as ReadWatches)).unwrap();
+        let text = text(&metrics);
+        for line in [
+            "kubeproxy_rs_api_watch_connected{resource=\"services\"} 1",
+            "kubeproxy_rs_api_watch_connected{resource=\"nodes\"} 0",
+            "kubeproxy_rs_api_watch_age_seconds{resource=\"services\"} 0",
+            "kubeproxy_rs_api_watch_age_seconds{resource=\"nodes\"} 45.5",
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line} is missing in\n{text}");
+        }
     }
 
     #[test]

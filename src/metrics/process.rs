@@ -1,9 +1,10 @@
 //! Metrics that are read when they are asked for: our process, and counters kept by the kernel.
 
-use crate::model::ProcessUse;
+use crate::model::{ProcessUse, WatchState};
 use prometheus::core::{Collector, Desc};
 use prometheus::{Result, proto};
 use std::collections::HashMap;
+use std::sync::Arc;
 
 /// Reads what our process uses; `None` when that cannot be read.
 pub type ReadProcess = Box<dyn Fn() -> Option<ProcessUse> + Send + Sync>;
@@ -47,7 +48,54 @@ impl Collector for Pulled {
     }
 }
 
+/// Reads the watches of the API server.
+pub type ReadWatches = Arc<dyn Fn() -> Vec<WatchState> + Send + Sync>;
+
+/// A number of a watch.
+pub(super) type WatchNumber = fn(&WatchState) -> f64;
+
+/// A gauge with the label `resource`, read at every scrape.
+pub(super) struct PulledByResource {
+    desc: Desc,
+    read: ReadWatches,
+    number: WatchNumber,
+}
+
+impl PulledByResource {
+    pub(super) fn new(name: &str, help: &str, read: ReadWatches, number: WatchNumber) -> Result<Self> {
+        let desc = Desc::new(name.to_owned(), help.to_owned(), vec!["resource".to_owned()], HashMap::new())?;
+        Ok(PulledByResource { desc, read, number })
+    }
+}
+
+impl Collector for PulledByResource {
+    fn desc(&self) -> Vec<&Desc> {
+        vec![&self.desc]
+    }
+
+    fn collect(&self) -> Vec<proto::MetricFamily> {
+        let gauge = |watch: &WatchState| {
+            let mut label = proto::LabelPair::default();
+            label.set_name("resource".to_owned());
+            label.set_value(watch.resource.clone());
+            let mut metric = metric(proto::MetricType::GAUGE, (self.number)(watch));
+            metric.set_label(vec![label]);
+            metric
+        };
+        let metrics: Vec<_> = (self.read)().iter().map(gauge).collect();
+        if metrics.is_empty() {
+            Vec::new()
+        } else {
+            vec![named(&self.desc, proto::MetricType::GAUGE, metrics)]
+        }
+    }
+}
+
 fn family(desc: &Desc, kind: proto::MetricType, value: f64) -> proto::MetricFamily {
+    named(desc, kind, vec![metric(kind, value)])
+}
+
+fn metric(kind: proto::MetricType, value: f64) -> proto::Metric {
     let mut metric = proto::Metric::default();
     if kind == proto::MetricType::COUNTER {
         let mut counter = proto::Counter::default();
@@ -58,11 +106,15 @@ fn family(desc: &Desc, kind: proto::MetricType, value: f64) -> proto::MetricFami
         gauge.set_value(value);
         metric.set_gauge(gauge);
     }
+    metric
+}
+
+fn named(desc: &Desc, kind: proto::MetricType, metrics: Vec<proto::Metric>) -> proto::MetricFamily {
     let mut family = proto::MetricFamily::default();
     family.set_name(desc.fq_name.clone());
     family.set_help(desc.help.clone());
     family.set_field_type(kind);
-    family.set_metric(vec![metric]);
+    family.set_metric(metrics);
     family
 }
 

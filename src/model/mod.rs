@@ -5,10 +5,12 @@
 
 mod address;
 mod allowance;
+mod api_watch;
 mod build;
 mod counts;
 mod endpoint;
 mod flow;
+mod forwarding;
 mod frontend;
 mod ipvs;
 mod limits;
@@ -21,10 +23,12 @@ mod verdict;
 
 pub use address::{Cidr, IpFamily, PerFamily, Protocol, parse_cidr, parse_ip};
 pub use allowance::{Allowance, Rate, Suppressed};
+pub use api_watch::{ApiConnection, WatchNews, WatchState};
 pub use build::Build;
 pub use counts::{Counts, Traffic};
 pub use endpoint::{EndpointFacts, EndpointSlice, Hints, SliceEndpoint, SliceName, SlicePort};
 pub use flow::{ApiServerAddress, ObjectKind, ServiceRecord, Snapshot, SourceProblem, WatchEvent};
+pub use forwarding::NotForwarding;
 pub use frontend::{FrontendKind, Wanted};
 pub use ipvs::{
     Frontend, IpvsScheduler, RealServer, SERVICES_INTERFACE, ServerOperation, SetEntry, SetType,

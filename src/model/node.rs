@@ -9,6 +9,8 @@ use std::sync::Arc;
 pub struct NodeFacts {
     /// The Node's name; set from the configuration even where the object is not known.
     pub name: Arc<str>,
+    /// The Node object has been seen, or the objects come from manifests, which need not have one.
+    pub is_known: bool,
     /// Label `topology.kubernetes.io/zone`, if present and not empty.
     pub zone: Option<Arc<str>>,
     /// InternalIPs in order, then ExternalIPs in order (kube-proxy).

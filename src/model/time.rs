@@ -1,5 +1,6 @@
 //! Wall-clock time taken apart, for output only.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -43,6 +44,15 @@ impl UtcTime {
             minute: second / 60 % 60,
             second: second % 60,
             nanosecond: since.subsec_nanos(),
+        }
+    }
+
+    /// A printed moment without its fraction of a second.
+    #[must_use]
+    pub fn without_fraction(printed: &str) -> Cow<'_, str> {
+        match printed.split_once('.') {
+            Some((seconds, _)) => format!("{seconds}Z").into(),
+            None => printed.into(),
         }
     }
 }

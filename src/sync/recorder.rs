@@ -375,7 +375,7 @@ impl Recorder for MetricsRecorder {
             );
             self.node = node.clone();
         }
-        self.health.set_node(Some(node));
+        self.health.set_node(node.is_known.then_some(node));
     }
 
     fn seen(&mut self, services: u64, slices: u64, pending: usize) {

@@ -10,7 +10,8 @@ use super::requests::Negotiation;
 pub use super::requests::{Accept, Bounds};
 use super::services::Services;
 use super::stream::{Shared, Stream};
-use crate::model::WatchEvent;
+use crate::model::{ObjectKind, WatchEvent, WatchNews};
+use std::fmt;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::Duration;
@@ -45,6 +46,25 @@ pub struct WatchOptions {
     pub bounds: Bounds,
     /// The node ports that the cluster is said to give out; others are used with a warning.
     pub node_port_range: RangeInclusive<u16>,
+    /// Told how each watch is doing.
+    pub observer: WatchObserver,
+}
+
+/// A function that is told how each watch is doing. Called between two events, so it must not block.
+#[derive(Clone)]
+pub struct WatchObserver(pub Arc<dyn Fn(ObjectKind, WatchNews<'_>) + Send + Sync>);
+
+impl Default for WatchObserver {
+    /// Does nothing.
+    fn default() -> Self {
+        WatchObserver(Arc::new(|_, _| {}))
+    }
+}
+
+impl fmt::Debug for WatchObserver {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("WatchObserver")
+    }
 }
 
 impl Default for WatchOptions {
@@ -62,6 +82,7 @@ impl Default for WatchOptions {
             accept: Accept::default(),
             bounds: Bounds::default(),
             node_port_range: 30_000..=32_767,
+            observer: WatchObserver::default(),
         }
     }
 }

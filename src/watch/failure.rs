@@ -117,17 +117,32 @@ impl fmt::Display for Cause {
 
 /// An error and its causes, less the causes that are part of the text already.
 pub(super) fn chain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
+    let mut text = String::new();
+    let mut next = Some(error);
     while let Some(cause) = next {
-        let more = cause.to_string();
-        if !text.contains(&more) {
-            text.push_str(": ");
+        let more = without_number(&cause.to_string());
+        next = cause.source();
+        let is_layer = next.is_some() && LAYERS.contains(&more.as_str());
+        if !is_layer && !text.contains(&more) {
+            text.push_str(if text.is_empty() { "" } else { ": " });
             text.push_str(&more);
         }
-        next = cause.source();
     }
     text
+}
+
+/// What hyper says of a connection that fails before it says why.
+const LAYERS: [&str; 2] = ["client error (Connect)", "tcp connect error"];
+
+/// An error of the system without its number, which says nothing that its words do not.
+fn without_number(text: &str) -> String {
+    match text.split_once(" (os error ") {
+        Some((words, rest)) => match rest.split_once(')') {
+            Some((_, after)) => format!("{words}{after}"),
+            None => text.to_owned(),
+        },
+        None => text.to_owned(),
+    }
 }
 
 /// Whether a connection was closed where an answer goes on: a watch that ends so is resumed.
@@ -184,5 +199,16 @@ mod tests {
         let error = anyhow::Error::new(io).context("sending failed: connection refused").context("no answer");
         let cause = Cause::NoAnswer(error.into());
         assert_eq!(cause.to_string(), "no answer: sending failed: connection refused");
+    }
+
+    #[test]
+    fn a_refused_connection_is_named_without_the_layers_around_it() {
+        let io = io::Error::from_raw_os_error(nix::libc::ECONNREFUSED);
+        let error = anyhow::Error::new(io).context("tcp connect error").context("client error (Connect)");
+        assert_eq!(Cause::NoAnswer(error.into()).to_string(), "Connection refused");
+        assert_eq!(
+            without_number("cannot read x: No such file (os error 2); y"),
+            "cannot read x: No such file; y"
+        );
     }
 }

@@ -6,10 +6,13 @@ use super::objects::{ApiObject, EndpointSliceObject, PROXY_NAME_LABEL, SERVICE_N
 use super::requests::{Accept, Collection, Negotiation};
 use super::wire::Decoded;
 use anyhow::{Context, Result};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 /// So many slices of a namespace are looked at.
 const MOST_SLICES: u32 = 5000;
+/// Services in a page of a list.
+const PAGE: u32 = 500;
 
 /// What the source has of one Service.
 #[derive(Debug, Default)]
@@ -67,6 +70,32 @@ pub async fn lookup(connection: &Connection, namespace: &str, name: &str) -> Res
         found.with_context(|| format!("listing EndpointSlices of {namespace}"))?;
     found.iter().for_each(|slice| raw.note_slice(slice, namespace, name));
     Ok(raw)
+}
+
+/// The names of all Services with these labels, as `namespace/name`.
+///
+/// # Errors
+/// When the API server does not answer, or does not take the selector.
+pub async fn labelled(connection: &Connection, selector: &str) -> Result<BTreeSet<String>> {
+    let negotiation = Arc::new(Negotiation::new(Accept::default()));
+    let services = Collection::all::<ServiceObject>(connection.clone(), negotiation);
+    let services = services.selecting(selector, "");
+    let (mut names, mut next) = (BTreeSet::new(), None);
+    loop {
+        let asked = services.page(PAGE, next.as_deref()).await;
+        let (encoding, page) = asked.with_context(|| format!("listing the Services with {selector:?}"))?;
+        for object in page.objects {
+            if let Ok(object) = encoding.object::<ServiceObject>(object).await {
+                let metadata = object.metadata();
+                let namespace = metadata.namespace.as_deref().unwrap_or_default();
+                names.insert(format!("{namespace}/{}", metadata.name.as_deref().unwrap_or_default()));
+            }
+        }
+        match page.next {
+            Some(more) => next = Some(more),
+            None => return Ok(names),
+        }
+    }
 }
 
 /// Those objects of the first page that can be read.

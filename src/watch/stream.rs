@@ -16,7 +16,7 @@ use super::outage::{Backoff, Outage};
 use super::requests::{Collection, Negotiation};
 use super::watcher::{Event, ListMode, Times, Watcher};
 use super::wire::Decoded;
-use crate::model::{ObjectKind, WatchEvent, findings};
+use crate::model::{ObjectKind, WatchEvent, WatchNews, findings};
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::pin::pin;
@@ -257,8 +257,9 @@ impl<S: Source> Stream<S> {
             }
             Event::Applied(_) => self.all_well(),
             Event::Deleted(_) if self.listing.is_none() => self.all_well(),
-            Event::Deleted(_) | Event::Listing | Event::Named(_) => {}
+            Event::Opened | Event::Bookmark | Event::Deleted(_) | Event::Listing | Event::Named(_) => {}
         }
+        self.tell(&event);
         match self.news(event) {
             None => Ok(()),
             Some(news) => self.send(news).await,
@@ -276,6 +277,25 @@ impl<S: Source> Stream<S> {
         Ok(())
     }
 
+    /// Tells the observer that the server answers.
+    fn tell(&self, event: &Event<S::Object>) {
+        let is_first = self.listing.as_ref().is_some_and(|listing| listing.objects == 0);
+        match event {
+            // A list is told of when it begins and when it is complete, not once per object.
+            Event::Listing => {}
+            Event::Named(_) if !is_first => {}
+            Event::Opened | Event::Named(_) => self.observe(WatchNews::Open),
+            Event::Deleted(_) if self.listing.is_some() => {}
+            Event::Bookmark | Event::Listed | Event::Applied(_) | Event::Deleted(_) => {
+                self.observe(WatchNews::Event);
+            }
+        }
+    }
+
+    fn observe(&self, news: WatchNews<'_>) {
+        (self.shared.options.observer.0)(S::KIND, news);
+    }
+
     fn all_well(&mut self) {
         self.retries.start_over();
         (self.retried, self.doubted) = (None, false);
@@ -288,6 +308,7 @@ impl<S: Source> Stream<S> {
     /// What an event means to the rest of the program.
     fn news(&mut self, event: Event<S::Object>) -> Option<WatchEvent> {
         match event {
+            Event::Opened | Event::Bookmark => None,
             Event::Listing => {
                 self.listing.get_or_insert_with(Listing::begin).objects = 0;
                 Some(WatchEvent::Listing(S::KIND))
@@ -379,6 +400,7 @@ impl<S: Source> Stream<S> {
     }
 
     fn report(&mut self, verb: &str, error: &str) {
+        self.observe(WatchNews::Failed(error));
         let url = &*self.url;
         let news = self.outage.failed(error);
         let failures = self.outage.failures();

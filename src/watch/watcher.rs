@@ -16,6 +16,10 @@ use tokio::time::Instant;
 
 /// What comes out of a walk.
 pub(super) enum Event<K> {
+    /// The server has taken a watch that goes on from a version.
+    Opened,
+    /// The server says how far a watch has got.
+    Bookmark,
     /// A list begins.
     Listing,
     /// It names this object.
@@ -159,7 +163,7 @@ impl<K: ApiObject> Watcher<K> {
             Ok(open) => self.state = State::Watching(version, open),
             Err(failure) => return Err(self.failed(failure, version)),
         }
-        Ok(None)
+        Ok(Some(Event::Opened))
     }
 
     async fn watch_on(&mut self, version: String, mut open: Open) -> Result<Option<Event<K>>, Failure> {
@@ -172,7 +176,7 @@ impl<K: ApiObject> Watcher<K> {
             Err(cause) => Err(cause),
         };
         let (version, event) = match change {
-            Ok(Change::Version { version, .. }) => (version, None),
+            Ok(Change::Version { version, .. }) => (version, Some(Event::Bookmark)),
             Ok(Change::Applied(version, object)) => (version, Some(Event::Applied(object))),
             Ok(Change::Deleted(version, object)) => (version, Some(Event::Deleted(object))),
             Err(cause) => return Err(self.failed(watch(cause), version)),

@@ -10,7 +10,7 @@ use crate::backend::packet_trace::{Packet, PacketTrace, Tables, TraceOutcome};
 use crate::backend::rule::{Asks, Parsed};
 use crate::kernel::iptables::Flavor;
 use crate::plan::Plan;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 
 /// Every chain that a plan needs, with its rules; built-in ones with the jumps that lead to ours.
@@ -41,18 +41,23 @@ pub(super) fn wanted(plan: &Plan<'_>, features: &Features) -> Vec<KernelObject> 
     chains.into_iter().map(object).collect()
 }
 
+/// What a rule does, as a hash.
+pub(super) fn effect(line: &str) -> u64 {
+    Parsed::of(line).rule().effect()
+}
+
 /// The lines of `wanted` that are not among `found`, and those of `found` that nobody wants. What
 /// stands in a chain that others share with us is never unwanted. Comments are left out when there are many
 /// endpoints, and come back with the next full sync, so they make no difference.
 pub(super) fn differences(wanted: &KernelObject, found: &[String]) -> (Vec<String>, Vec<String>) {
-    let read =
-        |lines: &[String]| lines.iter().map(|line| Parsed::of(line).rule().effect()).collect::<Vec<_>>();
+    let read = |lines: &[String]| lines.iter().map(|line| effect(line)).collect::<Vec<_>>();
     let (ours, theirs) = (read(&wanted.lines), read(found));
     let beyond = |lines: &[String], all: &[u64], other: &[u64]| {
-        let mut left = other.to_vec();
-        let mut is_lacking = |says: &u64| match left.iter().position(|it| it == says) {
-            Some(index) => {
-                left.swap_remove(index);
+        let mut left: HashMap<u64, usize> = HashMap::new();
+        other.iter().for_each(|says| *left.entry(*says).or_default() += 1);
+        let mut is_lacking = |says: &u64| match left.get_mut(says).filter(|count| **count > 0) {
+            Some(count) => {
+                *count -= 1;
                 false
             }
             None => true,

@@ -11,11 +11,14 @@ use crate::model::IpFamily;
 use crate::plan::{FamilySettings, Plan};
 use anyhow::{Context, Result};
 use futures::future::LocalBoxFuture;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::rc::Rc;
 
 /// Levels of the tree of networks, and some to spare.
 const DEEPEST: usize = 16;
+/// So many chains of a table are read one by one.
+const MOST_SINGLE_CHAINS: usize = 12;
 
 /// Chains of iptables rules.
 pub struct IptablesMode;
@@ -119,17 +122,18 @@ fn join(inputs: &[String]) -> String {
 }
 
 async fn look_at_rules(tools: &Tools, wanted: &[KernelObject]) -> Result<Inspection> {
+    let mut chains = Chains::of(tools, wanted).await?;
     let mut inspection = Inspection::default();
     for object in wanted {
-        let Some(lines) = chain(tools, &object.name).await? else {
+        let Some(lines) = chains.get(&object.name).await? else {
             inspection.differences.push(Difference::gone(object));
             continue;
         };
         let (missing, surplus) = inspect::differences(object, &lines);
-        inspection.found.push(KernelObject { lines: lines.clone(), ..object.clone() });
+        inspection.found.push(KernelObject { lines: lines.to_vec(), ..object.clone() });
         let mut left = Vec::new();
         for rule in missing {
-            if !in_tree(tools, (&object.name, &lines), &rule, &mut inspection.found).await? {
+            if !in_tree(&mut chains, (&object.name, &lines), &rule, &mut inspection.found).await? {
                 left.push(rule);
             }
         }
@@ -140,30 +144,77 @@ async fn look_at_rules(tools: &Tools, wanted: &[KernelObject]) -> Result<Inspect
 
 /// Whether a rule of a long chain stands where a tree of networks has it; notes the chains on the way.
 async fn in_tree(
-    tools: &Tools,
-    (name, lines): (&str, &[String]),
+    chains: &mut Chains<'_>,
+    (name, lines): (&str, &Lines),
     rule: &str,
     found: &mut Vec<KernelObject>,
 ) -> Result<bool> {
     let Some((table, _)) = name.split_once(' ') else { return Ok(false) };
-    let mut lines = lines.to_vec();
+    let mut lines = lines.clone();
     for _ in 0..DEEPEST {
         let Some(next) = inspect::branch(rule, &lines) else { return Ok(false) };
         let name = format!("{table} {next}");
-        let Some(there) = chain(tools, &name).await? else { return Ok(false) };
-        lines.clone_from(&there);
-        if !found.iter().any(|known| known.name == name) {
-            found.push(KernelObject { name, lines: there, is_shared: true });
+        let Some(there) = chains.get(&name).await? else { return Ok(false) };
+        if chains.noted.insert(name.clone()) {
+            found.push(KernelObject { name: name.clone(), lines: there.to_vec(), is_shared: true });
         }
-        let wanted = KernelObject { name: next, lines: vec![rule.to_owned()], is_shared: true };
-        if inspect::differences(&wanted, &lines).0.is_empty() {
+        if chains.effects(&name, &there).contains(&inspect::effect(rule)) {
             return Ok(true);
         }
+        lines = there;
     }
     Ok(false)
 }
 
-async fn chain(tools: &Tools, name: &str) -> Result<Option<Vec<String>>> {
-    let (table, chain) = name.split_once(' ').context("a chain without a table")?;
-    tools.rules(Place { table, chain }).await
+/// The rules of a chain.
+type Lines = Rc<[String]>;
+
+/// The chains of the kernel, each read once: one by one, or with their whole table where very many are wanted of it. A
+/// process for each of thousands takes a minute.
+struct Chains<'t> {
+    tools: &'t Tools,
+    /// The tables that were read as a whole.
+    whole: BTreeSet<String>,
+    /// By table and chain; `None` for one that is not there.
+    known: HashMap<String, Option<Lines>>,
+    /// What the rules of a chain do.
+    effects: HashMap<String, HashSet<u64>>,
+    /// Chains of trees that were noted as found.
+    noted: HashSet<String>,
+}
+
+impl<'t> Chains<'t> {
+    async fn of(tools: &'t Tools, wanted: &[KernelObject]) -> Result<Chains<'t>> {
+        let mut by_table: BTreeMap<&str, usize> = BTreeMap::new();
+        for (table, _) in wanted.iter().filter_map(|object| object.name.split_once(' ')) {
+            *by_table.entry(table).or_default() += 1;
+        }
+        let (effects, noted) = (HashMap::new(), HashSet::new());
+        let mut chains = Chains { tools, whole: BTreeSet::new(), known: HashMap::new(), effects, noted };
+        for (table, _) in by_table.into_iter().filter(|(_, count)| *count > MOST_SINGLE_CHAINS) {
+            let found = tools.table(table).await?.into_iter();
+            chains.known.extend(found.map(|(chain, lines)| (format!("{table} {chain}"), Some(lines.into()))));
+            chains.whole.insert(table.to_owned());
+        }
+        Ok(chains)
+    }
+
+    /// The rules of a chain; `None` where there is none of the name.
+    async fn get(&mut self, name: &str) -> Result<Option<Lines>> {
+        if let Some(known) = self.known.get(name) {
+            return Ok(known.clone());
+        }
+        let (table, chain) = name.split_once(' ').context("a chain without a table")?;
+        if self.whole.contains(table) {
+            return Ok(None);
+        }
+        let lines: Option<Lines> = self.tools.rules(Place { table, chain }).await?.map(Into::into);
+        self.known.insert(name.to_owned(), lines.clone());
+        Ok(lines)
+    }
+
+    fn effects(&mut self, name: &str, lines: &Lines) -> &HashSet<u64> {
+        let read = || lines.iter().map(|line| inspect::effect(line)).collect();
+        self.effects.entry(name.to_owned()).or_insert_with(read)
+    }
 }

@@ -13,7 +13,6 @@ mod text;
 pub(super) use hash::ChainHash;
 pub(super) use name::Name;
 pub(super) use parse::Parsed;
-#[cfg(test)]
 pub(super) use parse::words;
 
 use crate::model::{Cidr, Frontend, Protocol, ServicePortName};
@@ -222,13 +221,6 @@ impl<'a> Match<'a> {
 
     pub(super) fn destination(network: impl Into<Network>) -> Self {
         Asks::Destination(network.into()).into()
-    }
-
-    /// Whether it may keep packets from taking the rule.
-    pub(super) fn is_condition(&self) -> bool {
-        let always =
-            matches!(self.asks, Asks::Nothing | Asks::Comment(_) | Asks::Remember(_) | Asks::Count(_));
-        !always
     }
 }
 

@@ -122,6 +122,17 @@ impl Tools {
         Ok(chains(&String::from_utf8_lossy(&output.stdout)))
     }
 
+    /// The same of a table that may not be there; it is not made by looking.
+    ///
+    /// # Errors
+    /// When the tool fails.
+    pub async fn table_in_use(&self, table: &str) -> Result<BTreeMap<String, Vec<String>>> {
+        if self.flavor == Flavor::Legacy && xtables_info::is_empty(self.family, table)? {
+            return Ok(BTreeMap::new());
+        }
+        self.table(table).await
+    }
+
     /// Runs the rule tool for a question or an idempotent act: whether it says yes.
     async fn ask(&self, place: Place<'_>, command: &str) -> Result<bool> {
         let output = self.rule(place.table, command).await?;
@@ -167,9 +178,11 @@ impl Tools {
         let child = command.spawn().map_err(|error| self.unable(error))?;
         let pid = child.id();
         let has_changes = Cell::new(false);
-        let mut pieces =
-            pieces.inspect(|piece| has_changes.set(has_changes.get() || changes_anything(piece)));
         let (tool, start) = (self.programs.restore, Instant::now());
+        let mut pieces = pieces.inspect(|piece| {
+            tracing::trace!(tool, rules = piece.as_str(), "sending rules");
+            has_changes.set(has_changes.get() || changes_anything(piece));
+        });
         let feeding = timeout(RESTORE_LIMIT, self.feed(child, &mut pieces));
         let fed = match &self.monitor {
             Some(monitor) => {

@@ -58,7 +58,10 @@ impl Told {
         for _ in 0..events {
             sender.send(generator.event()).await.unwrap();
         }
-        sender.send(WatchEvent::Node(Arc::new(NodeFacts::default()))).await.unwrap();
+        sender
+            .send(WatchEvent::Node(Arc::new(NodeFacts { is_known: true, ..NodeFacts::default() })))
+            .await
+            .unwrap();
         for kind in [ObjectKind::Service, ObjectKind::EndpointSlice] {
             sender.send(WatchEvent::Listed(kind)).await.unwrap();
         }

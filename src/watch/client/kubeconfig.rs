@@ -50,7 +50,15 @@ fn from_master(master: &str) -> anyhow::Result<Settings> {
 }
 
 fn from_pod() -> anyhow::Result<Settings> {
-    let what = "neither a kubeconfig nor --master is given, and the service account of the pod is no use";
+    // The kubelet sets it in every container.
+    if std::env::var_os("KUBERNETES_SERVICE_HOST").is_none() {
+        bail!(
+            "no way to the API server: give --kubeconfig or --master (this is not a container of a pod: \
+             KUBERNETES_SERVICE_HOST is not set)"
+        );
+    }
+    let what = "no way to the API server: --kubeconfig and --master are not given, and the pod's service account \
+                cannot be used";
     let mut config = kube::Config::incluster_env().context(what)?;
     let mut stamps: Vec<Stamp> = config.root_cert_file.take().into_iter().map(Stamp::of_file).collect();
     stamps.extend(config.auth_info.token_file.iter().map(Stamp::of_file));

@@ -236,7 +236,7 @@ async fn make(options: &ClientOptions, observers: &Observers) -> anyhow::Result<
     match tokio::time::timeout(MAKING_TIMEOUT, making).await {
         // Of all that is made here, only what a plugin prints can make kube panic.
         Ok(made) => {
-            made.context("what the exec plugin printed is no use, such as a token with a line break")?
+            made.context("what the exec plugin printed cannot be used, such as a token with a line break")?
         }
         Err(_) => bail!("credentials were not there within {MAKING_TIMEOUT:?}"),
     }

@@ -19,6 +19,7 @@ pub fn node(object: &NodeObject) -> Converted<NodeFacts> {
     let zone = object.metadata.labels.get(ZONE_LABEL);
     let facts = NodeFacts {
         name: name.into(),
+        is_known: true,
         zone: zone.filter(|zone| !zone.is_empty()).map(Into::into),
         addresses: addresses(object, &mut issues),
         pod_cidrs: pod_cidrs(&object.spec, &mut issues),

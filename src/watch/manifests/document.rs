@@ -126,7 +126,7 @@ fn decode_yaml(text: &str, found: &mut dyn FnMut(Location, Decoded)) {
                 let error = error.without_snippet();
                 let line = error.location().map_or(1, |location| location.line());
                 let place = Location { line: Some(first_line + line - 1), ..place };
-                let message = DefaultMessageFormatter.format_message(error).into_owned();
+                let message = limit_words(DefaultMessageFormatter.format_message(error).into_owned());
                 found(place, Decoded::Broken(Broken::because(message)));
             }
         }
@@ -165,6 +165,16 @@ fn yaml_documents(text: &str) -> impl Iterator<Item = (u64, &str)> {
 
 fn is_document_mark(line: &str) -> bool {
     line.strip_prefix("---").is_some_and(|rest| rest.is_empty() || rest.starts_with([' ', '\t', '\r', '\n']))
+}
+
+/// What a document has too much of, in our words.
+fn limit_words(message: String) -> String {
+    match message.split_once("budget breached: ") {
+        Some((_, what)) => {
+            format!("the document is too large or its aliases expand too far: too many {what}")
+        }
+        None => message,
+    }
 }
 
 /// The library's limits are made for configuration files, and a `List` of a large cluster is one

@@ -52,7 +52,10 @@ pub(super) fn parse(file: &Arc<Path>, text: &str, options: &ManifestOptions) -> 
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     document::decode(text, format, &mut |place, decoded| reader.take(place, decoded));
     if reader.unreported > 0 {
-        let message = format!("{} more problems are not shown", reader.unreported);
+        let message = match reader.unreported {
+            1 => "1 more problem is not shown".to_owned(),
+            more => format!("{more} more problems are not shown"),
+        };
         reader.content.errors.push(ManifestError::of_file(file, message));
     }
     reader.content
