@@ -1,7 +1,8 @@
 //! Whether tables still hold what we wrote, and if not, what drifted.
 //!
-//! nf_tables tells what other processes do, so that only what they did to chains of ours is looked at. Tables that
-//! tell nothing, and those that are not to be listened to, are listed once in a sync period and compared.
+//! nf_tables tells what other processes do, so that only what they did to chains of ours is looked at. Legacy tables
+//! tell nothing: these, and nf_tables with `--drift-detection=poll`, are listed and compared, once in a sync period;
+//! legacy tables also as soon as their sizes change.
 
 use super::listing::{self, Expected, OurChains, SharedRule};
 use super::{Deviation, Drift, DriftKind, VerifyDepth};
@@ -20,8 +21,8 @@ const MOST_DOUBLINGS: u32 = 7;
 /// Looks that pass after the first resync; twice as many after each of the next.
 const FIRST_REST: u32 = 15;
 
-/// What others did was lost, so that everything has to be written once more: at once, and ever more seldom if that
-/// happens each time.
+/// Notices of what other programs did were lost, so that everything has to be written once more: at once, and ever more
+/// seldom if that happens each time.
 #[derive(Debug, Default)]
 struct ResyncBackoff {
     is_wanted: bool,
@@ -105,7 +106,7 @@ pub(super) struct TableWatch {
     detection: DriftDetection,
     /// We are told of what others do.
     listens: bool,
-    /// The tables when all that is ours was found in them; `None` when they have to be listed.
+    /// The stamp of the tables when all of ours was last known to be in them; `None` when they have to be listed.
     left: Option<Stamp>,
     backoff: ResyncBackoff,
 }
@@ -115,7 +116,7 @@ impl TableWatch {
         TableWatch { detection, ..TableWatch::default() }
     }
 
-    /// Everything is about to be written: what others did before does not matter any more.
+    /// Everything is about to be written: what other programs did before does not matter any more.
     pub(super) fn begin(&mut self, tools: &mut impl Xtables, chains: &impl OurChains) {
         self.left = None;
         self.backoff.done();

@@ -44,7 +44,7 @@ pub(super) trait OurChains: Clone + 'static {
     /// The tables that hold chains of ours.
     fn tables(&self) -> &'static [&'static str];
 
-    /// Whether rules of others in it are theirs.
+    /// Whether rules that other programs put there stay: of a canary it only counts that it is there.
     fn is_open(&self, key: Self::Key) -> bool;
 
     /// All rules of ours in chains where others have rules, too.
@@ -55,7 +55,7 @@ pub(super) trait OurChains: Clone + 'static {
         self.shared_rules().iter().any(|rule| (rule.table, rule.chain) == (table, chain))
     }
 
-    /// Whether it matters that somebody else does this to a chain.
+    /// Whether it matters that another program does this to a chain.
     fn concerns(&self, table: &str, chain: &str, act: Act) -> bool {
         let key = || self.parse(table, chain);
         match act {

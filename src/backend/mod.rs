@@ -82,8 +82,7 @@ pub trait Dataplane: Any {
     fn wanted(&self, plan: &Plan<'_>) -> Vec<KernelObject>;
 }
 
-/// Rules that a mode has put in force under names that another mode uses, too. They stay when what
-/// the other mode left is removed.
+/// Chains and jumps of a mode whose names another mode uses, too. They stay when what the other mode left is removed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SharedNames {
     /// Tables and chains.
@@ -124,7 +123,7 @@ pub struct KernelObject {
     pub name: String,
     /// Its rules, real servers or entries.
     pub lines: Vec<String>,
-    /// Others may have something in it, too.
+    /// Other programs, or other Services, may have something in it, too.
     pub is_shared: bool,
 }
 
@@ -161,22 +160,23 @@ impl Difference {
 /// How closely `verify` looks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum VerifyDepth {
-    /// Counts and stamps: so cheap that it can be done every few seconds.
+    /// Counts, stamps and what the kernel told: so cheap that it can be done every few seconds.
     Quick,
-    /// Every object is compared, unless it is known what others changed.
+    /// Every object is compared, but for tables of which the kernel tells each change.
     Thorough,
 }
 
 /// What `verify` found.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Deviation {
-    /// Somebody else changed what we programmed.
+    /// Another program changed what we programmed; the next sync writes that again, and nothing else.
     Drift(Drift),
-    /// What we programmed was made of facts that have changed, or may have been changed unseen.
+    /// What we programmed depends on facts that have changed, or may have been changed unseen; the next sync writes
+    /// everything again.
     Outdated(&'static str),
 }
 
-/// A kernel object of ours that somebody else removed or changed.
+/// A kernel object of ours that another program removed or changed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Drift {
     /// What it is.
@@ -238,7 +238,7 @@ impl DriftKind {
     }
 }
 
-/// What `apply` did.
+/// What a sync did.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Applied {
     /// Kernel objects of ours.
@@ -282,14 +282,14 @@ pub struct ObjectCount {
     pub written: usize,
 }
 
-/// A Service that could not be programmed.
+/// A Service that the kernel refuses.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refusal {
     /// The Service.
     pub service: ServiceName,
     /// The kernel's or the tool's words.
     pub reason: String,
-    /// Found by this pass; others were refused before and have not been tried again.
+    /// This pass tried it; one that is not new was refused earlier and has not been tried since.
     pub is_new: bool,
 }
 

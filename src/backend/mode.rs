@@ -1,4 +1,4 @@
-//! Proxy modes, and the one place that tells them apart: [`open`].
+//! Proxy modes. Below `config`, [`open`] is the one place that tells them apart.
 
 use super::{Dataplane, Difference, KernelObject, Packet, SharedNames, TraceOutcome};
 use crate::config::{Config, DriftDetection, Mode};

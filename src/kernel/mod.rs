@@ -2,9 +2,9 @@
 //! under /proc.
 //!
 //! A handle does one thing to the kernel and says what came of it. It decides nothing: which chain,
-//! which counter or which value is wanted is settled before it is called. Every call blocks, so async
-//! code calls through a thread made for it; the kernel answers for the network namespace of the
-//! calling thread (which is why /proc is read through `thread-self`).
+//! which counter or which value is wanted is settled before it is called. Netlink calls, and reads and writes under
+//! /proc, block the calling thread and are short; tools run as children that are awaited. The kernel answers for the
+//! network namespace of the calling thread (which is why /proc is read through `thread-self`).
 #![allow(clippy::disallowed_methods, reason = "the one room that runs programs")]
 
 pub mod addresses;

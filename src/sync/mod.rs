@@ -1,8 +1,8 @@
-//! The loop that keeps the kernel equal to the picture: `pass` takes one family there once,
-//! `runner` says when, `settle` does what follows once the rules are in force.
+//! The loop that keeps the kernel equal to the snapshot: `pass` takes one family there once, `runner` runs passes and
+//! verifies, `schedule` says when, `post_sync` does what follows once the rules are in force.
 //!
-//! Nothing here knows a mode. What a pass did leaves as a `SyncReport`,
-//! and `report` turns that into metrics, health and one log line.
+//! No decision here depends on the mode. What a pass did leaves as a `SyncReport` (`report`), and `recorder` turns
+//! that into metrics, health, log lines and Events.
 
 mod contention;
 mod pass;

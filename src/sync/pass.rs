@@ -81,7 +81,7 @@ impl FamilySync {
         self.settings.node_port_ips(&self.addresses)
     }
 
-    /// Makes the next pass look at the kernel and write everything anew.
+    /// Makes the next pass look at the kernel and write everything again.
     pub fn forget(&mut self) {
         self.dataplane.forget();
     }

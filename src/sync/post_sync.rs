@@ -35,7 +35,7 @@ pub struct NoLocal {
 pub struct PostSyncResult {
     /// Over all Services of the family.
     pub no_local: NoLocal,
-    /// Health-check node ports that turned out to belong to somebody else.
+    /// Health-check node ports that could not be opened: another program has them.
     pub taken: Vec<PortTaken>,
     /// The addresses that answer on node ports; `None` means every address of the node.
     pub node_port_ips: Option<Vec<IpAddr>>,

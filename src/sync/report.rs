@@ -47,7 +47,7 @@ pub struct SyncReport {
 pub enum NoticeSeverity {
     /// Part of the life cycle.
     Normal,
-    /// Somebody should look.
+    /// A person should look.
     Warning,
 }
 
@@ -66,7 +66,7 @@ pub struct Notice {
     pub note: String,
 }
 
-/// Who is told what the loop does: metrics, health and the log.
+/// Who is told what the loop does: metrics, health, the log and Events.
 pub trait Recorder {
     /// A pass over a family was asked for.
     fn queued(&mut self, family: IpFamily);
@@ -77,19 +77,19 @@ pub trait Recorder {
     /// What followed from a pass that succeeded.
     fn post_synced(&mut self, family: IpFamily, settled: &PostSyncResult);
 
-    /// Health-check node ports turned out to belong to somebody else.
+    /// Health-check node ports could not be opened: another program has them.
     fn taken(&mut self, taken: &[PortTaken]);
 
-    /// A check of the kernel ended; if it found anything, everything is written again.
+    /// The kernel was compared with what was programmed. What drifted is written again by the next pass.
     fn verified(&mut self, family: IpFamily, found: &[Deviation]);
 
-    /// A check of the kernel failed.
+    /// The kernel could not be compared with what was programmed.
     fn unverified(&mut self, family: IpFamily, error: &anyhow::Error);
 
     /// Services go without a port of the node that others have.
     fn conflicts(&mut self, conflicts: &[FrontendConflict]);
 
-    /// Services ask for traffic to addresses that are somebody else's.
+    /// Services ask for traffic to addresses that are not for Services.
     fn claims(&mut self, claims: &[ReservedClaim]);
 
     /// Services ask for more than is programmed of one.

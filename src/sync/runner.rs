@@ -14,8 +14,8 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-/// How often a look is taken at whether the kernel still has our rules. The look costs one small
-/// question to the kernel as long as nobody changed anything.
+/// How often each family verifies what it wrote. As long as no other program changed anything, that costs one small
+/// question to the kernel.
 const CHECK_PERIOD: Duration = Duration::from_secs(2);
 /// The loop's periods.
 #[derive(Clone, Copy, Debug)]
@@ -37,8 +37,8 @@ pub struct Runner<R> {
     post_sync: PostSync,
     /// When each family is synced: each by its own changes, as in kube-proxy.
     schedules: PerFamily<Schedule>,
-    /// The first look from then on is a thorough one: one in a sync period, whatever it costs, for drift must
-    /// not stand longer.
+    /// The first look from then on is a thorough one. There is one in each sync period, whatever it costs, so that no
+    /// drift stands longer.
     thorough_from: Instant,
     /// Mode and tools, for those who ask.
     identity: Identity,
@@ -207,7 +207,7 @@ impl<R: Recorder> Runner<R> {
         }
     }
 
-    /// Looks whether the kernel still has our rules, and the node its addresses; if not, there is
+    /// Looks whether the kernel still has what each family wrote, and the node its addresses; if not, there is
     /// a pass at once.
     async fn check(&mut self) {
         let taken = self.post_sync.retry();

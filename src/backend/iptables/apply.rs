@@ -26,7 +26,7 @@ pub(super) struct Outcome {
     pub(super) written: [usize; 2],
     /// Chains that could not be deleted: rules of another process jump to them.
     pub(super) stuck: BTreeSet<ChainId>,
-    /// What the last run wrote, or may have written.
+    /// What the current run wrote, or may have written.
     pub(super) inputs: Vec<Step>,
     /// Options are not what makes inputs be refused.
     has_tried_options: bool,
@@ -64,7 +64,7 @@ pub(super) struct Run<'r, 'd, X> {
     pub(super) baseline: &'r Baseline,
     pub(super) quarantine: &'r mut Quarantine,
     pub(super) outcome: &'r mut Outcome,
-    /// The tables are as the baseline says, so that a refusal is the fault of what is written.
+    /// The tables are known to be as the baseline says, so that a refusal is the fault of what is written.
     pub(super) is_verified: bool,
 }
 
@@ -189,8 +189,8 @@ impl<X: Xtables> Run<'_, '_, X> {
         }
     }
 
-    /// Finds the Services whose rules in shared chains are refused, in a chain that nothing leads to: their traffic goes
-    /// on meanwhile.
+    /// Finds the Services whose rules in dispatch chains are refused, in a chain that nothing leads to: their traffic
+    /// goes on meanwhile.
     async fn try_dispatch(&mut self) -> Result<()> {
         let changes = self.changes;
         let is_led_to = |name: &ServiceName| !changes.withheld.contains(name);

@@ -7,7 +7,8 @@ use crate::backend::rule::{Asks, Match, Name, Rule, States, Target};
 use crate::model::IpFamily;
 use crate::plan::{FamilySettings, Plan};
 
-/// What the node's kernel and tools can do, and what the operator set; fixed after `probe`.
+/// What the node's kernel and tools can do, and what the operator set. `Iptables::learn_options` finds out the options
+/// (`random_fully`, the counters) whenever nothing is known of the kernel; all else is fixed from the start.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Features {
     /// The bit of the packet mark that asks for masquerading, as a mask.

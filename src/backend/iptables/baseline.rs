@@ -18,8 +18,8 @@ pub struct Baseline {
     pub(super) set_up: bool,
     pub(super) fixed: FixedPrint,
     pub(super) services: BTreeMap<ServiceName, Arc<Fingerprint>>,
-    /// The Services that have rules in shared chains in which few have some, so that these chains are written without
-    /// asking every Service.
+    /// The Services that have rules in those dispatch chains in which few have some (`SPARSE`), so that these chains
+    /// are written without asking every Service.
     pub(super) members: BTreeMap<Fixed, BTreeSet<ServiceName>>,
     /// What `KUBE-SERVICES` leads to.
     pub(super) destinations: Destinations,
@@ -27,18 +27,19 @@ pub struct Baseline {
     pub(super) nets: Option<usize>,
     /// Chains of the tree whose content is not known.
     pub(super) unknown_nets: BTreeSet<ChainId>,
-    /// Services with chains whose content is not known or not yet what it should be.
+    /// Services that the next sync looks at, whatever its scope: a chain of theirs drifted, or they take several
+    /// passes.
     pub(super) unfinished: BTreeSet<ServiceName>,
     /// Per-Service chains that were found and of which nothing else is known: to be deleted when everything is written.
     pub(super) strays: BTreeSet<ChainId>,
-    /// Those that somebody else has filled meanwhile, or that an earlier run left: to be deleted as soon as no Service
-    /// needs several passes.
+    /// Those that another program has filled meanwhile, or that an earlier run left: to be deleted as soon as no
+    /// Service needs several passes.
     pub(super) surplus: BTreeSet<ChainId>,
     /// The Services' rules in the nat and the filter table.
     rules: [u32; 2],
 }
 
-/// Shared chains in which few Services have rules.
+/// Dispatch chains in which few Services have rules.
 const SPARSE: [Fixed; 5] = [
     Fixed::FilterServices,
     Fixed::ExternalServices,
@@ -189,7 +190,7 @@ impl Baseline {
         Some((key, Expected::Rules(hash.short())))
     }
 
-    /// What the baseline knows of our chains, for whoever looks at tables.
+    /// What the baseline knows of our chains, for looks at the tables.
     pub(super) fn chains(&self) -> TableChains {
         TableChains { firewall: self.fixed[Fixed::Firewall.index()] }
     }
@@ -228,7 +229,7 @@ impl Baseline {
             *print = Arc::new(Fingerprint { chains, ..Fingerprint::clone(print) });
             self.unfinished.insert(name.clone());
         }
-        // What no Service has is of the tree, or of somebody else.
+        // What no Service has is of the tree, or another program made it.
         let (nets, surplus) =
             lost.into_iter().partition::<BTreeSet<_>, _>(|id| self.nets.is_some() && id.is_net());
         self.unknown_nets.extend(nets);

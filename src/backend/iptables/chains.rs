@@ -16,9 +16,9 @@ pub(super) const TABLES: [&str; 3] = ["mangle", "nat", "filter"];
 pub(super) enum Holds {
     /// Rules that depend on settings only.
     FixedRules,
-    /// The rules that lead to Services, or refuse what is sent to them.
+    /// The rules that lead to Services, or refuse what is sent to them: a dispatch chain.
     Dispatch,
-    /// Nothing. If it vanishes, somebody flushed the table. Rules of others in it are theirs.
+    /// Nothing: a canary. If it vanishes, the table was flushed. Rules that other programs put there stay.
     Nothing,
 }
 
@@ -107,7 +107,7 @@ impl Fixed {
         self.table() == "filter"
     }
 
-    /// Whether others write it, too: then it is not ours to remove.
+    /// Whether other programs write it, too: then it is not ours to remove.
     pub(super) fn is_shared(self) -> bool {
         self == Fixed::Firewall
     }

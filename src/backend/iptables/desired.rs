@@ -25,10 +25,10 @@ pub(super) struct ChainPrint {
 }
 
 impl ChainPrint {
-    /// What no chain is wanted to hold: what it holds is not known.
+    /// The hash of a chain whose content is not known; no rules that are wanted have it.
     const UNKNOWN: [u8; 8] = [0xff; 8];
 
-    /// The same chain after somebody else has changed it.
+    /// The same chain after another program has changed it.
     pub(super) fn unknown(self) -> Self {
         ChainPrint { content: Self::UNKNOWN, ..self }
     }
@@ -51,7 +51,7 @@ pub(super) struct Fingerprint {
     pub(super) chains: Box<[ChainPrint]>,
     /// The rules in them.
     pub(super) rules: u32,
-    /// Its rules in shared chains, in the order of these. A tree may stand for the nat table's `KUBE-SERVICES`.
+    /// Its rules in dispatch chains, in the order of these. A tree may stand for the nat table's `KUBE-SERVICES`.
     pub(super) dispatch: Box<[(Fixed, ChainHash)]>,
     /// Its rules in the nat table's `KUBE-SERVICES`, by destination.
     pub(super) destinations: Box<[(IpAddr, ChainHash)]>,
@@ -95,13 +95,13 @@ impl Fingerprint {
         self.chains.iter().map(|chain| chain.id)
     }
 
-    /// Its rules in a shared chain.
+    /// Its rules in a dispatch chain.
     pub(super) fn in_chain(&self, chain: Fixed) -> ChainHash {
         let found = self.dispatch.iter().find(|(it, _)| *it == chain);
         found.map_or(ChainHash::EMPTY, |(_, hash)| *hash)
     }
 
-    /// Whether rules in shared chains lead to chains of its own.
+    /// Whether rules in dispatch chains lead to chains of its own.
     pub(super) fn leads_somewhere(&self) -> bool {
         self.dispatch.iter().any(|(chain, _)| !chain.is_filter())
     }
@@ -169,7 +169,7 @@ pub struct Desired<'a> {
 }
 
 impl<'a> Desired<'a> {
-    /// What a plan wants, and of Services beyond its scope, if their rules are not as they should be.
+    /// What a plan wants of the Services in its scope, and of `unfinished` ones, whose rules are not as they should be.
     pub(super) fn of(plan: &Plan<'a>, features: &Features, unfinished: &BTreeSet<ServiceName>) -> Self {
         let mut desired = Desired {
             plan: *plan,

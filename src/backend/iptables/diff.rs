@@ -56,9 +56,9 @@ pub(super) struct ServiceChange {
     pub(super) name: ServiceName,
     /// What it is then; `None` when it is gone.
     pub(super) print: Option<Arc<Fingerprint>>,
-    /// Chains to write anew.
+    /// Its chains to write.
     pub(super) write: Vec<ChainId>,
-    /// Its rules in shared chains change.
+    /// Its rules in dispatch chains change.
     pub(super) dispatch: bool,
 }
 
@@ -315,7 +315,7 @@ fn first_piece(mut chains: Vec<ChainPrint>, most: usize) -> Vec<ChainPrint> {
     chains.iter().rev().take_while(fits).copied().collect()
 }
 
-/// The chains of the tree that somebody else has changed, but for those that are written anyway.
+/// The chains of the tree that another program has changed, but for those that are written anyway.
 fn damaged_nets(baseline: &Baseline, tree: Tree<'_>, written: &[NetChain]) -> Vec<NetChain> {
     if baseline.unknown_nets.is_empty() {
         return Vec::new();

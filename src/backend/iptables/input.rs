@@ -30,7 +30,7 @@ pub(super) struct Input<'a> {
 /// A part of an input whose text is short; Services are the only thing there can be many of.
 enum Part<'a> {
     Text(String),
-    /// A Service's rules in these shared chains.
+    /// A Service's rules in these dispatch chains.
     Dispatch(ServicePlan<'a>, Of),
     Net(&'a NetChain),
     Chains(usize),
@@ -38,7 +38,7 @@ enum Part<'a> {
     Deletion(ChainId),
 }
 
-/// Shared chains whose rules are written together, Service by Service.
+/// Dispatch chains whose rules are written together, Service by Service.
 #[derive(Clone, Copy)]
 enum Of {
     /// Those of the filter table that are to be written.
@@ -148,12 +148,12 @@ impl<'a> Input<'a> {
         self.desired.plan.services().filter(|service| self.leads_to(service.name))
     }
 
-    /// Whether a Service has rules in shared chains.
+    /// Whether a Service has rules in dispatch chains.
     fn leads_to(&self, name: &ServiceName) -> bool {
         !self.changes.withheld.contains(name)
     }
 
-    /// The Services with rules in shared chains that only few have rules in: those known to, and
+    /// The Services with rules in dispatch chains that only few have rules in: those known to, and
     /// those that get some now.
     fn members(&self, chains: Vec<Fixed>) -> impl Iterator<Item = ServicePlan<'a>> + use<'a> {
         let known = chains.iter().filter_map(|chain| self.baseline.members.get(chain)).flatten();
@@ -222,8 +222,8 @@ impl<'a> Input<'a> {
     }
 }
 
-/// An input that writes the rules of shared chains of some Services into a chain that nothing leads to; of none, an input
-/// that deletes the chain.
+/// An input that writes the rules of dispatch chains of some Services into a chain that nothing leads to; of none, an
+/// input that deletes the chain.
 pub(super) fn trial(desired: &Desired<'_>, chain: &str, services: &[&ServiceName]) -> String {
     let mut tables = ["filter", "nat"].map(|table| {
         let mut text = Text::default();

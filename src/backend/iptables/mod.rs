@@ -1,9 +1,9 @@
 //! The iptables dataplane: KUBE-SERVICES, KUBE-SVC-…, KUBE-SEP-… and the chains around them, as
 //! kube-proxy programs them, in either flavour of the tools.
 //!
-//! `docs/dataplane-iptables.md` says what is programmed and why. Here, `names`, `base`, `render`
-//! and `desired` say what is wanted, `diff` what to do about it and in which order, `input` how
-//! iptables-restore is told, and `apply` tells it.
+//! `docs/dataplane-iptables.md` says what is programmed and why. Here, `names`, `chains`, `base`, `render`, `parts` and
+//! `desired` say what is wanted, `baseline` what is believed to be there, `diff` and `tree` what to do about it and in
+//! which order, `input` how iptables-restore is told, and `apply` tells it.
 
 mod apply;
 mod base;
@@ -129,7 +129,7 @@ impl<X: Xtables> Iptables<X> {
         self.most_chains.saturating_mul(PIECE)
     }
 
-    /// Reads what is about to begin anew, if that is measured; returns which counters that will be.
+    /// Reads the counters that are about to be set to zero, if Services are measured; returns which these are.
     fn measure_before(&mut self, changes: &Changes) -> BTreeSet<ChainId> {
         let Some(counters) = &mut self.counters else { return BTreeSet::new() };
         let names = changes.services.iter().map(|service| &service.name);
@@ -157,7 +157,7 @@ impl<X: Xtables> Iptables<X> {
     }
 }
 
-/// The input of one iptables-restore call, as `kube-proxy-rs render` prints it.
+/// The inputs for iptables-restore, one a call, that program a plan on a node with nothing programmed yet.
 #[must_use]
 pub fn render_inputs(plan: &Plan<'_>, features: &Features, flavor: Flavor) -> Vec<String> {
     let desired = Desired::of(plan, features, &BTreeSet::new());
@@ -187,7 +187,8 @@ impl<X: Xtables> Iptables<X> {
         }
     }
 
-    /// What of ours is in the kernel: names of chains, nothing of their content.
+    /// What of ours is in the kernel: names of chains, nothing of their content. From now on other programs' writes
+    /// are listened to, and it is known which options rules can have.
     async fn observe(&mut self) -> Result<Baseline> {
         let mut strays = BTreeSet::new();
         let mut look = |part: Part<&str>| match part {
@@ -201,6 +202,8 @@ impl<X: Xtables> Iptables<X> {
         Ok(Baseline::observed(strays))
     }
 
+    /// One pass. A run that the kernel refuses is followed by one without the Services at fault, or, before that, by a
+    /// comparison of the tables.
     async fn try_sync(&mut self, plan: &Plan<'_>) -> Result<Applied> {
         let mut baseline = match self.baseline.take() {
             Some(baseline) => baseline,
@@ -267,6 +270,7 @@ impl<X: Xtables> Iptables<X> {
         }
     }
 
+    /// Finds what other programs changed, and notes it in the baseline.
     async fn check(&mut self, look: VerifyDepth) -> Result<Vec<Deviation>> {
         let Some(baseline) = &mut self.baseline else { return Ok(Vec::new()) };
         if let Some(counters) = &mut self.counters {

@@ -144,7 +144,7 @@ impl ChainId {
         self.kind == ChainKind::Svl && self.hash[..3] == PART
     }
 
-    /// Whether rules in shared chains may lead to it.
+    /// Whether rules in dispatch chains may lead to it.
     pub(super) fn is_led_to(&self) -> bool {
         self.kind != ChainKind::Sep && !self.is_part()
     }

@@ -1,6 +1,6 @@
 //! A Service's rules: what a plan says, as rules of iptables.
 //!
-//! `dispatch` makes the rules that stand in shared chains and lead to a Service, `chains` those of the
+//! `dispatch` makes the rules that stand in dispatch chains and lead to a Service, `chains` those of the
 //! Service's own chains, chain by chain. The order of rules within a chain is kube-proxy's.
 
 use super::base::{Features, Out};
@@ -333,7 +333,7 @@ fn balancing(policy: TrafficPolicy) -> ChainKind {
     }
 }
 
-/// A Service's rules in shared chains.
+/// A Service's rules in dispatch chains.
 pub(super) fn dispatch(service: &ServicePlan<'_>, context: Context<'_>, out: Out<'_>) {
     service.ports.iter().for_each(|port| Port::new(port, context).dispatch(out));
 }

@@ -17,12 +17,12 @@ use crate::plan::FamilySettings;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-/// What the operator set and the tools can do; fixed after the start.
+/// What the operator set, and what tools and kernel can do.
 #[derive(Clone, Debug)]
 pub struct Features {
     /// The bit of the packet mark that asks for masquerading, as a mask.
     pub masquerade_mark: u32,
-    /// The tool knows `--random-fully` (1.6.2 and later).
+    /// Tool (1.6.2 and later) and kernel take `--random-fully`; found out whenever nothing is known of the kernel.
     pub random_fully: bool,
     /// The scheduler of Services that ask for none.
     pub scheduler: IpvsScheduler,
