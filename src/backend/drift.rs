@@ -20,8 +20,8 @@ const MOST_DOUBLINGS: u32 = 7;
 /// Looks that pass after the first resync; twice as many after each of the next.
 const FIRST_REST: u32 = 15;
 
-/// What others did was lost, so that everything has to be written once more: at once, and ever more seldom if that
-/// happens each time.
+/// Notices of foreign writes were lost, so that everything has to be written once more: at once, and ever more seldom
+/// if that happens each time.
 #[derive(Debug, Default)]
 struct ResyncBackoff {
     is_wanted: bool,
@@ -62,7 +62,7 @@ impl ResyncBackoff {
 #[derive(Debug)]
 pub(super) struct Lost<K> {
     pub(super) chains: BTreeMap<K, Drift>,
-    /// Rules that are missing among rules of others.
+    /// Rules of ours that are missing in shared chains.
     pub(super) shared: Vec<SharedRule>,
     /// What else drifted is not known.
     pub(super) is_unknown: bool,
@@ -103,7 +103,7 @@ impl<K: Copy + Ord> Lost<K> {
 #[derive(Debug, Default)]
 pub(super) struct TableWatch {
     detection: DriftDetection,
-    /// We are told of what others do.
+    /// We are told of what other programs do.
     listens: bool,
     /// The tables when all that is ours was found in them; `None` when they have to be listed.
     left: Option<Stamp>,
@@ -115,7 +115,7 @@ impl TableWatch {
         TableWatch { detection, ..TableWatch::default() }
     }
 
-    /// Everything is about to be written: what others did before does not matter any more.
+    /// Everything is about to be written: earlier foreign writes do not matter any more.
     pub(super) fn begin(&mut self, tools: &mut impl Xtables, chains: &impl OurChains) {
         self.left = None;
         self.backoff.done();

@@ -7,7 +7,7 @@ use crate::kernel::nft::{Act, Part};
 use anyhow::Result;
 use std::collections::BTreeSet;
 
-/// A rule of ours in a chain where others have rules, too.
+/// A rule of ours in a chain where other programs have rules, too.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct SharedRule {
     pub(super) table: &'static str,
@@ -44,10 +44,10 @@ pub(super) trait OurChains: Clone + 'static {
     /// The tables that hold chains of ours.
     fn tables(&self) -> &'static [&'static str];
 
-    /// Whether rules of others in it are theirs.
+    /// Whether foreign rules in it are left alone.
     fn is_open(&self, key: Self::Key) -> bool;
 
-    /// All rules of ours in chains where others have rules, too.
+    /// All rules of ours in chains where other programs have rules, too.
     fn shared_rules(&self) -> Vec<SharedRule>;
 
     /// Whether such a rule may stand there.
@@ -55,7 +55,7 @@ pub(super) trait OurChains: Clone + 'static {
         self.shared_rules().iter().any(|rule| (rule.table, rule.chain) == (table, chain))
     }
 
-    /// Whether it matters that somebody else does this to a chain.
+    /// Whether it matters that another program does this to a chain.
     fn concerns(&self, table: &str, chain: &str, act: Act) -> bool {
         let key = || self.parse(table, chain);
         match act {
@@ -208,7 +208,7 @@ fn differing<K: Copy + Ord>(
     }
 }
 
-/// Those rules of ours that are missing among rules of others.
+/// Those rules of ours that are missing in shared chains.
 ///
 /// # Errors
 /// When the chains cannot be listed.

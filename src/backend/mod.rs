@@ -124,7 +124,7 @@ pub struct KernelObject {
     pub name: String,
     /// Its rules, real servers or entries.
     pub lines: Vec<String>,
-    /// Others may have something in it, too.
+    /// Other programs may have something in it, too.
     pub is_shared: bool,
 }
 
@@ -163,20 +163,20 @@ impl Difference {
 pub enum VerifyDepth {
     /// Counts and stamps: so cheap that it can be done every few seconds.
     Quick,
-    /// Every object is compared, unless it is known what others changed.
+    /// Every object is compared, unless it is known what other programs changed.
     Thorough,
 }
 
 /// What `verify` found.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Deviation {
-    /// Somebody else changed what we programmed.
+    /// Another program changed what we programmed.
     Drift(Drift),
     /// What we programmed was made of facts that have changed, or may have been changed unseen.
     Outdated(&'static str),
 }
 
-/// A kernel object of ours that somebody else removed or changed.
+/// A kernel object of ours that another program removed or changed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Drift {
     /// What it is.
@@ -289,7 +289,7 @@ pub struct Refusal {
     pub service: ServiceName,
     /// The kernel's or the tool's words.
     pub reason: String,
-    /// Found by this pass; others were refused before and have not been tried again.
+    /// Refused in this pass; otherwise refused before and not tried again.
     pub is_new: bool,
 }
 

@@ -31,7 +31,7 @@ pub struct Baseline {
     pub(super) unfinished: BTreeSet<ServiceName>,
     /// Per-Service chains that were found and of which nothing else is known: to be deleted when everything is written.
     pub(super) strays: BTreeSet<ChainId>,
-    /// Those that somebody else has filled meanwhile, or that an earlier run left: to be deleted as soon as no Service
+    /// Those that another program has filled, or that an earlier run left: to be deleted as soon as no Service
     /// needs several passes.
     pub(super) surplus: BTreeSet<ChainId>,
     /// The Services' rules in the nat and the filter table.
@@ -189,7 +189,7 @@ impl Baseline {
         Some((key, Expected::Rules(hash.short())))
     }
 
-    /// What the baseline knows of our chains, for whoever looks at tables.
+    /// What the baseline knows of our chains, to compare tables with.
     pub(super) fn chains(&self) -> TableChains {
         TableChains { firewall: self.fixed[Fixed::Firewall.index()] }
     }
@@ -228,7 +228,7 @@ impl Baseline {
             *print = Arc::new(Fingerprint { chains, ..Fingerprint::clone(print) });
             self.unfinished.insert(name.clone());
         }
-        // What no Service has is of the tree, or of somebody else.
+        // What no Service has belongs to the tree or to another program.
         let (nets, surplus) =
             lost.into_iter().partition::<BTreeSet<_>, _>(|id| self.nets.is_some() && id.is_net());
         self.unknown_nets.extend(nets);

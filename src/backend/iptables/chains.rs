@@ -18,7 +18,7 @@ pub(super) enum Holds {
     FixedRules,
     /// The rules that lead to Services, or refuse what is sent to them.
     Dispatch,
-    /// Nothing. If it vanishes, somebody flushed the table. Rules of others in it are theirs.
+    /// Nothing. If it vanishes, another program flushed the table. Foreign rules in it stay.
     Nothing,
 }
 
@@ -107,7 +107,7 @@ impl Fixed {
         self.table() == "filter"
     }
 
-    /// Whether others write it, too: then it is not ours to remove.
+    /// Whether kubelet writes it, too: then it is not ours to remove.
     pub(super) fn is_shared(self) -> bool {
         self == Fixed::Firewall
     }

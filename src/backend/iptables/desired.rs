@@ -28,7 +28,7 @@ impl ChainPrint {
     /// What no chain is wanted to hold: what it holds is not known.
     const UNKNOWN: [u8; 8] = [0xff; 8];
 
-    /// The same chain after somebody else has changed it.
+    /// The same chain after another program has changed it.
     pub(super) fn unknown(self) -> Self {
         ChainPrint { content: Self::UNKNOWN, ..self }
     }

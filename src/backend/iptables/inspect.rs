@@ -41,8 +41,8 @@ pub(super) fn wanted(plan: &Plan<'_>, features: &Features) -> Vec<KernelObject> 
     chains.into_iter().map(object).collect()
 }
 
-/// The lines of `wanted` that are not among `found`, and those of `found` that nobody wants. What
-/// stands in a chain that others share with us is never unwanted. Comments are left out when there are many
+/// The lines of `wanted` that are not among `found`, and those of `found` that no Service wants. A
+/// rule in a chain that kubelet shares with us is never unwanted. Comments are left out when there are many
 /// endpoints, and come back with the next full sync, so they make no difference.
 pub(super) fn differences(wanted: &KernelObject, found: &[String]) -> (Vec<String>, Vec<String>) {
     let read =

@@ -2,8 +2,8 @@
 //! kube-proxy programs them, in either flavour of the tools.
 //!
 //! `docs/dataplane-iptables.md` says what is programmed and why. Here, `names`, `base`, `render`
-//! and `desired` say what is wanted, `diff` what to do about it and in which order, `input` how
-//! iptables-restore is told, and `apply` tells it.
+//! and `desired` say what is wanted, `diff` what to do about it and in which order, `input` writes
+//! the text for iptables-restore, and `apply` runs it.
 
 mod apply;
 mod base;
@@ -129,7 +129,7 @@ impl<X: Xtables> Iptables<X> {
         self.most_chains.saturating_mul(PIECE)
     }
 
-    /// Reads what is about to begin anew, if that is measured; returns which counters that will be.
+    /// Reads the counters that a write is about to reset, if they are measured; returns their chains.
     fn measure_before(&mut self, changes: &Changes) -> BTreeSet<ChainId> {
         let Some(counters) = &mut self.counters else { return BTreeSet::new() };
         let names = changes.services.iter().map(|service| &service.name);
@@ -314,7 +314,7 @@ impl<X: Xtables + 'static> Dataplane for Iptables<X> {
     fn learn(&mut self) -> LocalBoxFuture<'_, Result<()>> {
         Box::pin(async {
             let counters = [INVALID_DROPPED, LOCALHOST_ACCEPTED].map(|name| self.tools.has_counter(name));
-            // Who may not run the tool may look at the rest.
+            // A user who may not run the tool may look at the rest.
             let _ = self.learn_options(counters, Trial::Read).await;
             Ok(())
         })
