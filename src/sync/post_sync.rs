@@ -35,7 +35,7 @@ pub struct NoLocal {
 pub struct PostSyncResult {
     /// Over all Services of the family.
     pub no_local: NoLocal,
-    /// Health-check node ports that turned out to belong to somebody else.
+    /// Health-check node ports that turned out to belong to another process.
     pub taken: Vec<PortTaken>,
     /// The addresses that answer on node ports; `None` means every address of the node.
     pub node_port_ips: Option<Vec<IpAddr>>,
@@ -75,7 +75,7 @@ impl PostSync {
     /// Every family was found as it was left.
     pub(super) fn works(&mut self) {
         if let Some(waiting) = self.waiting_for_check.take() {
-            // Whoever waited may have gone.
+            // The receiver may be gone.
             let _ = waiting.send(());
         }
     }
@@ -83,7 +83,7 @@ impl PostSync {
     /// Every family has been synced.
     pub(super) fn stands(&mut self) {
         if let Some(waiting) = self.waiting.take() {
-            // Whoever waited may have gone.
+            // The receiver may be gone.
             let _ = waiting.send(());
         }
     }

@@ -1,4 +1,4 @@
-//! What a pass did, and who is told.
+//! What a pass did, and its recorder.
 
 use super::post_sync::PostSyncResult;
 use crate::backend::{Applied, Deviation};
@@ -47,11 +47,11 @@ pub struct SyncReport {
 pub enum NoticeSeverity {
     /// Part of the life cycle.
     Normal,
-    /// Somebody should look.
+    /// An operator should look.
     Warning,
 }
 
-/// What the people who own a Service or the node should hear of.
+/// A report to the owner of a Service or of the node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Notice {
     /// The Service it is about; without one it is about our Node.
@@ -66,7 +66,7 @@ pub struct Notice {
     pub note: String,
 }
 
-/// Who is told what the loop does: metrics, health and the log.
+/// Takes what the loop does to metrics, health and the log.
 pub trait Recorder {
     /// A pass over a family was asked for.
     fn queued(&mut self, family: IpFamily);
@@ -77,7 +77,7 @@ pub trait Recorder {
     /// What followed from a pass that succeeded.
     fn post_synced(&mut self, family: IpFamily, settled: &PostSyncResult);
 
-    /// Health-check node ports turned out to belong to somebody else.
+    /// Health-check node ports turned out to belong to another process.
     fn taken(&mut self, taken: &[PortTaken]);
 
     /// A check of the kernel ended; if it found anything, everything is written again.
@@ -86,10 +86,10 @@ pub trait Recorder {
     /// A check of the kernel failed.
     fn unverified(&mut self, family: IpFamily, error: &anyhow::Error);
 
-    /// Services go without a port of the node that others have.
+    /// Services go without a port of the node that another Service has.
     fn conflicts(&mut self, conflicts: &[FrontendConflict]);
 
-    /// Services ask for traffic to addresses that are somebody else's.
+    /// Services ask for traffic to reserved addresses.
     fn claims(&mut self, claims: &[ReservedClaim]);
 
     /// Services ask for more than is programmed of one.
