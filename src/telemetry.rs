@@ -9,9 +9,9 @@
 //! | from 5 | and trace: commands and rule text | and info |
 //! | from 8 | the same | and debug |
 //!
-//! Who may write objects can give us reason for very many lines. So there is a bound for each place in the code that logs,
+//! A user who may write objects can cause very many lines. So there is a bound for each place in the code that logs,
 //! and in it one for each object that its lines name; what was not said is counted in the next line (`suppressed`).
-//! Values are cut. The bounds are for what is always shown: who asks for more with `-v` gets all.
+//! Values are cut. The bounds are for what is always shown: `-v` shows all of what it adds.
 
 use crate::model::{Allowance, Rate, UtcTime, cut, printable};
 use serde_json::{Map, Value};

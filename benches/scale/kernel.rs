@@ -43,7 +43,7 @@ pub(crate) fn stamp(dataplane: Dataplane) -> Result<u64> {
 }
 
 /// Rules in all and those that rewrite to an endpoint of ours, or virtual servers and our real ones.
-/// Ours are told by their port: a real cluster has endpoints of its own.
+/// Ours are recognised by their port: a real cluster has endpoints of its own.
 pub(crate) fn count(dataplane: Dataplane) -> Result<(usize, usize)> {
     match dataplane {
         Dataplane::Ipvs => count_servers(),

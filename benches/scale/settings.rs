@@ -45,7 +45,7 @@ pub(crate) struct Settings {
     pub(crate) idle_seconds: u64,
     /// How many connections to time.
     pub(crate) connections: u32,
-    /// Flows of others that are tracked meanwhile.
+    /// Foreign flows that are tracked meanwhile.
     pub(crate) flows: u32,
     /// Flags for our program besides the usual ones.
     pub(crate) flags: Vec<String>,

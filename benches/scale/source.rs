@@ -18,7 +18,7 @@ const PATIENCE: Duration = Duration::from_secs(15);
 pub(crate) enum Source {
     /// In this process, in the namespace of the program.
     Stub(Arc<StubApi>),
-    /// Somebody else's, emptied when this is dropped.
+    /// The one of a given kubeconfig; our objects in it go when this is dropped.
     Remote(Box<RemoteApi>),
 }
 
@@ -31,7 +31,7 @@ impl Source {
         };
         source.create(json!({
             "apiVersion": "v1", "kind": "Node", "metadata": {"name": NODE},
-            // No pods: nobody is there to run them.
+            // No pods: there is no kubelet to run them.
             "spec": {"podCIDR": "10.244.0.0/24", "podCIDRs": ["10.244.0.0/24"], "unschedulable": true},
             "status": {"addresses": [{"type": "InternalIP", "address": "192.0.2.1"}]},
         }))?;

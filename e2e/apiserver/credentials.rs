@@ -58,7 +58,7 @@ impl Guarded {
         Picture::watch(&self.file("kubeconfig"), hurried()).await
     }
 
-    /// Ends the watches, and waits for so many requests after that.
+    /// Ends the watches, and waits for `requests` requests after that.
     async fn end_watches(&self, requests: usize) {
         let wanted = self.server.seen().len() + requests;
         self.server.end_watches();

@@ -1,4 +1,4 @@
-//! What answers are asked for in, and what servers make of that.
+//! The encodings that the proxy requests, and what servers answer with.
 
 use crate::log::Log;
 use crate::objects::{service, slice};
@@ -14,7 +14,7 @@ const DB: &str = "service shop/db 10.96.0.11";
 const PROTOBUF: &str = "application/vnd.kubernetes.protobuf";
 const IN_JSON: &str = "the API server answers in JSON";
 
-/// Lists, changes, another list, deletions: all is told, whatever it is told in.
+/// Lists, changes, another list, deletions: all arrives, in any encoding.
 async fn tells_all(server: &Stub, options: WatchOptions) {
     server.put(service("web", 10));
     server.put(slice("web", "10.244.0.1"));

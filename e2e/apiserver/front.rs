@@ -1,4 +1,4 @@
-//! What stands in front of the stub server: something that ends TLS.
+//! A front end of the stub server that ends TLS.
 
 use crate::certificates::Identity;
 use rustls::ServerConfig;

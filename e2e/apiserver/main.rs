@@ -1,7 +1,7 @@
 //! Watch traffic end to end: what reaches the program of what an API server has.
 //!
 //! `well_behaved` and `load` run against a real API server when `KUBEBUILDER_ASSETS` names a folder with
-//! `etcd` and `kube-apiserver`, and else against the stub; the others need the stub.
+//! `etcd` and `kube-apiserver`, and else against the stub; the rest need the stub.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod bounds;

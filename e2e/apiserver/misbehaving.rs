@@ -89,7 +89,7 @@ async fn a_watch_whose_time_is_up_goes_on_where_it_was() {
 #[tokio::test]
 async fn bookmarks_carry_a_quiet_watch_past_a_compaction() {
     let (server, mut picture) = settled().await;
-    // Something that is none of our business moves the version on.
+    // An object that we do not watch moves the version on.
     server.put(node("elsewhere"));
     server.compact();
     server.bookmark();
@@ -152,7 +152,7 @@ async fn the_first_answer_ends_the_pauses_of_the_other_kinds() {
         let rule = Rule::always(Fault::Status(503)).on(resource).times(2);
         server.behave(|behaviour| behaviour.rules.push(rule));
     }
-    // The list of Services comes to its end after the others have failed.
+    // The list of Services comes to its end after those of the other kinds have failed.
     server.behave(|behaviour| behaviour.dribble = Some(Duration::from_millis(3)));
     let mut picture = server.watch_with(patient()).await;
     picture.until_listed(1).await;
@@ -186,7 +186,7 @@ async fn a_list_that_expires_between_two_pages_starts_over() {
     }
     let options = WatchOptions { streaming_lists: false, page_size: 2, ..hurried() };
     let mut picture = server.watch_with(options).await;
-    // The channel is small and nobody reads, so the first page waits for us.
+    // The channel is small, so the first page waits until the test reads on.
     while !matches!(picture.next().await, WatchEvent::Service(_)) {}
     server.compact();
     picture.until_listed(1).await;

@@ -37,7 +37,7 @@ impl Drop for Proxy {
 enum Kind {
     Http,
     Socks5,
-    /// What it is asked for, it does not do.
+    /// It refuses every request.
     Refusing,
 }
 

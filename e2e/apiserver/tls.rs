@@ -1,4 +1,4 @@
-//! Whom we take for the API server, and whom it takes us for.
+//! Which server we accept as the API server, and which user it takes us for.
 
 use crate::certificates::{Identity, authority, called, with};
 use crate::front::{TlsFront, server, server_for_clients_of, server_with_key_of};

@@ -179,7 +179,7 @@ fn without_root_it_says_what_it_needs() {
     use std::os::unix::fs::PermissionsExt;
     let folder = some_manifests();
     fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
-    // The build folder may be closed to others; a copy is not.
+    // The build folder may be closed to other users; a copy is not.
     let copy = folder.path().join("kube-proxy-rs");
     fs::copy(BINARY, &copy).unwrap();
     let mut command = program_alone(Some("65534"), copy.to_str().unwrap(), SERVERS);

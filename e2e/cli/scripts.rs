@@ -40,7 +40,7 @@ fn what_is_for_looking_at_needs_nothing_that_only_tests_need(
     assert_eq!(stdout(&output).lines().collect::<Vec<_>>(), packages);
 }
 
-/// A package of others with the features that a build of ours gives it.
+/// A package from crates.io with the features that a build of ours gives it.
 fn built_on(package: &str) -> BTreeSet<String> {
     let mut command = Command::new(env!("CARGO"));
     command.current_dir(repository()).args(["tree", "--locked", "--offline", "--prefix", "none"]);

@@ -30,7 +30,7 @@ class Node:
         self.mount()
 
     def mount(self):
-        # /proc/sys/net shows the settings of whoever looks, so this needs no process inside.
+        # /proc/sys/net shows the network namespace of the process that reads it, so this needs no process inside.
         for kind, folder in (("proc", "proc"), ("tmpfs", "dev")):
             self.run("mount", "-t", kind, kind, self.root / folder)
         for device in ("null", "urandom"):
@@ -57,7 +57,7 @@ class Node:
         return done.stdout
 
     def inside(self, *command, capabilities=None, user=None, **options):
-        """Starts a program of the image; with capabilities, it can never have others. Another user than root keeps those
+        """Starts a program of the image; with capabilities, it can never have more. Another user than root keeps those
         that its program's file permits, too."""
 
         def confine():

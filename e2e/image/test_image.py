@@ -45,7 +45,7 @@ class Content(unittest.TestCase):
         for item in layout.members(self.layers):
             with self.subTest(item.name):
                 self.assertEqual((item.uid, item.gid, item.mode & 0o6000), (0, 0, 0))
-                self.assertFalse(item.isfile() and item.mode & 0o022, "others can write it")
+                self.assertFalse(item.isfile() and item.mode & 0o022, "other users can write it")
 
     def test_only_the_program_has_capabilities_and_none_in_effect(self):
         given = {item.name: layout.xattrs(item) for item in layout.members(self.layers) if layout.xattrs(item)}

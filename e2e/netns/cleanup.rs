@@ -97,7 +97,7 @@ fn everything(node: &Namespace) -> String {
     text
 }
 
-/// The lines that are nobody's of ours: what must be the same before and after.
+/// The lines of foreign rules, which must be the same before and after.
 fn foreign(text: &str) -> Vec<String> {
     let marks =
         ["SOMEONE-ELSE", "KUBE-KUBELET-CANARY", "--dport 99", "someone-else", "KUBE-SRC-", "KUBE-FIREWALL"];
@@ -159,9 +159,9 @@ fn cleanup_names_what_it_cannot_remove_goes_on_and_may_be_repeated() {
     let rule = ["FORWARD", "-m", "set", "--match-set", "KUBE-CLUSTER-IP", "dst,dst", "-j", "ACCEPT"];
     node.output("iptables-nft", &[&["-A"], &rule[..]].concat()).unwrap();
     let error = node.output(BINARY, &["--cleanup"]).unwrap_err().to_string();
-    assert!(error.contains("KUBE-CLUSTER-IP"), "somebody's rule holds it: {error}");
+    assert!(error.contains("KUBE-CLUSTER-IP"), "a foreign rule holds it: {error}");
     let sets = node.output("ipset", &["list", "-n"]).unwrap();
-    assert_eq!(sets.trim(), "KUBE-CLUSTER-IP", "all others are gone");
+    assert_eq!(sets.trim(), "KUBE-CLUSTER-IP", "all other sets are gone");
     assert!(!everything(&node).contains(INTERFACE));
     node.output("iptables-nft", &[&["-D"], &rule[..]].concat()).unwrap();
     node.output(BINARY, &["--cleanup"]).unwrap();

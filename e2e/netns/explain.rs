@@ -156,7 +156,7 @@ fn what_is_wrong_with_the_kernel_is_named(#[values(Flavor::Nft, Flavor::Legacy)]
     let socket = proxy.control_socket();
     let (report, status) = explain(&node, &[&service, "--control-socket", socket.to_str().unwrap()]);
     assert_eq!((codes(&report), status), ([].into(), 0), "{report:#}");
-    // From here on nobody mends anything, and the manifests are asked.
+    // From here on no proxy mends anything, and `explain` reads the manifests.
     proxy.kill().unwrap();
     let manifests = proxy.manifests()[0].to_str().unwrap().to_owned();
     let flags = ["--manifests", &manifests, "--hostname-override", NODE_NAME, "--cluster-cidr", CLUSTER_CIDR];
@@ -302,7 +302,7 @@ fn without_the_daemon_the_source_and_the_kernel_are_asked(#[case] source: &str) 
         assert_eq!((codes(&report), status), ([cause].into(), wanted), "{name}: {report:#}");
     }
 
-    // Once somebody has programmed it, the kernel is as it should be.
+    // Once a proxy has programmed it, the kernel is as it should be.
     let _running = node.run(|| start(&server, Flavor::Nft, &folder)).unwrap();
     wait_until("the kernel has what explain looks for", SYNC, || ask("shop/web", &[]).1 == 0).unwrap();
 }

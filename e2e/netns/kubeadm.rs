@@ -22,7 +22,7 @@ const SYNC: Duration = Duration::from_secs(180);
 /// What kubeadm writes, every field of it.
 const CONFIG: &str = include_str!("../image/kubeadm.conf");
 /// Mounts the ConfigMap `$1` where the DaemonSet has it, and becomes the DaemonSet's command with the
-/// program `$2`, with a `/run` of its own. `ip netns exec` has made a mount namespace that nobody else sees.
+/// program `$2`, with a `/run` of its own. `ip netns exec` has made a mount namespace of its own.
 const CONTAINER: &str = r#"
     set -eu
     mount -t tmpfs tmpfs /run
@@ -70,7 +70,7 @@ impl Cluster {
         assert!(waited.is_ok() && !ended, "waited until {what}; the log:\n{}", self.log());
     }
 
-    /// Real requests go through, the mode is told, and nothing in the ConfigMap was complained about.
+    /// Real requests go through, the log names the mode and complains about nothing in the ConfigMap.
     pub(crate) fn assert_it_works_as(&self, mode: &str) {
         for family in IpFamily::ALL {
             let failures = send_all(&self.lab, std::slice::from_ref(&self.case), family);

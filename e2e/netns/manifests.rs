@@ -58,7 +58,7 @@ pub(crate) fn nothing_is_lost(lab: &Lab, launch: Launch<'_>) {
         assert!(proxy.log().contains("what it said last stays in force"), "{}", proxy.log());
         requests.wait_for(50);
 
-        // Whoever knows nothing of an earlier process leaves all as it is.
+        // A process that knows nothing of an earlier one leaves its rules as they are.
         proxy.kill().unwrap();
         fs::remove_dir_all(proxy.control_socket().with_file_name("manifests")).unwrap();
         launch.start_again(&mut proxy).unwrap();

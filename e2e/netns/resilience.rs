@@ -16,7 +16,7 @@ use crate::BINARY;
 use crate::requests::{Requests, StopOnDrop};
 use crate::saved::rules;
 
-/// So many that even on a busy machine a kill lands while they are being programmed.
+/// Services; enough for a kill to land while they are being programmed, even on a busy machine.
 const KILLED_AMONG: u16 = 4000;
 const SYNC: Duration = Duration::from_secs(120);
 /// Above a thousand endpoints stale chains are swept only once a sync period.
@@ -261,7 +261,7 @@ pub(crate) fn thousand_services() -> Vec<Value> {
     bulk_services(1000)
 }
 
-/// So many Services of one endpoint each.
+/// `count` Services of one endpoint each.
 fn bulk_services(count: u16) -> Vec<Value> {
     (0..count)
         .flat_map(|number| {

@@ -1,4 +1,4 @@
-//! Somebody deletes, replaces and adds to what is ours: every act is found, named and healed.
+//! Another program deletes, replaces and adds to our objects: the proxy finds, names and heals every act.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -36,7 +36,7 @@ pub(crate) fn chains(node: &Namespace, flavor: Flavor, table: &str) -> Chains {
     chains
 }
 
-/// The rules; what others have in built-in chains, and its order there, is theirs.
+/// The rules, without their places in built-in chains, where foreign rules stand, too.
 fn rules(node: &Namespace, flavor: Flavor) -> BTreeSet<String> {
     let without_place = |line: String| {
         let mut words = line.splitn(4, ' ');
@@ -66,7 +66,7 @@ pub(crate) struct Sabotage {
 }
 
 impl Sabotage {
-    /// So many random acts at most.
+    /// At most `most` random acts.
     pub(crate) fn plan(table: &'static str, all: &Chains, most: usize, random: &mut Generator) -> Sabotage {
         let mut chains = all.clone();
         let mut sabotage = Sabotage { table, commands: Vec::new(), names: BTreeSet::new() };
@@ -128,7 +128,7 @@ impl Sabotage {
         self.commit_under("/run/xtables.lock", node, flavor);
     }
 
-    /// Programs that have another lock file do not wait for anybody.
+    /// Programs that have another lock file do not wait for ours.
     fn commit_under(&self, lock: &str, node: &Namespace, flavor: Flavor) {
         let input = format!("*{}\n{}\nCOMMIT\n", self.table, self.commands.join("\n"));
         let file = tempfile::NamedTempFile::new().unwrap();

@@ -18,7 +18,7 @@ const SERVICE_TOTAL: &str = "kubeproxy_rs_service_connections_total";
 const DROPPED: &str = "kubeproxy_rs_service_metrics_dropped_series";
 const ENDPOINT_TOTAL: &str = "kubeproxy_rs_endpoint_connections_total";
 
-/// Asks so often, one after the other; all must be answered.
+/// Sends `requests` requests, one after the other; all must be answered.
 fn ask(lab: &Lab, from: Place, to: SocketAddr, requests: usize) {
     let family = if to.is_ipv4() { IpFamily::V4 } else { IpFamily::V6 };
     for answer in lab.client(from, family).ask_many(Protocol::Tcp, to, requests) {
@@ -67,7 +67,7 @@ fn every_connection_is_counted_once_and_stays_counted_when_chains_are_rewritten(
     ask(&lab, Place::LocalClient, cluster_ip, 7);
     ask(&lab, Place::Outside, external_ip, 5);
     wait_until_counted(&lab, (&case, family), [7.0, 5.0]);
-    // Affinity is part of the rules that count, so all of them are written anew, long before the next
+    // Affinity is part of the rules that count, so all of them are rewritten, long before the next
     // round of reading is over.
     for (affinity, inside) in [("ClientIP", 9.0), ("None", 11.0), ("ClientIP", 13.0)] {
         let mut objects = case.objects();
@@ -90,7 +90,7 @@ fn beyond_the_limit_series_are_dropped_and_said_to_be() {
     let launch = Launch { binary: BINARY, namespace: &node, flavor: Flavor::Nft, flags: &flags };
     let mut proxy = launch.start(&exposed_case().objects()).unwrap();
     proxy.wait_for_sync(&node, Flavor::Nft, LIMIT).unwrap();
-    // The rules are in force a moment before it is told what is measured of them.
+    // The rules are in force a moment before their series appear.
     let mut text = String::new();
     let is_told = || {
         text = metrics(&node).unwrap_or_default();

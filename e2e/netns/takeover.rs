@@ -33,7 +33,7 @@ fn on_lab_ports(text: &str) -> String {
     text.replace("5353", "8080")
 }
 
-/// The rules kube-proxy left for all three Services: those of the first, and what the others have
+/// The rules kube-proxy left for all three Services: those of the first, and what the other two have
 /// in the nat table beside the fixed chains.
 fn left_rules() -> String {
     let own = |line: &&str| {

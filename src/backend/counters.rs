@@ -1,8 +1,8 @@
 //! What the Services carried: which of the kernel's counters are read and when, and what becomes of
 //! their numbers.
 //!
-//! The kernel's counters begin anew whenever a rule or a server is written, so it is their growth
-//! that is told. Only so many series are followed; those of a Service all or none.
+//! The kernel resets a counter whenever its rule or server is written, so only its growth is told.
+//! The number of series followed is limited; those of a Service are followed all or none.
 
 use crate::model::{Counts, ServiceName, ServicePortName};
 use crate::plan::{Plan, Scope, ServicePlan};
@@ -14,7 +14,7 @@ use std::ops::Bound;
 
 /// What is asked of the kernel in one round, at most; what is left waits for the next one.
 const MOST_QUESTIONS: usize = 100;
-/// All series are read once in so many rounds of two seconds, or as soon as their number allows.
+/// Rounds of two seconds in which all series are read once; more where their number takes longer.
 const ROUNDS: usize = 5;
 
 /// How finely traffic is measured.
@@ -53,17 +53,17 @@ pub enum Measurement<'a> {
     Grown(&'a Series, Counts),
     /// It is measured no longer.
     Gone(&'a Series),
-    /// So many are not measured now: beyond the limit, or not to be read.
+    /// This many are not measured now: beyond the limit, or unreadable.
     LeftOut(usize),
 }
 
-/// What is to be measured, and who is told.
+/// What is to be measured, and where the measurements go.
 pub struct Measuring {
     /// How finely.
     pub detail: Detail,
     /// Series at most; the first Services by name are measured, and remain so while there is room.
     pub limit: usize,
-    /// Who is told.
+    /// Takes each measurement.
     pub tell: Box<dyn Fn(Measurement<'_>)>,
 }
 
@@ -91,8 +91,8 @@ pub(super) trait Counters<K> {
 #[derive(Debug)]
 struct Running<K> {
     counters: CounterSeries<K>,
-    /// What its counters showed, in their order; `None` for one that stood there before and whose
-    /// number is somebody else's until it was read.
+    /// What its counters showed, in their order; `None` for one that stood there before us and
+    /// has not been read yet.
     last: Vec<Option<Counts>>,
     /// Connections still to be taken off.
     to_subtract: u64,
@@ -130,7 +130,7 @@ impl<K: PartialEq> Running<K> {
         self.counters.adds.iter().chain(&self.counters.subtracts)
     }
 
-    /// Takes over where the same counters stood, unless they began anew.
+    /// Takes over where the same counters stood, unless they were reset.
     fn continue_from(&mut self, old: &Running<K>) {
         let keys = self.counters.adds.iter().chain(&self.counters.subtracts);
         for (key, last) in keys.zip(&mut self.last).filter(|(_, last)| last.is_none()) {
@@ -171,7 +171,7 @@ impl<K: PartialEq> ServiceCounters<K> {
         }
     }
 
-    /// Notes what the Services in a plan's scope look like now. Counters that `is_written` began anew.
+    /// Notes what the Services in a plan's scope look like now. The write reset the counters that `is_written` names.
     pub(super) fn update(
         &mut self,
         plan: &Plan<'_>,
@@ -258,8 +258,10 @@ impl<K: PartialEq> ServiceCounters<K> {
         if let Err(error) = &read {
             let error = format!("{error:#}");
             match self.is_blind {
-                false => tracing::warn!(error, "what Services carried cannot be counted now"),
-                true => tracing::debug!(error, "what Services carried still cannot be counted"),
+                false => {
+                    tracing::warn!(error, "cannot read the kernel's counters; Service metrics stand still")
+                }
+                true => tracing::debug!(error, "still cannot read the kernel's counters"),
             }
         }
         if self.is_blind != read.is_err() {
@@ -297,7 +299,10 @@ impl<K: PartialEq> ServiceCounters<K> {
                     return;
                 }
                 if let Err(error) = tell_growth(&self.measuring, running, counters) {
-                    tracing::debug!(error = format!("{error:#}"), "some connections will not be counted");
+                    tracing::debug!(
+                        error = format!("{error:#}"),
+                        "cannot read counters before a rewrite; some connections stay uncounted"
+                    );
                     return;
                 }
             }
@@ -428,7 +433,7 @@ mod tests {
         let is_told = || sums.borrow().contains_key("shop/web tcp ClusterIp");
         follow(&mut counters, &["web"], &[]);
         assert!(is_told(), "a series is there before anything was counted");
-        // By somebody else, who left fewer than there were.
+        // Reset by another program: it shows fewer than before.
         for (shown, counted) in [(5, 5), (5, 5), (9, 9), (2, 11), (0, 11), (3, 14)] {
             numbers.counts.insert("web", shown);
             cycle(&mut counters, &mut numbers);

@@ -63,7 +63,7 @@ impl ResyncBackoff {
 #[derive(Debug)]
 pub(super) struct Lost<K> {
     pub(super) chains: BTreeMap<K, Drift>,
-    /// Rules that are missing among rules of others.
+    /// Rules of ours that are missing in shared chains.
     pub(super) shared: Vec<SharedRule>,
     /// What else drifted is not known.
     pub(super) is_unknown: bool,
@@ -104,7 +104,7 @@ impl<K: Copy + Ord> Lost<K> {
 #[derive(Debug, Default)]
 pub(super) struct TableWatch {
     detection: DriftDetection,
-    /// We are told of what others do.
+    /// We are told of what other programs do.
     listens: bool,
     /// The stamp of the tables when all of ours was last known to be in them; `None` when they have to be listed.
     left: Option<Stamp>,

@@ -58,7 +58,7 @@ impl Jump {
         Rule::new(&self.matches(), self.target()).to_string()
     }
 
-    /// It, as it is found among rules of others.
+    /// The rule, as it stands in the built-in chain.
     pub(super) fn rule(&self) -> SharedRule {
         let hash = Rule::new(&self.matches(), self.target()).hash();
         SharedRule { table: self.table, chain: self.from, hash, jumps_to: Some(self.to) }

@@ -7,7 +7,7 @@ use crate::kernel::nft::{Act, Part};
 use anyhow::Result;
 use std::collections::BTreeSet;
 
-/// A rule of ours in a chain where others have rules, too.
+/// A rule of ours in a chain where other programs have rules, too.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct SharedRule {
     pub(super) table: &'static str,
@@ -47,7 +47,7 @@ pub(super) trait OurChains: Clone + 'static {
     /// Whether rules that other programs put there stay: of a canary it only counts that it is there.
     fn is_open(&self, key: Self::Key) -> bool;
 
-    /// All rules of ours in chains where others have rules, too.
+    /// All rules of ours in chains where other programs have rules, too.
     fn shared_rules(&self) -> Vec<SharedRule>;
 
     /// Whether such a rule may stand there.
@@ -208,7 +208,7 @@ fn differing<K: Copy + Ord>(
     }
 }
 
-/// Those rules of ours that are missing among rules of others.
+/// Those rules of ours that are missing in shared chains.
 ///
 /// # Errors
 /// When the chains cannot be listed.

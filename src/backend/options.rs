@@ -26,7 +26,7 @@ pub(super) struct Options {
 }
 
 impl Options {
-    /// Tries those that are wanted, unless they are known. Each that is left out is told once.
+    /// Tries those that are wanted, unless they are known. Each that is left out is logged once.
     ///
     /// # Errors
     /// When the tool cannot do its work.

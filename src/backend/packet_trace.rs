@@ -5,7 +5,7 @@ use crate::model::{Frontend, Protocol, RealServer, SetEntry, Verdict};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
-/// A packet that nobody rewrites more than this often, so that rules in a circle end.
+/// Rules that one packet meets at most, so that rules in a circle end.
 const MOST_RULES: usize = 256;
 
 /// The first packet of a connection.
@@ -76,7 +76,7 @@ const SENT: &[Hook] = &[
 const ENTERS: &[Hook] = &[Hook::Chain("mangle", "INPUT"), Hook::Chain("filter", "INPUT"), Hook::Servers];
 /// What IPVS sends on: the nat table has seen it already.
 const SENT_ON: &[Hook] = &[Hook::Chain("mangle", "OUTPUT"), Hook::Chain("filter", "OUTPUT")];
-/// What is for somebody else.
+/// What the node forwards.
 const PASSES: &[Hook] = &[Hook::Chain("mangle", "FORWARD"), Hook::Chain("filter", "FORWARD")];
 
 /// A packet on its way, with the chance that it gets there.
@@ -170,7 +170,7 @@ impl PacketTrace<'_> {
         here
     }
 
-    /// One hook after the other, until one says no.
+    /// One hook after the other, until one drops or rejects the packet.
     fn pass(&self, hooks: &[Hook], mut packets: Vec<TracedPacket>) -> Vec<TracedPacket> {
         let refused = |it: &TracedPacket| matches!(it.end, Some(Target::Reject(_) | Target::Drop));
         for hook in hooks {
@@ -218,7 +218,7 @@ impl PacketTrace<'_> {
         }
     }
 
-    /// All that can become of a packet in a chain; whoever has no end was returned.
+    /// All that can become of a packet in a chain; one without an end was returned.
     fn walk(&self, table: &str, chain: &str, traced: TracedPacket) -> Vec<TracedPacket> {
         let (mut inside, mut out) = (vec![traced], Vec::new());
         for text in self.tables.rules(table, chain) {

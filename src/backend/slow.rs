@@ -1,4 +1,4 @@
-//! A tool that takes its time, as one may with very large inputs, is told of while it runs.
+//! Warns of a tool that takes long, as with very large inputs, while it runs.
 
 use std::pin::pin;
 use std::time::Duration;

@@ -120,7 +120,7 @@ pub(super) struct ClientFlags {
     /// File or folder with Services, EndpointSlices and Nodes to serve instead of an API server's
     #[arg(long, value_name = "PATH", value_delimiter = ',')]
     pub(super) manifests: Vec<PathBuf>,
-    /// Media type of the objects that the API server is asked for; JSON where it has no other
+    /// Media type to request from the API server; JSON where it has no other
     #[arg(long, value_name = "TYPE", default_value = "application/vnd.kubernetes.protobuf")]
     pub(super) kube_api_content_type: String,
     /// Burst of requests to the API server; accepted without effect
@@ -149,7 +149,7 @@ pub(super) struct ServingFlags {
     /// Measure what Services carry: connections and, in IPVS mode, packets and bytes
     #[arg(long, value_name = "DETAIL", default_value = "off", value_enum)]
     pub(super) service_metrics: ServiceMetricsDetail,
-    /// Measure so many frontends and endpoints at most in each IP family
+    /// Measure at most this many frontends and endpoints in each IP family
     #[arg(long, value_name = "NUMBER", default_value_t = super::SERVICE_METRICS_LIMIT)]
     pub(super) service_metrics_limit: u32,
     /// How changes of our rules by other programs are found: told by the kernel, by listing them, or not at all
@@ -187,10 +187,10 @@ pub(super) struct LoggingFlags {
     /// Longest time a line may stay in a buffer; nothing is buffered
     #[arg(long, value_name = "DURATION", default_value = "5s")]
     pub(super) log_flush_frequency: GoDuration,
-    /// Text lines of errors to stderr, others to stdout; accepted without effect
+    /// Text lines of errors to stderr, the rest to stdout; accepted without effect
     #[arg(long)]
     pub(super) log_text_split_stream: bool,
-    /// JSON lines of errors to stderr, others to stdout; accepted without effect
+    /// JSON lines of errors to stderr, the rest to stdout; accepted without effect
     #[arg(long)]
     pub(super) log_json_split_stream: bool,
     /// Buffer for text lines; accepted without effect
@@ -263,7 +263,7 @@ pub(super) struct IpvsFlags {
     /// Do as kube-proxy did where its IPVS mode differs from its other modes
     #[arg(long)]
     pub(super) ipvs_upstream_compat: bool,
-    /// Count connections for so many Services at most, the first ones by name; 0 counts none
+    /// Count connections of at most this many Services, the first ones by name; 0 counts none
     #[arg(long, value_name = "NUMBER", default_value_t = 0)]
     pub(super) ipvs_connection_metrics: u32,
 }

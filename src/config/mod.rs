@@ -138,7 +138,7 @@ pub struct Sources {
     pub kubeconfig: Option<PathBuf>,
     /// URL of the API server, instead of the kubeconfig's.
     pub master: Option<String>,
-    /// The media type in which the API server is asked for objects.
+    /// The media type to request from the API server.
     pub content_type: String,
     /// The media types to ask for instead; empty means none.
     pub accept_content_types: String,
@@ -178,7 +178,7 @@ pub struct IpvsConfig {
     pub udp_timeout: Duration,
     /// Do as kube-proxy did where its IPVS mode differs from its other modes.
     pub upstream_compat: bool,
-    /// Connections are counted for so many Services at most.
+    /// Connections are counted for at most this many Services.
     pub connection_metrics: u32,
 }
 
@@ -223,9 +223,9 @@ pub struct ExternalIpConfig {
     pub strict: bool,
     /// The cluster's pod network.
     pub cluster_cidrs: Vec<Cidr>,
-    /// The networks that cluster IPs are given out from, as far as we are told.
+    /// The networks of the cluster IPs, as far as they are configured.
     pub service_cidrs: Vec<Cidr>,
-    /// The networks that nodes have their addresses in, as far as we are told.
+    /// The networks of the nodes' addresses, as far as they are configured.
     pub node_cidrs: Vec<Cidr>,
 }
 

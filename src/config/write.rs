@@ -97,7 +97,7 @@ fn conntrack(settings: &Settings) -> Conntrack {
     }
 }
 
-/// The periods go to the section of the mode in effect; in the others they are zero, which a
+/// The periods go to the section of the mode in effect; in the other sections they are zero, which a
 /// reader takes for the default.
 fn periods(settings: &Settings, mode: &str) -> (Option<GoDuration>, Option<GoDuration>) {
     match settings.mode == mode {

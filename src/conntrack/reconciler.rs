@@ -9,7 +9,7 @@ use std::collections::HashMap;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
-/// Up to so many frontends are looked up one by one, with the kernel sifting; for more of them one
+/// Up to this many frontends are looked up one by one, with the kernel sifting; for more of them one
 /// walk over all flows of a protocol is cheaper.
 const FEW: usize = 16;
 /// Stale flows that are held before they are deleted.
@@ -121,7 +121,7 @@ impl Worker {
         }
         for suspect in suspects {
             let stale = |flow: &Flow| ledger.is_stale(suspect, flow, &local);
-            // Where nobody may answer any more, the kernel can do all of it in one request.
+            // Where no endpoint serves any more, the kernel can delete all flows in one request.
             let v4 = suspect.to.address.is_some_and(|address| address.is_ipv4());
             let whole = self.by_filter && v4 && suspect.serving.is_empty();
             deleted += match whole {
@@ -159,7 +159,7 @@ fn sweep(
     }
 }
 
-/// Deletes all flows to a frontend that nobody answers any more; counts the translated ones.
+/// Deletes all flows to a frontend that no endpoint serves any more; counts the translated ones.
 fn clear(
     conntrack: &mut Conntrack,
     family: IpFamily,

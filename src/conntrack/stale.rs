@@ -1,8 +1,8 @@
 //! Which flows are stale. Pure: plans and flows go in, a verdict comes out.
 //!
-//! A flow to a frontend is stale when none of the frontend's serving endpoints answers it. What is
-//! not a frontend, or never was one while we ran, is none of our business; so a restart, which
-//! remembers nothing, cannot take a good flow for a stale one.
+//! A flow to a frontend is stale when none of the frontend's serving endpoints answers it. A flow
+//! to what never was a frontend while we ran is left alone; so a restart, which remembers nothing,
+//! cannot take a good flow for a stale one.
 
 use crate::kernel::conntrack::{Destination, Flow};
 use crate::model::{IpFamily, ServiceName};
@@ -52,7 +52,7 @@ pub(super) struct Ledger {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Suspect {
     pub(super) to: Destination,
-    /// Nobody may answer it any more when this is empty.
+    /// The endpoints that may still answer it.
     pub(super) serving: Arc<[SocketAddr]>,
 }
 

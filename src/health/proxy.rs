@@ -100,7 +100,7 @@ pub(super) struct Family {
     pub(super) refused: Vec<RefusedObject>,
     pub(super) drift_total: u64,
     pub(super) last_drift: Option<(SystemTime, String)>,
-    /// Who keeps changing our rules, in a sentence, if anybody does.
+    /// The program that keeps changing our rules, in a sentence, if one does.
     contended: Option<String>,
 }
 

@@ -1,5 +1,5 @@
 //! All that is known about how well the kernel follows the picture: `/readyz` of the metrics server, what the status
-//! pages show, and the word of it that everybody may know.
+//! pages show, and the one word that the health port answers.
 
 use super::proxy::{Family, Now};
 use crate::http::Reply;
@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 /// Where the detail is.
 const WHY: &str = "Why: `kube-proxy-rs status` on the node, or /status on --metrics-bind-address.\n";
 
-/// So many refused Services are named; the rest is counted.
+/// Refused Services that are named; the rest is counted.
 pub(super) const MOST_NAMED: usize = 100;
 
 /// The answer of `/readyz` on the metrics server.
@@ -56,7 +56,7 @@ pub struct FamilyReadiness {
     pub refused_total: usize,
     /// The first of them.
     pub refused: Vec<RefusedObject>,
-    /// Kernel objects that somebody else removed or changed and that were written anew.
+    /// Kernel objects that another program removed or changed, and the proxy rewrote.
     pub drift_total: u64,
     /// The last of them, in a sentence.
     pub last_drift: Option<String>,
@@ -64,13 +64,13 @@ pub struct FamilyReadiness {
     pub last_drift_time: Option<String>,
 }
 
-/// Endpoints and frontends that are not used, or had better not be.
+/// Endpoints and frontends that are not used, or should not be.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Doubtful {
     /// Endpoints left out because of the range that their address is in.
     pub refused_endpoints: usize,
-    /// External and load-balancer IPs that are somebody else's and refused.
+    /// Reserved external and load-balancer IPs that are refused.
     pub refused_external_ips: usize,
     /// Those that are only reported.
     pub reported_external_ips: usize,
@@ -107,12 +107,12 @@ impl Readiness {
         if self.ready { 200 } else { 503 }
     }
 
-    /// `/readyz` for everybody.
+    /// `/readyz` for every client.
     pub(super) fn ready_in_a_word(&self) -> Reply {
         Reply::text(self.code(), if self.ready { "ready\n" } else { "not ready\n" })
     }
 
-    /// `/status` for everybody.
+    /// `/status` for every client.
     pub(super) fn state_in_a_word(&self) -> Reply {
         Reply::text(200, format!("{}\n{WHY}", if self.healthy { "healthy" } else { "degraded" }))
     }

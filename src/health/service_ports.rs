@@ -81,7 +81,7 @@ impl ServicePorts {
 
     /// Takes over what a plan says that is in force now: opens and closes ports, and sets counts.
     /// A Service that the kernel refuses has no endpoints here, whatever the plan says. Returns
-    /// the ports that turned out to be taken by somebody else.
+    /// the ports that another process turned out to hold.
     pub async fn settle(&mut self, plan: &Plan<'_>, refused: &BTreeSet<ServiceName>) -> Vec<PortTaken> {
         self.fold(plan, refused);
         let addresses = addresses(plan);
@@ -100,7 +100,7 @@ impl ServicePorts {
     }
 
     /// Tries once more to open the ports that are not. Returns those that could not be opened, if
-    /// it was not the same the last time: every cause is told once.
+    /// it was not the same the last time: every cause is reported once.
     pub fn retry(&mut self) -> Vec<PortTaken> {
         let mut taken = BTreeSet::new();
         for (service, wanted) in &self.wanted {
@@ -313,7 +313,7 @@ mod tests {
         }
     }
 
-    /// A port that nobody has at the moment.
+    /// A port that no socket holds at the moment.
     async fn free_port() -> u16 {
         TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().port()
     }

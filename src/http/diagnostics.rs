@@ -28,7 +28,7 @@ pub struct Pages {
     pub pinged: Box<dyn Fn() + Send + Sync>,
 }
 
-/// What is said where kube-proxy has the profiles of its Go runtime.
+/// The answer where kube-proxy has the profiles of its Go runtime.
 const NO_PPROF: &str = "There are no pprof profiles: this program is not written in Go.\n\
     perf record -g -p PID shows where it spends its time, /metrics what memory it takes.\n";
 

@@ -55,7 +55,7 @@ fn file(path: &Path) -> io::Result<(u64, u64)> {
 }
 
 /// Makes the socket, in a folder that only its owner may enter. What a killed process left of it
-/// is removed; a socket that somebody answers on stays.
+/// is removed; a socket on which a process answers stays.
 ///
 /// # Errors
 /// If the folder cannot be written to, or another process listens there.
@@ -81,7 +81,7 @@ pub async fn bind_local(path: &Path) -> io::Result<LocalListener> {
 }
 
 /// Closes a folder to other users if it is ours and has nothing else in it: container runtimes mount empty ones that
-/// everybody may write to. `/run` itself, for example, stays as it is.
+/// every user may write to. `/run` itself, for example, stays as it is.
 fn close_to_others(folder: &Path, socket: &Path) -> io::Result<()> {
     let found = fs::metadata(folder)?;
     if found.uid() != own_user() || found.mode() & 0o077 == 0 {
@@ -99,7 +99,7 @@ fn own_user() -> u32 {
     nix::unistd::geteuid().as_raw()
 }
 
-/// Serves the socket until dropped. Who is neither root nor our own user gets no answer.
+/// Serves the socket until dropped. A user other than root and our own gets no answer.
 pub async fn serve_local(listener: LocalListener, routes: LocalRoutes) -> Infallible {
     let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let mut connections = tokio::task::JoinSet::new();
@@ -113,7 +113,7 @@ pub async fn serve_local(listener: LocalListener, routes: LocalRoutes) -> Infall
     }
 }
 
-/// The next one who may ask; `None` for one who may not, and after an error.
+/// The next client that may ask; `None` for one that may not, and after an error.
 async fn accept(listener: &UnixListener) -> Option<UnixStream> {
     match listener.accept().await {
         Ok((stream, _)) if stream.peer_cred().is_ok_and(|peer| is_trusted(peer.uid())) => {
@@ -143,7 +143,7 @@ fn is_trusted(user: u32) -> bool {
 /// is not asked.
 ///
 /// # Errors
-/// When nobody answers there, or not in time, or another user's process would.
+/// When no process answers there, or not in time, or another user's process would.
 pub async fn ask_local(socket: &Path, path: &str) -> io::Result<(u16, Vec<u8>)> {
     let stream = UnixStream::connect(socket).await?;
     let (user, process) = stream.peer_cred().map(|peer| (peer.uid(), peer.pid().unwrap_or_default()))?;

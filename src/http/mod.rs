@@ -188,14 +188,14 @@ pub async fn serve(listener: TcpListener, site: Site) -> Infallible {
         while connections.try_join_next().is_some() {}
         match listener.accept().await {
             Ok((stream, peer)) => {
-                // Who has gone again has no address.
+                // A client that has gone again has no address.
                 let slot = stream.local_addr().ok().and_then(|local| site.slots.take(local, peer));
                 if let Some(slot) = slot {
                     connections.spawn(converse(stream, site.clone(), slot));
                     site.slots.let_end().await;
                 }
             }
-            // The peer's doing: whoever hangs up early holds up nobody.
+            // The peer's doing: one that hangs up early holds up no other.
             Err(error) if is_of_connection(&error) => {}
             Err(error) => {
                 trace!(%error, "cannot accept a connection");

@@ -15,7 +15,7 @@ use tokio::time::Instant;
 
 /// A connection of the same peer that is younger makes no room for another one of it.
 const YOUNG: Duration = Duration::from_millis(100);
-/// So many may be about to end before the next one is taken.
+/// Connections that may be about to end before the next one is accepted.
 const MOST_ENDING: usize = 32;
 /// What tools, the API server, the kernel and files need.
 const RESERVE: u64 = 128;
@@ -25,9 +25,9 @@ const RESERVE: u64 = 128;
 pub struct SlotLimits {
     /// From the node's own addresses.
     pub node: usize,
-    /// From all others.
+    /// From all other addresses.
     pub others: usize,
-    /// From one of the others, at one port.
+    /// From one of these other addresses, at one port.
     pub peer: usize,
     /// Sockets that listen for health-check node ports.
     pub listeners: usize,

@@ -4,7 +4,7 @@
 //! is asked to leave out what does not match. Kernels before 5.8 ignore that wish, so what comes is
 //! compared again here. Its comparison of IPv6 addresses is the wrong way round (`ipv6_addr_cmp` taken
 //! for an equality, up to 6.18 at least): it would show, or delete, all flows but those asked for. So
-//! IPv6 addresses are never handed to it, only ports. Flows in a zone belong to somebody else's datapath and are never shown.
+//! IPv6 addresses are never handed to it, only ports. Flows in a zone belong to another datapath and are never shown.
 
 use super::nfnetlink::{self, HEADER_LEN};
 use crate::model::{IpFamily, Protocol};
@@ -110,8 +110,8 @@ impl Conntrack {
         Ok(Conntrack { socket, request: MsgBuf::new() })
     }
 
-    /// Whether the kernel deletes IPv4 flows by filter (since about 6.12). Asks it to delete what nobody has: a
-    /// flow to a documentation address.
+    /// Whether the kernel deletes IPv4 flows by filter (since about 6.12). Asks it to delete a flow that no
+    /// node has: one to a documentation address.
     #[must_use]
     pub fn deletes_by_filter(&mut self) -> bool {
         let nobody = Destination {
@@ -247,7 +247,7 @@ fn write_address(buf: &mut MsgBuf, address: IpAddr, is_source: bool) {
     }
 }
 
-/// One direction of an entry, as far as it was told.
+/// One direction of an entry, as far as the kernel gives it.
 #[derive(Clone, Copy, Default)]
 struct Direction {
     source: Option<IpAddr>,
@@ -392,7 +392,7 @@ mod tests {
 
             conntrack.delete(&found).unwrap();
             assert_eq!(list(&mut conntrack, IpFamily::V4, here), []);
-            assert_eq!(list(&mut conntrack, IpFamily::V4, udp(None, None)).len(), 2, "the others stay");
+            assert_eq!(list(&mut conntrack, IpFamily::V4, udp(None, None)).len(), 2, "the other flows stay");
             conntrack.delete(&found).expect("gone is as good as deleted");
         });
     }

@@ -54,7 +54,7 @@ pub struct Timeouts {
 /// What a backend asks of the kernel's IPVS.
 pub trait VirtualServers {
     /// All virtual servers with an address, in no particular order. Perhaps not all of them, and some twice, if
-    /// others come or go meanwhile, in whatever network namespace: the kernel counts through those of all. What
+    /// any come or go meanwhile, in whatever network namespace: the kernel counts through those of all. What
     /// is not listed may still be [found](VirtualServers::find).
     ///
     /// # Errors
@@ -74,7 +74,7 @@ pub trait VirtualServers {
     fn real_servers(&mut self, frontend: &Frontend) -> Result<Connections>;
 
     /// Visits virtual servers with their real servers, at a fraction of the cost of asking for each. Perhaps
-    /// not all of them, if others come or go meanwhile or another network namespace has some, too: what is not
+    /// not all of them, if any come or go meanwhile or another network namespace has some, too: what is not
     /// visited has to be asked for.
     fn survey(&mut self, visit: &mut dyn FnMut(Frontend, &[RealServer]));
 

@@ -46,7 +46,7 @@ pub trait Links {
     /// When the kernel does not tell of changes.
     fn addresses_changed(&mut self, family: IpFamily) -> Result<bool>;
 
-    /// Gives an interface addresses of full prefix length and takes others away, in few messages.
+    /// Gives an interface addresses of full prefix length and takes other addresses away, in few messages.
     /// Those that are there, or gone, already are no error. Returns those that the kernel does not
     /// add, with its words.
     ///

@@ -62,7 +62,7 @@ impl Nft {
     }
 
     /// The ruleset's generation: it changes with every committed nf_tables transaction of this
-    /// network namespace, whoever made it and in whatever family, and with nothing else.
+    /// network namespace, of any program and in any family, and with nothing else.
     ///
     /// # Errors
     /// If the kernel has no nf_tables, or on lack of permission.

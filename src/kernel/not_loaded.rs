@@ -1,6 +1,6 @@
 //! What stands in for a kernel module that is not loaded: there is nothing of it to be seen.
 //!
-//! Looking for leftovers must not load modules, and what nobody loaded holds nothing.
+//! Looking for leftovers must not load modules, and a module that is not loaded holds nothing.
 
 use super::ipset::{Ipsets, SetSpec};
 use super::ipvs::{Connections, Listed, Refused, Timeouts, VirtualServers};

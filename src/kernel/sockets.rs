@@ -1,4 +1,4 @@
-//! Sockets that wait for others: read from /proc, with the programs that hold them where we may look.
+//! Sockets that listen or take datagrams: read from /proc, with the programs that hold them where we may look.
 
 use crate::model::Protocol;
 use anyhow::{Context, Result};
@@ -6,7 +6,7 @@ use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::Path;
 
-/// A TCP socket that listens, or a UDP socket that takes datagrams from anybody.
+/// A TCP socket that listens, or a UDP socket that takes datagrams from any peer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Listener {
     /// TCP or UDP.

@@ -68,7 +68,7 @@ pub fn rules(family: IpFamily, table: &str, visit: &mut dyn FnMut(CountedRule<'_
             Err(errno) => return Err(errno).with_context(describe),
         }
     }
-    bail!("{}: it changed all the time", describe())
+    bail!("{}: another program changed it at every attempt", describe())
 }
 
 /// The request with the entries behind it.

@@ -52,7 +52,7 @@ pub(super) struct ConntrackMetrics {
     pub(super) deleted: IntCounterVec,
 }
 
-/// What others ask of us, and we of the API server.
+/// What clients ask of us, and we of the API server.
 pub(super) struct RequestMetrics {
     pub(super) healthz: IntCounterVec,
     pub(super) livez: IntCounterVec,
@@ -103,11 +103,11 @@ impl SyncMetrics {
             over_bounds: gauge("rs_service_bounds_exceeded", "Bounds that Services ask for more than")?,
             contested_addresses: IntGauge::with_opts(opts(
                 "rs_contested_addresses",
-                "Addresses with a port that Services ask for and that others have",
+                "Addresses with a port that Services ask for and that another Service has",
             ))?,
             contested_node_ports: IntGauge::with_opts(opts(
                 "rs_contested_node_ports",
-                "Node ports and health-check node ports that Services ask for and that others have",
+                "Node ports and health-check node ports that Services ask for and that another Service has",
             ))?,
             contested_external_ips: IntGaugeVec::new(
                 opts(

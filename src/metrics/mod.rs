@@ -262,19 +262,19 @@ impl Metrics {
         &self.sync.over_bounds
     }
 
-    /// Addresses with a port that Services ask for and that others have.
+    /// Addresses with a port that Services ask for and that another Service has.
     #[must_use]
     pub fn contested_addresses(&self) -> &IntGauge {
         &self.sync.contested_addresses
     }
 
-    /// Ports of the node that Services ask for, for traffic or health checks, and that others have.
+    /// Ports of the node that Services ask for, for traffic or health checks, and that another Service has.
     #[must_use]
     pub fn contested_node_ports(&self) -> &IntGauge {
         &self.sync.contested_node_ports
     }
 
-    /// External and load-balancer IPs that Services ask for and that are somebody else's: those that
+    /// Reserved external and load-balancer IPs that Services ask for: those that
     /// are refused, or those that are only reported.
     #[must_use]
     pub fn contested_external_ips(&self, refused: bool) -> IntGauge {
@@ -282,7 +282,7 @@ impl Metrics {
         self.sync.contested_external_ips.with_label_values(&[outcome])
     }
 
-    /// Kernel objects of ours of a kind that somebody else removed or changed.
+    /// Kernel objects of ours of a kind that another program removed or changed.
     #[must_use]
     pub fn drift(&self, object: &str, family: IpFamily) -> IntCounter {
         self.sync.drift.with_label_values(&[object, family.as_str()])

@@ -1,4 +1,4 @@
-//! Metrics that are read when they are asked for: our process, and counters kept by the kernel.
+//! Metrics that are read at every scrape: our process, and counters kept by the kernel.
 
 use crate::model::{ProcessUse, WatchState};
 use prometheus::core::{Collector, Desc};

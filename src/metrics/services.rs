@@ -108,7 +108,7 @@ impl ServiceMetrics {
         (carried, [namespace, service, &port.port, port.protocol.as_str(), by, family.as_str()])
     }
 
-    /// Adds what was counted anew; the series is there from then on.
+    /// Adds what was counted since; the series is there from then on.
     pub fn add(&self, port: &ServicePortName, subject: Subject<'_>, family: IpFamily, counts: &Counts) {
         let (carried, labels) = self.place(port, subject, family);
         carried.add(labels, counts);

@@ -24,7 +24,7 @@ impl Slis {
         Ok(slis)
     }
 
-    /// Somebody asked `/healthz` and gets an answer.
+    /// A client asked `/healthz` and gets an answer.
     pub fn observe_ping(&self) {
         self.last.with_label_values(&["ping", "healthz"]).set(1);
         self.total.with_label_values(&["ping", "healthz", "success"]).inc();

@@ -32,7 +32,7 @@ impl IpFamily {
         Self::of(cidr.network())
     }
 
-    /// The other one.
+    /// The other family.
     #[must_use]
     pub fn other(self) -> IpFamily {
         match self {

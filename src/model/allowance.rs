@@ -1,4 +1,4 @@
-//! How often something may be said: so many times at once, and in the long run one in a while. For each thing that it is
+//! How often something may be said: a burst at once, and in the long run one in a while. For each thing that it is
 //! about, and over all of them.
 
 use std::collections::HashMap;
@@ -38,7 +38,7 @@ impl Bucket {
     }
 }
 
-/// How often something was not said before it is said again.
+/// How often something was suppressed before it is said again.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Suppressed {
     /// About the same thing.
@@ -47,7 +47,7 @@ pub struct Suppressed {
     pub all: u64,
 }
 
-/// Who may say something.
+/// Which things may be told now.
 #[derive(Debug)]
 pub struct Allowance<K> {
     each: Rate,

@@ -24,7 +24,7 @@ pub struct Traffic {
 
 impl Counts {
     /// The growth from an earlier reading of the same counters to this one. They only grow, so that a
-    /// smaller number means that they began anew in between, at zero.
+    /// smaller number means that the kernel reset them in between.
     #[must_use]
     pub fn since(self, earlier: Counts) -> Counts {
         let growth = (self.connections.checked_sub(earlier.connections)).and_then(|connections| {

@@ -101,8 +101,8 @@ pub struct EndpointSlice {
     /// The distinct hints of its endpoints; `hints[0]` is always the empty one.
     /// An empty table means that no endpoint has hints.
     pub hints: Box<[Hints]>,
-    /// Endpoints left out because nobody outside the node may be sent to their address: loopback,
-    /// link-local, unspecified and multicast ones.
+    /// Endpoints left out because of their address: a loopback, link-local, unspecified or multicast
+    /// one.
     pub refused: u16,
     /// `endpoints.kubernetes.io/last-change-trigger-time` in milliseconds since 1970.
     pub triggered: Option<i64>,

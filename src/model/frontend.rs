@@ -31,8 +31,8 @@ impl FrontendKind {
         }
     }
 
-    /// Anybody who writes a Service or its status can ask for it; the others are given out by the API server,
-    /// each once.
+    /// Any user who may write a Service or its status can ask for it; the API server gives out the other kinds,
+    /// each value once.
     #[must_use]
     pub fn is_free(self) -> bool {
         matches!(self, FrontendKind::ExternalIp | FrontendKind::LoadBalancerIp)

@@ -1,11 +1,11 @@
-//! How much of one Service is programmed at most: whoever may write one shall not stop the node's other Services.
+//! How much of one Service is programmed at most: a user who may write one must not stop the node's other Services.
 
 use super::{IpFamily, PerFamily, Service, ServiceRecord};
 use std::fmt;
 
 /// Rules of a Service port besides those of its addresses, source ranges and endpoints, at most.
 const FIXED_RULES: usize = 12;
-/// In IPVS mode, where an endpoint stands once for each address, so many addresses count once.
+/// In IPVS mode, where an endpoint stands once for each address, this many addresses count as one.
 const ADDRESSES: usize = 10;
 
 /// Bounds of one Service. What lies over them is left out and reported.
@@ -49,7 +49,7 @@ impl ServiceLimits {
         found
     }
 
-    /// Load-balancer IPs count first: not everybody can write those.
+    /// Load-balancer IPs count first: not every user may write those.
     fn cut_external_ips(&self, service: &mut Service) -> Option<(usize, usize)> {
         let external = service.external.as_deref_mut()?;
         let wanted = external.load_balancer_ips.len() + external.external_ips.len();
@@ -159,9 +159,9 @@ fn keep<T>(list: &mut Box<[T]>, most: usize) -> Option<(usize, usize)> {
 /// What there can be too much of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Bound {
-    /// Endpoints; each port has this many.
+    /// Endpoints.
     Endpoints {
-        /// So many.
+        /// How many each port keeps.
         share: usize,
     },
     /// Ports.

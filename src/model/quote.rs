@@ -1,17 +1,17 @@
-//! Text that others wrote, in our messages: never longer than a message can bear, and never with characters that would
-//! do something to a terminal or a log instead of being read.
+//! Foreign text in our messages: never longer than a message can bear, and never with characters that would do
+//! something to a terminal or a log instead of being read.
 
 use std::borrow::Cow;
 use std::fmt::{self, Write};
 
-/// Of all that is wrong with an object, so much is said.
+/// Findings about one object that a message has.
 const FINDINGS: usize = 3;
 /// Characters that are shown of a value.
 const VALUE: usize = 80;
-/// Characters that are shown of what somebody said: a tool, the kernel, a server.
+/// Characters that are shown of what a tool, the kernel or a server said.
 const WORDS: usize = 500;
 
-/// A value of somebody's, in quotes.
+/// A foreign value, in quotes.
 #[must_use]
 pub fn quoted(value: &str) -> impl fmt::Display {
     fmt::from_fn(move |f| match value.char_indices().nth(VALUE) {
@@ -27,7 +27,7 @@ pub fn word(text: &str) -> Cow<'_, str> {
     if is_word { Cow::Borrowed(text) } else { Cow::Owned(quoted(text).to_string()) }
 }
 
-/// What somebody said, on one line.
+/// What a tool, the kernel or a server said, on one line.
 #[must_use]
 pub fn excerpt(words: &str) -> String {
     cut(words, WORDS)

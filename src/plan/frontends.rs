@@ -4,7 +4,7 @@ use super::FamilySettings;
 use crate::model::{Cidr, FrontendKind, IpFamily, Service, ServiceRecord, TrafficPolicy, Wanted};
 use std::net::IpAddr;
 
-/// Where one Service port answers, and who may ask.
+/// Where one Service port answers, and to which clients.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Frontends {
     /// The cluster IP; none where another Service has it.
@@ -18,7 +18,7 @@ pub struct Frontends {
     has_external_ips: bool,
     /// Load-balancer IPs of the family.
     pub load_balancer_ips: Vec<IpAddr>,
-    /// Who may use the load-balancer IPs; empty means everyone.
+    /// The clients that may use the load-balancer IPs; empty means all clients.
     pub source_ranges: Vec<Cidr>,
     /// Our own node is within the source ranges.
     pub node_in_source_ranges: bool,

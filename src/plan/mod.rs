@@ -31,7 +31,7 @@ use std::net::{IpAddr, SocketAddr};
 pub enum Scope<'a> {
     /// All of them: nothing is known of the kernel.
     All,
-    /// Those that changed; the others are as they were at the last pass.
+    /// Those that changed; all other Services are as they were at the last pass.
     Only(&'a BTreeSet<ServiceName>),
 }
 

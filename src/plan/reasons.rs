@@ -12,7 +12,7 @@ use std::net::{IpAddr, SocketAddr};
 pub enum Unused {
     /// It is not ready.
     NotReady,
-    /// It still serves while it terminates, and others are ready.
+    /// It still serves while it terminates, and other endpoints are ready.
     TerminatingWhileOthersReady,
     /// It terminates and serves no longer.
     Terminated,

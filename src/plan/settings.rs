@@ -57,7 +57,7 @@ impl NodePortAddresses {
 pub struct FamilySettings {
     /// The family.
     pub family: IpFamily,
-    /// How local traffic is told; `None` when the mode has nothing for this family.
+    /// How local traffic is detected; `None` when the mode has nothing for this family.
     pub detector: Option<LocalDetector>,
     /// Masquerade all traffic to cluster IPs.
     pub masquerade_all: bool,

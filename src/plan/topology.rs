@@ -48,7 +48,7 @@ impl Preference {
 pub(super) enum Hinted {
     /// It has none.
     Not,
-    /// They name others only.
+    /// They name other zones or nodes only.
     Others,
     /// They name us.
     Ours,

@@ -14,7 +14,7 @@ use crate::model::{
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
-/// So many addresses of the API server are remembered.
+/// Addresses of the API server that are remembered.
 const MOST_API_SERVERS: usize = 1024;
 
 /// Addresses and ports of the API server, and whether an interface of this node has the address.
@@ -66,7 +66,7 @@ impl Allotment {
             self.reconsider(claim.place, node);
         }
         for service in [old, new].into_iter().flatten() {
-            // Its ports may be others, which is all that tells what of a cluster IP it has.
+            // Its ports may have changed, and they alone tell what of a cluster IP it has.
             for address in IpFamily::ALL.into_iter().filter_map(|family| *service.cluster_ips.get(family)) {
                 self.reconsider(Place::whole(address), node);
             }
@@ -139,7 +139,7 @@ impl Allotment {
         }
     }
 
-    /// Whoever claims a place, or one that overlaps with it, is to be judged again.
+    /// Every Service that claims a place, or one that overlaps with it, is to be judged again.
     fn reconsider(&mut self, place: Place, node: &NodeFacts) {
         match place.address {
             Some(address) if place.port == 0 => return self.reconsider_address(address),
@@ -249,7 +249,7 @@ impl Judge<'_> {
                 refused.insert(claim.wanted());
             }
         }
-        // An address is somebody else's once, whatever the number of ports.
+        // A reserved address counts once, whatever the number of ports.
         found.claims.sort_unstable();
         found.claims.dedup();
         found.conflicts.sort_unstable();

@@ -20,7 +20,7 @@ impl fmt::Display for OverBound {
     }
 }
 
-/// The bounds, and who is over them.
+/// The bounds, and the Services that are over them.
 #[derive(Debug)]
 pub(super) struct Bounds {
     pub(super) limits: ServiceLimits,
@@ -97,7 +97,7 @@ mod tests {
         cluster::name(0)
     }
 
-    /// A Service with so many ports.
+    /// A Service with `ports` ports.
     fn service(ports: u16) -> WatchEvent {
         let WatchEvent::Service(mut service) = cluster::service(0) else { unreachable!() };
         let port = service.ports[0].clone();

@@ -1,5 +1,5 @@
-//! Addresses and ports that no Service should ask for: whoever may write one would draw traffic to himself that
-//! others mean for the node, for a pod, for the API server or for another Service.
+//! Addresses and ports that no Service should ask for: a user who may write one would draw traffic to himself that
+//! clients mean for the node, for a pod, for the API server or for another Service.
 
 use crate::model::{Cidr, FrontendKind, Protocol, ServiceName};
 use std::fmt;

@@ -105,7 +105,7 @@ impl Tracker {
         self
     }
 
-    /// Only these families are served: what changes of others is noted no more, and forgotten.
+    /// Only these families are served: changes of any other family are forgotten and noted no more.
     pub fn serve_only(&mut self, families: impl Iterator<Item = IpFamily>) {
         self.unserved = PerFamily { v4: true, v6: true };
         families.for_each(|family| *self.unserved.get_mut(family) = false);
@@ -405,7 +405,7 @@ impl Tracker {
         self.disputes.over_bounds.extend(new);
     }
 
-    /// A slice that was never known was of no use, or never there: it does not count (kube-proxy).
+    /// A slice that was never known could not be used or was never there: it does not count (kube-proxy).
     fn remove_slice(&mut self, name: &SliceName) {
         if let Some(family) = self.take_slice(name) {
             *self.seen.slices.get_mut(family) += 1;

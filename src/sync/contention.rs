@@ -25,7 +25,7 @@ pub(super) struct Contention {
     found: VecDeque<Instant>,
     /// The program that was the last one known.
     by: Option<String>,
-    /// As it was told last.
+    /// As it was reported last.
     is_told: bool,
 }
 
@@ -58,12 +58,12 @@ impl Contention {
         self.found.len() == TIMES && took <= WINDOW && silence <= took.max(SILENCE)
     }
 
-    /// It has been told, and not been told to be over.
+    /// Its beginning has been reported, and its end has not.
     pub(super) fn is_told(&self) -> bool {
         self.is_told
     }
 
-    /// Who does what, and what to do about it.
+    /// The program, what it does, and the remedy.
     pub(super) fn sentence(&self) -> String {
         let by = self.by.as_ref().map(|by| format!(" ({by})")).unwrap_or_default();
         format!(

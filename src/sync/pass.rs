@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail};
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-/// So many trigger times are kept while a family cannot be programmed; they only measure.
+/// Trigger times that are kept while a family cannot be programmed; they only feed a metric.
 const MOST_TRIGGERED: usize = 10_000;
 
 /// Reads this node's addresses of a family, each once, sorted.
@@ -184,7 +184,7 @@ impl FamilySync {
         self.dataplane.sync(&plan).await
     }
 
-    /// Whether the node's addresses are others than at the last pass, where rules depend on them.
+    /// Whether the node's addresses have changed since the last pass, where rules depend on them.
     ///
     /// # Errors
     /// When they cannot be read.

@@ -75,7 +75,7 @@ impl PostSync {
     /// Every family was found as it was left.
     pub(super) fn works(&mut self) {
         if let Some(waiting) = self.waiting_for_check.take() {
-            // Whoever waited may have gone.
+            // The receiver may be gone.
             let _ = waiting.send(());
         }
     }
@@ -83,7 +83,7 @@ impl PostSync {
     /// Every family has been synced.
     pub(super) fn stands(&mut self) {
         if let Some(waiting) = self.waiting.take() {
-            // Whoever waited may have gone.
+            // The receiver may be gone.
             let _ = waiting.send(());
         }
     }

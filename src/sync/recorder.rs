@@ -15,7 +15,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-/// So many objects that others changed are named in the log at once.
+/// Objects changed by other programs that the log names at once.
 const MOST_SHOWN: usize = 20;
 
 /// The recorder of the running program.

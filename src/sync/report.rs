@@ -1,4 +1,4 @@
-//! What a pass did, and who is told.
+//! What a pass did, and its recorder.
 
 use super::post_sync::PostSyncResult;
 use crate::backend::{Applied, Deviation};
@@ -51,7 +51,7 @@ pub enum NoticeSeverity {
     Warning,
 }
 
-/// What the people who own a Service or the node should hear of.
+/// A report to the owner of a Service or of the node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Notice {
     /// The Service it is about; without one it is about our Node.
@@ -86,7 +86,7 @@ pub trait Recorder {
     /// The kernel could not be compared with what was programmed.
     fn unverified(&mut self, family: IpFamily, error: &anyhow::Error);
 
-    /// Services go without a port of the node that others have.
+    /// Services go without a port of the node that another Service has.
     fn conflicts(&mut self, conflicts: &[FrontendConflict]);
 
     /// Services ask for traffic to addresses that are not for Services.

@@ -24,7 +24,7 @@ pub struct Periods {
     pub sync: Duration,
     /// The shortest time between two passes (`--iptables-min-sync-period`).
     pub min: Duration,
-    /// How long after a full pass another one is made for good measure (kube-proxy: 1 h).
+    /// How long after a full pass another one is made in any case (kube-proxy: 1 h).
     pub full: Duration,
 }
 
@@ -161,8 +161,8 @@ impl<R: Recorder> Runner<R> {
         self.families.iter().filter_map(|family| self.schedules.get(family.family()).due()).min()
     }
 
-    /// One pass over every family whose time has come. They are independent: one that fails does not hold
-    /// up the other.
+    /// One pass over every family whose time has come. They are independent: a family that fails does not hold
+    /// up the other one.
     async fn sync(&mut self) {
         let disputes = self.tracker.take_disputes();
         self.recorder.conflicts(&disputes.conflicts);

@@ -76,7 +76,7 @@ impl Schedule {
         self.latest.is_some() && self.failures == 0
     }
 
-    /// The last pass did all that is asked for.
+    /// The last pass did all that was requested.
     pub(super) fn is_synced(&self) -> bool {
         self.stands() && !self.requested
     }

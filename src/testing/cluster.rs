@@ -26,8 +26,7 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// So many Services, synced. Every hundredth has nobody to serve it, which takes rules in other
-    /// chains.
+    /// That many Services, synced. Every hundredth has no endpoints, which takes rules in other chains.
     ///
     /// # Errors
     /// As the backend's.
@@ -48,7 +47,7 @@ impl Cluster {
         Ok(cluster)
     }
 
-    /// Takes an event in; what the next pass is told of it.
+    /// Folds an event in; returns what changed for the next pass.
     pub fn fold(&mut self, event: WatchEvent) -> ChangedObjects {
         self.tracker.fold(event);
         self.tracker.take_changes(IpFamily::V4)
@@ -103,7 +102,7 @@ pub fn service(number: u32) -> WatchEvent {
     }))
 }
 
-/// The event of a Service's slice with so many endpoints.
+/// The event of a Service's slice with `endpoints` endpoints.
 #[must_use]
 pub fn slice(number: u32, endpoints: u32) -> WatchEvent {
     let endpoint = |index| SliceEndpoint {

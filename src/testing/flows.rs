@@ -18,7 +18,7 @@ const AT_ONCE: u32 = 1_000;
 const LIFE: u32 = 3_600;
 
 /// Makes the kernel track the flows of this thread's network namespace, as it does on every node on which
-/// flows have been tracked: a rule of somebody else's asks for the state of connections.
+/// flows have been tracked: a foreign rule asks for the state of connections.
 ///
 /// # Errors
 /// When the tool fails.
@@ -31,7 +31,7 @@ pub fn track() -> Result<()> {
     Ok(())
 }
 
-/// Adds so many UDP flows of others to this thread's network namespace, each from a client of its own.
+/// Adds `count` foreign UDP flows to this thread's network namespace, each from a client of its own.
 ///
 /// # Errors
 /// When the kernel refuses one, because there may be no more of them (`net.netfilter.nf_conntrack_max`) or

@@ -285,7 +285,7 @@ impl PacketCase {
             && packet.to != Target::ClusterIp
             && by.iter().any(is_here)
         {
-            // A virtual server has one list: who is on the node gets the local endpoints, too.
+            // A virtual server has one list: clients on the node get the local endpoints, too.
             by.retain(is_here);
         }
         verdict

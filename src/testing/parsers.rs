@@ -1,4 +1,4 @@
-//! Everything that reads what others wrote, as one function each: what the fuzz targets drive.
+//! Every parser of untrusted input, as one function each: what the fuzz targets drive.
 
 pub use crate::kernel::fuzzing::{reply as kernel_reply, tool_output};
 pub use crate::watch::fuzzing::{protobuf, watch_line};

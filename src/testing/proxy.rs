@@ -32,7 +32,7 @@ const POLL: Duration = Duration::from_millis(50);
 
 /// Numbers the folders of this process.
 static NEXT_FOLDER: AtomicU32 = AtomicU32::new(0);
-/// Numbers the contents of manifests, so that no one's rules are taken for another's.
+/// Numbers the contents of manifests, so that the rules of one are not taken for those of another.
 static NEXT_GENERATION: AtomicU32 = AtomicU32::new(0);
 
 /// The next number for a manifest's content.

@@ -1,4 +1,4 @@
-//! Real requests between namespaces: servers that say who they are and whom they see, and clients
+//! Real requests between namespaces: servers that name themselves and their client, and clients
 //! that tell an answer from a refusal from silence.
 //!
 //! A server greets every TCP connection, and answers every UDP datagram, with one line: its pod's
@@ -36,7 +36,7 @@ pub enum Answer {
         /// The client's address as the pod saw it.
         source: IpAddr,
     },
-    /// The network or the other end said no.
+    /// The network or the server refused.
     Refused,
     /// Nothing came back in time.
     Silence,

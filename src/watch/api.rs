@@ -1,7 +1,7 @@
 //! The API server as a source: three watches side by side.
 //!
 //! Of kube's own log lines, the target `kube_client::client`, which logs whole bodies, should be filtered below
-//! ERROR: all that matters is said by `stream`, once.
+//! ERROR: `stream` logs all that matters, once.
 
 use super::client::Connection;
 use super::endpoint_slices::EndpointSlices;
@@ -44,7 +44,7 @@ pub struct WatchOptions {
     pub accept: Accept,
     /// What the server may send.
     pub bounds: Bounds,
-    /// The node ports that the cluster is said to give out; others are used with a warning.
+    /// The node ports that the cluster is said to give out; other ports are used with a warning.
     pub node_port_range: RangeInclusive<u16>,
     /// Told how each watch is doing.
     pub observer: WatchObserver,

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 /// All EndpointSlices but those of headless Services. Who wrote them does not matter (kube-proxy).
 pub(super) struct EndpointSlices {
-    /// Tells local endpoints from the others.
+    /// Tells local endpoints from remote ones.
     pub(super) node_name: Arc<str>,
 }
 

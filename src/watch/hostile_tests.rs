@@ -1,4 +1,4 @@
-//! Objects with anything in any field: whatever is wrong with them is said shortly and in printable characters.
+//! Objects with anything in any field: what is wrong with them is logged shortly and in printable characters.
 
 use super::convert::{self, Converted, named};
 use super::objects::{ApiObject, EndpointSliceObject, NodeObject, ServiceObject};

@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-/// So many slices of a namespace are looked at.
+/// Slices of a namespace that are read at most.
 const MOST_SLICES: u32 = 5000;
 /// Services in a page of a list.
 const PAGE: u32 = 500;
@@ -55,7 +55,7 @@ impl Raw {
 /// When it does not answer, or does not let us.
 pub async fn lookup(connection: &Connection, namespace: &str, name: &str) -> Result<Raw> {
     let mut raw = Raw::default();
-    // Not by name: whoever may watch Services may list them, and need not be allowed more.
+    // Not by name: a role that may watch Services may list them, and needs no right to get one.
     let named = format!("metadata.name={name}");
     let negotiation = Arc::new(Negotiation::new(Accept::default()));
     let services =

@@ -95,7 +95,7 @@ pub struct ObjectMeta {
     #[prost(message, required, tag = "11")]
     #[serde(default, deserialize_with = "nullable")]
     pub labels: KnownKeys,
-    /// What else is said of it.
+    /// Annotations.
     #[prost(message, required, tag = "12")]
     #[serde(default, deserialize_with = "nullable")]
     pub annotations: KnownKeys,
@@ -154,7 +154,7 @@ pub struct ServiceSpec {
     #[prost(string, repeated, tag = "19")]
     #[serde(default, deserialize_with = "nullable")]
     pub ip_families: Vec<String>,
-    /// Addresses that somebody else routes to the nodes.
+    /// Addresses that the administrator routes to the nodes.
     #[prost(string, repeated, tag = "5")]
     #[serde(default, rename = "externalIPs", deserialize_with = "nullable")]
     pub external_ips: Vec<String>,

@@ -1,4 +1,4 @@
-//! What is asked of an API server: pages of lists, and watches.
+//! Requests to an API server: pages of lists, and watches.
 
 use super::client::Connection;
 use super::failure::{Bound, Cause};
@@ -47,7 +47,7 @@ impl Bounds {
     }
 }
 
-/// What answers are asked for in, as far as the server has it.
+/// The encodings that we request, as far as the server has them.
 #[derive(Debug)]
 pub(super) struct Negotiation {
     accept: Accept,
@@ -56,7 +56,7 @@ pub(super) struct Negotiation {
     said: AtomicBool,
 }
 
-/// The encodings that are asked for, the best first.
+/// The encodings that we request, the best first.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Accept(Vec<Encoding>);
 

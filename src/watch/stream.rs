@@ -49,11 +49,11 @@ pub(super) trait Source {
 pub(super) struct Shared {
     pub(super) options: WatchOptions,
     pub(super) negotiation: Arc<Negotiation>,
-    /// The server answers one of them again, so the others need not wait for their next attempt.
+    /// The server answers one of them again, so the other watches need not wait for their next attempt.
     pub(super) answered: Notify,
 }
 
-/// Nobody listens any more.
+/// The receiver is gone.
 pub(super) struct Closed;
 
 /// A list under way.
@@ -146,7 +146,7 @@ impl<S: Source> Stream<S> {
         }
     }
 
-    /// Runs until nobody listens any more.
+    /// Runs until the receiver is gone.
     pub(super) async fn follow(&mut self) -> Closed {
         loop {
             if let Err(closed) = self.follow_once().await {
@@ -266,7 +266,7 @@ impl<S: Source> Stream<S> {
         }
     }
 
-    /// Hands on. The time for which nobody takes it does not count against a list's limits.
+    /// Hands on. The time for which the receiver does not take it does not count against a list's limits.
     async fn send(&mut self, news: WatchEvent) -> Result<(), Closed> {
         let before = Instant::now();
         self.sender.send(news).await.map_err(|_| Closed)?;
@@ -322,7 +322,7 @@ impl<S: Source> Stream<S> {
                 if let Some(listing) = &mut self.listing {
                     listing.objects += 1;
                 }
-                // In a list, too: whoever counts events counts those of no use.
+                // In a list, too: a count of events includes those of no use.
                 self.convert(&object).or_else(|| self.gone(&object))
             }
             Event::Deleted(object) => {
@@ -339,7 +339,7 @@ impl<S: Source> Stream<S> {
         }
     }
 
-    /// The object in our own terms, if it is ours and can be used. What is wrong with it is said once.
+    /// The object in our own terms, if it is ours and can be used. What is wrong with it is logged once.
     fn convert(&mut self, object: &Decoded<S::Object>) -> Option<WatchEvent> {
         let (namespace, name) = names(object);
         if !self.source.is_ours(name) {

@@ -1,7 +1,7 @@
 //! The walk of one kind of object: a list, and then watches, each from where the one before has ended.
 //!
-//! What fails is told, and the next call goes on from there: from the last version where one is known, else with a
-//! new list. When to call again, and whether another watcher is needed, is the caller's business.
+//! A failure is returned, and the next call goes on from there: from the last version where one is known, else with a
+//! new list. The caller decides when to call again, and whether it needs another watcher.
 
 use super::failure::{Bound, Cause, Failure, Verb};
 use super::objects::{ApiObject, LIST_END_ANNOTATION};
@@ -32,7 +32,7 @@ pub(super) enum Event<K> {
     Deleted(Decoded<K>),
 }
 
-/// How a list is asked for.
+/// How a list is requested.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum ListMode {
     /// As the beginning of a watch.

@@ -63,7 +63,7 @@ impl Ipvs {
     /// All virtual servers, with their counters, in no particular order.
     ///
     /// The kernel hands out its table in pieces, finds the next piece by counting, counts entries of all
-    /// network namespaces, and does not tell when the table changed meanwhile. While somebody else adds or
+    /// network namespaces, and does not tell when the table changed meanwhile. While another process adds or
     /// removes virtual servers, in whatever namespace, an entry can therefore be missing or come twice.
     ///
     /// # Errors
@@ -152,7 +152,7 @@ impl Ipvs {
         self.one(|batch| batch.remove_real_server(key, address))
     }
 
-    /// Removes all virtual servers, whoever made them.
+    /// Removes all virtual servers, those of other programs included.
     ///
     /// # Errors
     /// If the kernel refuses or the exchange fails.

@@ -23,10 +23,10 @@ pub struct TableEntry {
 /// the network namespace of the calling thread.
 ///
 /// It costs a fraction of [`Ipvs::list_real_servers`](crate::Ipvs::list_real_servers) for each virtual
-/// server, but it is neither one moment nor complete. Of virtual servers that come or go meanwhile, others may be
+/// server, but it is neither one moment nor complete. While virtual servers come or go, others may be
 /// passed over or come twice. And the kernel prints 4 KiB at a time, counts those of all network namespaces
-/// on its way, and goes on after as many of this one: where others have virtual servers, too, some of ours are
-/// passed over even at rest. Real servers show without their limits, and virtual servers without their settings.
+/// on its way, and goes on after as many of this one: where other namespaces have virtual servers, too, some of
+/// ours are passed over even at rest. Real servers show without their limits, virtual servers without their settings.
 ///
 /// # Errors
 /// When the table cannot be read: `NotFound` without `ip_vs`.

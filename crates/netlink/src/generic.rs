@@ -19,7 +19,7 @@ pub fn generic_header(command: u8, version: u8) -> [u8; GENERIC_HEADER_LEN] {
 /// The message type of a generic-netlink family.
 ///
 /// The kernel loads a module that names the family as its alias, if it may. Ids change when a module
-/// is loaded again: look them up anew on a new socket.
+/// is loaded again: look them up again on a new socket.
 ///
 /// # Errors
 /// [`Error::Refused`] with `ENOENT` if the kernel has no such family, which mostly means that its

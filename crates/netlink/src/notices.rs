@@ -31,7 +31,7 @@ impl Notices {
         Ok(Notices { socket, receive: Vec::new() })
     }
 
-    /// Lets so many bytes wait, the kernel's own bookkeeping included; without the right to do so
+    /// Lets this many bytes wait, the kernel's own bookkeeping included; without the right to do so
     /// (`CAP_NET_ADMIN`), as many as the system allows. They take memory only while they wait.
     ///
     /// # Errors
@@ -42,14 +42,14 @@ impl Notices {
         set.map_err(|errno| Error::Io { doing: "set the receive buffer", source: errno.into() })
     }
 
-    /// Whether anything was told since the last call, or so much that some of it is lost. Does not
+    /// Whether any notice came since the last call, or too many, so that some are lost. Does not
     /// wait.
     ///
     /// # Errors
     /// If the socket fails.
     pub fn any(&mut self) -> Result<bool, Error> {
         let mut told = false;
-        // What does not fit is thrown away by the kernel.
+        // The kernel throws away what does not fit.
         let mut first_bytes = [0; 16];
         loop {
             match self.receive_into(&mut first_bytes) {
@@ -60,7 +60,7 @@ impl Notices {
         }
     }
 
-    /// Visits what was told since the last call, in order. Does not wait.
+    /// Visits the notices since the last call, in order. Does not wait.
     ///
     /// # Errors
     /// [`Error::Overrun`] if some of it is lost, once all the rest has been visited; what `visit`

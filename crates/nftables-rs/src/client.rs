@@ -69,8 +69,8 @@ impl Nftables {
 
     /// Carries out all changes of a transaction, or none.
     ///
-    /// With a `generation`, it changes nothing unless the ruleset still is of that one, so that nothing that others
-    /// have done meanwhile is overwritten unseen. The transaction can be committed again, as it is or with more added. One
+    /// With a `generation`, it changes nothing unless the ruleset still is of that one, so that no change of another
+    /// program is overwritten unseen. The transaction can be committed again, as it is or with more added. One
     /// without changes waits for those that are under way, and tells whether the generation is the current one.
     ///
     /// # Errors
@@ -260,7 +260,7 @@ impl Nftables {
     }
 }
 
-/// What is asked about is not there.
+/// Whether the object is there: `ENOENT` says that it is not.
 fn is_there(answer: Result<(), netlink::Error>) -> Result<bool, Error> {
     match answer {
         Ok(()) => Ok(true),

@@ -29,7 +29,7 @@ pub enum Data<'a> {
 pub struct Element<'a> {
     /// Its key, as long as the set's keys are; the start of a range.
     pub key: &'a [u8],
-    /// The end of a range, itself included, in sets of ranges of several parts. Others have one element for the
+    /// The end of a range, itself included, in sets of ranges of several parts. Other sets have one element for the
     /// start and one for what follows the end.
     pub key_end: Option<&'a [u8]>,
     /// It is what follows the end of a range.

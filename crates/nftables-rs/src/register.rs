@@ -13,7 +13,7 @@ impl Register {
     /// The verdict, which ends the rule; only verdict maps lead here.
     pub const VERDICT: Register = Register(u8::MAX);
 
-    /// The word with this number, from 0 to 15. The kernel refuses others.
+    /// The word with this number, from 0 to 15. The kernel refuses other numbers.
     #[must_use]
     pub const fn word(number: u8) -> Register {
         Register(number)

@@ -65,7 +65,7 @@ pub(crate) fn write_comment(buf: &mut MsgBuf, attribute: u16, comment: Option<&s
     }
 }
 
-/// The value of the first entry of a kind. Others' user data may be anything.
+/// The value of the first entry of a kind. Other programs' user data may be anything.
 pub(crate) fn find(mut bytes: &[u8], kind: u8) -> Option<&[u8]> {
     while let [found, len, rest @ ..] = bytes {
         let (value, rest) = rest.split_at_checked(usize::from(*len))?;

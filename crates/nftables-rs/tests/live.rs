@@ -484,7 +484,7 @@ fn a_list_that_changes_while_it_is_read_is_whole() {
                 match listed {
                     Ok(_) if found == STAYING => whole += 1,
                     Ok(_) => wrong.push(found),
-                    // It never held still; no matter, as long as it is said.
+                    // It never held still; the error has to say so, no more.
                     Err(Error::Netlink(NetlinkError::Interrupted { .. })) => {}
                     Err(other) => panic!("{other}"),
                 }

@@ -274,7 +274,7 @@ fn first_rules() -> Vec<Vec<Expression<'static>>> {
     ]
 }
 
-/// The others.
+/// The other rules.
 fn last_rules() -> Vec<Vec<Expression<'static>>> {
     let flags = FibFlags::DESTINATION | FibFlags::IIF;
     let to_local = [

@@ -45,7 +45,7 @@ fn connections_leave_enough_for_the_tools_when_the_limit_is_low() {
     assert_eq!(ground.log().matches("sync failed").count(), 0);
 }
 
-/// Whoever may make Services can have a listening socket for each.
+/// A user who may create Services gets a listening socket for each.
 #[test]
 fn listening_sockets_leave_enough_for_the_tools_and_those_left_out_are_named() {
     let ground = start("256:256", 200);
@@ -56,5 +56,5 @@ fn listening_sockets_leave_enough_for_the_tools_and_those_left_out_are_named() {
     let log = ground.log();
     assert!(log.contains("raise their limit"), "{}", tail(&log));
     let first = Ground::at(IpFamily::V4, FIRST_HEALTH_CHECK);
-    assert!(ground.get(&ground.node, first, "/").starts_with("HTTP/1.1 200"), "the others work");
+    assert!(ground.get(&ground.node, first, "/").starts_with("HTTP/1.1 200"), "the other Services work");
 }

@@ -64,7 +64,7 @@ fn a_neighbour_gets_a_word_and_the_node_the_detail() {
     let detail = || ground.get(&ground.node, local, "/readyz");
     wait_until("the detail names the Service", SYNC, || detail().contains("secret/plan")).unwrap();
     assert!(ground.get(&ground.node, local, "/status").contains("secret/plan"));
-    // Something that the node knows and that the neighbour may not learn, either.
+    // The node knows of the drift, and the neighbour must not learn of it.
     ground.node.output("iptables-nft", &["-t", "nat", "-F", "KUBE-MARK-MASQ"]).unwrap();
     wait_until("the drift is found", SYNC, || detail().contains("KUBE-MARK-MASQ")).unwrap();
     for family in IpFamily::ALL {

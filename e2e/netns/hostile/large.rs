@@ -12,7 +12,7 @@ use crate::manifests::is_served;
 
 const ENDPOINTS: usize = 6000;
 const SYNC: Duration = Duration::from_secs(120);
-/// Others wait a second or two; the rest is room for noise.
+/// Other Services wait a second or two; the rest is room for noise.
 const LONGEST_WAIT: Duration = Duration::from_secs(15);
 
 /// The tools are quadratic: in one input this took longer the more endpoints there were, and everything else waited for it.

@@ -25,7 +25,7 @@ use crate::running::Running;
 const SYNC: Duration = Duration::from_secs(60);
 /// Longer than a tool waits for the lock.
 const HELD: Duration = Duration::from_secs(8);
-/// A user who is nobody.
+/// An unprivileged user.
 const NOBODY: u32 = 65534;
 
 /// The program on a node, with its objects from a file.
@@ -37,7 +37,7 @@ struct Local {
 impl Local {
     fn new() -> Local {
         let (node, folder) = (lone_node().unwrap(), Folder::create().unwrap());
-        // Others may look into it, as into any folder of the system's.
+        // Other users may read it, as any system folder.
         fs::set_permissions(folder.path(), Permissions::from_mode(0o755)).unwrap();
         let objects = [node_object(), load_service(1), load_slice(1, 2, "elsewhere")];
         folder.write("objects.yaml", &to_manifest(&objects)).unwrap();
@@ -214,7 +214,7 @@ fn another_user_than_root_programs_nft_tables_with_net_admin_alone() {
     local.wait_for_rules(Flavor::Nft);
     let (answered, said) = local.ask(NOBODY, &local.path("run/control.sock"));
     assert!(answered && said.contains("healthy"), "{said}");
-    // What others delete is noticed and mended.
+    // The proxy notices and mends what another program deletes.
     local.node.output("iptables-nft", &["-t", "nat", "-F", "KUBE-SERVICES"]).unwrap();
     local.wait_for("the drift is found", || local.log().contains("chain KUBE-SERVICES of table nat"));
     local.wait_for("the rules are back", || {
@@ -223,7 +223,7 @@ fn another_user_than_root_programs_nft_tables_with_net_admin_alone() {
     assert!(!local.log().contains("sync failed"), "{}", local.log());
 }
 
-/// Whoever listens on the way, or is in the place of the API server, gets requests and no token.
+/// A listener on the way, or in the place of the API server, gets requests and no token.
 #[test]
 fn a_token_is_not_sent_over_the_network_without_tls() {
     let local = Local::new();

@@ -15,9 +15,9 @@ use nix::sys::socket::{setsockopt, sockopt};
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::{TcpSocket, TcpStream};
 
-/// So many are held at a time; the oldest are let go.
+/// Connections held at a time; the oldest are let go.
 const HELD: usize = 4000;
-/// A neighbour that holds connections makes so many at once, then pauses.
+/// A neighbour that holds connections opens this many, then pauses.
 const AT_ONCE: usize = 50;
 const PAUSE: Duration = Duration::from_millis(50);
 /// How long a connection is waited for.
@@ -26,11 +26,11 @@ const PATIENCE: Duration = Duration::from_secs(1);
 /// What is done with the connections.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Way {
-    /// They are held, and nothing is said.
+    /// They are held, and nothing is sent.
     Silent,
     /// They are held, and the request never ends.
     HalfHead,
-    /// They are held; the reply is asked for over and over and not taken.
+    /// They are held; the peer repeats its request and never reads a reply.
     Reader,
     /// They are made as fast as it goes.
     Flood,

@@ -71,7 +71,7 @@ static DEVIATIONS: [Deviation; 10] = [
         ]),
     },
     Deviation {
-        row: "| the same for internal traffic | refused; sent elsewhere if the Service also has an external policy Cluster | dropped for everybody, as in iptables mode |",
+        row: "| the same for internal traffic | refused; sent elsewhere if the Service also has an external policy Cluster | dropped for every client, as in iptables mode |",
         shown_by: Shown::Fixtures(&[(
             &["internal-policy-local-no-local-endpoints"],
             r#"
@@ -112,14 +112,14 @@ static DEVIATIONS: [Deviation; 10] = [
         ),
     },
     Deviation {
-        row: "| virtual servers of others | removed | left alone |",
+        row: "| virtual servers of other programs | removed | left alone |",
         shown_by: Shown::Test(
             UNIT_TESTS,
             "others_virtual_servers_are_left_alone_unless_a_service_wants_them",
         ),
     },
     Deviation {
-        row: "| addresses of others on `kube-ipvs0` | removed | left alone |",
+        row: "| addresses of other programs on `kube-ipvs0` | removed | left alone |",
         shown_by: Shown::Test(UNIT_TESTS, "others_addresses_on_our_interface_and_others_sets_are_left_alone"),
     },
     Deviation {
@@ -145,7 +145,7 @@ static DEVIATIONS: [Deviation; 10] = [
     },
 ];
 
-/// The differences that a fixture must have, and no others.
+/// The differences that a fixture must have, and no more.
 pub(super) fn of(fixture: &str) -> BTreeSet<String> {
     let shown = DEVIATIONS.iter().filter_map(|it| match it.shown_by {
         Shown::Fixtures(shown) => Some(shown),

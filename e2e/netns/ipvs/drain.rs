@@ -83,7 +83,7 @@ impl Fleet {
         Fleet { old, new, _servers: servers.start().unwrap() }
     }
 
-    /// The endpoints after so many have been replaced.
+    /// The endpoints after the first `replaced` have been replaced.
     fn after(&self, replaced: usize) -> Vec<IpAddr> {
         [&self.new[..replaced], &self.old[replaced..]].concat()
     }

@@ -7,12 +7,12 @@ use serde_json::Value;
 use super::{BINARY, BTreeSet, LIMIT, Namespace, Place, launch, service, wait_for_markers};
 use crate::explain::{codes, explain};
 
-/// Only the first look is a thorough one; the others do not compare the entries of sets.
+/// Only the first look is a thorough one; later ones do not compare the entries of sets.
 const FLAGS: [&str; 2] = ["--proxy-mode=ipvs", "--ipvs-sync-period=1h"];
 /// The packet that is traced.
 const PACKET: [&str; 4] = ["--client", "10.200.0.99", "--to", "10.96.9.1:80"];
 
-/// Something that somebody does, and what is found after it and all before it.
+/// A command of another program, and what is found after it and all before it.
 struct Damage {
     command: &'static str,
     codes: &'static [&'static str],
@@ -108,7 +108,7 @@ fn what_is_wrong_with_the_kernel_is_named() {
     let (report, status) = explain(&node, &daemon);
     assert_eq!((codes(&report), status), (["kernel-object-missing"].into(), 1), "{report:#}");
 
-    // From here on nobody mends anything, and the manifests are asked.
+    // From here on no proxy mends anything, and `explain` reads the manifests.
     proxy.kill().unwrap();
     node.output("ipset", &["add", "KUBE-CLUSTER-IP", "10.96.9.1,tcp:80"]).unwrap();
     let manifests = proxy.manifests()[0].to_str().unwrap();

@@ -1,4 +1,4 @@
-//! What others do to our objects, and we not to theirs.
+//! What another program does to our objects, and we do not do to its own.
 
 use kube_proxy_rs::testing::lab::lone_node;
 
@@ -57,7 +57,7 @@ fn state_is_mended_and_what_is_foreign_stays_also_at_cleanup() {
 /// The program's log once it has ended, which it must do by itself.
 pub(super) fn last_words(node: &Namespace, flags: &[&str]) -> String {
     let mut proxy = launch(node, flags).start(&[]).unwrap();
-    // To name the schedulers that there are, the kernel is asked for each, which may load its module.
+    // To name the available schedulers, the program tries each, which may load its module.
     let ended = wait_until("the program has ended", 2 * LIMIT, || !proxy.is_running());
     assert!(ended.is_ok(), "{flags:?}: it runs on; its log:\n{}", proxy.log_tail());
     proxy.log_tail()

@@ -61,7 +61,7 @@ fn strip(line: &str) -> String {
     kept.join(" ")
 }
 
-/// The virtual servers of a node, in the words of `ipvsadm -Sn`, which leaves some out while others in other
+/// The virtual servers of a node, in the words of `ipvsadm -Sn`, which leaves some out while those of other
 /// namespaces come or go: what it says twice running.
 fn servers(node: &Namespace) -> BTreeSet<String> {
     let mut before = None;
@@ -186,7 +186,7 @@ fn at(cluster_ip: &str) -> SocketAddr {
     SocketAddr::new(cluster_ip.parse().unwrap(), 80)
 }
 
-/// How many of so many requests each pod answered; all must be answered.
+/// How many of `requests` requests each pod answered; all must be answered.
 fn counts(lab: &Lab, to: SocketAddr, requests: usize) -> BTreeMap<String, usize> {
     let mut counts = BTreeMap::new();
     for answer in lab.client(Place::LocalClient, IpFamily::V4).ask_many(Protocol::Tcp, to, requests) {

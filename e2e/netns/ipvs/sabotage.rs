@@ -1,4 +1,4 @@
-//! Somebody deletes, changes and adds to what is ours: every act is found, named and mended.
+//! Another program deletes, changes and adds to our objects: the proxy finds, names and mends every act.
 
 use kube_proxy_rs::testing::generate::Generator;
 use kube_proxy_rs::testing::lab::{give_idle_uplink, lone_node};
@@ -13,7 +13,7 @@ use crate::sabotage::{Sabotage, chains, drift};
 const ACTS: usize = 40;
 /// Every look is a thorough one.
 const FLAGS: [&str; 3] = ["--proxy-mode=ipvs", "--ipvs-sync-period=2s", "--ipvs-min-sync-period=50ms"];
-/// Somebody else's address, by family.
+/// A foreign address, by family.
 const FOREIGN: [&str; 2] = ["192.0.2.9", "2001:db8::9"];
 
 /// A virtual server, in the words of `ipvsadm`.
@@ -155,7 +155,7 @@ impl Round {
     }
 }
 
-/// Whether each is named, and the family of which it is told has had a pass since.
+/// Whether the log names each, and a pass of its family after it.
 pub(super) fn is_told_and_over(log: &str, names: &BTreeSet<String>) -> bool {
     names.iter().all(|name| {
         let Some((before, after)) = log.rsplit_once(name.as_str()) else { return false };

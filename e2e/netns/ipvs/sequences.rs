@@ -7,7 +7,7 @@ use super::{Flavor, LIMIT, Namespace, Proxy, launch, state, wait_for_markers, wa
 use crate::sequences::World;
 
 const SEQUENCES: u64 = 50;
-/// After so many sequences the state is compared; a sync from nothing takes its time in an emulated
+/// The state is compared after every tenth sequence; a sync from nothing takes its time in an emulated
 /// machine.
 const COMPARED: u64 = 10;
 /// Changes of one sequence.

@@ -140,7 +140,7 @@ impl<X: Xtables> Run<'_, '_, X> {
         match &error {
             RestoreError::Unable { .. } => return Err(error.into()),
             RestoreError::TimedOut { .. } => {
-                tracing::warn!(%error, input = content(self.changes, step), "looking for what takes so long");
+                tracing::warn!(%error, input = content(self.changes, step), "input too slow; looking for the cause");
                 return Ok(error);
             }
             RestoreError::Refused { .. } => {}
@@ -177,7 +177,7 @@ impl<X: Xtables> Run<'_, '_, X> {
         Err(anyhow::Error::new(error).context(format!("input: {shown}")))
     }
 
-    /// Empties chains, so that they do not hold on to others. What makes a chain stay may stand
+    /// Empties chains, so that they do not refer to other chains. What makes a chain stay may stand
     /// in the way of this, too.
     async fn empty(&mut self, chains: &[ChainId]) -> Result<(), RestoreError> {
         let declared: String = chains.iter().map(|id| format!(":{id} - [0:0]\n")).collect();

@@ -44,7 +44,7 @@ pub struct Changes {
     pub(super) unfinished: BTreeSet<ServiceName>,
     /// Those of them that nothing leads to yet.
     pub(super) withheld: BTreeSet<ServiceName>,
-    /// Among the chains to delete are some that others may hold.
+    /// Among the chains to delete are some that foreign rules may refer to.
     pub(super) deletes_strays: bool,
     /// Chains of earlier runs that stay until no Service is unfinished: it may still use them.
     pub(super) postponed: BTreeSet<ChainId>,
@@ -110,7 +110,7 @@ impl Changes {
         if matches!(desired.plan.scope(), Scope::All) {
             changes.remove_missing(baseline, desired);
         }
-        // The others do not wait for those.
+        // Finished Services do not wait for unfinished ones.
         let Changes { services, unfinished, .. } = &mut changes;
         services.sort_by_key(|change| unfinished.contains(&change.name));
         changes.lead(baseline, desired);
@@ -262,7 +262,7 @@ impl Changes {
         if self.weight(&all) > most_chains {
             return self.parts(&all, most_chains);
         }
-        // What is left of earlier runs may be held by others, which must not stop the rest.
+        // Foreign rules may refer to what is left of earlier runs, which must not stop the rest.
         let first = if self.deletes_strays { 0..0 } else { all.delete.clone() };
         let last = Step { delete: first.end..all.delete.end, ..Step::default() };
         [Step { delete: first, ..all }, last].into_iter().filter(|step| !step.is_empty()).collect()
@@ -301,7 +301,7 @@ impl Changes {
     }
 }
 
-/// Those of a Service's chains that are written first: they name no more chains than so many, and jump only to each other
+/// Those of a Service's chains that are written first: they name at most `most` chains, and jump only to each other
 /// and to chains that stand.
 fn first_piece(mut chains: Vec<ChainPrint>, most: usize) -> Vec<ChainPrint> {
     // None jumps to an earlier one.
@@ -334,8 +334,7 @@ fn weight(chain: &NetChain) -> usize {
     rules.div_ceil(RULES_OF_A_CHAIN).max(1)
 }
 
-/// Cuts a row of things into batches that weigh no more than so much; one that weighs more is a
-/// batch of its own.
+/// Cuts a row of things into batches that weigh at most `most`; one that weighs more is a batch of its own.
 fn batches(weights: impl Iterator<Item = usize>, most: usize) -> Vec<Range<usize>> {
     let mut batches: Vec<Range<usize>> = Vec::new();
     let mut sum = 0;

@@ -135,7 +135,7 @@ impl<'a> Input<'a> {
     }
 
     /// The chains to declare, in the order of their names. The nft flavour keeps them so, and finds the place of one that
-    /// comes out of order by looking at all others.
+    /// comes out of order by looking at all of them.
     fn declared(&self, nets: &[NetChain]) -> Vec<ChainId> {
         let own = self.step.services.iter().flat_map(|index| &self.changes.services[*index].write);
         let mut chains: Vec<ChainId> = own.chain(self.deleted()).copied().collect();

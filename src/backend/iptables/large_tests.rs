@@ -151,7 +151,7 @@ async fn a_service_whose_input_is_not_done_in_time_is_left_out_and_not_tried_aga
         bench.add(number, 1);
         bench.sync().await.unwrap();
     }
-    assert_eq!(bench.backend.tools().timeouts, tries, "others' changes do not start it again");
+    assert_eq!(bench.backend.tools().timeouts, tries, "other Services' changes do not start it again");
 }
 
 #[rstest]
@@ -185,7 +185,7 @@ async fn a_large_service_that_is_not_done_in_time_is_left_out(#[values(usize::MA
     bench.expect_like_fresh().await;
 }
 
-/// A packet to a Service of so many endpoints: the chance of each.
+/// The chance of each endpoint of a large Service to get a packet.
 fn chances(bench: &Bench) -> BTreeMap<String, f64> {
     let plan = Plan::new(&bench.settings, bench.tracker.snapshot(), Scope::All).with_endpoint_count(5000);
     let objects = inspect::wanted(&plan, &Features::default());

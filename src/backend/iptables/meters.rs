@@ -2,7 +2,7 @@
 //!
 //! The nat table sees the first packet of each connection only, so a rule's packets are connections.
 //! Bytes are not counted anywhere. The rules that lead to a Service are left out of this: they stand
-//! among those of all others, and are rewritten with them.
+//! among those of all Services, and are rewritten with them.
 
 use super::names::{ChainId, ChainKind, PortHash};
 use super::parts;

@@ -318,7 +318,7 @@ impl<X: Xtables + 'static> Dataplane for Iptables<X> {
     fn learn(&mut self) -> LocalBoxFuture<'_, Result<()>> {
         Box::pin(async {
             let counters = [INVALID_DROPPED, LOCALHOST_ACCEPTED].map(|name| self.tools.has_counter(name));
-            // Who may not run the tool may look at the rest.
+            // A user who may not run the tool may look at the rest.
             let _ = self.learn_options(counters, Trial::Read).await;
             Ok(())
         })

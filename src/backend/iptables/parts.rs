@@ -7,7 +7,7 @@
 use super::names::ChainId;
 use crate::model::{ServicePortName, TrafficPolicy};
 
-/// Up to so many endpoints stand in one chain, as in kube-proxy.
+/// Up to this many endpoints stand in one chain, as in kube-proxy.
 const MOST_IN_ONE_CHAIN: usize = 1000;
 /// How many endpoints a part has, more or less.
 const SIZE: usize = 256;
@@ -23,12 +23,12 @@ pub(super) enum PartKind {
     Choose,
 }
 
-/// How many parts so many endpoints are cut into; `None` if they stand in one chain.
+/// The number of parts that `endpoints` are cut into; `None` if they stand in one chain.
 pub(super) fn count(endpoints: usize) -> Option<usize> {
     (endpoints > MOST_IN_ONE_CHAIN).then(|| (endpoints / SIZE).next_power_of_two().min(MOST))
 }
 
-/// Distributes endpoints over so many parts, by the names of their chains. A part may be empty.
+/// Distributes endpoints over `count` parts, by the names of their chains. A part may be empty.
 pub(super) fn cut<T: Copy>(endpoints: &[(T, ChainId)], count: usize) -> Vec<Vec<(T, ChainId)>> {
     let mut parts = vec![Vec::new(); count];
     for endpoint in endpoints {

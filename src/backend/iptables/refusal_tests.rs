@@ -1,4 +1,4 @@
-//! Services that the kernel refuses, on an in-memory iptables: what others notice, and what finding them costs.
+//! Services that the kernel refuses, on an in-memory iptables: what other Services notice, and what finding them costs.
 
 use super::tests::Bench;
 use super::*;

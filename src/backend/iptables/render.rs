@@ -321,7 +321,7 @@ impl<'a> Port<'a> {
     }
 }
 
-/// The chance that one of the first so many of those that are left is meant.
+/// The chance that the packet is for one of the first `first` of `left` endpoints.
 fn share(first: usize, left: usize) -> Match<'static> {
     if first == left { Match::NOTHING } else { Asks::Share(Share::of_first(first, left)).into() }
 }

@@ -78,7 +78,7 @@ impl Bench {
         applied.refused.len()
     }
 
-    /// What listing the tables shows, whether they tell what others do or not.
+    /// What listing the tables shows, whether they tell what other programs do or not.
     pub(super) async fn listed(&mut self) -> Vec<String> {
         let watch = std::mem::replace(&mut self.backend.watch, TableWatch::new(DriftDetection::Poll));
         let (found, _) = self.look_thoroughly().await;
@@ -228,7 +228,7 @@ async fn a_refused_service_is_named_and_left_out_and_all_others_work() {
     assert!(refused > 20, "{refused}");
 }
 
-/// Has the kernel refuse a Service among others, at first sight and after it had worked; how
+/// Has the kernel refuse one of many Services, at first sight and after it had worked; how
 /// often it was refused.
 async fn refuse(most_chains: usize, service: &str, poison: &str) -> usize {
     let mut generator = Generator::new(11);
@@ -240,7 +240,7 @@ async fn refuse(most_chains: usize, service: &str, poison: &str) -> usize {
     bench.backend.tools().refused = poisoned.clone();
     let first = bench.expect_without(service).await;
 
-    // It stays out while others change, and comes back when all is written anew.
+    // It stays out while other Services change, and comes back when everything is rewritten.
     bench.tracker.fold(WatchEvent::ServiceGone(ServiceName::new("ns", "svc-5")));
     assert_eq!(bench.sync().await.unwrap().newly_refused().count(), 0);
     bench.backend.tools().refused.clear();
@@ -443,7 +443,7 @@ async fn a_flush_while_we_write_does_not_hide_behind_our_own_change() {
 fn harm(tools: &mut FakeXtables, random: &mut Generator) -> (&'static str, String) {
     let table = ["nat", "nat", "nat", "filter"][usize::try_from(random.below(4)).unwrap()];
     let full = |(name, rules): (&String, &Vec<String>)| {
-        // A rule of others in kubelet's chain is theirs.
+        // Foreign rules in kubelet's chain are left alone.
         let is_ours = name.starts_with("KUBE-") && name != "KUBE-FIREWALL";
         (is_ours && !rules.is_empty()).then(|| name.clone())
     };
@@ -547,7 +547,7 @@ async fn large() -> Bench {
         bench.tracker.fold(crate::testing::cluster::slice(number, 5));
     }
     bench.sync().await.unwrap();
-    assert_eq!(bench.look().await, (vec![], 0), "nobody else wrote, so there is nothing to look for");
+    assert_eq!(bench.look().await, (vec![], 0), "no other program wrote, so there is nothing to look for");
     bench
 }
 
@@ -587,7 +587,7 @@ async fn what_is_not_ours_costs_no_reading_whoever_writes_it() {
         theirs(bench.backend.tools());
         bench.tracker.fold(crate::testing::cluster::slice(round, 3));
         bench.sync().await.unwrap();
-        assert_eq!(bench.look().await, (vec![], 0), "our own changes do not look like others'");
+        assert_eq!(bench.look().await, (vec![], 0), "our own changes do not look like foreign ones");
     }
 }
 

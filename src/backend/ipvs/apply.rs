@@ -24,7 +24,7 @@ pub(super) struct Refused {
     pub(super) object: Object,
     /// What was asked and why not, in the kernel's words.
     pub(super) reason: String,
-    /// It is there, and was not seen when the kernel was looked at: nobody's fault.
+    /// The object exists, but the kernel did not list it: no Service's fault.
     pub(super) was_unseen: bool,
 }
 
@@ -146,7 +146,10 @@ impl<X: Xtables> Apply<'_, X> {
             if let Some(name) = asked_for
                 && self.missing_schedulers.insert(name.clone())
             {
-                tracing::error!(scheduler = %name, "the kernel has no such scheduler; its Services get the default one");
+                tracing::error!(
+                    scheduler = %name,
+                    "the kernel has no such IPVS scheduler (module ip_vs_{name}); its Services use the default one"
+                );
             }
         }
     }

@@ -1,4 +1,4 @@
-//! Taking down what carries our names, and no one else's virtual servers.
+//! Taking down what carries our names, and no foreign virtual servers.
 
 use super::Kernel;
 use super::desired::{Baseline, Fact};
@@ -129,7 +129,7 @@ impl Kernel {
         in_one(outcomes).map(|()| Removed { servers, sets })
     }
 
-    /// Removes the interface that holds the Services' addresses, unless it has somebody else's; says
+    /// Removes the interface that holds the Services' addresses, unless it has foreign ones; says
     /// whether it was removed.
     ///
     /// # Errors

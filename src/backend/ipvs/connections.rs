@@ -5,7 +5,7 @@ use crate::kernel::ipvs::VirtualServers;
 use crate::model::{IpFamily, ServiceName};
 use anyhow::Result;
 
-/// Connections are counted once in so many rounds of two seconds: each Service costs a question.
+/// Rounds of two seconds between two counts of connections: each Service costs a question.
 const ROUNDS: usize = 5;
 
 /// What was counted.
@@ -19,10 +19,10 @@ pub struct ConnectionCounts {
     pub connections: Option<Vec<(ServiceName, u64)>>,
 }
 
-/// Who is told, and how much.
+/// What takes the counts, and of how many Services.
 pub(super) struct Counting {
     tell: Box<dyn Fn(ConnectionCounts)>,
-    /// Connections are counted for so many Services at most, the first ones by name.
+    /// Connections are counted for at most this many Services, the first ones by name.
     services: usize,
     rounds: usize,
 }

@@ -74,7 +74,7 @@ pub(super) struct Held {
     pub(super) server: Arc<Server>,
     /// It has switches that we never set.
     pub(super) is_strange: bool,
-    /// Somebody else's, as far as we can tell: it is only touched if a Service wants it.
+    /// Another program's, as far as we can tell: it is only touched if a Service wants it.
     pub(super) is_foreign: bool,
     /// The Services that want it; the first one says how it looks.
     pub(super) owners: Vec<ServiceName>,
@@ -94,19 +94,19 @@ pub struct Baseline {
     pub(super) set_up: bool,
     /// Something has been carried out since the kernel was looked at.
     pub(super) is_settled: bool,
-    /// The rules of our chains, as last written; a chain that somebody else has changed is missing.
+    /// The rules of our chains, as last written; a chain that another program has changed is missing.
     pub(super) rules: ChainHashes,
     /// Each Service's part, as last carried out.
     pub(super) services: BTreeMap<ServiceName, ServicePart>,
-    /// How many Services want what is there; nobody wants some of what was found at the start.
+    /// How many Services want what is there; none wants some of what was found at the start.
     pub(super) facts: BTreeMap<Fact, u32>,
-    /// Virtual servers, ours and others'.
+    /// Virtual servers, ours and foreign ones.
     pub(super) servers: BTreeMap<Frontend, Held>,
-    /// What was found in place of virtual servers that somebody else has changed; nothing where they are gone.
+    /// What was found in place of virtual servers that another program has changed; nothing where they are gone.
     pub(super) damaged: BTreeMap<Frontend, Option<Held>>,
-    /// Facts that somebody else has undone.
+    /// Facts that another program has undone.
     pub(super) missing: BTreeSet<Fact>,
-    /// Entries that somebody else has added to our sets.
+    /// Entries that another program has added to our sets.
     pub(super) surplus: BTreeSet<Fact>,
     /// Virtual servers with real servers that are being drained.
     pub(super) draining: BTreeSet<Frontend>,
@@ -119,7 +119,7 @@ pub struct Baseline {
 }
 
 impl Baseline {
-    /// A virtual server as it is there, whoever made it so.
+    /// A virtual server as it is in the kernel, with changes of other programs.
     pub(super) fn there(&self, at: &Frontend) -> Option<&Held> {
         match self.damaged.get(at) {
             Some(found) => found.as_ref(),
@@ -162,7 +162,7 @@ impl Baseline {
         })
     }
 
-    /// Notes what was found and nobody is known to want.
+    /// Notes what was found and no Service is known to want.
     pub(super) fn note_found(&mut self, fact: Fact) {
         self.note_fact(fact, 1);
         self.facts.insert(fact, 0);

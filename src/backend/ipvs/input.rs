@@ -26,7 +26,7 @@ pub struct Features {
     pub random_fully: bool,
     /// The scheduler of Services that ask for none.
     pub scheduler: IpvsScheduler,
-    /// Networks in which nobody's virtual servers are removed.
+    /// Networks in which no virtual server is removed, ours included.
     pub exclude: Vec<crate::model::Cidr>,
     /// Everything as kube-proxy does it.
     pub upstream_compat: bool,
@@ -225,8 +225,8 @@ impl Rules<'_> {
         });
     }
 
-    /// The node's own connections to an address of its own have that as their source: nobody
-    /// elsewhere could answer. kube-proxy leaves them to it under the Local policy.
+    /// The node's own connections to an address of its own have that as their source, which no
+    /// endpoint elsewhere could answer. kube-proxy leaves them to it under the Local policy.
     fn masquerade_own(&self, out: TableOut<'_>, chain: &'static str, matching: &[Match<'_>]) {
         if !self.features.upstream_compat {
             let own = [matching, &[Asks::SourceIsLocal.into()]].concat();

@@ -28,7 +28,7 @@ pub(super) fn wanted(desired: &Desired<'_>) -> Vec<KernelObject> {
                 Fact::Entry(id, entry) => {
                     (format!("{SET}{}", id.name(desired.plan.settings.family)), entry_text(entry))
                 }
-                // A rule of its own, which is watched with all others.
+                // A rule of its own, which is watched with all other rules.
                 Fact::Guard(_) => continue,
             };
             shared.entry(name).or_default().insert(line);

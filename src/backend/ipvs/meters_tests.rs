@@ -91,7 +91,7 @@ async fn counts_go_on_over_a_restart_of_the_kernels() {
     let first = pass_traffic(&bench);
     tend(&mut bench).await;
     assert_eq!(connections(&sums, " "), first);
-    // Somebody removes all, and it is healed.
+    // Another program removes all, and the proxy heals it.
     bench.node.state().servers.clear();
     bench.node.state().opened.clear();
     bench.backend.forget();

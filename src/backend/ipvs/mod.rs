@@ -130,8 +130,8 @@ impl<X: Xtables> Ipvs<X> {
         self
     }
 
-    /// Makes it tell every two seconds what is being drained, and every ten the connections of so
-    /// many Services at most.
+    /// Makes it tell every two seconds what is being drained, and every ten the connections of at
+    /// most `services` Services.
     #[must_use]
     pub fn counting(mut self, tell: Box<dyn Fn(ConnectionCounts)>, services: usize) -> Self {
         self.counting = Some(Counting::new(tell, services));
@@ -166,7 +166,7 @@ impl<X: Xtables> Ipvs<X> {
         }
     }
 
-    /// Measures what there is now; the statistics of new servers have begun anew.
+    /// Measures what there is now; the statistics of new servers begin at zero.
     fn measure(&mut self, desired: &Desired<'_>, new: &BTreeSet<(Frontend, Option<SocketAddr>)>) {
         let Some(mut counters) = self.counters.take() else { return };
         let context = self.context(&desired.plan);
@@ -177,8 +177,8 @@ impl<X: Xtables> Ipvs<X> {
 
     /// Tells the kernel. The Services that want an object that it refuses are left out from then on.
     ///
-    /// Only when everything was compared with what is there: before that it may be somebody
-    /// else's doing, which is no Service's fault and is mended by looking anew.
+    /// Only when everything was compared with what is there: before that another program may
+    /// be the cause, which is no Service's fault, and a new comparison mends it.
     async fn carry_out(&mut self, changes: Changes, baseline: &mut Baseline) -> Result<usize> {
         let mut apply = apply::Apply {
             tools: &mut self.tools,
@@ -194,12 +194,12 @@ impl<X: Xtables> Ipvs<X> {
             || apply.missing_schedulers.len() > schedulers
             || refused.iter().any(|refused| refused.was_unseen);
         if !refused.is_empty() && is_nobodys_fault {
-            bail!("{} operations refused: {}", refused.len(), shown(&refused));
+            bail!("the kernel refused {} operations: {}", refused.len(), shown(&refused));
         }
         for Refused { object, reason, .. } in &refused {
             let mut wanting = changes.wanting(*object).peekable();
             if wanting.peek().is_none() {
-                bail!("refused, and no Service wants it: {reason}");
+                bail!("the kernel refused an object that no Service wants: {reason}");
             }
             wanting.try_for_each(|service| self.quarantine.add(service, reason))?;
         }
@@ -385,7 +385,7 @@ impl<X: Xtables + 'static> Dataplane for Ipvs<X> {
     fn learn(&mut self) -> LocalBoxFuture<'_, Result<()>> {
         Box::pin(async {
             self.node_addresses = Addresses::read(&mut self.kernel, self.family)?.node;
-            // Who may not run the tool may look at the rest.
+            // A user who may not run the tool may look at the rest.
             let _ = self.learn_options(Trial::Read).await;
             Ok(())
         })

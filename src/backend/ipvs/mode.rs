@@ -186,8 +186,8 @@ impl ProxyMode for IpvsMode {
     }
 }
 
-/// By what the virtual servers that IPVS mode left are told from those of other programs: by the sets that name them,
-/// in either of its ways.
+/// Distinguishes the virtual servers that IPVS mode left from those of other programs: the sets name them, in either
+/// of its ways.
 fn leftover_features(config: &Config, family: IpFamily) -> Features {
     let scheduler = IpvsScheduler::as_upstream("rr");
     Features { upstream_compat: false, ..features(config, family, scheduler, Version::RANDOM_FULLY) }

@@ -14,7 +14,7 @@ pub(super) const PROXY_FIREWALL: &str = "KUBE-PROXY-FIREWALL";
 pub(super) const SOURCE_RANGES: &str = "KUBE-SOURCE-RANGES-FIREWALL";
 pub(super) const FILTER: &str = "KUBE-IPVS-FILTER";
 pub(super) const OUT_FILTER: &str = "KUBE-IPVS-OUT-FILTER";
-/// Ours: drops what the Local policy allows nobody here to answer.
+/// Ours: drops what no local endpoint may answer under the Local policy.
 pub(super) const LOCAL_POLICY: &str = "KUBE-LOCAL-POLICY";
 
 /// The sets. All are there once per family.
@@ -37,7 +37,7 @@ pub(super) enum SetId {
     NodePortLocalSctp,
     HealthCheckNodePort,
     IpvsIps,
-    /// Ours: nobody gets an answer here.
+    /// Ours: no client gets an answer here.
     NobodyLocal,
     /// Ours: clients from outside get no answer here.
     OutsideLocal,

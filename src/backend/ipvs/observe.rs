@@ -76,8 +76,8 @@ pub(super) fn all(
 /// A virtual server, its switches if they are ours, and its real servers.
 type Found = (Frontend, Option<VirtualServer>, Vec<RealServer>);
 
-/// All virtual servers of a family. The list may lack some, and so may the survey; those that are `named` are asked
-/// for then, so that none of ours is passed over.
+/// All virtual servers of a family. The list may lack some, and so may the survey; the kernel is then asked for each
+/// that is `named`, so that none of ours is passed over.
 fn servers(kernel: &mut Kernel, family: IpFamily, named: &BTreeSet<Frontend>) -> Result<Vec<Found>> {
     let mut surveyed: BTreeMap<Frontend, Vec<RealServer>> = BTreeMap::new();
     kernel.servers.survey(&mut |at, reals| {

@@ -93,7 +93,7 @@ impl Port<'_> {
         let at = self.at(cluster_ip);
         let server = match self.plan.internal {
             Verdict::Dropped if !self.context.upstream_compat => {
-                // Nobody may be sent elsewhere, so nobody is sent anywhere.
+                // No connection may leave the node, so the virtual server has no real server.
                 self.entry(SetId::NobodyLocal, SetEntry::IpPort(at));
                 self.server(Verdict::Refused)
             }

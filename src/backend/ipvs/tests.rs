@@ -696,12 +696,12 @@ async fn of_a_thousand_services_the_one_that_is_refused_is_named_and_left_out() 
         let mut without = bench.afresh();
         without.tracker.fold(WatchEvent::ServiceGone(name.clone()));
         without.sync().await.unwrap();
-        assert_eq!(bench.kernel().0, without.kernel().0, "{object:?}: all others, and nothing of it");
+        assert_eq!(bench.kernel().0, without.kernel().0, "{object:?}: all other Services, and nothing of it");
         assert_eq!(bench.kernel().1, without.kernel().1, "{object:?}");
         assert_eq!(bench.kernel().2, without.kernel().2, "{object:?}");
         assert_eq!(bench.verify().await, None, "{object:?}");
 
-        // It stays named while others change, and comes back when it changes and the kernel takes it.
+        // It stays named while other Services change, and comes back when it changes and the kernel takes it.
         bench.tracker.fold(WatchEvent::ServiceGone(ServiceName::new("bulk", "bulk-1")));
         let applied = bench.sync().await.unwrap();
         assert_eq!((applied.refused.len(), applied.newly_refused().count()), (1, 0), "{object:?}");

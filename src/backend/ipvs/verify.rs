@@ -25,7 +25,7 @@ const LISTED_AT_EVERY_CHECK: usize = 100;
 pub(super) struct Watch {
     /// Quick looks so far.
     looks: usize,
-    /// Virtual servers of both families and of others, when they were listed last.
+    /// Virtual servers of both families, foreign ones included, when they were listed last.
     listed: usize,
     /// The virtual server whose real servers were looked at last.
     last: Option<Frontend>,
@@ -72,8 +72,8 @@ impl Watch {
         Ok(drift)
     }
 
-    /// Costs as much as there are virtual servers in the kernel, whosever they are. What is not listed is asked
-    /// for before it counts as gone.
+    /// Costs as much as there are virtual servers in the kernel, foreign ones included. What is not listed is
+    /// looked up before it counts as gone.
     fn compare_servers(
         &mut self,
         kernel: &mut Kernel,
@@ -121,7 +121,7 @@ impl Watch {
     fn next_in_turn(&mut self, baseline: &Baseline) -> Vec<Frontend> {
         let start = self.last.map_or(Bound::Unbounded, Bound::Excluded);
         let turn: Vec<Frontend> = ours(baseline, start).take(CHECKED_AT_ONCE).map(|(at, _)| *at).collect();
-        // The end is reached: the next look begins anew.
+        // The end is reached: the next look starts over.
         self.last = turn.last().copied().filter(|_| turn.len() == CHECKED_AT_ONCE);
         turn
     }
@@ -141,8 +141,8 @@ fn find(kernel: &mut Kernel, at: &Frontend, baseline: &Baseline) -> Result<Optio
     Ok(Some(Held { server: Arc::new(Server { with, reals }), is_strange, is_foreign: false, owners }))
 }
 
-/// The virtual servers whose real servers are not seen to be as they should be. To ask for each is dear, so all are
-/// surveyed, and what is said of these has to be asked for.
+/// The virtual servers whose real servers the survey does not show as they should be. To look up each is dear, so one
+/// survey covers all, and only these have to be looked up.
 fn suspects(kernel: &mut Kernel, baseline: &Baseline) -> BTreeSet<Frontend> {
     let mut suspects: BTreeSet<Frontend> = ours(baseline, Bound::Unbounded).map(|(at, _)| *at).collect();
     if suspects.is_empty() {
@@ -177,7 +177,7 @@ fn differing_reals(at: &Frontend, held: &Held, there: &BTreeSet<RealServer>) -> 
     Some(Drift::new(DriftKind::RealServers, format!("of {at}"), what))
 }
 
-/// Addresses that others put there are theirs.
+/// Foreign addresses are left alone.
 fn compare_addresses(found: &BTreeSet<IpAddr>, baseline: &mut Baseline) -> Option<Drift> {
     let missing: Vec<IpAddr> =
         baseline.wanted_addresses().filter(|address| !found.contains(address)).collect();

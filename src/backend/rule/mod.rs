@@ -86,7 +86,7 @@ impl States {
     }
 }
 
-/// Which part of the packets a rule takes, as the kernel holds it: of so many.
+/// The kernel holds the share of the packets that a rule takes as a part of this.
 const CHANCES: f64 = (1_u32 << 31) as f64;
 /// Decimals of a share as kube-proxy writes it.
 const SHARE_DIGITS: f64 = 1e10;
@@ -110,7 +110,7 @@ pub(super) struct Share {
 }
 
 impl Share {
-    /// That of the first so many of all.
+    /// That of the first `first` of `all`.
     pub(super) fn of_first(first: usize, all: usize) -> Share {
         #[expect(clippy::cast_precision_loss, reason = "endpoint counts are far below 2^52")]
         let share = first as f64 / all as f64;

@@ -14,7 +14,7 @@ pub(in crate::backend) struct Parsed<'a> {
 }
 
 impl<'a> Parsed<'a> {
-    /// Reads a rule, without `-A CHAIN`. What we never write is told apart by a hash.
+    /// Reads a rule, without `-A CHAIN`. A hash distinguishes what we never write.
     pub(in crate::backend) fn of(text: &'a str) -> Self {
         let mut parsed = Parsed { matches: Vec::new(), target: Target::None };
         let mut words = words(text).peekable();

@@ -12,7 +12,7 @@ use std::fmt;
 use std::time::Duration;
 
 const TOOL: &str = "fake-iptables-restore";
-/// How other processes are called.
+/// The name of another program.
 const OTHERS: &str = "meddler";
 const TARGETS: [&str; 6] = ["ACCEPT", "DROP", "REJECT", "RETURN", "MARK", "DNAT"];
 
@@ -32,11 +32,11 @@ pub struct FakeXtables {
     pub too_slow: Vec<String>,
     /// How many were not.
     pub timeouts: usize,
-    /// After so many restores …
+    /// After this many restores …
     pub failures_after: usize,
-    /// … so many fail for lack of the lock.
+    /// … this many fail for lack of the lock.
     pub failures: usize,
-    /// Somebody flushes the nat table right after the next restore.
+    /// Another program flushes the nat table right after the next restore.
     pub flushed_after_restore: bool,
     /// What rules have counted, by table, chain and rule; forgotten when the chain is written.
     pub packets: BTreeMap<(String, String, String), u64>,
@@ -48,14 +48,14 @@ pub struct FakeXtables {
     pub readings: usize,
     /// Restores that took effect.
     pub inputs: Vec<String>,
-    /// Some of what those who listen are told next is lost.
+    /// Some of the next notices are lost.
     pub loses: bool,
     generation: u32,
     listening: Listening,
     heard: Heard,
 }
 
-/// What of others' writes is listened to.
+/// Which foreign writes are listened to.
 #[derive(Clone, Default)]
 struct Listening(Option<Concerns>);
 
@@ -107,7 +107,7 @@ impl FakeXtables {
         self.meddle(table, |table| table.values_mut().for_each(Vec::clear));
     }
 
-    /// Changes a table as somebody else would.
+    /// Changes a table as another program would.
     pub fn meddle(&mut self, table: &str, with: impl FnOnce(&mut Table)) {
         let mut changed = self.tables.get(table).cloned().unwrap_or_default();
         with(&mut changed);
@@ -121,7 +121,7 @@ impl FakeXtables {
         self.tables.insert(name.to_owned(), table);
     }
 
-    /// Tells what somebody else makes of a table.
+    /// Tells what another program makes of a table.
     fn tell(&mut self, table: &str, new: &Table) {
         let Some(concerns) = &self.listening.0 else { return };
         if std::mem::take(&mut self.loses) {

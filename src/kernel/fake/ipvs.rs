@@ -57,7 +57,7 @@ pub struct State {
     pub refused: BTreeSet<(FakeObject, IpAddr)>,
     /// A virtual server that neither lists nor surveys show.
     pub hidden: Option<Frontend>,
-    /// So many writes succeed before one fails; `None` means that all do.
+    /// Writes that succeed before one fails; `None` means that all do.
     pub fails_after: Option<usize>,
     /// Every change, in order.
     pub log: Vec<ServerOperation>,
@@ -108,7 +108,7 @@ impl FakeNode {
         self.0.borrow_mut()
     }
 
-    /// Counts a question with so many objects in its answer.
+    /// Counts a question with `objects` objects in its answer.
     fn answer(&self, objects: usize) {
         let (asked, answered) = self.state().asked;
         self.state().asked = (asked + 1, answered + objects);
@@ -209,7 +209,7 @@ fn address(entry: &SetEntry) -> Option<IpAddr> {
 }
 
 impl VirtualServers for FakeNode {
-    /// Passes over the last of several and lists the first twice, as if others came and went.
+    /// Passes over the last of several and lists the first twice, as if another namespace's came and went.
     fn list(&mut self) -> Result<Vec<Listed>> {
         let mut all: Vec<Listed> =
             self.state().servers.iter().map(|(at, server)| (*at, server.with.clone())).collect();
@@ -239,7 +239,7 @@ impl VirtualServers for FakeNode {
         Ok(server.reals.iter().map(entry).collect())
     }
 
-    /// Passes over the first, as if others came and went.
+    /// Passes over the first, as if another namespace's came and went.
     fn survey(&mut self, visit: &mut dyn FnMut(Frontend, &[RealServer])) {
         let shown: Vec<(Frontend, Vec<RealServer>)> = {
             let state = self.state();

@@ -129,7 +129,7 @@ async fn version_of(program: &str) -> Result<(Version, Flavor), String> {
 }
 
 /// The flavour whose tables already hold kubelet's or our own marks; else the one that plain
-/// `iptables` is; else whichever is installed.
+/// `iptables` is; else the one that is installed.
 async fn flavor_in_use(family: IpFamily) -> Result<Flavor> {
     let nft = installed(family, Flavor::Nft).await;
     let legacy = installed(family, Flavor::Legacy).await;

@@ -1,4 +1,4 @@
-//! The lock that the legacy tools of all programs take in turns, and who has it.
+//! The lock that the legacy tools of all programs take in turns, and the process that holds it.
 
 use crate::model::word;
 use std::fmt;
@@ -12,11 +12,11 @@ const PATH: &str = "/run/xtables.lock";
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the lock {PATH}, which legacy iptables needs, is held by {holder}")]
 pub struct LockHeld {
-    /// Who.
+    /// The process.
     pub holder: LockHolder,
 }
 
-/// Who has the lock.
+/// The process that holds the lock; `None` if it is unknown.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LockHolder(Option<(u32, String)>);
 

@@ -49,7 +49,7 @@ impl fmt::Display for Flavor {
 /// Something that differs whenever the tables differ, and costs next to nothing to read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stamp {
-    /// The nf_tables generation: counts every change by anyone.
+    /// The nf_tables generation: counts every change by any program.
     Generation(u32),
     /// The sizes of the legacy mangle, nat and filter tables: a rule more or less shows.
     Sizes([Option<TableSize>; 3]),

@@ -46,7 +46,7 @@ pub(super) async fn print(program: &'static str, table: &str, take: &mut dyn FnM
     Ok(())
 }
 
-/// Others' comments may be in any encoding; most are in the one that is checked fast.
+/// Foreign comments may be in any encoding; most are in UTF-8, which is checked fast.
 async fn lines(
     mut output: BufReader<impl AsyncRead + Unpin>,
     pause: Duration,
@@ -69,7 +69,7 @@ async fn lines(
 /// The name of the chain that a line declares, unless it is built in.
 pub(super) fn declared_chain(line: &str) -> Option<&str> {
     let mut words = line.strip_prefix(':')?.split(' ');
-    // Built-in chains have a policy where others have a dash.
+    // Built-in chains have a policy where user-defined ones have a dash.
     words.next().filter(|_| words.next() == Some("-"))
 }
 

@@ -28,7 +28,7 @@ const LOCK_WAIT: &str = "-w 5";
 const RULE_LIMIT: Duration = Duration::from_secs(60);
 /// Longer than any input takes that we make, even in a table of a million rules.
 const RESTORE_LIMIT: Duration = Duration::from_secs(120);
-/// What takes longer is told.
+/// A restore that takes longer is logged.
 const LONG_RESTORE: Duration = Duration::from_secs(30);
 /// The most of a tool's complaints that is kept.
 const MOST_WORDS: u64 = 4096;
@@ -46,7 +46,7 @@ pub struct Tools {
     nft: Option<Nft>,
     /// Hears of what is written to nf_tables.
     monitor: Option<Rc<Monitor>>,
-    /// What others write to our family.
+    /// What other programs write to our family.
     subscription: Option<Subscription>,
 }
 
@@ -55,7 +55,7 @@ impl Tools {
         Tools { family, flavor, version, programs, nft: None, monitor: None, subscription: None }
     }
 
-    /// The same tools, which can tell what others write.
+    /// The same tools, which can tell what other programs write.
     #[must_use]
     pub fn with_monitor(mut self, monitor: Rc<Monitor>) -> Self {
         self.monitor = Some(monitor);
@@ -197,7 +197,7 @@ impl Tools {
             .map_err(|_| RestoreError::TimedOut { tool, after: RESTORE_LIMIT })?
             .map_err(|error| self.unable(error))?;
         if start.elapsed() >= LONG_RESTORE {
-            tracing::warn!(tool, seconds = start.elapsed().as_secs(), "an input took long");
+            tracing::warn!(tool, seconds = start.elapsed().as_secs(), "the tool took long for one input");
         }
         if status.success() {
             return Ok(message.replace('\n', "; "));
@@ -299,7 +299,7 @@ pub(super) fn words(output: &Output) -> String {
     if text.trim().is_empty() { output.status.to_string() } else { said(&text) }
 }
 
-/// The same of any text. That the lock is held is said in our words, with who holds it.
+/// The same of any text. If another program holds the lock, our words name it.
 fn said(text: &str) -> String {
     LockHeld::said(text).map_or_else(|| excerpt(text), |held| held.to_string())
 }

@@ -24,7 +24,7 @@ const GENERATION_PROCESS: u16 = 3;
 const CREATED: u16 = 0x600;
 /// What may wait to be read: some 20,000 rules. It takes kernel memory only while it waits.
 const MOST_WAITING: usize = 16 << 20;
-/// How often what waits is read while a child of ours writes. It is told of all at once, at 10 MB for 10,000 rules.
+/// How often the socket is read while a child of ours writes. Its notices come all at once, 10 MB for 10,000 rules.
 const TURN: Duration = Duration::from_millis(5);
 /// Chains of one family that are remembered; what is done to more counts as lost.
 const MOST_CHAINS: usize = 10_000;
@@ -104,7 +104,7 @@ struct Child {
     port: u32,
     /// A transaction of it was heard.
     has_written: bool,
-    /// What others wrote meanwhile.
+    /// What other programs wrote meanwhile.
     meanwhile: Vec<Transaction>,
 }
 
@@ -137,7 +137,7 @@ impl Monitor {
         Ok(Rc::new(Monitor(RefCell::new(Inner { notices, listeners: Vec::new(), child: None, open }))))
     }
 
-    /// Follows what others write to chains of a family; what they wrote before does not count.
+    /// Follows what other programs write to chains of a family; earlier writes do not count.
     pub fn subscribe(self: &Rc<Self>, family: IpFamily, concerns: Concerns) -> Subscription {
         let mut inner = self.0.borrow_mut();
         inner.read();
@@ -147,7 +147,7 @@ impl Monitor {
         Subscription { monitor: self.clone(), family }
     }
 
-    /// Waits for what a child of ours does, and reads meanwhile what is told of it: that would
+    /// Waits for what a child of ours does, and reads its notices meanwhile, which would
     /// fill the socket. `work` says at its end whether the child has changed anything.
     pub async fn follow<T>(
         &self,
@@ -163,7 +163,7 @@ impl Monitor {
         }
         let done = self.read_while(work).await;
         let mut inner = self.0.borrow_mut();
-        // All that the child did was told before it ended.
+        // All notices of the child came before it ended.
         inner.read();
         inner.end_child(name, has_changed(&done));
         done
@@ -200,7 +200,7 @@ impl Subscription {
 }
 
 impl Inner {
-    /// Reads all that was told by now.
+    /// Reads all notices that have come.
     fn read(&mut self) {
         let Inner { notices, listeners, child, open } = self;
         let read = notices.read(&mut |message| take(&message, listeners, child.as_mut(), open));
@@ -325,7 +325,7 @@ impl Transaction {
         }
     }
 
-    /// What was done to many rules of a chain is told once.
+    /// Changes of many rules of a chain count as one.
     fn push(&mut self, family: IpFamily, write: Write) {
         let write = (family, write);
         if self.writes.last() != Some(&write) {

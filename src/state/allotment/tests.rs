@@ -366,7 +366,7 @@ fn the_api_servers_cluster_ip_leads_to_it_and_to_nobody_else() {
         (lacks(&tracker, "thief"), lacks(&tracker, "second")),
         (vec![ExternalIp], vec![LoadBalancerIp])
     );
-    // It is away for a while, and others want its address.
+    // It is away for a while, and another Service wants its address.
     fold(&mut tracker, [gone("default/kubernetes"), on_443("late").cluster_ip("10.96.0.1").event()]);
     assert_eq!((lacks(&tracker, "thief"), lacks(&tracker, "late")), (vec![ExternalIp], vec![ClusterIp]));
     assert!(lacks(&tracker, "second").is_empty(), "nothing is known of where it leads");
@@ -459,7 +459,7 @@ fn a_service_is_not_in_its_own_way() {
     assert_eq!((tracker.conflicts().count(), lacks(&tracker, "web")), (0, vec![]));
 }
 
-/// Contested is what both have: the other ports of the address stay with the one who wants them.
+/// Contested is what both have: the other ports of the address stay with the Service that wants them.
 #[test]
 fn a_service_goes_without_the_contested_port_only() {
     let mut tracker = Tracker::default();
@@ -528,7 +528,7 @@ fn one_service_has_a_port_of_the_node_once() {
     assert!(changes.conflicts.iter().all(|it| it.owner_field == "spec.ports[].nodePort"), "{changes:?}");
 }
 
-/// Refused claims do not stand in anybody's way.
+/// Refused claims do not stand in another claim's way.
 #[test]
 fn a_claim_that_is_refused_leaves_the_place_to_the_next_one() {
     let mut tracker = tracker(true);

@@ -185,7 +185,7 @@ fn a_change_is_one_of_the_families_that_it_is_in() {
     let changes = tracker.take_changes(IpFamily::V6);
     assert_eq!((names(&changes), &changes.triggered[..]), (vec!["shop/dual"], &[1005][..]));
 
-    // The family that it leaves has to hear of it, too.
+    // The family that it leaves is changed, too.
     dual.cluster_ips.v4 = None;
     tracker.fold(WatchEvent::Service(dual));
     assert!(tracker.has_changes(IpFamily::V4) && tracker.has_changes(IpFamily::V6));

@@ -73,7 +73,7 @@ impl Told {
         assert!(run.await.is_err(), "the loop goes on");
     }
 
-    /// The status of a path of the health port, which everybody can reach: nothing of what is wrong may be in the body.
+    /// The status of a path of the health port, which every neighbour can reach: its body must not say what is wrong.
     fn get(&self, path: &str) -> u16 {
         let routes = routes(self.health.clone(), Arc::new(now), Box::new(|_, _| {}));
         let reply = routes(Request { method: "GET", path, query: "" });
@@ -113,7 +113,7 @@ async fn a_refused_service_is_named_on_the_service_on_the_node_in_the_metrics_an
     assert!(notices[1].note.contains("ns/svc-0"));
     assert!(told.metrics().contains("kubeproxy_rs_refused_services{ip_family=\"IPv4\"} 1\n"));
     let (status, body) = told.detail();
-    assert_eq!(status, 200, "the others work: {body}");
+    assert_eq!(status, 200, "the other Services work: {body}");
     assert_eq!(body["families"]["IPv4"]["refused"][0]["service"], "ns/svc-0");
     assert_eq!(["/healthz", "/readyz", "/status"].map(|path| told.get(path)), [200; 3]);
 

@@ -1,4 +1,4 @@
-//! An API server that was started by somebody else: filled for a load test, and emptied after it.
+//! An API server that this program did not start: filled for a load test, and emptied after it.
 //!
 //! What is made carries our label, and all but Nodes is in a namespace of our own; nothing else is
 //! touched. Requests are sent from the network namespace in which `open` was called, on a thread of
@@ -26,7 +26,7 @@ pub use objects::{NAMESPACE, is_ours};
 /// Writes that are under way at a time. What concerns one object always goes the same lane, because
 /// a write that overtakes another would leave the older state.
 const LANES: usize = 16;
-/// Writes that wait in a lane; whoever has more to write waits until there is room.
+/// Writes that wait in a lane; a caller with more to write waits until there is room.
 const WAITING: usize = 16;
 
 /// An API server; what was made there is removed when this is dropped.
@@ -57,7 +57,7 @@ impl RemoteApi {
     /// is there to empty it.
     ///
     /// # Errors
-    /// When the server is not reachable, and when somebody else has a namespace of that name.
+    /// When the server is not reachable, and when the namespace is there without our label.
     pub fn open(kubeconfig: &Path, patience: Duration) -> Result<RemoteApi> {
         let runtime = Builder::new_current_thread().enable_all().build()?;
         let options = ClientOptions { kubeconfig: Some(kubeconfig.to_owned()), master: None };
@@ -79,7 +79,7 @@ impl RemoteApi {
     /// Makes an object, in our namespace whatever it says itself. Failures are told by `finish`.
     ///
     /// # Errors
-    /// When nobody takes orders any more.
+    /// When the writer is gone.
     pub fn create(&self, object: Value) -> Result<()> {
         self.order(objects::owned(object), Order::Create)
     }
@@ -87,7 +87,7 @@ impl RemoteApi {
     /// Replaces an object that was made by `create`. Failures are told by `finish`.
     ///
     /// # Errors
-    /// When nobody takes orders any more.
+    /// When the writer is gone.
     pub fn replace(&self, object: Value) -> Result<()> {
         self.order(objects::owned(object), Order::Replace)
     }

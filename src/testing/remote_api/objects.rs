@@ -80,7 +80,7 @@ impl Objects {
         Ok(())
     }
 
-    /// Whatever its version is: nobody else writes our objects.
+    /// Whatever its version is: no other program writes our objects.
     pub(super) async fn replace(&self, object: &Value) -> Result<()> {
         let name = object["metadata"]["name"].as_str().unwrap_or_default();
         let replaced = self.api_of(object)?.replace(name, &PostParams::default(), &typed(object)?).await;
@@ -88,13 +88,13 @@ impl Objects {
         Ok(())
     }
 
-    /// Makes our namespace anew.
+    /// Recreates our namespace, empty.
     pub(super) async fn claim(&self) -> Result<()> {
         if let Some(namespace) = self.namespace().await? {
             if !is_ours(&serde_json::to_value(&namespace)?) {
                 bail!(
-                    "namespace {NAMESPACE} is somebody else's, as it has no label {LABEL}={OWNER}: \
-                     nothing was written"
+                    "namespace {NAMESPACE} belongs to another program, as it has no label {LABEL}={OWNER}: \
+                     nothing was written; delete it, or name another API server"
                 );
             }
             self.remove().await.context("removing what an earlier run has left")?;
@@ -124,7 +124,7 @@ impl Objects {
                 sleep(POLL).await;
                 continue;
             }
-            // Nobody does what the namespace controller does, as in envtest. It is empty.
+            // No namespace controller runs, as in envtest. The namespace is empty.
             namespace.data["spec"]["finalizers"] = json!([]);
             let parameters = PostParams::default();
             let finalized =

@@ -1,4 +1,4 @@
-//! Against the stub server, which plays somebody else's here.
+//! Against the stub server, in the place of a foreign API server.
 
 use super::*;
 use crate::testing::proxy::Folder;
@@ -82,7 +82,7 @@ fn a_namespace_of_somebody_else_is_left_alone() {
     let theirs = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}});
     server.put(theirs);
     let error = format!("{:#}", open(&kubeconfig).err().unwrap());
-    assert!(error.contains("namespace kube-proxy-rs-bench is somebody else's"), "{error}");
+    assert!(error.contains("namespace kube-proxy-rs-bench belongs to another program"), "{error}");
     assert!(server.seen().iter().all(|seen| seen.verb == Verb::Get), "{:?}", server.seen());
 }
 

@@ -100,7 +100,7 @@ fn names_events(path: &str) -> bool {
     namespace.and_then(|rest| rest.strip_suffix("/events")).is_some_and(|name| !name.contains('/'))
 }
 
-/// POST of an Event, which is kept for the test and told to nobody.
+/// POST of an Event, which is kept for the test and sent to no watch.
 async fn post_event(shared: &Shared, request: Request<Incoming>) -> io::Result<Answer> {
     let body = request.into_body().collect().await.map_err(io::Error::other)?.to_bytes();
     let Ok(event) = serde_json::from_slice::<Value>(&body) else {

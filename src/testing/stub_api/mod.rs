@@ -412,7 +412,7 @@ impl StubApi {
     }
 
     fn command(&self, command: Command) {
-        // Nobody listens when no watch is open.
+        // There is no receiver when no watch is open.
         let _ = self.shared.commands.send(command);
     }
 

@@ -40,7 +40,7 @@ enum Requirement {
 impl Requirement {
     fn parse(text: &str) -> Option<Self> {
         if text.contains(['(', ' ']) {
-            return None; // Set notation; nobody here sends it.
+            return None; // Set notation; the proxy never sends it.
         }
         let pair = |(key, value): (&str, &str)| (key.to_owned(), value.to_owned());
         if let Some(key) = text.strip_prefix('!') {

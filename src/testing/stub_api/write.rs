@@ -1,7 +1,7 @@
 //! Single objects, read and written from outside.
 //!
 //! As strict as a real server where a client could go wrong: nothing is made twice or in a namespace
-//! that is not there. Nobody plays the namespace controller, as in envtest: a namespace that is
+//! that is not there. No namespace controller runs, as in envtest: a namespace that is
 //! deleted stays until it is finalized, and what is in it stays, too.
 
 use super::answer::{Answer, full, status};

@@ -1,8 +1,8 @@
 //! The connection to the API server.
 //!
 //! kube's own stack retries silently for minutes, notices a dead server after five and reads most
-//! files only once, so the stack is put together here from its parts. Whatever goes wrong is told to
-//! the caller at once; when to try again is the caller's business.
+//! files only once, so the stack is put together here from its parts. Every failure goes to the
+//! caller at once, who decides when to try again.
 //!
 //! Files change under a running program: tokens and certificates expire and are replaced. Before each
 //! request, which is rare, the files that the stack was made from are looked at, and a change of any
@@ -56,7 +56,7 @@ pub struct Exchange {
 /// Told of every exchange.
 pub type Observer = Arc<dyn Fn(&Exchange) + Send + Sync>;
 
-/// Who is told of what happens on the way to the API server.
+/// Observers of what happens on the way to the API server.
 #[derive(Clone)]
 pub struct Observers {
     /// Of exchanges.
@@ -66,7 +66,7 @@ pub struct Observers {
 }
 
 impl Default for Observers {
-    /// Nobody.
+    /// No observers.
     fn default() -> Self {
         Observers { exchange: Arc::new(|_| {}), dialling: Arc::new(|_| Box::pin(std::future::ready(()))) }
     }
@@ -114,7 +114,7 @@ impl Connection {
         Connection::observed(options, Observers::default()).await
     }
 
-    /// The same; others are told of what happens.
+    /// The same; `observers` are told of what happens.
     ///
     /// # Errors
     /// As [`open`](Connection::open).
@@ -184,8 +184,8 @@ impl Shared {
         self.current.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The stack as the files would have it now. As long as they are no good, the last one stays, and so does
-    /// the wish for a new one.
+    /// The stack as the files would have it now. As long as they are unusable, the last one stays, and every
+    /// request tries them again.
     async fn follow_files(&self) -> Made {
         let _looking = self.looking.lock().await;
         let made = self.current().clone();
@@ -213,7 +213,7 @@ impl Made {
             tracing::warn!(
                 url = &*self.url,
                 error,
-                "the changed files are no good, connecting with the last ones"
+                "cannot use the changed credential files; connecting with the previous ones"
             );
         }
         self.complaint = Some(error);
@@ -238,7 +238,6 @@ async fn make(options: &ClientOptions, observers: &Observers) -> anyhow::Result<
         Ok(made) => {
             made.context("what the exec plugin printed cannot be used, such as a token with a line break")?
         }
-        Err(_) => bail!("credentials were not there within {MAKING_TIMEOUT:?}"),
     }
 }
 

@@ -1,8 +1,8 @@
 //! Whether a server is the one that its certificate names, and why not, in words.
 //!
 //! As in client-go, a certificate that is itself one of the trusted ones is good, also where it is marked as
-//! an authority: `openssl req -x509` marks so. webpki refuses such, as browsers do. Nothing is given away: who has
-//! the key of an authority can sign any certificate with it. Name, time and key are checked all the same.
+//! an authority: `openssl req -x509` marks so. webpki refuses such, as browsers do. Nothing is given away: the holder
+//! of an authority's key can sign any certificate with it. Name, time and key are checked all the same.
 
 use anyhow::{Context, bail};
 use rustls::client::WebPkiServerVerifier;

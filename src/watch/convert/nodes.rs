@@ -29,7 +29,7 @@ pub fn node(object: &NodeObject) -> Converted<NodeFacts> {
     issues.converted(Some(facts))
 }
 
-/// Internal addresses before external ones, each in the Node's order; names are of no use.
+/// Internal addresses before external ones, each in the Node's order; names are ignored.
 fn addresses(object: &NodeObject, issues: &mut Issues) -> Box<[IpAddr]> {
     let mut found = Vec::new();
     for kind in ["InternalIP", "ExternalIP"] {

@@ -7,7 +7,7 @@ use std::fmt;
 use std::net::IpAddr;
 
 /// What makes an address one that neither endpoints nor external IPs can have (API): it would lead
-/// to whoever asks, or to whoever is on the same link.
+/// to the client's own host, or to one on the same link.
 pub(super) fn special(ip: IpAddr) -> Option<&'static str> {
     let link_local = match ip {
         IpAddr::V4(v4) => v4.is_link_local() || v4.octets()[..3] == [224, 0, 0],

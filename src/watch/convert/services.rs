@@ -55,8 +55,8 @@ pub fn service(object: &ServiceObject) -> Converted<Service> {
     issues.converted(Some(service))
 }
 
-/// Node ports that are not among those that the cluster is said to give out. They are used: whoever gave
-/// them out knows better.
+/// Node ports that are not among those that the cluster is said to give out. They are used: the API server
+/// gave them out.
 pub fn node_ports_outside(service: &Service, range: &RangeInclusive<u16>) -> impl Iterator<Item = Issue> {
     let ports = service.ports.iter().enumerate().filter(|(_, port)| port.node_port != 0);
     ports.filter(|(_, port)| !range.contains(&port.node_port)).map(|(index, port)| Issue {

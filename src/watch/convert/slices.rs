@@ -163,9 +163,9 @@ fn address(endpoint: &EndpointObject, index: usize, family: IpFamily, issues: &m
     None
 }
 
-/// Who may write slices may not thereby reach what only the node itself, or its neighbours on the
-/// link, can reach: such addresses are refused, whoever checked them before. The other endpoints of the
-/// slice are none the worse for it.
+/// A user who may write slices must not thereby reach what only the node itself, or its neighbours on the
+/// link, can reach: such addresses are refused, even if the API server accepted them. The slice's other
+/// endpoints are used.
 fn is_refused(ip: IpAddr, index: usize, issues: &mut Issues) -> bool {
     let field = format_args!("endpoints[{index}].addresses[0]");
     match special(ip) {

@@ -1,6 +1,6 @@
 //! All files together: which objects are in force, and what a look at the files changes of that.
 //!
-//! When any file has changed, all are read again; what differs from what is in force is told. An object
+//! When any file has changed, all are read again; what differs from what is in force becomes events. An object
 //! may be in several files: the first one counts. No object is kept but by its name and a hash.
 
 use super::file::{self, Content, MAX_ERRORS, Usable};
@@ -15,9 +15,9 @@ use std::hash::{Hash, Hasher};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// So many looks at files that are being written all the time, and then they are read.
+/// Looks at files that are being written all the time, before they are read all the same.
 const MOST_WAITS: u32 = 40;
-/// After so many looks, what could not be read is tried again, though it shows no change.
+/// Looks after which what could not be read is tried again, though it shows no change.
 const RETRY: u32 = 20;
 
 /// What a look at the files brought.
@@ -79,7 +79,7 @@ impl Catalog {
     }
 
     /// Looks at the files, and reads them if any has changed since they were read and none since the last
-    /// look: whoever writes one may take his time. At the start, nothing waits.
+    /// look: a program may still be writing one. At the start, nothing waits.
     pub(super) fn update(&mut self) -> Update {
         let (files, unlisted) = self.list();
         let has_settled = std::mem::replace(&mut self.seen, files.clone()) == files;

@@ -18,7 +18,7 @@ use std::fmt;
 pub(super) enum Format {
     /// Files called `*.json`.
     Json,
-    /// All others.
+    /// All other files.
     Yaml,
 }
 
@@ -106,7 +106,7 @@ fn decode_json(text: &str, found: &mut dyn FnMut(Location, Decoded)) {
     }
 }
 
-/// The error without the position that the library appends; it is reported like all others.
+/// The error without the position that the library appends; it is reported like all errors.
 fn without_line(error: &serde_json::Error) -> String {
     let text = error.to_string();
     text.rsplit_once(" at line ").map_or(text.as_str(), |(message, _)| message).to_owned()

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
 
-/// More problems than this of one file help nobody.
+/// Problems of one file that are reported at most.
 pub(super) const MAX_ERRORS: usize = 100;
 
 /// An object that can be used.
@@ -120,7 +120,7 @@ impl Reader<'_> {
                 (*node.name == *self.options.node_name).then(|| WatchEvent::Node(Arc::new(node)))
             }),
         };
-        // Two checks of one field are told once; the stricter check came first.
+        // Two findings about one field count once; the stricter check came first.
         let mut all = issues.into_vec();
         let told: BTreeSet<String> = all.iter().map(|issue| issue.field.clone()).collect();
         all.extend(converted.issues.into_iter().filter(|issue| !told.contains(&issue.field)));

@@ -53,7 +53,7 @@ impl LastGood {
             // What it said before would be worse than nothing.
             let _ = fs::remove_file(folder.join(name(&file)));
             let folder = folder.display();
-            warn!(file = %file.display(), %folder, %error, "what a manifest says is not remembered beyond this process");
+            warn!(file = %file.display(), %folder, %error, "cannot save a manifest's content for the next start");
             self.memory.insert(file, objects);
         }
     }
@@ -78,7 +78,7 @@ impl LastGood {
             |text: &Path| text.file_name().and_then(OsStr::to_str).is_some_and(|it| names.contains(it));
         for text in self.texts().into_iter().filter(|text| !is_known(text)) {
             if let Err(error) = fs::remove_file(&text) {
-                warn!(file = %text.display(), %error, "cannot remove what is remembered of a manifest");
+                warn!(file = %text.display(), %error, "cannot remove the saved copy of a manifest");
             }
         }
     }

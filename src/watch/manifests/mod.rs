@@ -41,7 +41,7 @@ const SETTLE: Duration = Duration::from_millis(250);
 pub struct ManifestOptions {
     /// Our node: endpoints on it are local, and no other Node counts.
     pub node_name: String,
-    /// The node ports that Services are expected to have; others are used with a warning.
+    /// The node ports that Services are expected to have; other ports are used with a warning.
     pub node_port_range: RangeInclusive<u16>,
     /// The folder for what is in force of each file; without it, a restart has to do without.
     pub last_good: Option<PathBuf>,
@@ -237,7 +237,7 @@ async fn update_aside(mut catalog: Catalog) -> Result<(Catalog, Update)> {
     reading.await.context("reading manifests")
 }
 
-/// Sends in order; false if nobody listens any more.
+/// Sends in order; false if the receiver is gone.
 async fn send(sender: &mpsc::Sender<WatchEvent>, events: Vec<WatchEvent>) -> bool {
     for event in events {
         if sender.send(event).await.is_err() {

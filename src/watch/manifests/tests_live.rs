@@ -40,7 +40,7 @@ impl Live {
         live
     }
 
-    /// Ends, and starts anew on what is there now.
+    /// Ends, and starts again on what is there now.
     async fn restart(self) -> Self {
         let Live { folder, receiver, task, .. } = self;
         drop(receiver);
@@ -200,7 +200,7 @@ async fn a_bad_field_holds_back_its_object_and_no_other() {
     live.until("two is gone", |live| live.ports.len() == 1).await;
 }
 
-/// What makes that nobody knows which objects a file holds.
+/// What hides which objects a file holds.
 #[rstest]
 #[case::syntax("kind: [")]
 #[case::no_text("\u{0}\u{1}")]

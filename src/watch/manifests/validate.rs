@@ -1,7 +1,7 @@
-//! The rules of the API between the fields of an object: an API server enforces them, and nobody
-//! does so for a file. Every field for itself is looked at by conversion, whatever the source.
+//! The rules of the API between the fields of an object: an API server enforces them, but not
+//! for a file. Conversion checks every field by itself, whatever the source.
 //!
-//! A field that is set where it means nothing is told and left alone. The API server refuses some
+//! A field that is set where it means nothing gets a warning and no more. The API server refuses some
 //! of these, but nothing that the proxy does depends on them.
 
 use crate::model::{IpFamily, quoted};

@@ -31,12 +31,12 @@ fn open(bytes: &Bytes) -> Result<Bytes, String> {
     Ok(unknown.raw)
 }
 
-/// A page of a list, its objects still undecoded: one that is bad must not take the others along.
+/// A page of a list, its objects still undecoded: a bad one must not take the rest along.
 #[derive(Debug)]
 pub(in crate::watch) struct Page {
     /// What to watch from.
     pub(in crate::watch) version: String,
-    /// By which the next page is asked for, if there is one.
+    /// The token that requests the next page, if there is one.
     pub(in crate::watch) next: Option<String>,
     pub(in crate::watch) objects: Vec<Bytes>,
 }

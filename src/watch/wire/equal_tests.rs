@@ -167,7 +167,7 @@ proptest! {
     }
 }
 
-/// So that the above is about something: most of what is generated can be used or is told of.
+/// So that the above is about something: most of what is generated can be used or is reported.
 #[test]
 fn what_is_generated_is_of_use() {
     let mut runner = proptest::test_runner::TestRunner::deterministic();

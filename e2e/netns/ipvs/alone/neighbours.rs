@@ -1,5 +1,5 @@
-//! Somebody in another network namespace changes virtual servers all the time. The kernel counts through those
-//! of all namespaces when it lists, and so leaves some of ours out of what it says.
+//! A process in another network namespace changes virtual servers all the time. The kernel counts through those
+//! of all namespaces when it lists, and so leaves some of ours out.
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -16,7 +16,7 @@ use crate::ipvs::{
     LIMIT, Namespace, Place, Protocol, launch, servers, service, wait_for_markers, wait_until,
 };
 
-/// So many that the kernel lists them in several pieces.
+/// Enough for the kernel to list them in several pieces.
 const SERVICES: usize = 250;
 /// Services that are asked about.
 const ASKED: usize = 20;
