@@ -4,13 +4,26 @@ use super::tests::Bench;
 use super::*;
 use crate::kernel::fake::iptables::{FakeXtables, Table};
 use crate::kernel::iptables::TRIAL;
-use crate::model::WatchEvent;
+use crate::model::{ServicePort, WatchEvent};
 use crate::testing::cluster::{name, service, slice};
 use crate::testing::generate::Generator;
 use rstest::rstest;
+use std::net::Ipv4Addr;
 
 const SERVICES: u32 = 30;
 const REFUSED: u32 = 7;
+
+/// Words of rules in a Service's own chains, in what refuses its packets, and in what leads to it.
+const WORDS: [&str; 3] = ["http ->", "http has no endpoints", LEADING];
+const LEADING: &str = "http cluster IP";
+
+/// What a line of the rules of a Service contains, in a chain of its own or only in those that lead to it.
+fn line(service: &WatchEvent, words: &str) -> String {
+    let WatchEvent::Service(service) = service else { unreachable!() };
+    let address = service.cluster_ips.v4.unwrap();
+    let rest = format!("\" -m tcp -p tcp -d {address} --dport 80 -j KUBE-SVC-");
+    format!("{}:{words}{}", service.name, if words == LEADING { &rest } else { "" })
+}
 
 /// Programmed Services, of which the kernel refuses one from now on.
 async fn bench(threshold: usize, poison: &str) -> Bench {
@@ -21,7 +34,7 @@ async fn bench(threshold: usize, poison: &str) -> Bench {
     }
     bench.sync().await.unwrap();
     bench.backend.tools().inputs.clear();
-    bench.backend.tools().refused = vec![format!("{}:{poison}", name(REFUSED))];
+    bench.backend.tools().refused = vec![line(&service(REFUSED), poison)];
     bench
 }
 
@@ -51,7 +64,7 @@ async fn expect_without(bench: &mut Bench) -> BTreeSet<String> {
 #[tokio::test]
 async fn traffic_of_all_others_goes_on_while_the_one_at_fault_is_looked_for(
     #[values(usize::MAX, 0)] threshold: usize,
-    #[values("http ->", "http cluster IP")] poison: &str,
+    #[values("http ->", LEADING)] poison: &str,
     #[values(true, false)] is_full: bool,
 ) {
     let mut bench = bench(threshold, poison).await;
@@ -86,7 +99,7 @@ async fn traffic_of_all_others_goes_on_while_the_one_at_fault_is_looked_for(
 #[rstest]
 #[tokio::test]
 async fn a_refusal_of_what_changed_writes_nothing_of_other_services(
-    #[values("http ->", "http cluster IP")] poison: &str,
+    #[values("http ->", LEADING)] poison: &str,
 ) {
     let mut bench = bench(usize::MAX, poison).await;
     bench.tracker.fold(WatchEvent::ServiceGone(name(REFUSED)));
@@ -134,6 +147,46 @@ async fn a_slow_service_is_found_in_a_few_tries(#[case] endpoints: u32, #[case] 
     expect_without(&mut bench).await;
 }
 
+/// The filter table takes effect although the nat table of the same input does not.
+#[tokio::test]
+async fn nothing_stays_of_a_slow_service_that_has_rules_in_both_tables() {
+    let mut bench = bench(usize::MAX, "no such words").await;
+    let WatchEvent::Service(mut with_idle_port) = service(REFUSED) else { unreachable!() };
+    let idle = ServicePort { name: "idle".into(), port: 81, ..with_idle_port.ports[0].clone() };
+    with_idle_port.ports = [with_idle_port.ports[0].clone(), idle].into();
+    bench.tracker.fold(WatchEvent::Service(with_idle_port));
+    bench.tracker.fold(slice(REFUSED, 3));
+    bench.backend.tools().too_slow = vec![format!("{}:http ->", name(REFUSED))];
+    assert_eq!(bench.sync().await.unwrap().newly_refused().count(), 1);
+    expect_without(&mut bench).await;
+}
+
+/// With and without the one at fault, the tree has other chains.
+#[rstest]
+#[tokio::test]
+async fn no_chain_stays_of_a_tree_in_which_a_service_is_refused(#[values(true, false)] is_full: bool) {
+    let dense = |number: u32| {
+        let WatchEvent::Service(mut service) = service(number) else { unreachable!() };
+        service.cluster_ips.v4 = Some(Ipv4Addr::from(0x0a60_0000 + number).into());
+        WatchEvent::Service(service)
+    };
+    for services in 10..40 {
+        let mut bench = Bench::new(IpFamily::V4, Flavor::Nft, 1).with_tree_above(0);
+        for number in (0..services).filter(|number| *number != REFUSED) {
+            bench.tracker.fold(dense(number));
+            bench.tracker.fold(slice(number, 1));
+        }
+        if !is_full {
+            bench.sync().await.unwrap();
+        }
+        bench.tracker.fold(dense(REFUSED));
+        bench.tracker.fold(slice(REFUSED, 1));
+        bench.backend.tools().refused = vec![line(&dense(REFUSED), LEADING)];
+        assert_eq!(bench.sync().await.unwrap().newly_refused().count(), 1);
+        expect_without(&mut bench).await;
+    }
+}
+
 /// One random change of a Service that has no frontend in common with any other.
 fn change(random: &mut Generator) -> WatchEvent {
     let number = u32::try_from(random.below(12)).unwrap();
@@ -146,10 +199,9 @@ fn change(random: &mut Generator) -> WatchEvent {
 
 /// Makes the kernel refuse up to two Services, in their chains or in what leads to them.
 fn poison(random: &mut Generator) -> Vec<String> {
-    let words = ["http ->", "http cluster IP", "http has no endpoints"];
     let one = |random: &mut Generator| {
         let number = u32::try_from(random.below(12)).unwrap();
-        format!("{}:{}", name(number), words[usize::try_from(random.below(3)).unwrap()])
+        line(&service(number), WORDS[usize::try_from(random.below(3)).unwrap()])
     };
     (0..random.below(3)).map(|_| one(random)).collect()
 }

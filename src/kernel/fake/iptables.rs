@@ -28,7 +28,7 @@ pub struct FakeXtables {
     pub tables: BTreeMap<String, Table>,
     /// Inputs with a line that contains one of these are refused.
     pub refused: Vec<String>,
-    /// Inputs with a line that contains one of these are not done in time.
+    /// Inputs with a line that contains one of these are not done in time; tables before that line take effect.
     pub too_slow: Vec<String>,
     /// How many were not.
     pub timeouts: usize,
@@ -360,8 +360,10 @@ impl Xtables for FakeXtables {
             return Err(RestoreError::Unable { tool: TOOL, message: "the lock is taken".to_owned() });
         }
         let input: String = pieces.collect();
-        if self.too_slow.iter().any(|what| input.contains(what)) {
+        if let Some(slow) = self.too_slow.iter().filter_map(|what| input.find(what)).min() {
             self.timeouts += 1;
+            let done = input[..slow].rfind("COMMIT\n").map_or("", |end| &input[..end + "COMMIT\n".len()]);
+            self.take(done).map_err(refused)?;
             return Err(RestoreError::TimedOut { tool: TOOL, after: Duration::from_secs(120) });
         }
         self.take(&input).map_err(refused)?;
