@@ -11,6 +11,7 @@ mod kinds;
 mod lines;
 mod listing;
 mod masquerade;
+pub mod nftables;
 mod options;
 mod rule;
 mod slow;
@@ -165,6 +166,8 @@ pub enum DriftKind {
     Table,
     /// An ipset.
     Ipset,
+    /// A set or map of nf_tables.
+    Set,
     /// An IPVS virtual server.
     VirtualServer,
     /// The real servers of a virtual server.
@@ -182,6 +185,7 @@ impl DriftKind {
             DriftKind::Jump => "jump",
             DriftKind::Table => "table",
             DriftKind::Ipset => "ipset",
+            DriftKind::Set => "set",
             DriftKind::VirtualServer => "virtual_server",
             DriftKind::RealServers => "real_servers",
             DriftKind::Interface => "interface",
@@ -220,6 +224,8 @@ pub enum ObjectKind {
     VirtualServers,
     /// IPVS real servers.
     RealServers,
+    /// Elements of nf_tables' sets and maps.
+    Elements,
 }
 
 /// How many kernel objects of a kind there are, and how many of them were written.

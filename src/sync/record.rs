@@ -98,6 +98,7 @@ impl Records {
                 self.metrics.ipvs_servers("virtual", family).set(gauge(count.total))
             }
             ObjectKind::RealServers => self.metrics.ipvs_servers("real", family).set(gauge(count.total)),
+            ObjectKind::Elements => {}
         }
     }
 

@@ -4,7 +4,7 @@ use crate::chain::Chain;
 use crate::element::Element;
 use crate::error::{Operation, Refused};
 use crate::expression::SetRef;
-use crate::rule::Rule;
+use crate::rule::{ListedRule, Rule};
 use crate::set::Set;
 use crate::table::{Family, Table, TableName};
 use crate::wire::{HEADER_LEN, LIST_ITEM, chain, elements, flag, message, rule, set, table};
@@ -63,6 +63,13 @@ impl Batch {
     #[must_use]
     pub fn as_bytes(&self) -> &[u8] {
         self.requests.as_bytes()
+    }
+
+    /// The rules that it adds, as the kernel would list them, but for handles and the numbers of anonymous sets.
+    pub fn rules(&self) -> impl Iterator<Item = ListedRule<'_>> {
+        Messages::new(self.as_bytes())
+            .map_while(Result::ok)
+            .filter_map(|message| crate::read::rule(&message).ok().flatten())
     }
 
     /// Makes a table, unless it is there.
