@@ -1,6 +1,6 @@
 //! Settings that do not fit the IP families of this node: said at start, most of them harmless.
 
-use super::families::NodeIps;
+use super::dataplanes::NodeIps;
 use crate::config::{Config, DetectLocal, NodePortAddresses};
 use crate::model::{Cidr, IpFamily, NodeFacts};
 use anyhow::{Result, bail};

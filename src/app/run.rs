@@ -1,20 +1,21 @@
 //! Being a service proxy: sources, loop and servers, and their end.
 
 use super::control::Asked;
-use super::families::{self, Dataplanes};
+use super::dataplanes::{self, Dataplanes};
 use super::readiness_taint::ReadinessTaint;
 use super::reload::Watched;
 use super::servers::{self, Facts, Observed};
 use super::sole::Sole;
 use super::source::{self, Feed, Source};
-use super::{cleanup, conntrack, control, signals, supervisor};
+use super::{conntrack, control, signals, supervisor};
+use crate::backend::{self, cleanup};
 use crate::config::{CommandLine, Config, DetectLocal, Effective, Mode};
 use crate::health::{Clock, Now, ProxyHealth, ServicePorts};
 use crate::http::{SlotLimits, Slots};
 use crate::kernel::iptables::Flavor;
 use crate::kernel::nfacct::Nfacct;
 use crate::kernel::{memory, process};
-use crate::metrics::{MetricSet, Metrics};
+use crate::metrics::Metrics;
 use crate::model::{IpFamily, NodeFacts, ObjectKind, PerFamily, WatchEvent};
 use crate::state::Tracker;
 use crate::sync::{Periods, Question, Records, Runner, Settlement, since_1970};
@@ -110,7 +111,7 @@ async fn serve(config: Config, line: CommandLine, effective: Effective) -> Resul
 fn tracker(config: &Config, started: SystemTime) -> Tracker {
     let started = i64::try_from(since_1970(started).as_millis()).unwrap_or(i64::MAX);
     let node = NodeFacts { name: config.node_name.as_str().into(), ..NodeFacts::default() };
-    Tracker::new(node, started).reserving(families::reserved(config)).limiting(families::limits(config))
+    Tracker::new(node, started).reserving(dataplanes::reserved(config)).limiting(dataplanes::limits(config))
 }
 
 /// Without a source there is nothing to do.
@@ -154,10 +155,7 @@ fn slots() -> Arc<Slots> {
 }
 
 fn metrics(mode: Mode) -> Result<Metrics> {
-    let shown = match mode {
-        Mode::Iptables => MetricSet::Iptables,
-        Mode::Ipvs => MetricSet::Ipvs,
-    };
+    let shown = backend::open(mode).facts().metrics;
     let metrics = Metrics::new(shown, crate::config::BUILD, Box::new(|| process::read().ok()))?;
     if Nfacct::probe().is_ok() {
         metrics.register_accounting(&(Arc::new(accounted) as _))?;
@@ -198,10 +196,7 @@ impl Program<'_> {
             return Ok(());
         }
         let node = self.tracker.snapshot().node.clone();
-        let planes = match self.config.mode {
-            Mode::Iptables => families::iptables(self.config, &node, &self.metrics).await?,
-            Mode::Ipvs => families::ipvs(self.config, &node, &self.metrics).await?,
-        };
+        let planes = Dataplanes::open(self.config, &node, &self.metrics).await?;
         self.drive(planes).await
     }
 
@@ -289,9 +284,6 @@ fn accounted(counter: &str) -> Option<u64> {
 /// The privileged part of the start: sysctls and counters.
 pub(super) async fn init_only(config: Config) -> Result<ExitCode> {
     let metrics = Arc::new(metrics(config.mode)?);
-    match config.mode {
-        Mode::Iptables => drop(families::iptables(&config, &NodeFacts::default(), &metrics).await?),
-        Mode::Ipvs => drop(families::ipvs(&config, &NodeFacts::default(), &metrics).await?),
-    }
+    Dataplanes::open(&config, &NodeFacts::default(), &metrics).await?;
     Ok(ExitCode::SUCCESS)
 }

@@ -5,6 +5,7 @@
 
 use super::listing::{self, Expected, OurChains, SharedRule};
 use super::{Drift, DriftKind, Finding, Look};
+use crate::config::DriftDetection;
 use crate::kernel::iptables::{Flavor, Stamp, Xtables};
 use crate::kernel::nft::{Act, ForeignWrite};
 use anyhow::Result;
@@ -13,18 +14,6 @@ use std::rc::Rc;
 
 /// More chains than this are counted and not named.
 const MOST_NAMED: usize = 100;
-
-/// How drift is detected.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum DriftDetection {
-    /// By what the kernel tells, where it tells anything.
-    #[default]
-    Events,
-    /// By listing what is there.
-    Poll,
-    /// Not at all.
-    Off,
-}
 
 /// After as many resyncs in a row they come no less often: an hour apart, with looks two seconds apart.
 const MOST_DOUBLINGS: u32 = 7;

@@ -3,7 +3,9 @@
 //! A backend translates a `Plan` into kernel objects and keeps one family of this node equal to
 //! it. It decides nothing about traffic (that is `plan`) and nothing about when to act (`sync`).
 
+pub mod cleanup;
 mod drift;
+mod foreign;
 pub mod iptables;
 pub mod ipvs;
 mod jumps;
@@ -11,18 +13,23 @@ mod kinds;
 mod lines;
 mod listing;
 mod masquerade;
+mod mode;
 pub mod nftables;
 mod options;
 mod rule;
+mod service_metrics;
 mod slow;
 mod tally;
+mod usable;
 mod walk;
 
-pub use drift::DriftDetection;
+pub use foreign::foreign_obstacles;
+pub use mode::{InspectedNode, Inspection, ModeFacts, Opening, ProxyMode, Requirement, open};
 pub use tally::{Detail, Measured, Measuring, Series, Told};
+pub use usable::{flavor, usable_tools};
 pub use walk::{Outcome, Packet, SERVER_RULE, Verdict};
 
-use crate::kernel::iptables::RestoreError;
+use crate::kernel::iptables::{Flavor, RestoreError};
 use crate::model::ServiceName;
 use crate::plan::Plan;
 use futures::future::LocalBoxFuture;
@@ -52,6 +59,9 @@ pub trait Dataplane: Any {
     /// # Errors
     /// When the kernel cannot be read, which says nothing about its state.
     fn verify(&mut self, look: Look) -> LocalBoxFuture<'_, anyhow::Result<Vec<Finding>>>;
+
+    /// The flavour of the iptables tools that it writes with; `None` if it needs none.
+    fn flavor(&self) -> Option<Flavor>;
 
     /// Makes the next sync look at the kernel and write everything.
     fn forget(&mut self);
@@ -83,6 +93,14 @@ pub struct Standing {
 }
 
 impl Standing {
+    /// Both.
+    #[must_use]
+    pub fn and(mut self, other: Standing) -> Standing {
+        self.chains.extend(other.chains);
+        self.jumps.extend(other.jumps);
+        self
+    }
+
     /// Whether a chain has to stay.
     #[must_use]
     pub fn has_chain(&self, table: &str, chain: &str) -> bool {
@@ -108,6 +126,36 @@ pub struct KernelObject {
     pub lines: Vec<String>,
     /// Others may have something in it, too.
     pub is_shared: bool,
+}
+
+/// How one kernel object differs from what is wanted.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Difference {
+    /// The object.
+    pub object: String,
+    /// It is not there at all.
+    pub is_gone: bool,
+    /// Lines that should be there.
+    pub missing: Vec<String>,
+    /// Lines that should not.
+    pub surplus: Vec<String>,
+}
+
+impl Difference {
+    fn gone(object: &KernelObject) -> Self {
+        Difference {
+            object: object.name.clone(),
+            is_gone: true,
+            missing: object.lines.clone(),
+            surplus: Vec::new(),
+        }
+    }
+
+    fn of(object: &KernelObject, missing: Vec<String>, surplus: Vec<String>) -> Option<Self> {
+        let differs = !(missing.is_empty() && surplus.is_empty());
+        differs.then(|| Difference { object: object.name.clone(), is_gone: false, missing, surplus })
+    }
 }
 
 /// How closely `verify` looks.

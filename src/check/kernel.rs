@@ -1,21 +1,19 @@
 //! Permissions, tools and what the kernel can do.
 
-use super::facts::{Facts, Request, ToolFacts};
+use super::facts::{Facts, ToolFacts};
 use super::{Finding, settings};
-use crate::config::Mode;
+use crate::backend::Requirement;
 use crate::kernel::iptables::{Flavor, Need, RuleKind, Version};
 use crate::model::IpFamily;
 
-pub(super) fn judge(facts: &Facts, request: &Request) -> Vec<Finding> {
+pub(super) fn judge(facts: &Facts) -> Vec<Finding> {
     let mut findings = vec![permissions(facts)];
     findings.push(tools(facts, IpFamily::V4));
     findings.push(match settings::ipv6_is_off(facts) {
         true => Finding::ok("iptables (IPv6)", "IPv6 is switched off on this host: IPv4 only"),
         false => tools(facts, IpFamily::V6),
     });
-    if request.mode == Mode::Ipvs {
-        findings.extend([ipvs(facts), ipset(facts), dummy(facts)]);
-    }
+    findings.extend(facts.requirements.iter().map(|requirement| required(requirement, facts)));
     findings
 }
 
@@ -101,31 +99,11 @@ fn nat_remedy(facts: &Facts, found: &ToolFacts) -> &'static str {
     }
 }
 
-fn ipvs(facts: &Facts) -> Finding {
-    match &facts.ipvs {
-        Ok(()) => Finding::ok("ipvs", "the kernel has IPVS"),
-        Err(error) if !facts.may(Facts::NET_ADMIN) => Finding::unknown("ipvs", error, facts),
-        Err(error) => {
-            Finding::failed("ipvs", error.clone(), "modprobe ip_vs on the node, or use --mode=iptables")
-        }
+fn required(Requirement { name, found, remedy, is_vital }: &Requirement, facts: &Facts) -> Finding {
+    match found {
+        Ok(found) => Finding::ok(*name, *found),
+        Err(why) if !is_vital => Finding::warning(*name, why, *remedy),
+        Err(why) if !facts.may(Facts::NET_ADMIN) => Finding::unknown(*name, why, facts),
+        Err(why) => Finding::failed(*name, why, *remedy),
     }
-}
-
-fn ipset(facts: &Facts) -> Finding {
-    match &facts.ipset {
-        Ok(()) => Finding::ok("ipset", "the kernel has ipsets"),
-        Err(error) if !facts.may(Facts::NET_ADMIN) => Finding::unknown("ipset", error, facts),
-        Err(error) => Finding::failed("ipset", error.clone(), "modprobe ip_set on the node"),
-    }
-}
-
-fn dummy(facts: &Facts) -> Finding {
-    if facts.has_dummy {
-        return Finding::ok("dummy interface", "there, or its driver is");
-    }
-    Finding::warning(
-        "dummy interface",
-        "the driver is not loaded; the kernel loads it at the proxy's start if it has it",
-        "modprobe dummy on the node to be sure",
-    )
 }

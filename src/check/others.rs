@@ -2,7 +2,7 @@
 
 use super::Finding;
 use super::facts::{Facts, Request};
-use crate::config::Mode;
+use crate::backend;
 use crate::model::{IpFamily, PerFamily};
 
 pub(super) fn judge(facts: &Facts, request: &Request) -> Vec<Finding> {
@@ -65,13 +65,14 @@ fn nft_table(facts: &Facts) -> Finding {
 
 fn virtual_servers(facts: &Facts, request: &Request) -> Finding {
     const CHECK: &str = "IPVS virtual servers";
-    match (&facts.virtual_servers, request.mode) {
-        (Err(error), _) => Finding::unknown(CHECK, error, facts),
-        (Ok(0), _) => Finding::ok(CHECK, "none"),
-        (Ok(count), Mode::Ipvs) => {
+    let are_ours = backend::open(request.mode).facts().has_virtual_servers;
+    match &facts.virtual_servers {
+        Err(error) => Finding::unknown(CHECK, error, facts),
+        Ok(0) => Finding::ok(CHECK, "none"),
+        Ok(count) if are_ours => {
             Finding::ok(CHECK, format!("{count}; the proxy takes over those of Services"))
         }
-        (Ok(count), Mode::Iptables) => Finding::warning(
+        Ok(count) => Finding::warning(
             CHECK,
             format!("{count} are there, left by a proxy in mode ipvs: packets go to them, not by our rules"),
             "stop that proxy and run kube-proxy-rs --cleanup",

@@ -2,7 +2,7 @@
 
 use super::Finding;
 use super::facts::{Facts, Request};
-use crate::config::Mode;
+use crate::backend;
 
 /// What is read, relative to /proc/sys.
 pub(super) const NAMES: [&str; 12] = [
@@ -58,7 +58,9 @@ fn forward_v4(facts: &Facts, request: &Request) -> Finding {
     const CHECK: &str = "IPv4 forwarding";
     match facts.value(FORWARD_V4) {
         Some("1") => Finding::ok(CHECK, "on"),
-        Some(_) if request.mode == Mode::Ipvs && facts.writable(FORWARD_V4) => {
+        Some(_)
+            if backend::open(request.mode).facts().switches_forwarding_on && facts.writable(FORWARD_V4) =>
+        {
             Finding::ok(CHECK, "off; the proxy switches it on at its start")
         }
         Some(_) => {
@@ -129,7 +131,7 @@ fn rp_filter(facts: &Facts) -> Finding {
 
 fn route_localnet(facts: &Facts, request: &Request) -> Option<Finding> {
     const CHECK: &str = "route_localnet";
-    if request.mode != Mode::Iptables || !request.localhost_node_ports {
+    if !request.localhost_node_ports {
         return None;
     }
     Some(match facts.value(ROUTE_LOCALNET) {

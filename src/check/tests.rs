@@ -2,6 +2,7 @@
 
 use super::facts::{Setting, ToolFacts};
 use super::*;
+use crate::backend::Requirement;
 use crate::config::Mode;
 use crate::kernel::iptables::{Flavor, Need, RuleKind, Version};
 use crate::kernel::process::Neighbour;
@@ -43,9 +44,7 @@ fn fit() -> Facts {
         other_flavor: PerFamily { v4: Ok(false), v6: Ok(false) },
         nft_table: PerFamily { v4: Ok(false), v6: Ok(false) },
         virtual_servers: Ok(0),
-        ipvs: Ok(()),
-        ipset: Ok(()),
-        has_dummy: true,
+        requirements: Vec::new(),
         has_bridge: true,
         has_ipv6_address: true,
         settings: settings().into_iter().map(setting).collect(),
@@ -58,12 +57,15 @@ fn wanted(mode: Mode) -> Request {
     Request {
         mode,
         flavor: None,
-        rule_kinds: PerFamily::default(),
         localhost_node_ports: true,
         node_port_range: (30000, 32767),
         servers: vec![("healthz", "0.0.0.0:10256".parse().unwrap())],
         service_ports: None,
     }
+}
+
+fn required(found: Result<&'static str, &str>, is_vital: bool) -> Requirement {
+    Requirement { name: "ipvs", found: found.map_err(str::to_owned), remedy: "load it", is_vital }
 }
 
 /// All findings that are not "ok", as `level check`.
@@ -164,9 +166,9 @@ fn one_thing_wrong_is_one_complaint_with_what_to_do(
 }
 
 #[rstest]
-#[case::no_ipvs(|f: &mut Facts| f.ipvs = Err("no such family".into()), &["Failed ipvs"])]
-#[case::no_ipset(|f: &mut Facts| f.ipset = Err("x".into()), &["Failed ipset"])]
-#[case::no_dummy(|f: &mut Facts| f.has_dummy = false, &["Warning dummy interface"])]
+#[case::all_is_there(|f: &mut Facts| f.requirements = vec![required(Ok("there"), true)], &[])]
+#[case::no_ipvs(|f: &mut Facts| f.requirements = vec![required(Err("no"), true)], &["Failed ipvs"])]
+#[case::no_driver(|f: &mut Facts| f.requirements = vec![required(Err("no"), false)], &["Warning ipvs"])]
 #[case::forwarding_is_switched_on_by_the_proxy(|f: &mut Facts| set(f, "net/ipv4/ip_forward", "0"), &[])]
 #[case::virtual_servers_are_taken_over(|f: &mut Facts| f.virtual_servers = Ok(3), &[])]
 fn ipvs_mode_asks_for_more_and_does_more(#[case] change: Change, #[case] wanted_complaints: &[&str]) {

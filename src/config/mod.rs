@@ -110,6 +110,15 @@ pub enum Mode {
 }
 
 impl Mode {
+    /// Every mode.
+    pub const ALL: [Mode; 2] = [Mode::Iptables, Mode::Ipvs];
+
+    /// The mode of a name.
+    #[must_use]
+    pub fn named(name: &str) -> Option<Mode> {
+        Mode::ALL.into_iter().find(|mode| mode.as_str() == name)
+    }
+
     /// As flags, files and `/proxyMode` spell it.
     #[must_use]
     pub fn as_str(self) -> &'static str {

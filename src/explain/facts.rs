@@ -1,5 +1,6 @@
 //! What was found on the node and at the API server, besides the plan.
 
+use crate::backend::Difference;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -61,20 +62,6 @@ pub struct FamilyFacts {
     pub obstacles: Vec<Obstacle>,
     /// The node forwards packets of the family; `None` when that cannot be read.
     pub forwards: Option<bool>,
-}
-
-/// How one kernel object differs from what is wanted.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Difference {
-    /// The object.
-    pub object: String,
-    /// It is not there at all.
-    pub is_gone: bool,
-    /// Lines that should be there.
-    pub missing: Vec<String>,
-    /// Lines that should not.
-    pub surplus: Vec<String>,
 }
 
 /// What can become of a traced packet.

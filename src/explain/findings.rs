@@ -1,7 +1,8 @@
 //! What is wrong with a Service, and what to do about it.
 
-use super::facts::{Difference, FamilyFacts, Kind, NodeState};
+use super::facts::{FamilyFacts, Kind, NodeState};
 use super::view::{Answer, Contest, ContestedIp, EndpointView, FamilyView, PortView, ServiceView};
+use crate::backend::Difference;
 use crate::plan::Unused;
 use serde::Serialize;
 

@@ -11,9 +11,7 @@ mod table;
 mod text;
 mod view;
 
-pub use facts::{
-    ApiFacts, Decision, Difference, FamilyFacts, Fate, Flows, Kind, NodeState, Obstacle, Tracking,
-};
+pub use facts::{ApiFacts, Decision, FamilyFacts, Fate, Flows, Kind, NodeState, Obstacle, Tracking};
 pub use findings::{Code, Finding, Severity};
 pub use report::Report;
 pub use table::{Row, Services, table};

@@ -25,7 +25,10 @@ pub use counts::{Counts, Traffic};
 pub use endpoint::{EndpointFacts, EndpointSlice, Hints, SliceEndpoint, SliceName, SlicePort};
 pub use flow::{ApiServerAddress, ObjectKind, ServiceRecord, Snapshot, SourceProblem, WatchEvent};
 pub use frontend::{FrontendKind, Wanted};
-pub use ipvs::{Frontend, IpvsScheduler, RealServer, ServerOperation, SetEntry, SetType, VirtualServer};
+pub use ipvs::{
+    Frontend, IpvsScheduler, RealServer, SERVICES_INTERFACE, ServerOperation, SetEntry, SetType,
+    VirtualServer,
+};
 pub use limits::{Bound, Excess, ServiceLimits};
 pub use node::NodeFacts;
 pub use process::ProcessUse;

@@ -1,6 +1,7 @@
 //! Taking down what carries our names.
 
 use super::chains::{Fixed, JUMPS, TABLES};
+use super::most_chains;
 use super::names::{ChainId, NODE_PORTS, SERVICES};
 use crate::backend::Standing;
 use crate::backend::jumps::Jump;
@@ -9,6 +10,15 @@ use crate::kernel::iptables::{Place, TRIAL, Xtables};
 use crate::kernel::nft::Part;
 use anyhow::{Result, anyhow};
 use std::collections::BTreeSet;
+
+/// Removes the rules of this mode, but for those that another mode of ours has put in force under
+/// the same names. Says whether there were any.
+pub(in crate::backend) async fn remove_rules(tools: &mut impl Xtables, standing: &Standing) -> Result<bool> {
+    if !holds_rules(tools, standing).await? {
+        return Ok(false);
+    }
+    run(tools, most_chains(tools.flavor()), standing).await.map(|()| true)
+}
 
 /// Removes the jumps, then empties and deletes the chains, but for those that another mode of ours
 /// has put in force under the same names. `KUBE-FIREWALL` stays: kubelet has the same.
@@ -32,7 +42,7 @@ pub(super) async fn run(tools: &mut impl Xtables, most_chains: usize, standing: 
 }
 
 /// The rules of this mode whose names another mode uses, too.
-pub(super) fn standing() -> Standing {
+pub(in crate::backend) fn standing() -> Standing {
     let chains = Fixed::all().filter(|chain| !chain.is_shared()).map(|chain| (chain.table(), chain.as_str()));
     let jumps = JUMPS.iter().map(|jump| (jump.table, jump.from, jump.arguments()));
     Standing { chains: chains.collect(), jumps: jumps.collect() }

@@ -16,6 +16,7 @@ mod input;
 mod inspect;
 mod kinds;
 mod meters;
+mod mode;
 mod names;
 mod parts;
 mod render;
@@ -24,17 +25,18 @@ mod tree;
 
 pub use base::Features;
 pub use baseline::Baseline;
+#[cfg(test)]
+pub(super) use cleanup::{remove_rules, standing};
 pub use desired::Desired;
 pub use diff::Changes;
-pub use inspect::{branch, differences, foreign_obstacles, trace as trace_packet};
-pub use kinds::rule_kinds;
-pub use setup::{features, prepare};
+pub use mode::IptablesMode;
 
-use super::drift::{DriftDetection, TableWatch};
+use super::drift::TableWatch;
 use super::kinds::RANDOM_FULLY;
 use super::options::{Options, OptionsRefused};
 use super::tally::{Measuring, Tally};
-use super::{Applied, Dataplane, Finding, KernelObject, Look, ObjectCount, ObjectKind, Refusal, Standing};
+use super::{Applied, Dataplane, Finding, KernelObject, Look, ObjectCount, ObjectKind, Refusal};
+use crate::config::DriftDetection;
 use crate::kernel::iptables::{Flavor, RestoreError, Trial, Version, Xtables};
 use crate::kernel::nft::Part;
 use crate::model::{IpFamily, ServiceName};
@@ -104,8 +106,8 @@ impl<X: Xtables> Iptables<X> {
 
     /// Makes it measure what Services carry.
     #[must_use]
-    pub fn measuring(mut self, measuring: Measuring) -> Self {
-        self.tally = Some(Tally::new(measuring));
+    pub fn measuring(mut self, measuring: Option<Measuring>) -> Self {
+        self.tally = measuring.map(Tally::new);
         self
     }
 
@@ -169,33 +171,6 @@ impl<X: Xtables> Iptables<X> {
             (self.tree_waits, self.features.tree_threshold) = (false, self.tree_threshold);
         }
     }
-}
-
-/// Whether tables hold chains that this mode, or kube-proxy's, has made, other than those that stand
-/// for another mode; kubelet's do not count.
-///
-/// # Errors
-/// When they cannot be read.
-pub async fn holds_rules(tools: &mut impl Xtables, standing: &Standing) -> Result<bool> {
-    cleanup::holds_rules(tools, standing).await
-}
-
-/// Removes the rules of this mode, but for those that another mode of ours has put in force under
-/// the same names. Says whether there were any.
-///
-/// # Errors
-/// All that went wrong, in one.
-pub async fn remove_rules(tools: &mut impl Xtables, standing: &Standing) -> Result<bool> {
-    if !cleanup::holds_rules(tools, standing).await? {
-        return Ok(false);
-    }
-    cleanup::run(tools, most_chains(tools.flavor()), standing).await.map(|()| true)
-}
-
-/// The rules of this mode whose names another mode uses, too.
-#[must_use]
-pub fn standing() -> Standing {
-    cleanup::standing()
 }
 
 /// The input of one iptables-restore call, as `kube-proxy-rs render` prints it.
@@ -348,6 +323,10 @@ impl<X: Xtables + 'static> Dataplane for Iptables<X> {
 
     fn verify(&mut self, look: Look) -> LocalBoxFuture<'_, Result<Vec<Finding>>> {
         Box::pin(self.check(look))
+    }
+
+    fn flavor(&self) -> Option<Flavor> {
+        Some(self.tools.flavor())
     }
 
     fn forget(&mut self) {

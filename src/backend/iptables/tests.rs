@@ -3,6 +3,7 @@
 use super::names::CANARY;
 use super::*;
 use crate::backend::DriftKind;
+use crate::backend::Standing;
 use crate::kernel::fake::iptables::FakeXtables;
 use crate::model::{IpFamily, ServiceName, WatchEvent};
 use crate::plan::{FamilySettings, Scope};
@@ -364,7 +365,7 @@ async fn cleanup_takes_what_is_ours_and_nothing_else() {
     }
     for holds in [true, false] {
         let tools = bench.backend.tools();
-        assert_eq!(holds_rules(tools, &Standing::default()).await.unwrap(), holds);
+        assert_eq!(cleanup::holds_rules(tools, &Standing::default()).await.unwrap(), holds);
         cleanup::run(tools, 3, &Standing::default()).await.unwrap();
     }
     let mut untouched = FakeXtables::new(Flavor::Nft);

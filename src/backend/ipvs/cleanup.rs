@@ -24,7 +24,7 @@ fn in_one(outcomes: impl IntoIterator<Item = (&'static str, Result<()>)>) -> Res
 ///
 /// # Errors
 /// All that went wrong, in one.
-pub async fn remove_rules(tools: &mut impl Xtables, standing: &Standing) -> Result<bool> {
+pub(in crate::backend) async fn remove_rules(tools: &mut impl Xtables, standing: &Standing) -> Result<bool> {
     let there = existing_chains(tools).await?;
     let leftover = |table, chain| there.contains(&(table, chain)) && !standing.has_chain(table, chain);
     if !CHAINS.iter().any(|(table, chains)| chains.iter().any(|chain| leftover(table, chain))) {
@@ -66,7 +66,7 @@ pub(super) async fn remove_additions(
 ///
 /// # Errors
 /// All that went wrong, in one.
-pub async fn empty_chains(tools: &mut impl Xtables) -> Result<()> {
+pub(in crate::backend) async fn empty_chains(tools: &mut impl Xtables) -> Result<()> {
     let there = existing_chains(tools).await?;
     let mut outcomes = Vec::new();
     for (table, _) in CHAINS {
@@ -81,13 +81,12 @@ pub async fn empty_chains(tools: &mut impl Xtables) -> Result<()> {
 ///
 /// # Errors
 /// When the tables cannot be read.
-pub async fn holds_rules(tools: &mut impl Xtables) -> Result<bool> {
+pub(super) async fn holds_rules(tools: &mut impl Xtables) -> Result<bool> {
     Ok(!existing_chains(tools).await?.is_empty())
 }
 
 /// The rules of this mode whose names another mode uses, too.
-#[must_use]
-pub fn standing() -> Standing {
+pub(in crate::backend) fn standing() -> Standing {
     in_force(false)
 }
 

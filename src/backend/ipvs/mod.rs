@@ -15,6 +15,8 @@ mod input;
 mod inspect;
 mod kinds;
 mod meters;
+mod metrics;
+mod mode;
 mod names;
 mod observe;
 mod render;
@@ -23,24 +25,22 @@ mod text;
 mod verify;
 
 pub use census::Census;
-pub use cleanup::{Removed, empty_chains, holds_rules, remove_rules, standing};
+#[cfg(test)]
+pub(super) use cleanup::{empty_chains, remove_rules, standing};
 pub use desired::{Baseline, Desired};
 pub use diff::Changes;
 pub use input::Features;
-pub use inspect::{Surroundings, look, tables, trace as trace_packet};
-pub use kinds::rule_kinds;
-pub use names::INTERFACE;
-pub use setup::prepare;
-pub use text::render_text;
+pub use mode::IpvsMode;
 
-use super::drift::{DriftDetection, TableWatch};
+use super::drift::TableWatch;
 use super::kinds::RANDOM_FULLY;
 use super::listing::Expected;
 use super::options::Options;
 use super::tally::{Measuring, Tally};
 use super::{Applied, Dataplane, Finding, KernelObject, Look, ObjectCount, ObjectKind, Refusal};
+use crate::config::DriftDetection;
 use crate::kernel::ipset::Ipsets;
-use crate::kernel::iptables::{RuleKind, Trial, Version, Xtables};
+use crate::kernel::iptables::{Flavor, RuleKind, Trial, Version, Xtables};
 use crate::kernel::ipvs::VirtualServers;
 use crate::kernel::links::Links;
 use crate::model::{Frontend, IpFamily, ServiceName};
@@ -48,6 +48,7 @@ use crate::plan::{Plan, ServicePlan};
 use anyhow::{Context, Result, bail};
 use apply::Refused;
 use census::Counting;
+use cleanup::Removed;
 use futures::future::LocalBoxFuture;
 use input::{ChainHashes, TableChains};
 use meters::{ServerCounters, Statistics};
@@ -56,6 +57,7 @@ use render::Style;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+pub(super) use text::render_text;
 use verify::{Compared, Watch};
 
 /// More refusals than this in one pass mean that something else is wrong.
@@ -122,8 +124,8 @@ impl<X: Xtables> Ipvs<X> {
 
     /// Makes it measure what Services carry.
     #[must_use]
-    pub fn measuring(mut self, measuring: Measuring) -> Self {
-        self.tally = Some(Tally::new(measuring));
+    pub fn measuring(mut self, measuring: Option<Measuring>) -> Self {
+        self.tally = measuring.map(Tally::new);
         self
     }
 
@@ -261,14 +263,6 @@ fn count_written(input: &str, table: &str) -> usize {
 }
 
 impl<X: Xtables> Ipvs<X> {
-    /// Whether the kernel has the scheduler of Services that ask for none.
-    ///
-    /// # Errors
-    /// Says what is missing and what to do about it.
-    pub fn probe(&mut self) -> Result<()> {
-        setup::check_scheduler(self.kernel.servers.as_mut(), &self.features.scheduler)
-    }
-
     /// What of ours is in the kernel.
     async fn observe(&mut self) -> Result<Baseline> {
         let addresses = Addresses::read(&mut self.kernel, self.family)?;
@@ -405,6 +399,10 @@ impl<X: Xtables + 'static> Dataplane for Ipvs<X> {
 
     fn verify(&mut self, look: Look) -> LocalBoxFuture<'_, Result<Vec<Finding>>> {
         Box::pin(self.check(look))
+    }
+
+    fn flavor(&self) -> Option<Flavor> {
+        Some(self.tools.flavor())
     }
 
     fn forget(&mut self) {

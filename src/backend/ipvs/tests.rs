@@ -332,7 +332,9 @@ async fn a_scheduler_that_the_kernel_lacks_is_refused_at_start_and_replaced_for_
     assert_eq!(&*with.scheduler.name, "rr");
 
     bench.backend.features.scheduler = IpvsScheduler::parse("nq").unwrap();
-    let error = bench.backend.probe().unwrap_err();
+    let error =
+        setup::check_scheduler(bench.backend.kernel.servers.as_mut(), &bench.backend.features.scheduler)
+            .unwrap_err();
     let want = "the kernel has no IPVS scheduler nq (module ip_vs_nq); it has: rr, lc, sh, mh";
     assert_eq!(error.to_string(), want);
 }

@@ -14,8 +14,11 @@ use std::net::IpAddr;
 
 /// Everything that a plan means on a node with these addresses and nothing programmed yet, in the
 /// order in which it is done.
-#[must_use]
-pub fn render_text(plan: &Plan<'_>, features: &Features, node_addresses: &BTreeSet<IpAddr>) -> String {
+pub(in crate::backend) fn render_text(
+    plan: &Plan<'_>,
+    features: &Features,
+    node_addresses: &BTreeSet<IpAddr>,
+) -> String {
     let missing_schedulers = BTreeSet::new();
     let style = Style {
         upstream_compat: features.upstream_compat,

@@ -356,7 +356,7 @@ pub(super) fn write_elements(batch: &mut Batch, table: TableName<'_>, writes: &W
 pub(super) fn write_rules(batch: &mut Batch, layout: &Layout) {
     layout.visit(&mut |item| match item {
         Item::Chain(chain) => batch.add_chain(chain),
-        Item::Rule(rule) => batch.add_rule(rule),
+        Item::Rule(rule, _) => batch.add_rule(rule),
         Item::Anonymous(set, name, elements) => {
             batch.add_set(set);
             let mut list = batch.add_elements(layout.table, name);

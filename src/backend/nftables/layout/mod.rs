@@ -71,7 +71,8 @@ impl Settings {
 #[derive(Debug)]
 pub(super) enum Item<'a> {
     Chain(&'a Chain<'a>),
-    Rule(&'a Rule<'a>),
+    /// A rule, and how nft writes it, without its comment.
+    Rule(&'a Rule<'a>, &'a str),
     /// An anonymous set that the next rule needs, and its elements.
     Anonymous(&'a Set<'a>, SetRef<'a>, &'a [Element<'a>]),
 }

@@ -48,7 +48,7 @@ impl<'a> Rules<'a, '_> {
 
     fn add_with(&mut self, chain: &str, steps: Steps<'_>, comment: Option<&str>) {
         let rule = Rule { table: self.layout.table, chain, expressions: &steps.list, comment };
-        (self.visit)(Item::Rule(&rule));
+        (self.visit)(Item::Rule(&rule, &steps.text));
     }
 
     /// Which of TCP, UDP and SCTP it is; nft wants to know before it takes a port from connection tracking.
@@ -63,7 +63,7 @@ impl<'a> Rules<'a, '_> {
         };
         let protocols = [&[6], &[17], &[132]].map(|key| Element::new(key));
         (self.visit)(Item::Anonymous(&set, of_three, &protocols));
-        self.layout.steps().match_in(of_three, &[Part::Protocol])
+        self.layout.steps().match_protocols(of_three)
     }
 }
 

@@ -1,6 +1,6 @@
 //! Turns what IPVS mode does, and what it counts, into metrics.
 
-use crate::backend::ipvs::Census;
+use super::Census;
 use crate::kernel::ipvs::{Connections, Listed, Reason, Refused, Timeouts, VirtualServers};
 use crate::metrics::Metrics;
 use crate::model::{Counts, Frontend, RealServer, ServerOperation, ServiceName};
