@@ -21,6 +21,7 @@ pub fn open(mode: Mode) -> &'static dyn ProxyMode {
     match mode {
         Mode::Iptables => &super::iptables::IptablesMode,
         Mode::Ipvs => &super::ipvs::IpvsMode,
+        Mode::Nftables => &super::nftables::NftablesMode,
     }
 }
 

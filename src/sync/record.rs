@@ -98,7 +98,7 @@ impl Records {
                 self.metrics.ipvs_servers("virtual", family).set(gauge(count.total))
             }
             ObjectKind::RealServers => self.metrics.ipvs_servers("real", family).set(gauge(count.total)),
-            ObjectKind::Elements => {}
+            ObjectKind::Elements => self.metrics.nftables_elements(family).set(gauge(count.total)),
         }
     }
 
@@ -177,6 +177,7 @@ impl Records {
             self.metrics.partial_restore_failures(family).inc();
         }
         self.metrics.ipvs_failures(family).inc();
+        self.metrics.nftables_failures(family).inc();
         self.health.failed(family, format!("{error:#}"), (self.clock)());
         tracing::error!(%family, elapsed = ?report.elapsed, error = format!("{error:#}"), "sync failed, will try again");
         self.warn(None, "FailedToSync", "Sync", format!("{family}: {error:#}"));

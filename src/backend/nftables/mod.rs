@@ -9,16 +9,23 @@ mod baseline;
 mod desired;
 mod diff;
 mod element;
+mod inspect;
 mod layout;
+mod mode;
 mod names;
 mod observe;
 mod pack;
+mod probe;
 mod render;
 mod text;
 mod verify;
+mod walk;
 
-use super::DriftDetection;
+pub use mode::NftablesMode;
+
 use super::{Applied, Dataplane, Finding, KernelObject, Look, ObjectCount, ObjectKind, Refusal};
+use crate::config::DriftDetection;
+use crate::kernel::iptables::Flavor;
 use crate::kernel::nftables::Ruleset;
 use crate::model::{Cidr, IpFamily, ServiceName};
 use crate::plan::{FamilySettings, NodePortAddresses, Plan, Scope, ServicePlan};
@@ -76,7 +83,7 @@ impl<K: Ruleset> Nftables<K> {
         Nftables {
             kernel,
             family,
-            layouts: Layouts { features, ..Layouts::default() },
+            layouts: Layouts::new(features),
             read_addresses,
             detection: DriftDetection::default(),
             baseline: None,
@@ -273,7 +280,7 @@ fn node_part(addresses: Vec<IpAddr>) -> Part {
 }
 
 /// The structure, made again only when something that it depends on changes.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Layouts {
     features: Features,
     /// Those of the last pass.
@@ -282,6 +289,10 @@ struct Layouts {
 }
 
 impl Layouts {
+    fn new(features: Features) -> Self {
+        Layouts { features, settings: None, made: None }
+    }
+
     fn get(&mut self, family: &FamilySettings, structure: &Structure) -> &Layout {
         let timeouts = structure.timeouts.iter().copied().collect();
         let features = (self.features.masquerade_mark, &*self.features.service_cidrs);
@@ -307,6 +318,10 @@ impl<K: Ruleset + 'static> Dataplane for Nftables<K> {
         Box::pin(async move { self.check(look) })
     }
 
+    fn flavor(&self) -> Option<Flavor> {
+        None
+    }
+
     fn forget(&mut self) {
         self.baseline = None;
     }
@@ -326,3 +341,5 @@ impl<K: Ruleset + 'static> Dataplane for Nftables<K> {
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod trace;

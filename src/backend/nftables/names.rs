@@ -7,6 +7,9 @@ use std::borrow::Cow;
 /// The table, in both families; kube-proxy's has the same name.
 pub(super) const TABLE: &str = "kube-proxy";
 
+/// A table that is never made: the kernel is asked whether it could be.
+pub(super) const PROBE_TABLE: &str = "kube-proxy-rs-probe";
+
 /// What is listed beside the table.
 pub(super) const TABLE_COMMENT: &str = "rules for kube-proxy";
 

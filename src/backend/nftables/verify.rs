@@ -82,6 +82,8 @@ pub(super) fn elements(
     let mut left = read.found;
     let damaged: Vec<Damaged> =
         baseline.services().filter_map(|(name, part)| compare(name, part, &mut left)).collect();
+    // Whatever was found before is among what is there now.
+    baseline.found.clear();
     let mut drift: Vec<Drift> = damaged.iter().map(|it| of_set(it.what.0, it.what.1.clone())).collect();
     for damaged in damaged {
         baseline.damage(&damaged.name, &damaged.part, damaged.there);
@@ -102,7 +104,6 @@ pub(super) fn elements(
         }
     }
     drift.extend(foreign(&left));
-    baseline.found.clear();
     baseline.found.absorb(left);
     Ok(drift)
 }

@@ -1,0 +1,405 @@
+//! A packet's way through the table, with every branch that a random choice can take: rules are run as the kernel runs them.
+
+use super::layout::BASE_CHAINS;
+use crate::backend::walk::{Outcome, Packet, Verdict as Fate};
+use crate::model::Protocol;
+use nftables_rs::{
+    Batch, Comparison, CtKey, DynsetOperation, Expression, FibFlags, FibResult, Hook, MetaKey, PayloadBase,
+    Register, Value, Verdict,
+};
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+
+/// Chains lead no deeper than this.
+const DEEPEST: usize = 16;
+const REGISTER_BYTES: usize = 64;
+const CT_NEW: u32 = 8;
+const CT_DNAT: u32 = 0x20;
+const LOCAL: u32 = 2;
+const UNICAST: u32 = 1;
+
+/// Looks a key up, whose bytes come first of these, in a set: nothing if it does not have it, else what the key leads to.
+pub(super) type LookUp<'a> = dyn FnMut(&str, &[u8]) -> Option<Vec<u8>> + 'a;
+
+/// Walks packets through rules, on a node.
+pub(super) struct Walk<'a, 'n> {
+    chains: BTreeMap<String, Vec<(Vec<Expression<'a>>, String)>>,
+    look_up: &'n mut LookUp<'n>,
+    /// Whether an address is one of the node's own.
+    is_local: &'n dyn Fn(IpAddr) -> bool,
+}
+
+/// A packet on its way, with the chance that it gets there.
+#[derive(Clone, Debug)]
+struct Traveller {
+    chance: f64,
+    packet: Packet,
+    /// Where it was sent before translation.
+    original: SocketAddr,
+    mark: u32,
+    is_translated: bool,
+    is_masqueraded: bool,
+    remembered: Option<String>,
+    trail: Vec<String>,
+}
+
+/// What a rule or a chain says about a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Says<'a> {
+    /// It does not concern the packet.
+    Nothing,
+    /// The next rule.
+    Continue,
+    Accept,
+    Drop,
+    Reject,
+    Return,
+    Jump(&'a str),
+    Goto(&'a str),
+}
+
+/// One way that a rule can go.
+#[derive(Clone, Debug)]
+struct Branch {
+    registers: [u8; REGISTER_BYTES],
+    traveller: Traveller,
+}
+
+impl<'a, 'n> Walk<'a, 'n> {
+    /// Through the rules that a transaction makes. `texts` are how they are written, by chain.
+    pub(super) fn new(
+        rules: &'a Batch,
+        texts: &BTreeMap<String, Vec<String>>,
+        (look_up, is_local): (&'n mut LookUp<'n>, &'n dyn Fn(IpAddr) -> bool),
+    ) -> Self {
+        let mut chains: BTreeMap<String, Vec<(Vec<Expression<'a>>, String)>> = BTreeMap::new();
+        for rule in rules.rules() {
+            let steps: Vec<_> = rule.expressions().map_while(Result::ok).collect();
+            let known = chains.entry(rule.chain.to_owned()).or_default();
+            let text = texts.get(rule.chain).and_then(|texts| texts.get(known.len()));
+            let text = text.cloned().unwrap_or_else(|| format!("{steps:?}"));
+            known.push((steps, text));
+        }
+        Walk { chains, look_up, is_local }
+    }
+
+    /// All that can become of a packet.
+    pub(super) fn trace(&mut self, packet: &Packet) -> Vec<Outcome> {
+        let first = Traveller {
+            chance: 1.0,
+            original: packet.destination,
+            packet: packet.clone(),
+            mark: 0,
+            is_translated: false,
+            is_masqueraded: false,
+            remembered: None,
+            trail: Vec::new(),
+        };
+        let is_outgoing = packet.interface.is_none();
+        let mut outcomes = Vec::new();
+        for traveller in
+            self.pass(if is_outgoing { Hook::Output } else { Hook::Prerouting }, first, &mut outcomes)
+        {
+            let is_here = (self.is_local)(traveller.packet.destination.ip());
+            let gone = match (is_outgoing, is_here) {
+                (_, true) => self.pass(Hook::Input, traveller, &mut outcomes),
+                (false, false) => self.pass(Hook::Forward, traveller, &mut outcomes),
+                (true, false) => vec![traveller],
+            };
+            for traveller in gone {
+                if !traveller.is_translated {
+                    outcomes.push(traveller.ends(Fate::Untouched));
+                    continue;
+                }
+                for left in self.pass(Hook::Postrouting, traveller, &mut outcomes) {
+                    let (endpoint, masqueraded) = (left.packet.destination, left.is_masqueraded);
+                    outcomes.push(left.ends(Fate::Served { endpoint, masqueraded }));
+                }
+            }
+        }
+        outcomes
+    }
+
+    /// One base chain of a hook after the other, until one says no.
+    fn pass(&mut self, hook: Hook, traveller: Traveller, outcomes: &mut Vec<Outcome>) -> Vec<Traveller> {
+        let mut base: Vec<_> = BASE_CHAINS.into_iter().filter(|(_, _, at, _)| *at == hook).collect();
+        base.sort_by_key(|(.., priority)| *priority);
+        let mut travellers = vec![traveller];
+        for (name, ..) in base {
+            let mut passed = Vec::new();
+            for traveller in travellers {
+                for (traveller, says) in self.chain(name, traveller, 0) {
+                    match says {
+                        Says::Drop => outcomes.push(traveller.ends(Fate::Dropped)),
+                        Says::Reject => outcomes.push(traveller.ends(Fate::Rejected)),
+                        _ => passed.push(traveller),
+                    }
+                }
+            }
+            travellers = passed;
+        }
+        travellers
+    }
+
+    fn chain(&mut self, name: &str, traveller: Traveller, depth: usize) -> Vec<(Traveller, Says<'static>)> {
+        let rules = self.chains.get(name).cloned().unwrap_or_default();
+        let (mut inside, mut out) = (vec![traveller], Vec::new());
+        for (steps, text) in rules.iter().filter(|_| depth < DEEPEST) {
+            let mut next = Vec::new();
+            for traveller in inside {
+                for (mut traveller, says) in self.rule(steps, traveller) {
+                    if says != Says::Nothing {
+                        traveller.trail.push(format!("{name}: {text}"));
+                    }
+                    match says {
+                        Says::Nothing | Says::Continue => next.push(traveller),
+                        Says::Accept => out.push((traveller, Says::Accept)),
+                        Says::Drop => out.push((traveller, Says::Drop)),
+                        Says::Reject => out.push((traveller, Says::Reject)),
+                        Says::Return => out.push((traveller, Says::Return)),
+                        Says::Jump(to) => {
+                            for (traveller, says) in self.chain(to, traveller, depth + 1) {
+                                match says {
+                                    Says::Return | Says::Nothing => next.push(traveller),
+                                    end => out.push((traveller, end)),
+                                }
+                            }
+                        }
+                        Says::Goto(to) => out.extend(self.chain(to, traveller, depth + 1)),
+                    }
+                }
+            }
+            inside = next;
+        }
+        out.extend(inside.into_iter().map(|traveller| (traveller, Says::Return)));
+        out
+    }
+
+    /// All ways that a rule can go. Those that it does not concern go on as one.
+    fn rule<'r>(&mut self, steps: &[Expression<'r>], traveller: Traveller) -> Vec<(Traveller, Says<'r>)> {
+        let mut passed = Traveller { chance: 0.0, ..traveller.clone() };
+        let mut branches = vec![Branch { registers: [0; REGISTER_BYTES], traveller }];
+        let mut found = Vec::new();
+        for step in steps {
+            let mut next = Vec::new();
+            for branch in branches {
+                match self.step(step, branch) {
+                    Stepped::On(branch) => next.push(branch),
+                    Stepped::Split(all) => next.extend(all),
+                    Stepped::Off(chance) => passed.chance += chance,
+                    Stepped::Ends(traveller, says) => found.push((traveller, says)),
+                }
+            }
+            branches = next;
+        }
+        found.extend(branches.into_iter().map(|branch| (branch.traveller, Says::Continue)));
+        if passed.chance > 0.0 {
+            found.push((passed, Says::Nothing));
+        }
+        found
+    }
+
+    fn step<'r>(&mut self, step: &Expression<'r>, mut branch: Branch) -> Stepped<'r> {
+        let goes_on = |branch: Branch, holds: bool| match holds {
+            true => Stepped::On(branch),
+            false => Stepped::Off(branch.traveller.chance),
+        };
+        match *step {
+            Expression::Payload { to, base, offset, len } => {
+                let bytes = payload(&branch.traveller.packet, base);
+                let (start, len) = (offset as usize, len as usize);
+                let Some(part) = bytes.get(start..start + len) else { return goes_on(branch, false) };
+                branch.load(to, part);
+            }
+            Expression::Meta { to, key } => match meta(&branch.traveller, key) {
+                Some(bytes) => branch.load(to, &bytes),
+                None => return goes_on(branch, false),
+            },
+            Expression::SetMeta { key: MetaKey::MARK, from } => {
+                branch.traveller.mark = u32::from_ne_bytes(branch.word(from));
+            }
+            Expression::Ct { to, key, .. } => match ct(&branch.traveller, key) {
+                Some(bytes) => branch.load(to, &bytes),
+                None => return goes_on(branch, false),
+            },
+            Expression::Cmp { register, comparison, value } => {
+                let wanted = value.as_bytes();
+                let is_equal = branch.read(register).starts_with(wanted);
+                let is_known = [Comparison::EQUAL, Comparison::NOT_EQUAL].contains(&comparison);
+                return goes_on(branch, is_known && is_equal == (comparison == Comparison::EQUAL));
+            }
+            Expression::Bitwise { from, to, mask, xor } => {
+                let pairs = mask.as_bytes().iter().zip(xor.as_bytes());
+                let bytes: Vec<u8> = branch
+                    .read(from)
+                    .iter()
+                    .zip(pairs)
+                    .map(|(byte, (mask, xor))| byte & mask ^ xor)
+                    .collect();
+                branch.load(to, &bytes);
+            }
+            // Of one byte: nothing is turned round.
+            Expression::ByteOrder { len: 1, .. } | Expression::Counter { .. } => {}
+            Expression::Lookup { set, key, to, inverse } => {
+                let data = (self.look_up)(set.name, branch.read(key));
+                if data.is_some() == inverse {
+                    return goes_on(branch, false);
+                }
+                if let (Some(to), Some(data)) = (to, data) {
+                    branch.load(to, &data);
+                }
+            }
+            Expression::Immediate { to, value } => branch.load(to, value.as_bytes()),
+            Expression::Numgen { to, modulus, offset, .. } => return branch.split(to, modulus, offset),
+            Expression::Fib { to, result: FibResult::ADDRESS_TYPE, flags } => {
+                let packet = &branch.traveller.packet;
+                let is_source = flags == FibFlags::SOURCE;
+                let address = if is_source { packet.source } else { packet.destination.ip() };
+                let kind = if (self.is_local)(address) { LOCAL } else { UNICAST };
+                branch.load(to, &kind.to_ne_bytes());
+            }
+            Expression::Dynset { set, operation, .. } => {
+                if operation == DynsetOperation::UPDATE {
+                    branch.traveller.remembered = Some(set.name.to_owned());
+                }
+            }
+            Expression::Nat { address: Some(address), port: Some(port), .. } => {
+                return branch.translate(address, port);
+            }
+            Expression::Masquerade { .. } => {
+                branch.traveller.is_masqueraded = true;
+                return Stepped::Ends(branch.traveller, Says::Accept);
+            }
+            Expression::Reject(_) => return Stepped::Ends(branch.traveller, Says::Reject),
+            Expression::Verdict(verdict) => return Stepped::of(branch, verdict),
+            // Nothing of ours: whether it matches is not known here.
+            _ => return goes_on(branch, false),
+        }
+        Stepped::On(branch)
+    }
+}
+
+/// What comes of one step.
+enum Stepped<'r> {
+    On(Branch),
+    Split(Vec<Branch>),
+    /// The rule does not concern the packet; so large a part of it.
+    Off(f64),
+    Ends(Traveller, Says<'r>),
+}
+
+impl<'r> Stepped<'r> {
+    fn of(branch: Branch, verdict: Verdict<'r>) -> Self {
+        let says = match verdict {
+            Verdict::Accept => Says::Accept,
+            Verdict::Drop => Says::Drop,
+            Verdict::Continue | Verdict::Other(_) => Says::Continue,
+            Verdict::Return => Says::Return,
+            Verdict::Jump(chain) => Says::Jump(chain),
+            Verdict::Goto(chain) => Says::Goto(chain),
+        };
+        Stepped::Ends(branch.traveller, says)
+    }
+}
+
+impl Branch {
+    /// The bytes from a register on.
+    fn read(&self, from: Register) -> &[u8] {
+        self.registers.get(from.offset()..).unwrap_or_default()
+    }
+
+    fn word(&self, from: Register) -> [u8; 4] {
+        self.read(from).first_chunk::<4>().copied().unwrap_or_default()
+    }
+
+    /// Loads bytes, and zeros up to the end of the word.
+    fn load(&mut self, to: Register, bytes: &[u8]) {
+        let padded = Value::concat(&[bytes]);
+        let space = self.registers.iter_mut().skip(to.offset());
+        space.zip(padded.as_bytes()).for_each(|(place, byte)| *place = *byte);
+    }
+
+    /// One branch for each number.
+    fn split<'r>(self, to: Register, modulus: u32, offset: u32) -> Stepped<'r> {
+        let chance = self.traveller.chance / f64::from(modulus.max(1));
+        let with = |number: u32| {
+            let mut branch = self.clone();
+            branch.traveller.chance = chance;
+            branch.load(to, &(number + offset).to_ne_bytes());
+            branch
+        };
+        Stepped::Split((0..modulus).map(with).collect())
+    }
+
+    fn translate<'r>(mut self, address: Register, port: Register) -> Stepped<'r> {
+        let is_v4 = self.traveller.packet.destination.is_ipv4();
+        let bytes = self.read(address);
+        let to: Option<IpAddr> = match is_v4 {
+            true => bytes.first_chunk::<4>().map(|octets| (*octets).into()),
+            false => bytes.first_chunk::<16>().map(|octets| (*octets).into()),
+        };
+        let [high, low, ..] = self.word(port);
+        if let Some(to) = to {
+            self.traveller.packet.destination = SocketAddr::new(to, u16::from_be_bytes([high, low]));
+            self.traveller.is_translated = true;
+        }
+        Stepped::Ends(self.traveller, Says::Accept)
+    }
+}
+
+fn octets(address: IpAddr) -> Vec<u8> {
+    match address {
+        IpAddr::V4(address) => address.octets().to_vec(),
+        IpAddr::V6(address) => address.octets().to_vec(),
+    }
+}
+
+/// A packet's header, as far as rules look at it.
+fn payload(packet: &Packet, base: PayloadBase) -> Vec<u8> {
+    if base == PayloadBase::TRANSPORT {
+        return [[0; 2], packet.destination.port().to_be_bytes()].concat();
+    }
+    let before = if packet.source.is_ipv4() { 12 } else { 8 };
+    [vec![0; before], octets(packet.source), octets(packet.destination.ip())].concat()
+}
+
+fn protocol_number(protocol: Protocol) -> u8 {
+    match protocol {
+        Protocol::Tcp => 6,
+        Protocol::Udp => 17,
+        Protocol::Sctp => 132,
+    }
+}
+
+fn meta(traveller: &Traveller, key: MetaKey) -> Option<Vec<u8>> {
+    match key {
+        MetaKey::L4PROTO => Some(vec![protocol_number(traveller.packet.protocol)]),
+        MetaKey::MARK => Some(traveller.mark.to_ne_bytes().to_vec()),
+        MetaKey::IIFNAME => {
+            let mut name = traveller.packet.interface.clone()?.into_bytes();
+            name.resize(16, 0);
+            Some(name)
+        }
+        _ => None,
+    }
+}
+
+/// The packet is the first of its connection.
+fn ct(traveller: &Traveller, key: CtKey) -> Option<Vec<u8>> {
+    match key {
+        CtKey::STATE => Some(CT_NEW.to_ne_bytes().to_vec()),
+        CtKey::STATUS => {
+            let status = if traveller.is_translated { CT_DNAT } else { 0 };
+            Some(status.to_ne_bytes().to_vec())
+        }
+        CtKey::DESTINATION_IPV4 | CtKey::DESTINATION_IPV6 => Some(octets(traveller.original.ip())),
+        CtKey::PROTO_DESTINATION => Some(traveller.original.port().to_be_bytes().to_vec()),
+        _ => None,
+    }
+}
+
+impl Traveller {
+    fn ends(self, verdict: Fate) -> Outcome {
+        Outcome { verdict, chance: self.chance, rules: self.trail, remembered: self.remembered }
+    }
+}
