@@ -139,6 +139,8 @@ pub struct ModeFacts {
     pub switches_forwarding_on: bool,
     /// IPVS virtual servers of Services are its own.
     pub has_virtual_servers: bool,
+    /// The nftables table of Services is its own, and it writes without the iptables tools.
+    pub has_nft_table: bool,
 }
 
 /// Something of the kernel that a mode needs.

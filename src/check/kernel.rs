@@ -1,18 +1,20 @@
 //! Permissions, tools and what the kernel can do.
 
-use super::facts::{Facts, ToolFacts};
+use super::facts::{Facts, Request, ToolFacts};
 use super::{Finding, settings};
-use crate::backend::Requirement;
+use crate::backend::{self, Requirement};
 use crate::kernel::iptables::{Flavor, Need, RuleKind, Version};
 use crate::model::IpFamily;
 
-pub(super) fn judge(facts: &Facts) -> Vec<Finding> {
+pub(super) fn judge(facts: &Facts, request: &Request) -> Vec<Finding> {
     let mut findings = vec![permissions(facts)];
-    findings.push(tools(facts, IpFamily::V4));
-    findings.push(match settings::ipv6_is_off(facts) {
-        true => Finding::ok("iptables (IPv6)", "IPv6 is switched off on this host: IPv4 only"),
-        false => tools(facts, IpFamily::V6),
-    });
+    if !backend::open(request.mode).facts().has_nft_table {
+        findings.push(tools(facts, IpFamily::V4));
+        findings.push(match settings::ipv6_is_off(facts) {
+            true => Finding::ok("iptables (IPv6)", "IPv6 is switched off on this host: IPv4 only"),
+            false => tools(facts, IpFamily::V6),
+        });
+    }
     findings.extend(facts.requirements.iter().map(|requirement| required(requirement, facts)));
     findings
 }

@@ -6,7 +6,7 @@ use crate::backend;
 use crate::model::{IpFamily, PerFamily};
 
 pub(super) fn judge(facts: &Facts, request: &Request) -> Vec<Finding> {
-    vec![processes(facts), other_flavor(facts), nft_table(facts), virtual_servers(facts, request)]
+    vec![processes(facts), other_flavor(facts), nft_table(facts, request), virtual_servers(facts, request)]
 }
 
 fn processes(facts: &Facts) -> Finding {
@@ -50,11 +50,14 @@ fn other_flavor(facts: &Facts) -> Finding {
     }
 }
 
-fn nft_table(facts: &Facts) -> Finding {
+fn nft_table(facts: &Facts, request: &Request) -> Finding {
     const CHECK: &str = "nftables mode";
     match families(&facts.nft_table) {
         Err(error) => Finding::unknown(CHECK, error, facts),
         Ok(found) if found.is_empty() => Finding::ok(CHECK, "left nothing behind"),
+        Ok(found) if backend::open(request.mode).facts().has_nft_table => {
+            Finding::ok(CHECK, format!("the table is there ({}); the proxy takes it over", found.join(", ")))
+        }
         Ok(found) => Finding::warning(
             CHECK,
             format!("kube-proxy's table kube-proxy is there ({})", found.join(", ")),

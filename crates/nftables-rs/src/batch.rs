@@ -72,6 +72,43 @@ impl Batch {
             .filter_map(|message| crate::read::rule(&message).ok().flatten())
     }
 
+    /// The first element that it adds whose key has these bytes in it: its number, as [`Refused::element`] counts.
+    #[must_use]
+    pub fn find_added(&self, bytes: &[u8]) -> Option<usize> {
+        let mut before = 0;
+        for message in Messages::new(self.as_bytes()).map_while(Result::ok) {
+            let items = list(&message, elements::LIST).into_iter().flatten();
+            for (_, _, item) in
+                items.filter(|_| Operation::of(message.kind).is_some_and(Operation::is_on_elements))
+            {
+                let has = |it: &netlink::Attribute<'_>| it.value.windows(bytes.len()).any(|it| it == bytes);
+                let mut parts = item.nested().map_while(Result::ok);
+                let mut key = parts.find(|part| part.kind == crate::wire::element::KEY);
+                if message.kind == message::NEW_ELEMENTS && key.take().is_some_and(|key| has(&key)) {
+                    return Some(before);
+                }
+                before += 1;
+            }
+        }
+        None
+    }
+
+    /// What the kernel says if it refuses an element that it is to add, by its number: for tests of what handles
+    /// refusals.
+    #[must_use]
+    pub fn refusal(&self, element: usize, errno: i32) -> Refused {
+        Refused {
+            request: 0,
+            operation: Some(Operation::AddElements),
+            table: "".into(),
+            object: "".into(),
+            element: Some(element),
+            expression: None,
+            errno,
+            message: None,
+        }
+    }
+
     /// Makes a table, unless it is there.
     pub fn add_table(&mut self, table: &Table<'_>) {
         self.begin(message::NEW_TABLE, 0, table.name.family);

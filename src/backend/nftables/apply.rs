@@ -135,7 +135,9 @@ impl<'a, K: Ruleset> Writing<'a, K> {
     fn blame(&self, refused: &[Refused], writes: &Writes<'_>) -> Result<Vec<(usize, String)>> {
         let mut guilty = Vec::new();
         for refused in refused {
-            let is_unseen = matches!(refused.errno, libc::EEXIST | libc::ENOENT) && !self.is_sure;
+            let is_of_others =
+                matches!(refused.errno, libc::EEXIST | libc::ENOENT) || self.watched.is_compare_due;
+            let is_unseen = is_of_others && !self.is_sure;
             let owner = refused.element.and_then(|number| writes.owner(number));
             match (refused.operation, owner) {
                 (Some(Operation::AddElements), Some(index)) if !is_unseen => {
@@ -215,7 +217,6 @@ impl<'a, K: Ruleset> Writing<'a, K> {
 
     /// Deletes what was found and nobody wants.
     fn sweep_elements(&mut self) -> Result<()> {
-        self.sweep_strange()?;
         let ids = self.baseline.found.take_all();
         for ids in ids.chunks(MOST_ELEMENTS) {
             let writes = Writes::deleting(ids);
@@ -236,7 +237,7 @@ impl<'a, K: Ruleset> Writing<'a, K> {
     }
 
     /// Deletes elements that nothing of ours could be.
-    fn sweep_strange(&mut self) -> Result<()> {
+    pub(super) fn sweep_strange(&mut self) -> Result<()> {
         for strange in self.baseline.found.take_strange() {
             self.batch.clear();
             let element = nftables_rs::Element {

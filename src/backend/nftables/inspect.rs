@@ -5,7 +5,7 @@ use super::element::{self, Content};
 use super::layout::Layout;
 use super::names::{Class, SetId, table};
 use super::text;
-use super::walk::Walk;
+use super::walk::{Found, Says, Walk};
 use crate::backend::mode::Inspection;
 use crate::backend::{Difference, KernelObject, Outcome, Packet};
 use crate::kernel::nftables::Ruleset;
@@ -81,13 +81,13 @@ pub(super) fn trace(
         let key = bytes.get(..*lengths.get(set)?)?;
         let is_range = set == SetId::FirewallSources.name();
         let element = Element { key_end: is_range.then_some(key), ..Element::new(key) };
-        let mut data = Vec::new();
-        let found = kernel.element(table(family), set, &element, &mut |listed| {
-            if let Some(Data::Value(bytes)) = listed.element.data {
-                data = bytes.to_vec();
-            }
+        let mut leads_to = Found::Data(Vec::new());
+        let found = kernel.element(table(family), set, &element, &mut |listed| match listed.element.data {
+            Some(Data::Value(bytes)) => leads_to = Found::Data(bytes.to_vec()),
+            Some(Data::Verdict(verdict)) => leads_to = Found::Says(Says::of(verdict)),
+            None => {}
         });
-        found.unwrap_or(false).then_some(data)
+        found.unwrap_or(false).then_some(leads_to)
     };
     let is_local = |address: IpAddr| address.is_loopback() || addresses.contains(&address);
     Ok(Walk::new(&rules, &texts, (&mut look_up, &is_local)).trace(packet))

@@ -162,6 +162,7 @@ impl<K: Ruleset> Nftables<K> {
         let layouts = &mut self.layouts;
         let mut writing =
             Writing::new(&mut self.kernel, names::table(self.family), (&mut self.watched, baseline), is_sure);
+        writing.sweep_strange()?;
         let addresses = plan.node_port_ips().unwrap_or_else(|| self.addresses.clone());
         let node = (node_name(), Some(node_part(addresses)));
         for (name, part) in std::iter::once(node).chain(parts(plan, &names)) {
@@ -339,6 +340,8 @@ impl<K: Ruleset + 'static> Dataplane for Nftables<K> {
     }
 }
 
+#[cfg(test)]
+mod fixtures_tests;
 #[cfg(test)]
 mod tests;
 #[cfg(test)]

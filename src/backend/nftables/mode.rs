@@ -4,14 +4,14 @@ use super::baseline::Structure;
 use super::{Features, Layouts, Nftables, inspect, probe, render, text};
 use crate::backend::mode::{InspectedNode, Inspection, ModeFacts, Opening, ProxyMode, Requirement};
 use crate::backend::{Dataplane, KernelObject, Outcome, Packet, Standing};
-use crate::config::Config;
+use crate::config::{Config, ServiceMetrics};
 use crate::kernel::addresses::local_addresses;
 use crate::kernel::iptables::{RuleKind, Tools};
 use crate::kernel::nft::Nft;
 use crate::metrics::MetricSet;
 use crate::model::IpFamily;
 use crate::plan::{FamilySettings, Plan};
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use futures::future::LocalBoxFuture;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -27,10 +27,14 @@ impl ProxyMode for NftablesMode {
             localhost_node_ports: false,
             switches_forwarding_on: false,
             has_virtual_servers: false,
+            has_nft_table: true,
         }
     }
 
-    fn probe(&self, _config: &Config) -> Result<()> {
+    fn probe(&self, config: &Config) -> Result<()> {
+        if config.service_metrics != ServiceMetrics::Off {
+            bail!("--service-metrics cannot be used with --proxy-mode=nftables; leave it off");
+        }
         probe::kernel()
     }
 

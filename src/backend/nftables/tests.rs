@@ -342,3 +342,153 @@ fn the_table_of_kube_proxy_is_adopted_in_place() {
     }
     assert!(adopted > 30, "{adopted}");
 }
+
+/// A kernel that refuses every element of one address.
+struct Refusing {
+    kernel: nftables_rs::Nftables,
+    address: Option<[u8; 4]>,
+}
+
+impl Ruleset for Refusing {
+    fn generation(&mut self) -> Result<nftables_rs::Generation, nftables_rs::Error> {
+        self.kernel.generation()
+    }
+
+    fn commit(
+        &mut self,
+        batch: &mut nftables_rs::Batch,
+        generation: Option<nftables_rs::Generation>,
+    ) -> Result<(), nftables_rs::Error> {
+        match self.address.and_then(|address| batch.find_added(&address)) {
+            Some(element) => Err(nftables_rs::Error::Refused(vec![batch.refusal(element, 22)])),
+            None => self.kernel.commit(batch, generation),
+        }
+    }
+
+    fn tables(
+        &mut self,
+        visit: &mut dyn FnMut(Listed<nftables_rs::ListedTable<'_>>),
+    ) -> Result<(), nftables_rs::Error> {
+        Ruleset::tables(&mut self.kernel, visit)
+    }
+
+    fn chains(
+        &mut self,
+        table: nftables_rs::TableName<'_>,
+        visit: &mut dyn FnMut(Listed<nftables_rs::ListedChain<'_>>),
+    ) -> Result<(), nftables_rs::Error> {
+        self.kernel.chains(table, visit)
+    }
+
+    fn rules(
+        &mut self,
+        table: nftables_rs::TableName<'_>,
+        visit: &mut dyn FnMut(Listed<nftables_rs::ListedRule<'_>>),
+    ) -> Result<(), nftables_rs::Error> {
+        self.kernel.rules(table, None, visit)
+    }
+
+    fn sets(
+        &mut self,
+        table: nftables_rs::TableName<'_>,
+        visit: &mut dyn FnMut(Listed<nftables_rs::ListedSet<'_>>),
+    ) -> Result<(), nftables_rs::Error> {
+        self.kernel.sets(table, visit)
+    }
+
+    fn elements(
+        &mut self,
+        table: nftables_rs::TableName<'_>,
+        set: &str,
+        visit: &mut dyn FnMut(Listed<nftables_rs::ListedElement<'_>>),
+    ) -> Result<bool, nftables_rs::Error> {
+        self.kernel.elements(table, set, visit)
+    }
+}
+
+#[test]
+fn one_refused_service_among_a_thousand_is_named_and_left_out() {
+    use crate::testing::cluster;
+    live(async || {
+        let (mut tracker, settings) = pass::start(IpFamily::V4);
+        for number in 0..1000 {
+            tracker.fold(cluster::service(number));
+            tracker.fold(cluster::slice(number, 5));
+        }
+        let WatchEvent::Service(bad) = cluster::service(777) else { unreachable!() };
+        let Some(IpAddr::V4(address)) = bad.cluster_ips.v4 else { unreachable!() };
+        let kernel =
+            Refusing { kernel: nftables_rs::Nftables::open().unwrap(), address: Some(address.octets()) };
+        let mut backend = Nftables::new(kernel, IpFamily::V4, Features::default(), Box::new(addresses));
+        let applied = pass::run(&mut tracker, &settings, &mut backend).await.unwrap();
+        let named: Vec<_> = applied.refused.iter().map(|it| it.service.as_str()).collect();
+        assert_eq!(named, [cluster::name(777).as_str()]);
+        assert!(applied.refused[0].reason.contains(&address.to_string()), "{:?}", applied.refused);
+        let table = table_of(IpFamily::V4);
+        assert_eq!(table["set cluster-ips"].len(), 999);
+        assert_eq!(table["set service-endpoints"].len(), 999 * 5);
+        assert_eq!(backend.verify(Look::Thorough).await.unwrap(), []);
+
+        // The others go on; it stays named, and goes in once it can.
+        tracker.fold(cluster::slice(5, 7));
+        let applied = pass::run(&mut tracker, &settings, &mut backend).await.unwrap();
+        assert_eq!((applied.refused.len(), applied.newly_refused().count()), (1, 0));
+        backend.kernel().address = None;
+        tracker.fold(cluster::slice(777, 4));
+        let applied = pass::run(&mut tracker, &settings, &mut backend).await.unwrap();
+        assert_eq!(applied.refused, []);
+        assert_eq!(table_of(IpFamily::V4)["set service-endpoints"].len(), 999 * 5 + 2 + 4);
+    });
+}
+
+#[test]
+fn one_change_writes_the_same_in_a_cluster_of_any_size() {
+    use crate::testing::cluster;
+    let mut written = Vec::new();
+    for services in [10, 1000] {
+        let (sender, found) = std::sync::mpsc::channel();
+        live(async move || {
+            let (mut tracker, settings) = pass::start(IpFamily::V4);
+            for number in 0..services {
+                tracker.fold(cluster::service(number));
+                tracker.fold(cluster::slice(number, 5));
+            }
+            let kernel = nftables_rs::Nftables::open().unwrap();
+            let mut backend = Nftables::new(kernel, IpFamily::V4, Features::default(), Box::new(addresses));
+            pass::run(&mut tracker, &settings, &mut backend).await.unwrap();
+            for endpoints in [6, 5, 4, 0, 1] {
+                tracker.fold(cluster::slice(3, endpoints));
+                let applied = pass::run(&mut tracker, &settings, &mut backend).await.unwrap();
+                sender.send((endpoints, applied.objects[0].written, applied.calls)).unwrap();
+            }
+        });
+        written.push(found.into_iter().collect::<Vec<_>>());
+    }
+    assert_eq!(written[0], written[1]);
+    // An endpoint came, went, went with its class, all went, the first came.
+    assert_eq!(written[0], [(6, 1, 1), (5, 1, 1), (4, 3, 1), (0, 6, 1), (1, 2, 1)]);
+}
+
+/// What others put into the way of a Service's ranges is no fault of the Service.
+#[test]
+fn a_foreign_range_is_removed_rather_than_the_service_left_out() {
+    live(async || {
+        let mut bench = Bench::new(IpFamily::V4);
+        bench.fold(&mut Generator::new(2), 5);
+        bench.sync().await;
+        run(
+            "nft add element ip kube-proxy firewall-sources '{ 192.51.100.7 . tcp . 80 . 203.0.112.9-203.0.113.77 }'",
+        );
+        let WatchEvent::Service(mut service) = crate::testing::cluster::service(1) else { unreachable!() };
+        service.external = Some(Box::new(crate::model::External {
+            load_balancer_ips: ["192.51.100.7".parse().unwrap()].into(),
+            source_ranges: ["203.0.113.0/24".parse().unwrap()].into(),
+            ..Default::default()
+        }));
+        bench.tracker.fold(WatchEvent::Service(service));
+        bench.tracker.fold(crate::testing::cluster::slice(1, 2));
+        let applied = bench.sync().await;
+        assert_eq!(applied.refused, []);
+        assert_same(&bench.table(), &bench.fresh_table(), "with a foreign range");
+    });
+}

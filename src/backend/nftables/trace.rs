@@ -4,7 +4,7 @@ use super::apply::write_rules;
 use super::baseline::Structure;
 use super::element::{Content, ElementId, with_wire};
 use super::names::SetId;
-use super::walk::Walk;
+use super::walk::{Found, Walk};
 use super::{Features, Layouts, node_part, render, text};
 use crate::backend::packet_tests::{Fate, is_local, sent, settings, snapshot};
 use crate::backend::walk::{Outcome, Packet};
@@ -61,7 +61,7 @@ impl Model {
     pub(super) fn trace(&self, packet: &Packet) -> Vec<Outcome> {
         let mut look_up = |set: &str, bytes: &[u8]| {
             if set.starts_with("__set") {
-                return [6, 17, 132].contains(&bytes[0]).then(Vec::new);
+                return [6, 17, 132].contains(&bytes[0]).then(|| Found::Data(Vec::new()));
             }
             let holds = |(key, end, _): &&(Vec<u8>, Option<Vec<u8>>, Vec<u8>)| match end {
                 None => bytes.starts_with(key),
@@ -71,7 +71,7 @@ impl Model {
                     same && key[at..] <= bytes[at..key.len()] && bytes[at..key.len()] <= end[at..]
                 }
             };
-            self.sets.get(set)?.iter().find(holds).map(|(_, _, data)| data.clone())
+            self.sets.get(set)?.iter().find(holds).map(|(_, _, data)| Found::Data(data.clone()))
         };
         Walk::new(&self.rules, &self.texts, (&mut look_up, &is_local)).trace(packet)
     }

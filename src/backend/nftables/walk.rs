@@ -19,7 +19,16 @@ const LOCAL: u32 = 2;
 const UNICAST: u32 = 1;
 
 /// Looks a key up, whose bytes come first of these, in a set: nothing if it does not have it, else what the key leads to.
-pub(super) type LookUp<'a> = dyn FnMut(&str, &[u8]) -> Option<Vec<u8>> + 'a;
+pub(super) type LookUp<'a> = dyn FnMut(&str, &[u8]) -> Option<Found> + 'a;
+
+/// What a key leads to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Found {
+    /// Nothing, or data.
+    Data(Vec<u8>),
+    /// A verdict; none of our own maps has such.
+    Says(Says),
+}
 
 /// Walks packets through rules, on a node.
 pub(super) struct Walk<'a, 'n> {
@@ -44,8 +53,8 @@ struct Traveller {
 }
 
 /// What a rule or a chain says about a packet.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Says<'a> {
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Says {
     /// It does not concern the packet.
     Nothing,
     /// The next rule.
@@ -54,8 +63,22 @@ enum Says<'a> {
     Drop,
     Reject,
     Return,
-    Jump(&'a str),
-    Goto(&'a str),
+    Jump(String),
+    Goto(String),
+}
+
+impl Says {
+    /// What a verdict says.
+    pub(super) fn of(verdict: Verdict<'_>) -> Says {
+        match verdict {
+            Verdict::Accept => Says::Accept,
+            Verdict::Drop => Says::Drop,
+            Verdict::Continue | Verdict::Other(_) => Says::Continue,
+            Verdict::Return => Says::Return,
+            Verdict::Jump(chain) => Says::Jump(chain.to_owned()),
+            Verdict::Goto(chain) => Says::Goto(chain.to_owned()),
+        }
+    }
 }
 
 /// One way that a rule can go.
@@ -141,7 +164,7 @@ impl<'a, 'n> Walk<'a, 'n> {
         travellers
     }
 
-    fn chain(&mut self, name: &str, traveller: Traveller, depth: usize) -> Vec<(Traveller, Says<'static>)> {
+    fn chain(&mut self, name: &str, traveller: Traveller, depth: usize) -> Vec<(Traveller, Says)> {
         let rules = self.chains.get(name).cloned().unwrap_or_default();
         let (mut inside, mut out) = (vec![traveller], Vec::new());
         for (steps, text) in rules.iter().filter(|_| depth < DEEPEST) {
@@ -158,14 +181,14 @@ impl<'a, 'n> Walk<'a, 'n> {
                         Says::Reject => out.push((traveller, Says::Reject)),
                         Says::Return => out.push((traveller, Says::Return)),
                         Says::Jump(to) => {
-                            for (traveller, says) in self.chain(to, traveller, depth + 1) {
+                            for (traveller, says) in self.chain(&to, traveller, depth + 1) {
                                 match says {
                                     Says::Return | Says::Nothing => next.push(traveller),
                                     end => out.push((traveller, end)),
                                 }
                             }
                         }
-                        Says::Goto(to) => out.extend(self.chain(to, traveller, depth + 1)),
+                        Says::Goto(to) => out.extend(self.chain(&to, traveller, depth + 1)),
                     }
                 }
             }
@@ -176,7 +199,7 @@ impl<'a, 'n> Walk<'a, 'n> {
     }
 
     /// All ways that a rule can go. Those that it does not concern go on as one.
-    fn rule<'r>(&mut self, steps: &[Expression<'r>], traveller: Traveller) -> Vec<(Traveller, Says<'r>)> {
+    fn rule(&mut self, steps: &[Expression<'_>], traveller: Traveller) -> Vec<(Traveller, Says)> {
         let mut passed = Traveller { chance: 0.0, ..traveller.clone() };
         let mut branches = vec![Branch { registers: [0; REGISTER_BYTES], traveller }];
         let mut found = Vec::new();
@@ -199,7 +222,7 @@ impl<'a, 'n> Walk<'a, 'n> {
         found
     }
 
-    fn step<'r>(&mut self, step: &Expression<'r>, mut branch: Branch) -> Stepped<'r> {
+    fn step(&mut self, step: &Expression<'_>, mut branch: Branch) -> Stepped {
         let goes_on = |branch: Branch, holds: bool| match holds {
             true => Stepped::On(branch),
             false => Stepped::Off(branch.traveller.chance),
@@ -241,12 +264,14 @@ impl<'a, 'n> Walk<'a, 'n> {
             // Of one byte: nothing is turned round.
             Expression::ByteOrder { len: 1, .. } | Expression::Counter { .. } => {}
             Expression::Lookup { set, key, to, inverse } => {
-                let data = (self.look_up)(set.name, branch.read(key));
-                if data.is_some() == inverse {
+                let found = (self.look_up)(set.name, branch.read(key));
+                if found.is_some() == inverse {
                     return goes_on(branch, false);
                 }
-                if let (Some(to), Some(data)) = (to, data) {
-                    branch.load(to, &data);
+                match (to, found) {
+                    (Some(to), Some(Found::Data(data))) => branch.load(to, &data),
+                    (Some(_), Some(Found::Says(says))) => return Stepped::Ends(branch.traveller, says),
+                    _ => {}
                 }
             }
             Expression::Immediate { to, value } => branch.load(to, value.as_bytes()),
@@ -271,7 +296,7 @@ impl<'a, 'n> Walk<'a, 'n> {
                 return Stepped::Ends(branch.traveller, Says::Accept);
             }
             Expression::Reject(_) => return Stepped::Ends(branch.traveller, Says::Reject),
-            Expression::Verdict(verdict) => return Stepped::of(branch, verdict),
+            Expression::Verdict(verdict) => return Stepped::Ends(branch.traveller, Says::of(verdict)),
             // Nothing of ours: whether it matches is not known here.
             _ => return goes_on(branch, false),
         }
@@ -280,26 +305,12 @@ impl<'a, 'n> Walk<'a, 'n> {
 }
 
 /// What comes of one step.
-enum Stepped<'r> {
+enum Stepped {
     On(Branch),
     Split(Vec<Branch>),
     /// The rule does not concern the packet; so large a part of it.
     Off(f64),
-    Ends(Traveller, Says<'r>),
-}
-
-impl<'r> Stepped<'r> {
-    fn of(branch: Branch, verdict: Verdict<'r>) -> Self {
-        let says = match verdict {
-            Verdict::Accept => Says::Accept,
-            Verdict::Drop => Says::Drop,
-            Verdict::Continue | Verdict::Other(_) => Says::Continue,
-            Verdict::Return => Says::Return,
-            Verdict::Jump(chain) => Says::Jump(chain),
-            Verdict::Goto(chain) => Says::Goto(chain),
-        };
-        Stepped::Ends(branch.traveller, says)
-    }
+    Ends(Traveller, Says),
 }
 
 impl Branch {
@@ -320,7 +331,7 @@ impl Branch {
     }
 
     /// One branch for each number.
-    fn split<'r>(self, to: Register, modulus: u32, offset: u32) -> Stepped<'r> {
+    fn split(self, to: Register, modulus: u32, offset: u32) -> Stepped {
         let chance = self.traveller.chance / f64::from(modulus.max(1));
         let with = |number: u32| {
             let mut branch = self.clone();
@@ -331,7 +342,7 @@ impl Branch {
         Stepped::Split((0..modulus).map(with).collect())
     }
 
-    fn translate<'r>(mut self, address: Register, port: Register) -> Stepped<'r> {
+    fn translate(mut self, address: Register, port: Register) -> Stepped {
         let is_v4 = self.traveller.packet.destination.is_ipv4();
         let bytes = self.read(address);
         let to: Option<IpAddr> = match is_v4 {
