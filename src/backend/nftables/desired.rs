@@ -82,11 +82,11 @@ struct Labels {
 
 impl Labels {
     fn of(service: &ServiceName, ports: &[Box<str>]) -> Self {
-        let text = |port: &Box<str>| match port.is_empty() {
+        let text = |port: &str| match port.is_empty() {
             true => service.as_str().into(),
             false => format!("{service}:{port}").into(),
         };
-        Labels { service: service.as_str().into(), ports: ports.iter().map(text).collect() }
+        Labels { service: service.as_str().into(), ports: ports.iter().map(|port| text(port)).collect() }
     }
 
     fn comment(&self, set: SetId, port: u16) -> Option<Arc<str>> {

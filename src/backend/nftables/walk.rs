@@ -174,28 +174,35 @@ impl<'a, 'n> Walk<'a, 'n> {
                     if says != Says::Nothing {
                         traveller.trail.push(format!("{name}: {text}"));
                     }
-                    match says {
-                        Says::Nothing | Says::Continue => next.push(traveller),
-                        Says::Accept => out.push((traveller, Says::Accept)),
-                        Says::Drop => out.push((traveller, Says::Drop)),
-                        Says::Reject => out.push((traveller, Says::Reject)),
-                        Says::Return => out.push((traveller, Says::Return)),
-                        Says::Jump(to) => {
-                            for (traveller, says) in self.chain(&to, traveller, depth + 1) {
-                                match says {
-                                    Says::Return | Says::Nothing => next.push(traveller),
-                                    end => out.push((traveller, end)),
-                                }
-                            }
-                        }
-                        Says::Goto(to) => out.extend(self.chain(&to, traveller, depth + 1)),
-                    }
+                    self.follow((traveller, says), depth, (&mut next, &mut out));
                 }
             }
             inside = next;
         }
         out.extend(inside.into_iter().map(|traveller| (traveller, Says::Return)));
         out
+    }
+
+    /// Carries out what a rule says: the packet stays in the chain or leaves it.
+    fn follow(
+        &mut self,
+        (traveller, says): (Traveller, Says),
+        depth: usize,
+        (inside, out): (&mut Vec<Traveller>, &mut Vec<(Traveller, Says)>),
+    ) {
+        match says {
+            Says::Nothing | Says::Continue => inside.push(traveller),
+            Says::Jump(to) => {
+                for (traveller, says) in self.chain(&to, traveller, depth + 1) {
+                    match says {
+                        Says::Return | Says::Nothing | Says::Continue => inside.push(traveller),
+                        end => out.push((traveller, end)),
+                    }
+                }
+            }
+            Says::Goto(to) => out.extend(self.chain(&to, traveller, depth + 1)),
+            end => out.push((traveller, end)),
+        }
     }
 
     /// All ways that a rule can go. Those that it does not concern go on as one.
@@ -223,42 +230,23 @@ impl<'a, 'n> Walk<'a, 'n> {
     }
 
     fn step(&mut self, step: &Expression<'_>, mut branch: Branch) -> Stepped {
-        let goes_on = |branch: Branch, holds: bool| match holds {
-            true => Stepped::On(branch),
-            false => Stepped::Off(branch.traveller.chance),
-        };
+        if let Some((to, bytes)) = self.loaded(step, &branch.traveller) {
+            branch.load(to, &bytes);
+            return Stepped::On(branch);
+        }
         match *step {
-            Expression::Payload { to, base, offset, len } => {
-                let bytes = payload(&branch.traveller.packet, base);
-                let (start, len) = (offset as usize, len as usize);
-                let Some(part) = bytes.get(start..start + len) else { return goes_on(branch, false) };
-                branch.load(to, part);
-            }
-            Expression::Meta { to, key } => match meta(&branch.traveller, key) {
-                Some(bytes) => branch.load(to, &bytes),
-                None => return goes_on(branch, false),
-            },
             Expression::SetMeta { key: MetaKey::MARK, from } => {
                 branch.traveller.mark = u32::from_ne_bytes(branch.word(from));
             }
-            Expression::Ct { to, key, .. } => match ct(&branch.traveller, key) {
-                Some(bytes) => branch.load(to, &bytes),
-                None => return goes_on(branch, false),
-            },
             Expression::Cmp { register, comparison, value } => {
-                let wanted = value.as_bytes();
-                let is_equal = branch.read(register).starts_with(wanted);
+                let is_equal = branch.read(register).starts_with(value.as_bytes());
                 let is_known = [Comparison::EQUAL, Comparison::NOT_EQUAL].contains(&comparison);
-                return goes_on(branch, is_known && is_equal == (comparison == Comparison::EQUAL));
+                return branch.goes_on(is_known && is_equal == (comparison == Comparison::EQUAL));
             }
             Expression::Bitwise { from, to, mask, xor } => {
                 let pairs = mask.as_bytes().iter().zip(xor.as_bytes());
-                let bytes: Vec<u8> = branch
-                    .read(from)
-                    .iter()
-                    .zip(pairs)
-                    .map(|(byte, (mask, xor))| byte & mask ^ xor)
-                    .collect();
+                let masked = branch.read(from).iter().zip(pairs).map(|(byte, (mask, xor))| byte & mask ^ xor);
+                let bytes: Vec<u8> = masked.collect();
                 branch.load(to, &bytes);
             }
             // Of one byte: nothing is turned round.
@@ -266,7 +254,7 @@ impl<'a, 'n> Walk<'a, 'n> {
             Expression::Lookup { set, key, to, inverse } => {
                 let found = (self.look_up)(set.name, branch.read(key));
                 if found.is_some() == inverse {
-                    return goes_on(branch, false);
+                    return branch.goes_on(false);
                 }
                 match (to, found) {
                     (Some(to), Some(Found::Data(data))) => branch.load(to, &data),
@@ -274,33 +262,36 @@ impl<'a, 'n> Walk<'a, 'n> {
                     _ => {}
                 }
             }
-            Expression::Immediate { to, value } => branch.load(to, value.as_bytes()),
             Expression::Numgen { to, modulus, offset, .. } => return branch.split(to, modulus, offset),
-            Expression::Fib { to, result: FibResult::ADDRESS_TYPE, flags } => {
-                let packet = &branch.traveller.packet;
-                let is_source = flags == FibFlags::SOURCE;
-                let address = if is_source { packet.source } else { packet.destination.ip() };
-                let kind = if (self.is_local)(address) { LOCAL } else { UNICAST };
-                branch.load(to, &kind.to_ne_bytes());
+            Expression::Dynset { set, operation: DynsetOperation::UPDATE, .. } => {
+                branch.traveller.remembered = Some(set.name.to_owned());
             }
-            Expression::Dynset { set, operation, .. } => {
-                if operation == DynsetOperation::UPDATE {
-                    branch.traveller.remembered = Some(set.name.to_owned());
-                }
-            }
-            Expression::Nat { address: Some(address), port: Some(port), .. } => {
-                return branch.translate(address, port);
-            }
-            Expression::Masquerade { .. } => {
-                branch.traveller.is_masqueraded = true;
-                return Stepped::Ends(branch.traveller, Says::Accept);
-            }
-            Expression::Reject(_) => return Stepped::Ends(branch.traveller, Says::Reject),
-            Expression::Verdict(verdict) => return Stepped::Ends(branch.traveller, Says::of(verdict)),
-            // Nothing of ours: whether it matches is not known here.
-            _ => return goes_on(branch, false),
+            Expression::Dynset { .. } => {}
+            _ => return branch.decide(step),
         }
         Stepped::On(branch)
+    }
+
+    /// What a step loads, of the packet and of what the kernel knows of it.
+    fn loaded(&self, step: &Expression<'_>, traveller: &Traveller) -> Option<(Register, Vec<u8>)> {
+        match *step {
+            Expression::Payload { to, base, offset, len } => {
+                let (start, len) = (offset as usize, len as usize);
+                let bytes = payload(&traveller.packet, base);
+                bytes.get(start..start + len).map(|part| (to, part.to_vec()))
+            }
+            Expression::Meta { to, key } => meta(traveller, key).map(|bytes| (to, bytes)),
+            Expression::Ct { to, key, .. } => ct(traveller, key).map(|bytes| (to, bytes)),
+            Expression::Immediate { to, value } => Some((to, value.as_bytes().to_vec())),
+            Expression::Fib { to, result: FibResult::ADDRESS_TYPE, flags } => {
+                let is_source = flags == FibFlags::SOURCE;
+                let packet = &traveller.packet;
+                let address = if is_source { packet.source } else { packet.destination.ip() };
+                let kind = if (self.is_local)(address) { LOCAL } else { UNICAST };
+                Some((to, kind.to_ne_bytes().to_vec()))
+            }
+            _ => None,
+        }
     }
 }
 
@@ -314,6 +305,24 @@ enum Stepped {
 }
 
 impl Branch {
+    fn goes_on(self, holds: bool) -> Stepped {
+        if holds { Stepped::On(self) } else { Stepped::Off(self.traveller.chance) }
+    }
+
+    /// What ends a rule. Of what is not known here, nothing matches.
+    fn decide(mut self, step: &Expression<'_>) -> Stepped {
+        match *step {
+            Expression::Nat { address: Some(address), port: Some(port), .. } => self.translate(address, port),
+            Expression::Masquerade { .. } => {
+                self.traveller.is_masqueraded = true;
+                Stepped::Ends(self.traveller, Says::Accept)
+            }
+            Expression::Reject(_) => Stepped::Ends(self.traveller, Says::Reject),
+            Expression::Verdict(verdict) => Stepped::Ends(self.traveller, Says::of(verdict)),
+            _ => self.goes_on(false),
+        }
+    }
+
     /// The bytes from a register on.
     fn read(&self, from: Register) -> &[u8] {
         self.registers.get(from.offset()..).unwrap_or_default()
