@@ -18,6 +18,7 @@ mod lifecycle;
 mod localhost;
 mod manifests;
 mod memory;
+mod nftables;
 mod node_address;
 mod options;
 mod packets;

@@ -262,7 +262,7 @@ pub(crate) fn thousand_services() -> Vec<Value> {
 }
 
 /// `count` Services of one endpoint each.
-fn bulk_services(count: u16) -> Vec<Value> {
+pub(crate) fn bulk_services(count: u16) -> Vec<Value> {
     (0..count)
         .flat_map(|number| {
             let (name, high, low) = (format!("bulk-{number}"), number / 250, number % 250 + 1);

@@ -8,24 +8,13 @@ use crate::kernel::nft::Nft;
 use crate::model::IpFamily;
 use anyhow::{Context, Result, bail};
 
-/// The table of kube-proxy's nftables mode.
-const NFT_TABLE: &str = "kube-proxy";
-
 /// Removes what any mode left: rules of both families and flavours, the nftables table, and what
 /// belongs to IPVS mode. Goes on past errors; may be repeated.
 ///
 /// # Errors
 /// If anything stays; what, and why, is in the log.
 pub async fn everything(config: &Config) -> Result<()> {
-    let mut failures = Vec::new();
-    for family in IpFamily::ALL {
-        for flavor in [Flavor::Nft, Flavor::Legacy] {
-            let removed = remove_rules(family, flavor).await;
-            let doing = || format!("removing {flavor} iptables rules of {family}");
-            failures.extend(removed.with_context(doing).err());
-        }
-        failures.extend(remove_nft_table(family).err());
-    }
+    let mut failures = all_rules().await;
     // Last, because rules hold sets.
     failures.extend(modes().flat_map(|(_, mode)| remove_objects(mode, config)));
     for failure in &failures {
@@ -38,6 +27,19 @@ pub async fn everything(config: &Config) -> Result<()> {
         return Ok(());
     }
     bail!("encountered an error while tearing down rules");
+}
+
+/// Removes the rules of all modes, both flavours and both families; says what went wrong.
+async fn all_rules() -> Vec<anyhow::Error> {
+    let mut failures = Vec::new();
+    for family in IpFamily::ALL {
+        for flavor in [Flavor::Nft, Flavor::Legacy] {
+            let removed = remove_rules(family, flavor).await;
+            let doing = || format!("removing {flavor} iptables rules of {family}");
+            failures.extend(removed.with_context(doing).err());
+        }
+    }
+    failures
 }
 
 /// All modes; the rules of an earlier one may lead into the chains of a later one.
@@ -99,26 +101,20 @@ async fn remove_rules_of_all_modes(tools: &mut Tools) -> Result<()> {
     Ok(())
 }
 
-fn remove_nft_table(family: IpFamily) -> Result<()> {
-    let Some(mut nft) = Nft::open_if_there()? else { return Ok(()) };
-    let removed = nft.delete_table(family, NFT_TABLE);
-    if removed.with_context(|| format!("removing nftables table {NFT_TABLE} of {family}"))? {
-        tracing::info!(%family, table = NFT_TABLE, "nftables table removed");
-    }
-    Ok(())
-}
-
 /// Once our rules stand, removes those of kube-proxy's and our own other modes, and looks whether
 /// the other flavour of iptables holds rules, too. Before that, removing them would leave the node
 /// without any. `flavors` are the tools that the running mode writes with.
 pub async fn after_first_sync(config: &Config, flavors: Vec<(IpFamily, Flavor)>) {
     let mut failures = Vec::new();
+    if flavors.is_empty() {
+        // A mode that writes without tools has no iptables rules: none are to stay.
+        failures.extend(all_rules().await);
+    }
     for (family, flavor) in flavors {
         let other = match flavor {
             Flavor::Nft => Flavor::Legacy,
             Flavor::Legacy => Flavor::Nft,
         };
-        failures.extend(remove_nft_table(family).err());
         failures.extend(remove_other_modes(config.mode, family, flavor).await.err());
         failures.extend(settle_other_flavor(config, family, other).await.err());
     }

@@ -15,6 +15,7 @@ mod lines;
 mod listing;
 mod masquerade;
 mod mode;
+pub mod nftables;
 mod options;
 mod packet_trace;
 mod quarantine;
@@ -214,6 +215,8 @@ pub enum DriftKind {
     Table,
     /// An ipset.
     Ipset,
+    /// A set or map of nf_tables.
+    Set,
     /// An IPVS virtual server.
     VirtualServer,
     /// The real servers of a virtual server.
@@ -231,6 +234,7 @@ impl DriftKind {
             DriftKind::Jump => "jump",
             DriftKind::Table => "table",
             DriftKind::Ipset => "ipset",
+            DriftKind::Set => "set",
             DriftKind::VirtualServer => "virtual_server",
             DriftKind::RealServers => "real_servers",
             DriftKind::Interface => "interface",
@@ -269,6 +273,8 @@ pub enum KernelObjectKind {
     VirtualServers,
     /// IPVS real servers.
     RealServers,
+    /// Elements of nf_tables' sets and maps.
+    Elements,
 }
 
 /// How many kernel objects of a kind there are, and how many of them were written.

@@ -21,6 +21,7 @@ pub fn open(mode: Mode) -> &'static dyn ProxyMode {
     match mode {
         Mode::Iptables => &super::iptables::IptablesMode,
         Mode::Ipvs => &super::ipvs::IpvsMode,
+        Mode::Nftables => &super::nftables::NftablesMode,
     }
 }
 
@@ -138,6 +139,8 @@ pub struct ModeFacts {
     pub switches_forwarding_on: bool,
     /// IPVS virtual servers of Services are its own.
     pub has_virtual_servers: bool,
+    /// The nftables table of Services is its own, and it writes without the iptables tools.
+    pub has_nft_table: bool,
 }
 
 /// Something of the kernel that a mode needs.

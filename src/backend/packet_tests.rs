@@ -120,6 +120,11 @@ pub(super) fn sent(case: &PacketCase, packet: &Packet, family: IpFamily) -> Sent
 impl Fate {
     /// Whether this is what the table says.
     pub(super) fn is(&self, verdict: &Verdict<ServedBy>) -> bool {
+        self.is_within(verdict, 1e-6)
+    }
+
+    /// The same, with shares that may be off by `tolerance`.
+    pub(super) fn is_within(&self, verdict: &Verdict<ServedBy>, tolerance: f64) -> bool {
         let certain = |chance: f64| (chance - 1.0).abs() < 1e-6;
         match verdict {
             Verdict::Refused => certain(self.rejected),
@@ -131,7 +136,7 @@ impl Fate {
                 self.served.len() == by.len()
                     && by.iter().all(|place| {
                         self.served.get(place).is_some_and(|(share, sources)| {
-                            (share - even).abs() < 1e-6 && sources.iter().all(|was| *was == masqueraded)
+                            (share - even).abs() < tolerance && sources.iter().all(|was| *was == masqueraded)
                         })
                     })
             }

@@ -1,18 +1,20 @@
 //! Permissions, tools and what the kernel can do.
 
-use super::facts::{Facts, ToolFacts};
+use super::facts::{CheckRequest, Facts, ToolFacts};
 use super::{CheckResult, settings};
-use crate::backend::Requirement;
+use crate::backend::{self, Requirement};
 use crate::kernel::iptables::{Flavor, Need, RuleKind, Version};
 use crate::model::IpFamily;
 
-pub(super) fn judge(facts: &Facts) -> Vec<CheckResult> {
+pub(super) fn judge(facts: &Facts, request: &CheckRequest) -> Vec<CheckResult> {
     let mut findings = vec![permissions(facts)];
-    findings.push(tools(facts, IpFamily::V4));
-    findings.push(match settings::ipv6_is_off(facts) {
-        true => CheckResult::ok("iptables (IPv6)", "IPv6 is switched off on this host: IPv4 only"),
-        false => tools(facts, IpFamily::V6),
-    });
+    if !backend::open(request.mode).facts().has_nft_table {
+        findings.push(tools(facts, IpFamily::V4));
+        findings.push(match settings::ipv6_is_off(facts) {
+            true => CheckResult::ok("iptables (IPv6)", "IPv6 is switched off on this host: IPv4 only"),
+            false => tools(facts, IpFamily::V6),
+        });
+    }
     findings.extend(facts.requirements.iter().map(|requirement| required(requirement, facts)));
     findings
 }

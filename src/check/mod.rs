@@ -71,7 +71,7 @@ impl CheckResult {
 /// Answers every question, in a fixed order.
 #[must_use]
 pub fn judge(facts: &Facts, request: &CheckRequest) -> Vec<CheckResult> {
-    let mut findings = kernel::judge(facts);
+    let mut findings = kernel::judge(facts, request);
     findings.extend(settings::judge(facts, request));
     findings.extend(ports::judge(facts, request));
     findings.extend(others::judge(facts, request));

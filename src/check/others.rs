@@ -8,7 +8,7 @@ use crate::model::{IpFamily, PerFamily};
 pub(super) fn judge(facts: &Facts, request: &CheckRequest) -> Vec<CheckResult> {
     let mut findings = vec![processes(facts)];
     findings.extend(request.proxy.as_ref().map(running_proxy));
-    findings.extend([other_flavor(facts), nft_table(facts), virtual_servers(facts, request)]);
+    findings.extend([other_flavor(facts), nft_table(facts, request), virtual_servers(facts, request)]);
     findings
 }
 
@@ -70,11 +70,15 @@ fn other_flavor(facts: &Facts) -> CheckResult {
     }
 }
 
-fn nft_table(facts: &Facts) -> CheckResult {
+fn nft_table(facts: &Facts, request: &CheckRequest) -> CheckResult {
     const CHECK: &str = "nftables mode";
     match families(&facts.nft_table) {
         Err(error) => CheckResult::unknown(CHECK, error, facts),
         Ok(found) if found.is_empty() => CheckResult::ok(CHECK, "left nothing behind"),
+        Ok(found) if backend::open(request.mode).facts().has_nft_table => CheckResult::ok(
+            CHECK,
+            format!("the table is there ({}); the proxy takes it over", found.join(", ")),
+        ),
         Ok(found) => CheckResult::problem(
             CHECK,
             format!("kube-proxy's table kube-proxy is there ({})", found.join(", ")),

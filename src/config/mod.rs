@@ -107,11 +107,13 @@ pub enum Mode {
     Iptables,
     /// Virtual servers, with ipsets and a few rules.
     Ipvs,
+    /// Elements of nf_tables' sets and maps.
+    Nftables,
 }
 
 impl Mode {
     /// Every mode.
-    pub const ALL: [Mode; 2] = [Mode::Iptables, Mode::Ipvs];
+    pub const ALL: [Mode; 3] = [Mode::Iptables, Mode::Ipvs, Mode::Nftables];
 
     /// The mode of a name.
     #[must_use]
@@ -125,6 +127,7 @@ impl Mode {
         match self {
             Mode::Iptables => "iptables",
             Mode::Ipvs => "ipvs",
+            Mode::Nftables => "nftables",
         }
     }
 }

@@ -173,16 +173,24 @@ fn setting_notices(settings: &Settings) -> Vec<String> {
     .collect()
 }
 
+/// That of the mode's section.
+fn masquerade_bit(settings: &Settings) -> i32 {
+    match settings.mode.as_str() {
+        "nftables" => settings.nftables_masquerade_bit,
+        _ => settings.masquerade_bit,
+    }
+}
+
 /// Builds the sections out of settings that passed validation.
 fn config(line: &CommandLine, settings: &Settings, node_name: String) -> Config {
     let (serving, traffic) = (&settings.serving, &line.flags.traffic);
     let address = |text: &str| values::non_empty(text).and_then(|text| values::socket_address(text).ok());
     Config {
-        mode: if settings.mode == "ipvs" { Mode::Ipvs } else { Mode::Iptables },
+        mode: Mode::named(&settings.mode).unwrap_or(Mode::Iptables),
         node_name,
         sources: sources(line, settings),
         iptables: IptablesConfig {
-            masquerade_bit: u8::try_from(settings.masquerade_bit).unwrap_or_default(),
+            masquerade_bit: u8::try_from(masquerade_bit(settings)).unwrap_or_default(),
             masquerade_all: settings.masquerade_all,
             localhost_node_ports: settings.localhost_node_ports,
             flavor: line.flags.mode.iptables_flavor,

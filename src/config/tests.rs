@@ -257,6 +257,10 @@ fn every_flag_has_a_row_in_the_documentation() {
 #[case(&["--control-socket="], |c: &mut Config| c.control_socket = None)]
 #[case(&["--mode=ipvs"], |c: &mut Config| c.mode = Mode::Ipvs)]
 #[case(&["--mode", "iptables"], |_: &mut Config| {})]
+#[case(&["--mode=nftables"], |c: &mut Config| {
+    c.mode = Mode::Nftables;
+    c.node_ports.addresses = NodePortAddressesSetting::Primary;
+})]
 #[case(&["--hostname-override= Node-A "], |c: &mut Config| c.node_name = "node-a".to_owned())]
 #[case(&["--kubeconfig", "/k"], |c: &mut Config| c.sources.kubeconfig = Some("/k".into()))]
 #[case(&["--kube-api-content-type=application/json"], |c: &mut Config| c.sources.content_type = "application/json".into())]
@@ -520,6 +524,12 @@ fn render_takes_the_flags_on_either_side_of_it() {
 #[case("iptables: {masqueradeBit: 0}", |c: &mut Config| c.iptables.masquerade_bit = 0)]
 #[case("iptables: {masqueradeAll: true}", |c: &mut Config| c.iptables.masquerade_all = true)]
 #[case("nftables: {masqueradeAll: true, masqueradeBit: 3, syncPeriod: 1m, minSyncPeriod: 2s}", |_: &mut Config| {})]
+#[case("mode: nftables\nnftables: {masqueradeAll: true, masqueradeBit: 3, syncPeriod: 1m, minSyncPeriod: 2s}", |c: &mut Config| {
+    c.mode = Mode::Nftables;
+    c.node_ports.addresses = NodePortAddressesSetting::Primary;
+    (c.iptables.masquerade_all, c.iptables.masquerade_bit) = (true, 3);
+    c.sync = SyncConfig { period: secs(60), min_period: secs(2) };
+})]
 #[case("iptables: {localhostNodePorts: false}", |c: &mut Config| c.iptables.localhost_node_ports = false)]
 #[case("iptables: {syncPeriod: 1m, minSyncPeriod: 0s}", |c: &mut Config| c.sync.period = secs(60))]
 #[case("iptables: {minSyncPeriod: 10s}", |c: &mut Config| c.sync.min_period = secs(10))]
@@ -718,8 +728,7 @@ fn a_blank_node_name_is_an_error() {
 #[case(&["--conntrack-udp-timeout=-1s"], "KubeProxyLinuxConfiguration.KubeProxyConntrackConfiguration.UDPTimeout:")]
 #[case(&["--conntrack-udp-timeout-stream=-1s"], "KubeProxyLinuxConfiguration.KubeProxyConntrackConfiguration.UDPStreamTimeout:")]
 #[case(&["--oom-score-adj=1001"], "KubeProxyLinuxConfiguration.OOMScoreAdj: Invalid value: 1001: must be within the range [-1000, 1000]")]
-#[case(&["--mode=userspace"], "Mode.ProxyMode: Invalid value: \"userspace\": must be iptables, ipvs or blank")]
-#[case(&["--mode=nftables"], "Mode.ProxyMode: Invalid value: \"nftables\": nftables mode is not available yet; use iptables or ipvs")]
+#[case(&["--mode=userspace"], "Mode.ProxyMode: Invalid value: \"userspace\": must be iptables, ipvs, nftables or blank")]
 #[case(&["--kube-api-burst=-1"], "ClientConnection.Burst: Invalid value: -1")]
 #[case(&["--config-sync-period=0s"], "ConfigSyncPeriod: Invalid value: \"0s\": must be greater than 0")]
 #[case(&["--iptables-sync-period=1s", "--iptables-min-sync-period=2s"], "SyncPeriod: Invalid value: \"1s\": must be greater than or equal to KubeProxyConfiguration.MinSyncPeriod")]

@@ -102,10 +102,9 @@ fn conntrack(conntrack: &ConntrackSettings, list: &mut Complaints) {
 }
 
 fn mode(mode: &str, list: &mut Complaints) {
-    if mode == "nftables" {
-        list.invalid("Mode.ProxyMode", &mode, "nftables mode is not available yet; use iptables or ipvs");
-    } else if !MODES.contains(&mode) {
-        list.invalid("Mode.ProxyMode", &mode, "must be iptables, ipvs or blank (blank means iptables)");
+    if !MODES.contains(&mode) {
+        let allowed = "must be iptables, ipvs, nftables or blank (blank means iptables)";
+        list.invalid("Mode.ProxyMode", &mode, allowed);
     }
 }
 

@@ -3,7 +3,7 @@
 use std::process::Command;
 
 /// Runs `test` in a new, empty network namespace. Needs root; there is no silent skip.
-pub(super) fn in_fresh_netns<T: Send>(test: impl FnOnce() -> T + Send) -> T {
+pub(crate) fn in_fresh_netns<T: Send>(test: impl FnOnce() -> T + Send) -> T {
     std::thread::scope(|scope| {
         let thread = scope.spawn(|| {
             nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET)
@@ -19,7 +19,7 @@ pub(super) fn in_fresh_netns<T: Send>(test: impl FnOnce() -> T + Send) -> T {
 }
 
 /// Runs a shell script in the calling thread's namespace; it must succeed.
-pub(super) fn run(script: &str) {
+pub(crate) fn run(script: &str) {
     let status = Command::new("sh").args(["-ec", script]).status().expect("sh starts");
     assert!(status.success(), "{script}: {status}");
 }

@@ -23,6 +23,7 @@ pub mod netns_lock;
 pub mod nfacct;
 mod nfnetlink;
 pub mod nft;
+pub mod nftables;
 pub mod not_loaded;
 pub mod process;
 pub mod sockets;
@@ -32,4 +33,4 @@ pub mod xtables_entries;
 pub mod xtables_info;
 
 #[cfg(test)]
-mod fresh_netns;
+pub(crate) mod fresh_netns;

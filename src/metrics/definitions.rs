@@ -47,6 +47,12 @@ pub(super) struct IpvsMetrics {
     pub(super) connections: IntGaugeVec,
 }
 
+pub(super) struct NftablesMetrics {
+    pub(super) failures: IntCounterVec,
+    pub(super) cleanup_failures: IntCounterVec,
+    pub(super) elements: IntGaugeVec,
+}
+
 pub(super) struct ConntrackMetrics {
     pub(super) duration: HistogramVec,
     pub(super) deleted: IntCounterVec,
@@ -192,6 +198,31 @@ impl IpvsMetrics {
             connections: IntGaugeVec::new(
                 opts("ipvs_connections", "Connections that IPVS remembers, by Service"),
                 &["namespace", "service", "ip_family"],
+            )?,
+        })
+    }
+}
+
+impl NftablesMetrics {
+    pub(super) fn new() -> Result<Self> {
+        Ok(NftablesMetrics {
+            failures: IntCounterVec::new(
+                opts(
+                    "sync_proxy_rules_nftables_sync_failures_total",
+                    "Syncs that failed and were tried again",
+                ),
+                FAMILY,
+            )?,
+            cleanup_failures: IntCounterVec::new(
+                opts(
+                    "sync_proxy_rules_nftables_cleanup_failures_total",
+                    "Deletions of an earlier proxy's chains that failed and were tried again",
+                ),
+                FAMILY,
+            )?,
+            elements: IntGaugeVec::new(
+                opts("rs_nftables_elements", "Elements of ours in sets and maps"),
+                FAMILY,
             )?,
         })
     }

@@ -15,8 +15,8 @@ pub use slis::Slis;
 
 use crate::model::{Build, IpFamily};
 use definitions::{
-    ChangeMetrics, ConntrackMetrics, IptablesMetrics, IpvsMetrics, RequestMetrics, SyncMetrics, build_info,
-    kubernetes_build_info,
+    ChangeMetrics, ConntrackMetrics, IptablesMetrics, IpvsMetrics, NftablesMetrics, RequestMetrics,
+    SyncMetrics, build_info, kubernetes_build_info,
 };
 use process::{Pulled, PulledByResource, WatchNumber, process_metrics};
 use prometheus::core::Collector;
@@ -33,6 +33,8 @@ pub enum MetricSet {
     Iptables,
     /// Mode ipvs.
     Ipvs,
+    /// Mode nftables.
+    Nftables,
 }
 
 /// The tables of iptables that we write to.
@@ -63,6 +65,7 @@ pub struct Metrics {
     changes: ChangeMetrics,
     iptables: IptablesMetrics,
     ipvs: IpvsMetrics,
+    nftables: NftablesMetrics,
     conntrack: ConntrackMetrics,
     requests: RequestMetrics,
     services: ServiceMetrics,
@@ -85,6 +88,7 @@ impl Metrics {
             changes: ChangeMetrics::new()?,
             iptables: IptablesMetrics::new()?,
             ipvs: IpvsMetrics::new()?,
+            nftables: NftablesMetrics::new()?,
             conntrack: ConntrackMetrics::new()?,
             requests: RequestMetrics::new()?,
             services: ServiceMetrics::new()?,
@@ -98,7 +102,7 @@ impl Metrics {
     }
 
     fn register_all(&self, set: MetricSet) -> Result<()> {
-        let Metrics { sync, changes, iptables, ipvs, conntrack, requests, services, .. } = self;
+        let Metrics { sync, changes, iptables, ipvs, nftables, conntrack, requests, services, .. } = self;
         self.register([&sync.duration, &sync.network_programming, &conntrack.duration])?;
         self.register([&sync.last, &sync.last_queued])?;
         self.register([&sync.no_local_endpoints, &sync.refused_services])?;
@@ -113,8 +117,14 @@ impl Metrics {
         self.register([&requests.client_duration])?;
         self.register([&services.frontends.connections, &services.endpoints.connections])?;
         self.register([&services.dropped])?;
-        if set == MetricSet::Iptables {
+        if set != MetricSet::Ipvs {
             self.register([&sync.full_duration, &sync.partial_duration])?;
+        }
+        if set == MetricSet::Nftables {
+            self.register([&nftables.failures, &nftables.cleanup_failures])?;
+            self.register([&nftables.elements])?;
+        }
+        if set == MetricSet::Iptables {
             self.register([&iptables.partial_restore_failures])?;
             self.register([&iptables.rules_total, &iptables.rules_last])?;
         }
@@ -367,6 +377,18 @@ impl Metrics {
         self.ipvs.servers.with_label_values(&[kind, family.as_str()])
     }
 
+    /// Elements of ours in nf_tables.
+    #[must_use]
+    pub fn nftables_elements(&self, family: IpFamily) -> IntGauge {
+        self.nftables.elements.with_label_values(&[family.as_str()])
+    }
+
+    /// Syncs of nftables mode that failed.
+    #[must_use]
+    pub fn nftables_failures(&self, family: IpFamily) -> IntCounter {
+        self.nftables.failures.with_label_values(&[family.as_str()])
+    }
+
     /// Syncs of IPVS mode that failed.
     #[must_use]
     pub fn ipvs_failures(&self, family: IpFamily) -> IntCounter {
@@ -489,6 +511,8 @@ mod tests {
             metrics.partial_restore_failures(family),
             metrics.conntrack_deleted(family),
             metrics.ipvs_failures(family),
+            metrics.nftables_failures(family),
+            metrics.nftables.cleanup_failures.with_label_values(&[family.as_str()]),
             metrics.drift("chain", family),
             metrics.healthz(200),
             metrics.livez(503),
@@ -497,6 +521,7 @@ mod tests {
             counter.inc();
         }
         metrics.ipvs_servers("virtual", family).set(1);
+        metrics.nftables_elements(family).set(1);
         metrics.ipvs_operations("add_real", family).inc();
         metrics.ipvs_operation_failures("add_real", family, "missing").inc();
         metrics.set_ipvs_connections("shop", "web", family, Some(7));
@@ -572,6 +597,14 @@ mod tests {
         ("kubeproxy_sync_proxy_rules_iptables_last", "gauge"),
     ];
 
+    const NFTABLES_ONLY: &[(&str, &str)] = &[
+        ("kubeproxy_rs_nftables_elements", "gauge"),
+        ("kubeproxy_sync_full_proxy_rules_duration_seconds", "histogram"),
+        ("kubeproxy_sync_partial_proxy_rules_duration_seconds", "histogram"),
+        ("kubeproxy_sync_proxy_rules_nftables_cleanup_failures_total", "counter"),
+        ("kubeproxy_sync_proxy_rules_nftables_sync_failures_total", "counter"),
+    ];
+
     const IPVS_ONLY: &[(&str, &str)] = &[
         ("kubeproxy_ipvs_connections", "gauge"),
         ("kubeproxy_ipvs_operation_failures_total", "counter"),
@@ -590,6 +623,10 @@ mod tests {
         touch(&iptables);
         let want: BTreeMap<_, _> = ALL_MODES.iter().chain(IPTABLES_ONLY).copied().collect();
         assert_eq!(types(&text(&iptables)), want);
+        let nftables = metrics(MetricSet::Nftables);
+        touch(&nftables);
+        let want: BTreeMap<_, _> = ALL_MODES.iter().chain(NFTABLES_ONLY).copied().collect();
+        assert_eq!(types(&text(&nftables)), want);
         let ipvs = metrics(MetricSet::Ipvs);
         touch(&ipvs);
         let want: BTreeMap<_, _> = ALL_MODES.iter().chain(IPVS_ONLY).copied().collect();

@@ -106,6 +106,7 @@ impl MetricsRecorder {
             KernelObjectKind::RealServers => {
                 self.metrics.ipvs_servers("real", family).set(gauge(count.total))
             }
+            KernelObjectKind::Elements => self.metrics.nftables_elements(family).set(gauge(count.total)),
         }
     }
 
@@ -184,6 +185,7 @@ impl MetricsRecorder {
             self.metrics.partial_restore_failures(family).inc();
         }
         self.metrics.ipvs_failures(family).inc();
+        self.metrics.nftables_failures(family).inc();
         self.health.failed(family, format!("{error:#}"), (self.clock)());
         tracing::error!(%family, elapsed = ?report.elapsed, error = format!("{error:#}"), "sync failed, will try again");
         self.warn(None, "FailedToSync", "Sync", format!("{family}: {error:#}"));

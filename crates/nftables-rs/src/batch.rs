@@ -4,7 +4,7 @@ use crate::chain::Chain;
 use crate::element::Element;
 use crate::error::{Operation, Refused};
 use crate::expression::SetRef;
-use crate::rule::Rule;
+use crate::rule::{ListedRule, Rule};
 use crate::set::Set;
 use crate::table::{Family, Table, TableName};
 use crate::wire::{HEADER_LEN, LIST_ITEM, chain, elements, flag, message, rule, set, table};
@@ -63,6 +63,50 @@ impl Batch {
     #[must_use]
     pub fn as_bytes(&self) -> &[u8] {
         self.requests.as_bytes()
+    }
+
+    /// The rules that it adds, as the kernel would list them, but for handles and the numbers of anonymous sets.
+    pub fn rules(&self) -> impl Iterator<Item = ListedRule<'_>> {
+        Messages::new(self.as_bytes())
+            .map_while(Result::ok)
+            .filter_map(|message| crate::read::rule(&message).ok().flatten())
+    }
+
+    /// The first element that it adds whose key has these bytes in it: its number, as [`Refused::element`] counts.
+    #[must_use]
+    pub fn find_added(&self, bytes: &[u8]) -> Option<usize> {
+        let mut before = 0;
+        for message in Messages::new(self.as_bytes()).map_while(Result::ok) {
+            let items = list(&message, elements::LIST).into_iter().flatten();
+            for (_, _, item) in
+                items.filter(|_| Operation::of(message.kind).is_some_and(Operation::is_on_elements))
+            {
+                let has = |it: &netlink::Attribute<'_>| it.value.windows(bytes.len()).any(|it| it == bytes);
+                let mut parts = item.nested().map_while(Result::ok);
+                let mut key = parts.find(|part| part.kind == crate::wire::element::KEY);
+                if message.kind == message::NEW_ELEMENTS && key.take().is_some_and(|key| has(&key)) {
+                    return Some(before);
+                }
+                before += 1;
+            }
+        }
+        None
+    }
+
+    /// What the kernel says if it refuses an element that it is to add, by its number: for tests of what handles
+    /// refusals.
+    #[must_use]
+    pub fn refusal(&self, element: usize, errno: i32) -> Refused {
+        Refused {
+            request: 0,
+            operation: Some(Operation::AddElements),
+            table: "".into(),
+            object: "".into(),
+            element: Some(element),
+            expression: None,
+            errno,
+            message: None,
+        }
     }
 
     /// Makes a table, unless it is there.

@@ -218,6 +218,14 @@ pub struct SetRef<'a> {
     pub id: Option<u32>,
 }
 
+impl SetRef<'_> {
+    /// Whether the kernel may have made this name of it, an anonymous set's.
+    pub(crate) fn is_numbered_as(&self, name: &str) -> bool {
+        let number = self.name.strip_suffix("%d").and_then(|prefix| name.strip_prefix(prefix));
+        number.is_some_and(|number| !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit()))
+    }
+}
+
 impl PartialEq for SetRef<'_> {
     fn eq(&self, other: &Self) -> bool {
         self.name == other.name

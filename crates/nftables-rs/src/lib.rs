@@ -78,6 +78,7 @@ pub use register::Register;
 pub use rule::{ListedRule, Rule};
 pub use set::{ByteOrder, DataType, ListedSet, MapData, Set, SetFlags, SetType, TypeOf};
 pub use table::{Family, ListedTable, Table, TableFlags, TableName};
+pub use user_data::cut_comment;
 pub use value::Value;
 
 #[doc(hidden)]

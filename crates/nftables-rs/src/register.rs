@@ -19,6 +19,12 @@ impl Register {
         Register(number)
     }
 
+    /// Where it begins, in bytes, among all words.
+    #[must_use]
+    pub const fn offset(self) -> usize {
+        self.0 as usize * 4
+    }
+
     /// As nft writes it: by its old number where it has one.
     pub(crate) fn number(self) -> u32 {
         let word = u32::from(self.0);

@@ -52,14 +52,22 @@ impl<'a> ListedRule<'a> {
         self.expressions.clone().map(|item| expression::expression(item?))
     }
 
-    /// Whether it is what `wanted` would make. Counts do not count.
+    /// Whether it is what `wanted` would make. Counts do not count, nor do the numbers that the kernel gives anonymous sets.
     #[must_use]
     pub fn is_like(&self, wanted: &Rule<'_>) -> bool {
-        let is_same = |(found, wanted): (Result<Expression<'_>, _>, &Expression<'_>)| match (found, wanted) {
-            (Ok(Expression::Counter { .. }), Expression::Counter { .. }) => true,
-            (Ok(found), wanted) => found == *wanted,
-            (Err(_), _) => false,
-        };
+        let is_same =
+            |(found, expression): (Result<Expression<'_>, _>, &Expression<'_>)| match (found, expression) {
+                (Ok(Expression::Counter { .. }), Expression::Counter { .. }) => true,
+                (
+                    Ok(Expression::Lookup { set, key, to, inverse }),
+                    Expression::Lookup { set: wanted, .. },
+                ) if wanted.is_numbered_as(set.name) => {
+                    let found = Expression::Lookup { set: *wanted, key, to, inverse };
+                    found == *expression
+                }
+                (Ok(found), wanted) => found == *wanted,
+                (Err(_), _) => false,
+            };
         (self.table, self.chain, self.comment) == (wanted.table, wanted.chain, wanted.comment)
             && self.expressions.clone().count() == wanted.expressions.len()
             && self.expressions().zip(wanted.expressions).all(is_same)

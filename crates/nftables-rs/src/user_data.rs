@@ -49,11 +49,17 @@ impl Entries {
 
     /// Adds a comment, cut to what nft takes, with the zero that ends it.
     pub(crate) fn comment(&mut self, kind: u8, text: &str) {
-        let text = &text.as_bytes()[..text.floor_char_boundary(LONGEST_COMMENT)];
+        let text = cut_comment(text).as_bytes();
         let mut ended = [0; LONGEST_COMMENT + 1];
         ended[..text.len()].copy_from_slice(text);
         self.bytes(kind, &ended[..=text.len()]);
     }
+}
+
+/// As much of a comment as is written: 128 bytes.
+#[must_use]
+pub fn cut_comment(text: &str) -> &str {
+    &text[..text.floor_char_boundary(LONGEST_COMMENT)]
 }
 
 /// Adds user data that holds only a comment, if there is one.

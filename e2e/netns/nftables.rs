@@ -1,0 +1,198 @@
+//! Mode nftables: the packet table, sent for real and traced by `explain`.
+
+use std::net::SocketAddr;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use kube_proxy_rs::model::{IpFamily, Protocol};
+use kube_proxy_rs::testing::lab::Lab;
+use kube_proxy_rs::testing::netns::Namespace;
+use kube_proxy_rs::testing::packets::{
+    Packet, PacketCase, Place, SERVICE_PORT, Target, Verdict, cases, cases_by_flags,
+};
+use kube_proxy_rs::testing::proxy::{Flavor, Launch, Proxy, metric_sum, metrics, wait_until};
+use kube_proxy_rs::testing::traffic::Answer;
+use rstest::rstest;
+use serde_json::Value;
+
+use crate::BINARY;
+use crate::requests::{Requests, StopOnDrop};
+use crate::resilience::{bulk_services, exposed_case};
+
+/// Node ports answer on all addresses in the packet table, on the node's own in this mode.
+const EVERYWHERE: &str = "--nodeport-addresses=0.0.0.0/0,::/0";
+
+fn launch<'a>(node: &'a Namespace, flags: &'a [&'a str]) -> Launch<'a> {
+    Launch { binary: BINARY, namespace: node, flavor: Flavor::Nft, flags }
+}
+
+/// Waits until the objects of the manifests are in the kernel, and rules that lead to them.
+fn wait_for_markers(proxy: &mut Proxy, node: &Namespace) {
+    let addresses = proxy.marker_addresses();
+    let listed = |arguments: [&str; 5]| node.output("nft", &arguments).unwrap_or_default();
+    let stands = || {
+        let sets = ["ip", "ip6"].map(|it| listed(["list", "set", it, "kube-proxy", "cluster-ips"])).concat();
+        let leads = |it: &str| {
+            listed(["list", "chain", it, "kube-proxy", "nat-prerouting"]).contains("jump services")
+        };
+        addresses.iter().all(|address| sets.contains(address)) && leads("ip") && leads("ip6")
+    };
+    let waited = wait_until("the elements of the manifests are in force", Duration::from_secs(120), || {
+        !proxy.is_running() || stands()
+    });
+    assert!(proxy.is_running(), "the program has exited; its log:\n{}", proxy.log_tail());
+    waited.unwrap_or_else(|error| panic!("{error:#}; the program's log:\n{}", proxy.log_tail()));
+}
+
+/// No node port answers on loopback addresses.
+fn verdict(packet: &Packet) -> Verdict {
+    match packet.to {
+        Target::NodePortOnLocalhost => Verdict::Untouched,
+        _ => packet.verdict.clone(),
+    }
+}
+
+fn as_in_this_mode(mut case: PacketCase) -> PacketCase {
+    for packet in &mut case.packets {
+        packet.verdict = verdict(packet);
+    }
+    case
+}
+
+#[rstest]
+fn every_packet_goes_where_the_table_says_and_explain_knows_it(
+    #[values(IpFamily::V4, IpFamily::V6)] family: IpFamily,
+) {
+    let lab = Lab::create().unwrap();
+    let mut failures = Vec::new();
+    // The program is restarted for each set of flags, over the elements that it left before.
+    for (flags, cases) in cases_by_flags() {
+        let objects: Vec<_> = cases.iter().flat_map(PacketCase::objects).collect();
+        let mut flags: Vec<_> = flags.iter().copied().chain(["--proxy-mode=nftables"]).collect();
+        flags.retain(|flag| !flag.starts_with("--iptables-localhost-nodeports"));
+        if !flags.iter().any(|flag| flag.starts_with("--nodeport-addresses")) {
+            flags.push(EVERYWHERE);
+        }
+        let mut proxy = launch(lab.node(), &flags).start(&objects).unwrap();
+        wait_for_markers(&mut proxy, lab.node());
+        let cases: Vec<PacketCase> = cases.into_iter().map(as_in_this_mode).collect();
+        let socket = proxy.control_socket();
+        let told = |_: &PacketCase, packet: &Packet| verdict(packet);
+        // Before packets are sent: afterwards, it would say of a client with affinity which endpoint it has.
+        failures.extend(crate::explain::trace_all((lab.node(), &socket), &cases, family, &told));
+        failures.extend(crate::packets::send_all(&lab, &cases, family));
+        proxy.terminate().unwrap();
+    }
+    let count = failures.len();
+    assert!(failures.is_empty(), "{count} packets went astray:\n{}", failures.join("\n"));
+}
+
+fn start(lab: &Lab, objects: &[Value]) -> Proxy {
+    let mut proxy = launch(lab.node(), MODE).start(objects).unwrap();
+    wait_for_markers(&mut proxy, lab.node());
+    proxy
+}
+
+const MODE: &[&str] = &["--proxy-mode=nftables"];
+
+fn is_served(lab: &Lab, case: &PacketCase, family: IpFamily) -> bool {
+    let client = lab.client(Place::LocalClient, family).patience(Duration::from_secs(1));
+    let at = SocketAddr::new(case.cluster_ip(family), SERVICE_PORT);
+    matches!(client.ask(Protocol::Tcp, at), Answer::Answered { .. })
+}
+
+#[test]
+fn a_flush_is_healed_within_seconds_and_what_others_change_is_mended() {
+    let lab = Lab::create().unwrap();
+    let case = exposed_case();
+    let proxy = start(&lab, &case.objects());
+    let destination = format!("{} . tcp . {SERVICE_PORT}", case.cluster_ip(IpFamily::V4));
+    for harm in [
+        "flush ruleset".to_owned(),
+        "delete table ip kube-proxy".to_owned(),
+        "flush chain ip kube-proxy services".to_owned(),
+        "insert rule ip kube-proxy nat-prerouting drop".to_owned(),
+        "flush map ip kube-proxy service-endpoints".to_owned(),
+        format!("delete element ip kube-proxy services-2 {{ {destination} }}"),
+        format!("add element ip kube-proxy services-8 {{ {destination} }}"),
+        format!("add element ip kube-proxy firewall-services {{ {destination} }}"),
+    ] {
+        assert!(is_served(&lab, &case, IpFamily::V4), "before {harm}");
+        let drifts = || metric_sum(&metrics(lab.node()).unwrap(), "kubeproxy_rs_drift_total");
+        let before = drifts();
+        lab.node().output("nft", &[&harm]).unwrap();
+        let started = Instant::now();
+        wait_until("it is named", Duration::from_secs(10), || drifts() > before)
+            .unwrap_or_else(|error| panic!("{harm}: {error}; its log:\n{}", proxy.log_tail()));
+        wait_until("it is healed", Duration::from_secs(10), || is_served(&lab, &case, IpFamily::V4))
+            .unwrap_or_else(|error| panic!("{harm}: {error}; its log:\n{}", proxy.log_tail()));
+        assert!(started.elapsed() < Duration::from_secs(8), "{harm}: {:?}", started.elapsed());
+    }
+}
+
+#[test]
+fn open_connections_outlive_a_restart_and_what_went_away_meanwhile_is_removed() {
+    let lab = Lab::create().unwrap();
+    let (stays, goes) = (exposed_case(), cases().remove(0));
+    let mut proxy = start(&lab, &[stays.objects(), goes.objects()].concat());
+    let at = |family| SocketAddr::new(stays.cluster_ip(family), SERVICE_PORT);
+    let mut held: Vec<_> = IpFamily::ALL
+        .into_iter()
+        .flat_map(|family| [(Place::LocalClient, family), (Place::Node, family)])
+        .map(|(place, family)| lab.client(place, family).open(at(family)).unwrap())
+        .collect();
+    proxy.terminate().unwrap();
+    assert!(is_served(&lab, &stays, IpFamily::V4) && is_served(&lab, &stays, IpFamily::V6));
+    proxy.apply(&stays.objects()).unwrap();
+    launch(lab.node(), MODE).start_again(&mut proxy).unwrap();
+    wait_for_markers(&mut proxy, lab.node());
+    for connection in &mut held {
+        connection.ping().expect("it outlives the restart");
+    }
+    let listed = || lab.node().output("nft", &["list", "table", "ip", "kube-proxy"]).unwrap();
+    let gone = format!("packets/{}", goes.service_name());
+    wait_until("what went away is gone", Duration::from_secs(10), || !listed().contains(&gone)).unwrap();
+    proxy.terminate().unwrap();
+    let cleanup = lab.node().output(BINARY, &["--cleanup"]);
+    assert!(cleanup.is_ok(), "{cleanup:?}");
+    assert!(!lab.node().output("nft", &["list", "tables"]).unwrap().contains("kube-proxy"));
+}
+
+/// Waits until more than `before` Services are in the kernel, or long enough; how many are.
+fn middle_of_sync(node: &Namespace, before: usize) -> usize {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    loop {
+        let listed = node.output("nft", &["list", "set", "ip", "kube-proxy", "cluster-ips"]);
+        let found = listed.unwrap_or_default().matches("\"bulk/").count();
+        if found > before || Instant::now() > deadline {
+            return found;
+        }
+    }
+}
+
+#[test]
+fn a_kill_at_any_moment_leaves_no_service_without_its_endpoints() {
+    const MANY: u16 = 2000;
+    let lab = Lab::create().unwrap();
+    let case = exposed_case();
+    let mut proxy = start(&lab, &case.objects());
+    let requests = Requests::default();
+    let mut killed_at = Vec::new();
+    let lost = thread::scope(|scope| {
+        let asking = scope.spawn(|| requests.ask_until_done(&lab, &case, IpFamily::V4));
+        let stop = StopOnDrop(&requests);
+        requests.wait_for(10);
+        proxy.apply(&[case.objects(), bulk_services(MANY)].concat()).unwrap();
+        for _ in 0..3 {
+            killed_at.push(middle_of_sync(lab.node(), killed_at.last().copied().unwrap_or(0)));
+            proxy.kill().unwrap();
+            launch(lab.node(), MODE).start_again(&mut proxy).unwrap();
+        }
+        wait_for_markers(&mut proxy, lab.node());
+        requests.wait_for(10);
+        drop(stop);
+        asking.join().unwrap()
+    });
+    assert!(lost.is_empty(), "killed at {killed_at:?}: {lost:?}; its log:\n{}", proxy.log_tail());
+    assert!(killed_at.iter().any(|at| (1..usize::from(MANY)).contains(at)), "killed at {killed_at:?}");
+}

@@ -1,0 +1,304 @@
+//! What we believe is in the kernel.
+
+use super::desired::{Numbered, Part};
+use super::element::{Content, ElementId, Endpoint, Item, Key};
+use super::layout::Settings;
+use super::names::{Class, SetId};
+use super::pack::Packed;
+use crate::model::{Protocol, ServiceName};
+use nftables_rs::Value;
+use std::collections::hash_map::DefaultHasher;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::hash::{Hash, Hasher};
+
+/// What an element that is there has besides its key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Print {
+    pub(super) to: Option<Endpoint>,
+    /// A hash of its comment.
+    comment: Option<u64>,
+}
+
+impl Print {
+    pub(super) fn new(to: Option<Endpoint>, comment: Option<&str>) -> Self {
+        let hash = |comment: &str| {
+            let mut hasher = DefaultHasher::new();
+            nftables_rs::cut_comment(comment).hash(&mut hasher);
+            hasher.finish()
+        };
+        Print { to, comment: comment.map(hash) }
+    }
+
+    pub(super) fn of(content: &Content) -> Self {
+        Print::new(content.to, content.comment.as_deref())
+    }
+}
+
+/// Elements that are there, of which it is not known for which Service.
+#[derive(Debug, Default)]
+pub(super) struct Found {
+    elements: HashMap<ElementId, Print>,
+    strange: Vec<Strange>,
+}
+
+/// An element of a set of ours that nothing of ours could be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Strange {
+    pub(super) set: SetId,
+    pub(super) key: Value,
+    pub(super) key_end: Option<Value>,
+}
+
+impl Found {
+    pub(super) fn insert(&mut self, id: ElementId, print: Print) {
+        self.elements.insert(id, print);
+    }
+
+    pub(super) fn remove(&mut self, id: &ElementId) -> Option<Print> {
+        // Most of the time there is nothing, and hashing a key costs something.
+        if self.elements.is_empty() { None } else { self.elements.remove(id) }
+    }
+
+    pub(super) fn insert_strange(&mut self, strange: Strange) {
+        self.strange.push(strange);
+    }
+
+    pub(super) fn clear(&mut self) {
+        *self = Found::default();
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.elements.is_empty() && self.strange.is_empty()
+    }
+
+    pub(super) fn strange(&self) -> &[Strange] {
+        &self.strange
+    }
+
+    pub(super) fn take_strange(&mut self) -> Vec<Strange> {
+        std::mem::take(&mut self.strange)
+    }
+
+    pub(super) fn ids(&self) -> impl Iterator<Item = &ElementId> {
+        self.elements.keys()
+    }
+
+    /// Takes over what another has.
+    pub(super) fn absorb(&mut self, other: Found) {
+        self.elements.extend(other.elements);
+        self.strange.extend(other.strange);
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.elements.len()
+    }
+
+    /// Takes all, in order.
+    pub(super) fn take_all(&mut self) -> Vec<ElementId> {
+        let mut ids: Vec<ElementId> = std::mem::take(&mut self.elements).into_keys().collect();
+        ids.sort_unstable();
+        ids
+    }
+
+    /// Takes what looks like an earlier form of a Service's lists: the numbers of their destinations, and their classes.
+    pub(super) fn take_lists(&mut self, part: &Part) -> (Vec<(ElementId, Print)>, Numbered) {
+        let (mut taken, mut numbered) = (Vec::new(), Numbered::new());
+        if self.is_empty() {
+            return (taken, numbered);
+        }
+        for list in &part.lists {
+            let (kind, at) = (list.kind(), list.at);
+            let classes =
+                Class::LARGEST.up_to().map(|class| ElementId::destination(SetId::Class(kind, class), at));
+            taken.extend(classes.filter_map(|id| Some((id, self.elements.remove(&id)?))));
+            let wanted = u32::try_from(list.endpoints.len()).unwrap_or(u32::MAX);
+            let numbers = numbered.entry((list.is_local, at)).or_default();
+            for number in 0.. {
+                let id = ElementId::endpoint(kind, at, number);
+                match self.elements.remove(&id) {
+                    Some(print) => {
+                        numbers.extend(print.to.map(|to| (number, to)));
+                        taken.push((id, print));
+                    }
+                    None if number >= wanted => break,
+                    None => {}
+                }
+            }
+        }
+        (taken, numbered)
+    }
+}
+
+/// An element that several Services may have.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Shared {
+    /// How many Services have it.
+    pub(super) users: u32,
+    pub(super) is_there: bool,
+}
+
+/// The table's own objects, as far as they are known.
+#[derive(Debug)]
+pub(super) struct Structure {
+    pub(super) is_there: bool,
+    /// It has sets of our names of which other things are made: all has to be made anew, in one transaction.
+    pub(super) is_unfit: bool,
+    /// Those of our sets that are there.
+    pub(super) sets: BTreeSet<SetId>,
+    /// What the rules were made of; `None` if they are not known.
+    pub(super) rules: Option<Settings>,
+    /// Sets that are not ours.
+    pub(super) surplus_sets: BTreeSet<String>,
+    /// Chains that are not ours.
+    pub(super) surplus_chains: BTreeSet<String>,
+    /// The largest class that is needed.
+    pub(super) largest: Class,
+    /// Timeouts of affinity that are needed, in seconds.
+    pub(super) timeouts: BTreeSet<u32>,
+}
+
+impl Default for Structure {
+    fn default() -> Self {
+        Structure {
+            is_there: false,
+            is_unfit: false,
+            sets: BTreeSet::new(),
+            rules: None,
+            surplus_sets: BTreeSet::new(),
+            surplus_chains: BTreeSet::new(),
+            largest: Class::USUAL,
+            timeouts: BTreeSet::new(),
+        }
+    }
+}
+
+impl Structure {
+    /// Forgets what Services need; those in a plan of all will say.
+    pub(super) fn forget_needs(&mut self) {
+        (self.largest, self.timeouts) = (Class::USUAL, BTreeSet::new());
+    }
+
+    /// Notes what a Service needs.
+    pub(super) fn need(&mut self, part: &Part) {
+        let (largest, timeouts) = part.needs();
+        self.largest = self.largest.max(largest.unwrap_or(Class::USUAL));
+        self.timeouts.extend(timeouts);
+    }
+}
+
+/// What we believe is in the kernel.
+#[derive(Debug, Default)]
+pub(super) struct Baseline {
+    pub(super) structure: Structure,
+    /// Each Service's part, as last written.
+    parts: BTreeMap<ServiceName, Packed>,
+    /// Elements of no Service in `parts`.
+    pub(super) found: Found,
+    pub(super) hairpins: BTreeMap<(Protocol, Endpoint), Shared>,
+    /// Services whose elements somebody else has changed. What is left of them is among those found.
+    pub(super) damaged: BTreeSet<ServiceName>,
+    /// Services that the kernel refused, and its words.
+    pub(super) refused: BTreeMap<ServiceName, String>,
+    /// How many elements are there.
+    pub(super) elements: usize,
+}
+
+/// What is there of a Service.
+#[derive(Debug, Default)]
+pub(super) struct Old {
+    pub(super) items: Vec<(ElementId, Print)>,
+    pub(super) numbered: Numbered,
+    pub(super) hairpins: BTreeSet<(Protocol, Endpoint)>,
+}
+
+impl Baseline {
+    /// All Services that are known, with their elements.
+    pub(super) fn services(&self) -> impl Iterator<Item = (&ServiceName, Part)> {
+        self.parts.iter().map(|(name, packed)| (name, packed.unpack()))
+    }
+
+    /// What is there of a Service that is to be as `wanted`.
+    pub(super) fn old(&mut self, name: &ServiceName, wanted: Option<&Part>) -> Old {
+        if let Some(packed) = self.parts.get(name) {
+            let part = packed.unpack();
+            return Old {
+                items: prints(part.items(name)),
+                numbered: part.numbered(),
+                hairpins: part.hairpins(),
+            };
+        }
+        let (items, numbered) = wanted.map(|part| self.found.take_lists(part)).unwrap_or_default();
+        Old { items, numbered, hairpins: BTreeSet::new() }
+    }
+
+    /// Notes that a Service now is as it says.
+    pub(super) fn note(&mut self, name: &ServiceName, part: Option<&Part>) {
+        self.damaged.remove(name);
+        match part {
+            Some(part) => self.parts.insert(name.clone(), Packed::of(part)),
+            None => self.parts.remove(name),
+        };
+    }
+
+    /// Forgets of a Service which elements it has; they are among those found then.
+    pub(super) fn unsettle(&mut self, name: &ServiceName) {
+        let Some(packed) = self.parts.remove(name) else { return };
+        let part = packed.unpack();
+        self.found.elements.extend(prints(part.items(name)));
+        self.release(&part.hairpins());
+    }
+
+    /// The same of all.
+    pub(super) fn unsettle_all(&mut self) {
+        for (name, packed) in std::mem::take(&mut self.parts) {
+            self.found.elements.extend(prints(packed.unpack().items(&name)));
+        }
+        self.hairpins.values_mut().for_each(|shared| shared.users = 0);
+    }
+
+    /// Notes that somebody else has changed a Service's elements, and which of them are there now.
+    pub(super) fn damage(&mut self, name: &ServiceName, part: &Part, there: Vec<(ElementId, Print)>) {
+        self.parts.remove(name);
+        self.found.elements.extend(there);
+        self.release(&part.hairpins());
+        self.damaged.insert(name.clone());
+    }
+
+    fn release(&mut self, hairpins: &BTreeSet<(Protocol, Endpoint)>) {
+        for hairpin in hairpins {
+            if let Some(shared) = self.hairpins.get_mut(hairpin) {
+                shared.users = shared.users.saturating_sub(1);
+            }
+        }
+    }
+
+    /// Notes which shared elements a Service had and has now.
+    pub(super) fn share(
+        &mut self,
+        old: &BTreeSet<(Protocol, Endpoint)>,
+        new: &BTreeSet<(Protocol, Endpoint)>,
+    ) {
+        self.release(old);
+        for hairpin in new {
+            self.hairpins.entry(*hairpin).or_default().users += 1;
+        }
+    }
+
+    /// Whether Services are there.
+    pub(super) fn holds_services(&self) -> bool {
+        !self.parts.is_empty() || self.found.elements.keys().any(|id| id.set == SetId::ClusterIps)
+    }
+}
+
+/// What is there of elements that were written so.
+fn prints(items: Vec<Item>) -> Vec<(ElementId, Print)> {
+    items.into_iter().map(|(id, content)| (id, Print::of(&content))).collect()
+}
+
+/// The key of a shared element.
+pub(super) fn hairpin_of(id: &ElementId) -> Option<(Protocol, Endpoint)> {
+    match id.key {
+        Key::Hairpin(protocol, endpoint) => Some((protocol, endpoint)),
+        _ => None,
+    }
+}

@@ -1,0 +1,135 @@
+//! Looking at the table for people who ask.
+
+use super::apply::write_rules;
+use super::element::{self, Content};
+use super::layout::Layout;
+use super::names::{Class, SetId, table};
+use super::packet_trace::{Found, PacketTrace, Says};
+use super::text;
+use crate::backend::mode::Inspection;
+use crate::backend::{Difference, KernelObject, Packet, TraceOutcome};
+use crate::kernel::nftables::Ruleset;
+use crate::model::IpFamily;
+use anyhow::{Result, bail};
+use nftables_rs::{Batch, Data, Element, Part, Rule};
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+fn set_named(name: &str) -> Option<SetId> {
+    let mut all = SetId::all(Class::LARGEST, &[]);
+    all.find(|id| id.name() == name).or_else(|| SetId::of_timeout(name))
+}
+
+/// What the kernel has of wanted elements.
+pub(super) fn look(
+    kernel: &mut impl Ruleset,
+    family: IpFamily,
+    wanted: &[KernelObject],
+) -> Result<Inspection> {
+    let mut inspection = Inspection::default();
+    for object in wanted {
+        let Some(set) = object.name.strip_prefix("set ").and_then(set_named) else { continue };
+        let Some(there) = lines(kernel, family, set)? else {
+            inspection.differences.push(Difference::gone(object));
+            continue;
+        };
+        let (found, missing): (Vec<String>, Vec<String>) =
+            object.lines.iter().cloned().partition(|line| there.contains(line));
+        inspection.differences.extend(Difference::of(object, missing, Vec::new()));
+        inspection.found.push(KernelObject { lines: found, ..object.clone() });
+    }
+    Ok(inspection)
+}
+
+/// A set's elements; `None` if it is not there.
+fn lines(kernel: &mut impl Ruleset, family: IpFamily, set: SetId) -> Result<Option<BTreeSet<String>>> {
+    let mut lines = BTreeSet::new();
+    let is_there = kernel.elements(table(family), &set.name(), &mut |part| match part {
+        Part::Start => lines.clear(),
+        Part::Item(listed) => {
+            if let Some((id, to)) = element::read(family, set, &listed.element) {
+                let comment = listed.element.comment.map(Into::into);
+                let line = text::read_element(&(id, Content { to, comment }));
+                lines.insert(text::without_number(set, &line));
+            }
+        }
+    })?;
+    Ok(is_there.then_some(lines))
+}
+
+/// Walks a packet through the rules and elements that are in the kernel.
+pub(super) fn trace(
+    kernel: &mut nftables_rs::Nftables,
+    (family, addresses): (IpFamily, &[IpAddr]),
+    packet: &Packet,
+) -> Result<Vec<TraceOutcome>> {
+    let mut rules = Batch::new();
+    kernel.rules(table(family), None, &mut |part| match part {
+        Part::Start => rules.clear(),
+        Part::Item(rule) => {
+            let expressions: Vec<_> = rule.expressions().map_while(Result::ok).collect();
+            let (table, chain, comment) = (rule.table, rule.chain, rule.comment);
+            rules.add_rule(&Rule { table, chain, expressions: &expressions, comment });
+        }
+    })?;
+    if rules.is_empty() {
+        bail!("the kernel has no table {}", table(family));
+    }
+    let texts = known_texts(family, &rules);
+    let lengths = key_lengths(kernel, family)?;
+    let mut look_up = |set: &str, bytes: &[u8]| {
+        let key = bytes.get(..*lengths.get(set)?)?;
+        let is_range = set == SetId::FirewallSources.name();
+        let element = Element { key_end: is_range.then_some(key), ..Element::new(key) };
+        let mut leads_to = Found::Data(Vec::new());
+        let found = kernel.element(table(family), set, &element, &mut |listed| match listed.element.data {
+            Some(Data::Value(bytes)) => leads_to = Found::Data(bytes.to_vec()),
+            Some(Data::Verdict(verdict)) => leads_to = Found::Says(Says::of(verdict)),
+            None => {}
+        });
+        found.unwrap_or(false).then_some(leads_to)
+    };
+    let is_local = |address: IpAddr| address.is_loopback() || addresses.contains(&address);
+    Ok(PacketTrace::new(&rules, &texts, (&mut look_up, &is_local)).trace(packet))
+}
+
+/// How many bytes the keys of each set have.
+fn key_lengths(kernel: &mut nftables_rs::Nftables, family: IpFamily) -> Result<BTreeMap<String, usize>> {
+    let mut lengths = BTreeMap::new();
+    kernel.sets(table(family), &mut |part| match part {
+        Part::Start => lengths.clear(),
+        Part::Item(set) => {
+            lengths.extend(usize::try_from(set.key_len).map(|len| (set.name.to_owned(), len)));
+        }
+    })?;
+    Ok(lengths)
+}
+
+/// How those rules are written that are the same whatever the settings.
+fn known_texts(family: IpFamily, rules: &Batch) -> BTreeMap<String, Vec<String>> {
+    let layout = Layout::bare(family);
+    let mut usual = Batch::new();
+    write_rules(&mut usual, &layout);
+    let mut known = BTreeMap::new();
+    let texts = text::rules(&layout);
+    let mut places: BTreeMap<String, usize> = BTreeMap::new();
+    for rule in usual.rules() {
+        let place = places.entry(rule.chain.to_owned()).or_default();
+        let text = texts.get(rule.chain).and_then(|texts| texts.get(*place));
+        known.extend(text.map(|text| (words(&rule), text.clone())));
+        *place += 1;
+    }
+    let mut found: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for rule in rules.rules() {
+        let words = words(&rule);
+        let text = known.get(&words).cloned().unwrap_or(words);
+        found.entry(rule.chain.to_owned()).or_default().push(text);
+    }
+    found
+}
+
+fn words(rule: &nftables_rs::ListedRule<'_>) -> String {
+    let steps: Vec<String> = rule.expressions().map_while(Result::ok).map(|it| format!("{it:?}")).collect();
+    let comment = rule.comment.map(|comment| format!(" comment \"{comment}\"")).unwrap_or_default();
+    format!("{}{comment}", steps.join(" "))
+}

@@ -1,0 +1,354 @@
+//! The nftables dataplane: Services are elements of sets and maps, written by netlink.
+//!
+//! `docs/dataplane-nftables.md` says what is programmed and why. Here, `layout` says which chains, rules, sets and maps there
+//! are, `render`, `desired` and `element` what a Service is in them, `diff` what to do about it, `apply` does it, `observe` and
+//! `verify` look at the kernel.
+
+mod apply;
+mod baseline;
+mod desired;
+mod diff;
+mod element;
+mod inspect;
+mod layout;
+mod mode;
+mod names;
+mod observe;
+mod pack;
+mod probe;
+mod render;
+mod text;
+mod verify;
+mod walk;
+
+pub use mode::NftablesMode;
+
+use super::{
+    Applied, Dataplane, Deviation, KernelObject, KernelObjectKind, ObjectCount, Refusal, VerifyDepth,
+};
+use crate::config::DriftDetection;
+use crate::kernel::iptables::Flavor;
+use crate::kernel::nftables::Ruleset;
+use crate::model::{Cidr, IpFamily, ServiceName};
+use crate::plan::{FamilySettings, NodePortAddresses, Plan, Scope, ServicePlan};
+use anyhow::{Context, Result};
+use apply::{Surprise, Watched, Writing};
+use baseline::{Baseline, Structure};
+use desired::{Member, Part};
+use diff::Change;
+use element::{ElementId, Key};
+use futures::future::LocalBoxFuture;
+use layout::{Layout, Settings};
+use names::{NODE_PORT_ADDRESSES, SetId};
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use verify::Looked;
+
+/// Up to so many Services are compared one by one with what was written for them. Of more, as of all, elements may go from one
+/// to the other, so they are compared with all that is there.
+const FEW: usize = 400;
+
+/// After a comparison of all elements, the next waits for one look for each so many elements.
+const ELEMENTS_A_LOOK: usize = 5_000;
+
+/// What the mode does beyond what is settled for every mode.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Features {
+    /// The bit of the mark that says "masquerade".
+    pub masquerade_mark: u32,
+    /// Where ClusterIPs come from, as far as it is known.
+    pub service_cidrs: Vec<Cidr>,
+}
+
+/// Reads this node's addresses of a family.
+pub type ReadAddresses = Box<dyn Fn(IpFamily) -> Result<Vec<IpAddr>>>;
+
+/// The nftables dataplane of one IP family.
+pub struct Nftables<K> {
+    kernel: K,
+    family: IpFamily,
+    read_addresses: ReadAddresses,
+    detection: DriftDetection,
+    /// What is in the kernel, as far as we know; `None` when nothing is known.
+    baseline: Option<Baseline>,
+    watched: Watched,
+    layouts: Layouts,
+    /// The node's addresses at the last pass, where node ports answer on all of them.
+    addresses: Vec<IpAddr>,
+    /// Looks since all elements were compared.
+    looks: usize,
+}
+
+impl<K: Ruleset> Nftables<K> {
+    /// A dataplane on this kernel.
+    pub fn new(kernel: K, family: IpFamily, features: Features, read_addresses: ReadAddresses) -> Self {
+        Nftables {
+            kernel,
+            family,
+            layouts: Layouts::new(features),
+            read_addresses,
+            detection: DriftDetection::default(),
+            baseline: None,
+            watched: Watched::default(),
+            addresses: Vec::new(),
+            looks: 0,
+        }
+    }
+
+    /// Sets whether drift is detected.
+    #[must_use]
+    pub fn detecting(mut self, detection: DriftDetection) -> Self {
+        self.detection = detection;
+        self
+    }
+
+    /// The kernel that it works on.
+    pub fn kernel(&mut self) -> &mut K {
+        &mut self.kernel
+    }
+
+    fn observe(&mut self) -> Result<Baseline> {
+        self.watched.known = None;
+        let baseline =
+            observe::all(&mut self.kernel, &Layout::bare(self.family)).context("reading the table")?;
+        self.watched = Watched { known: Some(self.kernel.generation()?), is_compare_due: false };
+        self.looks = 0;
+        Ok(baseline)
+    }
+
+    async fn try_sync(&mut self, plan: &Plan<'_>) -> Result<Applied> {
+        self.addresses = self.node_addresses(plan)?;
+        let mut baseline = match self.baseline.take() {
+            Some(baseline) => baseline,
+            None => self.observe()?,
+        };
+        let applied = match self.program(plan, &mut baseline, false).await {
+            Err(error) if error.is::<Surprise>() => {
+                tracing::info!(family = %self.family, %error, "comparing what is there");
+                let found = self.compare(plan.settings, &mut baseline)?;
+                if found.is_lost {
+                    return Err(error);
+                }
+                self.program(plan, &mut baseline, true).await?
+            }
+            applied => applied?,
+        };
+        self.baseline = Some(baseline);
+        Ok(applied)
+    }
+
+    /// The addresses of this node, where node ports answer on all of them.
+    fn node_addresses(&self, plan: &Plan<'_>) -> Result<Vec<IpAddr>> {
+        match plan.settings.node_port_addresses {
+            NodePortAddresses::All => {
+                (self.read_addresses)(self.family).context("reading the node's addresses")
+            }
+            NodePortAddresses::Within(_) => Ok(Vec::new()),
+        }
+    }
+
+    /// Compares everything with what is believed to be there.
+    fn compare(&mut self, settings: &FamilySettings, baseline: &mut Baseline) -> Result<Looked> {
+        let layout = self.layouts.get(settings, &baseline.structure);
+        let mut looked = verify::structure(&mut self.kernel, layout, baseline)?;
+        if !looked.is_lost {
+            looked.drift.extend(verify::elements(&mut self.kernel, layout, baseline)?);
+            (self.watched.is_compare_due, self.looks) = (false, 0);
+        }
+        Ok(looked)
+    }
+
+    /// Brings the kernel in line with a plan.
+    async fn program(&mut self, plan: &Plan<'_>, baseline: &mut Baseline, is_sure: bool) -> Result<Applied> {
+        let names = take_scope(plan, baseline);
+        let layouts = &mut self.layouts;
+        let mut writing =
+            Writing::new(&mut self.kernel, names::table(self.family), (&mut self.watched, baseline), is_sure);
+        writing.sweep_strange()?;
+        let addresses = plan.node_port_ips().unwrap_or_else(|| self.addresses.clone());
+        let node = (node_name(), Some(node_part(addresses)));
+        for (name, part) in std::iter::once(node).chain(parts(plan, &names)) {
+            writing.need(part.as_ref());
+            let change = Change::of(writing.baseline, name, part);
+            if writing.push(change) {
+                writing.flush(layouts.get(plan.settings, &writing.baseline.structure), false)?;
+                // Others of this process get their turn.
+                tokio::task::yield_now().await;
+            }
+        }
+        let layout = layouts.get(plan.settings, &writing.baseline.structure);
+        writing.flush(layout, true)?;
+        writing.ensure_rules(layout)?;
+        writing.sweep(layout)?;
+        let (calls, written) = (writing.calls, writing.written);
+        let found: Vec<Refusal> = std::mem::take(&mut writing.refused)
+            .into_iter()
+            .map(|(service, reason)| Refusal { service, reason, is_new: true })
+            .collect();
+        let named = found.iter().map(|refusal| (refusal.service.clone(), refusal.reason.clone()));
+        baseline.refused.extend(named);
+        Ok(Applied {
+            objects: vec![ObjectCount {
+                kind: KernelObjectKind::Elements,
+                total: baseline.elements,
+                written,
+            }],
+            calls,
+            refused: Refusal::standing(&baseline.refused, &found),
+            unfinished: BTreeSet::new(),
+        })
+    }
+
+    fn check(&mut self, look: VerifyDepth) -> Result<Vec<Deviation>> {
+        let Some(mut baseline) = self.baseline.take() else { return Ok(Vec::new()) };
+        let found = self.look(&mut baseline, look);
+        let is_lost = found.as_ref().is_ok_and(|(_, is_lost)| *is_lost);
+        self.baseline = (!is_lost).then_some(baseline);
+        found.map(|(findings, _)| findings)
+    }
+
+    /// What others have changed, and whether nothing can be relied on.
+    fn look(&mut self, baseline: &mut Baseline, look: VerifyDepth) -> Result<(Vec<Deviation>, bool)> {
+        let Some(settings) = self.layouts.settings.clone() else { return Ok((Vec::new(), false)) };
+        if settings.node_port_addresses == NodePortAddresses::All
+            && (self.read_addresses)(self.family)? != self.addresses
+        {
+            return Ok((vec![Deviation::Outdated("the node's addresses changed")], true));
+        }
+        if !baseline.structure.surplus_chains.is_empty() {
+            let table = names::table(self.family);
+            Writing::new(&mut self.kernel, table, (&mut self.watched, baseline), true).sweep_chains()?;
+        }
+        self.looks += 1;
+        let now = self.kernel.generation()?;
+        let is_changed = self.watched.known != Some(now);
+        if self.detection == DriftDetection::Off || !is_changed && !self.watched.is_compare_due {
+            return Ok((Vec::new(), false));
+        }
+        // Somebody has changed something, of us or not.
+        let is_due = look == VerifyDepth::Thorough || self.looks > baseline.elements / ELEMENTS_A_LOOK;
+        let looked = match is_due {
+            true => self.compare(&settings, baseline)?,
+            false => {
+                self.watched.is_compare_due = true;
+                let layout = self.layouts.get(&settings, &baseline.structure);
+                verify::structure(&mut self.kernel, layout, baseline)?
+            }
+        };
+        // What was done after that is seen by the next look.
+        self.watched.known = Some(now);
+        Ok((looked.drift.into_iter().map(Deviation::Drift).collect(), looked.is_lost))
+    }
+}
+
+/// The Services to look at; `None` for all. What is known of them is put where it is compared by keys if they are many.
+fn take_scope(plan: &Plan<'_>, baseline: &mut Baseline) -> Option<BTreeSet<ServiceName>> {
+    if matches!(plan.scope(), Scope::All) {
+        baseline.unsettle_all();
+        baseline.damaged.clear();
+        baseline.refused.clear();
+        baseline.structure.forget_needs();
+        return None;
+    }
+    let mut names: BTreeSet<ServiceName> = plan.names_in_scope().cloned().collect();
+    names.extend(baseline.damaged.iter().filter(|name| **name != node_name()).cloned());
+    if names.len() > FEW {
+        names.iter().for_each(|name| baseline.unsettle(name));
+    }
+    names.iter().for_each(|name| drop(baseline.refused.remove(name)));
+    Some(names)
+}
+
+/// What Services are to be, in the order of names.
+fn parts<'p>(
+    plan: &'p Plan<'_>,
+    names: &'p Option<BTreeSet<ServiceName>>,
+) -> Box<dyn Iterator<Item = (ServiceName, Option<Part>)> + 'p> {
+    let part = |service: ServicePlan<'_>| render::service(&service);
+    match names {
+        None => Box::new(plan.services().map(move |service| (service.name.clone(), Some(part(service))))),
+        Some(names) => Box::new(names.iter().map(move |name| (name.clone(), plan.service(name).map(part)))),
+    }
+}
+
+/// Under this name, the node's own elements are held like a Service's. No Service can have it.
+fn node_name() -> ServiceName {
+    ServiceName::new("", NODE_PORT_ADDRESSES)
+}
+
+/// The node's own elements: the addresses that answer on node ports.
+fn node_part(addresses: Vec<IpAddr>) -> Part {
+    let usable = addresses.into_iter().filter(|address| !address.is_loopback());
+    let member = |address| {
+        let id = ElementId { set: SetId::NodePortIps, key: Key::Address(address) };
+        Member { id, port: 0 }
+    };
+    Part { members: usable.map(member).collect(), ..Part::default() }
+}
+
+/// The structure, made again only when something that it depends on changes.
+#[derive(Debug)]
+struct Layouts {
+    features: Features,
+    /// Those of the last pass.
+    settings: Option<FamilySettings>,
+    made: Option<Layout>,
+}
+
+impl Layouts {
+    fn new(features: Features) -> Self {
+        Layouts { features, settings: None, made: None }
+    }
+
+    fn get(&mut self, family: &FamilySettings, structure: &Structure) -> &Layout {
+        let timeouts = structure.timeouts.iter().copied().collect();
+        let features = (self.features.masquerade_mark, &*self.features.service_cidrs);
+        let settings = Settings::new(family, features, (structure.largest, timeouts));
+        if self.made.as_ref().is_none_or(|made| made.settings != settings) {
+            self.settings = Some(family.clone());
+            self.made = None;
+        }
+        self.made.get_or_insert_with(|| Layout::new(settings))
+    }
+}
+
+impl<K: Ruleset + 'static> Dataplane for Nftables<K> {
+    fn needs_all(&self) -> bool {
+        self.baseline.is_none()
+    }
+
+    fn sync<'a>(&'a mut self, plan: &'a Plan<'a>) -> LocalBoxFuture<'a, Result<Applied>> {
+        Box::pin(self.try_sync(plan))
+    }
+
+    fn verify(&mut self, look: VerifyDepth) -> LocalBoxFuture<'_, Result<Vec<Deviation>>> {
+        Box::pin(async move { self.check(look) })
+    }
+
+    fn flavor(&self) -> Option<Flavor> {
+        None
+    }
+
+    fn forget(&mut self) {
+        self.baseline = None;
+    }
+
+    fn holds_services(&mut self) -> LocalBoxFuture<'_, Result<bool>> {
+        Box::pin(async { Ok(self.observe()?.holds_services()) })
+    }
+
+    fn learn(&mut self) -> LocalBoxFuture<'_, Result<()>> {
+        Box::pin(async { Ok(()) })
+    }
+
+    fn wanted(&self, plan: &Plan<'_>) -> Vec<KernelObject> {
+        text::wanted(plan)
+    }
+}
+
+#[cfg(test)]
+mod fixtures_tests;
+#[cfg(test)]
+mod tests;
+#[cfg(test)]
+mod trace;

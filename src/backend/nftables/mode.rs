@@ -1,0 +1,141 @@
+//! Mode nftables to the rooms above.
+
+use super::baseline::Structure;
+use super::{Features, Layouts, Nftables, inspect, probe, render, text};
+use crate::backend::mode::{InspectedNode, Inspection, ModeFacts, Opening, ProxyMode, Requirement};
+use crate::backend::{Dataplane, KernelObject, Packet, SharedNames, TraceOutcome};
+use crate::config::{Config, ServiceMetrics};
+use crate::kernel::addresses::local_addresses;
+use crate::kernel::iptables::{RuleKind, Tools};
+use crate::kernel::nft::Nft;
+use crate::metrics::MetricSet;
+use crate::model::IpFamily;
+use crate::plan::{FamilySettings, Plan};
+use anyhow::{Context, Result, bail};
+use futures::future::LocalBoxFuture;
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+/// Elements of nf_tables' sets and maps.
+pub struct NftablesMode;
+
+impl ProxyMode for NftablesMode {
+    fn facts(&self) -> ModeFacts {
+        ModeFacts {
+            metrics: MetricSet::Nftables,
+            by_address: false,
+            localhost_node_ports: false,
+            switches_forwarding_on: false,
+            has_virtual_servers: false,
+            has_nft_table: true,
+        }
+    }
+
+    fn probe(&self, config: &Config) -> Result<()> {
+        if config.service_metrics != ServiceMetrics::Off {
+            bail!("--service-metrics cannot be used with --proxy-mode=nftables; leave it off");
+        }
+        probe::kernel()
+    }
+
+    fn dataplane<'a>(
+        &'a self,
+        opening: &'a Opening<'a>,
+        settings: &'a FamilySettings,
+    ) -> LocalBoxFuture<'a, Result<Box<dyn Dataplane>>> {
+        Box::pin(async move {
+            let kernel = nftables_rs::Nftables::open()?;
+            let addresses = Box::new(local_addresses);
+            let dataplane = Nftables::new(kernel, settings.family, features(opening.config), addresses);
+            Ok(Box::new(dataplane.detecting(opening.config.drift_detection)) as Box<dyn Dataplane>)
+        })
+    }
+
+    fn prepare(&self, _config: &Config, _settings: &FamilySettings) -> Result<()> {
+        Ok(())
+    }
+
+    fn render(&self, config: &Config, plan: Plan<'_>, node_addresses: &BTreeSet<IpAddr>) -> Result<String> {
+        let addresses: Vec<IpAddr> = node_addresses.iter().copied().collect();
+        let plan = plan.with_local_addresses(&addresses);
+        let mut needs = Structure::default();
+        plan.services().for_each(|service| needs.need(&render::service(&service)));
+        let mut layouts = Layouts::new(features(config));
+        let node_ports = plan.node_port_ips().unwrap_or_else(|| addresses.clone());
+        Ok(text::table(&plan, layouts.get(plan.settings, &needs), node_ports))
+    }
+
+    fn rule_kinds(&self, _family: IpFamily) -> Vec<RuleKind> {
+        Vec::new()
+    }
+
+    fn requirements(&self) -> Vec<Requirement> {
+        vec![Requirement {
+            name: "nf_tables",
+            found: probe::kernel()
+                .map(|()| "has all that rules and sets are made of")
+                .map_err(|error| format!("{error:#}")),
+            remedy: "load the module that is named on the node, or use --mode=iptables",
+            is_vital: true,
+        }]
+    }
+
+    fn inspect<'a>(
+        &'a self,
+        node: &'a InspectedNode<'a>,
+        wanted: &'a [KernelObject],
+    ) -> LocalBoxFuture<'a, Result<Inspection>> {
+        Box::pin(async move { inspect::look(&mut nftables_rs::Nftables::open()?, node.family, wanted) })
+    }
+
+    /// By the rules and elements that are in the kernel.
+    fn trace<'a>(
+        &'a self,
+        node: &'a InspectedNode<'a>,
+        _objects: &'a [KernelObject],
+        packet: &'a Packet,
+    ) -> LocalBoxFuture<'a, Result<Vec<TraceOutcome>>> {
+        Box::pin(async move {
+            let mut kernel = nftables_rs::Nftables::open()?;
+            inspect::trace(&mut kernel, (node.family, node.addresses), packet)
+        })
+    }
+
+    fn standing(&self) -> SharedNames {
+        SharedNames::default()
+    }
+
+    fn holds_rules<'a>(&'a self, _tools: &'a mut Tools) -> LocalBoxFuture<'a, Result<bool>> {
+        Box::pin(async { Ok(false) })
+    }
+
+    fn remove_rules<'a>(
+        &'a self,
+        _tools: &'a mut Tools,
+        _standing: &'a SharedNames,
+    ) -> LocalBoxFuture<'a, Result<bool>> {
+        Box::pin(async { Ok(false) })
+    }
+
+    fn remove_objects(&self, _config: &Config) -> Vec<Result<String>> {
+        let removed = |family| match remove_table(family) {
+            Ok(true) => Some(Ok(format!("nftables table {} removed", super::names::table(family)))),
+            Ok(false) => None,
+            Err(error) => Some(Err(error)),
+        };
+        IpFamily::ALL.into_iter().filter_map(removed).collect()
+    }
+}
+
+fn remove_table(family: IpFamily) -> Result<bool> {
+    let Some(mut nft) = Nft::open_if_there()? else { return Ok(false) };
+    nft.delete_table(family, super::names::TABLE)
+        .with_context(|| format!("removing the nftables table of {family}"))
+}
+
+fn features(config: &Config) -> Features {
+    Features {
+        masquerade_mark: 1 << u32::from(config.iptables.masquerade_bit),
+        service_cidrs: config.external_ips.service_cidrs.clone(),
+    }
+}
