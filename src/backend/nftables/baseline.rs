@@ -197,8 +197,6 @@ pub(super) struct Baseline {
     pub(super) hairpins: BTreeMap<(Protocol, Endpoint), Shared>,
     /// Services whose elements somebody else has changed. What is left of them is among those found.
     pub(super) damaged: BTreeSet<ServiceName>,
-    /// Services that the kernel refused, and its words.
-    pub(super) refused: BTreeMap<ServiceName, String>,
     /// How many elements are there.
     pub(super) elements: usize,
 }

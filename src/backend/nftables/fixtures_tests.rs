@@ -4,10 +4,11 @@
 use super::names::table;
 use super::packet_trace::{Found, PacketTrace, Says};
 use super::trace::Model;
-use crate::backend::Verdict as Fate;
+use crate::backend::TracedEndpoint;
 use crate::backend::packet_tests::is_local;
 use crate::backend::packet_trace::{Packet, TraceOutcome};
 use crate::kernel::fresh_netns::{in_fresh_netns, run};
+use crate::model::Verdict;
 use crate::model::{Cidr, IpFamily, NodeFacts, Protocol};
 use crate::plan::{FamilySettings, LocalDetector, NodePortAddresses, Plan, Scope};
 use crate::state::Tracker;
@@ -91,7 +92,9 @@ fn decisions(outcomes: Vec<TraceOutcome>) -> BTreeSet<String> {
     let mut decisions = BTreeSet::new();
     for outcome in outcomes.into_iter().filter(|outcome| outcome.chance > 0.0) {
         decisions.insert(match outcome.verdict {
-            Fate::Served { endpoint, masqueraded } => format!("{endpoint} masqueraded: {masqueraded}"),
+            Verdict::Served(TracedEndpoint { address, masqueraded }) => {
+                format!("{address} masqueraded: {masqueraded}")
+            }
             other => format!("{other:?}"),
         });
     }

@@ -15,17 +15,16 @@ mod mode;
 mod names;
 mod observe;
 mod pack;
+mod packet_trace;
 mod probe;
 mod render;
 mod text;
 mod verify;
-mod walk;
 
 pub use mode::NftablesMode;
 
-use super::{
-    Applied, Dataplane, Deviation, KernelObject, KernelObjectKind, ObjectCount, Refusal, VerifyDepth,
-};
+use super::quarantine::Quarantine;
+use super::{Applied, Dataplane, Deviation, KernelObject, KernelObjectKind, ObjectCount, VerifyDepth};
 use crate::config::DriftDetection;
 use crate::kernel::iptables::Flavor;
 use crate::kernel::nftables::Ruleset;
@@ -44,11 +43,11 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use verify::Looked;
 
-/// Up to so many Services are compared one by one with what was written for them. Of more, as of all, elements may go from one
+/// At most this many Services are compared one by one with what was written for them. Of more, as of all, elements may go from one
 /// to the other, so they are compared with all that is there.
 const FEW: usize = 400;
 
-/// After a comparison of all elements, the next waits for one look for each so many elements.
+/// After a comparison of all elements, the next waits for one look for each of this many elements.
 const ELEMENTS_A_LOOK: usize = 5_000;
 
 /// What the mode does beyond what is settled for every mode.
@@ -71,6 +70,7 @@ pub struct Nftables<K> {
     detection: DriftDetection,
     /// What is in the kernel, as far as we know; `None` when nothing is known.
     baseline: Option<Baseline>,
+    quarantine: Quarantine,
     watched: Watched,
     layouts: Layouts,
     /// The node's addresses at the last pass, where node ports answer on all of them.
@@ -89,6 +89,7 @@ impl<K: Ruleset> Nftables<K> {
             read_addresses,
             detection: DriftDetection::default(),
             baseline: None,
+            quarantine: Quarantine::default(),
             watched: Watched::default(),
             addresses: Vec::new(),
             looks: 0,
@@ -122,6 +123,7 @@ impl<K: Ruleset> Nftables<K> {
             Some(baseline) => baseline,
             None => self.observe()?,
         };
+        self.quarantine.begin(plan);
         let applied = match self.program(plan, &mut baseline, false).await {
             Err(error) if error.is::<Surprise>() => {
                 tracing::info!(family = %self.family, %error, "comparing what is there");
@@ -172,7 +174,7 @@ impl<K: Ruleset> Nftables<K> {
             let change = Change::of(writing.baseline, name, part);
             if writing.push(change) {
                 writing.flush(layouts.get(plan.settings, &writing.baseline.structure), false)?;
-                // Others of this process get their turn.
+                // The other tasks of this process get their turn.
                 tokio::task::yield_now().await;
             }
         }
@@ -181,12 +183,8 @@ impl<K: Ruleset> Nftables<K> {
         writing.ensure_rules(layout)?;
         writing.sweep(layout)?;
         let (calls, written) = (writing.calls, writing.written);
-        let found: Vec<Refusal> = std::mem::take(&mut writing.refused)
-            .into_iter()
-            .map(|(service, reason)| Refusal { service, reason, is_new: true })
-            .collect();
-        let named = found.iter().map(|refusal| (refusal.service.clone(), refusal.reason.clone()));
-        baseline.refused.extend(named);
+        let refused = std::mem::take(&mut writing.refused);
+        refused.iter().try_for_each(|(service, reason)| self.quarantine.add(service, reason))?;
         Ok(Applied {
             objects: vec![ObjectCount {
                 kind: KernelObjectKind::Elements,
@@ -194,7 +192,7 @@ impl<K: Ruleset> Nftables<K> {
                 written,
             }],
             calls,
-            refused: Refusal::standing(&baseline.refused, &found),
+            refused: self.quarantine.refusals(),
             unfinished: BTreeSet::new(),
         })
     }
@@ -207,7 +205,7 @@ impl<K: Ruleset> Nftables<K> {
         found.map(|(findings, _)| findings)
     }
 
-    /// What others have changed, and whether nothing can be relied on.
+    /// What other processes have changed, and whether nothing can be relied on.
     fn look(&mut self, baseline: &mut Baseline, look: VerifyDepth) -> Result<(Vec<Deviation>, bool)> {
         let Some(settings) = self.layouts.settings.clone() else { return Ok((Vec::new(), false)) };
         if settings.node_port_addresses == NodePortAddresses::All
@@ -225,7 +223,7 @@ impl<K: Ruleset> Nftables<K> {
         if self.detection == DriftDetection::Off || !is_changed && !self.watched.is_compare_due {
             return Ok((Vec::new(), false));
         }
-        // Somebody has changed something, of us or not.
+        // Another process changed something, ours or not.
         let is_due = look == VerifyDepth::Thorough || self.looks > baseline.elements / ELEMENTS_A_LOOK;
         let looked = match is_due {
             true => self.compare(&settings, baseline)?,
@@ -246,7 +244,6 @@ fn take_scope(plan: &Plan<'_>, baseline: &mut Baseline) -> Option<BTreeSet<Servi
     if matches!(plan.scope(), Scope::All) {
         baseline.unsettle_all();
         baseline.damaged.clear();
-        baseline.refused.clear();
         baseline.structure.forget_needs();
         return None;
     }
@@ -255,7 +252,6 @@ fn take_scope(plan: &Plan<'_>, baseline: &mut Baseline) -> Option<BTreeSet<Servi
     if names.len() > FEW {
         names.iter().for_each(|name| baseline.unsettle(name));
     }
-    names.iter().for_each(|name| drop(baseline.refused.remove(name)));
     Some(names)
 }
 

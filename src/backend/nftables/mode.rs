@@ -4,7 +4,7 @@ use super::baseline::Structure;
 use super::{Features, Layouts, Nftables, inspect, probe, render, text};
 use crate::backend::mode::{InspectedNode, Inspection, ModeFacts, Opening, ProxyMode, Requirement};
 use crate::backend::{Dataplane, KernelObject, Packet, SharedNames, TraceOutcome};
-use crate::config::{Config, ServiceMetrics};
+use crate::config::{Config, ServiceMetricsDetail};
 use crate::kernel::addresses::local_addresses;
 use crate::kernel::iptables::{RuleKind, Tools};
 use crate::kernel::nft::Nft;
@@ -32,7 +32,7 @@ impl ProxyMode for NftablesMode {
     }
 
     fn probe(&self, config: &Config) -> Result<()> {
-        if config.service_metrics != ServiceMetrics::Off {
+        if config.service_metrics != ServiceMetricsDetail::Off {
             bail!("--service-metrics cannot be used with --proxy-mode=nftables; leave it off");
         }
         probe::kernel()

@@ -3,8 +3,8 @@
 use super::desired::{List, Member, Part};
 use super::element::{Destination, ElementId, Endpoint, Key};
 use super::names::SetId;
-use crate::model::{Cidr, TrafficPolicy};
-use crate::plan::{PortPlan, ServicePlan, Target, Verdict};
+use crate::model::{Cidr, TrafficPolicy, Verdict};
+use crate::plan::{PortPlan, ServicePlan, Target};
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 
@@ -77,6 +77,7 @@ impl Port<'_> {
             }
             Verdict::Refused => self.mark(SetId::Reject(at.plane()), at),
             Verdict::Dropped => self.mark(SetId::Drop(at.plane()), at),
+            Verdict::Untouched => {}
         }
     }
 
@@ -87,7 +88,7 @@ impl Port<'_> {
         match self.plan.external {
             Verdict::Refused => return self.mark(SetId::Reject(at.plane()), at),
             Verdict::Dropped => self.mark(SetId::Drop(at.plane()), at),
-            Verdict::Served(_) => {}
+            Verdict::Served(_) | Verdict::Untouched => {}
         }
         let mut lists = vec![(false, self.endpoints(TrafficPolicy::Cluster))];
         if is_local {

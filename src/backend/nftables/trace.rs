@@ -130,8 +130,8 @@ fn endpoints_have_even_shares() {
         let mut shares: BTreeMap<_, f64> = BTreeMap::new();
         for outcome in model.trace(&packet) {
             match outcome.verdict {
-                crate::backend::Verdict::Served { endpoint, .. } => {
-                    *shares.entry(endpoint).or_default() += outcome.chance;
+                Verdict::Served(endpoint) => {
+                    *shares.entry(endpoint.address).or_default() += outcome.chance;
                 }
                 other => panic!("{other:?}"),
             }

@@ -236,7 +236,10 @@ async fn make(options: &ClientOptions, observers: &Observers) -> anyhow::Result<
     match tokio::time::timeout(MAKING_TIMEOUT, making).await {
         // Of all that is made here, only what a plugin prints can make kube panic.
         Ok(made) => {
-            made.context("what the exec plugin printed cannot be used, such as a token with a line break")?
+            made.context("the exec plugin printed unusable credentials, such as a token with a line break")?
+        }
+        Err(_) => {
+            bail!("no credentials within {MAKING_TIMEOUT:?}; see whether the kubeconfig's exec plugin hangs")
         }
     }
 }

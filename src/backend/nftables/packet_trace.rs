@@ -1,8 +1,8 @@
 //! A packet's way through the table, with every branch that a random choice can take: rules are run as the kernel runs them.
 
 use super::layout::BASE_CHAINS;
-use crate::backend::packet_trace::{Packet, TraceOutcome, Verdict as Fate};
-use crate::model::Protocol;
+use crate::backend::packet_trace::{Packet, TraceOutcome, TracedEndpoint};
+use crate::model::{self, Protocol};
 use nftables_rs::{
     Batch, Comparison, CtKey, DynsetOperation, Expression, FibFlags, FibResult, Hook, MetaKey, PayloadBase,
     Register, Value, Verdict,
@@ -131,12 +131,12 @@ impl<'a, 'n> PacketTrace<'a, 'n> {
             };
             for traveller in gone {
                 if !traveller.is_translated {
-                    outcomes.push(traveller.ends(Fate::Untouched));
+                    outcomes.push(traveller.ends(model::Verdict::Untouched));
                     continue;
                 }
                 for left in self.pass(Hook::Postrouting, traveller, &mut outcomes) {
-                    let (endpoint, masqueraded) = (left.packet.destination, left.is_masqueraded);
-                    outcomes.push(left.ends(Fate::Served { endpoint, masqueraded }));
+                    let (address, masqueraded) = (left.packet.destination, left.is_masqueraded);
+                    outcomes.push(left.ends(model::Verdict::Served(TracedEndpoint { address, masqueraded })));
                 }
             }
         }
@@ -158,8 +158,8 @@ impl<'a, 'n> PacketTrace<'a, 'n> {
             for traveller in travellers {
                 for (traveller, says) in self.chain(name, traveller, 0) {
                     match says {
-                        Says::Drop => outcomes.push(traveller.ends(Fate::Dropped)),
-                        Says::Reject => outcomes.push(traveller.ends(Fate::Rejected)),
+                        Says::Drop => outcomes.push(traveller.ends(model::Verdict::Dropped)),
+                        Says::Reject => outcomes.push(traveller.ends(model::Verdict::Refused)),
                         _ => passed.push(traveller),
                     }
                 }
@@ -424,7 +424,7 @@ fn ct(traveller: &TracedPacket, key: CtKey) -> Option<Vec<u8>> {
 }
 
 impl TracedPacket {
-    fn ends(self, verdict: Fate) -> TraceOutcome {
+    fn ends(self, verdict: model::Verdict<TracedEndpoint>) -> TraceOutcome {
         TraceOutcome { verdict, chance: self.chance, rules: self.trail, remembered: self.remembered }
     }
 }
