@@ -1,6 +1,6 @@
 //! `explain` and `status`: who is asked, and how the answer is printed.
 
-use super::look;
+use super::inspect;
 use super::offline::Offline;
 use super::output::{Answer, complain};
 use super::print::structured;
@@ -184,7 +184,7 @@ async fn explain_address(
 }
 
 /// The Services with a frontend there. A node port that stands on every address is at those of this node only.
-fn answering<'r>(rows: &'r [Row], at: SocketAddr, protocol: Option<Protocol>, own: bool) -> Vec<&'r Row> {
+fn answering(rows: &[Row], at: SocketAddr, protocol: Option<Protocol>, own: bool) -> Vec<&Row> {
     let is_there = |frontend: &String| {
         let Some((address, of)) = frontend.rsplit_once('/') else { return false };
         let on_node = own && address.strip_prefix("*:").is_some_and(|port| port == at.port().to_string());
@@ -232,7 +232,7 @@ async fn explain_service(
     }
     let other_family = view.as_mut().and_then(|view| keep_family(view, asked));
     let mut node = match &view {
-        Some(view) => look::around(config, view, asked).await,
+        Some(view) => inspect::around(config, view, asked).await,
         None => {
             NodeState { similar: similar(&source.rows(None).await?, namespace, name), ..NodeState::default() }
         }

@@ -6,7 +6,7 @@ use super::print::structured;
 use super::read_api::read_api;
 use super::source;
 use crate::backend;
-use crate::check::{self, ProxyState, Purpose, Request, ServicePortUse};
+use crate::check::{self, CheckRequest, ProxyState, Purpose, ServicePortUse};
 use crate::config::{Config, Form};
 use crate::model::{IpFamily, NodeFacts, ObjectKind, Protocol, Snapshot};
 use crate::state::Tracker;
@@ -25,7 +25,7 @@ pub(super) async fn check(config: &Config, form: &Form) -> Result<Answer> {
     Ok(Answer { text, status: u8::from(!report.fit), wraps: form == &Form::Text })
 }
 
-async fn request(config: &Config) -> Result<Request> {
+async fn request(config: &Config) -> Result<CheckRequest> {
     let servers = [("healthz", config.healthz), ("metrics", config.metrics)];
     let tracker = services(config).await?;
     let running = match tracker {
@@ -33,7 +33,7 @@ async fn request(config: &Config) -> Result<Request> {
         None => ask::running(config).await,
     };
     let has_endpoints = tracker.as_ref().map(|tracker| tracker.endpoints(IpFamily::V6) > 0);
-    Ok(Request {
+    Ok(CheckRequest {
         has_ipv6_endpoints: has_endpoints.or(running.as_ref().and_then(|it| it.has_endpoints(IpFamily::V6))),
         proxy: running.map(|running| ProxyState {
             healthy: running.proxy.healthy,

@@ -15,7 +15,7 @@ mod settings;
 #[cfg(test)]
 mod tests;
 
-pub use facts::{Facts, ProxyState, Purpose, Request, ServicePortUse};
+pub use facts::{CheckRequest, Facts, ProxyState, Purpose, ServicePortUse};
 pub use gather::gather;
 pub use print::Report;
 
@@ -35,7 +35,7 @@ pub enum Level {
 
 /// The answer to one question.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Finding {
+pub struct CheckResult {
     /// The question, in a word or two.
     pub check: String,
     /// How it was answered.
@@ -47,30 +47,30 @@ pub struct Finding {
     pub advice: Option<String>,
 }
 
-impl Finding {
+impl CheckResult {
     fn ok(check: impl Into<String>, message: impl Into<String>) -> Self {
-        Finding { check: check.into(), level: Level::Ok, message: message.into(), advice: None }
+        CheckResult { check: check.into(), level: Level::Ok, message: message.into(), advice: None }
     }
 
     fn problem(check: impl Into<String>, message: impl Into<String>, advice: impl Into<String>) -> Self {
         let advice = Some(advice.into());
-        Finding { check: check.into(), level: Level::Problem, message: message.into(), advice }
+        CheckResult { check: check.into(), level: Level::Problem, message: message.into(), advice }
     }
 
     fn broken(check: impl Into<String>, message: impl Into<String>, advice: impl Into<String>) -> Self {
-        Finding { level: Level::Broken, ..Finding::problem(check, message, advice) }
+        CheckResult { level: Level::Broken, ..CheckResult::problem(check, message, advice) }
     }
 
     /// What could not be looked at, and why.
     fn unknown(check: impl Into<String>, reason: &str, facts: &Facts) -> Self {
         let advice = if facts.is_root { "see the reason" } else { "run this check as root" };
-        Finding::problem(check, format!("could not be looked at: {reason}"), advice)
+        CheckResult::problem(check, format!("could not be looked at: {reason}"), advice)
     }
 }
 
 /// Answers every question, in a fixed order.
 #[must_use]
-pub fn judge(facts: &Facts, request: &Request) -> Vec<Finding> {
+pub fn judge(facts: &Facts, request: &CheckRequest) -> Vec<CheckResult> {
     let mut findings = kernel::judge(facts);
     findings.extend(settings::judge(facts, request));
     findings.extend(ports::judge(facts, request));
@@ -80,6 +80,6 @@ pub fn judge(facts: &Facts, request: &Request) -> Vec<Finding> {
 
 /// Whether nothing is broken.
 #[must_use]
-pub fn is_fit(findings: &[Finding]) -> bool {
+pub fn is_fit(findings: &[CheckResult]) -> bool {
     findings.iter().all(|finding| finding.level < Level::Broken)
 }

@@ -1,11 +1,11 @@
 //! Other proxies, at work or remembered by the kernel.
 
-use super::Finding;
-use super::facts::{Facts, ProxyState, Request};
+use super::CheckResult;
+use super::facts::{CheckRequest, Facts, ProxyState};
 use crate::backend;
 use crate::model::{IpFamily, PerFamily};
 
-pub(super) fn judge(facts: &Facts, request: &Request) -> Vec<Finding> {
+pub(super) fn judge(facts: &Facts, request: &CheckRequest) -> Vec<CheckResult> {
     let mut findings = vec![processes(facts)];
     findings.extend(request.proxy.as_ref().map(running_proxy));
     findings.extend([other_flavor(facts), nft_table(facts), virtual_servers(facts, request)]);
@@ -13,11 +13,11 @@ pub(super) fn judge(facts: &Facts, request: &Request) -> Vec<Finding> {
 }
 
 /// The judgement that `status` prints. What is wrong now need not make the node unfit.
-fn running_proxy(proxy: &ProxyState) -> Finding {
+fn running_proxy(proxy: &ProxyState) -> CheckResult {
     const CHECK: &str = "running proxy";
     match proxy.healthy {
-        true => Finding::ok(CHECK, "healthy"),
-        false => Finding::problem(
+        true => CheckResult::ok(CHECK, "healthy"),
+        false => CheckResult::problem(
             CHECK,
             format!("degraded: {}", proxy.reasons.join("; ")),
             "kube-proxy-rs status has the details",
@@ -25,7 +25,7 @@ fn running_proxy(proxy: &ProxyState) -> Finding {
     }
 }
 
-fn processes(facts: &Facts) -> Finding {
+fn processes(facts: &Facts) -> CheckResult {
     const CHECK: &str = "other proxies";
     let named = |ours: bool| {
         let found = facts.proxies.iter().filter(move |it| it.is_ours == ours);
@@ -33,12 +33,16 @@ fn processes(facts: &Facts) -> Finding {
     };
     if facts.proxies.iter().any(|it| !it.is_ours) {
         let message = format!("at work: {}", named(false));
-        return Finding::broken(CHECK, message, "stop one of the two: they overwrite each other's rules");
+        return CheckResult::broken(CHECK, message, "stop one of the two: they overwrite each other's rules");
     }
     match facts.proxies.len() {
-        0 => Finding::ok(CHECK, "no process is one"),
-        1 => Finding::ok(CHECK, format!("none but {}", named(true))),
-        _ => Finding::broken(CHECK, format!("kube-proxy-rs runs twice: {}", named(true)), "stop one of them"),
+        0 => CheckResult::ok(CHECK, "no process is one"),
+        1 => CheckResult::ok(CHECK, format!("none but {}", named(true))),
+        _ => CheckResult::broken(
+            CHECK,
+            format!("kube-proxy-rs runs twice: {}", named(true)),
+            "stop one of them",
+        ),
     }
 }
 
@@ -53,12 +57,12 @@ fn families(found: &PerFamily<Result<bool, String>>) -> Result<Vec<&'static str>
     Ok(so)
 }
 
-fn other_flavor(facts: &Facts) -> Finding {
+fn other_flavor(facts: &Facts) -> CheckResult {
     const CHECK: &str = "other flavour's rules";
     match families(&facts.other_flavor) {
-        Err(error) => Finding::unknown(CHECK, error, facts),
-        Ok(found) if found.is_empty() => Finding::ok(CHECK, "none"),
-        Ok(found) => Finding::problem(
+        Err(error) => CheckResult::unknown(CHECK, error, facts),
+        Ok(found) if found.is_empty() => CheckResult::ok(CHECK, "none"),
+        Ok(found) => CheckResult::problem(
             CHECK,
             format!("the other flavour of iptables holds rules for Services, too ({})", found.join(", ")),
             "--cleanup-other-flavor removes them once ours stand; or choose that flavour with --iptables-flavor",
@@ -66,12 +70,12 @@ fn other_flavor(facts: &Facts) -> Finding {
     }
 }
 
-fn nft_table(facts: &Facts) -> Finding {
+fn nft_table(facts: &Facts) -> CheckResult {
     const CHECK: &str = "nftables mode";
     match families(&facts.nft_table) {
-        Err(error) => Finding::unknown(CHECK, error, facts),
-        Ok(found) if found.is_empty() => Finding::ok(CHECK, "left nothing behind"),
-        Ok(found) => Finding::problem(
+        Err(error) => CheckResult::unknown(CHECK, error, facts),
+        Ok(found) if found.is_empty() => CheckResult::ok(CHECK, "left nothing behind"),
+        Ok(found) => CheckResult::problem(
             CHECK,
             format!("kube-proxy's table kube-proxy is there ({})", found.join(", ")),
             "stop that proxy; its table is removed once our rules stand",
@@ -79,16 +83,16 @@ fn nft_table(facts: &Facts) -> Finding {
     }
 }
 
-fn virtual_servers(facts: &Facts, request: &Request) -> Finding {
+fn virtual_servers(facts: &Facts, request: &CheckRequest) -> CheckResult {
     const CHECK: &str = "IPVS virtual servers";
     let are_ours = backend::open(request.mode).facts().has_virtual_servers;
     match &facts.virtual_servers {
-        Err(error) => Finding::unknown(CHECK, error, facts),
-        Ok(0) => Finding::ok(CHECK, "none"),
+        Err(error) => CheckResult::unknown(CHECK, error, facts),
+        Ok(0) => CheckResult::ok(CHECK, "none"),
         Ok(count) if are_ours => {
-            Finding::ok(CHECK, format!("{count}; the proxy takes over those of Services"))
+            CheckResult::ok(CHECK, format!("{count}; the proxy takes over those of Services"))
         }
-        Ok(count) => Finding::problem(
+        Ok(count) => CheckResult::problem(
             CHECK,
             format!("{count} are there, left by a proxy in mode ipvs: packets go to them, not by our rules"),
             "stop that proxy and run kube-proxy-rs --cleanup",

@@ -1,6 +1,6 @@
 //! Findings for people and for programs.
 
-use super::{Finding, Level, is_fit};
+use super::{CheckResult, Level, is_fit};
 use crate::config::Mode;
 use serde::Serialize;
 use std::fmt;
@@ -13,13 +13,13 @@ pub struct Report {
     /// Nothing is broken.
     pub fit: bool,
     /// The answer to each question.
-    pub findings: Vec<Finding>,
+    pub findings: Vec<CheckResult>,
 }
 
 impl Report {
     /// Sums up.
     #[must_use]
-    pub fn new(findings: Vec<Finding>, mode: Mode) -> Report {
+    pub fn new(findings: Vec<CheckResult>, mode: Mode) -> Report {
         Report { mode: mode.as_str(), fit: is_fit(&findings), findings }
     }
 }

@@ -2,7 +2,7 @@
 
 use super::view::PortView;
 use crate::backend::{Difference, ForeignEffect, ForeignRule};
-use crate::model::ApiConnection;
+use crate::model::{ApiConnection, Verdict};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -115,20 +115,6 @@ pub struct FamilyFacts {
     pub forwards: Option<bool>,
 }
 
-/// What can become of a traced packet.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Fate {
-    /// An endpoint gets it.
-    Served,
-    /// A rule refuses it at once.
-    Refused,
-    /// A rule drops it silently.
-    Dropped,
-    /// No rule takes it.
-    Untouched,
-}
-
 /// One thing that can become of the traced packet.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -138,7 +124,7 @@ pub struct Decision {
     /// Its protocol: `tcp`, `udp` or `sctp`.
     pub protocol: String,
     /// What.
-    pub fate: Fate,
+    pub verdict: Verdict,
     /// The endpoint that gets it.
     pub endpoint: Option<SocketAddr>,
     /// The endpoint sees one of the node's addresses.

@@ -1,9 +1,9 @@
 //! What is wrong with a Service, and what to do about it.
 
-use super::facts::{FamilyFacts, Fate, Kind, NodeState, Obstacle};
-use super::view::{Answer, Contest, ContestedIp, EndpointView, FamilyView, PortView, ServiceView};
+use super::facts::{FamilyFacts, Kind, NodeState, Obstacle};
+use super::view::{Contest, ContestedIp, EndpointView, FamilyView, PortView, ServiceView};
 use crate::backend::{Difference, ForeignEffect};
-use crate::model::NotForwarding;
+use crate::model::{NotForwarding, Verdict};
 use crate::plan::Unused;
 use serde::{Deserialize, Serialize};
 
@@ -393,7 +393,7 @@ fn endpoints(family: &FamilyView, port: &PortView) -> Option<Finding> {
 fn policies(family: &FamilyView, port: &PortView) -> Vec<Finding> {
     let (label, family) = (port.label(), &family.family);
     let mut found = Vec::new();
-    if port.internal == Answer::Dropped {
+    if port.internal == Verdict::Dropped {
         found.push(finding(
             (Code::NoLocalEndpointsInternal, Severity::Problem),
             format!(
@@ -403,7 +403,7 @@ fn policies(family: &FamilyView, port: &PortView) -> Vec<Finding> {
             "Run an endpoint on every node (DaemonSet), or set internalTrafficPolicy to Cluster.",
         ));
     }
-    if port.external == Some(Answer::Dropped) {
+    if port.external == Some(Verdict::Dropped) {
         found.push(finding(
             (Code::NoLocalEndpointsExternal, Severity::Problem),
             format!(
@@ -579,18 +579,18 @@ fn trace(view: Option<&ServiceView>, node: &NodeState) -> Vec<Finding> {
         let at = format!("{}/{}", decision.to, decision.protocol);
         let port = view.and_then(|view| view.port_at(decision.to, &decision.protocol));
         let by = decision.decided_by.as_deref().unwrap_or("a rule");
-        found.extend(match (decision.fate, port) {
-            (Fate::Untouched, Some(_)) => Some(finding(
+        found.extend(match (decision.verdict, port) {
+            (Verdict::Untouched, Some(_)) => Some(finding(
                 (Code::TraceUntaken, Severity::Broken),
                 format!("no rule takes the traced packet to {at}, which the Service should answer at"),
                 "See the trace: a rule before the Service's decides, or the Service's rule is missing.",
             )),
-            (Fate::Untouched, None) => Some(finding(
+            (Verdict::Untouched, None) => Some(finding(
                 (Code::NoFrontend, Severity::Problem),
                 format!("{at} is no frontend of this Service"),
                 "Compare the destination with the frontends above; services lists those of all Services.",
             )),
-            (Fate::Dropped | Fate::Refused, Some(port)) if port.answers_everywhere() => Some(finding(
+            (Verdict::Dropped | Verdict::Refused, Some(port)) if port.answers_everywhere() => Some(finding(
                 (Code::TraceStopped, Severity::Problem),
                 format!("the traced packet to {at} is stopped by {by}"),
                 "The Service has endpoints; the rule that the trace marks depends on the client.",

@@ -14,14 +14,13 @@ mod view;
 
 pub use answers::{Overview, overview, service, services};
 pub use facts::{
-    ApiFacts, Decision, FamilyFacts, Fate, Flows, Kind, NodeState, Obstacle, PortFlows, ProxyState, Tracking,
+    ApiFacts, Decision, FamilyFacts, Flows, Kind, NodeState, Obstacle, PortFlows, ProxyState, Tracking,
 };
 pub use findings::{Code, Finding, Severity};
 pub use report::Report;
 pub use table::{Columns, Row, Services, problem_table, table};
 pub use view::{
-    Answer, Contest, ContestedIp, ContestedPort, EndpointView, FamilyView, FrontendView, PortView,
-    ServiceView,
+    Contest, ContestedIp, ContestedPort, EndpointView, FamilyView, FrontendView, PortView, ServiceView,
 };
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::backend::{Difference, ForeignEffect};
-use crate::model::{ApiConnection, IpFamily, NodeFacts, ServiceName, WatchEvent, WatchState};
+use crate::model::{ApiConnection, IpFamily, NodeFacts, ServiceName, Verdict, WatchEvent, WatchState};
 use crate::plan::{FamilySettings, Plan, Scope};
 use crate::state::Tracker;
 use crate::watch::convert;
@@ -300,11 +300,11 @@ fn a_client_outside_the_source_ranges_is_named() {
     assert_eq!(codes(&report), [Code::ClientOutsideSourceRanges]);
 }
 
-fn traced(to: &str, fate: Fate) -> NodeState {
+fn traced(to: &str, verdict: Verdict<()>) -> NodeState {
     let decision = Decision {
         to: to.parse().unwrap(),
         protocol: "tcp".to_owned(),
-        fate,
+        verdict,
         endpoint: None,
         masqueraded: false,
         percent: 100.0,
@@ -315,12 +315,16 @@ fn traced(to: &str, fate: Fate) -> NodeState {
 }
 
 #[rstest]
-#[case::to_a_frontend("10.96.0.10:80", Fate::Untouched, &[Code::TraceUntaken])]
-#[case::to_another_port("10.96.0.10:81", Fate::Untouched, &[Code::NoFrontend])]
-#[case::dropped("10.96.0.10:80", Fate::Dropped, &[Code::TraceStopped])]
-#[case::served("10.96.0.10:80", Fate::Served, &[])]
-fn a_trace_that_ends_elsewhere_is_not_nothing(#[case] to: &str, #[case] fate: Fate, #[case] wanted: &[Code]) {
-    let report = report(&sound(), traced(to, fate));
+#[case::to_a_frontend("10.96.0.10:80", Verdict::Untouched, &[Code::TraceUntaken])]
+#[case::to_another_port("10.96.0.10:81", Verdict::Untouched, &[Code::NoFrontend])]
+#[case::dropped("10.96.0.10:80", Verdict::Dropped, &[Code::TraceStopped])]
+#[case::served("10.96.0.10:80", Verdict::Served(()), &[])]
+fn a_trace_that_ends_elsewhere_is_not_nothing(
+    #[case] to: &str,
+    #[case] verdict: Verdict<()>,
+    #[case] wanted: &[Code],
+) {
+    let report = report(&sound(), traced(to, verdict));
     assert_eq!(codes(&report), wanted);
     assert_eq!(report.to_string().contains("Nothing is wrong"), wanted.is_empty());
 }

@@ -19,6 +19,7 @@ mod process;
 mod quote;
 mod service;
 mod time;
+mod verdict;
 
 pub use address::{Cidr, IpFamily, PerFamily, Protocol, parse_cidr, parse_ip};
 pub use allowance::{Allowance, Rate, Suppressed};
@@ -39,3 +40,4 @@ pub use process::ProcessUse;
 pub use quote::{cut, excerpt, findings, printable, quoted, word};
 pub use service::{External, Service, ServiceName, ServicePort, ServicePortName, TrafficPolicy};
 pub use time::UtcTime;
+pub use verdict::Verdict;

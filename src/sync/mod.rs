@@ -6,19 +6,19 @@
 
 mod contention;
 mod pass;
+mod post_sync;
 mod query;
-mod record;
+mod recorder;
 mod report;
 mod runner;
 mod schedule;
-mod settle;
 
 pub use pass::{FamilySync, MakeSettings, ReadAddresses};
+pub use post_sync::{PostSync, PostSyncResult};
 pub use query::{Identity, LoopState, Query, ask};
-pub use record::{Records, since_1970};
-pub use report::{Notice, Outcome, PassKind, Recorder, Severity, SyncReport};
+pub use recorder::{MetricsRecorder, since_1970};
+pub use report::{Notice, NoticeSeverity, PassKind, PassOutcome, Recorder, SyncReport};
 pub use runner::{Periods, Runner};
-pub use settle::{Settled, Settlement};
 
 #[cfg(test)]
 mod tests;

@@ -1,10 +1,10 @@
 //! One pass over one family: plan, render, diff, apply.
 
-use super::report::{Outcome, PassKind};
-use crate::backend::{Applied, Dataplane, Finding, KernelObject, Look, Refusal};
+use super::report::{PassKind, PassOutcome};
+use crate::backend::{Applied, Dataplane, Deviation, KernelObject, Refusal, VerifyDepth};
 use crate::model::{IpFamily, NodeFacts, ServiceName, Snapshot};
 use crate::plan::{FamilySettings, NodePortAddresses, Plan, Scope};
-use crate::state::{Changes, Tracker};
+use crate::state::{ChangedObjects, Tracker};
 use anyhow::{Context, Result, bail};
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -94,7 +94,11 @@ impl FamilySync {
 
     /// Brings the kernel in line with the snapshot. After a failure nothing is believed of the
     /// kernel any more.
-    pub(super) async fn pass(&mut self, tracker: &Tracker, changes: &Changes) -> (PassKind, Outcome) {
+    pub(super) async fn pass(
+        &mut self,
+        tracker: &Tracker,
+        changes: &ChangedObjects,
+    ) -> (PassKind, PassOutcome) {
         let kind = self.next_kind(changes);
         if let Some(make_settings) = self.make_settings.as_ref().filter(|_| kind == PassKind::Full) {
             self.settings = make_settings(&tracker.snapshot().node);
@@ -106,11 +110,11 @@ impl FamilySync {
                 self.stands = true;
                 self.refused.clone_from(&applied.refused);
                 self.unfinished.clone_from(&applied.unfinished);
-                (kind, Outcome::Done(applied))
+                (kind, PassOutcome::Done(applied))
             }
             Err(error) => {
                 self.forget();
-                (kind, Outcome::Failed(error))
+                (kind, PassOutcome::Failed(error))
             }
         }
     }
@@ -120,7 +124,7 @@ impl FamilySync {
         std::mem::take(&mut self.unfinished)
     }
 
-    fn next_kind(&self, changes: &Changes) -> PassKind {
+    fn next_kind(&self, changes: &ChangedObjects) -> PassKind {
         match self.dataplane.needs_all() || changes.node {
             true => PassKind::Full,
             false => PassKind::Partial,
@@ -160,13 +164,13 @@ impl FamilySync {
     pub(super) fn plan<'a>(
         &'a self,
         snapshot: &'a Snapshot,
-        changes: &'a Changes,
+        changes: &'a ChangedObjects,
         kind: PassKind,
     ) -> Plan<'a> {
         plan(&self.settings, &self.addresses, snapshot, changes, kind)
     }
 
-    async fn try_pass(&mut self, tracker: &Tracker, changes: &Changes) -> Result<Applied> {
+    async fn try_pass(&mut self, tracker: &Tracker, changes: &ChangedObjects) -> Result<Applied> {
         let kind = self.next_kind(changes);
         if let Some(unknown) = tracker.unknown().filter(|_| !self.stands)
             && self.dataplane.holds_services().await.context("looking at the kernel")?
@@ -203,7 +207,7 @@ impl FamilySync {
     ///
     /// # Errors
     /// When the kernel cannot be read.
-    pub(super) async fn verify(&mut self, look: Look) -> Result<Vec<Finding>> {
+    pub(super) async fn verify(&mut self, look: VerifyDepth) -> Result<Vec<Deviation>> {
         self.dataplane.verify(look).await
     }
 }
@@ -212,7 +216,7 @@ fn plan<'a>(
     settings: &'a FamilySettings,
     addresses: &'a [IpAddr],
     snapshot: &'a Snapshot,
-    changes: &'a Changes,
+    changes: &'a ChangedObjects,
     kind: PassKind,
 ) -> Plan<'a> {
     let scope = match kind {

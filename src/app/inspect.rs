@@ -3,12 +3,12 @@
 
 use super::output::complain;
 use crate::backend::{
-    self, ChainRules, ForeignEffect, ForeignRule, InspectedNode, Inspection, KnownPart, Outcome, Packet,
-    SERVER_RULE, Verdict, foreign_rules,
+    self, ChainRules, ForeignEffect, ForeignRule, InspectedNode, Inspection, KnownPart, Packet, SERVER_RULE,
+    TraceOutcome, foreign_rules,
 };
 use crate::config::{Config, Explain, Mode};
 use crate::explain::{
-    Decision, EndpointView, FamilyFacts, FamilyView, Fate, Flows, NodeState, Obstacle, PortFlows, PortView,
+    Decision, EndpointView, FamilyFacts, FamilyView, Flows, NodeState, Obstacle, PortFlows, PortView,
     ServiceView, Tracking,
 };
 use crate::kernel::addresses::{interface_addresses, local_addresses};
@@ -16,7 +16,7 @@ use crate::kernel::conntrack::{Conntrack, Destination, Part};
 use crate::kernel::iptables::{Flavor, Place, Tools};
 use crate::kernel::nft::Nft;
 use crate::kernel::sysctl::Sysctls;
-use crate::model::{IpFamily, Protocol};
+use crate::model::{IpFamily, Protocol, Verdict};
 use anyhow::Result;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -364,21 +364,21 @@ fn protocols(family: &FamilyView, to: SocketAddr, wanted: Option<Protocol>) -> B
 }
 
 /// An outcome, and the rule that decides: the last one that sends the packet somewhere.
-fn decision(outcome: &Outcome, packet: &Packet) -> Decision {
-    let (fate, endpoint, target) = match outcome.verdict {
-        Verdict::Served { endpoint, .. } => (Fate::Served, Some(endpoint), Some("-j DNAT")),
-        Verdict::Rejected => (Fate::Refused, None, Some("-j REJECT")),
-        Verdict::Dropped => (Fate::Dropped, None, Some("-j DROP")),
-        Verdict::Untouched => (Fate::Untouched, None, None),
+fn decision(outcome: &TraceOutcome, packet: &Packet) -> Decision {
+    let (endpoint, target) = match outcome.verdict {
+        Verdict::Served(endpoint) => (Some(endpoint), Some("-j DNAT")),
+        Verdict::Refused => (None, Some("-j REJECT")),
+        Verdict::Dropped => (None, Some("-j DROP")),
+        Verdict::Untouched => (None, None),
     };
     let decides =
         |rule: &&String| target.is_some_and(|target| rule.contains(target) || rule.starts_with(SERVER_RULE));
     Decision {
         to: packet.destination,
         protocol: packet.protocol.to_string(),
-        fate,
-        endpoint,
-        masqueraded: matches!(outcome.verdict, Verdict::Served { masqueraded: true, .. }),
+        verdict: outcome.verdict.kind(),
+        endpoint: endpoint.map(|endpoint| endpoint.address),
+        masqueraded: endpoint.is_some_and(|endpoint| endpoint.masqueraded),
         percent: outcome.chance * 100.0,
         decided_by: outcome.rules.iter().rev().find(decides).cloned(),
         rules: outcome.rules.clone(),
