@@ -57,3 +57,26 @@ fn built_on(package: &str) -> BTreeSet<String> {
 fn the_demo_is_built_on_what_the_program_is_built_on() {
     assert_eq!(built_on("demo"), built_on("kube-proxy-rs"));
 }
+
+/// The plugin of kubectl, with a kubectl that says what it is asked and knows a pod on `node-0` only.
+#[test]
+fn the_plugin_of_kubectl_runs_the_program_in_the_pod_of_the_node() {
+    use std::os::unix::fs::PermissionsExt;
+    let folder = tempfile::tempdir().unwrap();
+    let kubectl = folder.path().join("kubectl");
+    let fake = "#!/bin/sh\ncase \"$*\" in\n*exec*) echo \"$*\" ;;\n*name=node-9*|*nodeName=node-9*) exit 1 ;;\n\
+                *name=kube-proxy-rs*) printf pod-0 ;;\nesac\n";
+    std::fs::write(&kubectl, fake).unwrap();
+    std::fs::set_permissions(&kubectl, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let path = format!("{}:{}", folder.path().display(), std::env::var("PATH").unwrap());
+    let run = |arguments: &[&str]| {
+        let script = repository().join("scripts/kubectl-proxy_rs");
+        Command::new(script).args(arguments).env("PATH", &path).output().unwrap()
+    };
+    let output = run(&["node-0", "explain", "shop/web"]);
+    assert_eq!(stdout(&output), "--namespace kube-system exec pod-0 -- kube-proxy-rs explain shop/web\n");
+    let missing = run(&["node-9", "status"]);
+    assert_eq!(missing.status.code(), Some(3));
+    assert!(stderr(&missing).contains("no running pod of kube-proxy-rs on node node-9"));
+    assert_eq!(run(&["node-0"]).status.code(), Some(3));
+}

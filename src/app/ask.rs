@@ -184,7 +184,7 @@ async fn explain_address(
 }
 
 /// The Services with a frontend there. A node port that stands on every address is at those of this node only.
-fn answering<'r>(rows: &'r [Row], at: SocketAddr, protocol: Option<Protocol>, own: bool) -> Vec<&'r Row> {
+fn answering(rows: &[Row], at: SocketAddr, protocol: Option<Protocol>, own: bool) -> Vec<&Row> {
     let is_there = |frontend: &String| {
         let Some((address, of)) = frontend.rsplit_once('/') else { return false };
         let on_node = own && address.strip_prefix("*:").is_some_and(|port| port == at.port().to_string());

@@ -120,8 +120,8 @@ impl Status {
             let cells = [
                 it.resource.clone(),
                 if it.connected { "open" } else { "closed" }.to_owned(),
-                seconds(&it.since),
-                it.last_event.as_deref().map_or_else(|| "never".to_owned(), seconds),
+                format!("{} ({})", seconds(&it.since), UtcTime::ago(it.since_seconds)),
+                with_age(it.last_event.as_deref(), it.last_event_seconds),
                 error,
             ];
             let cells: String = HEAD.iter().zip(&cells).map(|(name, value)| cell(name, value)).collect();
@@ -136,7 +136,7 @@ impl Status {
         let row = |(family, it): (&&str, &FamilyReadiness)| {
             let cells = [
                 ("Family", (*family).to_owned()),
-                ("Last sync", it.last_sync.as_deref().map_or_else(|| "never".to_owned(), seconds)),
+                ("Last sync", with_age(it.last_sync.as_deref(), it.last_sync_seconds)),
                 ("Lag", lag(it)),
                 ("Refused", it.refused_total.to_string()),
                 ("Drift healed", it.drift_total.to_string()),
@@ -239,7 +239,7 @@ impl fmt::Display for Status {
             writeln!(f, "           {}: {}", it.service, it.reason)?;
         }
         for (family, it) in &self.readiness.families {
-            let last = it.last_sync.as_deref().map_or_else(|| "never".to_owned(), seconds);
+            let last = with_age(it.last_sync.as_deref(), it.last_sync_seconds);
             writeln!(f, "\n{family}       last sync {last}, lag {}", lag(it))?;
             writeln!(
                 f,
@@ -257,6 +257,15 @@ impl fmt::Display for Status {
             }
         }
         Ok(())
+    }
+}
+
+/// A time with how long ago it was.
+fn with_age(time: Option<&str>, ago: Option<f64>) -> String {
+    match (time, ago) {
+        (Some(time), Some(ago)) => format!("{} ({})", seconds(time), UtcTime::ago(ago)),
+        (Some(time), None) => seconds(time),
+        (None, _) => "never".to_owned(),
     }
 }
 

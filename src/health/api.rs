@@ -18,7 +18,7 @@ struct Watch {
     since: Now,
     connected: bool,
     listed: bool,
-    last_event: Option<SystemTime>,
+    last_event: Option<Now>,
     last_error: Option<(SystemTime, String)>,
 }
 
@@ -47,7 +47,7 @@ impl Api {
         }
         match news {
             WatchNews::Open => {}
-            WatchNews::Event => (watch.last_event, watch.listed) = (Some(now.wall), true),
+            WatchNews::Event => (watch.last_event, watch.listed) = (Some(now), true),
             WatchNews::Failed(error) => watch.last_error = Some((now.wall, excerpt(error))),
         }
     }
@@ -73,9 +73,11 @@ impl Watch {
             resource: kind.plural().to_owned(),
             connected: self.connected,
             since: time(self.since.wall),
+            since_seconds: age(self.since.steady, now),
             age_seconds: if self.connected { 0.0 } else { age(self.since.steady, now) },
             listed: self.listed,
-            last_event: self.last_event.map(time),
+            last_event: self.last_event.map(|at| time(at.wall)),
+            last_event_seconds: self.last_event.map(|at| age(at.steady, now)),
             last_error: self.last_error.as_ref().map(|(_, error)| error.clone()),
             last_error_time: self.last_error.as_ref().map(|(at, _)| time(*at)),
         }

@@ -48,6 +48,8 @@ pub struct FamilyReadiness {
     pub synced: bool,
     /// When the last sync that succeeded ended, in UTC.
     pub last_sync: Option<String>,
+    /// How long ago that was, in seconds.
+    pub last_sync_seconds: Option<f64>,
     /// Age of the oldest change that is not in the kernel yet, in seconds.
     pub oldest_pending_seconds: Option<f64>,
     /// Why the last sync failed, if it did.
@@ -135,6 +137,9 @@ impl FamilyReadiness {
         FamilyReadiness {
             synced: family.last_updated.is_some(),
             last_sync: family.last_updated.map(time),
+            last_sync_seconds: family
+                .last_updated
+                .map(|at| now.wall.duration_since(at).unwrap_or_default().as_secs_f64()),
             oldest_pending_seconds: family.oldest_queued.map(age),
             failure: family.failure.clone(),
             refused_total: family.refused.len(),

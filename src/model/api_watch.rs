@@ -41,12 +41,16 @@ pub struct WatchState {
     pub connected: bool,
     /// Since when it is open, or not, in UTC.
     pub since: String,
+    /// How long ago that was, in seconds.
+    pub since_seconds: f64,
     /// How long it has not been open, in seconds; 0 while it is.
     pub age_seconds: f64,
     /// Everything has been listed once.
     pub listed: bool,
-    /// When the server last sent a list or a change, in UTC.
+    /// When the server last sent a list, a change or a bookmark, in UTC.
     pub last_event: Option<String>,
+    /// How long ago that was, in seconds.
+    pub last_event_seconds: Option<f64>,
     /// The words of the last failure.
     pub last_error: Option<String>,
     /// When it was, in UTC.
@@ -86,7 +90,7 @@ impl fmt::Display for ApiConnection {
         for watch in &self.watches {
             let open = if watch.connected { "open since" } else { "CLOSED since" };
             let since = UtcTime::without_fraction(&watch.since);
-            let event = watch.last_event.as_deref().map_or("never".into(), UtcTime::without_fraction);
+            let event = watch.last_event_seconds.map_or_else(|| "never".to_owned(), UtcTime::ago);
             write!(f, "           {:<15}{open} {since}, last event {event}", watch.resource)?;
             if let (Some(error), Some(time)) = (&watch.last_error, &watch.last_error_time) {
                 write!(f, ", last error {}: {error}", UtcTime::without_fraction(time))?;

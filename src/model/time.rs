@@ -47,6 +47,15 @@ impl UtcTime {
         }
     }
 
+    /// How long something is past, in the largest unit that is not coarse: `45 s ago`, `3 h ago`.
+    #[must_use]
+    pub fn ago(seconds: f64) -> String {
+        const UNITS: [(f64, &str); 4] = [(86_400.0, "days"), (3600.0, "h"), (60.0, "min"), (1.0, "s")];
+        let fits = |(length, _): &&(f64, &str)| seconds >= 2.0 * length;
+        let (length, unit) = UNITS.iter().find(fits).copied().unwrap_or((1.0, "s"));
+        format!("{:.0} {unit} ago", (seconds / length).floor())
+    }
+
     /// A printed moment without its fraction of a second.
     #[must_use]
     pub fn without_fraction(printed: &str) -> Cow<'_, str> {
@@ -86,6 +95,12 @@ impl fmt::Display for UtcTime {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn ages_are_told_in_a_unit_that_fits() {
+        let told = [0.4, 45.9, 119.0, 120.0, 7200.0, 172_800.0].map(UtcTime::ago);
+        assert_eq!(told, ["0 s ago", "45 s ago", "119 s ago", "2 min ago", "2 h ago", "2 days ago"]);
+    }
 
     #[test]
     fn moments_print_as_rfc_3339() {
