@@ -1,9 +1,10 @@
 //! What is wrong with a Service, and what to do about it.
 
-use super::facts::{FamilyFacts, Kind, NodeState, Obstacle};
+use super::facts::{Kind, NodeState};
+use super::kernel::kernel;
+use super::packet::{client, other_family, trace};
 use super::view::{Contest, ContestedIp, EndpointView, FamilyView, PortView, ServiceView};
-use crate::backend::{Difference, ForeignEffect};
-use crate::model::{NotForwarding, Verdict};
+use crate::model::Verdict;
 use crate::plan::Unused;
 use serde::{Deserialize, Serialize};
 
@@ -449,167 +450,6 @@ fn node_port(port: &PortView, node: &NodeState) -> Vec<Finding> {
     found
 }
 
-/// What the kernel has of a family.
-fn kernel(facts: &FamilyFacts, view: &FamilyView) -> Vec<Finding> {
-    let mut found = Vec::new();
-    let family = &facts.family;
-    if let Some(error) = &facts.unreadable {
-        found.push(finding(
-            (Code::KernelUnreadable, Severity::Unknown),
-            format!("the kernel's {family} state cannot be read: {error}"),
-            "Run this as root on the node, with the same iptables tools as the proxy.",
-        ));
-    }
-    // Of a Service that is left out, nothing is expected to be there.
-    let expected = view.refused.is_none();
-    let lacking = facts.differences.iter().filter(|it| expected && (it.is_gone || !it.missing.is_empty()));
-    if let Some(what) = summary(lacking, lack_words) {
-        found.push(finding(
-            (Code::KernelObjectMissing, Severity::Broken),
-            what,
-            "Another program deleted it, or it could not be written yet. The proxy writes it again within seconds; if it \
-             is still so, kube-proxy-rs status says what keeps the proxy from it.",
-        ));
-    }
-    let stale = facts.differences.iter().filter(|it| expected && !it.surplus.is_empty());
-    if let Some(what) = summary(stale, surplus_words) {
-        found.push(finding(
-            (Code::KernelStateStale, Severity::Broken),
-            what,
-            "The kernel is behind the API, or an operator or a program added it: see kube-proxy-rs status for the last \
-             sync.",
-        ));
-    }
-    if !facts.unseen_tables.is_empty() {
-        let tables = facts.unseen_tables.join(", ");
-        found.push(finding(
-            (Code::ForeignNftTable, Severity::Note),
-            format!("{family} packets also pass nftables tables of other programs, whose rules are not looked at: {tables}"),
-            "nft list table shows their rules; the counters of a rule that drops or rejects show whether it is the cause.",
-        ));
-    }
-    found.extend(facts.obstacles.iter().map(|obstacle| obstacle_finding(obstacle, family)));
-    let mut endpoints = view.ports.iter().flat_map(|port| &port.endpoints);
-    let judged = NotForwarding::judge(Some(endpoints.any(EndpointView::is_used)), true);
-    if facts.forwards == Some(false) && judged == NotForwarding::Broken {
-        found.push(finding(
-            (Code::ForwardingOff, Severity::Broken),
-            format!("the node does not forward {family} packets: endpoints of other nodes and pods get none"),
-            match family.as_str() {
-                "IPv6" => "sysctl -w net.ipv6.conf.all.forwarding=1",
-                _ => "sysctl -w net.ipv4.ip_forward=1",
-            },
-        ));
-    }
-    found
-}
-
-/// A rule of another program. What only may happen is a note, and so is what the node does with an address of its own.
-fn obstacle_finding(obstacle: &Obstacle, family: &str) -> Finding {
-    let Obstacle { rule, effect, is_certain, local } = obstacle;
-    let severity = if *is_certain && local.is_none() { Severity::Broken } else { Severity::Note };
-    let does = |certain: &'static str, possible: &'static str| if *is_certain { certain } else { possible };
-    match effect {
-        ForeignEffect::Stops => finding(
-            (Code::ForeignDropRule, severity),
-            format!(
-                "{rule}: {} {family} packets on their way to the endpoints",
-                does("this stops", "this may stop")
-            ),
-            "Find the program that writes it (a firewall, Docker, the network plugin), and have it accept traffic to pods.",
-        ),
-        ForeignEffect::Redirects => finding(
-            (Code::ForeignTranslation, severity),
-            format!(
-                "{rule}: {} packets to the Service elsewhere, before the Service's rules see them",
-                does("this sends", "this may send")
-            ),
-            "Remove the rule of the other program, or have it leave out the Service's addresses.",
-        ),
-        ForeignEffect::Untracks => finding(
-            (Code::NotTracked, severity),
-            format!(
-                "{rule}: packets to the Service {} tracked, and without tracking no rule can translate their \
-                 destination{}",
-                does("are not", "may not be"),
-                local.map(|ip| format!("; this node has the address {ip} itself")).unwrap_or_default()
-            ),
-            "NodeLocal DNSCache means to do so for the address of the DNS Service, which it answers itself. Otherwise \
-             remove the rule from the raw table.",
-        ),
-    }
-}
-
-/// So many objects are named in one sentence.
-const MOST_OBJECTS: usize = 3;
-
-/// One sentence about all objects that differ in one way: the first ones by name, and how many more there are.
-fn summary<'d>(
-    differences: impl Iterator<Item = &'d Difference>,
-    words: fn(&Difference) -> String,
-) -> Option<String> {
-    let all: Vec<&Difference> = differences.collect();
-    let named: Vec<String> = all.iter().take(MOST_OBJECTS).map(|it| words(it)).collect();
-    match all.len().saturating_sub(MOST_OBJECTS) {
-        _ if all.is_empty() => None,
-        0 => Some(named.join("; ")),
-        more => Some(format!("{}; and {more} more kernel objects", named.join("; "))),
-    }
-}
-
-fn lack_words(it: &Difference) -> String {
-    match (it.is_gone, it.missing.len()) {
-        (true, _) => format!("{} does not exist", it.object),
-        (false, 1) => format!("{} lacks 1 entry", it.object),
-        (false, count) => format!("{} lacks {count} entries", it.object),
-    }
-}
-
-fn surplus_words(it: &Difference) -> String {
-    match it.surplus.len() {
-        1 => format!("{} has 1 entry that the proxy does not want there", it.object),
-        count => format!("{} has {count} entries that the proxy does not want there", it.object),
-    }
-}
-
-/// What the traced packet shows and nothing else has named: a trace and "nothing is wrong" do not contradict each other.
-fn trace(view: Option<&ServiceView>, node: &NodeState) -> Vec<Finding> {
-    let mut found = Vec::new();
-    for decision in &node.decisions {
-        let at = format!("{}/{}", decision.to, decision.protocol);
-        let port = view.and_then(|view| view.port_at(decision.to, &decision.protocol));
-        let by = decision.decided_by.as_deref().unwrap_or("a rule");
-        found.extend(match (decision.verdict, port) {
-            (Verdict::Untouched, Some(_)) => Some(finding(
-                (Code::TraceUntaken, Severity::Broken),
-                format!("no rule takes the traced packet to {at}, which the Service should answer at"),
-                "See the trace: a rule before the Service's decides, or the Service's rule is missing.",
-            )),
-            (Verdict::Untouched, None) => Some(finding(
-                (Code::NoFrontend, Severity::Problem),
-                format!("{at} is no frontend of this Service"),
-                "Compare the destination with the frontends above; services lists those of all Services.",
-            )),
-            (Verdict::Dropped | Verdict::Refused, Some(port)) if port.answers_everywhere() => Some(finding(
-                (Code::TraceStopped, Severity::Problem),
-                format!("the traced packet to {at} is stopped by {by}"),
-                "The Service has endpoints; the rule that the trace marks depends on the client.",
-            )),
-            _ => None,
-        });
-    }
-    found
-}
-
-fn other_family(node: &NodeState) -> Option<Finding> {
-    let family = node.other_family.as_ref()?;
-    Some(finding(
-        (Code::ClientOfOtherFamily, Severity::Problem),
-        format!("the packet is an {family} one, and the Service has no {family} address"),
-        "Give the Service the family (spec.ipFamilies, spec.ipFamilyPolicy), or use an address of a family that it has.",
-    ))
-}
-
 /// What is said here is of the past.
 fn stale_picture(node: &NodeState) -> Option<Finding> {
     let api = node.proxy.as_ref()?.api.as_ref()?;
@@ -631,15 +471,5 @@ fn whole_node(node: &NodeState) -> Option<Finding> {
             tracking.count, tracking.max
         ),
         "Raise --conntrack-max-per-core (or --conntrack-min), and see who opens so many connections.",
-    ))
-}
-
-fn client(node: &NodeState) -> Option<Finding> {
-    let (client, ranges) = node.excluded_client.as_ref()?;
-    Some(finding(
-        (Code::ClientOutsideSourceRanges, Severity::Problem),
-        format!("client {client} is outside loadBalancerSourceRanges ({})", ranges.join(", ")),
-        "Add the client's network to spec.loadBalancerSourceRanges. The address that counts is the one that \
-         the node sees.",
     ))
 }

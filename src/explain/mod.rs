@@ -7,6 +7,8 @@
 mod answers;
 mod facts;
 mod findings;
+mod kernel;
+mod packet;
 mod report;
 mod table;
 mod text;

@@ -1,0 +1,130 @@
+//! What is wrong with the kernel's part of a Service: objects that differ, and rules of other programs.
+
+use super::facts::{FamilyFacts, Obstacle};
+use super::findings::{Code, Finding, Severity, finding};
+use super::view::{EndpointView, FamilyView};
+use crate::backend::{Difference, ForeignEffect};
+use crate::model::NotForwarding;
+
+/// What the kernel has of a family.
+pub(super) fn kernel(facts: &FamilyFacts, view: &FamilyView) -> Vec<Finding> {
+    let mut found = Vec::new();
+    let family = &facts.family;
+    if let Some(error) = &facts.unreadable {
+        found.push(finding(
+            (Code::KernelUnreadable, Severity::Unknown),
+            format!("the kernel's {family} state cannot be read: {error}"),
+            "Run this as root on the node, with the same iptables tools as the proxy.",
+        ));
+    }
+    // Of a Service that is left out, nothing is expected to be there.
+    let expected = view.refused.is_none();
+    let lacking = facts.differences.iter().filter(|it| expected && (it.is_gone || !it.missing.is_empty()));
+    if let Some(what) = summary(lacking, lack_words) {
+        found.push(finding(
+            (Code::KernelObjectMissing, Severity::Broken),
+            what,
+            "Another program deleted it, or it could not be written yet. The proxy writes it again within seconds; if it \
+             is still so, kube-proxy-rs status says what keeps the proxy from it.",
+        ));
+    }
+    let stale = facts.differences.iter().filter(|it| expected && !it.surplus.is_empty());
+    if let Some(what) = summary(stale, surplus_words) {
+        found.push(finding(
+            (Code::KernelStateStale, Severity::Broken),
+            what,
+            "The kernel is behind the API, or an operator or a program added it: see kube-proxy-rs status for the last \
+             sync.",
+        ));
+    }
+    if !facts.unseen_tables.is_empty() {
+        let tables = facts.unseen_tables.join(", ");
+        found.push(finding(
+            (Code::ForeignNftTable, Severity::Note),
+            format!("{family} packets also pass nftables tables of other programs, whose rules are not looked at: {tables}"),
+            "nft list table shows their rules; the counters of a rule that drops or rejects show whether it is the cause.",
+        ));
+    }
+    found.extend(facts.obstacles.iter().map(|obstacle| obstacle_finding(obstacle, family)));
+    let mut endpoints = view.ports.iter().flat_map(|port| &port.endpoints);
+    let judged = NotForwarding::judge(Some(endpoints.any(EndpointView::is_used)), true);
+    if facts.forwards == Some(false) && judged == NotForwarding::Broken {
+        found.push(finding(
+            (Code::ForwardingOff, Severity::Broken),
+            format!("the node does not forward {family} packets: endpoints of other nodes and pods get none"),
+            match family.as_str() {
+                "IPv6" => "sysctl -w net.ipv6.conf.all.forwarding=1",
+                _ => "sysctl -w net.ipv4.ip_forward=1",
+            },
+        ));
+    }
+    found
+}
+
+/// A rule of another program. What only may happen is a note, and so is what the node does with an address of its own.
+fn obstacle_finding(obstacle: &Obstacle, family: &str) -> Finding {
+    let Obstacle { rule, effect, is_certain, local } = obstacle;
+    let severity = if *is_certain && local.is_none() { Severity::Broken } else { Severity::Note };
+    let does = |certain: &'static str, possible: &'static str| if *is_certain { certain } else { possible };
+    match effect {
+        ForeignEffect::Stops => finding(
+            (Code::ForeignDropRule, severity),
+            format!(
+                "{rule}: {} {family} packets on their way to the endpoints",
+                does("this stops", "this may stop")
+            ),
+            "Find the program that writes it (a firewall, Docker, the network plugin), and have it accept traffic to pods.",
+        ),
+        ForeignEffect::Redirects => finding(
+            (Code::ForeignTranslation, severity),
+            format!(
+                "{rule}: {} packets to the Service elsewhere, before the Service's rules see them",
+                does("this sends", "this may send")
+            ),
+            "Remove the rule of the other program, or have it leave out the Service's addresses.",
+        ),
+        ForeignEffect::Untracks => finding(
+            (Code::NotTracked, severity),
+            format!(
+                "{rule}: packets to the Service {} tracked, and without tracking no rule can translate their \
+                 destination{}",
+                does("are not", "may not be"),
+                local.map(|ip| format!("; this node has the address {ip} itself")).unwrap_or_default()
+            ),
+            "NodeLocal DNSCache means to do so for the address of the DNS Service, which it answers itself. Otherwise \
+             remove the rule from the raw table.",
+        ),
+    }
+}
+
+/// So many objects are named in one sentence.
+const MOST_OBJECTS: usize = 3;
+
+/// One sentence about all objects that differ in one way: the first ones by name, and how many more there are.
+fn summary<'d>(
+    differences: impl Iterator<Item = &'d Difference>,
+    words: fn(&Difference) -> String,
+) -> Option<String> {
+    let all: Vec<&Difference> = differences.collect();
+    let named: Vec<String> = all.iter().take(MOST_OBJECTS).map(|it| words(it)).collect();
+    match all.len().saturating_sub(MOST_OBJECTS) {
+        _ if all.is_empty() => None,
+        0 => Some(named.join("; ")),
+        more => Some(format!("{}; and {more} more kernel objects", named.join("; "))),
+    }
+}
+
+fn lack_words(it: &Difference) -> String {
+    match (it.is_gone, it.missing.len()) {
+        (true, _) => format!("{} does not exist", it.object),
+        (false, 1) => format!("{} lacks 1 entry", it.object),
+        (false, count) => format!("{} lacks {count} entries", it.object),
+    }
+}
+
+fn surplus_words(it: &Difference) -> String {
+    match it.surplus.len() {
+        1 => format!("{} has 1 entry that the proxy does not want there", it.object),
+        count => format!("{} has {count} entries that the proxy does not want there", it.object),
+    }
+}
