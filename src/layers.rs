@@ -19,10 +19,10 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("watch", &["model", "config"]),
     ("backend", &["model", "config", "metrics", "kernel", "plan"]),
     ("check", &["model", "config", "kernel", "backend"]),
-    ("explain", &["model", "plan", "backend"]),
     ("conntrack", &["model", "config", "kernel", "plan"]),
     ("health", &["model", "http", "plan"]),
-    ("sync", &["model", "metrics", "state", "plan", "backend", "explain", "conntrack", "health"]),
+    ("sync", &["model", "metrics", "state", "plan", "backend", "conntrack", "health"]),
+    ("explain", &["model", "state", "plan", "backend", "sync"]),
 ];
 
 /// What only some rooms may name: the words, and who may.

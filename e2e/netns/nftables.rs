@@ -8,7 +8,7 @@ use kube_proxy_rs::model::{IpFamily, Protocol};
 use kube_proxy_rs::testing::lab::Lab;
 use kube_proxy_rs::testing::netns::Namespace;
 use kube_proxy_rs::testing::packets::{
-    Packet, PacketCase, Place, SERVICE_PORT, Target, Verdict, cases, cases_by_flags,
+    Packet, PacketCase, Place, SERVICE_PORT, ServedBy, Target, Verdict, cases, cases_by_flags,
 };
 use kube_proxy_rs::testing::proxy::{Flavor, Launch, Proxy, metric_sum, metrics, wait_until};
 use kube_proxy_rs::testing::traffic::Answer;
@@ -45,7 +45,7 @@ fn wait_for_markers(proxy: &mut Proxy, node: &Namespace) {
 }
 
 /// No node port answers on loopback addresses.
-fn verdict(packet: &Packet) -> Verdict {
+fn verdict(packet: &Packet) -> Verdict<ServedBy> {
     match packet.to {
         Target::NodePortOnLocalhost => Verdict::Untouched,
         _ => packet.verdict.clone(),

@@ -3,7 +3,7 @@
 use super::output::{Answer, complain};
 use super::source;
 use crate::backend;
-use crate::check::{self, Purpose, Request, ServicePortUse};
+use crate::check::{self, CheckRequest, Purpose, ServicePortUse};
 use crate::config::{Config, OutputForm};
 use crate::model::{NodeFacts, ObjectKind, Protocol, Snapshot};
 use crate::state::Tracker;
@@ -28,9 +28,9 @@ pub(super) async fn check(config: &Config, form: OutputForm) -> Result<Answer> {
     Ok(Answer { text, status: u8::from(!check::is_fit(&findings)) })
 }
 
-async fn request(config: &Config) -> Result<Request> {
+async fn request(config: &Config) -> Result<CheckRequest> {
     let servers = [("healthz", config.healthz), ("metrics", config.metrics)];
-    Ok(Request {
+    Ok(CheckRequest {
         mode: config.mode,
         flavor: backend::flavor(config),
         localhost_node_ports: config.iptables.localhost_node_ports

@@ -2,7 +2,7 @@
 
 use super::{conntrack, consistency};
 use crate::backend::{self, Dataplane, Opening};
-use crate::config::{Config, DetectLocal, NodePortAddresses as ConfiguredAddresses};
+use crate::config::{Config, DetectLocal, NodePortAddressesSetting};
 use crate::kernel::addresses::node_addresses;
 use crate::kernel::iptables::Flavor;
 use crate::metrics::Metrics;
@@ -96,9 +96,9 @@ fn detector(detect: &DetectLocal, family: IpFamily, node: &NodeFacts) -> Option<
 
 fn node_port_addresses(config: &Config, family: IpFamily, ips: &NodeIps) -> NodePortAddresses {
     match &config.node_ports.addresses {
-        ConfiguredAddresses::All => NodePortAddresses::All,
-        ConfiguredAddresses::Cidrs(cidrs) => NodePortAddresses::of_family(cidrs, family),
-        ConfiguredAddresses::Primary => NodePortAddresses::of_family(&ips.own_networks(), family),
+        NodePortAddressesSetting::All => NodePortAddresses::All,
+        NodePortAddressesSetting::Cidrs(cidrs) => NodePortAddresses::of_family(cidrs, family),
+        NodePortAddressesSetting::Primary => NodePortAddresses::of_family(&ips.own_networks(), family),
     }
 }
 

@@ -6,7 +6,7 @@ use super::source;
 use crate::config::Config;
 use crate::model::{NodeFacts, ObjectKind};
 use crate::state::Tracker;
-use crate::sync::{FamilySync, Identity, Question, Told};
+use crate::sync::{FamilySync, Identity, LoopState};
 use crate::watch::api;
 use crate::watch::client::{ClientOptions, Connection, Observers};
 use crate::watch::manifests;
@@ -37,10 +37,9 @@ impl Offline {
         Ok(Offline { tracker, identity: planes.identity(config), families: planes.families })
     }
 
-    /// Answers as the loop would.
-    pub(super) fn answer(&self, question: Question) {
-        let (identity, tracker, families) = (&self.identity, &self.tracker, self.families.as_slice());
-        Told { identity, tracker, families }.answer(question);
+    /// What the loop would know.
+    pub(super) fn state(&self) -> LoopState<'_> {
+        LoopState { identity: &self.identity, tracker: &self.tracker, families: &self.families }
     }
 }
 

@@ -8,7 +8,7 @@ use crate::config::{Config, Render};
 use crate::model::{IpFamily, NodeFacts};
 use crate::plan::{NodePortAddresses, Plan, Scope};
 use crate::state::Tracker;
-use crate::watch::convert::Severity;
+use crate::watch::convert::IssueSeverity;
 use crate::watch::manifests::{self, ManifestError};
 use anyhow::Result;
 use std::collections::BTreeSet;
@@ -21,7 +21,7 @@ use std::net::IpAddr;
 pub(super) fn render(config: &Config, asked: &Render) -> Result<Answer> {
     let family = asked.family;
     let (events, problems) = manifests::load(&config.sources.manifests, &source::manifest_options(config))?;
-    let is_error = |problem: &&ManifestError| problem.severity == Severity::Error;
+    let is_error = |problem: &&ManifestError| problem.severity == IssueSeverity::Error;
     for problem in &problems {
         let word = if is_error(&problem) { "Error" } else { "Warning" };
         complain(format_args!("{word}: {problem}"));

@@ -6,7 +6,7 @@ use crate::health::Clock;
 use crate::kernel::addresses::node_addresses;
 use crate::metrics::Metrics;
 use crate::model::{ApiServerAddress, IpFamily, WatchEvent};
-use crate::sync::{Notice, Severity};
+use crate::sync::{Notice, NoticeSeverity};
 use crate::watch::api::{Accept, WatchOptions};
 use crate::watch::client::{ClientOptions, Connection, Dialling, Exchange, Observers};
 use crate::watch::manifests::ManifestOptions;
@@ -89,7 +89,7 @@ pub(super) fn start(
     });
     events.tell(Notice {
         service: None,
-        severity: Severity::Normal,
+        severity: NoticeSeverity::Normal,
         reason: "Starting",
         action: "StartKubeProxy",
         note: String::new(),

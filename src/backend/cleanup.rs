@@ -1,6 +1,6 @@
 //! What other modes, the other iptables flavour and earlier proxies left behind.
 
-use super::Standing;
+use super::SharedNames;
 use super::mode::{self, ProxyMode};
 use crate::config::{Config, Mode};
 use crate::kernel::iptables::{self as tools, Flavor, Tools};
@@ -95,7 +95,7 @@ async fn remove_rules_of_all_modes(tools: &mut Tools) -> Result<()> {
     }
     while !left.is_empty() {
         let mode = left.remove(0);
-        let standing = left.iter().fold(Standing::default(), |sum, later| sum.and(later.standing()));
+        let standing = left.iter().fold(SharedNames::default(), |sum, later| sum.and(later.standing()));
         mode.remove_rules(tools, &standing).await?;
     }
     Ok(())
@@ -209,7 +209,7 @@ mod tests {
             for _ in 0..2 {
                 ipvs::empty_chains(&mut tools).await.unwrap();
                 ipvs::remove_rules(&mut tools, &iptables::standing()).await.unwrap();
-                iptables::remove_rules(&mut tools, &Standing::default()).await.unwrap();
+                iptables::remove_rules(&mut tools, &SharedNames::default()).await.unwrap();
                 assert_eq!(tools.tables, FakeXtables::default().tables, "{modes:?}");
             }
         }

@@ -4,6 +4,7 @@
 //! it. It decides nothing about traffic (that is `plan`) and nothing about when to act (`sync`).
 
 pub mod cleanup;
+mod counters;
 mod drift;
 mod foreign;
 pub mod iptables;
@@ -16,18 +17,17 @@ mod masquerade;
 mod mode;
 pub mod nftables;
 mod options;
+mod packet_trace;
 mod rule;
 mod service_metrics;
 mod slow;
-mod tally;
 mod usable;
-mod walk;
 
+pub use counters::{Detail, Measured, Measurement, Measuring, Series};
 pub use foreign::foreign_obstacles;
 pub use mode::{InspectedNode, Inspection, ModeFacts, Opening, ProxyMode, Requirement, open};
-pub use tally::{Detail, Measured, Measuring, Series, Told};
+pub use packet_trace::{Packet, SERVER_RULE, TraceOutcome, TracedEndpoint};
 pub use usable::{flavor, usable_tools};
-pub use walk::{Outcome, Packet, SERVER_RULE, Verdict};
 
 use crate::kernel::iptables::{Flavor, RestoreError};
 use crate::model::ServiceName;
@@ -58,7 +58,7 @@ pub trait Dataplane: Any {
     ///
     /// # Errors
     /// When the kernel cannot be read, which says nothing about its state.
-    fn verify(&mut self, look: Look) -> LocalBoxFuture<'_, anyhow::Result<Vec<Finding>>>;
+    fn verify(&mut self, look: VerifyDepth) -> LocalBoxFuture<'_, anyhow::Result<Vec<Deviation>>>;
 
     /// The flavour of the iptables tools that it writes with; `None` if it needs none.
     fn flavor(&self) -> Option<Flavor>;
@@ -85,17 +85,17 @@ pub trait Dataplane: Any {
 /// Rules that a mode has put in force under names that another mode uses, too. They stay when what
 /// the other mode left is removed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Standing {
+pub struct SharedNames {
     /// Tables and chains.
     pub chains: Vec<(&'static str, &'static str)>,
     /// Tables, built-in chains and the arguments of jumps from them.
     pub jumps: Vec<(&'static str, &'static str, String)>,
 }
 
-impl Standing {
+impl SharedNames {
     /// Both.
     #[must_use]
-    pub fn and(mut self, other: Standing) -> Standing {
+    pub fn and(mut self, other: SharedNames) -> SharedNames {
         self.chains.extend(other.chains);
         self.jumps.extend(other.jumps);
         self
@@ -160,7 +160,7 @@ impl Difference {
 
 /// How closely `verify` looks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Look {
+pub enum VerifyDepth {
     /// Counts and stamps: so cheap that it can be done every few seconds.
     Quick,
     /// Every object is compared, unless it is known what others changed.
@@ -169,7 +169,7 @@ pub enum Look {
 
 /// What `verify` found.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Finding {
+pub enum Deviation {
     /// Somebody else changed what we programmed.
     Drift(Drift),
     /// What we programmed was made of facts that have changed, or may have been changed unseen.
@@ -263,7 +263,7 @@ impl Applied {
 
 /// What kernel objects are counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ObjectKind {
+pub enum KernelObjectKind {
     /// iptables rules in the nat table.
     NatRules,
     /// iptables rules in the filter table.
@@ -280,7 +280,7 @@ pub enum ObjectKind {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ObjectCount {
     /// Their kind.
-    pub kind: ObjectKind,
+    pub kind: KernelObjectKind,
     /// Objects of ours.
     pub total: usize,
     /// Objects written by this pass.

@@ -1,6 +1,6 @@
 //! Proxy modes, and the one place that tells them apart: [`open`].
 
-use super::{Dataplane, Difference, KernelObject, Outcome, Packet, Standing};
+use super::{Dataplane, Difference, KernelObject, Packet, SharedNames, TraceOutcome};
 use crate::config::{Config, DriftDetection, Mode};
 use crate::kernel::iptables::{RuleKind, Tools};
 use crate::kernel::nft::Monitor;
@@ -90,10 +90,10 @@ pub trait ProxyMode: Sync {
         node: &'a InspectedNode<'a>,
         objects: &'a [KernelObject],
         packet: &'a Packet,
-    ) -> LocalBoxFuture<'a, Result<Vec<Outcome>>>;
+    ) -> LocalBoxFuture<'a, Result<Vec<TraceOutcome>>>;
 
     /// The rules of this mode whose names another mode uses, too.
-    fn standing(&self) -> Standing;
+    fn standing(&self) -> SharedNames;
 
     /// Whether tables hold rules that this mode, ours or kube-proxy's, made.
     ///
@@ -116,7 +116,7 @@ pub trait ProxyMode: Sync {
     fn remove_rules<'a>(
         &'a self,
         tools: &'a mut Tools,
-        standing: &'a Standing,
+        standing: &'a SharedNames,
     ) -> LocalBoxFuture<'a, Result<bool>>;
 
     /// Removes what else this mode, ours or kube-proxy's, left in the kernel; says what it removed, and what went wrong.

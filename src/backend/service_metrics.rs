@@ -1,8 +1,8 @@
 //! Turns what Services carried into metrics.
 
+use super::counters::{Detail, Measured, Measurement, Measuring, Series};
 use super::mode::Opening;
-use super::tally::{Detail, Measured, Measuring, Series, Told};
-use crate::config::ServiceMetrics;
+use crate::config::ServiceMetricsDetail;
 use crate::metrics::{Metrics, Subject};
 use crate::model::IpFamily;
 
@@ -10,24 +10,24 @@ use crate::model::IpFamily;
 pub(super) fn measuring(opening: &Opening<'_>, family: IpFamily) -> Option<Measuring> {
     let (config, metrics) = (opening.config, opening.metrics?.clone());
     let detail = match config.service_metrics {
-        ServiceMetrics::Off => return None,
-        ServiceMetrics::Frontends => Detail::Frontends,
-        ServiceMetrics::Endpoints => Detail::Endpoints,
+        ServiceMetricsDetail::Off => return None,
+        ServiceMetricsDetail::Frontends => Detail::Frontends,
+        ServiceMetricsDetail::Endpoints => Detail::Endpoints,
     };
     let limit = usize::try_from(config.service_metrics_limit).unwrap_or(usize::MAX);
     Some(Measuring { detail, limit, tell: Box::new(move |told| show(&metrics, family, &told)) })
 }
 
-fn show(metrics: &Metrics, family: IpFamily, told: &Told<'_>) {
+fn show(metrics: &Metrics, family: IpFamily, told: &Measurement<'_>) {
     let services = metrics.services();
     match told {
-        Told::Grown(series, counts) => {
+        Measurement::Grown(series, counts) => {
             with_subject(series, |subject| services.add(&series.port, subject, family, counts));
         }
-        Told::Gone(series) => {
+        Measurement::Gone(series) => {
             with_subject(series, |subject| services.remove(&series.port, subject, family));
         }
-        Told::LeftOut(count) => services.set_dropped(family, *count),
+        Measurement::LeftOut(count) => services.set_dropped(family, *count),
     }
 }
 
@@ -83,12 +83,12 @@ mod tests {
         let asked = measuring(&Opening::to_run(&config, &metrics), IpFamily::V6).unwrap();
         let (external, endpoint) =
             (series(Measured::External), series(Measured::Endpoint("[fd00::1]:80".parse().unwrap())));
-        (asked.tell)(Told::Grown(&external, Counts::default()));
+        (asked.tell)(Measurement::Grown(&external, Counts::default()));
         for _ in 0..2 {
             let traffic = Some(Traffic { packets_in: 1, packets_out: 2, bytes_in: 3, bytes_out: 4 });
-            (asked.tell)(Told::Grown(&endpoint, Counts { connections: 5, traffic }));
+            (asked.tell)(Measurement::Grown(&endpoint, Counts { connections: 5, traffic }));
         }
-        (asked.tell)(Told::LeftOut(6));
+        (asked.tell)(Measurement::LeftOut(6));
         let labels = |by: &str, direction: &str| {
             format!(
                 "{{{direction}{by}ip_family=\"IPv6\",namespace=\"shop\",port=\"http\",protocol=\"tcp\",service=\"web\"}}"
@@ -106,8 +106,8 @@ mod tests {
             "kubeproxy_rs_service_metrics_dropped_series{ip_family=\"IPv6\"} 6".to_owned(),
         ];
         assert_eq!(shown(&metrics), want);
-        (asked.tell)(Told::Gone(&endpoint));
-        (asked.tell)(Told::Gone(&external));
+        (asked.tell)(Measurement::Gone(&endpoint));
+        (asked.tell)(Measurement::Gone(&external));
         assert_eq!(shown(&metrics), want[6..]);
     }
 }

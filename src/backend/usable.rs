@@ -1,7 +1,7 @@
 //! The iptables tools of a family that work on this node.
 
 use super::mode::Opening;
-use crate::config::{Config, Flavor};
+use crate::config::{Config, FlavorChoice};
 use crate::kernel::iptables::{self, LockHeld, Tools, Xtables as _};
 use crate::kernel::sysctl::Sysctls;
 use crate::model::IpFamily;
@@ -16,9 +16,9 @@ const LOCK_RETRY: Duration = Duration::from_secs(1);
 #[must_use]
 pub fn flavor(config: &Config) -> Option<iptables::Flavor> {
     match config.iptables.flavor {
-        Flavor::Auto => None,
-        Flavor::Nft => Some(iptables::Flavor::Nft),
-        Flavor::Legacy => Some(iptables::Flavor::Legacy),
+        FlavorChoice::Auto => None,
+        FlavorChoice::Nft => Some(iptables::Flavor::Nft),
+        FlavorChoice::Legacy => Some(iptables::Flavor::Legacy),
     }
 }
 

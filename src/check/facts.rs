@@ -11,7 +11,7 @@ use std::net::SocketAddr;
 
 /// What the node is to be fit for.
 #[derive(Clone, Debug)]
-pub struct Request {
+pub struct CheckRequest {
     /// The dataplane.
     pub mode: Mode,
     /// The flavour of iptables to use; `None` is the one in use.
@@ -70,7 +70,7 @@ pub struct Facts {
     /// An interface has an IPv6 address that is neither loopback nor link-local.
     pub has_ipv6_address: bool,
     /// Kernel settings by name; those that do not exist are absent.
-    pub settings: BTreeMap<&'static str, Setting>,
+    pub settings: BTreeMap<&'static str, SysctlValue>,
     /// Sockets that wait for others.
     pub listeners: Result<Vec<Listener>, String>,
     /// Service proxies at work in this network namespace, but for this process.
@@ -79,7 +79,7 @@ pub struct Facts {
 
 /// A kernel setting.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Setting {
+pub struct SysctlValue {
     /// Its value.
     pub value: String,
     /// This process could change it.

@@ -1,6 +1,6 @@
 //! Asks the kernel. Decides nothing; what it cannot find out it says.
 
-use super::facts::{Facts, Request, Setting, ToolFacts};
+use super::facts::{CheckRequest, Facts, SysctlValue, ToolFacts};
 use super::settings;
 use crate::backend::{self, ProxyMode};
 use crate::kernel::addresses::interface_addresses;
@@ -20,7 +20,7 @@ const NFT_TABLE: &str = "kube-proxy";
 const PROXY_CHAIN: &str = "KUBE-SERVICES";
 
 /// Finds out what is to be judged.
-pub async fn gather(request: &Request) -> Facts {
+pub async fn gather(request: &CheckRequest) -> Facts {
     let mode = backend::open(request.mode);
     let of_family = |family| tools(mode, family, request.flavor);
     let (v4, v6) = (of_family(IpFamily::V4).await, of_family(IpFamily::V6).await);
@@ -49,11 +49,11 @@ fn words<T>(result: Result<T>) -> Result<T, String> {
     result.map_err(|error| format!("{error:#}"))
 }
 
-fn read_settings() -> BTreeMap<&'static str, Setting> {
+fn read_settings() -> BTreeMap<&'static str, SysctlValue> {
     let sysctls = Sysctls::default();
     let read = |name| {
         let value = sysctls.read(name).ok()?;
-        Some((name, Setting { value, writable: sysctls.is_writable(name) }))
+        Some((name, SysctlValue { value, writable: sysctls.is_writable(name) }))
     };
     settings::NAMES.into_iter().filter_map(read).collect()
 }

@@ -1,6 +1,6 @@
 //! A node that is fit, and everything that can be wrong with it, one thing at a time.
 
-use super::facts::{Setting, ToolFacts};
+use super::facts::{SysctlValue, ToolFacts};
 use super::*;
 use crate::backend::Requirement;
 use crate::config::Mode;
@@ -36,7 +36,7 @@ fn settings() -> Vec<(&'static str, &'static str)> {
 }
 
 fn fit() -> Facts {
-    let setting = |(name, value): (_, &str)| (name, Setting { value: value.to_owned(), writable: true });
+    let setting = |(name, value): (_, &str)| (name, SysctlValue { value: value.to_owned(), writable: true });
     Facts {
         is_root: true,
         capabilities: Facts::NET_ADMIN | Facts::NET_RAW,
@@ -53,8 +53,8 @@ fn fit() -> Facts {
     }
 }
 
-fn wanted(mode: Mode) -> Request {
-    Request {
+fn wanted(mode: Mode) -> CheckRequest {
+    CheckRequest {
         mode,
         flavor: None,
         localhost_node_ports: true,
@@ -69,7 +69,7 @@ fn required(found: Result<&'static str, &str>, is_vital: bool) -> Requirement {
 }
 
 /// All findings that are not "ok", as `level check`.
-fn complaints(findings: &[Finding]) -> Vec<String> {
+fn complaints(findings: &[CheckResult]) -> Vec<String> {
     let bad = findings.iter().filter(|it| it.level > Level::Ok);
     bad.map(|it| format!("{:?} {}", it.level, it.check)).collect()
 }
@@ -271,8 +271,10 @@ fn the_ports_of_services_are_looked_up_one_by_one() {
 
 #[test]
 fn what_is_printed_is_one_line_each_or_json() {
-    let findings =
-        [Finding::ok("conntrack", "17 of 20"), Finding::failed("ipvs", "no\nsuch family", "modprobe ip_vs")];
+    let findings = [
+        CheckResult::ok("conntrack", "17 of 20"),
+        CheckResult::failed("ipvs", "no\nsuch family", "modprobe ip_vs"),
+    ];
     let wanted = "ok       conntrack  17 of 20\n\
                   failed   ipvs       no such family -> modprobe ip_vs\n\
                   this node is not fit: 1 failed, 0 warnings, 1 ok\n";

@@ -1,6 +1,7 @@
 //! What was found on the node and at the API server, besides the plan.
 
 use crate::backend::Difference;
+use crate::model::Verdict;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -64,26 +65,12 @@ pub struct FamilyFacts {
     pub forwards: Option<bool>,
 }
 
-/// What can become of a traced packet.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Fate {
-    /// An endpoint gets it.
-    Served,
-    /// A rule refuses it at once.
-    Refused,
-    /// A rule drops it silently.
-    Dropped,
-    /// No rule takes it.
-    Untouched,
-}
-
 /// One thing that can become of the traced packet.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Decision {
     /// What.
-    pub fate: Fate,
+    pub verdict: Verdict,
     /// The endpoint that gets it.
     pub endpoint: Option<SocketAddr>,
     /// The endpoint sees one of the node's addresses.

@@ -17,6 +17,7 @@ mod process;
 mod quote;
 mod service;
 mod time;
+mod verdict;
 
 pub use address::{Cidr, IpFamily, PerFamily, Protocol, parse_cidr, parse_ip};
 pub use allowance::{Allowance, Rate, Suppressed};
@@ -30,8 +31,9 @@ pub use ipvs::{
     VirtualServer,
 };
 pub use limits::{Bound, Excess, ServiceLimits};
-pub use node::NodeFacts;
+pub use node::{NodeFacts, listed_ips, node_port_words};
 pub use process::ProcessUse;
 pub use quote::{cut, excerpt, findings, printable, quoted, word};
 pub use service::{External, Service, ServiceName, ServicePort, ServicePortName, TrafficPolicy};
 pub use time::UtcTime;
+pub use verdict::Verdict;

@@ -6,8 +6,8 @@ use super::chains::JUMPS;
 use super::names::ChainId;
 use super::render_inputs;
 use crate::backend::KernelObject;
+use crate::backend::packet_trace::{Packet, PacketTrace, Tables, TraceOutcome};
 use crate::backend::rule::{Asks, Parsed};
-use crate::backend::walk::{Outcome, Packet, Tables, Walk};
 use crate::kernel::iptables::Flavor;
 use crate::plan::Plan;
 use std::collections::BTreeMap;
@@ -83,14 +83,18 @@ pub(super) fn branch(rule: &str, found: &[String]) -> Option<String> {
 }
 
 /// What becomes of a packet on its way through these chains (names as [`wanted`] has them).
-pub(super) fn trace(objects: &[KernelObject], packet: &Packet, node_addresses: &[IpAddr]) -> Vec<Outcome> {
+pub(super) fn trace(
+    objects: &[KernelObject],
+    packet: &Packet,
+    node_addresses: &[IpAddr],
+) -> Vec<TraceOutcome> {
     let mut tables = Tables::default();
     for object in objects {
         let Some((table, chain)) = object.name.split_once(' ') else { continue };
         tables.add(table, chain, object.lines.iter().map(String::as_str));
     }
     let is_local = |address: IpAddr| address.is_loopback() || node_addresses.contains(&address);
-    Walk { tables: &tables, is_local: &is_local }.trace(packet, None)
+    PacketTrace { tables: &tables, is_local: &is_local }.trace(packet, None)
 }
 
 #[cfg(test)]

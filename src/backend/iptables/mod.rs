@@ -31,11 +31,13 @@ pub use desired::Desired;
 pub use diff::Changes;
 pub use mode::IptablesMode;
 
+use super::counters::{Measuring, ServiceCounters};
 use super::drift::TableWatch;
 use super::kinds::RANDOM_FULLY;
 use super::options::{Options, OptionsRefused};
-use super::tally::{Measuring, Tally};
-use super::{Applied, Dataplane, Finding, KernelObject, Look, ObjectCount, ObjectKind, Refusal};
+use super::{
+    Applied, Dataplane, Deviation, KernelObject, KernelObjectKind, ObjectCount, Refusal, VerifyDepth,
+};
 use crate::config::DriftDetection;
 use crate::kernel::iptables::{Flavor, RestoreError, Trial, Version, Xtables};
 use crate::kernel::nft::Part;
@@ -81,7 +83,7 @@ pub struct Iptables<X> {
     baseline: Option<Baseline>,
     watch: TableWatch,
     /// What Services carried, if that is measured.
-    tally: Option<Tally<ChainId>>,
+    counters: Option<ServiceCounters<ChainId>>,
 }
 
 impl<X: Xtables> Iptables<X> {
@@ -100,14 +102,14 @@ impl<X: Xtables> Iptables<X> {
             family,
             baseline: None,
             watch: TableWatch::default(),
-            tally: None,
+            counters: None,
         }
     }
 
     /// Makes it measure what Services carry.
     #[must_use]
     pub fn measuring(mut self, measuring: Option<Measuring>) -> Self {
-        self.tally = measuring.map(Tally::new);
+        self.counters = measuring.map(ServiceCounters::new);
         self
     }
 
@@ -137,16 +139,16 @@ impl<X: Xtables> Iptables<X> {
 
     /// Reads what is about to begin anew, if that is measured; returns which counters that will be.
     fn measure_before(&mut self, changes: &Changes) -> BTreeSet<ChainId> {
-        let Some(tally) = &mut self.tally else { return BTreeSet::new() };
+        let Some(counters) = &mut self.counters else { return BTreeSet::new() };
         let names = changes.services.iter().map(|service| &service.name);
-        tally.read_before(names, &mut ChainCounters::new(&mut self.tools));
+        counters.read_before(names, &mut ChainCounters::new(&mut self.tools));
         changes.services.iter().flat_map(|service| service.write.iter().copied()).collect()
     }
 
     /// Measures what there is now.
     fn measure_after(&mut self, desired: &Desired<'_>, written: &BTreeSet<ChainId>) {
-        let Some(tally) = &mut self.tally else { return };
-        tally.update(&desired.plan, &meters::meters, &|chain| written.contains(chain));
+        let Some(counters) = &mut self.counters else { return };
+        counters.update(&desired.plan, &meters::meters, &|chain| written.contains(chain));
     }
 
     /// Finds out which options rules can have, given the counters that are there.
@@ -162,7 +164,7 @@ impl<X: Xtables> Iptables<X> {
         Ok(found_out?)
     }
 
-    /// Finding the Service that the kernel refuses is done without the tree: it is off from a
+    /// Deviation the Service that the kernel refuses is done without the tree: it is off from a
     /// refusal on until a sync goes well.
     fn settle_tree(&mut self, is_refused: bool) {
         if is_refused {
@@ -290,16 +292,16 @@ impl<X: Xtables> Iptables<X> {
         let [nat, filter] = baseline.rules();
         let count = |kind, total, written| ObjectCount { kind, total, written };
         applied.objects = vec![
-            count(ObjectKind::FilterRules, filter, written[1]),
-            count(ObjectKind::NatRules, nat, written[0]),
+            count(KernelObjectKind::FilterRules, filter, written[1]),
+            count(KernelObjectKind::NatRules, nat, written[0]),
         ];
         Ok(applied)
     }
 
-    async fn check(&mut self, look: Look) -> Result<Vec<Finding>> {
+    async fn check(&mut self, look: VerifyDepth) -> Result<Vec<Deviation>> {
         let Some(baseline) = &mut self.baseline else { return Ok(Vec::new()) };
-        if let Some(tally) = &mut self.tally {
-            tally.round(&mut ChainCounters::new(&mut self.tools));
+        if let Some(counters) = &mut self.counters {
+            counters.round(&mut ChainCounters::new(&mut self.tools));
         }
         let (family, known) = (self.family, &*baseline);
         let expected = || known.expected(family);
@@ -321,7 +323,7 @@ impl<X: Xtables + 'static> Dataplane for Iptables<X> {
         Box::pin(self.try_sync(plan))
     }
 
-    fn verify(&mut self, look: Look) -> LocalBoxFuture<'_, Result<Vec<Finding>>> {
+    fn verify(&mut self, look: VerifyDepth) -> LocalBoxFuture<'_, Result<Vec<Deviation>>> {
         Box::pin(self.check(look))
     }
 

@@ -3,7 +3,7 @@
 use super::{Features, Iptables, cleanup, inspect, kinds, render_inputs, setup};
 use crate::backend::mode::{InspectedNode, Inspection, ModeFacts, Opening, ProxyMode};
 use crate::backend::service_metrics::measuring;
-use crate::backend::{Dataplane, Difference, KernelObject, Outcome, Packet, Standing, usable};
+use crate::backend::{Dataplane, Difference, KernelObject, Packet, SharedNames, TraceOutcome, usable};
 use crate::config::Config;
 use crate::kernel::iptables::{Flavor, Place, RuleKind, Tools, Xtables as _};
 use crate::metrics::MetricSet;
@@ -86,22 +86,22 @@ impl ProxyMode for IptablesMode {
         node: &'a InspectedNode<'a>,
         objects: &'a [KernelObject],
         packet: &'a Packet,
-    ) -> LocalBoxFuture<'a, Result<Vec<Outcome>>> {
+    ) -> LocalBoxFuture<'a, Result<Vec<TraceOutcome>>> {
         Box::pin(async move { Ok(inspect::trace(objects, packet, node.addresses)) })
     }
 
-    fn standing(&self) -> Standing {
+    fn standing(&self) -> SharedNames {
         cleanup::standing()
     }
 
     fn holds_rules<'a>(&'a self, tools: &'a mut Tools) -> LocalBoxFuture<'a, Result<bool>> {
-        Box::pin(async move { cleanup::holds_rules(tools, &Standing::default()).await })
+        Box::pin(async move { cleanup::holds_rules(tools, &SharedNames::default()).await })
     }
 
     fn remove_rules<'a>(
         &'a self,
         tools: &'a mut Tools,
-        standing: &'a Standing,
+        standing: &'a SharedNames,
     ) -> LocalBoxFuture<'a, Result<bool>> {
         Box::pin(async move { cleanup::remove_rules(tools, standing).await })
     }

@@ -5,7 +5,7 @@ use super::desired::{Baseline, Fact};
 use super::input::{self, CHAINS, Features};
 use super::names::{INTERFACE, SetId};
 use super::observe::{self, Addresses};
-use crate::backend::Standing;
+use crate::backend::SharedNames;
 use crate::kernel::iptables::{Place, Xtables};
 use crate::kernel::nft::Part;
 use crate::model::{IpFamily, ServerOperation};
@@ -24,7 +24,10 @@ fn in_one(outcomes: impl IntoIterator<Item = (&'static str, Result<()>)>) -> Res
 ///
 /// # Errors
 /// All that went wrong, in one.
-pub(in crate::backend) async fn remove_rules(tools: &mut impl Xtables, standing: &Standing) -> Result<bool> {
+pub(in crate::backend) async fn remove_rules(
+    tools: &mut impl Xtables,
+    standing: &SharedNames,
+) -> Result<bool> {
     let there = existing_chains(tools).await?;
     let leftover = |table, chain| there.contains(&(table, chain)) && !standing.has_chain(table, chain);
     if !CHAINS.iter().any(|(table, chains)| chains.iter().any(|chain| leftover(table, chain))) {
@@ -86,15 +89,15 @@ pub(super) async fn holds_rules(tools: &mut impl Xtables) -> Result<bool> {
 }
 
 /// The rules of this mode whose names another mode uses, too.
-pub(in crate::backend) fn standing() -> Standing {
+pub(in crate::backend) fn standing() -> SharedNames {
     in_force(false)
 }
 
-fn in_force(upstream_compat: bool) -> Standing {
+fn in_force(upstream_compat: bool) -> SharedNames {
     let chains = input::chains(upstream_compat).iter();
     let chains = chains.flat_map(|(table, chains)| chains.iter().map(|chain| (*table, *chain)));
     let jumps = input::jumps(upstream_compat).map(|jump| (jump.table, jump.from, jump.arguments()));
-    Standing { chains: chains.collect(), jumps: jumps.collect() }
+    SharedNames { chains: chains.collect(), jumps: jumps.collect() }
 }
 
 /// How many things of a family were removed.

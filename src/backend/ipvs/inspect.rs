@@ -6,7 +6,7 @@ use super::desired::{Desired, Fact, Server};
 use super::names::{INTERFACE, SetId};
 use super::text::entry_text;
 use crate::backend::KernelObject;
-use crate::backend::walk::{Outcome, Packet, Tables, Walk};
+use crate::backend::packet_trace::{Packet, PacketTrace, Tables, TraceOutcome};
 use crate::model::{Frontend, IpFamily, Protocol, RealServer, SetEntry, VirtualServer};
 use anyhow::{Context, Result};
 use std::collections::{BTreeMap, BTreeSet};
@@ -142,7 +142,7 @@ impl Surroundings {
 
 /// What becomes of a packet on its way through these chains (`table CHAIN`), the sets and the virtual
 /// server.
-pub(super) fn trace(chains: &[KernelObject], around: &Surroundings, packet: &Packet) -> Vec<Outcome> {
+pub(super) fn trace(chains: &[KernelObject], around: &Surroundings, packet: &Packet) -> Vec<TraceOutcome> {
     let mut tables = Tables::default();
     for object in chains {
         let Some((table, chain)) = object.name.split_once(' ') else { continue };
@@ -159,7 +159,7 @@ pub(super) fn trace(chains: &[KernelObject], around: &Surroundings, packet: &Pac
         // What the node sends to an address of its own has that address as its source, too.
         packet.source = to;
     }
-    Walk { tables: &tables, is_local: &is_local }.trace(&packet, None)
+    PacketTrace { tables: &tables, is_local: &is_local }.trace(&packet, None)
 }
 
 #[cfg(test)]

@@ -6,8 +6,8 @@
 //! `drain` lets connections end before their real server goes, and `observe` looks at the kernel.
 
 mod apply;
-mod census;
 mod cleanup;
+mod connections;
 mod desired;
 mod diff;
 mod drain;
@@ -24,20 +24,22 @@ mod setup;
 mod text;
 mod verify;
 
-pub use census::Census;
 #[cfg(test)]
 pub(super) use cleanup::{empty_chains, remove_rules, standing};
+pub use connections::ConnectionCounts;
 pub use desired::{Baseline, Desired};
 pub use diff::Changes;
 pub use input::Features;
 pub use mode::IpvsMode;
 
+use super::counters::{Measuring, ServiceCounters};
 use super::drift::TableWatch;
 use super::kinds::RANDOM_FULLY;
 use super::listing::Expected;
 use super::options::Options;
-use super::tally::{Measuring, Tally};
-use super::{Applied, Dataplane, Finding, KernelObject, Look, ObjectCount, ObjectKind, Refusal};
+use super::{
+    Applied, Dataplane, Deviation, KernelObject, KernelObjectKind, ObjectCount, Refusal, VerifyDepth,
+};
 use crate::config::DriftDetection;
 use crate::kernel::ipset::Ipsets;
 use crate::kernel::iptables::{Flavor, RuleKind, Trial, Version, Xtables};
@@ -47,13 +49,13 @@ use crate::model::{Frontend, IpFamily, ServiceName};
 use crate::plan::{Plan, ServicePlan};
 use anyhow::{Context, Result, bail};
 use apply::Refused;
-use census::Counting;
 use cleanup::Removed;
+use connections::Counting;
 use futures::future::LocalBoxFuture;
 use input::{ChainHashes, TableChains};
 use meters::{ServerCounters, Statistics};
 use observe::Addresses;
-use render::Style;
+use render::RenderContext;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -92,7 +94,7 @@ pub struct Ipvs<X> {
     detection: DriftDetection,
     counting: Option<Counting>,
     /// What Services carried, if that is measured.
-    tally: Option<Tally<Statistics>>,
+    counters: Option<ServiceCounters<Statistics>>,
 }
 
 impl<X: Xtables> Ipvs<X> {
@@ -111,7 +113,7 @@ impl<X: Xtables> Ipvs<X> {
             watch: Watch::default(),
             detection: DriftDetection::default(),
             counting: None,
-            tally: None,
+            counters: None,
         }
     }
 
@@ -125,14 +127,14 @@ impl<X: Xtables> Ipvs<X> {
     /// Makes it measure what Services carry.
     #[must_use]
     pub fn measuring(mut self, measuring: Option<Measuring>) -> Self {
-        self.tally = measuring.map(Tally::new);
+        self.counters = measuring.map(ServiceCounters::new);
         self
     }
 
     /// Makes it tell every two seconds what is being drained, and every ten the connections of so
     /// many Services at most.
     #[must_use]
-    pub fn counting(mut self, tell: Box<dyn Fn(Census)>, services: usize) -> Self {
+    pub fn counting(mut self, tell: Box<dyn Fn(ConnectionCounts)>, services: usize) -> Self {
         self.counting = Some(Counting::new(tell, services));
         self
     }
@@ -155,8 +157,8 @@ impl<X: Xtables> Ipvs<X> {
         TableChains { upstream_compat: self.features.upstream_compat }
     }
 
-    fn style(&self, plan: &Plan<'_>) -> Style<'_> {
-        Style {
+    fn context(&self, plan: &Plan<'_>) -> RenderContext<'_> {
+        RenderContext {
             upstream_compat: self.features.upstream_compat,
             scheduler: &self.features.scheduler,
             missing_schedulers: &self.missing_schedulers,
@@ -167,11 +169,11 @@ impl<X: Xtables> Ipvs<X> {
 
     /// Measures what there is now; the statistics of new servers have begun anew.
     fn measure(&mut self, desired: &Desired<'_>, new: &BTreeSet<(Frontend, Option<SocketAddr>)>) {
-        let Some(mut tally) = self.tally.take() else { return };
-        let style = self.style(&desired.plan);
-        let meters = |service: &ServicePlan<'_>, detail| meters::meters(service, &style, detail);
-        tally.update(&desired.plan, &meters, &|statistics| new.contains(&statistics.server()));
-        self.tally = Some(tally);
+        let Some(mut counters) = self.counters.take() else { return };
+        let context = self.context(&desired.plan);
+        let meters = |service: &ServicePlan<'_>, detail| meters::meters(service, &context, detail);
+        counters.update(&desired.plan, &meters, &|statistics| new.contains(&statistics.server()));
+        self.counters = Some(counters);
     }
 
     /// Tells the kernel. Of a Service with an object that it refuses, all is taken back.
@@ -276,7 +278,7 @@ impl<X: Xtables> Ipvs<X> {
     }
 
     fn render<'a>(&self, plan: &Plan<'a>) -> Desired<'a> {
-        Desired::of(plan, &self.style(plan))
+        Desired::of(plan, &self.context(plan))
     }
 
     fn diff(&self, baseline: &Baseline, desired: &Desired<'_>) -> Changes {
@@ -295,13 +297,13 @@ impl<X: Xtables> Ipvs<X> {
         Ok(applied)
     }
 
-    async fn check(&mut self, look: Look) -> Result<Vec<Finding>> {
+    async fn check(&mut self, look: VerifyDepth) -> Result<Vec<Deviation>> {
         let Some(mut baseline) = self.baseline.take() else { return Ok(Vec::new()) };
         let found = match self.tend(&mut baseline) {
             Ok(()) => self.compare(&mut baseline, look).await,
             Err(error) => Err(error),
         };
-        let is_outdated = found.iter().flatten().any(|finding| matches!(finding, Finding::Outdated(_)));
+        let is_outdated = found.iter().flatten().any(|finding| matches!(finding, Deviation::Outdated(_)));
         self.baseline = (!is_outdated).then_some(baseline);
         found
     }
@@ -314,7 +316,7 @@ impl<X: Xtables> Ipvs<X> {
     ) -> Result<Applied> {
         let (input, drain) = (changes.rules.clone().unwrap_or_default(), changes.drain.clone());
         let programmed = changes.operations();
-        let new = if self.tally.is_some() { changes.new_servers() } else { BTreeSet::new() };
+        let new = if self.counters.is_some() { changes.new_servers() } else { BTreeSet::new() };
         if desired.covers_all {
             baseline.refused.clear();
         }
@@ -330,24 +332,28 @@ impl<X: Xtables> Ipvs<X> {
         };
         let (virtual_servers, real_servers) = baseline.ours;
         let objects = vec![
-            count(ObjectKind::FilterRules, "filter"),
-            count(ObjectKind::NatRules, "nat"),
-            ObjectCount { kind: ObjectKind::VirtualServers, total: virtual_servers, written: programmed },
-            ObjectCount { kind: ObjectKind::RealServers, total: real_servers, written: 0 },
+            count(KernelObjectKind::FilterRules, "filter"),
+            count(KernelObjectKind::NatRules, "nat"),
+            ObjectCount {
+                kind: KernelObjectKind::VirtualServers,
+                total: virtual_servers,
+                written: programmed,
+            },
+            ObjectCount { kind: KernelObjectKind::RealServers, total: real_servers, written: 0 },
         ];
         let refused = Refusal::standing(&baseline.refused, &found);
         Ok(Applied { objects, calls, refused, unfinished: BTreeSet::new() })
     }
 
-    async fn compare(&mut self, baseline: &mut Baseline, look: Look) -> Result<Vec<Finding>> {
+    async fn compare(&mut self, baseline: &mut Baseline, look: VerifyDepth) -> Result<Vec<Deviation>> {
         self.watch.addresses_due |=
-            self.kernel.links.addresses_changed(self.family)? || look == Look::Thorough;
+            self.kernel.links.addresses_changed(self.family)? || look == VerifyDepth::Thorough;
         let addresses = match self.watch.addresses_due {
             true => Some(Addresses::read(&mut self.kernel, self.family)?),
             false => None,
         };
         if addresses.as_ref().is_some_and(|addresses| addresses.node != self.node_addresses) {
-            return Ok(vec![Finding::Outdated("the node's addresses changed")]);
+            return Ok(vec![Deviation::Outdated("the node's addresses changed")]);
         }
         if self.detection == DriftDetection::Off {
             self.watch.addresses_due = false;
@@ -368,7 +374,7 @@ impl<X: Xtables> Ipvs<X> {
         };
         let drift = self.watch.check(compared, look)?;
         self.watch.addresses_due = false;
-        Ok(lost.findings().into_iter().chain(drift.into_iter().map(Finding::Drift)).collect())
+        Ok(lost.findings().into_iter().chain(drift.into_iter().map(Deviation::Drift)).collect())
     }
 
     /// Does what `apply` had to leave for later, and reads counters.
@@ -378,8 +384,8 @@ impl<X: Xtables> Ipvs<X> {
         if removed > 0 {
             tracing::debug!(family = %self.family, removed, "endpoints have finished their connections");
         }
-        if let Some(tally) = &mut self.tally {
-            tally.round(&mut ServerCounters::new(self.kernel.servers.as_mut()));
+        if let Some(counters) = &mut self.counters {
+            counters.round(&mut ServerCounters::new(self.kernel.servers.as_mut()));
         }
         match &mut self.counting {
             Some(counting) => counting.take(self.kernel.servers.as_mut(), self.family, baseline),
@@ -397,7 +403,7 @@ impl<X: Xtables + 'static> Dataplane for Ipvs<X> {
         Box::pin(self.try_sync(plan))
     }
 
-    fn verify(&mut self, look: Look) -> LocalBoxFuture<'_, Result<Vec<Finding>>> {
+    fn verify(&mut self, look: VerifyDepth) -> LocalBoxFuture<'_, Result<Vec<Deviation>>> {
         Box::pin(self.check(look))
     }
 
@@ -423,7 +429,7 @@ impl<X: Xtables + 'static> Dataplane for Ipvs<X> {
     }
 
     fn wanted(&self, plan: &Plan<'_>) -> Vec<KernelObject> {
-        inspect::wanted(&Desired::of(plan, &self.style(plan)))
+        inspect::wanted(&Desired::of(plan, &self.context(plan)))
     }
 }
 

@@ -7,7 +7,7 @@ use super::names::INTERFACE;
 use super::{Features, Ipvs, Kernel, Removed, cleanup, kinds, render_text, setup};
 use crate::backend::mode::{InspectedNode, Inspection, ModeFacts, Opening, ProxyMode, Requirement};
 use crate::backend::service_metrics::measuring;
-use crate::backend::{Dataplane, Difference, KernelObject, Outcome, Packet, Standing, usable};
+use crate::backend::{Dataplane, Difference, KernelObject, Packet, SharedNames, TraceOutcome, usable};
 use crate::config::Config;
 use crate::kernel::addresses::interface_addresses;
 use crate::kernel::ipset::{Ipsets as _, KernelIpsets, SetSpec};
@@ -124,7 +124,7 @@ impl ProxyMode for IpvsMode {
         node: &'a InspectedNode<'a>,
         _objects: &'a [KernelObject],
         packet: &'a Packet,
-    ) -> LocalBoxFuture<'a, Result<Vec<Outcome>>> {
+    ) -> LocalBoxFuture<'a, Result<Vec<TraceOutcome>>> {
         Box::pin(async move {
             let (tools, at) = (node.tools()?, packet.destination);
             let to = Frontend { address: at.ip(), port: at.port(), protocol: packet.protocol };
@@ -142,7 +142,7 @@ impl ProxyMode for IpvsMode {
         })
     }
 
-    fn standing(&self) -> Standing {
+    fn standing(&self) -> SharedNames {
         cleanup::standing()
     }
 
@@ -157,7 +157,7 @@ impl ProxyMode for IpvsMode {
     fn remove_rules<'a>(
         &'a self,
         tools: &'a mut Tools,
-        standing: &'a Standing,
+        standing: &'a SharedNames,
     ) -> LocalBoxFuture<'a, Result<bool>> {
         Box::pin(cleanup::remove_rules(tools, standing))
     }

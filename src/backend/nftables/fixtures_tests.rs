@@ -4,11 +4,10 @@
 use super::names::table;
 use super::trace::Model;
 use super::walk::{Found, Says, Walk};
-use crate::backend::Verdict as Fate;
 use crate::backend::packet_tests::is_local;
-use crate::backend::walk::{Outcome, Packet};
+use crate::backend::packet_trace::{Packet, TraceOutcome, TracedEndpoint};
 use crate::kernel::fresh_netns::{in_fresh_netns, run};
-use crate::model::{Cidr, IpFamily, NodeFacts, Protocol};
+use crate::model::{Cidr, IpFamily, NodeFacts, Protocol, Verdict as Fate};
 use crate::plan::{FamilySettings, LocalDetector, NodePortAddresses, Plan, Scope};
 use crate::state::Tracker;
 use crate::testing::packets::{NODE_NAME, Place, pod_side_address};
@@ -70,7 +69,7 @@ impl Reference {
         Reference { rules, sets }
     }
 
-    fn trace(&self, packet: &Packet) -> Vec<Outcome> {
+    fn trace(&self, packet: &Packet) -> Vec<TraceOutcome> {
         let mut look_up = |set: &str, bytes: &[u8]| {
             let elements = &self.sets[set];
             let key = &bytes[..elements.key_len];
@@ -87,11 +86,13 @@ impl Reference {
 }
 
 /// What can become of a packet, in words.
-fn decisions(outcomes: Vec<Outcome>) -> BTreeSet<String> {
+fn decisions(outcomes: Vec<TraceOutcome>) -> BTreeSet<String> {
     let mut decisions = BTreeSet::new();
     for outcome in outcomes.into_iter().filter(|outcome| outcome.chance > 0.0) {
         decisions.insert(match outcome.verdict {
-            Fate::Served { endpoint, masqueraded } => format!("{endpoint} masqueraded: {masqueraded}"),
+            Fate::Served(TracedEndpoint { address, masqueraded }) => {
+                format!("{address} masqueraded: {masqueraded}")
+            }
             other => format!("{other:?}"),
         });
     }

@@ -7,7 +7,7 @@ use super::names::{Class, SetId, table};
 use super::text;
 use super::walk::{Found, Says, Walk};
 use crate::backend::mode::Inspection;
-use crate::backend::{Difference, KernelObject, Outcome, Packet};
+use crate::backend::{Difference, KernelObject, Packet, TraceOutcome};
 use crate::kernel::nftables::Ruleset;
 use crate::model::IpFamily;
 use anyhow::{Result, bail};
@@ -62,7 +62,7 @@ pub(super) fn trace(
     kernel: &mut nftables_rs::Nftables,
     (family, addresses): (IpFamily, &[IpAddr]),
     packet: &Packet,
-) -> Result<Vec<Outcome>> {
+) -> Result<Vec<TraceOutcome>> {
     let mut rules = Batch::new();
     kernel.rules(table(family), None, &mut |part| match part {
         Part::Start => rules.clear(),

@@ -23,7 +23,9 @@ mod walk;
 
 pub use mode::NftablesMode;
 
-use super::{Applied, Dataplane, Finding, KernelObject, Look, ObjectCount, ObjectKind, Refusal};
+use super::{
+    Applied, Dataplane, Deviation, KernelObject, KernelObjectKind, ObjectCount, Refusal, VerifyDepth,
+};
 use crate::config::DriftDetection;
 use crate::kernel::iptables::Flavor;
 use crate::kernel::nftables::Ruleset;
@@ -75,6 +77,8 @@ pub struct Nftables<K> {
     addresses: Vec<IpAddr>,
     /// Looks since all elements were compared.
     looks: usize,
+    /// Is told when chains of an earlier proxy could not be deleted.
+    on_failed_sweep: Box<dyn Fn()>,
 }
 
 impl<K: Ruleset> Nftables<K> {
@@ -90,7 +94,15 @@ impl<K: Ruleset> Nftables<K> {
             watched: Watched::default(),
             addresses: Vec::new(),
             looks: 0,
+            on_failed_sweep: Box::new(|| ()),
         }
+    }
+
+    /// Makes it tell when chains of an earlier proxy could not be deleted.
+    #[must_use]
+    pub fn telling_failed_sweeps(mut self, tell: Box<dyn Fn()>) -> Self {
+        self.on_failed_sweep = tell;
+        self
     }
 
     /// Sets whether drift is detected.
@@ -178,6 +190,7 @@ impl<K: Ruleset> Nftables<K> {
         writing.flush(layout, true)?;
         writing.ensure_rules(layout)?;
         writing.sweep(layout)?;
+        (0..writing.failed_sweeps).for_each(|_| (self.on_failed_sweep)());
         let (calls, written) = (writing.calls, writing.written);
         let found: Vec<Refusal> = std::mem::take(&mut writing.refused)
             .into_iter()
@@ -186,14 +199,18 @@ impl<K: Ruleset> Nftables<K> {
         let named = found.iter().map(|refusal| (refusal.service.clone(), refusal.reason.clone()));
         baseline.refused.extend(named);
         Ok(Applied {
-            objects: vec![ObjectCount { kind: ObjectKind::Elements, total: baseline.elements, written }],
+            objects: vec![ObjectCount {
+                kind: KernelObjectKind::Elements,
+                total: baseline.elements,
+                written,
+            }],
             calls,
             refused: Refusal::standing(&baseline.refused, &found),
             unfinished: BTreeSet::new(),
         })
     }
 
-    fn check(&mut self, look: Look) -> Result<Vec<Finding>> {
+    fn check(&mut self, look: VerifyDepth) -> Result<Vec<Deviation>> {
         let Some(mut baseline) = self.baseline.take() else { return Ok(Vec::new()) };
         let found = self.look(&mut baseline, look);
         let is_lost = found.as_ref().is_ok_and(|(_, is_lost)| *is_lost);
@@ -202,16 +219,18 @@ impl<K: Ruleset> Nftables<K> {
     }
 
     /// What others have changed, and whether nothing can be relied on.
-    fn look(&mut self, baseline: &mut Baseline, look: Look) -> Result<(Vec<Finding>, bool)> {
+    fn look(&mut self, baseline: &mut Baseline, look: VerifyDepth) -> Result<(Vec<Deviation>, bool)> {
         let Some(settings) = self.layouts.settings.clone() else { return Ok((Vec::new(), false)) };
         if settings.node_port_addresses == NodePortAddresses::All
             && (self.read_addresses)(self.family)? != self.addresses
         {
-            return Ok((vec![Finding::Outdated("the node's addresses changed")], true));
+            return Ok((vec![Deviation::Outdated("the node's addresses changed")], true));
         }
         if !baseline.structure.surplus_chains.is_empty() {
             let table = names::table(self.family);
-            Writing::new(&mut self.kernel, table, (&mut self.watched, baseline), true).sweep_chains()?;
+            let mut writing = Writing::new(&mut self.kernel, table, (&mut self.watched, baseline), true);
+            writing.sweep_chains()?;
+            (0..writing.failed_sweeps).for_each(|_| (self.on_failed_sweep)());
         }
         self.looks += 1;
         let now = self.kernel.generation()?;
@@ -220,7 +239,7 @@ impl<K: Ruleset> Nftables<K> {
             return Ok((Vec::new(), false));
         }
         // Somebody has changed something, of us or not.
-        let is_due = look == Look::Thorough || self.looks > baseline.elements / ELEMENTS_A_LOOK;
+        let is_due = look == VerifyDepth::Thorough || self.looks > baseline.elements / ELEMENTS_A_LOOK;
         let looked = match is_due {
             true => self.compare(&settings, baseline)?,
             false => {
@@ -231,7 +250,7 @@ impl<K: Ruleset> Nftables<K> {
         };
         // What was done after that is seen by the next look.
         self.watched.known = Some(now);
-        Ok((looked.drift.into_iter().map(Finding::Drift).collect(), looked.is_lost))
+        Ok((looked.drift.into_iter().map(Deviation::Drift).collect(), looked.is_lost))
     }
 }
 
@@ -315,7 +334,7 @@ impl<K: Ruleset + 'static> Dataplane for Nftables<K> {
         Box::pin(self.try_sync(plan))
     }
 
-    fn verify(&mut self, look: Look) -> LocalBoxFuture<'_, Result<Vec<Finding>>> {
+    fn verify(&mut self, look: VerifyDepth) -> LocalBoxFuture<'_, Result<Vec<Deviation>>> {
         Box::pin(async move { self.check(look) })
     }
 

@@ -3,8 +3,8 @@
 use super::baseline::Structure;
 use super::{Features, Layouts, Nftables, inspect, probe, render, text};
 use crate::backend::mode::{InspectedNode, Inspection, ModeFacts, Opening, ProxyMode, Requirement};
-use crate::backend::{Dataplane, KernelObject, Outcome, Packet, Standing};
-use crate::config::{Config, ServiceMetrics};
+use crate::backend::{Dataplane, KernelObject, Packet, SharedNames, TraceOutcome};
+use crate::config::{Config, ServiceMetricsDetail};
 use crate::kernel::addresses::local_addresses;
 use crate::kernel::iptables::{RuleKind, Tools};
 use crate::kernel::nft::Nft;
@@ -32,7 +32,7 @@ impl ProxyMode for NftablesMode {
     }
 
     fn probe(&self, config: &Config) -> Result<()> {
-        if config.service_metrics != ServiceMetrics::Off {
+        if config.service_metrics != ServiceMetricsDetail::Off {
             bail!("--service-metrics cannot be used with --proxy-mode=nftables; leave it off");
         }
         probe::kernel()
@@ -47,7 +47,13 @@ impl ProxyMode for NftablesMode {
             let kernel = nftables_rs::Nftables::open()?;
             let addresses = Box::new(local_addresses);
             let dataplane = Nftables::new(kernel, settings.family, features(opening.config), addresses);
-            Ok(Box::new(dataplane.detecting(opening.config.drift_detection)) as Box<dyn Dataplane>)
+            let dataplane = dataplane.detecting(opening.config.drift_detection);
+            let Some(metrics) = opening.metrics.cloned() else {
+                return Ok(Box::new(dataplane) as Box<dyn Dataplane>);
+            };
+            let family = settings.family;
+            let tell = Box::new(move || metrics.nftables_cleanup_failures(family).inc());
+            Ok(Box::new(dataplane.telling_failed_sweeps(tell)) as Box<dyn Dataplane>)
         })
     }
 
@@ -94,15 +100,15 @@ impl ProxyMode for NftablesMode {
         node: &'a InspectedNode<'a>,
         _objects: &'a [KernelObject],
         packet: &'a Packet,
-    ) -> LocalBoxFuture<'a, Result<Vec<Outcome>>> {
+    ) -> LocalBoxFuture<'a, Result<Vec<TraceOutcome>>> {
         Box::pin(async move {
             let mut kernel = nftables_rs::Nftables::open()?;
             inspect::trace(&mut kernel, (node.family, node.addresses), packet)
         })
     }
 
-    fn standing(&self) -> Standing {
-        Standing::default()
+    fn standing(&self) -> SharedNames {
+        SharedNames::default()
     }
 
     fn holds_rules<'a>(&'a self, _tools: &'a mut Tools) -> LocalBoxFuture<'a, Result<bool>> {
@@ -112,7 +118,7 @@ impl ProxyMode for NftablesMode {
     fn remove_rules<'a>(
         &'a self,
         _tools: &'a mut Tools,
-        _standing: &'a Standing,
+        _standing: &'a SharedNames,
     ) -> LocalBoxFuture<'a, Result<bool>> {
         Box::pin(async { Ok(false) })
     }

@@ -3,8 +3,8 @@
 use super::desired::{List, Member, Part};
 use super::element::{Destination, ElementId, Endpoint, Key};
 use super::names::SetId;
-use crate::model::{Cidr, TrafficPolicy};
-use crate::plan::{PortPlan, Route, ServicePlan, Target};
+use crate::model::{Cidr, TrafficPolicy, Verdict};
+use crate::plan::{PortPlan, ServicePlan, Target};
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 
@@ -71,12 +71,13 @@ impl Port<'_> {
 
     fn internal(&mut self, at: Destination) {
         match self.plan.internal {
-            Route::Balance(policy) => {
+            Verdict::Served(policy) => {
                 let endpoints = self.endpoints(policy);
                 self.lists(at, &[(false, endpoints)]);
             }
-            Route::Reject => self.mark(SetId::Reject(at.plane()), at),
-            Route::Drop => self.mark(SetId::Drop(at.plane()), at),
+            Verdict::Refused => self.mark(SetId::Reject(at.plane()), at),
+            Verdict::Dropped => self.mark(SetId::Drop(at.plane()), at),
+            Verdict::Untouched => {}
         }
     }
 
@@ -85,9 +86,10 @@ impl Port<'_> {
     fn external(&mut self, at: Destination) {
         let is_local = self.plan.frontends.external_policy == TrafficPolicy::Local;
         match self.plan.external {
-            Route::Reject => return self.mark(SetId::Reject(at.plane()), at),
-            Route::Drop => self.mark(SetId::Drop(at.plane()), at),
-            Route::Balance(_) => {}
+            Verdict::Refused => return self.mark(SetId::Reject(at.plane()), at),
+            Verdict::Dropped => self.mark(SetId::Drop(at.plane()), at),
+            Verdict::Served(_) => {}
+            Verdict::Untouched => return,
         }
         let mut lists = vec![(false, self.endpoints(TrafficPolicy::Cluster))];
         if is_local {

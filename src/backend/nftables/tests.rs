@@ -81,7 +81,7 @@ impl Bench {
         })
     }
 
-    async fn verify(&mut self, look: Look) -> Vec<String> {
+    async fn verify(&mut self, look: VerifyDepth) -> Vec<String> {
         let found = self.backend.verify(look).await.unwrap();
         found.iter().map(|finding| format!("{finding:?}")).collect()
     }
@@ -179,10 +179,10 @@ fn incremental_and_full_syncs_meet_in_the_same_table() {
                 }
                 bench.sync().await;
                 assert_same(&bench.table(), &bench.fresh_table(), &format!("seed {seed} round {round}"));
-                assert_eq!(bench.verify(Look::Thorough).await, [""; 0], "seed {seed} round {round}");
+                assert_eq!(bench.verify(VerifyDepth::Thorough).await, [""; 0], "seed {seed} round {round}");
                 let generation = bench.backend.kernel().generation().unwrap();
                 bench.backend.watched.is_compare_due = true;
-                assert_eq!(bench.verify(Look::Thorough).await, [""; 0], "seed {seed} round {round}");
+                assert_eq!(bench.verify(VerifyDepth::Thorough).await, [""; 0], "seed {seed} round {round}");
                 bench.backend.forget();
                 bench.sync().await;
                 let after = bench.backend.kernel().generation().unwrap();
@@ -226,7 +226,7 @@ fn what_others_change_is_named_and_mended_alone() {
         let mut bench = Bench::new(IpFamily::V4);
         bench.fold(&mut generator, 80);
         bench.sync().await;
-        assert_eq!(bench.verify(Look::Quick).await, [""; 0]);
+        assert_eq!(bench.verify(VerifyDepth::Quick).await, [""; 0]);
         let table = bench.table();
         let endpoint = nft(&["list", "map", "ip", "kube-proxy", "service-endpoints"]);
         let endpoint = endpoint
@@ -255,20 +255,20 @@ fn what_others_change_is_named_and_mended_alone() {
             ("nft flush ruleset".to_owned(), "is gone"),
         ] {
             run(&script);
-            let found = bench.verify(Look::Thorough).await;
+            let found = bench.verify(VerifyDepth::Thorough).await;
             assert!(found.iter().any(|it| it.contains(words)), "{script}: {found:?}");
             bench.sync().await;
             assert_same(&bench.table(), &table, &script);
             bench.backend.watched.is_compare_due = true;
-            assert_eq!(bench.verify(Look::Thorough).await, [""; 0], "{script}");
+            assert_eq!(bench.verify(VerifyDepth::Thorough).await, [""; 0], "{script}");
         }
         run("nft add table ip other");
-        assert_eq!(bench.verify(Look::Quick).await, [""; 0], "it is not about us");
+        assert_eq!(bench.verify(VerifyDepth::Quick).await, [""; 0], "it is not about us");
         run("nft flush set ip kube-proxy cluster-ips");
         // Nothing has looked since; the pass itself finds out.
         bench.tracker.fold(WatchEvent::ServiceGone(ServiceName::new("ns", "svc-3")));
         bench.sync().await;
-        bench.verify(Look::Thorough).await;
+        bench.verify(VerifyDepth::Thorough).await;
         bench.sync().await;
         assert_same(&bench.table(), &bench.fresh_table(), "in the end");
     });
@@ -334,7 +334,7 @@ fn the_table_of_kube_proxy_is_adopted_in_place() {
                     break;
                 }
                 tokio::time::sleep(std::time::Duration::from_millis(200)).await;
-                bench.verify(Look::Quick).await;
+                bench.verify(VerifyDepth::Quick).await;
             }
             assert_same(&bench.table(), &bench.fresh_table(), &name);
         });
@@ -427,7 +427,7 @@ fn one_refused_service_among_a_thousand_is_named_and_left_out() {
         let table = table_of(IpFamily::V4);
         assert_eq!(table["set cluster-ips"].len(), 999);
         assert_eq!(table["set service-endpoints"].len(), 999 * 5);
-        assert_eq!(backend.verify(Look::Thorough).await.unwrap(), []);
+        assert_eq!(backend.verify(VerifyDepth::Thorough).await.unwrap(), []);
 
         // The others go on; it stays named, and goes in once it can.
         tracker.fold(cluster::slice(5, 7));

@@ -7,7 +7,7 @@ use super::names::SetId;
 use super::walk::{Found, Walk};
 use super::{Features, Layouts, node_part, render, text};
 use crate::backend::packet_tests::{Fate, is_local, sent, settings, snapshot};
-use crate::backend::walk::{Outcome, Packet};
+use crate::backend::packet_trace::{Packet, TraceOutcome, TracedEndpoint};
 use crate::model::{IpFamily, ServiceName, Snapshot};
 use crate::plan::{FamilySettings, NodePortAddresses, Plan, Scope};
 use crate::testing::packets::{Place, Target, Verdict, cases, pod_side_address};
@@ -58,7 +58,7 @@ impl Model {
         Model { rules, texts: text::rules(layout), sets }
     }
 
-    pub(super) fn trace(&self, packet: &Packet) -> Vec<Outcome> {
+    pub(super) fn trace(&self, packet: &Packet) -> Vec<TraceOutcome> {
         let mut look_up = |set: &str, bytes: &[u8]| {
             if set.starts_with("__set") {
                 return [6, 17, 132].contains(&bytes[0]).then(|| Found::Data(Vec::new()));
@@ -130,7 +130,7 @@ fn endpoints_have_even_shares() {
         let mut shares: BTreeMap<_, f64> = BTreeMap::new();
         for outcome in model.trace(&packet) {
             match outcome.verdict {
-                crate::backend::Verdict::Served { endpoint, .. } => {
+                Verdict::Served(TracedEndpoint { address: endpoint, .. }) => {
                     *shares.entry(endpoint).or_default() += outcome.chance;
                 }
                 other => panic!("{other:?}"),

@@ -1,8 +1,8 @@
 //! A packet's way through the table, with every branch that a random choice can take: rules are run as the kernel runs them.
 
 use super::layout::BASE_CHAINS;
-use crate::backend::walk::{Outcome, Packet, Verdict as Fate};
-use crate::model::Protocol;
+use crate::backend::packet_trace::{Packet, TraceOutcome, TracedEndpoint};
+use crate::model::{Protocol, Verdict as Fate};
 use nftables_rs::{
     Batch, Comparison, CtKey, DynsetOperation, Expression, FibFlags, FibResult, Hook, MetaKey, PayloadBase,
     Register, Value, Verdict,
@@ -107,7 +107,7 @@ impl<'a, 'n> Walk<'a, 'n> {
     }
 
     /// All that can become of a packet.
-    pub(super) fn trace(&mut self, packet: &Packet) -> Vec<Outcome> {
+    pub(super) fn trace(&mut self, packet: &Packet) -> Vec<TraceOutcome> {
         let first = Traveller {
             chance: 1.0,
             original: packet.destination,
@@ -135,8 +135,8 @@ impl<'a, 'n> Walk<'a, 'n> {
                     continue;
                 }
                 for left in self.pass(Hook::Postrouting, traveller, &mut outcomes) {
-                    let (endpoint, masqueraded) = (left.packet.destination, left.is_masqueraded);
-                    outcomes.push(left.ends(Fate::Served { endpoint, masqueraded }));
+                    let (address, masqueraded) = (left.packet.destination, left.is_masqueraded);
+                    outcomes.push(left.ends(Fate::Served(TracedEndpoint { address, masqueraded })));
                 }
             }
         }
@@ -144,7 +144,7 @@ impl<'a, 'n> Walk<'a, 'n> {
     }
 
     /// One base chain of a hook after the other, until one says no.
-    fn pass(&mut self, hook: Hook, traveller: Traveller, outcomes: &mut Vec<Outcome>) -> Vec<Traveller> {
+    fn pass(&mut self, hook: Hook, traveller: Traveller, outcomes: &mut Vec<TraceOutcome>) -> Vec<Traveller> {
         let mut base: Vec<_> = BASE_CHAINS.into_iter().filter(|(_, _, at, _)| *at == hook).collect();
         base.sort_by_key(|(.., priority)| *priority);
         let mut travellers = vec![traveller];
@@ -154,7 +154,7 @@ impl<'a, 'n> Walk<'a, 'n> {
                 for (traveller, says) in self.chain(name, traveller, 0) {
                     match says {
                         Says::Drop => outcomes.push(traveller.ends(Fate::Dropped)),
-                        Says::Reject => outcomes.push(traveller.ends(Fate::Rejected)),
+                        Says::Reject => outcomes.push(traveller.ends(Fate::Refused)),
                         _ => passed.push(traveller),
                     }
                 }
@@ -419,7 +419,7 @@ fn ct(traveller: &Traveller, key: CtKey) -> Option<Vec<u8>> {
 }
 
 impl Traveller {
-    fn ends(self, verdict: Fate) -> Outcome {
-        Outcome { verdict, chance: self.chance, rules: self.trail, remembered: self.remembered }
+    fn ends(self, verdict: Fate<TracedEndpoint>) -> TraceOutcome {
+        TraceOutcome { verdict, chance: self.chance, rules: self.trail, remembered: self.remembered }
     }
 }

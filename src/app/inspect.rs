@@ -2,17 +2,17 @@
 //! of whoever asks, never in the loop.
 
 use super::output::complain;
-use crate::backend::{self, InspectedNode, Inspection, Outcome, Packet, SERVER_RULE, Verdict};
+use crate::backend::{self, InspectedNode, Inspection, Packet, SERVER_RULE, TraceOutcome};
 use crate::config::{Config, Explain, Mode};
 use crate::explain::{
-    Decision, EndpointView, FamilyFacts, FamilyView, Fate, Flows, NodeState, Obstacle, PortView, ServiceView,
+    Decision, EndpointView, FamilyFacts, FamilyView, Flows, NodeState, Obstacle, PortView, ServiceView,
     Tracking,
 };
 use crate::kernel::addresses::local_addresses;
 use crate::kernel::conntrack::{Conntrack, Destination, Part};
 use crate::kernel::iptables::{Flavor, Place, Tools};
 use crate::kernel::sysctl::Sysctls;
-use crate::model::{IpFamily, Protocol};
+use crate::model::{IpFamily, Protocol, Verdict};
 use anyhow::Result;
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
@@ -206,19 +206,19 @@ fn packet((of, family): (IpFamily, &FamilyView), asked: &Explain, own: &[IpAddr]
 }
 
 /// An outcome, and the rule that decides: the last one that sends the packet somewhere.
-fn decision(outcome: &Outcome) -> Decision {
-    let (fate, endpoint, target) = match outcome.verdict {
-        Verdict::Served { endpoint, .. } => (Fate::Served, Some(endpoint), Some("-j DNAT")),
-        Verdict::Rejected => (Fate::Refused, None, Some("-j REJECT")),
-        Verdict::Dropped => (Fate::Dropped, None, Some("-j DROP")),
-        Verdict::Untouched => (Fate::Untouched, None, None),
+fn decision(outcome: &TraceOutcome) -> Decision {
+    let (endpoint, target) = match outcome.verdict {
+        Verdict::Served(endpoint) => (Some(endpoint), Some("-j DNAT")),
+        Verdict::Refused => (None, Some("-j REJECT")),
+        Verdict::Dropped => (None, Some("-j DROP")),
+        Verdict::Untouched => (None, None),
     };
     let decides =
         |rule: &&String| target.is_some_and(|target| rule.contains(target) || rule.starts_with(SERVER_RULE));
     Decision {
-        fate,
-        endpoint,
-        masqueraded: matches!(outcome.verdict, Verdict::Served { masqueraded: true, .. }),
+        verdict: outcome.verdict.kind(),
+        endpoint: endpoint.map(|endpoint| endpoint.address),
+        masqueraded: endpoint.is_some_and(|endpoint| endpoint.masqueraded),
         percent: outcome.chance * 100.0,
         decided_by: outcome.rules.iter().rev().find(decides).cloned(),
         rules: outcome.rules.clone(),
