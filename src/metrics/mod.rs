@@ -389,6 +389,12 @@ impl Metrics {
         self.nftables.failures.with_label_values(&[family.as_str()])
     }
 
+    /// Deletions of an earlier proxy's chains that failed, in nftables mode.
+    #[must_use]
+    pub fn nftables_cleanup_failures(&self, family: IpFamily) -> IntCounter {
+        self.nftables.cleanup_failures.with_label_values(&[family.as_str()])
+    }
+
     /// Syncs of IPVS mode that failed.
     #[must_use]
     pub fn ipvs_failures(&self, family: IpFamily) -> IntCounter {
@@ -512,7 +518,7 @@ mod tests {
             metrics.conntrack_deleted(family),
             metrics.ipvs_failures(family),
             metrics.nftables_failures(family),
-            metrics.nftables.cleanup_failures.with_label_values(&[family.as_str()]),
+            metrics.nftables_cleanup_failures(family),
             metrics.drift("chain", family),
             metrics.healthz(200),
             metrics.livez(503),

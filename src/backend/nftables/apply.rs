@@ -52,6 +52,8 @@ pub(super) struct Writing<'a, K> {
     /// Elements written.
     pub(super) written: usize,
     pub(super) refused: Vec<(ServiceName, String)>,
+    /// Transactions that should have deleted chains of an earlier proxy and were refused.
+    pub(super) failed_sweeps: usize,
 }
 
 impl<'a, K: Ruleset> Writing<'a, K> {
@@ -73,6 +75,7 @@ impl<'a, K: Ruleset> Writing<'a, K> {
             calls: 0,
             written: 0,
             refused: Vec::new(),
+            failed_sweeps: 0,
         }
     }
 
@@ -279,10 +282,11 @@ impl<'a, K: Ruleset> Writing<'a, K> {
                 Ok(()) => names.iter().for_each(|name| {
                     self.baseline.structure.surplus_chains.remove(name);
                 }),
-                Err(Error::Refused(refused)) => tracing::debug!(
-                    error = %Error::Refused(refused),
-                    "chains of an earlier proxy are still in use; the next look deletes them"
-                ),
+                Err(Error::Refused(refused)) => {
+                    self.failed_sweeps += 1;
+                    let error = Error::Refused(refused);
+                    tracing::debug!(%error, "chains of an earlier proxy are still in use; the next look deletes them");
+                }
                 Err(error) => return Err(error.into()),
             }
         }

@@ -77,6 +77,8 @@ pub struct Nftables<K> {
     addresses: Vec<IpAddr>,
     /// Looks since all elements were compared.
     looks: usize,
+    /// Is told when chains of an earlier proxy could not be deleted.
+    on_failed_sweep: Box<dyn Fn()>,
 }
 
 impl<K: Ruleset> Nftables<K> {
@@ -93,7 +95,15 @@ impl<K: Ruleset> Nftables<K> {
             watched: Watched::default(),
             addresses: Vec::new(),
             looks: 0,
+            on_failed_sweep: Box::new(|| ()),
         }
+    }
+
+    /// Makes it tell when chains of an earlier proxy could not be deleted.
+    #[must_use]
+    pub fn telling_failed_sweeps(mut self, tell: Box<dyn Fn()>) -> Self {
+        self.on_failed_sweep = tell;
+        self
     }
 
     /// Sets whether drift is detected.
@@ -182,6 +192,7 @@ impl<K: Ruleset> Nftables<K> {
         writing.flush(layout, true)?;
         writing.ensure_rules(layout)?;
         writing.sweep(layout)?;
+        (0..writing.failed_sweeps).for_each(|_| (self.on_failed_sweep)());
         let (calls, written) = (writing.calls, writing.written);
         let refused = std::mem::take(&mut writing.refused);
         refused.iter().try_for_each(|(service, reason)| self.quarantine.add(service, reason))?;
@@ -215,7 +226,9 @@ impl<K: Ruleset> Nftables<K> {
         }
         if !baseline.structure.surplus_chains.is_empty() {
             let table = names::table(self.family);
-            Writing::new(&mut self.kernel, table, (&mut self.watched, baseline), true).sweep_chains()?;
+            let mut writing = Writing::new(&mut self.kernel, table, (&mut self.watched, baseline), true);
+            writing.sweep_chains()?;
+            (0..writing.failed_sweeps).for_each(|_| (self.on_failed_sweep)());
         }
         self.looks += 1;
         let now = self.kernel.generation()?;

@@ -47,7 +47,13 @@ impl ProxyMode for NftablesMode {
             let kernel = nftables_rs::Nftables::open()?;
             let addresses = Box::new(local_addresses);
             let dataplane = Nftables::new(kernel, settings.family, features(opening.config), addresses);
-            Ok(Box::new(dataplane.detecting(opening.config.drift_detection)) as Box<dyn Dataplane>)
+            let dataplane = dataplane.detecting(opening.config.drift_detection);
+            let Some(metrics) = opening.metrics.cloned() else {
+                return Ok(Box::new(dataplane) as Box<dyn Dataplane>);
+            };
+            let family = settings.family;
+            let tell = Box::new(move || metrics.nftables_cleanup_failures(family).inc());
+            Ok(Box::new(dataplane.telling_failed_sweeps(tell)) as Box<dyn Dataplane>)
         })
     }
 
