@@ -17,12 +17,12 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("state", &["model"]),
     ("plan", &["model"]),
     ("watch", &["model", "config"]),
-    ("check", &["model", "config", "kernel"]),
-    ("backend", &["model", "kernel", "plan"]),
-    ("explain", &["model", "plan", "backend"]),
+    ("backend", &["model", "config", "metrics", "kernel", "plan"]),
+    ("check", &["model", "config", "kernel", "backend"]),
     ("conntrack", &["model", "config", "kernel", "plan"]),
     ("health", &["model", "http", "plan"]),
-    ("sync", &["model", "metrics", "state", "plan", "backend", "explain", "conntrack", "health"]),
+    ("sync", &["model", "metrics", "state", "plan", "backend", "conntrack", "health"]),
+    ("explain", &["model", "state", "plan", "backend", "sync"]),
 ];
 
 /// What only some rooms may name: the words, and who may.

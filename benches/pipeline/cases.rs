@@ -1,7 +1,7 @@
 //! What is timed and counted: the program's own work, step by step, for the whole cluster and for one
 //! change in it.
 
-use kube_proxy_rs::backend::{Dataplane as _, Look};
+use kube_proxy_rs::backend::{Dataplane as _, VerifyDepth};
 use kube_proxy_rs::testing::cluster::{Cluster, ENDPOINTS, slice};
 use kube_proxy_rs::testing::stub_api::{load_service, load_slice};
 use kube_proxy_rs::watch::convert;
@@ -108,6 +108,6 @@ fn pass_one(cluster: &mut Cluster, repeat: Repeat<'_>) {
 fn check(cluster: &mut Cluster, repeat: Repeat<'_>) {
     let runtime = runtime();
     repeat(&mut || {
-        black_box(runtime.block_on(cluster.backend.verify(Look::Quick)).unwrap());
+        black_box(runtime.block_on(cluster.backend.verify(VerifyDepth::Quick)).unwrap());
     });
 }

@@ -18,7 +18,7 @@ use kube_proxy_rs::metrics::{MetricSet, Metrics};
 use kube_proxy_rs::model::{Cidr, IpFamily, NodeFacts};
 use kube_proxy_rs::plan::{FamilySettings, LocalDetector};
 use kube_proxy_rs::state::Tracker;
-use kube_proxy_rs::sync::{FamilySync, Periods, Records, Runner, since_1970};
+use kube_proxy_rs::sync::{FamilySync, MetricsRecorder, Periods, Runner, since_1970};
 use kube_proxy_rs::testing::stub_api::Resource;
 use kube_proxy_rs::watch::api;
 use kube_proxy_rs::watch::client::{ClientOptions, Connection};
@@ -94,7 +94,7 @@ fn clock() -> Now {
 }
 
 /// The loop over both families, as the program sets it up, on tables in memory.
-fn runner(metrics: &Arc<Metrics>, started: SystemTime) -> Runner<Records> {
+fn runner(metrics: &Arc<Metrics>, started: SystemTime) -> Runner<MetricsRecorder> {
     let family = |family, pods: &str| {
         let pods: Cidr = pods.parse().unwrap();
         let settings =
@@ -106,7 +106,7 @@ fn runner(metrics: &Arc<Metrics>, started: SystemTime) -> Runner<Records> {
     let node = NodeFacts { name: NODE.into(), zone: Some("z0".into()), ..NodeFacts::default() };
     let tracker = Tracker::new(node, i64::try_from(since_1970(started).as_millis()).unwrap());
     let health = Arc::new(ProxyHealth::new(Duration::from_secs(30)));
-    let records = Records::new(metrics.clone(), health, Arc::new(clock));
+    let records = MetricsRecorder::new(metrics.clone(), health, Arc::new(clock));
     let periods = Periods {
         sync: Duration::from_secs(30),
         min: Duration::from_millis(10),

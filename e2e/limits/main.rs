@@ -3,9 +3,9 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "these are tests")]
 #![allow(unsafe_code, reason = "a global allocator is an unsafe trait; this one only counts")]
 
-use kube_proxy_rs::backend::{Dataplane as _, Look};
+use kube_proxy_rs::backend::{Dataplane as _, VerifyDepth};
 use kube_proxy_rs::model::WatchEvent;
-use kube_proxy_rs::state::Changes;
+use kube_proxy_rs::state::ChangedObjects;
 use kube_proxy_rs::testing::cluster::{Cluster, name, service, slice};
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
@@ -86,7 +86,7 @@ async fn a_service_that_comes_or_goes_touches_one_path_of_the_tree() {
 }
 
 /// One look, and how often it had to read something.
-async fn look(cluster: &mut Cluster, look: Look) -> usize {
+async fn look(cluster: &mut Cluster, look: VerifyDepth) -> usize {
     cluster.backend.tools().listings = 0;
     assert_eq!(cluster.backend.verify(look).await.unwrap(), []);
     cluster.backend.tools().listings
@@ -101,7 +101,7 @@ async fn a_check_costs_the_same_however_many_chains_there_are() {
             if others_write {
                 cluster.backend.tools().others_write("THEIRS");
             }
-            for kind in [Look::Quick, Look::Thorough] {
+            for kind in [VerifyDepth::Quick, VerifyDepth::Thorough] {
                 let before = REQUESTS.get();
                 assert_eq!(look(&mut cluster, kind).await, 0, "no rule and no chain is read");
                 costs.push(REQUESTS.get() - before);
@@ -124,10 +124,10 @@ async fn no_input_of_a_first_sync_is_long() {
 /// What mending a chain takes, in bytes of input.
 async fn mend(cluster: &mut Cluster, chain: &str) -> usize {
     cluster.backend.tools().others_write(chain);
-    let found = cluster.backend.verify(Look::Quick).await.unwrap();
+    let found = cluster.backend.verify(VerifyDepth::Quick).await.unwrap();
     assert_eq!(found.len(), 1, "{found:?}");
     cluster.backend.tools().bytes = 0;
-    let nothing = Changes::default();
+    let nothing = ChangedObjects::default();
     cluster.sync(Some(&nothing)).await.unwrap();
     cluster.backend.tools().bytes
 }
@@ -155,10 +155,10 @@ async fn a_storm_of_others_writes_to_chains_of_their_own_is_only_listened_to() {
             cluster.backend.tools().others_write(&format!("THEIRS-{round}-{number}"));
         }
         let before = REQUESTS.get();
-        assert_eq!(look(&mut cluster, Look::Thorough).await, 0, "no rule and no chain is read");
+        assert_eq!(look(&mut cluster, VerifyDepth::Thorough).await, 0, "no rule and no chain is read");
         assert!(REQUESTS.get() - before < 10);
     }
     cluster.backend.tools().bytes = 0;
-    cluster.sync(Some(&Changes::default())).await.unwrap();
+    cluster.sync(Some(&ChangedObjects::default())).await.unwrap();
     assert_eq!(cluster.backend.tools().bytes, 0, "nothing is written");
 }

@@ -11,7 +11,8 @@ use kube_proxy_rs::model::IpFamily;
 use kube_proxy_rs::testing::lab::{give_idle_uplink, lone_node};
 use kube_proxy_rs::testing::netns::Namespace;
 use kube_proxy_rs::testing::packets::{
-    CLUSTER_CIDR, NODE_NAME, Packet, PacketCase, Source, Verdict, cases, cases_by_flags, to_manifest,
+    CLUSTER_CIDR, NODE_NAME, Packet, PacketCase, ServedBy, Source, Verdict, cases, cases_by_flags,
+    to_manifest,
 };
 use kube_proxy_rs::testing::proxy::{Flavor, Folder, Launch, wait_until};
 use rstest::rstest;
@@ -69,7 +70,7 @@ pub(crate) fn trace_all(
     at: (&Namespace, &Path),
     cases: &[PacketCase],
     family: IpFamily,
-    verdict: &(dyn Fn(&PacketCase, &Packet) -> Verdict + Sync),
+    verdict: &(dyn Fn(&PacketCase, &Packet) -> Verdict<ServedBy> + Sync),
 ) -> Vec<String> {
     let packets = cases.iter().flat_map(|case| case.packets.iter().map(move |packet| (case, packet)));
     let queue = Mutex::new(packets.filter(|(_, packet)| packet.families.contains(&family)));
@@ -114,15 +115,15 @@ fn trace(
 }
 
 impl Traced {
-    fn complaint(&self, verdict: &Verdict, family: IpFamily) -> Option<String> {
+    fn complaint(&self, verdict: &Verdict<ServedBy>, family: IpFamily) -> Option<String> {
         let Traced { route, report, status } = self;
         let found: BTreeSet<(String, Option<SocketAddr>, bool)> =
             report["trace"].as_array().unwrap().iter().map(fate).collect();
         let wanted: BTreeSet<_> = match verdict {
-            Verdict::Rejected => [("refused".to_owned(), None, false)].into(),
+            Verdict::Refused => [("refused".to_owned(), None, false)].into(),
             Verdict::Dropped => [("dropped".to_owned(), None, false)].into(),
             Verdict::Untouched => [("untouched".to_owned(), None, false)].into(),
-            Verdict::Served { by, source, .. } => {
+            Verdict::Served(ServedBy { by, source, .. }) => {
                 let endpoint = |ip| SocketAddr::new(ip, kube_proxy_rs::testing::packets::TARGET_PORT);
                 let masqueraded = *source == Source::Masqueraded;
                 by.iter()
@@ -140,7 +141,7 @@ impl Traced {
 
 fn fate(decision: &Value) -> (String, Option<SocketAddr>, bool) {
     let endpoint = decision["endpoint"].as_str().map(|text| text.parse().unwrap());
-    (decision["fate"].as_str().unwrap().to_owned(), endpoint, decision["masqueraded"].as_bool().unwrap())
+    (decision["verdict"].as_str().unwrap().to_owned(), endpoint, decision["masqueraded"].as_bool().unwrap())
 }
 
 #[rstest]

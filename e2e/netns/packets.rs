@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use kube_proxy_rs::model::IpFamily;
 use kube_proxy_rs::testing::lab::Lab;
 use kube_proxy_rs::testing::packets::{
-    Flow, Packet, PacketCase, Place, Share, Source, Verdict, cases_by_flags, pod_side_address,
+    Flow, Packet, PacketCase, Place, ServedBy, Share, Source, Verdict, cases_by_flags, pod_side_address,
 };
 use kube_proxy_rs::testing::proxy::{Flavor, Launch};
 use kube_proxy_rs::testing::traffic::Answer;
@@ -76,7 +76,7 @@ fn send(lab: &Lab, case: &PacketCase, packet: &Packet, family: IpFamily) -> Resu
     let flow = case.flow(packet, family);
     let client = lab.client(packet.from, family);
     match &packet.verdict {
-        Verdict::Served { by, source, share } => {
+        Verdict::Served(ServedBy { by, source, share }) => {
             let probe = Probe {
                 flow,
                 by,
@@ -85,7 +85,7 @@ fn send(lab: &Lab, case: &PacketCase, packet: &Packet, family: IpFamily) -> Resu
             };
             probe.check(*share, case.shape.affinity_seconds)
         }
-        Verdict::Rejected | Verdict::Untouched => {
+        Verdict::Refused | Verdict::Untouched => {
             let mut elapsed = Duration::MAX;
             // A refusal that comes late by rule comes late each time; on a busy machine, now and then.
             for _ in 0..3 {

@@ -1,13 +1,13 @@
 //! `explain`, `services` and `status`: who is asked, and how the answer is printed.
 
-use super::look;
+use super::inspect;
 use super::offline::Offline;
 use super::output::{Answer, complain};
 use crate::config::{Config, Explain, OutputForm, TableForm};
-use crate::explain::{ApiFacts, Kind, Report, Row, ServiceView, Services, table};
+use crate::explain::{self, ApiFacts, Kind, Report, Row, ServiceView, Services, table};
 use crate::http;
 use crate::model::{IpFamily, ServiceName, excerpt};
-use crate::sync::Question;
+use crate::sync::LoopState;
 use crate::watch::client::{ClientOptions, Connection};
 use crate::watch::lookup::{self, Raw};
 use crate::watch::manifests;
@@ -15,7 +15,6 @@ use anyhow::{Context, Error, Result, bail};
 use serde::de::DeserializeOwned;
 use std::io::{self, ErrorKind};
 use std::path::Path;
-use tokio::sync::oneshot;
 
 /// Who is asked.
 enum Source<'a> {
@@ -40,15 +39,11 @@ impl<'a> Source<'a> {
     async fn ask<T: DeserializeOwned>(
         &self,
         path: &str,
-        question: impl FnOnce(oneshot::Sender<T>) -> Question,
+        read: impl FnOnce(&LoopState<'_>) -> T,
     ) -> Result<T> {
         match self {
             Source::Daemon(socket) => ask_daemon(socket, path).await,
-            Source::Offline(offline) => {
-                let (reply, answer) = oneshot::channel();
-                offline.answer(question(reply));
-                answer.await.context("no answer")
-            }
+            Source::Offline(offline) => Ok(read(&offline.state())),
         }
     }
 }
@@ -98,7 +93,7 @@ pub(super) async fn explain(config: &Config, asked: &Explain) -> Result<Answer> 
     let source = Source::of(config).await?;
     let path = format!("/v1/service?name={namespace}/{name}");
     let wanted = ServiceName::new(namespace, name);
-    let mut view: Option<ServiceView> = source.ask(&path, |reply| Question::Service(wanted, reply)).await?;
+    let mut view: Option<ServiceView> = source.ask(&path, |state| explain::service(state, &wanted)).await?;
     let api = api_facts(config, namespace, name).await?;
     if let (Some(view), Some(port)) = (&mut view, port) {
         keep_port(view, port)?;
@@ -107,7 +102,7 @@ pub(super) async fn explain(config: &Config, asked: &Explain) -> Result<Answer> 
         keep_family(view, asked);
     }
     let mut node = match &view {
-        Some(view) => look::around(config, view, asked).await,
+        Some(view) => inspect::around(config, view, asked).await,
         None => crate::explain::NodeState::default(),
     };
     node.api = api;
@@ -181,9 +176,8 @@ pub(super) async fn services(config: &Config, namespace: Option<&str>, form: Tab
         if let Some(after) = &after {
             path = format!("{path}&after={after}");
         }
-        let page: Services = source
-            .ask(&path, |reply| Question::Services { namespace: namespace.map(str::to_owned), after, reply })
-            .await?;
+        let page: Services =
+            source.ask(&path, |state| explain::services(state, namespace, after.as_deref())).await?;
         rows.extend(page.items);
         after = page.next;
         if after.is_none() {

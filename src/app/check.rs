@@ -2,11 +2,10 @@
 
 use super::output::{Answer, complain};
 use super::source;
-use crate::backend::{iptables, ipvs};
-use crate::check::{self, Purpose, Request, ServicePortUse};
-use crate::config::{Config, Flavor, Mode, OutputForm};
-use crate::kernel::iptables as tools;
-use crate::model::{NodeFacts, ObjectKind, PerFamily, Protocol, Snapshot};
+use crate::backend;
+use crate::check::{self, CheckRequest, Purpose, ServicePortUse};
+use crate::config::{Config, OutputForm};
+use crate::model::{NodeFacts, ObjectKind, Protocol, Snapshot};
 use crate::state::Tracker;
 use crate::watch::api;
 use crate::watch::client::{ClientOptions, Connection};
@@ -29,20 +28,13 @@ pub(super) async fn check(config: &Config, form: OutputForm) -> Result<Answer> {
     Ok(Answer { text, status: u8::from(!check::is_fit(&findings)) })
 }
 
-async fn request(config: &Config) -> Result<Request> {
+async fn request(config: &Config) -> Result<CheckRequest> {
     let servers = [("healthz", config.healthz), ("metrics", config.metrics)];
-    Ok(Request {
+    Ok(CheckRequest {
         mode: config.mode,
-        flavor: match config.iptables.flavor {
-            Flavor::Auto => None,
-            Flavor::Nft => Some(tools::Flavor::Nft),
-            Flavor::Legacy => Some(tools::Flavor::Legacy),
-        },
-        rule_kinds: PerFamily::build(match config.mode {
-            Mode::Iptables => iptables::rule_kinds,
-            Mode::Ipvs => ipvs::rule_kinds,
-        }),
-        localhost_node_ports: config.iptables.localhost_node_ports,
+        flavor: backend::flavor(config),
+        localhost_node_ports: config.iptables.localhost_node_ports
+            && backend::open(config.mode).facts().localhost_node_ports,
         node_port_range: config.node_ports.range,
         servers: servers.into_iter().filter_map(|(name, address)| Some((name, address?))).collect(),
         service_ports: services(config).await?.map(|tracker| service_ports(tracker.snapshot())),

@@ -1,7 +1,7 @@
 //! Settings that do not fit the IP families of this node: said at start, most of them harmless.
 
-use super::families::NodeIps;
-use crate::config::{Config, DetectLocal, NodePortAddresses};
+use super::dataplanes::NodeIps;
+use crate::config::{Config, DetectLocal, NodePortAddressesSetting};
 use crate::model::{Cidr, IpFamily, NodeFacts};
 use anyhow::{Result, bail};
 use std::net::SocketAddr;
@@ -67,13 +67,13 @@ fn only_other(cidrs: &[Cidr], primary: IpFamily) -> bool {
 fn node_ports(config: &Config, node: &NodeFacts, ips: &NodeIps) -> Option<Doubt> {
     let (primary, other) = (ips.primary, ips.primary.other());
     let limits = match &config.node_ports.addresses {
-        NodePortAddresses::All => {
+        NodePortAddressesSetting::All => {
             let text = "nodePortAddresses (--nodeport-addresses) is not set: node ports answer on all addresses \
                         of this node; primary limits them to its own IPs";
             return Some(harmless(text.to_owned()));
         }
-        NodePortAddresses::Primary => ips.own_networks(),
-        NodePortAddresses::Cidrs(cidrs) => cidrs.clone(),
+        NodePortAddressesSetting::Primary => ips.own_networks(),
+        NodePortAddressesSetting::Cidrs(cidrs) => cidrs.clone(),
     };
     let open = |family| format!("so node ports answer on all {family} addresses of this node");
     if !has(&limits, primary) {

@@ -3,7 +3,7 @@
 
 use crate::health::Clock;
 use crate::model::{Allowance, Rate, UtcTime, cut};
-use crate::sync::{Notice, Severity};
+use crate::sync::{Notice, NoticeSeverity};
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
 use std::time::Duration;
@@ -128,7 +128,7 @@ fn body(notice: &Notice, reporter: &Reporter, (now, number): (UtcTime, u32)) -> 
         "eventTime": time,
         "reportingController": "kube-proxy",
         "reportingInstance": format!("kube-proxy-{}", reporter.host),
-        "type": match notice.severity { Severity::Normal => "Normal", Severity::Warning => "Warning" },
+        "type": match notice.severity { NoticeSeverity::Normal => "Normal", NoticeSeverity::Warning => "Warning" },
         "reason": notice.reason, "action": notice.action, "regarding": regarding,
         "note": notice.note,
     })
@@ -162,7 +162,7 @@ mod tests {
     fn notice(service: Option<&str>, reason: &'static str) -> Notice {
         Notice {
             service: service.map(|name| ServiceName::new("shop", name)),
-            severity: Severity::Warning,
+            severity: NoticeSeverity::Warning,
             reason,
             action: "Sync",
             note: "it failed".to_owned(),

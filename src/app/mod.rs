@@ -3,14 +3,12 @@
 
 mod ask;
 mod check;
-mod cleanup;
 mod conntrack;
 mod consistency;
-mod control;
+mod control_socket;
+mod dataplanes;
 mod events;
-mod families;
-mod ipvs_metrics;
-mod look;
+mod inspect;
 mod offline;
 mod output;
 mod readiness_taint;
@@ -19,13 +17,13 @@ mod render;
 mod replace_file;
 mod run;
 mod servers;
-mod service_metrics;
 mod signals;
 mod sole;
 mod source;
 mod status;
 mod supervisor;
 
+use crate::backend::cleanup;
 use crate::config::{
     self, Action, CommandLine, Config, ConfigFile, Effective, LogFormat, LoggingConfig, Resolved,
 };
@@ -90,7 +88,7 @@ fn act_with_log(line: &CommandLine, config: Config, effective: &Effective) -> Re
             Ok(ExitCode::SUCCESS)
         }
         Action::InitOnly => block_on(run::init_only(config)),
-        Action::Cleanup => block_on(async move { cleanup::everything(&config).await }),
+        Action::Cleanup => block_on(cleanup::everything(&config)).map(|()| ExitCode::SUCCESS),
         Action::Run => block_on(run::run(config, line.clone(), effective.clone())),
         // Answered without a log.
         Action::PrintVersion(_)

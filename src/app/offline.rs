@@ -1,12 +1,12 @@
 //! The same answers without a running proxy: the source is read once, and nothing is programmed.
 
-use super::families;
+use super::dataplanes::{self, Dataplanes};
 use super::output::complain;
 use super::source;
-use crate::config::{Config, Mode};
+use crate::config::Config;
 use crate::model::{NodeFacts, ObjectKind};
 use crate::state::Tracker;
-use crate::sync::{FamilySync, Identity, Question, Told};
+use crate::sync::{FamilySync, Identity, LoopState};
 use crate::watch::api;
 use crate::watch::client::{ClientOptions, Connection, Observers};
 use crate::watch::manifests;
@@ -30,27 +30,24 @@ impl Offline {
         let mut tracker = picture(config).await?;
         tracker.settle();
         let node = tracker.snapshot().node.clone();
-        let mut planes = match config.mode {
-            Mode::Iptables => families::iptables_to_look_at(config, &node).await?,
-            Mode::Ipvs => families::ipvs_to_look_at(config, &node).await?,
-        };
+        let mut planes = Dataplanes::open_to_look(config, &node).await?;
         for family in &mut planes.families {
             family.look().await?;
         }
         Ok(Offline { tracker, identity: planes.identity(config), families: planes.families })
     }
 
-    /// Answers as the loop would.
-    pub(super) fn answer(&self, question: Question) {
-        let (identity, tracker, families) = (&self.identity, &self.tracker, self.families.as_slice());
-        Told { identity, tracker, families }.answer(question);
+    /// What the loop would know.
+    pub(super) fn state(&self) -> LoopState<'_> {
+        LoopState { identity: &self.identity, tracker: &self.tracker, families: &self.families }
     }
 }
 
 async fn picture(config: &Config) -> Result<Tracker> {
     let node = NodeFacts { name: config.node_name.as_str().into(), ..NodeFacts::default() };
-    let mut tracker =
-        Tracker::new(node, i64::MAX).reserving(families::reserved(config)).limiting(families::limits(config));
+    let mut tracker = Tracker::new(node, i64::MAX)
+        .reserving(dataplanes::reserved(config))
+        .limiting(dataplanes::limits(config));
     if !config.sources.manifests.is_empty() {
         let (events, errors) = manifests::load(&config.sources.manifests, &source::manifest_options(config))?;
         for error in errors {

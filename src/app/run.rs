@@ -1,23 +1,24 @@
 //! Being a service proxy: sources, loop and servers, and their end.
 
-use super::control::Asked;
-use super::families::{self, Dataplanes};
+use super::control_socket::Asked;
+use super::dataplanes::{self, Dataplanes};
 use super::readiness_taint::ReadinessTaint;
 use super::reload::Watched;
 use super::servers::{self, Facts, Observed};
 use super::sole::Sole;
 use super::source::{self, Feed, Source};
-use super::{cleanup, conntrack, control, signals, supervisor};
+use super::{conntrack, control_socket, signals, supervisor};
+use crate::backend::{self, cleanup};
 use crate::config::{CommandLine, Config, DetectLocal, Effective, Mode};
 use crate::health::{Clock, Now, ProxyHealth, ServicePorts};
 use crate::http::{SlotLimits, Slots};
 use crate::kernel::iptables::Flavor;
 use crate::kernel::nfacct::Nfacct;
 use crate::kernel::{memory, process};
-use crate::metrics::{MetricSet, Metrics};
+use crate::metrics::Metrics;
 use crate::model::{IpFamily, NodeFacts, ObjectKind, PerFamily, WatchEvent};
 use crate::state::Tracker;
-use crate::sync::{Periods, Question, Records, Runner, Settlement, since_1970};
+use crate::sync::{MetricsRecorder, Periods, PostSync, Query, Runner, since_1970};
 use anyhow::{Error, Result, anyhow, bail};
 use std::convert::Infallible;
 use std::process::ExitCode;
@@ -76,21 +77,21 @@ async fn serve(config: Config, line: CommandLine, effective: Effective) -> Resul
     set_oom_score(config.oom_score_adj);
     let health = Arc::new(ProxyHealth::new(config.sync.period));
     let slots = slots();
-    let mut settlement = settlement(&health, &metrics, &clock, &slots);
-    let (asker, questions) = mpsc::channel(control::QUESTIONS);
-    let asked = Asked { questions: asker, health: health.clone(), clock: clock.clone(), started };
-    let control = control::serve(&config, asked.clone());
+    let mut post_sync = post_sync(&health, &metrics, &clock, &slots);
+    let (asker, queries) = mpsc::channel(control_socket::QUERIES);
+    let asked = Asked { queries: asker, health: health.clone(), clock: clock.clone(), started };
+    let control = control_socket::serve(&config, asked.clone());
     let facts = Facts { status: asked.page(), configz, flags: line.values.clone(), started, slots };
     let watched = Watched::new(line, effective);
     let Feed { source, events: notices, client } = source::start(opened, &config, sender, &clock)?;
-    let taint = readiness_taint(&config, client, settlement.working());
+    let taint = readiness_taint(&config, client, post_sync.working());
     let supervised = supervisor::report(health.clone(), clock.clone());
     let observed = Observed { health: health.clone(), metrics: metrics.clone(), clock: clock.clone() };
     let servers = servers::serve(&config, facts, observed, notices.clone());
-    let records = Records::new(metrics.clone(), health.clone(), clock.clone())
+    let records = MetricsRecorder::new(metrics.clone(), health.clone(), clock.clone())
         .telling(Box::new(move |notice| notices.tell(notice)));
     let tracker = tracker(&config, started);
-    let program = Program { config: &config, tracker, events, questions, records, settlement, metrics };
+    let program = Program { config: &config, tracker, events, queries, records, post_sync, metrics };
     tokio::select! {
         ended = program.run() => {
             ended?;
@@ -110,7 +111,7 @@ async fn serve(config: Config, line: CommandLine, effective: Effective) -> Resul
 fn tracker(config: &Config, started: SystemTime) -> Tracker {
     let started = i64::try_from(since_1970(started).as_millis()).unwrap_or(i64::MAX);
     let node = NodeFacts { name: config.node_name.as_str().into(), ..NodeFacts::default() };
-    Tracker::new(node, started).reserving(families::reserved(config)).limiting(families::limits(config))
+    Tracker::new(node, started).reserving(dataplanes::reserved(config)).limiting(dataplanes::limits(config))
 }
 
 /// Without a source there is nothing to do.
@@ -154,10 +155,7 @@ fn slots() -> Arc<Slots> {
 }
 
 fn metrics(mode: Mode) -> Result<Metrics> {
-    let shown = match mode {
-        Mode::Iptables => MetricSet::Iptables,
-        Mode::Ipvs => MetricSet::Ipvs,
-    };
+    let shown = backend::open(mode).facts().metrics;
     let metrics = Metrics::new(shown, crate::config::BUILD, Box::new(|| process::read().ok()))?;
     if Nfacct::probe().is_ok() {
         metrics.register_accounting(&(Arc::new(accounted) as _))?;
@@ -166,17 +164,17 @@ fn metrics(mode: Mode) -> Result<Metrics> {
 }
 
 /// What follows from rules being in force.
-fn settlement(
+fn post_sync(
     health: &Arc<ProxyHealth>,
     metrics: &Arc<Metrics>,
     clock: &Clock,
     slots: &Arc<Slots>,
-) -> Settlement {
+) -> PostSync {
     let ports = PerFamily::build(|_| ServicePorts::new(health.clone(), clock.clone(), slots.clone()));
-    let settlement = Settlement::default().with_service_ports(ports);
+    let post_sync = PostSync::default().with_service_ports(ports);
     match conntrack::reconciler(metrics.clone()) {
-        Some(reconciler) => settlement.with_conntrack(reconciler),
-        None => settlement,
+        Some(reconciler) => post_sync.with_conntrack(reconciler),
+        None => post_sync,
     }
 }
 
@@ -185,9 +183,9 @@ struct Program<'a> {
     config: &'a Config,
     tracker: Tracker,
     events: mpsc::Receiver<WatchEvent>,
-    questions: mpsc::Receiver<Question>,
-    records: Records,
-    settlement: Settlement,
+    queries: mpsc::Receiver<Query>,
+    records: MetricsRecorder,
+    post_sync: PostSync,
     metrics: Arc<Metrics>,
 }
 
@@ -198,23 +196,20 @@ impl Program<'_> {
             return Ok(());
         }
         let node = self.tracker.snapshot().node.clone();
-        let planes = match self.config.mode {
-            Mode::Iptables => families::iptables(self.config, &node, &self.metrics).await?,
-            Mode::Ipvs => families::ipvs(self.config, &node, &self.metrics).await?,
-        };
+        let planes = Dataplanes::open(self.config, &node, &self.metrics).await?;
         self.drive(planes).await
     }
 
     /// The loop, on whichever dataplane.
     async fn drive(self, planes: Dataplanes) -> Result<()> {
-        let Program { config, tracker, mut events, questions, records, mut settlement, .. } = self;
+        let Program { config, tracker, mut events, queries, records, mut post_sync, .. } = self;
         let identity = planes.identity(config);
-        let afterwards = after_first_sync(config, planes.flavors, settlement.standing());
+        let afterwards = after_first_sync(config, planes.flavors, post_sync.standing());
         let periods =
             Periods { sync: config.sync.period, min: config.sync.min_period, full: FULL_SYNC_PERIOD };
         let mut runner = Runner::new(tracker, planes.families, periods, records)
-            .settling(settlement)
-            .answering(identity, questions);
+            .followed_by(post_sync)
+            .answering(identity, queries);
         tokio::select! { () = runner.run(&mut events) => Ok(()), never = afterwards => match never {} }
     }
 }
@@ -289,9 +284,6 @@ fn accounted(counter: &str) -> Option<u64> {
 /// The privileged part of the start: sysctls and counters.
 pub(super) async fn init_only(config: Config) -> Result<ExitCode> {
     let metrics = Arc::new(metrics(config.mode)?);
-    match config.mode {
-        Mode::Iptables => drop(families::iptables(&config, &NodeFacts::default(), &metrics).await?),
-        Mode::Ipvs => drop(families::ipvs(&config, &NodeFacts::default(), &metrics).await?),
-    }
+    Dataplanes::open(&config, &NodeFacts::default(), &metrics).await?;
     Ok(ExitCode::SUCCESS)
 }

@@ -6,7 +6,7 @@ use crate::health::{self, Clock, Probe, ProxyHealth};
 use crate::http::{self, Site, Slots};
 use crate::metrics::Metrics;
 use crate::model::UtcTime;
-use crate::sync::{Notice, Severity};
+use crate::sync::{Notice, NoticeSeverity};
 use anyhow::{Error, Result};
 use std::fmt::Write as _;
 use std::net::SocketAddr;
@@ -113,7 +113,7 @@ async fn keep_serving(server: Server, hard_fail: bool, events: &Events) -> Resul
         Err(error) => {
             let error = Error::new(error).context(format!("the {what} server cannot listen on {address}"));
             let note = format!("{error:#}");
-            let (service, severity, action) = (None, Severity::Warning, "StartKubeProxy");
+            let (service, severity, action) = (None, NoticeSeverity::Warning, "StartKubeProxy");
             events.tell_last(Notice { service, severity, reason, action, note }).await;
             Err(error)
         }

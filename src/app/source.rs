@@ -1,13 +1,12 @@
 //! Where Services, EndpointSlices and our Node come from.
 
 use super::events::{Events, Reporter};
-use crate::backend::ipvs;
 use crate::config::Config;
 use crate::health::Clock;
-use crate::kernel::addresses::local_addresses_beside;
+use crate::kernel::addresses::node_addresses;
 use crate::metrics::Metrics;
 use crate::model::{ApiServerAddress, IpFamily, WatchEvent};
-use crate::sync::{Notice, Severity};
+use crate::sync::{Notice, NoticeSeverity};
 use crate::watch::api::{Accept, WatchOptions};
 use crate::watch::client::{ClientOptions, Connection, Dialling, Exchange, Observers};
 use crate::watch::manifests::ManifestOptions;
@@ -90,7 +89,7 @@ pub(super) fn start(
     });
     events.tell(Notice {
         service: None,
-        severity: Severity::Normal,
+        severity: NoticeSeverity::Normal,
         reason: "Starting",
         action: "StartKubeProxy",
         note: String::new(),
@@ -134,8 +133,7 @@ pub(super) fn dialling(sender: &mpsc::Sender<WatchEvent>) -> Dialling {
 
 /// Whether an interface of this node has an address. Those on the interface of IPVS mode are Services'.
 fn is_own(address: IpAddr) -> bool {
-    let own = local_addresses_beside(ipvs::INTERFACE, IpFamily::of(address));
-    own.is_ok_and(|own| own.contains(&address))
+    node_addresses(IpFamily::of(address)).is_ok_and(|own| own.contains(&address))
 }
 
 fn count(metrics: &Metrics, exchange: &Exchange) {

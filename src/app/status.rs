@@ -1,8 +1,9 @@
 //! How the proxy on this node is doing: for `kube-proxy-rs status`, and as a page for people.
 
+use crate::explain::Overview;
 use crate::health::{Doubtful, FamilyReadiness, Readiness, RefusedObject};
-use crate::model::UtcTime;
-use crate::sync::{Identity, Picture, node_port_words};
+use crate::model::{UtcTime, node_port_words};
+use crate::sync::Identity;
 use serde::Serialize;
 use std::fmt;
 use std::time::SystemTime;
@@ -19,18 +20,18 @@ pub(super) struct Status {
     started: String,
     /// What the loop has; missing while it is busy with a long sync.
     #[serde(flatten)]
-    picture: Option<Picture>,
+    overview: Option<Overview>,
     #[serde(flatten)]
     readiness: Readiness,
 }
 
 impl Status {
-    pub(super) fn new(started: SystemTime, picture: Option<Picture>, readiness: Readiness) -> Status {
+    pub(super) fn new(started: SystemTime, overview: Option<Overview>, readiness: Readiness) -> Status {
         Status {
             version: env!("CARGO_PKG_VERSION"),
             stands_in_for: crate::config::COMPATIBLE_WITH,
             started: UtcTime { nanosecond: 0, ..UtcTime::of(started) }.to_string(),
-            picture,
+            overview,
             readiness,
         }
     }
@@ -48,7 +49,7 @@ impl Status {
             false => ("bad", "Degraded"),
         };
         let reasons = list(self.reasons());
-        let node = self.picture.as_ref().map_or("this node", |picture| picture.node.as_str());
+        let node = self.overview.as_ref().map_or("this node", |overview| overview.node.as_str());
         format!(
             "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">\
              <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\
@@ -71,28 +72,28 @@ impl Status {
     }
 
     fn facts(&self) -> String {
-        let Some(picture) = &self.picture else {
+        let Some(overview) = &self.overview else {
             return "<p class=\"note\">The loop is in the middle of a sync; counts follow when it is done.</p>".to_owned();
         };
-        let Identity { mode, flavor } = &picture.identity;
+        let Identity { mode, flavor } = &overview.identity;
         let fact = |name: &str, value: &str| {
             format!("<div><dt>{}</dt><dd>{}</dd></div>", escaped(name), escaped(value))
         };
         let mut facts = fact("Mode", mode) + &fact("iptables tools", flavor);
-        facts += &fact("Zone", picture.zone.as_deref().unwrap_or("none"));
-        for (family, ip) in &picture.node_ips {
+        facts += &fact("Zone", overview.zone.as_deref().unwrap_or("none"));
+        for (family, ip) in &overview.node_ips {
             facts += &fact(&format!("{family} node IP"), &ip.to_string());
         }
-        for (family, ips) in &picture.node_port_ips {
+        for (family, ips) in &overview.node_port_ips {
             facts += &fact(&format!("{family} node ports on"), &node_port_words(ips.as_deref()));
         }
-        facts += &fact("Services", &picture.services.to_string());
-        for (family, count) in &picture.endpoints {
+        facts += &fact("Services", &overview.services.to_string());
+        for (family, count) in &overview.endpoints {
             facts += &fact(&format!("{family} endpoints"), &count.to_string());
         }
-        facts += &fact("Draining endpoints", &picture.draining.to_string());
-        facts += &fact("Services waiting", &picture.pending.to_string());
-        let waiting = if picture.is_complete {
+        facts += &fact("Draining endpoints", &overview.draining.to_string());
+        facts += &fact("Services waiting", &overview.pending.to_string());
+        let waiting = if overview.is_complete {
             ""
         } else {
             "<p class=\"note\">Waiting for the first list of Services and EndpointSlices: nothing is programmed yet.</p>"
@@ -184,8 +185,8 @@ impl fmt::Display for Status {
         for reason in self.reasons() {
             writeln!(f, "           {reason}")?;
         }
-        match &self.picture {
-            Some(picture) => write!(f, "{picture}")?,
+        match &self.overview {
+            Some(overview) => write!(f, "{overview}")?,
             None => writeln!(f, "The loop is in the middle of a sync; counts follow when it is done.")?,
         }
         writeln!(
@@ -284,14 +285,14 @@ mod tests {
         health.updated(IpFamily::V4, now);
         change(&health, now);
         let identity = Identity { mode: "iptables".to_owned(), flavor: "nft".to_owned() };
-        let picture = Picture {
+        let overview = Overview {
             identity,
             node: "node-0".to_owned(),
             is_complete: true,
             services: 7,
-            ..Picture::default()
+            ..Overview::default()
         };
-        Status::new(now.wall, Some(picture), health.readiness(now))
+        Status::new(now.wall, Some(overview), health.readiness(now))
     }
 
     #[test]

@@ -4,7 +4,8 @@
 //! tell nothing, and those that are not to be listened to, are listed once in a sync period and compared.
 
 use super::listing::{self, Expected, OurChains, SharedRule};
-use super::{Drift, DriftKind, Finding, Look};
+use super::{Deviation, Drift, DriftKind, VerifyDepth};
+use crate::config::DriftDetection;
 use crate::kernel::iptables::{Flavor, Stamp, Xtables};
 use crate::kernel::nft::{Act, ForeignWrite};
 use anyhow::Result;
@@ -13,18 +14,6 @@ use std::rc::Rc;
 
 /// More chains than this are counted and not named.
 const MOST_NAMED: usize = 100;
-
-/// How drift is detected.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum DriftDetection {
-    /// By what the kernel tells, where it tells anything.
-    #[default]
-    Events,
-    /// By listing what is there.
-    Poll,
-    /// Not at all.
-    Off,
-}
 
 /// After as many resyncs in a row they come no less often: an hour apart, with looks two seconds apart.
 const MOST_DOUBLINGS: u32 = 7;
@@ -93,10 +82,10 @@ impl<K: Copy + Ord> Lost<K> {
     }
 
     /// All of it, by name; of very many chains some are only counted.
-    pub(super) fn findings(&self) -> Vec<Finding> {
-        let outdated = Finding::Outdated("so much was changed that not all of it is known");
+    pub(super) fn findings(&self) -> Vec<Deviation> {
+        let outdated = Deviation::Outdated("so much was changed that not all of it is known");
         let outdated = self.is_unknown.then_some(outdated);
-        self.drifts().into_iter().map(Finding::Drift).chain(outdated).collect()
+        self.drifts().into_iter().map(Deviation::Drift).chain(outdated).collect()
     }
 
     fn drifts(&self) -> Vec<Drift> {
@@ -167,7 +156,7 @@ impl TableWatch {
         tools: &mut impl Xtables,
         chains: &C,
         expected: impl FnOnce() -> Vec<(C::Key, Expected)>,
-        look: Look,
+        look: VerifyDepth,
     ) -> Result<Lost<C::Key>> {
         if self.detection == DriftDetection::Off {
             return Ok(Lost::default());
@@ -179,8 +168,8 @@ impl TableWatch {
         let has_moved = self.left != Some(stamp);
         let is_due = match tools.flavor() {
             // Their stamp is their size, which a rule in another's place does not change.
-            Flavor::Legacy => has_moved || look == Look::Thorough,
-            Flavor::Nft => has_moved && look == Look::Thorough,
+            Flavor::Legacy => has_moved || look == VerifyDepth::Thorough,
+            Flavor::Nft => has_moved && look == VerifyDepth::Thorough,
         };
         if !is_due {
             return Ok(Lost::default());

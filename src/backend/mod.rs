@@ -3,7 +3,10 @@
 //! A backend translates a `Plan` into kernel objects and keeps one family of this node equal to
 //! it. It decides nothing about traffic (that is `plan`) and nothing about when to act (`sync`).
 
+pub mod cleanup;
+mod counters;
 mod drift;
+mod foreign;
 pub mod iptables;
 pub mod ipvs;
 mod jumps;
@@ -11,18 +14,22 @@ mod kinds;
 mod lines;
 mod listing;
 mod masquerade;
+mod mode;
 mod options;
+mod packet_trace;
 mod quarantine;
 mod rule;
+mod service_metrics;
 mod slow;
-mod tally;
-mod walk;
+mod usable;
 
-pub use drift::DriftDetection;
-pub use tally::{Detail, Measured, Measuring, Series, Told};
-pub use walk::{Outcome, Packet, SERVER_RULE, Verdict};
+pub use counters::{Detail, Measured, Measurement, Measuring, Series};
+pub use foreign::foreign_obstacles;
+pub use mode::{InspectedNode, Inspection, ModeFacts, Opening, ProxyMode, Requirement, open};
+pub use packet_trace::{Packet, SERVER_RULE, TraceOutcome, TracedEndpoint};
+pub use usable::{flavor, usable_tools};
 
-use crate::kernel::iptables::RestoreError;
+use crate::kernel::iptables::{Flavor, RestoreError};
 use crate::model::ServiceName;
 use crate::plan::Plan;
 use futures::future::LocalBoxFuture;
@@ -51,7 +58,10 @@ pub trait Dataplane: Any {
     ///
     /// # Errors
     /// When the kernel cannot be read, which says nothing about its state.
-    fn verify(&mut self, look: Look) -> LocalBoxFuture<'_, anyhow::Result<Vec<Finding>>>;
+    fn verify(&mut self, look: VerifyDepth) -> LocalBoxFuture<'_, anyhow::Result<Vec<Deviation>>>;
+
+    /// The flavour of the iptables tools that it writes with; `None` if it needs none.
+    fn flavor(&self) -> Option<Flavor>;
 
     /// Makes the next sync look at the kernel and write everything.
     fn forget(&mut self);
@@ -75,14 +85,22 @@ pub trait Dataplane: Any {
 /// Rules that a mode has put in force under names that another mode uses, too. They stay when what
 /// the other mode left is removed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Standing {
+pub struct SharedNames {
     /// Tables and chains.
     pub chains: Vec<(&'static str, &'static str)>,
     /// Tables, built-in chains and the arguments of jumps from them.
     pub jumps: Vec<(&'static str, &'static str, String)>,
 }
 
-impl Standing {
+impl SharedNames {
+    /// Both.
+    #[must_use]
+    pub fn and(mut self, other: SharedNames) -> SharedNames {
+        self.chains.extend(other.chains);
+        self.jumps.extend(other.jumps);
+        self
+    }
+
     /// Whether a chain has to stay.
     #[must_use]
     pub fn has_chain(&self, table: &str, chain: &str) -> bool {
@@ -110,9 +128,39 @@ pub struct KernelObject {
     pub is_shared: bool,
 }
 
+/// How one kernel object differs from what is wanted.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Difference {
+    /// The object.
+    pub object: String,
+    /// It is not there at all.
+    pub is_gone: bool,
+    /// Lines that should be there.
+    pub missing: Vec<String>,
+    /// Lines that should not.
+    pub surplus: Vec<String>,
+}
+
+impl Difference {
+    fn gone(object: &KernelObject) -> Self {
+        Difference {
+            object: object.name.clone(),
+            is_gone: true,
+            missing: object.lines.clone(),
+            surplus: Vec::new(),
+        }
+    }
+
+    fn of(object: &KernelObject, missing: Vec<String>, surplus: Vec<String>) -> Option<Self> {
+        let differs = !(missing.is_empty() && surplus.is_empty());
+        differs.then(|| Difference { object: object.name.clone(), is_gone: false, missing, surplus })
+    }
+}
+
 /// How closely `verify` looks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Look {
+pub enum VerifyDepth {
     /// Counts and stamps: so cheap that it can be done every few seconds.
     Quick,
     /// Every object is compared, unless it is known what others changed.
@@ -121,7 +169,7 @@ pub enum Look {
 
 /// What `verify` found.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Finding {
+pub enum Deviation {
     /// Somebody else changed what we programmed.
     Drift(Drift),
     /// What we programmed was made of facts that have changed, or may have been changed unseen.
@@ -212,7 +260,7 @@ impl Applied {
 
 /// What kernel objects are counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ObjectKind {
+pub enum KernelObjectKind {
     /// iptables rules in the nat table.
     NatRules,
     /// iptables rules in the filter table.
@@ -227,7 +275,7 @@ pub enum ObjectKind {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ObjectCount {
     /// Their kind.
-    pub kind: ObjectKind,
+    pub kind: KernelObjectKind,
     /// Objects of ours.
     pub total: usize,
     /// Objects written by this pass.

@@ -1,12 +1,12 @@
 //! What the tracers of all backends share: the packet table's objects as a plan sees them, and what
 //! becomes of its packets.
 
-use super::walk::{Outcome, Packet as Sent, Verdict as Found};
+use super::packet_trace::{Packet as Sent, TraceOutcome, TracedEndpoint};
 use crate::model::{Cidr, IpFamily, NodeFacts, Snapshot, WatchEvent};
 use crate::plan::{FamilySettings, LocalDetector, NodePortAddresses};
 use crate::state::Tracker;
 use crate::testing::packets::{
-    CLUSTER_CIDR, NODE_NAME, Packet, PacketCase, Place, Source, Verdict, pod_side_address,
+    CLUSTER_CIDR, NODE_NAME, Packet, PacketCase, Place, ServedBy, Source, Verdict, pod_side_address,
 };
 use crate::watch::convert;
 use std::collections::BTreeMap;
@@ -25,16 +25,16 @@ pub(super) struct Fate {
 }
 
 impl Fate {
-    pub(super) fn of(outcomes: Vec<Outcome>) -> Fate {
+    pub(super) fn of(outcomes: Vec<TraceOutcome>) -> Fate {
         let mut fate = Fate::default();
         for outcome in outcomes {
             match outcome.verdict {
-                Found::Rejected => fate.rejected += outcome.chance,
-                Found::Dropped => fate.dropped += outcome.chance,
-                Found::Untouched => fate.untouched += outcome.chance,
-                Found::Served { endpoint, masqueraded } => {
-                    let family = IpFamily::of(endpoint.ip());
-                    let at = |place: &Place| place.address(family) == endpoint.ip();
+                Verdict::Refused => fate.rejected += outcome.chance,
+                Verdict::Dropped => fate.dropped += outcome.chance,
+                Verdict::Untouched => fate.untouched += outcome.chance,
+                Verdict::Served(TracedEndpoint { address, masqueraded }) => {
+                    let family = IpFamily::of(address.ip());
+                    let at = |place: &Place| place.address(family) == address.ip();
                     let place = Place::SERVERS.into_iter().find(at).unwrap();
                     fate.remembered_in.extend(outcome.remembered);
                     let (share, sources) = fate.served.entry(place).or_default();
@@ -119,13 +119,13 @@ pub(super) fn sent(case: &PacketCase, packet: &Packet, family: IpFamily) -> Sent
 
 impl Fate {
     /// Whether this is what the table says.
-    pub(super) fn is(&self, verdict: &Verdict) -> bool {
+    pub(super) fn is(&self, verdict: &Verdict<ServedBy>) -> bool {
         let certain = |chance: f64| (chance - 1.0).abs() < 1e-6;
         match verdict {
-            Verdict::Rejected => certain(self.rejected),
+            Verdict::Refused => certain(self.rejected),
             Verdict::Dropped => certain(self.dropped),
             Verdict::Untouched => certain(self.untouched),
-            Verdict::Served { by, source, .. } => {
+            Verdict::Served(ServedBy { by, source, .. }) => {
                 let masqueraded = *source == Source::Masqueraded;
                 let even = 1.0 / by.len() as f64;
                 self.served.len() == by.len()

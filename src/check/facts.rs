@@ -1,5 +1,6 @@
 //! What is asked, and what was found out about the node: plain data.
 
+use crate::backend::Requirement;
 use crate::config::Mode;
 use crate::kernel::iptables::{Flavor, RuleKind, Version};
 use crate::kernel::process::Neighbour;
@@ -10,13 +11,11 @@ use std::net::SocketAddr;
 
 /// What the node is to be fit for.
 #[derive(Clone, Debug)]
-pub struct Request {
+pub struct CheckRequest {
     /// The dataplane.
     pub mode: Mode,
     /// The flavour of iptables to use; `None` is the one in use.
     pub flavor: Option<Flavor>,
-    /// The kinds of rules that the dataplane writes.
-    pub rule_kinds: PerFamily<Vec<RuleKind>>,
     /// Node ports are to answer on 127.0.0.1, too.
     pub localhost_node_ports: bool,
     /// First and last port that the cluster gives out as node ports.
@@ -64,18 +63,14 @@ pub struct Facts {
     pub nft_table: PerFamily<Result<bool, String>>,
     /// How many IPVS virtual servers there are; without IPVS, none.
     pub virtual_servers: Result<usize, String>,
-    /// Why IPVS cannot be used; asked in its mode only.
-    pub ipvs: Result<(), String>,
-    /// Why ipsets cannot be used; asked in IPVS mode only.
-    pub ipset: Result<(), String>,
-    /// The driver for dummy interfaces is there, or the interface it is wanted for.
-    pub has_dummy: bool,
+    /// What the mode needs besides iptables rules.
+    pub requirements: Vec<Requirement>,
     /// An interface is a bridge.
     pub has_bridge: bool,
     /// An interface has an IPv6 address that is neither loopback nor link-local.
     pub has_ipv6_address: bool,
     /// Kernel settings by name; those that do not exist are absent.
-    pub settings: BTreeMap<&'static str, Setting>,
+    pub settings: BTreeMap<&'static str, SysctlValue>,
     /// Sockets that wait for others.
     pub listeners: Result<Vec<Listener>, String>,
     /// Service proxies at work in this network namespace, but for this process.
@@ -84,7 +79,7 @@ pub struct Facts {
 
 /// A kernel setting.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Setting {
+pub struct SysctlValue {
     /// Its value.
     pub value: String,
     /// This process could change it.

@@ -1,16 +1,15 @@
 //! Asks the kernel. Decides nothing; what it cannot find out it says.
 
-use super::facts::{Facts, Request, Setting, ToolFacts};
+use super::facts::{CheckRequest, Facts, SysctlValue, ToolFacts};
 use super::settings;
-use crate::config::Mode;
+use crate::backend::{self, ProxyMode};
 use crate::kernel::addresses::interface_addresses;
-use crate::kernel::ipset::{Ipsets as _, KernelIpsets, SetSpec};
 use crate::kernel::iptables::{self, Flavor, Trial, Xtables as _};
 use crate::kernel::ipvs::{KernelIpvs, VirtualServers as _};
 use crate::kernel::nft::{Nft, Part};
 use crate::kernel::sysctl::Sysctls;
 use crate::kernel::{links, process, sockets};
-use crate::model::{IpFamily, PerFamily, SetType};
+use crate::model::{IpFamily, PerFamily};
 use anyhow::Result;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -19,29 +18,25 @@ use std::net::IpAddr;
 const NFT_TABLE: &str = "kube-proxy";
 /// The chain of either mode that only a proxy makes; kubelet has chains of its own.
 const PROXY_CHAIN: &str = "KUBE-SERVICES";
-/// The interface of IPVS mode.
-const IPVS_INTERFACE: &str = "kube-ipvs0";
 
 /// Finds out what is to be judged.
-pub async fn gather(request: &Request) -> Facts {
-    let (v4, v6) = (tools(IpFamily::V4, request).await, tools(IpFamily::V6, request).await);
+pub async fn gather(request: &CheckRequest) -> Facts {
+    let mode = backend::open(request.mode);
+    let of_family = |family| tools(mode, family, request.flavor);
+    let (v4, v6) = (of_family(IpFamily::V4).await, of_family(IpFamily::V6).await);
     let other = [other_flavor(IpFamily::V4, &v4).await, other_flavor(IpFamily::V6, &v6).await];
     let [other_v4, other_v6] = other.map(words);
     let addresses = IpFamily::ALL.map(|family| interface_addresses(family).unwrap_or_default());
     let is_own =
         |ip: IpAddr| !ip.is_loopback() && !matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local());
-    let wants_ipvs = request.mode == Mode::Ipvs;
     Facts {
         is_root: process::is_root(),
         capabilities: process::capabilities().unwrap_or_default(),
         tools: PerFamily { v4: words(v4), v6: words(v6) },
         other_flavor: PerFamily { v4: other_v4, v6: other_v6 },
         nft_table: PerFamily::build(|family| words(has_nft_table(family))),
-        ipvs: if wants_ipvs { words(KernelIpvs::open().map(drop)) } else { Ok(()) },
         virtual_servers: words(virtual_servers()),
-        ipset: if wants_ipvs { words(ipset()) } else { Ok(()) },
-        has_dummy: links::has_driver("dummy")
-            || addresses.iter().flatten().any(|it| it.interface == IPVS_INTERFACE),
+        requirements: mode.requirements(),
         has_bridge: links::has_bridge(),
         has_ipv6_address: addresses[1].iter().any(|it| is_own(it.address)),
         settings: read_settings(),
@@ -54,20 +49,20 @@ fn words<T>(result: Result<T>) -> Result<T, String> {
     result.map_err(|error| format!("{error:#}"))
 }
 
-fn read_settings() -> BTreeMap<&'static str, Setting> {
+fn read_settings() -> BTreeMap<&'static str, SysctlValue> {
     let sysctls = Sysctls::default();
     let read = |name| {
         let value = sysctls.read(name).ok()?;
-        Some((name, Setting { value, writable: sysctls.is_writable(name) }))
+        Some((name, SysctlValue { value, writable: sysctls.is_writable(name) }))
     };
     settings::NAMES.into_iter().filter_map(read).collect()
 }
 
-async fn tools(family: IpFamily, request: &Request) -> Result<ToolFacts> {
-    let mut tools = iptables::find(family, request.flavor).await?;
+async fn tools(mode: &dyn ProxyMode, family: IpFamily, flavor: Option<Flavor>) -> Result<ToolFacts> {
+    let mut tools = iptables::find(family, flavor).await?;
     let looked = async {
         tools.check_nat_table().await?;
-        Ok(iptables::refused(&mut tools, request.rule_kinds.get(family), Trial::Write).await?)
+        Ok(iptables::refused(&mut tools, &mode.rule_kinds(family), Trial::Write).await?)
     };
     let (nat_table, refused) = match looked.await.map_err(|error: anyhow::Error| format!("{error:#}")) {
         Ok(refused) => (Ok(()), refused),
@@ -112,10 +107,4 @@ fn virtual_servers() -> Result<usize> {
         return Ok(0);
     }
     Ok(KernelIpvs::open()?.list()?.len())
-}
-
-/// Asks about a set that nobody has: an answer, whatever it is, proves support.
-fn ipset() -> Result<()> {
-    let spec = SetSpec { name: "KUBE-CHECK", kind: SetType::Ip, family: IpFamily::V4 };
-    KernelIpsets::open()?.count(spec).map(drop)
 }

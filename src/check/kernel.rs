@@ -1,25 +1,23 @@
 //! Permissions, tools and what the kernel can do.
 
-use super::facts::{Facts, Request, ToolFacts};
-use super::{Finding, settings};
-use crate::config::Mode;
+use super::facts::{Facts, ToolFacts};
+use super::{CheckResult, settings};
+use crate::backend::Requirement;
 use crate::kernel::iptables::{Flavor, Need, RuleKind, Version};
 use crate::model::IpFamily;
 
-pub(super) fn judge(facts: &Facts, request: &Request) -> Vec<Finding> {
+pub(super) fn judge(facts: &Facts) -> Vec<CheckResult> {
     let mut findings = vec![permissions(facts)];
     findings.push(tools(facts, IpFamily::V4));
     findings.push(match settings::ipv6_is_off(facts) {
-        true => Finding::ok("iptables (IPv6)", "IPv6 is switched off on this host: IPv4 only"),
+        true => CheckResult::ok("iptables (IPv6)", "IPv6 is switched off on this host: IPv4 only"),
         false => tools(facts, IpFamily::V6),
     });
-    if request.mode == Mode::Ipvs {
-        findings.extend([ipvs(facts), ipset(facts), dummy(facts)]);
-    }
+    findings.extend(facts.requirements.iter().map(|requirement| required(requirement, facts)));
     findings
 }
 
-fn permissions(facts: &Facts) -> Finding {
+fn permissions(facts: &Facts) -> CheckResult {
     const CHECK: &str = "permissions";
     let legacy = |family| facts.tools.get(family).as_ref().is_ok_and(|it| it.flavor == Flavor::Legacy);
     let lacking = if !facts.may(Facts::NET_ADMIN) {
@@ -27,33 +25,33 @@ fn permissions(facts: &Facts) -> Finding {
     } else if IpFamily::ALL.into_iter().any(legacy) && !facts.may(Facts::NET_RAW) {
         "CAP_NET_RAW, which legacy iptables needs"
     } else {
-        return Finding::ok(CHECK, "CAP_NET_ADMIN");
+        return CheckResult::ok(CHECK, "CAP_NET_ADMIN");
     };
     let message = format!("no {lacking}");
     if facts.is_root {
-        Finding::failed(CHECK, message, "give it to the container (securityContext.capabilities.add)")
+        CheckResult::failed(CHECK, message, "give it to the container (securityContext.capabilities.add)")
     } else {
-        Finding::warning(CHECK, message, "the proxy needs it; run this check as root to see more")
+        CheckResult::warning(CHECK, message, "the proxy needs it; run this check as root to see more")
     }
 }
 
-fn tools(facts: &Facts, family: IpFamily) -> Finding {
+fn tools(facts: &Facts, family: IpFamily) -> CheckResult {
     let check = format!("iptables ({family})");
     // Without IPv6 rules a node serves IPv4 all the same.
     let broken = |message: String, remedy: &str| match family {
-        IpFamily::V4 => Finding::failed(&check, message, remedy),
+        IpFamily::V4 => CheckResult::failed(&check, message, remedy),
         IpFamily::V6 => {
-            Finding::warning(&check, message, format!("{remedy}; until then only IPv4 is served"))
+            CheckResult::warning(&check, message, format!("{remedy}; until then only IPv4 is served"))
         }
     };
     let found = match facts.tools.get(family) {
         Ok(found) => found,
-        Err(error) if !facts.may(Facts::NET_ADMIN) => return Finding::unknown(check, error, facts),
+        Err(error) if !facts.may(Facts::NET_ADMIN) => return CheckResult::unknown(check, error, facts),
         Err(error) => return broken(error.clone(), "install the package iptables, or fix --iptables-flavor"),
     };
     let name = format!("{} {}", found.flavor, found.version);
     match (&found.nat_table, found.refused.is_empty()) {
-        (Err(error), _) if !facts.may(Facts::NET_ADMIN) => Finding::warning(
+        (Err(error), _) if !facts.may(Facts::NET_ADMIN) => CheckResult::warning(
             check,
             format!("{name}; its tables could not be looked at: {error}"),
             "run this check as root",
@@ -64,15 +62,15 @@ fn tools(facts: &Facts, family: IpFamily) -> Finding {
             let is_vital = |(kind, _): &(RuleKind, String)| matches!(kind.need, Need::Vital(_));
             match found.refused.iter().any(is_vital) {
                 true => broken(message, REFUSED_REMEDY),
-                false => Finding::warning(check, message, REFUSED_REMEDY),
+                false => CheckResult::warning(check, message, REFUSED_REMEDY),
             }
         }
-        (Ok(()), true) if found.version < Version::RANDOM_FULLY => Finding::warning(
+        (Ok(()), true) if found.version < Version::RANDOM_FULLY => CheckResult::warning(
             check,
             format!("{name} cannot choose source ports at random and does not wait for its lock"),
             format!("install iptables {} or later", Version::RANDOM_FULLY),
         ),
-        (Ok(()), true) => Finding::ok(check, format!("{name}, its nat table and all kinds of rule work")),
+        (Ok(()), true) => CheckResult::ok(check, format!("{name}, its nat table and all kinds of rule work")),
     }
 }
 
@@ -101,31 +99,11 @@ fn nat_remedy(facts: &Facts, found: &ToolFacts) -> &'static str {
     }
 }
 
-fn ipvs(facts: &Facts) -> Finding {
-    match &facts.ipvs {
-        Ok(()) => Finding::ok("ipvs", "the kernel has IPVS"),
-        Err(error) if !facts.may(Facts::NET_ADMIN) => Finding::unknown("ipvs", error, facts),
-        Err(error) => {
-            Finding::failed("ipvs", error.clone(), "modprobe ip_vs on the node, or use --mode=iptables")
-        }
+fn required(Requirement { name, found, remedy, is_vital }: &Requirement, facts: &Facts) -> CheckResult {
+    match found {
+        Ok(found) => CheckResult::ok(*name, *found),
+        Err(why) if !is_vital => CheckResult::warning(*name, why, *remedy),
+        Err(why) if !facts.may(Facts::NET_ADMIN) => CheckResult::unknown(*name, why, facts),
+        Err(why) => CheckResult::failed(*name, why, *remedy),
     }
-}
-
-fn ipset(facts: &Facts) -> Finding {
-    match &facts.ipset {
-        Ok(()) => Finding::ok("ipset", "the kernel has ipsets"),
-        Err(error) if !facts.may(Facts::NET_ADMIN) => Finding::unknown("ipset", error, facts),
-        Err(error) => Finding::failed("ipset", error.clone(), "modprobe ip_set on the node"),
-    }
-}
-
-fn dummy(facts: &Facts) -> Finding {
-    if facts.has_dummy {
-        return Finding::ok("dummy interface", "there, or its driver is");
-    }
-    Finding::warning(
-        "dummy interface",
-        "the driver is not loaded; the kernel loads it at the proxy's start if it has it",
-        "modprobe dummy on the node to be sure",
-    )
 }

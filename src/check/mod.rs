@@ -15,7 +15,7 @@ mod settings;
 #[cfg(test)]
 mod tests;
 
-pub use facts::{Facts, Purpose, Request, ServicePortUse};
+pub use facts::{CheckRequest, Facts, Purpose, ServicePortUse};
 pub use gather::gather;
 pub use print::{json, text};
 
@@ -35,7 +35,7 @@ pub enum Level {
 
 /// The answer to one question.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Finding {
+pub struct CheckResult {
     /// The question, in a word or two.
     pub check: String,
     /// How it was answered.
@@ -46,31 +46,31 @@ pub struct Finding {
     pub remedy: Option<String>,
 }
 
-impl Finding {
+impl CheckResult {
     fn ok(check: impl Into<String>, message: impl Into<String>) -> Self {
-        Finding { check: check.into(), level: Level::Ok, message: message.into(), remedy: None }
+        CheckResult { check: check.into(), level: Level::Ok, message: message.into(), remedy: None }
     }
 
     fn warning(check: impl Into<String>, message: impl Into<String>, remedy: impl Into<String>) -> Self {
         let remedy = Some(remedy.into());
-        Finding { check: check.into(), level: Level::Warning, message: message.into(), remedy }
+        CheckResult { check: check.into(), level: Level::Warning, message: message.into(), remedy }
     }
 
     fn failed(check: impl Into<String>, message: impl Into<String>, remedy: impl Into<String>) -> Self {
-        Finding { level: Level::Failed, ..Finding::warning(check, message, remedy) }
+        CheckResult { level: Level::Failed, ..CheckResult::warning(check, message, remedy) }
     }
 
     /// What could not be looked at, and why.
     fn unknown(check: impl Into<String>, reason: &str, facts: &Facts) -> Self {
         let remedy = if facts.is_root { "see the reason" } else { "run this check as root" };
-        Finding::warning(check, format!("could not be looked at: {reason}"), remedy)
+        CheckResult::warning(check, format!("could not be looked at: {reason}"), remedy)
     }
 }
 
 /// Answers every question, in a fixed order.
 #[must_use]
-pub fn judge(facts: &Facts, request: &Request) -> Vec<Finding> {
-    let mut findings = kernel::judge(facts, request);
+pub fn judge(facts: &Facts, request: &CheckRequest) -> Vec<CheckResult> {
+    let mut findings = kernel::judge(facts);
     findings.extend(settings::judge(facts, request));
     findings.extend(ports::judge(facts, request));
     findings.extend(others::judge(facts, request));
@@ -79,6 +79,6 @@ pub fn judge(facts: &Facts, request: &Request) -> Vec<Finding> {
 
 /// Whether nothing failed.
 #[must_use]
-pub fn is_fit(findings: &[Finding]) -> bool {
+pub fn is_fit(findings: &[CheckResult]) -> bool {
     findings.iter().all(|finding| finding.level < Level::Failed)
 }

@@ -1,15 +1,15 @@
 //! Other proxies, at work or remembered by the kernel.
 
-use super::Finding;
-use super::facts::{Facts, Request};
-use crate::config::Mode;
+use super::CheckResult;
+use super::facts::{CheckRequest, Facts};
+use crate::backend;
 use crate::model::{IpFamily, PerFamily};
 
-pub(super) fn judge(facts: &Facts, request: &Request) -> Vec<Finding> {
+pub(super) fn judge(facts: &Facts, request: &CheckRequest) -> Vec<CheckResult> {
     vec![processes(facts), other_flavor(facts), nft_table(facts), virtual_servers(facts, request)]
 }
 
-fn processes(facts: &Facts) -> Finding {
+fn processes(facts: &Facts) -> CheckResult {
     const CHECK: &str = "other proxies";
     let named = |ours: bool| {
         let found = facts.proxies.iter().filter(move |it| it.is_ours == ours);
@@ -17,12 +17,16 @@ fn processes(facts: &Facts) -> Finding {
     };
     if facts.proxies.iter().any(|it| !it.is_ours) {
         let message = format!("at work: {}", named(false));
-        return Finding::failed(CHECK, message, "stop one of the two: they overwrite each other's rules");
+        return CheckResult::failed(CHECK, message, "stop one of the two: they overwrite each other's rules");
     }
     match facts.proxies.len() {
-        0 => Finding::ok(CHECK, "no process is one"),
-        1 => Finding::ok(CHECK, format!("none but {}", named(true))),
-        _ => Finding::failed(CHECK, format!("kube-proxy-rs runs twice: {}", named(true)), "stop one of them"),
+        0 => CheckResult::ok(CHECK, "no process is one"),
+        1 => CheckResult::ok(CHECK, format!("none but {}", named(true))),
+        _ => CheckResult::failed(
+            CHECK,
+            format!("kube-proxy-rs runs twice: {}", named(true)),
+            "stop one of them",
+        ),
     }
 }
 
@@ -37,12 +41,12 @@ fn families(found: &PerFamily<Result<bool, String>>) -> Result<Vec<&'static str>
     Ok(so)
 }
 
-fn other_flavor(facts: &Facts) -> Finding {
+fn other_flavor(facts: &Facts) -> CheckResult {
     const CHECK: &str = "other flavour's rules";
     match families(&facts.other_flavor) {
-        Err(error) => Finding::unknown(CHECK, error, facts),
-        Ok(found) if found.is_empty() => Finding::ok(CHECK, "none"),
-        Ok(found) => Finding::warning(
+        Err(error) => CheckResult::unknown(CHECK, error, facts),
+        Ok(found) if found.is_empty() => CheckResult::ok(CHECK, "none"),
+        Ok(found) => CheckResult::warning(
             CHECK,
             format!("the other flavour of iptables holds rules for Services, too ({})", found.join(", ")),
             "--cleanup-other-flavor removes them once ours stand; or choose that flavour with --iptables-flavor",
@@ -50,12 +54,12 @@ fn other_flavor(facts: &Facts) -> Finding {
     }
 }
 
-fn nft_table(facts: &Facts) -> Finding {
+fn nft_table(facts: &Facts) -> CheckResult {
     const CHECK: &str = "nftables mode";
     match families(&facts.nft_table) {
-        Err(error) => Finding::unknown(CHECK, error, facts),
-        Ok(found) if found.is_empty() => Finding::ok(CHECK, "left nothing behind"),
-        Ok(found) => Finding::warning(
+        Err(error) => CheckResult::unknown(CHECK, error, facts),
+        Ok(found) if found.is_empty() => CheckResult::ok(CHECK, "left nothing behind"),
+        Ok(found) => CheckResult::warning(
             CHECK,
             format!("kube-proxy's table kube-proxy is there ({})", found.join(", ")),
             "stop that proxy; its table is removed once our rules stand",
@@ -63,15 +67,16 @@ fn nft_table(facts: &Facts) -> Finding {
     }
 }
 
-fn virtual_servers(facts: &Facts, request: &Request) -> Finding {
+fn virtual_servers(facts: &Facts, request: &CheckRequest) -> CheckResult {
     const CHECK: &str = "IPVS virtual servers";
-    match (&facts.virtual_servers, request.mode) {
-        (Err(error), _) => Finding::unknown(CHECK, error, facts),
-        (Ok(0), _) => Finding::ok(CHECK, "none"),
-        (Ok(count), Mode::Ipvs) => {
-            Finding::ok(CHECK, format!("{count}; the proxy takes over those of Services"))
+    let are_ours = backend::open(request.mode).facts().has_virtual_servers;
+    match &facts.virtual_servers {
+        Err(error) => CheckResult::unknown(CHECK, error, facts),
+        Ok(0) => CheckResult::ok(CHECK, "none"),
+        Ok(count) if are_ours => {
+            CheckResult::ok(CHECK, format!("{count}; the proxy takes over those of Services"))
         }
-        (Ok(count), Mode::Iptables) => Finding::warning(
+        Ok(count) => CheckResult::warning(
             CHECK,
             format!("{count} are there, left by a proxy in mode ipvs: packets go to them, not by our rules"),
             "stop that proxy and run kube-proxy-rs --cleanup",

@@ -1,7 +1,7 @@
 //! Ports that two could want.
 
-use super::Finding;
-use super::facts::{Facts, Purpose, Request, ServicePortUse};
+use super::CheckResult;
+use super::facts::{CheckRequest, Facts, Purpose, ServicePortUse};
 use super::settings::{LOCAL_PORTS, RESERVED_PORTS};
 use crate::kernel::sockets::Listener;
 use crate::model::Protocol;
@@ -13,24 +13,24 @@ const SHOWN: usize = 5;
 /// The name of our own process.
 const OURS: &str = "kube-proxy-rs";
 
-pub(super) fn judge(facts: &Facts, request: &Request) -> Vec<Finding> {
+pub(super) fn judge(facts: &Facts, request: &CheckRequest) -> Vec<CheckResult> {
     let mut findings = vec![ephemeral(facts, request)];
     match &facts.listeners {
         Ok(listeners) => {
             findings.push(claimed(listeners, request));
             findings.extend(request.servers.iter().map(|server| own_server(listeners, server)));
         }
-        Err(error) => findings.push(Finding::unknown("listening sockets", error, facts)),
+        Err(error) => findings.push(CheckResult::unknown("listening sockets", error, facts)),
     }
     findings
 }
 
 /// Node ports must not be given to connections that leave the node: their answers would be taken
 /// for requests to the Service.
-fn ephemeral(facts: &Facts, request: &Request) -> Finding {
+fn ephemeral(facts: &Facts, request: &CheckRequest) -> CheckResult {
     const CHECK: &str = "ephemeral ports";
     let Some(range) = facts.value(LOCAL_PORTS).and_then(pair) else {
-        return Finding::unknown(CHECK, "there is no net.ipv4.ip_local_port_range", facts);
+        return CheckResult::unknown(CHECK, "there is no net.ipv4.ip_local_port_range", facts);
     };
     let reserved = facts.value(RESERVED_PORTS).map(ranges).unwrap_or_default();
     let is_taken = |port: u16| {
@@ -45,7 +45,7 @@ fn ephemeral(facts: &Facts, request: &Request) -> Finding {
         .collect();
     let ephemeral = format!("net.ipv4.ip_local_port_range ({} to {})", range.0, range.1);
     if in_range > 0 {
-        return Finding::warning(
+        return CheckResult::warning(
             CHECK,
             format!("{in_range} of the node ports {first}-{last} are within {ephemeral}"),
             format!(
@@ -54,16 +54,16 @@ fn ephemeral(facts: &Facts, request: &Request) -> Finding {
         );
     }
     if !outside.is_empty() {
-        return Finding::warning(
+        return CheckResult::warning(
             CHECK,
             format!("node ports within {ephemeral}: {}", some_of(&outside)),
             "add them to net.ipv4.ip_local_reserved_ports",
         );
     }
-    Finding::ok(CHECK, format!("no node port is within {ephemeral}"))
+    CheckResult::ok(CHECK, format!("no node port is within {ephemeral}"))
 }
 
-fn node_ports(request: &Request) -> impl Iterator<Item = &ServicePortUse> {
+fn node_ports(request: &CheckRequest) -> impl Iterator<Item = &ServicePortUse> {
     let all = request.service_ports.iter().flatten();
     all.filter(|it| it.purpose == Purpose::NodePort)
 }
@@ -84,7 +84,7 @@ fn ranges(text: &str) -> Vec<(u16, u16)> {
 }
 
 /// What Services claim, and others listen on.
-fn claimed(listeners: &[Listener], request: &Request) -> Finding {
+fn claimed(listeners: &[Listener], request: &CheckRequest) -> CheckResult {
     const CHECK: &str = "node ports";
     let Some(ports) = &request.service_ports else {
         let (first, last) = request.node_port_range;
@@ -94,12 +94,12 @@ fn claimed(listeners: &[Listener], request: &Request) -> Finding {
             .map(describe)
             .collect();
         if inside.is_empty() {
-            return Finding::ok(CHECK, format!("no program listens on {first}-{last}"));
+            return CheckResult::ok(CHECK, format!("no program listens on {first}-{last}"));
         }
         let inside: Vec<String> = inside.into_iter().collect();
         let message =
             format!("{first}-{last} are for Services, but others listen there: {}", some_of(&inside));
-        return Finding::warning(
+        return CheckResult::warning(
             CHECK,
             message,
             "give these programs other ports, or name the Services with --kubeconfig",
@@ -117,7 +117,7 @@ fn claimed(listeners: &[Listener], request: &Request) -> Finding {
         (of(Purpose::HealthCheck), of(Purpose::NodePort));
     if !health_checks.is_empty() {
         let message = format!("health-check node ports that others listen on: {}", some_of(&health_checks));
-        return Finding::failed(
+        return CheckResult::failed(
             CHECK,
             message,
             "stop these programs: load balancers ask there for local endpoints",
@@ -125,9 +125,9 @@ fn claimed(listeners: &[Listener], request: &Request) -> Finding {
     }
     if !node_ports.is_empty() {
         let message = format!("others listen on them, and get no traffic: {}", some_of(&node_ports));
-        return Finding::warning(CHECK, message, "give these programs other ports");
+        return CheckResult::warning(CHECK, message, "give these programs other ports");
     }
-    Finding::ok(CHECK, format!("no other program listens on the {} that Services claim", ports.len()))
+    CheckResult::ok(CHECK, format!("no other program listens on the {} that Services claim", ports.len()))
 }
 
 fn is_ours(listener: &Listener) -> bool {
@@ -139,7 +139,7 @@ fn describe(listener: &Listener) -> String {
     format!("{program} on {}/{}", listener.address, listener.protocol)
 }
 
-fn own_server(listeners: &[Listener], (name, wanted): &(&'static str, SocketAddr)) -> Finding {
+fn own_server(listeners: &[Listener], (name, wanted): &(&'static str, SocketAddr)) -> CheckResult {
     let check = format!("{name} port");
     let overlaps = |it: &&Listener| {
         let (one, other) = (it.address.ip(), wanted.ip());
@@ -148,11 +148,11 @@ fn own_server(listeners: &[Listener], (name, wanted): &(&'static str, SocketAddr
             && (one == other || one.is_unspecified() || other.is_unspecified())
     };
     match listeners.iter().find(overlaps) {
-        None => Finding::ok(check, format!("{wanted} is free")),
+        None => CheckResult::ok(check, format!("{wanted} is free")),
         Some(found) if is_ours(found) => {
-            Finding::ok(check, format!("{wanted} is held by {OURS}, which runs"))
+            CheckResult::ok(check, format!("{wanted} is held by {OURS}, which runs"))
         }
-        Some(found) => Finding::failed(
+        Some(found) => CheckResult::failed(
             check,
             format!("{wanted} is taken: {}", describe(found)),
             format!("stop that program, or choose another --{name}-bind-address"),

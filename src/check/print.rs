@@ -1,12 +1,12 @@
 //! Findings for people and for programs.
 
-use super::{Finding, Level, is_fit};
+use super::{CheckResult, Level, is_fit};
 use crate::config::Mode;
 use std::fmt::Write as _;
 
 /// One line each, and a line that sums up.
 #[must_use]
-pub fn text(findings: &[Finding]) -> String {
+pub fn text(findings: &[CheckResult]) -> String {
     let mut text = String::new();
     let width = findings.iter().map(|finding| finding.check.chars().count()).max().unwrap_or_default();
     for finding in findings {
@@ -38,7 +38,7 @@ fn one_line(message: &str) -> String {
 
 /// The same as a JSON object.
 #[must_use]
-pub fn json(findings: &[Finding], mode: Mode) -> String {
+pub fn json(findings: &[CheckResult], mode: Mode) -> String {
     let value = serde_json::json!({"mode": mode.as_str(), "fit": is_fit(findings), "findings": findings});
     format!("{value:#}\n")
 }

@@ -1,8 +1,8 @@
 //! Kernel settings that decide about Services' traffic.
 
-use super::Finding;
-use super::facts::{Facts, Request};
-use crate::config::Mode;
+use super::CheckResult;
+use super::facts::{CheckRequest, Facts};
+use crate::backend;
 
 /// What is read, relative to /proc/sys.
 pub(super) const NAMES: [&str; 12] = [
@@ -35,7 +35,7 @@ pub(super) const RESERVED_PORTS: &str = "net/ipv4/ip_local_reserved_ports";
 /// There as long as IPVS is.
 pub(super) const IPVS_CONNTRACK: &str = "net/ipv4/vs/conntrack";
 
-pub(super) fn judge(facts: &Facts, request: &Request) -> Vec<Finding> {
+pub(super) fn judge(facts: &Facts, request: &CheckRequest) -> Vec<CheckResult> {
     let mut findings = vec![forward_v4(facts, request), forward_v6(facts)];
     findings.push(bridge(facts));
     findings.push(rp_filter(facts));
@@ -54,31 +54,33 @@ fn assignment(name: &str, value: &str) -> String {
     format!("sysctl -w {}={value}, and keep it in /etc/sysctl.d", name.replace('/', "."))
 }
 
-fn forward_v4(facts: &Facts, request: &Request) -> Finding {
+fn forward_v4(facts: &Facts, request: &CheckRequest) -> CheckResult {
     const CHECK: &str = "IPv4 forwarding";
     match facts.value(FORWARD_V4) {
-        Some("1") => Finding::ok(CHECK, "on"),
-        Some(_) if request.mode == Mode::Ipvs && facts.writable(FORWARD_V4) => {
-            Finding::ok(CHECK, "off; the proxy switches it on at its start")
+        Some("1") => CheckResult::ok(CHECK, "on"),
+        Some(_)
+            if backend::open(request.mode).facts().switches_forwarding_on && facts.writable(FORWARD_V4) =>
+        {
+            CheckResult::ok(CHECK, "off; the proxy switches it on at its start")
         }
         Some(_) => {
-            Finding::failed(CHECK, "off: packets to pods are not passed on", assignment(FORWARD_V4, "1"))
+            CheckResult::failed(CHECK, "off: packets to pods are not passed on", assignment(FORWARD_V4, "1"))
         }
-        None => Finding::unknown(CHECK, "there is no such setting", facts),
+        None => CheckResult::unknown(CHECK, "there is no such setting", facts),
     }
 }
 
-fn forward_v6(facts: &Facts) -> Finding {
+fn forward_v6(facts: &Facts) -> CheckResult {
     const CHECK: &str = "IPv6 forwarding";
     if ipv6_is_off(facts) {
-        return Finding::ok(CHECK, "IPv6 is switched off on this host");
+        return CheckResult::ok(CHECK, "IPv6 is switched off on this host");
     }
     match facts.value(FORWARD_V6) {
-        Some("1") => Finding::ok(CHECK, "on"),
+        Some("1") => CheckResult::ok(CHECK, "on"),
         _ if !facts.has_ipv6_address => {
-            Finding::ok(CHECK, "off, and the node has no IPv6 address of its own")
+            CheckResult::ok(CHECK, "off, and the node has no IPv6 address of its own")
         }
-        _ => Finding::warning(
+        _ => CheckResult::warning(
             CHECK,
             "off: packets to IPv6 pods are not passed on",
             format!("if the cluster uses IPv6: {}", assignment(FORWARD_V6, "1")),
@@ -88,22 +90,22 @@ fn forward_v6(facts: &Facts) -> Finding {
 
 /// Without it, the answer of a pod to a pod on the same bridge goes past the rules that would
 /// translate it back.
-fn bridge(facts: &Facts) -> Finding {
+fn bridge(facts: &Facts) -> CheckResult {
     const CHECK: &str = "br_netfilter";
     let families = [(BRIDGE_V4, "iptables"), (BRIDGE_V6, "ip6tables")];
     if !facts.has_bridge {
-        return Finding::ok(CHECK, "not needed: no interface is a bridge");
+        return CheckResult::ok(CHECK, "not needed: no interface is a bridge");
     }
     if facts.value(BRIDGE_V4).is_none() {
-        return Finding::warning(
+        return CheckResult::warning(
             CHECK,
             "not loaded, and there is a bridge: a pod may not reach a Service whose endpoint is on its own bridge",
             "if pods are on that bridge: modprobe br_netfilter, and keep it in /etc/modules-load.d",
         );
     }
     match families.into_iter().find(|(name, _)| facts.value(name) == Some("0")) {
-        None => Finding::ok(CHECK, "bridged packets go through iptables"),
-        Some((name, tool)) => Finding::warning(
+        None => CheckResult::ok(CHECK, "bridged packets go through iptables"),
+        Some((name, tool)) => CheckResult::warning(
             CHECK,
             format!(
                 "bridged packets go past {tool}: a pod may not reach a Service whose endpoint is on its own bridge"
@@ -113,38 +115,38 @@ fn bridge(facts: &Facts) -> Finding {
     }
 }
 
-fn rp_filter(facts: &Facts) -> Finding {
+fn rp_filter(facts: &Facts) -> CheckResult {
     const CHECK: &str = "rp_filter";
     match facts.value(RP_FILTER) {
-        Some("1") => Finding::warning(
+        Some("1") => CheckResult::warning(
             CHECK,
             "strict: packets that come in by another interface than their answers leave by are dropped, on nodes \
              with several",
             format!("if node ports time out from some networks: {}", assignment(RP_FILTER, "2")),
         ),
-        Some(value) => Finding::ok(CHECK, if value == "2" { "loose" } else { "off" }),
-        None => Finding::unknown(CHECK, "there is no such setting", facts),
+        Some(value) => CheckResult::ok(CHECK, if value == "2" { "loose" } else { "off" }),
+        None => CheckResult::unknown(CHECK, "there is no such setting", facts),
     }
 }
 
-fn route_localnet(facts: &Facts, request: &Request) -> Option<Finding> {
+fn route_localnet(facts: &Facts, request: &CheckRequest) -> Option<CheckResult> {
     const CHECK: &str = "route_localnet";
-    if request.mode != Mode::Iptables || !request.localhost_node_ports {
+    if !request.localhost_node_ports {
         return None;
     }
     Some(match facts.value(ROUTE_LOCALNET) {
         Some("1") => {
-            Finding::ok(CHECK, "on, for node ports on localhost; KUBE-FIREWALL keeps neighbours out")
+            CheckResult::ok(CHECK, "on, for node ports on localhost; KUBE-FIREWALL keeps neighbours out")
         }
         Some(_) if facts.writable(ROUTE_LOCALNET) => {
-            Finding::ok(CHECK, "off; the proxy switches it on at its start")
+            CheckResult::ok(CHECK, "off; the proxy switches it on at its start")
         }
-        _ if !facts.is_root => Finding::warning(
+        _ if !facts.is_root => CheckResult::warning(
             CHECK,
             "off, and only root can switch it on",
             "nothing, if the proxy or its init container runs privileged",
         ),
-        _ => Finding::failed(
+        _ => CheckResult::failed(
             CHECK,
             "off, and it cannot be written: the proxy will not start",
             format!("{}, or --iptables-localhost-nodeports=false", assignment(ROUTE_LOCALNET, "1")),
@@ -153,34 +155,38 @@ fn route_localnet(facts: &Facts, request: &Request) -> Option<Finding> {
 }
 
 /// New connections are dropped when the table is full.
-fn conntrack(facts: &Facts) -> Finding {
+fn conntrack(facts: &Facts) -> CheckResult {
     const CHECK: &str = "conntrack";
     let number = |name| facts.value(name).and_then(|text| text.parse::<u64>().ok());
     let (Some(max), Some(count)) = (number(CONNTRACK_MAX), number(CONNTRACK_COUNT)) else {
         let remedy = "modprobe nf_conntrack on the node; the kernel does so with the first NAT rule";
-        return Finding::warning(CHECK, "not loaded: its limits cannot be set yet", remedy);
+        return CheckResult::warning(CHECK, "not loaded: its limits cannot be set yet", remedy);
     };
     let message = format!("{count} of {max} connections in use");
     let remedy =
         format!("raise --conntrack-max-per-core, or {}", assignment(CONNTRACK_MAX, &(max * 2).to_string()));
     if count >= max {
-        Finding::failed(CHECK, message + ": new ones are dropped", remedy)
+        CheckResult::failed(CHECK, message + ": new ones are dropped", remedy)
     } else if count * 10 >= max * 9 {
-        Finding::warning(CHECK, message, remedy)
+        CheckResult::warning(CHECK, message, remedy)
     } else {
-        Finding::ok(CHECK, message)
+        CheckResult::ok(CHECK, message)
     }
 }
 
-fn proc_sys(facts: &Facts) -> Finding {
+fn proc_sys(facts: &Facts) -> CheckResult {
     const CHECK: &str = "/proc/sys";
     if facts.writable(FORWARD_V4) {
-        return Finding::ok(CHECK, "can be written");
+        return CheckResult::ok(CHECK, "can be written");
     }
     if !facts.is_root {
-        return Finding::warning(CHECK, "cannot be written without root", "run this check as the proxy runs");
+        return CheckResult::warning(
+            CHECK,
+            "cannot be written without root",
+            "run this check as the proxy runs",
+        );
     }
-    Finding::warning(
+    CheckResult::warning(
         CHECK,
         "read-only: settings that differ from what is wanted stay as they are",
         "run --init-only in a privileged init container first, as the manifests do, or set them on the node",

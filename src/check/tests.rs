@@ -1,7 +1,8 @@
 //! A node that is fit, and everything that can be wrong with it, one thing at a time.
 
-use super::facts::{Setting, ToolFacts};
+use super::facts::{SysctlValue, ToolFacts};
 use super::*;
+use crate::backend::Requirement;
 use crate::config::Mode;
 use crate::kernel::iptables::{Flavor, Need, RuleKind, Version};
 use crate::kernel::process::Neighbour;
@@ -35,7 +36,7 @@ fn settings() -> Vec<(&'static str, &'static str)> {
 }
 
 fn fit() -> Facts {
-    let setting = |(name, value): (_, &str)| (name, Setting { value: value.to_owned(), writable: true });
+    let setting = |(name, value): (_, &str)| (name, SysctlValue { value: value.to_owned(), writable: true });
     Facts {
         is_root: true,
         capabilities: Facts::NET_ADMIN | Facts::NET_RAW,
@@ -43,9 +44,7 @@ fn fit() -> Facts {
         other_flavor: PerFamily { v4: Ok(false), v6: Ok(false) },
         nft_table: PerFamily { v4: Ok(false), v6: Ok(false) },
         virtual_servers: Ok(0),
-        ipvs: Ok(()),
-        ipset: Ok(()),
-        has_dummy: true,
+        requirements: Vec::new(),
         has_bridge: true,
         has_ipv6_address: true,
         settings: settings().into_iter().map(setting).collect(),
@@ -54,11 +53,10 @@ fn fit() -> Facts {
     }
 }
 
-fn wanted(mode: Mode) -> Request {
-    Request {
+fn wanted(mode: Mode) -> CheckRequest {
+    CheckRequest {
         mode,
         flavor: None,
-        rule_kinds: PerFamily::default(),
         localhost_node_ports: true,
         node_port_range: (30000, 32767),
         servers: vec![("healthz", "0.0.0.0:10256".parse().unwrap())],
@@ -66,8 +64,12 @@ fn wanted(mode: Mode) -> Request {
     }
 }
 
+fn required(found: Result<&'static str, &str>, is_vital: bool) -> Requirement {
+    Requirement { name: "ipvs", found: found.map_err(str::to_owned), remedy: "load it", is_vital }
+}
+
 /// All findings that are not "ok", as `level check`.
-fn complaints(findings: &[Finding]) -> Vec<String> {
+fn complaints(findings: &[CheckResult]) -> Vec<String> {
     let bad = findings.iter().filter(|it| it.level > Level::Ok);
     bad.map(|it| format!("{:?} {}", it.level, it.check)).collect()
 }
@@ -164,9 +166,9 @@ fn one_thing_wrong_is_one_complaint_with_what_to_do(
 }
 
 #[rstest]
-#[case::no_ipvs(|f: &mut Facts| f.ipvs = Err("no such family".into()), &["Failed ipvs"])]
-#[case::no_ipset(|f: &mut Facts| f.ipset = Err("x".into()), &["Failed ipset"])]
-#[case::no_dummy(|f: &mut Facts| f.has_dummy = false, &["Warning dummy interface"])]
+#[case::all_is_there(|f: &mut Facts| f.requirements = vec![required(Ok("there"), true)], &[])]
+#[case::no_ipvs(|f: &mut Facts| f.requirements = vec![required(Err("no"), true)], &["Failed ipvs"])]
+#[case::no_driver(|f: &mut Facts| f.requirements = vec![required(Err("no"), false)], &["Warning ipvs"])]
 #[case::forwarding_is_switched_on_by_the_proxy(|f: &mut Facts| set(f, "net/ipv4/ip_forward", "0"), &[])]
 #[case::virtual_servers_are_taken_over(|f: &mut Facts| f.virtual_servers = Ok(3), &[])]
 fn ipvs_mode_asks_for_more_and_does_more(#[case] change: Change, #[case] wanted_complaints: &[&str]) {
@@ -269,8 +271,10 @@ fn the_ports_of_services_are_looked_up_one_by_one() {
 
 #[test]
 fn what_is_printed_is_one_line_each_or_json() {
-    let findings =
-        [Finding::ok("conntrack", "17 of 20"), Finding::failed("ipvs", "no\nsuch family", "modprobe ip_vs")];
+    let findings = [
+        CheckResult::ok("conntrack", "17 of 20"),
+        CheckResult::failed("ipvs", "no\nsuch family", "modprobe ip_vs"),
+    ];
     let wanted = "ok       conntrack  17 of 20\n\
                   failed   ipvs       no such family -> modprobe ip_vs\n\
                   this node is not fit: 1 failed, 0 warnings, 1 ok\n";

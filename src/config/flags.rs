@@ -11,7 +11,7 @@ use std::path::PathBuf;
 
 /// Which iptables tools to run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
-pub enum Flavor {
+pub enum FlavorChoice {
     /// The one that already holds the node's rules, as the usual wrapper scripts decide it.
     #[default]
     Auto,
@@ -23,7 +23,7 @@ pub enum Flavor {
 
 /// How finely what Services carry is measured.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
-pub enum ServiceMetrics {
+pub enum ServiceMetricsDetail {
     /// Not at all.
     #[default]
     Off,
@@ -148,7 +148,7 @@ pub(super) struct ServingFlags {
     pub(super) metrics_bind_address: String,
     /// Measure what Services carry: connections and, in IPVS mode, packets and bytes
     #[arg(long, value_name = "DETAIL", default_value = "off", value_enum)]
-    pub(super) service_metrics: ServiceMetrics,
+    pub(super) service_metrics: ServiceMetricsDetail,
     /// Measure so many frontends and endpoints at most in each IP family
     #[arg(long, value_name = "NUMBER", default_value_t = super::SERVICE_METRICS_LIMIT)]
     pub(super) service_metrics_limit: u32,
@@ -209,7 +209,7 @@ pub(super) struct ModeFlags {
     pub(super) proxy_mode: String,
     /// Which iptables tools to run
     #[arg(long, value_name = "FLAVOR", default_value = "auto", value_enum)]
-    pub(super) iptables_flavor: Flavor,
+    pub(super) iptables_flavor: FlavorChoice,
     /// Once our rules stand, remove KUBE- rules from the tables of the other flavor of iptables
     #[arg(long)]
     pub(super) cleanup_other_flavor: bool,

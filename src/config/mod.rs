@@ -31,7 +31,7 @@ pub use command_line::{
 pub use duration::GoDuration;
 pub use explain::explain;
 pub use file::ConfigFile;
-pub use flags::{DriftDetection, Flags, Flavor, ServiceMetrics};
+pub use flags::{DriftDetection, Flags, FlavorChoice, ServiceMetricsDetail};
 pub use resolve::{ConfigError, Resolved, resolve};
 pub use write::Effective;
 
@@ -75,7 +75,7 @@ pub struct Config {
     /// How changes of our rules and servers by other programs are found.
     pub drift_detection: DriftDetection,
     /// How finely what Services carry is measured.
-    pub service_metrics: ServiceMetrics,
+    pub service_metrics: ServiceMetricsDetail,
     /// How much of one Service is programmed.
     pub service_limits: ServiceLimits,
     /// Frontends and endpoints measured in each IP family, at most.
@@ -110,6 +110,15 @@ pub enum Mode {
 }
 
 impl Mode {
+    /// Every mode.
+    pub const ALL: [Mode; 2] = [Mode::Iptables, Mode::Ipvs];
+
+    /// The mode of a name.
+    #[must_use]
+    pub fn named(name: &str) -> Option<Mode> {
+        Mode::ALL.into_iter().find(|mode| mode.as_str() == name)
+    }
+
     /// As flags, files and `/proxyMode` spell it.
     #[must_use]
     pub fn as_str(self) -> &'static str {
@@ -145,7 +154,7 @@ pub struct IptablesConfig {
     /// Answer on node ports at 127.0.0.1 too.
     pub localhost_node_ports: bool,
     /// Which tools to run.
-    pub flavor: Flavor,
+    pub flavor: FlavorChoice,
     /// Rules in the tables of the other flavor are removed, not only reported.
     pub cleanup_other_flavor: bool,
     /// Above this many rules in `KUBE-SERVICES`, a tree of chains leads to the Services.
@@ -199,7 +208,7 @@ pub enum DetectLocal {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NodePortConfig {
     /// The addresses.
-    pub addresses: NodePortAddresses,
+    pub addresses: NodePortAddressesSetting,
     /// First and last port the cluster gives out.
     pub range: (u16, u16),
 }
@@ -222,7 +231,7 @@ pub struct ExternalIpConfig {
 
 /// The node's addresses that answer on node ports.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum NodePortAddresses {
+pub enum NodePortAddressesSetting {
     /// All of them.
     All,
     /// The node's primary IP of each family.

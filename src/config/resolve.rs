@@ -3,8 +3,8 @@
 use super::settings::Settings;
 use super::{
     CommandLine, Config, ConfigFile, ConntrackConfig, DetectLocal, Effective, ExternalIpConfig,
-    IptablesConfig, IpvsConfig, LogFormat, LoggingConfig, Mode, NodePortAddresses, NodePortConfig, Sources,
-    SyncConfig, file, validate, values,
+    IptablesConfig, IpvsConfig, LogFormat, LoggingConfig, Mode, NodePortAddressesSetting, NodePortConfig,
+    Sources, SyncConfig, file, validate, values,
 };
 use crate::model::{Cidr, IpFamily, PerFamily, ServiceLimits, parse_cidr, parse_ip};
 use std::collections::BTreeMap;
@@ -256,11 +256,13 @@ fn detect_local(settings: &Settings) -> DetectLocal {
     }
 }
 
-fn node_port_addresses(addresses: &[String]) -> NodePortAddresses {
+fn node_port_addresses(addresses: &[String]) -> NodePortAddressesSetting {
     match addresses {
-        [] => NodePortAddresses::All,
-        [one] if one == "primary" => NodePortAddresses::Primary,
-        several => NodePortAddresses::Cidrs(several.iter().filter_map(|cidr| parse_cidr(cidr)).collect()),
+        [] => NodePortAddressesSetting::All,
+        [one] if one == "primary" => NodePortAddressesSetting::Primary,
+        several => {
+            NodePortAddressesSetting::Cidrs(several.iter().filter_map(|cidr| parse_cidr(cidr)).collect())
+        }
     }
 }
 

@@ -61,7 +61,7 @@ fn default_config() -> Config {
             masquerade_bit: 14,
             masquerade_all: false,
             localhost_node_ports: true,
-            flavor: Flavor::Auto,
+            flavor: FlavorChoice::Auto,
             cleanup_other_flavor: false,
             dispatch_tree_threshold: 500,
         },
@@ -77,7 +77,7 @@ fn default_config() -> Config {
         },
         sync: SyncConfig { period: secs(30), min_period: secs(1) },
         detect_local: DetectLocal::ClusterCidr(PerFamily::default()),
-        node_ports: NodePortConfig { addresses: NodePortAddresses::All, range: (30000, 32767) },
+        node_ports: NodePortConfig { addresses: NodePortAddressesSetting::All, range: (30000, 32767) },
         external_ips: ExternalIpConfig {
             enabled: true,
             strict: false,
@@ -87,7 +87,7 @@ fn default_config() -> Config {
         },
         drift_detection: DriftDetection::Events,
         service_limits: SERVICE_LIMITS,
-        service_metrics: ServiceMetrics::Off,
+        service_metrics: ServiceMetricsDetail::Off,
         service_metrics_limit: 1000,
         node_readiness_taint: None,
         bind_address: "0.0.0.0".parse().unwrap(),
@@ -264,10 +264,10 @@ fn every_flag_has_a_row_in_the_documentation() {
 #[case(&["--iptables-localhost-nodeports=false"], |c: &mut Config| c.iptables.localhost_node_ports = false)]
 #[case(&["--iptables-localhost-nodeports"], |_: &mut Config| {})]
 #[case(&["--service-metrics=endpoints", "--service-metrics-limit", "7"], |c: &mut Config| {
-    (c.service_metrics, c.service_metrics_limit) = (ServiceMetrics::Endpoints, 7);
+    (c.service_metrics, c.service_metrics_limit) = (ServiceMetricsDetail::Endpoints, 7);
 })]
 #[case(&["--drift-detection=poll"], |c: &mut Config| c.drift_detection = DriftDetection::Poll)]
-#[case(&["--iptables-flavor", "legacy"], |c: &mut Config| c.iptables.flavor = Flavor::Legacy)]
+#[case(&["--iptables-flavor", "legacy"], |c: &mut Config| c.iptables.flavor = FlavorChoice::Legacy)]
 #[case(&["--iptables-sync-period", "1m30s"], |c: &mut Config| c.sync.period = secs(90))]
 #[case(&["--iptables_min_sync_period=0"], |c: &mut Config| c.sync.min_period = Duration::ZERO)]
 #[case(&["--ipvs-sync-period=1h", "--ipvs-min-sync-period=5s"], |_: &mut Config| {})]
@@ -300,9 +300,9 @@ fn every_flag_has_a_row_in_the_documentation() {
 })]
 #[case(&["--nodeport-addresses=10.0.0.0/8", "--nodeport-addresses=192.168.1.1/24"], |c: &mut Config| {
     c.node_ports.addresses =
-        NodePortAddresses::Cidrs(vec!["10.0.0.0/8".parse().unwrap(), "192.168.1.0/24".parse().unwrap()]);
+        NodePortAddressesSetting::Cidrs(vec!["10.0.0.0/8".parse().unwrap(), "192.168.1.0/24".parse().unwrap()]);
 })]
-#[case(&["--nodeport-addresses=primary"], |c: &mut Config| c.node_ports.addresses = NodePortAddresses::Primary)]
+#[case(&["--nodeport-addresses=primary"], |c: &mut Config| c.node_ports.addresses = NodePortAddressesSetting::Primary)]
 #[case(&["--nodeport-addresses="], |_: &mut Config| {})]
 #[case(&["--service-node-port-range=100-200"], |c: &mut Config| c.node_ports.range = (100, 200))]
 #[case(&["--node-readiness-taint=example.com/wait"], |c: &mut Config| {
@@ -509,7 +509,7 @@ fn render_takes_the_flags_on_either_side_of_it() {
 #[case("detectLocalMode: InterfaceNamePrefix\ndetectLocal: {interfaceNamePrefix: p}", |c: &mut Config| {
     c.detect_local = DetectLocal::InterfaceNamePrefix("p".to_owned());
 })]
-#[case("nodePortAddresses: [primary]", |c: &mut Config| c.node_ports.addresses = NodePortAddresses::Primary)]
+#[case("nodePortAddresses: [primary]", |c: &mut Config| c.node_ports.addresses = NodePortAddressesSetting::Primary)]
 #[case("oomScoreAdj: 0", |c: &mut Config| c.oom_score_adj = 0)]
 #[case("iptables: {masqueradeBit: 0}", |c: &mut Config| c.iptables.masquerade_bit = 0)]
 #[case("iptables: {masqueradeAll: true}", |c: &mut Config| c.iptables.masquerade_all = true)]
@@ -718,8 +718,8 @@ fn a_blank_node_name_is_an_error() {
 #[case(&["--config-sync-period=0s"], "ConfigSyncPeriod: Invalid value: \"0s\": must be greater than 0")]
 #[case(&["--iptables-sync-period=1s", "--iptables-min-sync-period=2s"], "SyncPeriod: Invalid value: \"1s\": must be greater than or equal to KubeProxyConfiguration.MinSyncPeriod")]
 #[case(&["--iptables-min-sync-period=-1s"], "MinSyncPeriod: Invalid value: \"-1s\"")]
-#[case(&["--nodeport-addresses=primary,10.0.0.0/8"], "NodePortAddresses[0]: Invalid value: \"primary\"")]
-#[case(&["--nodeport-addresses=10.0.0.1"], "NodePortAddresses[0]: Invalid value: \"10.0.0.1\": must be a valid CIDR block")]
+#[case(&["--nodeport-addresses=primary,10.0.0.0/8"], "NodePortAddressesSetting[0]: Invalid value: \"primary\"")]
+#[case(&["--nodeport-addresses=10.0.0.1"], "NodePortAddressesSetting[0]: Invalid value: \"10.0.0.1\": must be a valid CIDR block")]
 #[case(&["--show-hidden-metrics-for-version=1.2"], "ShowHiddenMetricsForVersion: Invalid value: \"1.2\"")]
 #[case(&["--detect-local-mode=Guess"], "DetectLocalMode: Invalid value: \"Guess\"")]
 #[case(&["--detect-local-mode=BridgeInterface"], "DetectLocalConfiguration.InterfaceName:")]

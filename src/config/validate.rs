@@ -163,7 +163,7 @@ fn node_port_addresses(addresses: &[String], list: &mut Complaints) {
         return;
     }
     for (index, address) in addresses.iter().enumerate() {
-        let path = format!("NodePortAddresses[{index}]");
+        let path = format!("NodePortAddressesSetting[{index}]");
         if primary(address) {
             list.invalid(&path, address, "can't use both 'primary' and CIDRs");
         } else if parse_cidr(address).is_none() {

@@ -1,5 +1,7 @@
 //! What was found on the node and at the API server, besides the plan.
 
+use crate::backend::Difference;
+use crate::model::Verdict;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -63,40 +65,12 @@ pub struct FamilyFacts {
     pub forwards: Option<bool>,
 }
 
-/// How one kernel object differs from what is wanted.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Difference {
-    /// The object.
-    pub object: String,
-    /// It is not there at all.
-    pub is_gone: bool,
-    /// Lines that should be there.
-    pub missing: Vec<String>,
-    /// Lines that should not.
-    pub surplus: Vec<String>,
-}
-
-/// What can become of a traced packet.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Fate {
-    /// An endpoint gets it.
-    Served,
-    /// A rule refuses it at once.
-    Refused,
-    /// A rule drops it silently.
-    Dropped,
-    /// No rule takes it.
-    Untouched,
-}
-
 /// One thing that can become of the traced packet.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Decision {
     /// What.
-    pub fate: Fate,
+    pub verdict: Verdict,
     /// The endpoint that gets it.
     pub endpoint: Option<SocketAddr>,
     /// The endpoint sees one of the node's addresses.

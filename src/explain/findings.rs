@@ -1,7 +1,9 @@
 //! What is wrong with a Service, and what to do about it.
 
-use super::facts::{Difference, FamilyFacts, Kind, NodeState};
-use super::view::{Answer, Contest, ContestedIp, EndpointView, FamilyView, PortView, ServiceView};
+use super::facts::{FamilyFacts, Kind, NodeState};
+use super::view::{Contest, ContestedIp, EndpointView, FamilyView, PortView, ServiceView};
+use crate::backend::Difference;
+use crate::model::Verdict;
 use crate::plan::Unused;
 use serde::Serialize;
 
@@ -349,7 +351,7 @@ fn endpoints(family: &FamilyView, port: &PortView) -> Option<Finding> {
 fn policies(family: &FamilyView, port: &PortView) -> Vec<Finding> {
     let (label, family) = (port.label(), &family.family);
     let mut found = Vec::new();
-    if port.internal == Answer::Dropped {
+    if port.internal == Verdict::Dropped {
         found.push(finding(
             (Code::NoLocalEndpointsInternal, Severity::Problem),
             format!(
@@ -359,7 +361,7 @@ fn policies(family: &FamilyView, port: &PortView) -> Vec<Finding> {
             "Run an endpoint on every node (DaemonSet), or set internalTrafficPolicy to Cluster.",
         ));
     }
-    if port.external == Some(Answer::Dropped) {
+    if port.external == Some(Verdict::Dropped) {
         found.push(finding(
             (Code::NoLocalEndpointsExternal, Severity::Problem),
             format!(

@@ -4,6 +4,7 @@
 //! (`facts`), `findings` says what is wrong and what to do about it, and `text` prints it. Nothing
 //! here reads the kernel, and nothing decides about traffic.
 
+mod answers;
 mod facts;
 mod findings;
 mod report;
@@ -11,15 +12,13 @@ mod table;
 mod text;
 mod view;
 
-pub use facts::{
-    ApiFacts, Decision, Difference, FamilyFacts, Fate, Flows, Kind, NodeState, Obstacle, Tracking,
-};
+pub use answers::{Overview, overview, service, services};
+pub use facts::{ApiFacts, Decision, FamilyFacts, Flows, Kind, NodeState, Obstacle, Tracking};
 pub use findings::{Code, Finding, Severity};
 pub use report::Report;
 pub use table::{Row, Services, table};
 pub use view::{
-    Answer, Contest, ContestedIp, ContestedPort, EndpointView, FamilyView, FrontendView, PortView,
-    ServiceView,
+    Contest, ContestedIp, ContestedPort, EndpointView, FamilyView, FrontendView, PortView, ServiceView,
 };
 
 #[cfg(test)]

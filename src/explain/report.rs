@@ -1,8 +1,9 @@
 //! All that is known of one Service, put together.
 
-use super::facts::{Decision, Difference, Flows, NodeState};
+use super::facts::{Decision, Flows, NodeState};
 use super::findings::{self, Finding, Severity};
 use super::view::ServiceView;
+use crate::backend::Difference;
 use serde::Serialize;
 
 /// What `explain` says.

@@ -1,7 +1,8 @@
 //! All Services as a table, as people know it from kubectl.
 
 use super::text::unused_words;
-use super::view::{Answer, FamilyView, ServiceView};
+use super::view::{FamilyView, ServiceView};
+use crate::model::Verdict;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -97,9 +98,9 @@ fn state(families: &[FamilyView]) -> String {
     let any = |answer| ports().any(|port| port.internal == answer || port.external == Some(answer));
     if families.iter().any(|family| family.refused.is_some()) {
         "refused by the kernel"
-    } else if any(Answer::Refused) {
+    } else if any(Verdict::Refused) {
         "refusing"
-    } else if any(Answer::Dropped) {
+    } else if any(Verdict::Dropped) {
         "dropping"
     } else {
         "serving"

@@ -1,6 +1,7 @@
 //! Broken set-ups, each with the cause that must be named.
 
 use super::*;
+use crate::backend::Difference;
 use crate::model::{IpFamily, NodeFacts, ServiceName, WatchEvent};
 use crate::plan::{FamilySettings, Plan, Scope};
 use crate::state::Tracker;

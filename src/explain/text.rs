@@ -1,9 +1,10 @@
 //! A report, for people.
 
-use super::facts::{Decision, Fate, Flows};
+use super::facts::{Decision, Flows};
 use super::findings::Severity;
 use super::report::Report;
-use super::view::{Answer, EndpointView, FamilyView, PortView};
+use super::view::{EndpointView, FamilyView, PortView};
+use crate::model::Verdict;
 use crate::plan::Unused;
 use std::fmt;
 
@@ -50,7 +51,7 @@ impl Report {
             writeln!(f, "\nTrace")?;
         }
         for decision in self.trace.iter().take(MOST_OUTCOMES) {
-            writeln!(f, "  {:>5.1}%  {}", decision.percent, fate_words(decision))?;
+            writeln!(f, "  {:>5.1}%  {}", decision.percent, verdict_words(decision))?;
             for rule in &decision.rules {
                 let mark = if decision.decided_by.as_ref() == Some(rule) { "=>" } else { "  " };
                 writeln!(f, "        {mark} {rule}")?;
@@ -166,21 +167,22 @@ pub(super) fn unused_words(why: Unused) -> &'static str {
     }
 }
 
-fn fate_words(decision: &Decision) -> String {
+fn verdict_words(decision: &Decision) -> String {
     let sees = if decision.masqueraded { "one of the node's addresses" } else { "the client's address" };
-    match (decision.fate, decision.endpoint) {
-        (Fate::Served, Some(endpoint)) => format!("goes to endpoint {endpoint}, which sees {sees}"),
-        (Fate::Served, None) => "goes to an endpoint".to_owned(),
-        (Fate::Refused, _) => "is refused at once".to_owned(),
-        (Fate::Dropped, _) => "is dropped silently".to_owned(),
-        (Fate::Untouched, _) => "is none of the Service's: it goes where its address says".to_owned(),
+    match (decision.verdict, decision.endpoint) {
+        (Verdict::Served(()), Some(endpoint)) => format!("goes to endpoint {endpoint}, which sees {sees}"),
+        (Verdict::Served(()), None) => "goes to an endpoint".to_owned(),
+        (Verdict::Refused, _) => "is refused at once".to_owned(),
+        (Verdict::Dropped, _) => "is dropped silently".to_owned(),
+        (Verdict::Untouched, _) => "is none of the Service's: it goes where its address says".to_owned(),
     }
 }
 
-fn answer_words(answer: Answer) -> &'static str {
+fn answer_words(answer: Verdict) -> &'static str {
     match answer {
-        Answer::Served => "served",
-        Answer::Refused => "refused: no endpoints",
-        Answer::Dropped => "dropped: no local endpoints",
+        Verdict::Served(()) => "served",
+        Verdict::Refused => "refused: no endpoints",
+        Verdict::Dropped => "dropped: no local endpoints",
+        Verdict::Untouched => "not translated",
     }
 }

@@ -1,8 +1,8 @@
 //! What the plan makes of one Service, in a form that can be sent.
 
 use crate::backend::KernelObject;
-use crate::model::{IpFamily, ServiceName, TrafficPolicy};
-use crate::plan::{EndpointUse, Plan, ReasonedPort, Route, Unused};
+use crate::model::{IpFamily, ServiceName, TrafficPolicy, Verdict};
+use crate::plan::{EndpointUse, Plan, ReasonedPort, Unused};
 use serde::{Deserialize, Serialize};
 use std::net::{IpAddr, SocketAddr};
 
@@ -92,18 +92,6 @@ pub struct FamilyView {
     pub refused: Option<String>,
 }
 
-/// What becomes of traffic.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Answer {
-    /// Endpoints get it.
-    Served,
-    /// It is refused at once: there are no endpoints.
-    Refused,
-    /// It is dropped: there are endpoints, but none that a Local policy allows here.
-    Dropped,
-}
-
 /// An address that a Service port answers on.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FrontendView {
@@ -128,9 +116,9 @@ pub struct PortView {
     /// `externalTrafficPolicy` is Local.
     pub external_local: bool,
     /// What becomes of traffic to the cluster IP.
-    pub internal: Answer,
+    pub internal: Verdict,
     /// What becomes of traffic from outside; `None` when nothing leads here from outside.
-    pub external: Option<Answer>,
+    pub external: Option<Verdict>,
     /// Who may use the load-balancer IPs; empty means everyone.
     pub source_ranges: Vec<String>,
     /// The node port that the Service asks for; 0 for none.
@@ -193,8 +181,8 @@ impl PortView {
             frontends: frontend_views(port, family.node_port_ips()),
             internal_local: port.internal_policy == TrafficPolicy::Local,
             external_local: frontends.external_policy == TrafficPolicy::Local,
-            internal: Answer::of(plan.internal),
-            external: frontends.externally_accessible().then(|| Answer::of(plan.external)),
+            internal: plan.internal.kind(),
+            external: frontends.externally_accessible().then(|| plan.external.kind()),
             source_ranges: frontends.source_ranges.iter().map(ToString::to_string).collect(),
             node_port: port.node_port,
             endpoints: port.endpoints.iter().map(EndpointView::of).collect(),
@@ -254,15 +242,5 @@ impl EndpointView {
     #[must_use]
     pub fn address(&self) -> Option<SocketAddr> {
         self.port.map(|port| SocketAddr::new(self.ip, port))
-    }
-}
-
-impl Answer {
-    fn of(route: Route) -> Answer {
-        match route {
-            Route::Balance(_) => Answer::Served,
-            Route::Reject => Answer::Refused,
-            Route::Drop => Answer::Dropped,
-        }
     }
 }

@@ -1,6 +1,6 @@
 //! The addresses of this machine's interfaces.
 
-use crate::model::IpFamily;
+use crate::model::{IpFamily, SERVICES_INTERFACE};
 use anyhow::{Context, Result};
 use nix::ifaddrs::getifaddrs;
 use nix::sys::socket::SockaddrStorage;
@@ -39,19 +39,23 @@ pub fn interface_addresses(family: IpFamily) -> Result<Vec<InterfaceAddress>> {
 /// # Errors
 /// If the system cannot list them.
 pub fn local_addresses(family: IpFamily) -> Result<Vec<IpAddr>> {
-    local_addresses_beside("", family)
+    Ok(distinct(interface_addresses(family)?.into_iter()))
 }
 
-/// The same without those that only one interface has.
+/// The same without those that only the interface of Services has.
 ///
 /// # Errors
 /// If the system cannot list them.
-pub fn local_addresses_beside(interface: &str, family: IpFamily) -> Result<Vec<IpAddr>> {
-    let others = interface_addresses(family)?.into_iter().filter(|entry| entry.interface != interface);
-    let mut addresses: Vec<_> = others.map(|entry| entry.address).collect();
+pub fn node_addresses(family: IpFamily) -> Result<Vec<IpAddr>> {
+    let found = interface_addresses(family)?.into_iter();
+    Ok(distinct(found.filter(|entry| entry.interface != SERVICES_INTERFACE)))
+}
+
+fn distinct(found: impl Iterator<Item = InterfaceAddress>) -> Vec<IpAddr> {
+    let mut addresses: Vec<_> = found.map(|entry| entry.address).collect();
     addresses.sort_unstable();
     addresses.dedup();
-    Ok(addresses)
+    addresses
 }
 
 /// The IP address in a socket address, if it is one.
@@ -70,20 +74,20 @@ mod tests {
     #[test]
     fn addresses_are_listed_once_per_family_in_order() {
         in_fresh_netns(|| {
-            run("ip link add v0 type veth peer name v1
+            run("ip link add v0 type veth peer name kube-ipvs0
                  ip address add 192.0.2.9/24 dev v0
-                 ip address add 192.0.2.9/32 dev v1
-                 ip address add 10.0.0.1/8 dev v1
+                 ip address add 192.0.2.9/32 dev kube-ipvs0
+                 ip address add 10.0.0.1/8 dev kube-ipvs0
                  ip address add 2001:db8::1/64 dev v0 nodad");
             let texts = |family| -> Vec<String> {
                 local_addresses(family).unwrap().iter().map(ToString::to_string).collect()
             };
             assert_eq!(texts(IpFamily::V4), ["10.0.0.1", "127.0.0.1", "192.0.2.9"]);
             assert_eq!(texts(IpFamily::V6), ["::1", "2001:db8::1"]);
-            let beside_v1: Vec<_> = local_addresses_beside("v1", IpFamily::V4).unwrap();
-            assert_eq!(beside_v1, ["127.0.0.1", "192.0.2.9"].map(|text| text.parse::<IpAddr>().unwrap()));
-            let on_v1 = interface_addresses(IpFamily::V4).unwrap();
-            assert_eq!(on_v1.iter().filter(|entry| entry.interface == "v1").count(), 2);
+            let own: Vec<_> = node_addresses(IpFamily::V4).unwrap();
+            assert_eq!(own, ["127.0.0.1", "192.0.2.9"].map(|text| text.parse::<IpAddr>().unwrap()));
+            let all = interface_addresses(IpFamily::V4).unwrap();
+            assert_eq!(all.iter().filter(|entry| entry.interface == SERVICES_INTERFACE).count(), 2);
         });
     }
 }

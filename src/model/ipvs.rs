@@ -5,6 +5,9 @@ use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
+/// The interface that holds the addresses of Services in mode ipvs (kube-proxy).
+pub const SERVICES_INTERFACE: &str = "kube-ipvs0";
+
 /// An address, port and protocol that clients connect to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Frontend {

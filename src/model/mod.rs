@@ -17,6 +17,7 @@ mod process;
 mod quote;
 mod service;
 mod time;
+mod verdict;
 
 pub use address::{Cidr, IpFamily, PerFamily, Protocol, parse_cidr, parse_ip};
 pub use allowance::{Allowance, Rate, Suppressed};
@@ -25,10 +26,14 @@ pub use counts::{Counts, Traffic};
 pub use endpoint::{EndpointFacts, EndpointSlice, Hints, SliceEndpoint, SliceName, SlicePort};
 pub use flow::{ApiServerAddress, ObjectKind, ServiceRecord, Snapshot, SourceProblem, WatchEvent};
 pub use frontend::{FrontendKind, Wanted};
-pub use ipvs::{Frontend, IpvsScheduler, RealServer, ServerOperation, SetEntry, SetType, VirtualServer};
+pub use ipvs::{
+    Frontend, IpvsScheduler, RealServer, SERVICES_INTERFACE, ServerOperation, SetEntry, SetType,
+    VirtualServer,
+};
 pub use limits::{Bound, Excess, ServiceLimits};
-pub use node::NodeFacts;
+pub use node::{NodeFacts, listed_ips, node_port_words};
 pub use process::ProcessUse;
 pub use quote::{cut, excerpt, findings, printable, quoted, word};
 pub use service::{External, Service, ServiceName, ServicePort, ServicePortName, TrafficPolicy};
 pub use time::UtcTime;
+pub use verdict::Verdict;

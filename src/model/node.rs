@@ -44,3 +44,20 @@ impl NodeFacts {
         }
     }
 }
+
+/// Where node ports answer, in words.
+#[must_use]
+pub fn node_port_words(ips: Option<&[IpAddr]>) -> String {
+    match ips {
+        None => "every address of the node".to_owned(),
+        Some([]) => "NO address: the node has none that --nodeport-addresses allows".to_owned(),
+        Some(ips) => listed_ips(ips),
+    }
+}
+
+/// Addresses, set apart by commas.
+#[must_use]
+pub fn listed_ips<'i>(ips: impl IntoIterator<Item = &'i IpAddr>) -> String {
+    let texts: Vec<String> = ips.into_iter().map(ToString::to_string).collect();
+    if texts.is_empty() { "unknown".to_owned() } else { texts.join(", ") }
+}

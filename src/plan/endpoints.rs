@@ -1,10 +1,10 @@
 //! Which endpoints serve a Service port: slices merged, readiness, traffic policy, topology.
 
+use super::Frontends;
 use super::topology::{Hinted, Preference};
-use super::{Frontends, Route};
 use crate::model::{
     EndpointFacts, EndpointSlice, IpFamily, NodeFacts, ServicePort, ServiceRecord, SliceEndpoint,
-    TrafficPolicy,
+    TrafficPolicy, Verdict,
 };
 use std::net::{IpAddr, SocketAddr};
 
@@ -145,22 +145,22 @@ impl Choice {
     }
 
     /// Traffic to the cluster IP.
-    pub(super) fn internal(&self) -> Route {
+    pub(super) fn internal(&self) -> Verdict<TrafficPolicy> {
         self.route(self.internal_policy)
     }
 
     /// Traffic from outside.
-    pub(super) fn external(&self) -> Route {
+    pub(super) fn external(&self) -> Verdict<TrafficPolicy> {
         self.route(self.external_policy)
     }
 
-    fn route(&self, policy: TrafficPolicy) -> Route {
+    fn route(&self, policy: TrafficPolicy) -> Verdict<TrafficPolicy> {
         if self.list(policy).contains(&true) {
-            Route::Balance(policy)
+            Verdict::Served(policy)
         } else if self.has_any {
-            Route::Drop
+            Verdict::Dropped
         } else {
-            Route::Reject
+            Verdict::Refused
         }
     }
 

@@ -20,7 +20,7 @@ pub use tracked::TrackedPort;
 
 use crate::model::{
     IpFamily, IpvsScheduler, Service, ServiceName, ServicePort, ServicePortName, ServiceRecord, Snapshot,
-    TrafficPolicy,
+    TrafficPolicy, Verdict,
 };
 use endpoints::{Candidate, Choice};
 use std::collections::BTreeSet;
@@ -59,18 +59,6 @@ pub struct ServicePlan<'a> {
     pub ports: Vec<PortPlan>,
 }
 
-/// What becomes of the traffic to one kind of frontend.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Route {
-    /// It is balanced over the list of this policy.
-    Balance(TrafficPolicy),
-    /// There is no endpoint anywhere: refused at once.
-    Reject,
-    /// There are endpoints, but none that the Local policy allows here: dropped, so that a load
-    /// balancer or a client tries another node.
-    Drop,
-}
-
 /// One Service port in one family.
 #[derive(Clone, Debug)]
 pub struct PortPlan {
@@ -80,10 +68,10 @@ pub struct PortPlan {
     pub frontends: Frontends,
     /// The timeout of `ClientIP` session affinity, in seconds.
     pub affinity_seconds: Option<u32>,
-    /// Traffic to the cluster IP.
-    pub internal: Route,
+    /// Traffic to the cluster IP; served by the list of a policy.
+    pub internal: Verdict<TrafficPolicy>,
     /// Traffic to the node port, the external IPs and the load-balancer IPs.
-    pub external: Route,
+    pub external: Verdict<TrafficPolicy>,
     /// There is an endpoint somewhere that could be used.
     pub has_endpoints: bool,
     /// Every endpoint that traffic from this node can reach, sorted by its text.

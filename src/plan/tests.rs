@@ -122,28 +122,32 @@ fn lasts(plan: &PortPlan, policy: TrafficPolicy) -> Vec<u8> {
 use TrafficPolicy::{Cluster, Local};
 
 #[rstest]
-#[case::all_ready(&[local(1, READY), remote(2, READY)], Route::Balance(Cluster), &[1, 2])]
-#[case::unready_left_out(&[local(1, NOT_READY), remote(2, READY)], Route::Balance(Cluster), &[2])]
-#[case::terminating_ignored_while_one_is_ready(&[local(1, SERVING_TERMINATING), remote(2, READY)], Route::Balance(Cluster), &[2])]
-#[case::fallback_to_serving_terminating(&[local(1, SERVING_TERMINATING), remote(2, TERMINATING), remote(3, SERVING_TERMINATING)], Route::Balance(Cluster), &[1, 3])]
-#[case::terminating_not_serving_is_nothing(&[local(1, TERMINATING)], Route::Reject, &[])]
-#[case::none(&[], Route::Reject, &[])]
-fn cluster_policy(#[case] given: &[Given], #[case] route: Route, #[case] list: &[u8]) {
+#[case::all_ready(&[local(1, READY), remote(2, READY)], Verdict::Served(Cluster), &[1, 2])]
+#[case::unready_left_out(&[local(1, NOT_READY), remote(2, READY)], Verdict::Served(Cluster), &[2])]
+#[case::terminating_ignored_while_one_is_ready(&[local(1, SERVING_TERMINATING), remote(2, READY)], Verdict::Served(Cluster), &[2])]
+#[case::fallback_to_serving_terminating(&[local(1, SERVING_TERMINATING), remote(2, TERMINATING), remote(3, SERVING_TERMINATING)], Verdict::Served(Cluster), &[1, 3])]
+#[case::terminating_not_serving_is_nothing(&[local(1, TERMINATING)], Verdict::Refused, &[])]
+#[case::none(&[], Verdict::Refused, &[])]
+fn cluster_policy(#[case] given: &[Given], #[case] verdict: Verdict<TrafficPolicy>, #[case] list: &[u8]) {
     let plan = Setup::default().plan(vec![slice("a", given)]);
-    assert_eq!(plan.internal, route);
+    assert_eq!(plan.internal, verdict);
     assert_eq!(lasts(&plan, Cluster), list);
     assert!(lasts(&plan, Local).is_empty());
 }
 
 #[rstest]
-#[case::local_ready(&[local(1, READY), remote(2, READY)], Route::Balance(Local), &[1])]
-#[case::local_fallback_although_remote_is_ready(&[local(1, SERVING_TERMINATING), remote(2, READY)], Route::Balance(Local), &[1])]
-#[case::only_remote(&[remote(2, READY)], Route::Drop, &[])]
-#[case::only_remote_terminating(&[remote(2, SERVING_TERMINATING)], Route::Drop, &[])]
-#[case::none_usable(&[remote(2, NOT_READY)], Route::Reject, &[])]
-fn internal_local_policy(#[case] given: &[Given], #[case] route: Route, #[case] list: &[u8]) {
+#[case::local_ready(&[local(1, READY), remote(2, READY)], Verdict::Served(Local), &[1])]
+#[case::local_fallback_although_remote_is_ready(&[local(1, SERVING_TERMINATING), remote(2, READY)], Verdict::Served(Local), &[1])]
+#[case::only_remote(&[remote(2, READY)], Verdict::Dropped, &[])]
+#[case::only_remote_terminating(&[remote(2, SERVING_TERMINATING)], Verdict::Dropped, &[])]
+#[case::none_usable(&[remote(2, NOT_READY)], Verdict::Refused, &[])]
+fn internal_local_policy(
+    #[case] given: &[Given],
+    #[case] verdict: Verdict<TrafficPolicy>,
+    #[case] list: &[u8],
+) {
     let plan = Setup { internal: Local, ..Setup::default() }.plan(vec![slice("a", given)]);
-    assert_eq!(plan.internal, route);
+    assert_eq!(plan.internal, verdict);
     assert_eq!(lasts(&plan, Local), list);
     assert!(lasts(&plan, Cluster).is_empty(), "an internal-only Service has no cluster list");
 }
@@ -152,18 +156,18 @@ fn internal_local_policy(#[case] given: &[Given], #[case] route: Route, #[case] 
 fn external_local_policy_keeps_the_cluster_list_for_pods_and_the_node() {
     let setup = Setup { external: Local, node_port: 30080, ..Setup::default() };
     let plan = setup.plan(vec![slice("a", &[local(1, READY), remote(2, READY)])]);
-    assert_eq!((plan.internal, plan.external), (Route::Balance(Cluster), Route::Balance(Local)));
+    assert_eq!((plan.internal, plan.external), (Verdict::Served(Cluster), Verdict::Served(Local)));
     assert_eq!(lasts(&plan, Cluster), [1, 2]);
     assert_eq!(lasts(&plan, Local), [1]);
     let plan = setup.plan(vec![slice("a", &[remote(2, READY)])]);
-    assert_eq!((plan.internal, plan.external), (Route::Balance(Cluster), Route::Drop));
+    assert_eq!((plan.internal, plan.external), (Verdict::Served(Cluster), Verdict::Dropped));
 }
 
 #[test]
 fn external_local_policy_means_nothing_without_an_external_frontend() {
     let plan = Setup { external: Local, ..Setup::default() }.plan(vec![slice("a", &[remote(2, READY)])]);
     assert!(lasts(&plan, Local).is_empty());
-    assert_eq!(plan.internal, Route::Balance(Cluster));
+    assert_eq!(plan.internal, Verdict::Served(Cluster));
 }
 
 #[rstest]

@@ -13,4 +13,4 @@ mod tracker;
 
 pub use bounds::OverBound;
 pub use owners::{AddressOwner, Asked, FrontendConflict, Reserved, ReservedClaim};
-pub use tracker::{Changes, Disputes, Seen, Tracker};
+pub use tracker::{ChangedObjects, Disputes, Seen, Tracker};

@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 /// What happened to one IP family since its last pass.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Changes {
+pub struct ChangedObjects {
     /// Services of which the object or a slice changed.
     pub services: BTreeSet<ServiceName>,
     /// Our node's zone, addresses or pod networks changed: every Service may route differently.
@@ -32,7 +32,7 @@ pub struct Disputes {
     pub over_bounds: Vec<OverBound>,
 }
 
-impl Changes {
+impl ChangedObjects {
     /// Whether there is nothing to do.
     #[must_use]
     pub fn is_empty(&self) -> bool {
@@ -65,7 +65,7 @@ pub struct Tracker {
     complete: BTreeSet<ObjectKind>,
     /// What changes of these families is of no interest.
     unserved: PerFamily<bool>,
-    changes: PerFamily<Changes>,
+    changes: PerFamily<ChangedObjects>,
     triggers: PerFamily<BTreeMap<ServiceName, Vec<i64>>>,
     disputes: Disputes,
     problems: Box<[SourceProblem]>,
@@ -204,7 +204,7 @@ impl Tracker {
     }
 
     /// What changed of a family since this was last called for it. Claims are settled first.
-    pub fn take_changes(&mut self, family: IpFamily) -> Changes {
+    pub fn take_changes(&mut self, family: IpFamily) -> ChangedObjects {
         self.settle();
         let mut changes = std::mem::take(self.changes.get_mut(family));
         changes.triggered = std::mem::take(self.triggers.get_mut(family)).into_values().flatten().collect();

@@ -4,21 +4,21 @@
 //! Nothing here knows a mode. What a pass did leaves as a `SyncReport`,
 //! and `report` turns that into metrics, health and one log line.
 
-mod ask;
 mod contention;
 mod pass;
-mod record;
+mod post_sync;
+mod query;
+mod recorder;
 mod report;
 mod runner;
 mod schedule;
-mod settle;
 
-pub use ask::{Identity, Picture, Question, Told, node_port_words};
 pub use pass::{FamilySync, MakeSettings, ReadAddresses};
-pub use record::{Records, since_1970};
-pub use report::{Notice, Outcome, PassKind, Recorder, Severity, SyncReport};
+pub use post_sync::{PostSync, PostSyncResult};
+pub use query::{Identity, LoopState, Query, ask};
+pub use recorder::{MetricsRecorder, since_1970};
+pub use report::{Notice, NoticeSeverity, PassKind, PassOutcome, Recorder, SyncReport};
 pub use runner::{Periods, Runner};
-pub use settle::{Settled, Settlement};
 
 #[cfg(test)]
 mod tests;

@@ -1,11 +1,10 @@
 //! One pass over one family: plan, render, diff, apply.
 
-use super::report::{Outcome, PassKind};
-use crate::backend::{Applied, Dataplane, Finding, Look, Refusal};
-use crate::explain::FamilyView;
+use super::report::{PassKind, PassOutcome};
+use crate::backend::{Applied, Dataplane, Deviation, KernelObject, Refusal, VerifyDepth};
 use crate::model::{IpFamily, NodeFacts, ServiceName, Snapshot};
 use crate::plan::{FamilySettings, NodePortAddresses, Plan, Scope};
-use crate::state::{Changes, Tracker};
+use crate::state::{ChangedObjects, Tracker};
 use anyhow::{Context, Result, bail};
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -65,17 +64,20 @@ impl FamilySync {
     }
 
     /// The family.
+    #[must_use]
     pub fn family(&self) -> IpFamily {
         self.settings.family
     }
 
     /// The node's own IP, where it is known.
-    pub(super) fn node_ip(&self) -> Option<IpAddr> {
+    #[must_use]
+    pub fn node_ip(&self) -> Option<IpAddr> {
         Some(self.settings.node_ip).filter(|ip| !ip.is_loopback())
     }
 
     /// The addresses that answered on node ports at the last pass; `None` means every address.
-    pub(super) fn node_port_ips(&self) -> Option<Vec<IpAddr>> {
+    #[must_use]
+    pub fn node_port_ips(&self) -> Option<Vec<IpAddr>> {
         self.settings.node_port_ips(&self.addresses)
     }
 
@@ -92,7 +94,11 @@ impl FamilySync {
 
     /// Brings the kernel in line with the snapshot. After a failure nothing is believed of the
     /// kernel any more.
-    pub(super) async fn pass(&mut self, tracker: &Tracker, changes: &Changes) -> (PassKind, Outcome) {
+    pub(super) async fn pass(
+        &mut self,
+        tracker: &Tracker,
+        changes: &ChangedObjects,
+    ) -> (PassKind, PassOutcome) {
         let kind = self.next_kind(changes);
         if let Some(make_settings) = self.make_settings.as_ref().filter(|_| kind == PassKind::Full) {
             self.settings = make_settings(&tracker.snapshot().node);
@@ -104,11 +110,11 @@ impl FamilySync {
                 self.stands = true;
                 self.refused.clone_from(&applied.refused);
                 self.unfinished.clone_from(&applied.unfinished);
-                (kind, Outcome::Done(applied))
+                (kind, PassOutcome::Done(applied))
             }
             Err(error) => {
                 self.forget();
-                (kind, Outcome::Failed(error))
+                (kind, PassOutcome::Failed(error))
             }
         }
     }
@@ -118,31 +124,30 @@ impl FamilySync {
         std::mem::take(&mut self.unfinished)
     }
 
-    fn next_kind(&self, changes: &Changes) -> PassKind {
+    fn next_kind(&self, changes: &ChangedObjects) -> PassKind {
         match self.dataplane.needs_all() || changes.node {
             true => PassKind::Full,
             false => PassKind::Partial,
         }
     }
 
-    /// What becomes of one Service, of a snapshot that holds nothing else; `None` when the family
-    /// has nothing of it.
-    pub(super) fn view(
-        &self,
-        (one, name): (&Snapshot, &ServiceName),
-        endpoints: usize,
-        with_kernel: bool,
-    ) -> Option<FamilyView> {
-        let plan = Plan::new(&self.settings, one, Scope::All)
-            .with_local_addresses(&self.addresses)
-            .with_endpoint_count(endpoints);
-        let mut view = FamilyView::of(&plan, name)?;
-        if with_kernel {
-            view.wanted = self.dataplane.wanted(&plan);
-        }
+    /// The plan of all that a snapshot holds, with the settings of the last pass.
+    #[must_use]
+    pub fn plan_of<'a>(&'a self, snapshot: &'a Snapshot) -> Plan<'a> {
+        Plan::new(&self.settings, snapshot, Scope::All).with_local_addresses(&self.addresses)
+    }
+
+    /// What a plan of few Services needs of the kernel.
+    #[must_use]
+    pub fn wanted(&self, plan: &Plan<'_>) -> Vec<KernelObject> {
+        self.dataplane.wanted(plan)
+    }
+
+    /// Why the kernel refused a Service at the last pass, if it did.
+    #[must_use]
+    pub fn refused(&self, name: &ServiceName) -> Option<&str> {
         let refusal = self.refused.iter().find(|refusal| refusal.service == *name);
-        view.refused = refusal.map(|refusal| refusal.reason.clone());
-        Some(view)
+        refusal.map(|refusal| refusal.reason.as_str())
     }
 
     /// Learns what the backend knows of the node once it has looked, and changes nothing.
@@ -159,13 +164,13 @@ impl FamilySync {
     pub(super) fn plan<'a>(
         &'a self,
         snapshot: &'a Snapshot,
-        changes: &'a Changes,
+        changes: &'a ChangedObjects,
         kind: PassKind,
     ) -> Plan<'a> {
         plan(&self.settings, &self.addresses, snapshot, changes, kind)
     }
 
-    async fn try_pass(&mut self, tracker: &Tracker, changes: &Changes) -> Result<Applied> {
+    async fn try_pass(&mut self, tracker: &Tracker, changes: &ChangedObjects) -> Result<Applied> {
         let kind = self.next_kind(changes);
         if let Some(unknown) = tracker.unknown().filter(|_| !self.stands)
             && self.dataplane.holds_services().await.context("looking at the kernel")?
@@ -202,7 +207,7 @@ impl FamilySync {
     ///
     /// # Errors
     /// When the kernel cannot be read.
-    pub(super) async fn verify(&mut self, look: Look) -> Result<Vec<Finding>> {
+    pub(super) async fn verify(&mut self, look: VerifyDepth) -> Result<Vec<Deviation>> {
         self.dataplane.verify(look).await
     }
 }
@@ -211,7 +216,7 @@ fn plan<'a>(
     settings: &'a FamilySettings,
     addresses: &'a [IpAddr],
     snapshot: &'a Snapshot,
-    changes: &'a Changes,
+    changes: &'a ChangedObjects,
     kind: PassKind,
 ) -> Plan<'a> {
     let scope = match kind {

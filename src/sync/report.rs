@@ -1,7 +1,7 @@
 //! What a pass did, and who is told.
 
-use super::settle::Settled;
-use crate::backend::{Applied, Finding};
+use super::post_sync::PostSyncResult;
+use crate::backend::{Applied, Deviation};
 use crate::health::PortTaken;
 use crate::model::{IpFamily, NodeFacts, ServiceName, SourceProblem};
 use crate::state::{FrontendConflict, OverBound, ReservedClaim, Tracker};
@@ -18,7 +18,7 @@ pub enum PassKind {
 
 /// How a pass ended.
 #[derive(Debug)]
-pub enum Outcome {
+pub enum PassOutcome {
     /// The kernel is as wanted, but for the Services it refuses.
     Done(Applied),
     /// The kernel is not known to be as wanted; there will be another pass.
@@ -33,7 +33,7 @@ pub struct SyncReport {
     /// How much it looked at.
     pub kind: PassKind,
     /// How it ended.
-    pub outcome: Outcome,
+    pub outcome: PassOutcome,
     /// How long it took.
     pub elapsed: Duration,
     /// How many Services had changed.
@@ -44,7 +44,7 @@ pub struct SyncReport {
 
 /// How bad it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Severity {
+pub enum NoticeSeverity {
     /// Part of the life cycle.
     Normal,
     /// Somebody should look.
@@ -57,7 +57,7 @@ pub struct Notice {
     /// The Service it is about; without one it is about our Node.
     pub service: Option<ServiceName>,
     /// How bad it is.
-    pub severity: Severity,
+    pub severity: NoticeSeverity,
     /// Why, in one word.
     pub reason: &'static str,
     /// During what, in one word.
@@ -75,13 +75,13 @@ pub trait Recorder {
     fn passed(&mut self, report: &SyncReport);
 
     /// What followed from a pass that succeeded.
-    fn settled(&mut self, family: IpFamily, settled: &Settled);
+    fn post_synced(&mut self, family: IpFamily, settled: &PostSyncResult);
 
     /// Health-check node ports turned out to belong to somebody else.
     fn taken(&mut self, taken: &[PortTaken]);
 
     /// A check of the kernel ended; if it found anything, everything is written again.
-    fn verified(&mut self, family: IpFamily, found: &[Finding]);
+    fn verified(&mut self, family: IpFamily, found: &[Deviation]);
 
     /// A check of the kernel failed.
     fn unverified(&mut self, family: IpFamily, error: &anyhow::Error);

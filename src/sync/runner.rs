@@ -1,14 +1,14 @@
 //! When to sync: the first change at once, then no more often than the minimum period; at once
 //! after the kernel lost something; again, ever more slowly, after a failure.
 
-use super::ask::{self, Identity, Question, Told};
 use super::pass::FamilySync;
-use super::report::{Outcome, Recorder, SyncReport};
+use super::post_sync::PostSync;
+use super::query::{self, Identity, LoopState, Query};
+use super::report::{PassOutcome, Recorder, SyncReport};
 use super::schedule::{Ended, Schedule};
-use super::settle::Settlement;
-use crate::backend::Look;
+use crate::backend::VerifyDepth;
 use crate::model::{PerFamily, WatchEvent};
-use crate::state::{Changes, Tracker};
+use crate::state::{ChangedObjects, Tracker};
 use anyhow::Result;
 use std::time::Duration;
 use tokio::sync::mpsc;
@@ -34,7 +34,7 @@ pub struct Runner<R> {
     families: Vec<FamilySync>,
     periods: Periods,
     recorder: R,
-    settlement: Settlement,
+    post_sync: PostSync,
     /// When each family is synced: each by its own changes, as in kube-proxy.
     schedules: PerFamily<Schedule>,
     /// The first look from then on is a thorough one: one in a sync period, whatever it costs, for drift must
@@ -42,7 +42,7 @@ pub struct Runner<R> {
     thorough_from: Instant,
     /// Mode and tools, for those who ask.
     identity: Identity,
-    questions: Option<mpsc::Receiver<Question>>,
+    queries: Option<mpsc::Receiver<Query>>,
 }
 
 impl<R: Recorder> Runner<R> {
@@ -55,25 +55,25 @@ impl<R: Recorder> Runner<R> {
             families,
             periods,
             recorder,
-            settlement: Settlement::default(),
+            post_sync: PostSync::default(),
             schedules: PerFamily::build(|_| Schedule::new(now)),
             thorough_from: now,
             identity: Identity::default(),
-            questions: None,
+            queries: None,
         }
     }
 
-    /// Answers questions between passes.
+    /// Answers queries between passes.
     #[must_use]
-    pub fn answering(mut self, identity: Identity, questions: mpsc::Receiver<Question>) -> Self {
-        (self.identity, self.questions) = (identity, Some(questions));
+    pub fn answering(mut self, identity: Identity, queries: mpsc::Receiver<Query>) -> Self {
+        (self.identity, self.queries) = (identity, Some(queries));
         self
     }
 
     /// Says what follows from rules being in force.
     #[must_use]
-    pub fn settling(mut self, settlement: Settlement) -> Self {
-        self.settlement = settlement;
+    pub fn followed_by(mut self, post_sync: PostSync) -> Self {
+        self.post_sync = post_sync;
         self
     }
 
@@ -85,7 +85,7 @@ impl<R: Recorder> Runner<R> {
         self.tell_picture();
         let mut check = tokio::time::interval(CHECK_PERIOD);
         check.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let mut questions = self.questions.take();
+        let mut queries = self.queries.take();
         loop {
             let next = self.next_pass();
             tokio::select! {
@@ -95,7 +95,7 @@ impl<R: Recorder> Runner<R> {
                 },
                 () = sleep_until(next) => self.sync().await,
                 _ = check.tick() => self.check().await,
-                question = ask::next(&mut questions) => self.answer(question),
+                query = query::next(&mut queries) => query(&self.state()),
             }
         }
     }
@@ -122,9 +122,8 @@ impl<R: Recorder> Runner<R> {
         self.recorder.problems(self.tracker.problems());
     }
 
-    fn answer(&self, question: Question) {
-        let told = Told { identity: &self.identity, tracker: &self.tracker, families: &self.families };
-        told.answer(question);
+    fn state(&self) -> LoopState<'_> {
+        LoopState { identity: &self.identity, tracker: &self.tracker, families: &self.families }
     }
 
     /// Asks for a pass over every family that has something to do, or was never synced.
@@ -177,13 +176,13 @@ impl<R: Recorder> Runner<R> {
             }
         }
         if self.families.iter().all(|family| self.schedules.get(family.family()).stands()) {
-            self.settlement.stands();
+            self.post_sync.stands();
         }
         self.tell_seen();
     }
 
     async fn sync_family(&mut self, index: usize) {
-        let Runner { families, schedules, tracker, recorder, settlement, periods, .. } = self;
+        let Runner { families, schedules, tracker, recorder, post_sync, periods, .. } = self;
         let family = &mut families[index];
         let schedule = schedules.get_mut(family.family());
         if schedule.begin(Instant::now(), periods.full) {
@@ -194,13 +193,13 @@ impl<R: Recorder> Runner<R> {
         let report = pass(family, tracker, &changes).await;
         recorder.passed(&report);
         let (mut ended, mut is_unfinished) = (Ended::Failed, false);
-        if let Outcome::Done(applied) = &report.outcome {
+        if let PassOutcome::Done(applied) = &report.outcome {
             is_unfinished = !applied.unfinished.is_empty();
             ended = if applied.newly_refused().next().is_some() { Ended::Refusing } else { Ended::Well };
             let left_out = applied.refused.iter().map(|refusal| refusal.service.clone()).collect();
             let plan = family.plan(tracker.snapshot(), &changes, report.kind);
-            let settled = settlement.settle(&plan, &left_out).await;
-            recorder.settled(family.family(), &settled);
+            let settled = post_sync.settle(&plan, &left_out).await;
+            recorder.post_synced(family.family(), &settled);
         }
         schedule.end(Instant::now(), ended, periods);
         if is_unfinished {
@@ -211,10 +210,10 @@ impl<R: Recorder> Runner<R> {
     /// Looks whether the kernel still has our rules, and the node its addresses; if not, there is
     /// a pass at once.
     async fn check(&mut self) {
-        let taken = self.settlement.retry();
+        let taken = self.post_sync.retry();
         self.recorder.taken(&taken);
         let now = Instant::now();
-        let look = if self.thorough_from <= now { Look::Thorough } else { Look::Quick };
+        let look = if self.thorough_from <= now { VerifyDepth::Thorough } else { VerifyDepth::Quick };
         let mut fine = true;
         for family in &mut self.families {
             let schedule = self.schedules.get_mut(family.family());
@@ -232,17 +231,21 @@ impl<R: Recorder> Runner<R> {
                 }
             }
         }
-        if look == Look::Thorough {
+        if look == VerifyDepth::Thorough {
             self.thorough_from = now + self.periods.sync.saturating_sub(CHECK_PERIOD);
         }
         if fine {
-            self.settlement.works();
+            self.post_sync.works();
         }
     }
 }
 
 /// Whether the kernel has something else than we left there, or the node other addresses.
-async fn found_changed(family: &mut FamilySync, look: Look, recorder: &mut impl Recorder) -> Result<bool> {
+async fn found_changed(
+    family: &mut FamilySync,
+    look: VerifyDepth,
+    recorder: &mut impl Recorder,
+) -> Result<bool> {
     let moved = family.addresses_changed().unwrap_or_else(|error| {
         recorder.unverified(family.family(), &error);
         false
@@ -260,10 +263,10 @@ impl<R> Runner<R> {
     }
 }
 
-async fn pass(family: &mut FamilySync, tracker: &Tracker, changes: &Changes) -> SyncReport {
+async fn pass(family: &mut FamilySync, tracker: &Tracker, changes: &ChangedObjects) -> SyncReport {
     let start = Instant::now();
     let (kind, outcome) = family.pass(tracker, changes).await;
-    let done = matches!(outcome, Outcome::Done(_));
+    let done = matches!(outcome, PassOutcome::Done(_));
     SyncReport {
         family: family.family(),
         kind,

@@ -1,7 +1,7 @@
 //! The loop, on paused time and an in-memory iptables.
 
 use super::*;
-use crate::backend::Finding;
+use crate::backend::Deviation;
 use crate::backend::iptables::{Features, Iptables};
 use crate::health::PortTaken;
 use crate::kernel::fake::iptables::FakeXtables;
@@ -50,14 +50,14 @@ impl Recorder for Diary {
 
     fn passed(&mut self, report: &SyncReport) {
         let outcome = match &report.outcome {
-            Outcome::Done(_) => "done",
-            Outcome::Failed(_) => "failed",
+            PassOutcome::Done(_) => "done",
+            PassOutcome::Failed(_) => "failed",
         };
         self.note(format!("{outcome} {:?} {}", report.kind, report.services));
     }
 
-    fn settled(&mut self, _: IpFamily, settled: &Settled) {
-        if *settled != Settled::default() {
+    fn post_synced(&mut self, _: IpFamily, settled: &PostSyncResult) {
+        if *settled != PostSyncResult::default() {
             self.note(format!("settled: {settled:?}"));
         }
     }
@@ -68,7 +68,7 @@ impl Recorder for Diary {
         }
     }
 
-    fn verified(&mut self, _: IpFamily, found: &[Finding]) {
+    fn verified(&mut self, _: IpFamily, found: &[Deviation]) {
         if !found.is_empty() {
             self.note(format!("drifted: {found:?}"));
         }
@@ -174,9 +174,9 @@ async fn nothing_is_programmed_before_the_first_full_picture() {
 
 #[tokio::test(start_paused = true)]
 async fn services_work_once_all_was_synced_and_found_so_in_the_kernel() {
-    let mut settlement = Settlement::default();
-    let mut working = settlement.working();
-    let mut runner = runner(FakeXtables::default(), &Diary::new()).settling(settlement);
+    let mut post_sync = PostSync::default();
+    let mut working = post_sync.working();
+    let mut runner = runner(FakeXtables::default(), &Diary::new()).followed_by(post_sync);
     let (sender, mut events) = mpsc::channel(1024);
     let script = async move {
         sleep(Duration::from_secs(11)).await;

@@ -9,7 +9,7 @@ use crate::model::{
     ServicePort, SliceEndpoint, SlicePort, TrafficPolicy, WatchEvent,
 };
 use crate::plan::{FamilySettings, Plan, Scope};
-use crate::state::{Changes, Tracker};
+use crate::state::{ChangedObjects, Tracker};
 use anyhow::Result;
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -49,14 +49,14 @@ impl Cluster {
     }
 
     /// Takes an event in; what the next pass is told of it.
-    pub fn fold(&mut self, event: WatchEvent) -> Changes {
+    pub fn fold(&mut self, event: WatchEvent) -> ChangedObjects {
         self.tracker.fold(event);
         self.tracker.take_changes(IpFamily::V4)
     }
 
     /// The plan of what changed, or of everything.
     #[must_use]
-    pub fn plan<'a>(&'a self, changes: Option<&'a Changes>) -> Plan<'a> {
+    pub fn plan<'a>(&'a self, changes: Option<&'a ChangedObjects>) -> Plan<'a> {
         plan(&self.settings, &self.tracker, changes)
     }
 
@@ -64,13 +64,17 @@ impl Cluster {
     ///
     /// # Errors
     /// As the backend's.
-    pub async fn sync(&mut self, changes: Option<&Changes>) -> Result<Applied> {
+    pub async fn sync(&mut self, changes: Option<&ChangedObjects>) -> Result<Applied> {
         let plan = plan(&self.settings, &self.tracker, changes);
         self.backend.sync(&plan).await
     }
 }
 
-fn plan<'a>(settings: &'a FamilySettings, tracker: &'a Tracker, changes: Option<&'a Changes>) -> Plan<'a> {
+fn plan<'a>(
+    settings: &'a FamilySettings,
+    tracker: &'a Tracker,
+    changes: Option<&'a ChangedObjects>,
+) -> Plan<'a> {
     let scope = changes.map_or(Scope::All, |changes| Scope::Only(&changes.services));
     Plan::new(settings, tracker.snapshot(), scope).with_endpoint_count(tracker.endpoints(IpFamily::V4))
 }

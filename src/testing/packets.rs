@@ -9,6 +9,7 @@ mod table;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
+pub use crate::model::Verdict;
 use crate::model::{IpFamily, Protocol};
 
 pub use objects::{MARKER_ENDPOINT_PORT, marker_objects, node_object, to_manifest};
@@ -187,25 +188,15 @@ pub enum Share {
     StickyUntilTimeout,
 }
 
-/// What becomes of a packet.
+/// The endpoints that get a packet.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Verdict {
-    /// One of these endpoints answers it.
-    Served {
-        /// Exactly these get to see requests.
-        by: Vec<Place>,
-        /// The source address they see.
-        source: Source,
-        /// How requests fall on them.
-        share: Share,
-    },
-    /// Refused at once by a rule.
-    Rejected,
-    /// Silently dropped by a rule.
-    Dropped,
-    /// No rule takes it: it goes where its address says. On a node's own address that means
-    /// refused, because nothing listens there.
-    Untouched,
+pub struct ServedBy {
+    /// Exactly these get to see requests.
+    pub by: Vec<Place>,
+    /// The source address they see.
+    pub source: Source,
+    /// How requests fall on them.
+    pub share: Share,
 }
 
 /// One packet, the first of a connection, and what must become of it.
@@ -218,7 +209,7 @@ pub struct Packet {
     /// The families this is expected in.
     pub families: &'static [IpFamily],
     /// What becomes of it.
-    pub verdict: Verdict,
+    pub verdict: Verdict<ServedBy>,
 }
 
 /// A Service and its packets.
@@ -282,14 +273,14 @@ impl PacketCase {
 
     /// What becomes of a packet as far as IPVS can do what the table says.
     #[must_use]
-    pub fn verdict_in_ipvs(&self, packet: &Packet) -> Verdict {
+    pub fn verdict_in_ipvs(&self, packet: &Packet) -> Verdict<ServedBy> {
         if packet.to == Target::NodePortOnLocalhost {
             // The kernel has no virtual servers there.
             return Verdict::Untouched;
         }
         let mut verdict = packet.verdict.clone();
         let is_here = |place: &Place| place.node_name() == NODE_NAME;
-        if let Verdict::Served { by, .. } = &mut verdict
+        if let Verdict::Served(ServedBy { by, .. }) = &mut verdict
             && self.shape.external_local
             && packet.to != Target::ClusterIp
             && by.iter().any(is_here)
@@ -357,7 +348,7 @@ mod tests {
     fn only_endpoints_of_the_service_are_expected_to_serve() {
         for case in cases() {
             for packet in &case.packets {
-                let Verdict::Served { by, .. } = &packet.verdict else { continue };
+                let Verdict::Served(ServedBy { by, .. }) = &packet.verdict else { continue };
                 assert!(!by.is_empty(), "{}", case.name);
                 assert!(by.iter().all(|place| case.shape.endpoints.iter().any(|(known, _)| known == place)));
             }

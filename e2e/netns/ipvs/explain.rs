@@ -69,7 +69,7 @@ impl Damage {
         assert_eq!(trace.len(), decisions.len(), "{command}: {report:#}");
         for (found, (fate, words)) in trace.iter().zip(*decisions) {
             let decided_by = found["decidedBy"].as_str().unwrap_or_default();
-            assert!(found["fate"] == *fate && decided_by.contains(words), "{command}: {found:#}");
+            assert!(found["verdict"] == *fate && decided_by.contains(words), "{command}: {found:#}");
         }
     }
 }

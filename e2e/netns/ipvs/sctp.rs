@@ -1,7 +1,7 @@
 //! SCTP, which most development machines lack.
 
 use kube_proxy_rs::testing::packets::{
-    EndpointState, Packet, PacketCase, Shape, Share, Source, TARGET_PORT, Target, Verdict,
+    EndpointState, Packet, PacketCase, ServedBy, Shape, Share, Source, TARGET_PORT, Target, Verdict,
 };
 use kube_proxy_rs::testing::traffic::PodServers;
 use rstest::rstest;
@@ -66,6 +66,6 @@ fn shape(endpoints: &[Place], external_local: bool) -> Shape {
 }
 
 fn served(from: Place, to: Target, by: &[Place], source: Source) -> Packet {
-    let verdict = Verdict::Served { by: by.to_vec(), source, share: Share::Some };
+    let verdict = Verdict::Served(ServedBy { by: by.to_vec(), source, share: Share::Some });
     Packet { from, to, families: &IpFamily::ALL, verdict }
 }

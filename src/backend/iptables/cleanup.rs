@@ -1,8 +1,9 @@
 //! Taking down what carries our names.
 
 use super::chains::{Fixed, JUMPS, TABLES};
+use super::most_chains;
 use super::names::{ChainId, NODE_PORTS, SERVICES};
-use crate::backend::Standing;
+use crate::backend::SharedNames;
 use crate::backend::jumps::Jump;
 use crate::backend::lines::{Text, line};
 use crate::kernel::iptables::{Place, TRIAL, Xtables};
@@ -10,9 +11,21 @@ use crate::kernel::nft::Part;
 use anyhow::{Result, anyhow};
 use std::collections::BTreeSet;
 
+/// Removes the rules of this mode, but for those that another mode of ours has put in force under
+/// the same names. Says whether there were any.
+pub(in crate::backend) async fn remove_rules(
+    tools: &mut impl Xtables,
+    standing: &SharedNames,
+) -> Result<bool> {
+    if !holds_rules(tools, standing).await? {
+        return Ok(false);
+    }
+    run(tools, most_chains(tools.flavor()), standing).await.map(|()| true)
+}
+
 /// Removes the jumps, then empties and deletes the chains, but for those that another mode of ours
 /// has put in force under the same names. `KUBE-FIREWALL` stays: kubelet has the same.
-pub(super) async fn run(tools: &mut impl Xtables, most_chains: usize, standing: &Standing) -> Result<()> {
+pub(super) async fn run(tools: &mut impl Xtables, most_chains: usize, standing: &SharedNames) -> Result<()> {
     let mut errors: Vec<String> = Vec::new();
     let stays = |jump: &Jump| {
         jump.is_shared_with_kubelet() || standing.has_jump(jump.table, jump.from, &jump.arguments())
@@ -32,10 +45,10 @@ pub(super) async fn run(tools: &mut impl Xtables, most_chains: usize, standing: 
 }
 
 /// The rules of this mode whose names another mode uses, too.
-pub(super) fn standing() -> Standing {
+pub(in crate::backend) fn standing() -> SharedNames {
     let chains = Fixed::all().filter(|chain| !chain.is_shared()).map(|chain| (chain.table(), chain.as_str()));
     let jumps = JUMPS.iter().map(|jump| (jump.table, jump.from, jump.arguments()));
-    Standing { chains: chains.collect(), jumps: jumps.collect() }
+    SharedNames { chains: chains.collect(), jumps: jumps.collect() }
 }
 
 /// One of ours that is no Service's; what a trial left counts, too.
@@ -44,7 +57,7 @@ fn is_fixed(table: &str, chain: &str) -> bool {
 }
 
 /// Whether there is anything to remove.
-pub(super) async fn holds_rules(tools: &mut impl Xtables, standing: &Standing) -> Result<bool> {
+pub(super) async fn holds_rules(tools: &mut impl Xtables, standing: &SharedNames) -> Result<bool> {
     for table in TABLES {
         let mut found = false;
         tools
@@ -67,7 +80,7 @@ async fn remove_chains(
     tools: &mut impl Xtables,
     table: &str,
     most_chains: usize,
-    standing: &Standing,
+    standing: &SharedNames,
 ) -> Result<()> {
     let mut fixed = BTreeSet::new();
     let mut services = BTreeSet::new();

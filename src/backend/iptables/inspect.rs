@@ -6,10 +6,9 @@ use super::chains::JUMPS;
 use super::names::ChainId;
 use super::render_inputs;
 use crate::backend::KernelObject;
-use crate::backend::rule::{Asks, Parsed, States, Target};
-use crate::backend::walk::{Outcome, Packet, Tables, Walk};
+use crate::backend::packet_trace::{Packet, PacketTrace, Tables, TraceOutcome};
+use crate::backend::rule::{Asks, Parsed};
 use crate::kernel::iptables::Flavor;
-use crate::model::IpFamily;
 use crate::plan::Plan;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -45,8 +44,7 @@ pub(super) fn wanted(plan: &Plan<'_>, features: &Features) -> Vec<KernelObject> 
 /// The lines of `wanted` that are not among `found`, and those of `found` that nobody wants. What
 /// stands in a chain that others share with us is never unwanted. Comments are left out when there are many
 /// endpoints, and come back with the next full sync, so they make no difference.
-#[must_use]
-pub fn differences(wanted: &KernelObject, found: &[String]) -> (Vec<String>, Vec<String>) {
+pub(super) fn differences(wanted: &KernelObject, found: &[String]) -> (Vec<String>, Vec<String>) {
     let read =
         |lines: &[String]| lines.iter().map(|line| Parsed::of(line).rule().effect()).collect::<Vec<_>>();
     let (ours, theirs) = (read(&wanted.lines), read(found));
@@ -69,8 +67,7 @@ pub fn differences(wanted: &KernelObject, found: &[String]) -> (Vec<String>, Vec
 
 /// Where a dispatch rule may be instead: the chain that leads on to the rule's destination, in the tree
 /// that stands for a long `KUBE-SERVICES`. `None` when no rule among `found` leads there.
-#[must_use]
-pub fn branch(rule: &str, found: &[String]) -> Option<String> {
+pub(super) fn branch(rule: &str, found: &[String]) -> Option<String> {
     let wanted = Parsed::of(rule);
     let destination = wanted.rule().asks().find_map(|it| match it.asks {
         Asks::Destination(network) if !it.is_negated => Some(network.cidr.addr()),
@@ -86,43 +83,18 @@ pub fn branch(rule: &str, found: &[String]) -> Option<String> {
 }
 
 /// What becomes of a packet on its way through these chains (names as [`wanted`] has them).
-#[must_use]
-pub fn trace(objects: &[KernelObject], packet: &Packet, node_addresses: &[IpAddr]) -> Vec<Outcome> {
+pub(super) fn trace(
+    objects: &[KernelObject],
+    packet: &Packet,
+    node_addresses: &[IpAddr],
+) -> Vec<TraceOutcome> {
     let mut tables = Tables::default();
     for object in objects {
         let Some((table, chain)) = object.name.split_once(' ') else { continue };
         tables.add(table, chain, object.lines.iter().map(String::as_str));
     }
     let is_local = |address: IpAddr| address.is_loopback() || node_addresses.contains(&address);
-    Walk { tables: &tables, is_local: &is_local }.trace(packet, None)
-}
-
-/// Rules of a filter chain that are not ours and may stop what goes to an address, each with whether it
-/// stops all of it: others hang on more than is known here. A chain's policy counts as its last rule.
-#[must_use]
-pub fn foreign_obstacles(found: &[String], to: IpAddr) -> Vec<(String, bool)> {
-    let mut obstacles = Vec::new();
-    for line in found {
-        let parsed = Parsed::of(line);
-        let rule = parsed.rule();
-        let concerns = rule.asks().all(|it| match it.asks {
-            Asks::Destination(net) => {
-                IpFamily::of_cidr(&net.cidr) == IpFamily::of(to) && net.cidr.contains(&to) != it.is_negated
-            }
-            // Established or broken connections only: not why a new one fails.
-            Asks::State(states) => states.has(States::NEW) != it.is_negated,
-            _ => true,
-        });
-        let conditions = || rule.asks().filter(|it| it.is_condition());
-        if concerns && matches!(rule.target, Target::Drop | Target::Reject(_)) {
-            let is_known = conditions().all(|it| matches!(it.asks, Asks::Destination(_) | Asks::State(_)));
-            obstacles.push((line.clone(), is_known));
-        } else if concerns && conditions().next().is_none() && rule.target == Target::Accept {
-            // Whatever stands behind a rule that lets everything through does not matter.
-            break;
-        }
-    }
-    obstacles
+    PacketTrace { tables: &tables, is_local: &is_local }.trace(packet, None)
 }
 
 #[cfg(test)]
@@ -161,20 +133,5 @@ mod tests {
         let wanted = object(&["-j A"], true);
         assert_eq!(differences(&wanted, &strings(&["-j Z", "-j A"])), (vec![], vec![]));
         assert_eq!(differences(&wanted, &strings(&["-j Z"])), (strings(&["-j A"]), vec![]));
-    }
-
-    #[test]
-    fn only_rules_that_can_stop_a_new_connection_to_the_endpoint_are_obstacles() {
-        let found = strings(&[
-            "-m conntrack --ctstate INVALID -j DROP",
-            "-d 192.0.2.0/24 -j DROP",
-            "-s 192.0.2.0/24 -d 10.128.0.0/16 -j DROP",
-            "-j REJECT",
-            "-j ACCEPT",
-            "-j DROP",
-        ]);
-        let obstacles = foreign_obstacles(&found, [10, 128, 0, 5].into());
-        let some = ("-s 192.0.2.0/24 -d 10.128.0.0/16 -j DROP".to_owned(), false);
-        assert_eq!(obstacles, [some, ("-j REJECT".to_owned(), true)]);
     }
 }

@@ -60,8 +60,7 @@ const DNAT_V4: RuleKind = dnat(&["-m tcp -p tcp -j DNAT --to-destination 192.0.2
 const DNAT_V6: RuleKind = dnat(&["-m tcp -p tcp -j DNAT --to-destination [2001:db8::1]:80"]);
 
 /// All kinds of rules that this mode writes.
-#[must_use]
-pub fn rule_kinds(family: IpFamily) -> Vec<RuleKind> {
+pub(super) fn rule_kinds(family: IpFamily) -> Vec<RuleKind> {
     let dnat = match family {
         IpFamily::V4 => DNAT_V4,
         IpFamily::V6 => DNAT_V6,

@@ -3,7 +3,7 @@
 use super::names::ChainKind;
 use super::tests::Bench;
 use super::*;
-use crate::backend::walk::Packet;
+use crate::backend::packet_trace::Packet;
 use crate::model::WatchEvent;
 use crate::plan::Scope;
 use crate::testing::cluster::{name, service, slice};
@@ -121,7 +121,7 @@ async fn a_flush_while_a_large_service_is_written_is_healed() {
             nat.get_mut("KUBE-SERVICES").unwrap().clear();
             nat.retain(|chain, _| !chain.starts_with("KUBE-S") || chain == "KUBE-SERVICES");
         });
-        assert!(!bench.backend.verify(Look::Quick).await.unwrap().is_empty());
+        assert!(!bench.backend.verify(VerifyDepth::Quick).await.unwrap().is_empty());
         bench.sync().await.unwrap();
         bench.expect_like_fresh().await;
     }

@@ -6,7 +6,7 @@
 
 use super::names::{ChainId, ChainKind, PortHash};
 use super::parts;
-use crate::backend::tally::{Counters, Detail, Measured, Meter, Series};
+use crate::backend::counters::{CounterSeries, Counters, Detail, Measured, Series};
 use crate::kernel::iptables::{CountedRule, Flavor, Xtables};
 use crate::kernel::nft::Part;
 use crate::model::{Counts, TrafficPolicy};
@@ -15,11 +15,11 @@ use anyhow::{Result, ensure};
 use std::collections::HashMap;
 
 /// The series of a Service, with the chains that count them.
-pub(super) fn meters(service: &ServicePlan<'_>, detail: Detail) -> Vec<Meter<ChainId>> {
+pub(super) fn meters(service: &ServicePlan<'_>, detail: Detail) -> Vec<CounterSeries<ChainId>> {
     service.ports.iter().flat_map(|port| port_meters(port, detail)).collect()
 }
 
-fn port_meters(port: &PortPlan, detail: Detail) -> Vec<Meter<ChainId>> {
+fn port_meters(port: &PortPlan, detail: Detail) -> Vec<CounterSeries<ChainId>> {
     let hash = PortHash::of(&port.name);
     let chain = |kind| ChainId::of_port(kind, &hash);
     let series = |of| Series { port: port.name.clone(), of };
@@ -37,16 +37,20 @@ fn port_meters(port: &PortPlan, detail: Detail) -> Vec<Meter<ChainId>> {
     let external: Vec<ChainId> = is_external.then(|| chain(ChainKind::Ext)).into_iter().collect();
     // All traffic is balanced, and what came from elsewhere has passed its own chain before.
     let cluster_ip =
-        Meter { series: series(Measured::ClusterIp), adds: balanced, takes_off: external.clone() };
+        CounterSeries { series: series(Measured::ClusterIp), adds: balanced, subtracts: external.clone() };
     let mut meters = vec![cluster_ip];
     if is_external {
-        meters.push(Meter { series: series(Measured::External), adds: external, takes_off: Vec::new() });
+        meters.push(CounterSeries {
+            series: series(Measured::External),
+            adds: external,
+            subtracts: Vec::new(),
+        });
     }
     if detail == Detail::Endpoints {
-        meters.extend(port.targets.iter().map(|target| Meter {
+        meters.extend(port.targets.iter().map(|target| CounterSeries {
             series: series(Measured::Endpoint(target.address)),
             adds: vec![ChainId::of_endpoint(&port.name, &target.text)],
-            takes_off: Vec::new(),
+            subtracts: Vec::new(),
         }));
     }
     meters

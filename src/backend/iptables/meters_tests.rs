@@ -3,21 +3,21 @@
 use super::tests::Bench;
 use super::*;
 use crate::backend::Detail;
-use crate::backend::tally::recorder::{Sums, connections, recording};
+use crate::backend::counters::recorder::{Sums, connections, recording};
 use crate::model::{Counts, IpFamily, WatchEvent};
 use crate::testing::generate::Generator;
 use std::collections::BTreeMap;
 
 impl Bench {
     fn measuring(mut self, measuring: Measuring) -> Self {
-        self.backend.tally = Some(Tally::new(measuring));
+        self.backend.counters = Some(ServiceCounters::new(measuring));
         self
     }
 
     /// As long as it takes until all was read.
     async fn tend(&mut self) {
         for _ in 0..50 {
-            self.backend.verify(Look::Quick).await.unwrap();
+            self.backend.verify(VerifyDepth::Quick).await.unwrap();
         }
     }
 
@@ -142,7 +142,7 @@ async fn beyond_the_limit_services_are_neither_read_nor_told() {
     let left_out = connections(&sums, "left out");
     assert!(left_out > 0 && sums.borrow().len() <= 6, "{:?}", sums.borrow());
     let before = bench.backend.tools().readings;
-    bench.backend.verify(Look::Quick).await.unwrap();
+    bench.backend.verify(VerifyDepth::Quick).await.unwrap();
     assert!(bench.backend.tools().readings - before <= 15, "three chains make up a series, at most");
     let gone: Vec<_> = bench.tracker.snapshot().services.keys().cloned().collect();
     gone.into_iter().for_each(|name| bench.tracker.fold(WatchEvent::ServiceGone(name)));

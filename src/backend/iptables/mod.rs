@@ -16,6 +16,7 @@ mod input;
 mod inspect;
 mod kinds;
 mod meters;
+mod mode;
 mod names;
 mod parts;
 mod render;
@@ -24,19 +25,20 @@ mod tree;
 
 pub use base::Features;
 pub use baseline::Baseline;
+#[cfg(test)]
+pub(super) use cleanup::{remove_rules, standing};
 pub use desired::Desired;
 pub use diff::Changes;
-pub use inspect::{branch, differences, foreign_obstacles, trace as trace_packet};
-pub use kinds::rule_kinds;
-pub use setup::{features, prepare};
+pub use mode::IptablesMode;
 
-use super::drift::{DriftDetection, TableWatch};
+use super::counters::{Measuring, ServiceCounters};
+use super::drift::TableWatch;
 use super::kinds::RANDOM_FULLY;
 use super::listing;
 use super::options::Options;
 use super::quarantine::Quarantine;
-use super::tally::{Measuring, Tally};
-use super::{Applied, Dataplane, Finding, KernelObject, Look, ObjectCount, ObjectKind, Standing};
+use super::{Applied, Dataplane, Deviation, KernelObject, KernelObjectKind, ObjectCount, VerifyDepth};
+use crate::config::DriftDetection;
 use crate::kernel::iptables::{Flavor, Trial, Version, Xtables};
 use crate::kernel::nft::Part;
 use crate::model::IpFamily;
@@ -76,7 +78,7 @@ pub struct Iptables<X> {
     quarantine: Quarantine,
     watch: TableWatch,
     /// What Services carried, if that is measured.
-    tally: Option<Tally<ChainId>>,
+    counters: Option<ServiceCounters<ChainId>>,
 }
 
 impl<X: Xtables> Iptables<X> {
@@ -92,14 +94,14 @@ impl<X: Xtables> Iptables<X> {
             baseline: None,
             quarantine: Quarantine::default(),
             watch: TableWatch::default(),
-            tally: None,
+            counters: None,
         }
     }
 
     /// Makes it measure what Services carry.
     #[must_use]
-    pub fn measuring(mut self, measuring: Measuring) -> Self {
-        self.tally = Some(Tally::new(measuring));
+    pub fn measuring(mut self, measuring: Option<Measuring>) -> Self {
+        self.counters = measuring.map(ServiceCounters::new);
         self
     }
 
@@ -129,16 +131,16 @@ impl<X: Xtables> Iptables<X> {
 
     /// Reads what is about to begin anew, if that is measured; returns which counters that will be.
     fn measure_before(&mut self, changes: &Changes) -> BTreeSet<ChainId> {
-        let Some(tally) = &mut self.tally else { return BTreeSet::new() };
+        let Some(counters) = &mut self.counters else { return BTreeSet::new() };
         let names = changes.services.iter().map(|service| &service.name);
-        tally.read_before(names, &mut ChainCounters::new(&mut self.tools));
+        counters.read_before(names, &mut ChainCounters::new(&mut self.tools));
         changes.services.iter().flat_map(|service| service.write.iter().copied()).collect()
     }
 
     /// Measures what there is now.
     fn measure_after(&mut self, desired: &Desired<'_>, written: &BTreeSet<ChainId>) {
-        let Some(tally) = &mut self.tally else { return };
-        tally.update(&desired.plan, &meters::meters, &|chain| written.contains(chain));
+        let Some(counters) = &mut self.counters else { return };
+        counters.update(&desired.plan, &meters::meters, &|chain| written.contains(chain));
     }
 
     /// Finds out which options rules can have, given the counters that are there.
@@ -153,33 +155,6 @@ impl<X: Xtables> Iptables<X> {
         self.features.random_fully = is_known && self.options.allow(&RANDOM_FULLY);
         Ok(found_out?)
     }
-}
-
-/// Whether tables hold chains that this mode, or kube-proxy's, has made, other than those that stand
-/// for another mode; kubelet's do not count.
-///
-/// # Errors
-/// When they cannot be read.
-pub async fn holds_rules(tools: &mut impl Xtables, standing: &Standing) -> Result<bool> {
-    cleanup::holds_rules(tools, standing).await
-}
-
-/// Removes the rules of this mode, but for those that another mode of ours has put in force under
-/// the same names. Says whether there were any.
-///
-/// # Errors
-/// All that went wrong, in one.
-pub async fn remove_rules(tools: &mut impl Xtables, standing: &Standing) -> Result<bool> {
-    if !cleanup::holds_rules(tools, standing).await? {
-        return Ok(false);
-    }
-    cleanup::run(tools, most_chains(tools.flavor()), standing).await.map(|()| true)
-}
-
-/// The rules of this mode whose names another mode uses, too.
-#[must_use]
-pub fn standing() -> Standing {
-    cleanup::standing()
 }
 
 /// The input of one iptables-restore call, as `kube-proxy-rs render` prints it.
@@ -283,8 +258,8 @@ impl<X: Xtables> Iptables<X> {
         let count = |kind, total, written| ObjectCount { kind, total, written };
         Applied {
             objects: vec![
-                count(ObjectKind::FilterRules, filter, outcome.written[1]),
-                count(ObjectKind::NatRules, nat, outcome.written[0]),
+                count(KernelObjectKind::FilterRules, filter, outcome.written[1]),
+                count(KernelObjectKind::NatRules, nat, outcome.written[0]),
             ],
             calls: outcome.calls,
             refused: self.quarantine.refusals(),
@@ -292,10 +267,10 @@ impl<X: Xtables> Iptables<X> {
         }
     }
 
-    async fn check(&mut self, look: Look) -> Result<Vec<Finding>> {
+    async fn check(&mut self, look: VerifyDepth) -> Result<Vec<Deviation>> {
         let Some(baseline) = &mut self.baseline else { return Ok(Vec::new()) };
-        if let Some(tally) = &mut self.tally {
-            tally.round(&mut ChainCounters::new(&mut self.tools));
+        if let Some(counters) = &mut self.counters {
+            counters.round(&mut ChainCounters::new(&mut self.tools));
         }
         let (family, known) = (self.family, &*baseline);
         let expected = || known.expected(family);
@@ -320,8 +295,12 @@ impl<X: Xtables + 'static> Dataplane for Iptables<X> {
         })
     }
 
-    fn verify(&mut self, look: Look) -> LocalBoxFuture<'_, Result<Vec<Finding>>> {
+    fn verify(&mut self, look: VerifyDepth) -> LocalBoxFuture<'_, Result<Vec<Deviation>>> {
         Box::pin(self.check(look))
+    }
+
+    fn flavor(&self) -> Option<Flavor> {
+        Some(self.tools.flavor())
     }
 
     fn forget(&mut self) {

@@ -29,7 +29,7 @@ fn all_rules(family: IpFamily) -> Vec<String> {
 #[rstest]
 fn exactly_what_rules_are_made_of_is_tried_on_a_node(#[values(IpFamily::V4, IpFamily::V6)] family: IpFamily) {
     let written = all_rules(family);
-    let kinds = rule_kinds(family);
+    let kinds = kinds::rule_kinds(family);
     let tried = kinds.iter().flat_map(|kind| kind.rules).copied();
     assert_eq!(needs(tried), needs(written.iter().map(String::as_str)));
 }

@@ -9,8 +9,8 @@ use super::names::{ChainId, ChainKind, LOCALHOST_ACCEPTED, MARK_MASQ, PortHash};
 use super::parts::{self, PartKind};
 use crate::backend::masquerade::{is_local, loopback};
 use crate::backend::rule::{Asks, Comment, Match, Name, Rule, Share, Spelling, Target};
-use crate::model::{IpFamily, Protocol, TrafficPolicy};
-use crate::plan::{FamilySettings, PortPlan, Route, ServicePlan, Target as Endpoint};
+use crate::model::{IpFamily, Protocol, TrafficPolicy, Verdict};
+use crate::plan::{FamilySettings, PortPlan, ServicePlan, Target as Endpoint};
 use std::net::IpAddr;
 
 /// Above this many endpoints, kube-proxy leaves the comments off the rules that stand once per
@@ -100,7 +100,7 @@ impl<'a> Port<'a> {
     fn dispatch_cluster_ip(&self, out: Out<'_>) {
         let Some(cluster_ip) = self.plan.frontends.cluster_ip else { return };
         match self.plan.internal {
-            Route::Balance(policy) => self.lead(out, " cluster IP", cluster_ip, balancing(policy)),
+            Verdict::Served(policy) => self.lead(out, " cluster IP", cluster_ip, balancing(policy)),
             refused => self.refuse_destination(out, Fixed::FilterServices, refused, cluster_ip),
         }
     }
@@ -151,16 +151,16 @@ impl<'a> Port<'a> {
         self.refuse(out, Fixed::ExternalServices, self.plan.external, matching);
     }
 
-    fn refuse_destination(&self, out: Out<'_>, chain: Fixed, route: Route, to: IpAddr) {
-        self.refuse(out, chain, route, [self.protocol(), Match::destination(to), self.port()]);
+    fn refuse_destination(&self, out: Out<'_>, chain: Fixed, verdict: Verdict<TrafficPolicy>, to: IpAddr) {
+        self.refuse(out, chain, verdict, [self.protocol(), Match::destination(to), self.port()]);
     }
 
     /// The filter rule for traffic that has nowhere to go, if it has nowhere to go.
-    fn refuse(&self, out: Out<'_>, chain: Fixed, route: Route, matching: [Match<'_>; 3]) {
-        let (why, target) = match route {
-            Route::Balance(_) => return,
-            Route::Reject => (" has no endpoints", Target::Reject(None)),
-            Route::Drop => (" has no local endpoints", Target::Drop),
+    fn refuse(&self, out: Out<'_>, chain: Fixed, verdict: Verdict<TrafficPolicy>, matching: [Match<'_>; 3]) {
+        let (why, target) = match verdict {
+            Verdict::Served(_) | Verdict::Untouched => return,
+            Verdict::Refused => (" has no endpoints", Target::Reject(None)),
+            Verdict::Dropped => (" has no local endpoints", Target::Drop),
         };
         let [first, second, third] = matching;
         out(Chain::Fixed(chain), Rule::new(&[self.comment("", why), first, second, third], target));
@@ -201,7 +201,7 @@ impl<'a> Port<'a> {
                 out(chain, Rule::new(&[comment("route LOCAL traffic for "), from_node], all));
             }
         }
-        if let Route::Balance(policy) = self.plan.external {
+        if let Verdict::Served(policy) = self.plan.external {
             out(chain, Rule::new(&[], self.jump(balancing(policy))));
         }
     }
@@ -225,7 +225,7 @@ impl<'a> Port<'a> {
 
     fn balancing_rules(&self, out: Out<'_>, policy: TrafficPolicy) {
         let chain = Chain::Own(self.chain(balancing(policy)));
-        if self.plan.internal == Route::Balance(policy) {
+        if self.plan.internal == Verdict::Served(policy) {
             self.masquerade_cluster_ip(out, chain);
         }
         let endpoints = self.plan.list(policy).map(|endpoint| (endpoint, self.endpoint_chain(endpoint)));

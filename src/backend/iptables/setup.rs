@@ -14,7 +14,7 @@ const ROUTE_LOCALNET: &str = "net/ipv4/conf/all/route_localnet";
 ///
 /// # Errors
 /// If node ports on localhost are wanted and `route_localnet` cannot be switched on.
-pub fn prepare(settings: &FamilySettings) -> Result<()> {
+pub(super) fn prepare(settings: &FamilySettings) -> Result<()> {
     if settings.localhost_node_ports {
         Sysctls::default()
             .ensure(ROUTE_LOCALNET, "1")
@@ -24,8 +24,7 @@ pub fn prepare(settings: &FamilySettings) -> Result<()> {
 }
 
 /// What the node can do, as it is now.
-#[must_use]
-pub fn features(masquerade_bit: u8, tools: Version) -> Features {
+pub(super) fn features(masquerade_bit: u8, tools: Version) -> Features {
     let sysctls = Sysctls::default();
     Features {
         masquerade_mark: 1 << u32::from(masquerade_bit.min(31)),

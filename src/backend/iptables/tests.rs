@@ -3,6 +3,7 @@
 use super::names::CANARY;
 use super::*;
 use crate::backend::DriftKind;
+use crate::backend::SharedNames;
 use crate::kernel::fake::iptables::FakeXtables;
 use crate::model::{IpFamily, ServiceName, WatchEvent};
 use crate::plan::{FamilySettings, Scope};
@@ -332,9 +333,9 @@ async fn a_lost_rule_a_flush_and_a_lost_canary_are_noticed() {
         }
         bench.sync().await.unwrap();
         let good = bench.tables().clone();
-        assert_eq!(bench.backend.verify(Look::Thorough).await.unwrap(), []);
+        assert_eq!(bench.backend.verify(VerifyDepth::Thorough).await.unwrap(), []);
         harm(bench.backend.tools());
-        assert!(!bench.backend.verify(Look::Quick).await.unwrap().is_empty(), "harm {index}");
+        assert!(!bench.backend.verify(VerifyDepth::Quick).await.unwrap().is_empty(), "harm {index}");
         bench.sync().await.unwrap();
         assert_eq!(bench.tables(), &good, "harm {index}");
     }
@@ -363,8 +364,8 @@ async fn cleanup_takes_what_is_ours_and_nothing_else() {
     }
     for holds in [true, false] {
         let tools = bench.backend.tools();
-        assert_eq!(holds_rules(tools, &Standing::default()).await.unwrap(), holds);
-        cleanup::run(tools, 3, &Standing::default()).await.unwrap();
+        assert_eq!(cleanup::holds_rules(tools, &SharedNames::default()).await.unwrap(), holds);
+        cleanup::run(tools, 3, &SharedNames::default()).await.unwrap();
     }
     let mut untouched = FakeXtables::new(Flavor::Nft);
     foreign(&mut untouched);
@@ -429,13 +430,13 @@ async fn a_flush_while_we_write_does_not_hide_behind_our_own_change() {
         bench.tracker.fold(generator.event());
     }
     bench.sync().await.unwrap();
-    assert_eq!(bench.backend.verify(Look::Thorough).await.unwrap(), []);
+    assert_eq!(bench.backend.verify(VerifyDepth::Thorough).await.unwrap(), []);
     for _ in 0..5 {
         bench.tracker.fold(generator.event());
     }
     bench.backend.tools().flushed_after_restore = true;
     bench.sync().await.unwrap();
-    assert!(!bench.backend.verify(Look::Quick).await.unwrap().is_empty());
+    assert!(!bench.backend.verify(VerifyDepth::Quick).await.unwrap().is_empty());
 }
 
 /// Does one random harm to a chain of ours; returns its table and name.
@@ -481,9 +482,9 @@ async fn each_of_two_hundred_random_harms_is_named_and_healed() {
                 bench.sync().await.unwrap();
             }
             let good = bench.tables().clone();
-            assert_eq!(bench.backend.verify(Look::Thorough).await.unwrap(), [], "round {round}");
+            assert_eq!(bench.backend.verify(VerifyDepth::Thorough).await.unwrap(), [], "round {round}");
             let (table, chain) = harm(bench.backend.tools(), &mut generator);
-            let found = bench.backend.verify(Look::Thorough).await.unwrap();
+            let found = bench.backend.verify(VerifyDepth::Thorough).await.unwrap();
             let name = match chain.as_str() {
                 "KUBE-FIREWALL" => vec![],
                 _ => vec![format!("{chain} of table {table}")],
@@ -491,7 +492,7 @@ async fn each_of_two_hundred_random_harms_is_named_and_healed() {
             let named: Vec<_> = found
                 .iter()
                 .filter_map(|finding| match finding {
-                    Finding::Drift(drift) if drift.kind == DriftKind::Chain => Some(drift.name.clone()),
+                    Deviation::Drift(drift) if drift.kind == DriftKind::Chain => Some(drift.name.clone()),
                     _ => None,
                 })
                 .collect();
@@ -512,26 +513,26 @@ async fn a_jump_that_was_changed_is_named() {
         let rule = &mut nat.get_mut("PREROUTING").unwrap()[0];
         *rule = format!("-s 192.0.2.1 {rule}");
     });
-    let found = bench.backend.verify(Look::Thorough).await.unwrap();
+    let found = bench.backend.verify(VerifyDepth::Thorough).await.unwrap();
     let what = "jump PREROUTING to KUBE-SERVICES in table nat is gone or was changed";
-    assert!(matches!(&found[..], [Finding::Drift(drift)] if drift.to_string() == what), "{found:?}");
+    assert!(matches!(&found[..], [Deviation::Drift(drift)] if drift.to_string() == what), "{found:?}");
 }
 
 impl Bench {
     /// What a quick look finds, and how often something was read for it.
     async fn look(&mut self) -> (Vec<String>, usize) {
-        self.look_as(Look::Quick).await
+        self.look_as(VerifyDepth::Quick).await
     }
 
     async fn look_thoroughly(&mut self) -> (Vec<String>, usize) {
-        self.look_as(Look::Thorough).await
+        self.look_as(VerifyDepth::Thorough).await
     }
 
-    async fn look_as(&mut self, look: Look) -> (Vec<String>, usize) {
+    async fn look_as(&mut self, look: VerifyDepth) -> (Vec<String>, usize) {
         let before = self.backend.tools().readings;
         let found = self.backend.verify(look).await.unwrap();
         let text = |finding| match finding {
-            Finding::Drift(drift) => drift.to_string(),
+            Deviation::Drift(drift) => drift.to_string(),
             other => format!("{other:?}"),
         };
         (found.into_iter().map(text).collect(), self.backend.tools().readings - before)
@@ -610,8 +611,8 @@ async fn what_was_not_heard_is_mended_by_writing_everything_at_once_and_then_eve
     for look in 0..60 {
         bench.backend.tools().loses = true;
         replace_rule(bench.backend.tools(), &chain);
-        let found = bench.backend.verify(Look::Quick).await.unwrap();
-        if let [Finding::Outdated(_)] = found[..] {
+        let found = bench.backend.verify(VerifyDepth::Quick).await.unwrap();
+        if let [Deviation::Outdated(_)] = found[..] {
             bench.backend.forget();
             bench.sync().await.unwrap();
             assert_eq!(bench.tables(), &good);
@@ -686,7 +687,7 @@ async fn a_damaged_service_that_goes_or_changes_before_it_is_mended_leaves_nothi
             for _ in 0..4 {
                 harm(bench.backend.tools(), &mut generator);
             }
-            assert!(!bench.backend.verify(Look::Quick).await.unwrap().is_empty());
+            assert!(!bench.backend.verify(VerifyDepth::Quick).await.unwrap().is_empty());
             (0..6).for_each(|_| bench.tracker.fold(generator.event()));
             bench.sync().await.unwrap();
             let mut fresh = bench.afresh(Flavor::Nft);
@@ -799,7 +800,7 @@ async fn rules_are_known_by_what_they_say_and_not_by_how_it_is_put() {
 async fn what_could_not_be_listed_is_an_error_and_is_listed_at_the_next_look() {
     let mut bench = legacy().await;
     bench.backend.tools().listing_fails = true;
-    assert!(bench.backend.verify(Look::Thorough).await.is_err());
+    assert!(bench.backend.verify(VerifyDepth::Thorough).await.is_err());
     assert_eq!(bench.look_thoroughly().await, (vec![], LISTING));
 }
 

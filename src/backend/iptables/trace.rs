@@ -3,15 +3,15 @@
 
 use crate::backend::iptables::{Features, base, chains, inspect, render_inputs};
 use crate::backend::packet_tests::{Fate, is_local, sent, settings, snapshot};
-use crate::backend::walk::{Packet as Sent, Tables, Verdict as Found, Walk};
+use crate::backend::packet_trace::{Packet as Sent, PacketTrace, Tables};
 use crate::kernel::iptables::Flavor;
 use crate::model::{IpFamily, Protocol};
 use crate::plan::{FamilySettings, Plan, Scope};
-use crate::testing::packets::{PacketCase, Place, Share, Verdict, cases, pod_side_address};
+use crate::testing::packets::{PacketCase, Place, ServedBy, Share, Verdict, cases, pod_side_address};
 use rstest::rstest;
 
 fn trace(tables: &Tables, packet: &Sent, remembered: Option<&str>) -> Fate {
-    Fate::of(Walk { tables, is_local: &is_local }.trace(packet, remembered))
+    Fate::of(PacketTrace { tables, is_local: &is_local }.trace(packet, remembered))
 }
 
 /// Restore inputs and the jumps to our chains, as the tables that they make.
@@ -65,8 +65,9 @@ fn every_packet_of_the_table_ends_where_it_should(
 }
 
 /// With session affinity, a client that an endpoint's list remembers must get that endpoint.
-fn forgetful(tables: &Tables, packet: &Sent, verdict: &Verdict, first: &Fate) -> Option<String> {
-    let Verdict::Served { by, share: Share::Sticky | Share::StickyUntilTimeout, .. } = verdict else {
+fn forgetful(tables: &Tables, packet: &Sent, verdict: &Verdict<ServedBy>, first: &Fate) -> Option<String> {
+    let Verdict::Served(ServedBy { by, share: Share::Sticky | Share::StickyUntilTimeout, .. }) = verdict
+    else {
         return None;
     };
     let mut reached = Vec::new();
@@ -102,7 +103,7 @@ fn every_packet_is_explained_as_it_goes(#[values(IpFamily::V4, IpFamily::V6)] fa
         let objects = inspect::wanted(&plan, &Features::default());
         for packet in case.packets.iter().filter(|packet| packet.families.contains(&family)) {
             let outcomes = inspect::trace(&objects, &sent(&case, packet, family), &addresses);
-            let decided = outcomes.iter().all(|it| it.verdict == Found::Untouched || !it.rules.is_empty());
+            let decided = outcomes.iter().all(|it| it.verdict == Verdict::Untouched || !it.rules.is_empty());
             assert!(decided, "{}: a verdict without a rule", case.name);
             let fate = Fate::of(outcomes);
             assert!(fate.is(&packet.verdict), "{}: wanted {:?}, found {fate:?}", case.name, packet.verdict);

@@ -5,7 +5,7 @@ use super::desired::{Baseline, Fact};
 use super::input::{self, CHAINS, Features};
 use super::names::{INTERFACE, SetId};
 use super::observe::{self, Addresses};
-use crate::backend::Standing;
+use crate::backend::SharedNames;
 use crate::kernel::iptables::{Place, Xtables};
 use crate::kernel::nft::Part;
 use crate::model::{IpFamily, ServerOperation};
@@ -24,7 +24,10 @@ fn in_one(outcomes: impl IntoIterator<Item = (&'static str, Result<()>)>) -> Res
 ///
 /// # Errors
 /// All that went wrong, in one.
-pub async fn remove_rules(tools: &mut impl Xtables, standing: &Standing) -> Result<bool> {
+pub(in crate::backend) async fn remove_rules(
+    tools: &mut impl Xtables,
+    standing: &SharedNames,
+) -> Result<bool> {
     let there = existing_chains(tools).await?;
     let leftover = |table, chain| there.contains(&(table, chain)) && !standing.has_chain(table, chain);
     if !CHAINS.iter().any(|(table, chains)| chains.iter().any(|chain| leftover(table, chain))) {
@@ -66,7 +69,7 @@ pub(super) async fn remove_additions(
 ///
 /// # Errors
 /// All that went wrong, in one.
-pub async fn empty_chains(tools: &mut impl Xtables) -> Result<()> {
+pub(in crate::backend) async fn empty_chains(tools: &mut impl Xtables) -> Result<()> {
     let there = existing_chains(tools).await?;
     let mut outcomes = Vec::new();
     for (table, _) in CHAINS {
@@ -81,21 +84,20 @@ pub async fn empty_chains(tools: &mut impl Xtables) -> Result<()> {
 ///
 /// # Errors
 /// When the tables cannot be read.
-pub async fn holds_rules(tools: &mut impl Xtables) -> Result<bool> {
+pub(super) async fn holds_rules(tools: &mut impl Xtables) -> Result<bool> {
     Ok(!existing_chains(tools).await?.is_empty())
 }
 
 /// The rules of this mode whose names another mode uses, too.
-#[must_use]
-pub fn standing() -> Standing {
+pub(in crate::backend) fn standing() -> SharedNames {
     in_force(false)
 }
 
-fn in_force(upstream_compat: bool) -> Standing {
+fn in_force(upstream_compat: bool) -> SharedNames {
     let chains = input::chains(upstream_compat).iter();
     let chains = chains.flat_map(|(table, chains)| chains.iter().map(|chain| (*table, *chain)));
     let jumps = input::jumps(upstream_compat).map(|jump| (jump.table, jump.from, jump.arguments()));
-    Standing { chains: chains.collect(), jumps: jumps.collect() }
+    SharedNames { chains: chains.collect(), jumps: jumps.collect() }
 }
 
 /// How many things of a family were removed.

@@ -2,7 +2,7 @@
 
 use super::input::ChainHashes;
 use super::names::SetId;
-use super::render::{self, Style};
+use super::render::{self, RenderContext};
 use crate::model::{Frontend, RealServer, ServiceName, SetEntry, VirtualServer};
 use crate::plan::{Plan, Scope};
 use std::collections::{BTreeMap, BTreeSet};
@@ -55,8 +55,8 @@ pub struct Desired<'a> {
 }
 
 impl<'a> Desired<'a> {
-    pub(super) fn of(plan: &Plan<'a>, style: &Style<'_>) -> Self {
-        let part = |service: &crate::plan::ServicePlan<'_>| render::service(service, style);
+    pub(super) fn of(plan: &Plan<'a>, context: &RenderContext<'_>) -> Self {
+        let part = |service: &crate::plan::ServicePlan<'_>| render::service(service, context);
         let services = match plan.scope() {
             Scope::All => plan.services().map(|it| (it.name.clone(), Some(part(&it)))).collect(),
             Scope::Only(names) => {

@@ -3,11 +3,10 @@
 use super::Kernel;
 use super::apply::set_spec;
 use super::desired::{Desired, Fact, Server};
-use super::input::CHAINS;
 use super::names::{INTERFACE, SetId};
 use super::text::entry_text;
 use crate::backend::KernelObject;
-use crate::backend::walk::{Outcome, Packet, Tables, Walk};
+use crate::backend::packet_trace::{Packet, PacketTrace, Tables, TraceOutcome};
 use crate::model::{Frontend, IpFamily, Protocol, RealServer, SetEntry, VirtualServer};
 use anyhow::{Context, Result};
 use std::collections::{BTreeMap, BTreeSet};
@@ -63,7 +62,7 @@ fn real(real: &RealServer) -> String {
 ///
 /// # Errors
 /// When the kernel cannot be asked.
-pub fn look(
+pub(super) fn look(
     kernel: &mut Kernel,
     family: IpFamily,
     wanted: &[KernelObject],
@@ -108,14 +107,9 @@ fn real_servers(kernel: &mut Kernel, at: &Frontend) -> Result<Vec<RealServer>> {
     Ok(reals)
 }
 
-/// The tables whose rules decide about packets.
-pub fn tables() -> impl Iterator<Item = &'static str> {
-    CHAINS.iter().map(|(table, _)| *table)
-}
-
 /// What besides rules decides about packets to a frontend.
 #[derive(Clone, Debug, Default)]
-pub struct Surroundings {
+pub(super) struct Surroundings {
     /// Our sets, by name.
     pub(super) sets: BTreeMap<String, BTreeSet<SetEntry>>,
     /// The frontend and its real servers, if it has a virtual server.
@@ -129,7 +123,7 @@ impl Surroundings {
     ///
     /// # Errors
     /// When the kernel cannot be asked.
-    pub fn read(kernel: &mut Kernel, to: Frontend) -> Result<Surroundings> {
+    pub(super) fn read(kernel: &mut Kernel, to: Frontend) -> Result<Surroundings> {
         let family = to.family();
         let mut found = Surroundings::default();
         for id in SetId::ALL {
@@ -148,8 +142,7 @@ impl Surroundings {
 
 /// What becomes of a packet on its way through these chains (`table CHAIN`), the sets and the virtual
 /// server.
-#[must_use]
-pub fn trace(chains: &[KernelObject], around: &Surroundings, packet: &Packet) -> Vec<Outcome> {
+pub(super) fn trace(chains: &[KernelObject], around: &Surroundings, packet: &Packet) -> Vec<TraceOutcome> {
     let mut tables = Tables::default();
     for object in chains {
         let Some((table, chain)) = object.name.split_once(' ') else { continue };
@@ -166,7 +159,7 @@ pub fn trace(chains: &[KernelObject], around: &Surroundings, packet: &Packet) ->
         // What the node sends to an address of its own has that address as its source, too.
         packet.source = to;
     }
-    Walk { tables: &tables, is_local: &is_local }.trace(&packet, None)
+    PacketTrace { tables: &tables, is_local: &is_local }.trace(&packet, None)
 }
 
 #[cfg(test)]

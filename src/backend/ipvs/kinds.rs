@@ -28,8 +28,7 @@ const IPVS_V6: RuleKind =
     ipvs(&["-s 2001:db8::1 -m ipvs --vaddr 2001:db8::1 --vproto tcp --vport 80 -j DROP"]);
 
 /// All kinds of rules that this mode writes.
-#[must_use]
-pub fn rule_kinds(family: IpFamily) -> Vec<RuleKind> {
+pub(super) fn rule_kinds(family: IpFamily) -> Vec<RuleKind> {
     let ipvs = match family {
         IpFamily::V4 => IPVS_V4,
         IpFamily::V6 => IPVS_V6,

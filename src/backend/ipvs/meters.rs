@@ -1,7 +1,7 @@
 //! What a Service carried, from the statistics of its virtual servers and their real servers.
 
-use super::render::Style;
-use crate::backend::tally::{Counters, Detail, Measured, Meter, Series};
+use super::render::RenderContext;
+use crate::backend::counters::{CounterSeries, Counters, Detail, Measured, Series};
 use crate::kernel::ipvs::VirtualServers;
 use crate::model::{Counts, Frontend};
 use crate::plan::{PortPlan, ServicePlan};
@@ -29,20 +29,31 @@ impl Statistics {
 }
 
 /// The series of a Service, with the statistics that count them.
-pub(super) fn meters(service: &ServicePlan<'_>, style: &Style<'_>, detail: Detail) -> Vec<Meter<Statistics>> {
-    service.ports.iter().flat_map(|port| port_meters(port, style, detail)).collect()
+pub(super) fn meters(
+    service: &ServicePlan<'_>,
+    context: &RenderContext<'_>,
+    detail: Detail,
+) -> Vec<CounterSeries<Statistics>> {
+    service.ports.iter().flat_map(|port| port_meters(port, context, detail)).collect()
 }
 
-fn port_meters(port: &PortPlan, style: &Style<'_>, detail: Detail) -> Vec<Meter<Statistics>> {
-    let meter =
-        |of, adds| Meter { series: Series { port: port.name.clone(), of }, adds, takes_off: Vec::new() };
+fn port_meters(
+    port: &PortPlan,
+    context: &RenderContext<'_>,
+    detail: Detail,
+) -> Vec<CounterSeries<Statistics>> {
+    let meter = |of, adds| CounterSeries {
+        series: Series { port: port.name.clone(), of },
+        adds,
+        subtracts: Vec::new(),
+    };
     let (frontends, protocol) = (&port.frontends, port.name.protocol);
     let at = |address: &IpAddr| Frontend { address: *address, port: frontends.port, protocol };
     let cluster_ip: Vec<Frontend> = frontends.cluster_ip.iter().map(at).collect();
     let mut external: Vec<Frontend> =
         frontends.external_ips.iter().chain(&frontends.load_balancer_ips).map(at).collect();
     if let Some(port) = frontends.node_port {
-        external.extend(style.node_port_ips.iter().map(|ip| Frontend { address: *ip, port, protocol }));
+        external.extend(context.node_port_ips.iter().map(|ip| Frontend { address: *ip, port, protocol }));
     }
     external.sort_unstable();
     external.dedup();

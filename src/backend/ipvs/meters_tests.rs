@@ -3,7 +3,7 @@
 use super::tests::Bench;
 use super::*;
 use crate::backend::Detail;
-use crate::backend::tally::recorder::{Sums, connections, recording};
+use crate::backend::counters::recorder::{Sums, connections, recording};
 use crate::model::{Counts, ServiceName, Traffic, WatchEvent};
 use crate::testing::generate::Generator;
 use std::collections::BTreeMap;
@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 fn measured(detail: Detail, limit: usize) -> (Bench, Sums) {
     let (measuring, sums) = recording(detail, limit);
     let mut bench = Bench::new(IpFamily::V4);
-    bench.backend.tally = Some(Tally::new(measuring));
+    bench.backend.counters = Some(ServiceCounters::new(measuring));
     (bench, sums)
 }
 
@@ -41,7 +41,7 @@ fn pass_traffic(bench: &Bench) -> u64 {
 async fn nothing_is_read_unless_services_are_measured() {
     for measures in [false, true] {
         let (mut bench, _) = measured(Detail::Endpoints, 1000);
-        bench.backend.tally = bench.backend.tally.filter(|_| measures);
+        bench.backend.counters = bench.backend.counters.filter(|_| measures);
         let mut generator = Generator::new(1);
         (0..30).for_each(|_| bench.tracker.fold(generator.event()));
         bench.sync().await.unwrap();

@@ -6,8 +6,8 @@
 //! `drain` lets connections end before their real server goes, and `observe` looks at the kernel.
 
 mod apply;
-mod census;
 mod cleanup;
+mod connections;
 mod desired;
 mod diff;
 mod drain;
@@ -15,6 +15,8 @@ mod input;
 mod inspect;
 mod kinds;
 mod meters;
+mod metrics;
+mod mode;
 mod names;
 mod observe;
 mod render;
@@ -22,41 +24,41 @@ mod setup;
 mod text;
 mod verify;
 
-pub use census::Census;
-pub use cleanup::{Removed, empty_chains, holds_rules, remove_rules, standing};
+#[cfg(test)]
+pub(super) use cleanup::{empty_chains, remove_rules, standing};
+pub use connections::ConnectionCounts;
 pub use desired::{Baseline, Desired};
 pub use diff::Changes;
 pub use input::Features;
-pub use inspect::{Surroundings, look, tables, trace as trace_packet};
-pub use kinds::rule_kinds;
-pub use names::INTERFACE;
-pub use setup::prepare;
-pub use text::render_text;
+pub use mode::IpvsMode;
 
-use super::drift::{DriftDetection, TableWatch};
+use super::counters::{Measuring, ServiceCounters};
+use super::drift::TableWatch;
 use super::kinds::RANDOM_FULLY;
 use super::listing::Expected;
 use super::options::Options;
 use super::quarantine::Quarantine;
-use super::tally::{Measuring, Tally};
-use super::{Applied, Dataplane, Finding, KernelObject, Look, ObjectCount, ObjectKind};
+use super::{Applied, Dataplane, Deviation, KernelObject, KernelObjectKind, ObjectCount, VerifyDepth};
+use crate::config::DriftDetection;
 use crate::kernel::ipset::Ipsets;
-use crate::kernel::iptables::{RuleKind, Trial, Version, Xtables};
+use crate::kernel::iptables::{Flavor, RuleKind, Trial, Version, Xtables};
 use crate::kernel::ipvs::VirtualServers;
 use crate::kernel::links::Links;
 use crate::model::{Frontend, IpFamily};
 use crate::plan::{Plan, ServicePlan};
 use anyhow::{Context, Result, bail};
 use apply::Refused;
-use census::Counting;
+use cleanup::Removed;
+use connections::Counting;
 use futures::future::LocalBoxFuture;
 use input::{ChainHashes, TableChains};
 use meters::{ServerCounters, Statistics};
 use observe::Addresses;
-use render::Style;
+use render::RenderContext;
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+pub(super) use text::render_text;
 use verify::{Compared, Watch};
 
 /// Refusals that an error tells about.
@@ -90,7 +92,7 @@ pub struct Ipvs<X> {
     detection: DriftDetection,
     counting: Option<Counting>,
     /// What Services carried, if that is measured.
-    tally: Option<Tally<Statistics>>,
+    counters: Option<ServiceCounters<Statistics>>,
 }
 
 impl<X: Xtables> Ipvs<X> {
@@ -110,7 +112,7 @@ impl<X: Xtables> Ipvs<X> {
             watch: Watch::default(),
             detection: DriftDetection::default(),
             counting: None,
-            tally: None,
+            counters: None,
         }
     }
 
@@ -123,15 +125,15 @@ impl<X: Xtables> Ipvs<X> {
 
     /// Makes it measure what Services carry.
     #[must_use]
-    pub fn measuring(mut self, measuring: Measuring) -> Self {
-        self.tally = Some(Tally::new(measuring));
+    pub fn measuring(mut self, measuring: Option<Measuring>) -> Self {
+        self.counters = measuring.map(ServiceCounters::new);
         self
     }
 
     /// Makes it tell every two seconds what is being drained, and every ten the connections of so
     /// many Services at most.
     #[must_use]
-    pub fn counting(mut self, tell: Box<dyn Fn(Census)>, services: usize) -> Self {
+    pub fn counting(mut self, tell: Box<dyn Fn(ConnectionCounts)>, services: usize) -> Self {
         self.counting = Some(Counting::new(tell, services));
         self
     }
@@ -154,8 +156,8 @@ impl<X: Xtables> Ipvs<X> {
         TableChains { upstream_compat: self.features.upstream_compat }
     }
 
-    fn style(&self, plan: &Plan<'_>) -> Style<'_> {
-        Style {
+    fn context(&self, plan: &Plan<'_>) -> RenderContext<'_> {
+        RenderContext {
             upstream_compat: self.features.upstream_compat,
             scheduler: &self.features.scheduler,
             missing_schedulers: &self.missing_schedulers,
@@ -166,11 +168,11 @@ impl<X: Xtables> Ipvs<X> {
 
     /// Measures what there is now; the statistics of new servers have begun anew.
     fn measure(&mut self, desired: &Desired<'_>, new: &BTreeSet<(Frontend, Option<SocketAddr>)>) {
-        let Some(mut tally) = self.tally.take() else { return };
-        let style = self.style(&desired.plan);
-        let meters = |service: &ServicePlan<'_>, detail| meters::meters(service, &style, detail);
-        tally.update(&desired.plan, &meters, &|statistics| new.contains(&statistics.server()));
-        self.tally = Some(tally);
+        let Some(mut counters) = self.counters.take() else { return };
+        let context = self.context(&desired.plan);
+        let meters = |service: &ServicePlan<'_>, detail| meters::meters(service, &context, detail);
+        counters.update(&desired.plan, &meters, &|statistics| new.contains(&statistics.server()));
+        self.counters = Some(counters);
     }
 
     /// Tells the kernel. The Services that want an object that it refuses are left out from then on.
@@ -227,14 +229,6 @@ fn count_written(input: &str, table: &str) -> usize {
 }
 
 impl<X: Xtables> Ipvs<X> {
-    /// Whether the kernel has the scheduler of Services that ask for none.
-    ///
-    /// # Errors
-    /// Says what is missing and what to do about it.
-    pub fn probe(&mut self) -> Result<()> {
-        setup::check_scheduler(self.kernel.servers.as_mut(), &self.features.scheduler)
-    }
-
     /// What of ours is in the kernel.
     async fn observe(&mut self) -> Result<Baseline> {
         let addresses = Addresses::read(&mut self.kernel, self.family)?;
@@ -248,7 +242,7 @@ impl<X: Xtables> Ipvs<X> {
     }
 
     fn render<'a>(&self, plan: &Plan<'a>) -> Desired<'a> {
-        Desired::of(plan, &self.style(plan))
+        Desired::of(plan, &self.context(plan))
     }
 
     fn diff(&self, baseline: &Baseline, desired: &Desired<'_>) -> Changes {
@@ -272,13 +266,13 @@ impl<X: Xtables> Ipvs<X> {
         Ok(applied)
     }
 
-    async fn check(&mut self, look: Look) -> Result<Vec<Finding>> {
+    async fn check(&mut self, look: VerifyDepth) -> Result<Vec<Deviation>> {
         let Some(mut baseline) = self.baseline.take() else { return Ok(Vec::new()) };
         let found = match self.tend(&mut baseline) {
             Ok(()) => self.compare(&mut baseline, look).await,
             Err(error) => Err(error),
         };
-        let is_outdated = found.iter().flatten().any(|finding| matches!(finding, Finding::Outdated(_)));
+        let is_outdated = found.iter().flatten().any(|finding| matches!(finding, Deviation::Outdated(_)));
         self.baseline = (!is_outdated).then_some(baseline);
         found
     }
@@ -289,7 +283,7 @@ impl<X: Xtables> Ipvs<X> {
         let changes = self.diff(baseline, &desired);
         let (input, drain) = (changes.rules.clone().unwrap_or_default(), changes.drain.clone());
         let programmed = changes.operations();
-        let new = if self.tally.is_some() { changes.new_servers() } else { BTreeSet::new() };
+        let new = if self.counters.is_some() { changes.new_servers() } else { BTreeSet::new() };
         let carried_out = self.carry_out(changes, baseline).await;
         let calls = carried_out.inspect_err(|error| self.options.failed(error))?;
         self.tables.wrote(&mut self.tools)?;
@@ -301,24 +295,28 @@ impl<X: Xtables> Ipvs<X> {
         };
         let (virtual_servers, real_servers) = baseline.ours;
         let objects = vec![
-            count(ObjectKind::FilterRules, "filter"),
-            count(ObjectKind::NatRules, "nat"),
-            ObjectCount { kind: ObjectKind::VirtualServers, total: virtual_servers, written: programmed },
-            ObjectCount { kind: ObjectKind::RealServers, total: real_servers, written: 0 },
+            count(KernelObjectKind::FilterRules, "filter"),
+            count(KernelObjectKind::NatRules, "nat"),
+            ObjectCount {
+                kind: KernelObjectKind::VirtualServers,
+                total: virtual_servers,
+                written: programmed,
+            },
+            ObjectCount { kind: KernelObjectKind::RealServers, total: real_servers, written: 0 },
         ];
         let refused = self.quarantine.refusals();
         Ok(Applied { objects, calls, refused, unfinished: BTreeSet::new() })
     }
 
-    async fn compare(&mut self, baseline: &mut Baseline, look: Look) -> Result<Vec<Finding>> {
+    async fn compare(&mut self, baseline: &mut Baseline, look: VerifyDepth) -> Result<Vec<Deviation>> {
         self.watch.addresses_due |=
-            self.kernel.links.addresses_changed(self.family)? || look == Look::Thorough;
+            self.kernel.links.addresses_changed(self.family)? || look == VerifyDepth::Thorough;
         let addresses = match self.watch.addresses_due {
             true => Some(Addresses::read(&mut self.kernel, self.family)?),
             false => None,
         };
         if addresses.as_ref().is_some_and(|addresses| addresses.node != self.node_addresses) {
-            return Ok(vec![Finding::Outdated("the node's addresses changed")]);
+            return Ok(vec![Deviation::Outdated("the node's addresses changed")]);
         }
         if self.detection == DriftDetection::Off {
             self.watch.addresses_due = false;
@@ -339,7 +337,7 @@ impl<X: Xtables> Ipvs<X> {
         };
         let drift = self.watch.check(compared, look)?;
         self.watch.addresses_due = false;
-        Ok(lost.findings().into_iter().chain(drift.into_iter().map(Finding::Drift)).collect())
+        Ok(lost.findings().into_iter().chain(drift.into_iter().map(Deviation::Drift)).collect())
     }
 
     /// Does what `apply` had to leave for later, and reads counters.
@@ -349,8 +347,8 @@ impl<X: Xtables> Ipvs<X> {
         if removed > 0 {
             tracing::debug!(family = %self.family, removed, "endpoints have finished their connections");
         }
-        if let Some(tally) = &mut self.tally {
-            tally.round(&mut ServerCounters::new(self.kernel.servers.as_mut()));
+        if let Some(counters) = &mut self.counters {
+            counters.round(&mut ServerCounters::new(self.kernel.servers.as_mut()));
         }
         match &mut self.counting {
             Some(counting) => counting.take(self.kernel.servers.as_mut(), self.family, baseline),
@@ -368,8 +366,12 @@ impl<X: Xtables + 'static> Dataplane for Ipvs<X> {
         Box::pin(self.try_sync(plan))
     }
 
-    fn verify(&mut self, look: Look) -> LocalBoxFuture<'_, Result<Vec<Finding>>> {
+    fn verify(&mut self, look: VerifyDepth) -> LocalBoxFuture<'_, Result<Vec<Deviation>>> {
         Box::pin(self.check(look))
+    }
+
+    fn flavor(&self) -> Option<Flavor> {
+        Some(self.tools.flavor())
     }
 
     fn forget(&mut self) {
@@ -390,7 +392,7 @@ impl<X: Xtables + 'static> Dataplane for Ipvs<X> {
     }
 
     fn wanted(&self, plan: &Plan<'_>) -> Vec<KernelObject> {
-        inspect::wanted(&Desired::of(plan, &self.style(plan)))
+        inspect::wanted(&Desired::of(plan, &self.context(plan)))
     }
 }
 

@@ -3,7 +3,7 @@
 use crate::model::{IpFamily, SetType};
 
 /// The interface that holds the Services' addresses, so that the kernel takes their packets in.
-pub const INTERFACE: &str = "kube-ipvs0";
+pub(super) use crate::model::SERVICES_INTERFACE as INTERFACE;
 
 pub(super) const SERVICES: &str = "KUBE-SERVICES";
 pub(super) const NODE_PORT: &str = "KUBE-NODE-PORT";

@@ -2,15 +2,17 @@
 
 use super::desired::{Fact, Server, ServicePart};
 use super::names::SetId;
-use crate::model::{Frontend, IpvsScheduler, Protocol, RealServer, SetEntry, TrafficPolicy, VirtualServer};
-use crate::plan::{FamilySettings, NodePortAddresses, PortPlan, Route, ServicePlan};
+use crate::model::{
+    Frontend, IpvsScheduler, Protocol, RealServer, SetEntry, TrafficPolicy, Verdict, VirtualServer,
+};
+use crate::plan::{FamilySettings, NodePortAddresses, PortPlan, ServicePlan};
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 
 /// What a Service's part depends on besides its plan.
 #[derive(Clone, Debug)]
-pub(super) struct Style<'a> {
+pub(super) struct RenderContext<'a> {
     /// As kube-proxy does it, where we think that it is wrong.
     pub(super) upstream_compat: bool,
     /// The scheduler of Services that ask for none.
@@ -33,10 +35,10 @@ pub(super) fn node_port_ips(settings: &FamilySettings, node_addresses: &BTreeSet
 }
 
 /// One Service's part.
-pub(super) fn service(plan: &ServicePlan<'_>, style: &Style<'_>) -> ServicePart {
+pub(super) fn service(plan: &ServicePlan<'_>, context: &RenderContext<'_>) -> ServicePart {
     let mut part = ServicePart::default();
     for port in &plan.ports {
-        Port { plan: port, style, part: &mut part }.render();
+        Port { plan: port, context, part: &mut part }.render();
     }
     part.servers.sort_by_key(|(frontend, _)| *frontend);
     // The same address can be an external and a load-balancer IP.
@@ -50,7 +52,7 @@ pub(super) fn service(plan: &ServicePlan<'_>, style: &Style<'_>) -> ServicePart 
 
 struct Port<'p> {
     plan: &'p PortPlan,
-    style: &'p Style<'p>,
+    context: &'p RenderContext<'p>,
     part: &'p mut ServicePart,
 }
 
@@ -90,12 +92,12 @@ impl Port<'_> {
         let Some(cluster_ip) = self.plan.frontends.cluster_ip else { return };
         let at = self.at(cluster_ip);
         let server = match self.plan.internal {
-            Route::Drop if !self.style.upstream_compat => {
+            Verdict::Dropped if !self.context.upstream_compat => {
                 // Nobody may be sent elsewhere, so nobody is sent anywhere.
                 self.entry(SetId::NobodyLocal, SetEntry::IpPort(at));
-                self.server(Route::Reject)
+                self.server(Verdict::Refused)
             }
-            route => self.server(route),
+            verdict => self.server(verdict),
         };
         self.entry(SetId::ClusterIp, SetEntry::IpPort(at));
         self.bind(at.address);
@@ -140,19 +142,19 @@ impl Port<'_> {
         let frontends = &self.plan.frontends;
         let within = |ip: &IpAddr| frontends.source_ranges.iter().any(|range| range.contains(ip));
         frontends.node_in_source_ranges
-            || !self.style.upstream_compat && self.style.node_addresses.iter().any(within)
+            || !self.context.upstream_compat && self.context.node_addresses.iter().any(within)
     }
 
     /// An address that is bound unless the node has it anyway.
     fn outside(&mut self, at: Frontend, server: &Arc<Server>) {
-        if !self.style.node_addresses.contains(&at.address) {
+        if !self.context.node_addresses.contains(&at.address) {
             self.bind(at.address);
         }
         self.external_frontend(at, server);
     }
 
     fn external_frontend(&mut self, at: Frontend, server: &Arc<Server>) {
-        if self.plan.external == Route::Drop && !self.style.upstream_compat {
+        if self.plan.external == Verdict::Dropped && !self.context.upstream_compat {
             self.entry(SetId::OutsideLocal, SetEntry::IpPort(at));
         }
         self.part.servers.push((at, server.clone()));
@@ -167,7 +169,7 @@ impl Port<'_> {
             Protocol::Sctp => [SetId::NodePortSctp, SetId::NodePortLocalSctp],
         };
         let sets = if self.is_local_externally() { &sets[..] } else { &sets[..1] };
-        for ip in &self.style.node_port_ips {
+        for ip in &self.context.node_port_ips {
             let at = Frontend { address: *ip, port, protocol };
             for set in sets {
                 let entry =
@@ -185,13 +187,13 @@ impl Port<'_> {
 
     /// The virtual server of traffic that goes this way. Without real servers, IPVS itself refuses
     /// connections with an ICMP message, as the iptables rules of other modes do.
-    fn server(&self, route: Route) -> Arc<Server> {
-        let list = match route {
-            Route::Balance(policy) => Some(policy),
+    fn server(&self, verdict: Verdict<TrafficPolicy>) -> Arc<Server> {
+        let list = match verdict {
+            Verdict::Served(policy) => Some(policy),
             // Pods and the node itself are sent to endpoints elsewhere; who comes from outside is
             // dropped before, or, in kube-proxy's way, sent there, too.
-            Route::Drop => Some(TrafficPolicy::Cluster),
-            Route::Reject => None,
+            Verdict::Dropped => Some(TrafficPolicy::Cluster),
+            Verdict::Refused | Verdict::Untouched => None,
         };
         let targets = list.into_iter().flat_map(|policy| self.plan.list(policy));
         let mut reals: Vec<_> =
@@ -204,7 +206,7 @@ impl Port<'_> {
 
     fn scheduler(&self) -> IpvsScheduler {
         let asked_for = self.plan.ipvs_scheduler.as_ref();
-        let usable = asked_for.filter(|it| !self.style.missing_schedulers.contains(&it.name));
-        usable.unwrap_or(self.style.scheduler).clone()
+        let usable = asked_for.filter(|it| !self.context.missing_schedulers.contains(&it.name));
+        usable.unwrap_or(self.context.scheduler).clone()
     }
 }

@@ -47,7 +47,7 @@ impl Kernel {
 ///
 /// # Errors
 /// Names the setting that cannot be made.
-pub fn prepare(kernel: &mut Kernel, strict_arp: bool, timeouts: &Timeouts) -> Result<()> {
+pub(super) fn prepare(kernel: &mut Kernel, strict_arp: bool, timeouts: &Timeouts) -> Result<()> {
     let sysctls = Sysctls::default();
     set(&sysctls, strict_arp)?;
     if *timeouts != Timeouts::default() {

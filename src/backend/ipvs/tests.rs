@@ -1,7 +1,7 @@
 //! The laws of the backend, on an in-memory node.
 
 use super::*;
-use crate::backend::Standing;
+use crate::backend::SharedNames;
 use crate::kernel::fake::iptables::FakeXtables;
 use crate::kernel::fake::ipvs::{FakeNode, FakeObject, FakeServer, State};
 use crate::kernel::iptables::Flavor;
@@ -87,19 +87,19 @@ impl Bench {
 
     /// The first thing that a quick look finds.
     async fn verify(&mut self) -> Option<String> {
-        self.look(Look::Quick).await.into_iter().next()
+        self.look(VerifyDepth::Quick).await.into_iter().next()
     }
 
     /// All that a thorough look finds.
     async fn find(&mut self) -> Vec<String> {
-        self.look(Look::Thorough).await
+        self.look(VerifyDepth::Thorough).await
     }
 
-    async fn look(&mut self, look: Look) -> Vec<String> {
+    async fn look(&mut self, look: VerifyDepth) -> Vec<String> {
         let found = self.backend.verify(look).await.unwrap();
-        let words = |finding: &Finding| match finding {
-            Finding::Drift(drift) => drift.to_string(),
-            Finding::Outdated(what) => (*what).to_owned(),
+        let words = |finding: &Deviation| match finding {
+            Deviation::Drift(drift) => drift.to_string(),
+            Deviation::Outdated(what) => (*what).to_owned(),
         };
         found.iter().map(words).collect()
     }
@@ -332,7 +332,9 @@ async fn a_scheduler_that_the_kernel_lacks_is_refused_at_start_and_replaced_for_
     assert_eq!(&*with.scheduler.name, "rr");
 
     bench.backend.features.scheduler = IpvsScheduler::parse("nq").unwrap();
-    let error = bench.backend.probe().unwrap_err();
+    let error =
+        setup::check_scheduler(bench.backend.kernel.servers.as_mut(), &bench.backend.features.scheduler)
+            .unwrap_err();
     let want = "the kernel has no IPVS scheduler nq (module ip_vs_nq); it has: rr, lc, sh, mh";
     assert_eq!(error.to_string(), want);
 }
@@ -388,7 +390,7 @@ async fn others_virtual_servers_are_left_alone_unless_a_service_wants_them() {
     assert_eq!(bench.reals(&at)[0], ("10.128.1.1:8080".to_owned(), 1), "the Service's own is set right");
     for _ in 0..2 {
         let Ipvs { tools, kernel, family, features, .. } = &mut bench.backend;
-        remove_rules(tools, &Standing::default()).await.unwrap();
+        remove_rules(tools, &SharedNames::default()).await.unwrap();
         kernel.remove_leftovers(*family, features).unwrap();
         kernel.remove_interface().unwrap();
     }
@@ -410,7 +412,7 @@ async fn others_addresses_on_our_interface_and_others_sets_are_left_alone() {
     other.sync().await.unwrap();
     assert_eq!(other.node.state().interfaces["kube-ipvs0"], BTreeSet::from([at.address, theirs]));
     let Ipvs { tools, kernel, family, features, .. } = &mut other.backend;
-    remove_rules(tools, &Standing::default()).await.unwrap();
+    remove_rules(tools, &SharedNames::default()).await.unwrap();
     kernel.remove_leftovers(*family, features).unwrap();
     assert!(!kernel.remove_interface().unwrap());
     let state = other.node.state();
@@ -436,7 +438,7 @@ async fn what_is_drained_and_the_connections_of_the_first_services_are_told() {
     bench.tend().await;
     bench.tend().await;
     let counted = Some(vec![(ServiceName::new("shop", "web"), 7)]);
-    let census = |connections| Census { family: IpFamily::V4, draining: 1, connections };
+    let census = |connections| ConnectionCounts { family: IpFamily::V4, draining: 1, connections };
     assert_eq!(*told.borrow(), [census(counted), census(None)]);
 }
 
@@ -494,7 +496,7 @@ async fn every_harm_is_noticed_and_healed() {
     let (mut bench, _) = bench_with_web(Protocol::Tcp, &[1, 2]).await;
     assert_eq!(bench.verify().await, None);
     bench.backend.tools.flush("nat");
-    let found = bench.look(Look::Quick).await;
+    let found = bench.look(VerifyDepth::Quick).await;
     for what in
         ["jump PREROUTING to KUBE-SERVICES", "chain KUBE-SERVICES of table nat was changed by meddler"]
     {

@@ -4,7 +4,7 @@ use super::desired::{Baseline, Desired};
 use super::diff::Changes;
 use super::input::{self, Features};
 use super::names::{INTERFACE, SetId};
-use super::render::{Style, node_port_ips};
+use super::render::{RenderContext, node_port_ips};
 use crate::model::{
     Frontend, IpFamily, Protocol, RealServer, ServerOperation, SetEntry, SetType, VirtualServer,
 };
@@ -14,17 +14,20 @@ use std::net::IpAddr;
 
 /// Everything that a plan means on a node with these addresses and nothing programmed yet, in the
 /// order in which it is done.
-#[must_use]
-pub fn render_text(plan: &Plan<'_>, features: &Features, node_addresses: &BTreeSet<IpAddr>) -> String {
+pub(in crate::backend) fn render_text(
+    plan: &Plan<'_>,
+    features: &Features,
+    node_addresses: &BTreeSet<IpAddr>,
+) -> String {
     let missing_schedulers = BTreeSet::new();
-    let style = Style {
+    let context = RenderContext {
         upstream_compat: features.upstream_compat,
         scheduler: &features.scheduler,
         missing_schedulers: &missing_schedulers,
         node_addresses,
         node_port_ips: node_port_ips(plan.settings, node_addresses),
     };
-    let changes = Changes::between(&Baseline::default(), &Desired::of(plan, &style), features);
+    let changes = Changes::between(&Baseline::default(), &Desired::of(plan, &context), features);
     let family = plan.settings.family;
     let tool = if family == IpFamily::V4 { "iptables" } else { "ip6tables" };
     let interface = format!("link add {INTERFACE} type dummy");

@@ -5,10 +5,10 @@ use super::desired::{Baseline, Desired};
 use super::diff::Changes;
 use super::input::{self, Features};
 use super::inspect::{Surroundings, trace};
-use super::render::{Style, node_port_ips};
+use super::render::{RenderContext, node_port_ips};
 use crate::backend::KernelObject;
 use crate::backend::packet_tests::{Fate, sent, settings, snapshot};
-use crate::backend::walk::Outcome;
+use crate::backend::packet_trace::TraceOutcome;
 use crate::model::{Frontend, IpFamily, IpvsScheduler, RealServer, ServerOperation};
 use crate::plan::{Plan, Scope};
 use crate::testing::packets::{Packet, PacketCase, Place, Verdict, cases, pod_side_address};
@@ -34,7 +34,7 @@ impl Node {
             node_name: "node-0".into(),
         };
         let own = BTreeSet::from([Place::Node.address(family), pod_side_address(family)]);
-        let style = Style {
+        let context = RenderContext {
             upstream_compat: false,
             scheduler: &features.scheduler,
             missing_schedulers: &BTreeSet::new(),
@@ -42,7 +42,7 @@ impl Node {
             node_port_ips: node_port_ips(&settings, &own),
         };
         let plan = Plan::new(&settings, &snapshot, Scope::All);
-        let changes = Changes::between(&Baseline::default(), &Desired::of(&plan, &style), &features);
+        let changes = Changes::between(&Baseline::default(), &Desired::of(&plan, &context), &features);
         let mut around = Surroundings { addresses: own.clone(), ..Surroundings::default() };
         around.addresses.extend(&changes.add_addresses);
         for (id, entries) in &changes.add_entries {
@@ -51,7 +51,7 @@ impl Node {
         Node { chains: chains(changes.rules.as_deref().unwrap()), around, servers: servers(&changes.servers) }
     }
 
-    fn trace(&self, case: &PacketCase, packet: &Packet, family: IpFamily) -> Vec<Outcome> {
+    fn trace(&self, case: &PacketCase, packet: &Packet, family: IpFamily) -> Vec<TraceOutcome> {
         let sent = sent(case, packet, family);
         let (to, protocol) = (sent.destination, sent.protocol);
         let at = Frontend { address: to.ip(), port: to.port(), protocol };
@@ -118,7 +118,7 @@ fn a_missing_server_is_noticed() {
     }
     assert!(!Fate::of(node.trace(&case, packet, family)).is(&packet.verdict));
     node.servers.values_mut().for_each(Vec::clear);
-    assert!(Fate::of(node.trace(&case, packet, family)).is(&Verdict::Rejected));
+    assert!(Fate::of(node.trace(&case, packet, family)).is(&Verdict::Refused));
     node.servers.clear();
     let outcomes = node.trace(&case, packet, family);
     assert!(outcomes[0].rules.iter().any(|rule| rule.contains("KUBE-IPVS-FILTER")), "{outcomes:?}");

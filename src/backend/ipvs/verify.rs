@@ -6,7 +6,7 @@ use super::apply::set_spec;
 use super::desired::{Baseline, Fact, Held, Server};
 use super::names::{INTERFACE, SetId};
 use super::observe::Addresses;
-use crate::backend::{Drift, DriftKind, Look};
+use crate::backend::{Drift, DriftKind, VerifyDepth};
 use crate::model::{Frontend, IpFamily, IpvsScheduler, RealServer, SetEntry, VirtualServer};
 use anyhow::Result;
 use std::collections::{BTreeMap, BTreeSet};
@@ -45,7 +45,7 @@ pub(super) struct Compared<'a> {
 
 impl Watch {
     /// What of ours is missing or different.
-    pub(super) fn check(&mut self, mut with: Compared<'_>, look: Look) -> Result<Vec<Drift>> {
+    pub(super) fn check(&mut self, mut with: Compared<'_>, look: VerifyDepth) -> Result<Vec<Drift>> {
         let mut drift: Vec<Drift> = with
             .addresses
             .and_then(|addresses| compare_addresses(&addresses.on_interface, with.baseline))
@@ -59,7 +59,7 @@ impl Watch {
         let reals = self.compare_real_servers(with.kernel, with.baseline, look)?;
         // A virtual server that is gone has no real servers either: it is to be named, too.
         let mut differing: BTreeSet<Frontend> = reals.keys().copied().collect();
-        if look == Look::Thorough || is_turn || !reals.is_empty() {
+        if look == VerifyDepth::Thorough || is_turn || !reals.is_empty() {
             let servers = self.compare_servers(with.kernel, with.baseline)?;
             differing.extend(servers.iter().map(|(at, _)| at));
             drift.extend(servers.into_iter().map(|(_, drift)| drift));
@@ -102,11 +102,11 @@ impl Watch {
         &mut self,
         kernel: &mut Kernel,
         baseline: &Baseline,
-        look: Look,
+        look: VerifyDepth,
     ) -> Result<BTreeMap<Frontend, Drift>> {
         let suspects: Vec<Frontend> = match look {
-            Look::Thorough => suspects(kernel, baseline).into_iter().collect(),
-            Look::Quick => self.next_in_turn(baseline),
+            VerifyDepth::Thorough => suspects(kernel, baseline).into_iter().collect(),
+            VerifyDepth::Quick => self.next_in_turn(baseline),
         };
         let mut drift = BTreeMap::new();
         for at in suspects {
@@ -191,10 +191,12 @@ fn compare_addresses(found: &BTreeSet<IpAddr>, baseline: &mut Baseline) -> Optio
 }
 
 /// A quick look only counts the entries.
-fn compare_set(with: &mut Compared<'_>, id: SetId, look: Look) -> Result<Option<Drift>> {
+fn compare_set(with: &mut Compared<'_>, id: SetId, look: VerifyDepth) -> Result<Option<Drift>> {
     let name = id.name(with.family);
     let spec = set_spec(id, &name, with.family);
-    if look == Look::Quick && with.kernel.sets.count(spec)? == Some(with.baseline.set_sizes[id.index()]) {
+    if look == VerifyDepth::Quick
+        && with.kernel.sets.count(spec)? == Some(with.baseline.set_sizes[id.index()])
+    {
         return Ok(None);
     }
     let wanted: BTreeSet<SetEntry> = with.baseline.wanted_entries(id).collect();

@@ -13,14 +13,14 @@ const PATH: &str = "/run/xtables.lock";
 #[error("the lock {PATH}, which legacy iptables needs, is held by {holder}")]
 pub struct LockHeld {
     /// Who.
-    pub holder: Holder,
+    pub holder: LockHolder,
 }
 
 /// Who has the lock.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Holder(Option<(u32, String)>);
+pub struct LockHolder(Option<(u32, String)>);
 
-impl fmt::Display for Holder {
+impl fmt::Display for LockHolder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.0 {
             Some((pid, name)) => write!(f, "process {pid} ({})", word(name)),
@@ -32,12 +32,12 @@ impl fmt::Display for Holder {
 impl LockHeld {
     /// Whether that is what a tool says; then who it is.
     pub(super) fn said(words: &str) -> Option<LockHeld> {
-        words.contains("xtables lock").then(|| LockHeld { holder: Holder::find() })
+        words.contains("xtables lock").then(|| LockHeld { holder: LockHolder::find() })
     }
 }
 
-impl Holder {
-    fn find() -> Holder {
+impl LockHolder {
+    fn find() -> LockHolder {
         let found = || {
             let file = locked_file(PATH)?;
             let named = |pid: u32| {
@@ -46,7 +46,7 @@ impl Holder {
             let taker = taker(&fs::read_to_string("/proc/locks").ok()?, &file).and_then(named);
             taker.or_else(|| named(heir(&file)?))
         };
-        Holder(found())
+        LockHolder(found())
     }
 }
 
@@ -115,7 +115,7 @@ mod tests {
         let words = "Another app is currently holding the xtables lock. Stopped waiting after 5s.";
         assert!(LockHeld::said(words).is_some());
         assert_eq!(LockHeld::said("iptables: No chain/target/match by that name."), None);
-        let holder = Holder(Some((7, "a\u{1b}b".to_owned())));
+        let holder = LockHolder(Some((7, "a\u{1b}b".to_owned())));
         assert!(LockHeld { holder }.to_string().ends_with("is held by process 7 (\"a\\u{1b}b\")"));
     }
 }

@@ -32,7 +32,7 @@ fn slice(name: &str, service: &str, last: u8) -> WatchEvent {
     }))
 }
 
-fn names(changes: &Changes) -> Vec<&str> {
+fn names(changes: &ChangedObjects) -> Vec<&str> {
     changes.services.iter().map(ServiceName::as_str).collect()
 }
 
@@ -198,7 +198,7 @@ fn of_a_family_that_is_not_served_nothing_is_kept() {
     tracker.serve_only([IpFamily::V6].into_iter());
     tracker.fold(service("web", 1, 0));
     tracker.fold(slice("web-4", "web", 5));
-    assert_eq!((tracker.pending(), tracker.take_changes(IpFamily::V4)), (0, Changes::default()));
+    assert_eq!((tracker.pending(), tracker.take_changes(IpFamily::V4)), (0, ChangedObjects::default()));
 }
 
 #[test]

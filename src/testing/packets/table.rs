@@ -1,12 +1,12 @@
 //! The table itself, by topic.
 
-use super::{EndpointState, Packet, PacketCase, Place, Shape, Share, Source, Target, Verdict};
+use super::{EndpointState, Packet, PacketCase, Place, ServedBy, Shape, Share, Source, Target, Verdict};
+use crate::model::Verdict::{Dropped, Refused, Untouched};
 use crate::model::{IpFamily, Protocol};
 use EndpointState::{NotReady, Ready, Stopped, Terminating};
 use Place::{Local1, Local2, LocalClient, Node, Outside, OutsideFriend, Remote1, Remote2};
 use Source::{Kept, Masqueraded};
 use Target::{ClusterIp, ExternalIp, LoadBalancerIp, NodePort, NodePortOnLocalhost, NodePortOnPodSide};
-use Verdict::{Dropped, Rejected, Untouched};
 use std::collections::BTreeMap;
 
 const BOTH: &[IpFamily] = &IpFamily::ALL;
@@ -102,13 +102,13 @@ fn node_ports() -> Vec<PacketCase> {
 fn no_endpoints() -> Vec<PacketCase> {
     let everywhere = |case: PacketCase| {
         case.exposed()
-            .send(LocalClient, ClusterIp, Rejected)
-            .send(Node, ClusterIp, Rejected)
-            .send(Outside, NodePort, Rejected)
-            .send(Node, NodePort, Rejected)
-            .send(Outside, ExternalIp, Rejected)
-            .send(Outside, LoadBalancerIp, Rejected)
-            .send(LocalClient, LoadBalancerIp, Rejected)
+            .send(LocalClient, ClusterIp, Refused)
+            .send(Node, ClusterIp, Refused)
+            .send(Outside, NodePort, Refused)
+            .send(Node, NodePort, Refused)
+            .send(Outside, ExternalIp, Refused)
+            .send(Outside, LoadBalancerIp, Refused)
+            .send(LocalClient, LoadBalancerIp, Refused)
     };
     vec![
         everywhere(case("without_endpoints_every_destination_refuses_at_once", &[])),
@@ -117,13 +117,13 @@ fn no_endpoints() -> Vec<PacketCase> {
         case("without_endpoints_the_internal_local_policy_refuses", &[]).internal_local().send(
             LocalClient,
             ClusterIp,
-            Rejected,
+            Refused,
         ),
         case("without_endpoints_the_external_local_policy_refuses", &[])
             .exposed()
             .external_local()
-            .send(Outside, NodePort, Rejected)
-            .send(Outside, LoadBalancerIp, Rejected),
+            .send(Outside, NodePort, Refused)
+            .send(Outside, LoadBalancerIp, Refused),
     ]
 }
 
@@ -209,7 +209,7 @@ fn source_ranges() -> Vec<PacketCase> {
 }
 
 fn affinity() -> Vec<PacketCase> {
-    let sticky = |share| Verdict::Served { by: ALL_PODS.to_vec(), source: Kept, share };
+    let sticky = |share| Verdict::Served(ServedBy { by: ALL_PODS.to_vec(), source: Kept, share });
     vec![
         case("client_affinity_keeps_a_client_on_its_endpoint", &ALL_PODS).affinity(600).send(
             LocalClient,
@@ -224,7 +224,7 @@ fn affinity() -> Vec<PacketCase> {
         case("client_affinity_holds_on_node_ports", &ALL_PODS).exposed().affinity(600).send(
             Outside,
             NodePort,
-            Verdict::Served { by: ALL_PODS.to_vec(), source: Masqueraded, share: Share::Sticky },
+            Verdict::Served(ServedBy { by: ALL_PODS.to_vec(), source: Masqueraded, share: Share::Sticky }),
         ),
     ]
 }
@@ -246,7 +246,7 @@ fn endpoint_states() -> Vec<PacketCase> {
         case("endpoints_that_stopped_serving_are_no_fallback", &[]).with(Local1, Stopped).send(
             LocalClient,
             ClusterIp,
-            Rejected,
+            Refused,
         ),
         case("the_external_local_policy_falls_back_to_local_terminating_endpoints", &[Remote1])
             .exposed()
@@ -289,12 +289,12 @@ fn flags() -> Vec<PacketCase> {
     ]
 }
 
-fn served(by: &[Place], source: Source) -> Verdict {
-    Verdict::Served { by: by.to_vec(), source, share: Share::Some }
+fn served(by: &[Place], source: Source) -> Verdict<ServedBy> {
+    Verdict::Served(ServedBy { by: by.to_vec(), source, share: Share::Some })
 }
 
-fn evenly(by: &[Place], source: Source) -> Verdict {
-    Verdict::Served { by: by.to_vec(), source, share: Share::Even }
+fn evenly(by: &[Place], source: Source) -> Verdict<ServedBy> {
+    Verdict::Served(ServedBy { by: by.to_vec(), source, share: Share::Even })
 }
 
 /// A case whose Service has these ready endpoints and nothing but a cluster IP.
@@ -352,11 +352,17 @@ impl PacketCase {
         self
     }
 
-    fn send(self, from: Place, to: Target, verdict: Verdict) -> Self {
+    fn send(self, from: Place, to: Target, verdict: Verdict<ServedBy>) -> Self {
         self.send_in(BOTH, from, to, verdict)
     }
 
-    fn send_in(mut self, families: &'static [IpFamily], from: Place, to: Target, verdict: Verdict) -> Self {
+    fn send_in(
+        mut self,
+        families: &'static [IpFamily],
+        from: Place,
+        to: Target,
+        verdict: Verdict<ServedBy>,
+    ) -> Self {
         self.packets.push(Packet { from, to, families, verdict });
         self
     }

@@ -42,7 +42,7 @@ impl<T> Converted<T> {
 
 /// How bad an [`Issue`] is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Severity {
+pub enum IssueSeverity {
     /// The API server allows it, but we can make no use of it.
     Warning,
     /// A present-day API server would have refused it.
@@ -57,7 +57,7 @@ pub struct Issue {
     /// What, as in `"10.0.0.300" is not an IP address`.
     pub message: String,
     /// How bad.
-    pub severity: Severity,
+    pub severity: IssueSeverity,
 }
 
 impl fmt::Display for Issue {
@@ -81,12 +81,12 @@ pub(super) struct Issues(Vec<Issue>);
 impl Issues {
     /// Notes what an API server would not have let through.
     pub(super) fn error(&mut self, field: impl fmt::Display, message: impl fmt::Display) {
-        self.push(field, message, Severity::Error);
+        self.push(field, message, IssueSeverity::Error);
     }
 
     /// Notes what is allowed and useless.
     pub(super) fn warning(&mut self, field: impl fmt::Display, message: impl fmt::Display) {
-        self.push(field, message, Severity::Warning);
+        self.push(field, message, IssueSeverity::Warning);
     }
 
     /// All of them, in the order of their coming.
@@ -94,7 +94,7 @@ impl Issues {
         self.0
     }
 
-    fn push(&mut self, field: impl fmt::Display, message: impl fmt::Display, severity: Severity) {
+    fn push(&mut self, field: impl fmt::Display, message: impl fmt::Display, severity: IssueSeverity) {
         self.0.push(Issue { field: field.to_string(), message: message.to_string(), severity });
     }
 

@@ -2,7 +2,7 @@
 
 use super::names::{check_label, check_namespace, check_service_name};
 use super::parse::{self, parse_cidr, parse_ip, port_number};
-use super::{Converted, Issue, Issues, Severity};
+use super::{Converted, Issue, IssueSeverity, Issues};
 use crate::model::{
     Cidr, External, IpFamily, IpvsScheduler, PerFamily, Service, ServiceName, ServicePort, TrafficPolicy,
     quoted,
@@ -62,7 +62,7 @@ pub fn node_ports_outside(service: &Service, range: &RangeInclusive<u16>) -> imp
     ports.filter(|(_, port)| !range.contains(&port.node_port)).map(|(index, port)| Issue {
         field: format!("spec.ports[{index}].nodePort"),
         message: format!("{} is outside --service-node-port-range and is used all the same", port.node_port),
-        severity: Severity::Warning,
+        severity: IssueSeverity::Warning,
     })
 }
 

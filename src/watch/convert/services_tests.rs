@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::model::Protocol;
-use crate::watch::convert::Severity;
+use crate::watch::convert::IssueSeverity;
 use rstest::rstest;
 use serde_json::{Value, json};
 
@@ -121,7 +121,7 @@ fn a_service_without_a_good_cluster_ip_is_refused(#[case] spec: Value, #[case] i
     let converted = with_spec(spec);
     assert_eq!(texts(&converted), [issue]);
     assert_eq!(converted.value, None);
-    assert_eq!(converted.issues[0].severity, Severity::Error);
+    assert_eq!(converted.issues[0].severity, IssueSeverity::Error);
 }
 
 #[test]
@@ -208,7 +208,7 @@ fn external_ips_are_those_of_the_services_families() {
     );
     assert_eq!(
         single.issues.iter().map(|i| i.severity).collect::<Vec<_>>(),
-        [Severity::Warning, Severity::Error]
+        [IssueSeverity::Warning, IssueSeverity::Error]
     );
     assert_eq!(strings(&single.value.unwrap().external.unwrap().external_ips), ["203.0.113.7"]);
 
@@ -333,12 +333,12 @@ fn the_health_check_port_is_for_local_load_balancers_only(
 }
 
 #[rstest]
-#[case(json!(0), Severity::Warning)]
-#[case(json!(null), Severity::Warning)]
-#[case(json!(70_000), Severity::Error)]
+#[case(json!(0), IssueSeverity::Warning)]
+#[case(json!(null), IssueSeverity::Warning)]
+#[case(json!(70_000), IssueSeverity::Error)]
 fn a_missing_health_check_port_is_told_and_means_no_health_server(
     #[case] port: Value,
-    #[case] severity: Severity,
+    #[case] severity: IssueSeverity,
 ) {
     let spec = json!({"type": "LoadBalancer", "externalTrafficPolicy": "Local", "healthCheckNodePort": port});
     let converted = with_spec(spec);

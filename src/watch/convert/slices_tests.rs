@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::model::Protocol;
-use crate::watch::convert::Severity;
+use crate::watch::convert::IssueSeverity;
 use rstest::rstest;
 use serde_json::{Value, json};
 
@@ -75,7 +75,7 @@ fn a_slice_of_no_service_cannot_be_used(#[case] metadata: Value) {
     let converted = with_metadata(metadata);
     let text = "metadata.labels[kubernetes.io/service-name]: is missing: the slice belongs to no Service";
     assert_eq!(texts(&converted), [text]);
-    assert_eq!((converted.value, converted.issues[0].severity), (None, Severity::Warning));
+    assert_eq!((converted.value, converted.issues[0].severity), (None, IssueSeverity::Warning));
 }
 
 #[rstest]

@@ -4,7 +4,7 @@
 //! form. YAML is split at its document marks first, as Kubernetes' own tools do it: a document
 //! with a syntax error then does not hide what is wrong with those after it.
 
-use super::{Key, Place, description};
+use super::{Key, Location, description};
 use crate::model::{ServiceName, word};
 use crate::watch::objects::{EndpointSliceObject, NodeObject, ServiceObject};
 use serde::Deserialize;
@@ -83,16 +83,16 @@ fn brief(message: &str) -> String {
 }
 
 /// Decodes all objects of a text and hands them over, in order.
-pub(super) fn decode(text: &str, format: Format, found: &mut dyn FnMut(Place, Decoded)) {
+pub(super) fn decode(text: &str, format: Format, found: &mut dyn FnMut(Location, Decoded)) {
     match format {
         Format::Json => decode_json(text, found),
         Format::Yaml => decode_yaml(text, found),
     }
 }
 
-fn decode_json(text: &str, found: &mut dyn FnMut(Place, Decoded)) {
+fn decode_json(text: &str, found: &mut dyn FnMut(Location, Decoded)) {
     let mut input = serde_json::Deserializer::from_str(text);
-    let mut place = Place::default();
+    let mut place = Location::default();
     while input.end().is_err() {
         place.document += 1;
         match Document::deserialize(&mut input) {
@@ -112,8 +112,8 @@ fn without_line(error: &serde_json::Error) -> String {
     text.rsplit_once(" at line ").map_or(text.as_str(), |(message, _)| message).to_owned()
 }
 
-fn decode_yaml(text: &str, found: &mut dyn FnMut(Place, Decoded)) {
-    let mut place = Place::default();
+fn decode_yaml(text: &str, found: &mut dyn FnMut(Location, Decoded)) {
+    let mut place = Location::default();
     for (first_line, part) in yaml_documents(text) {
         if place.document == 0 && is_blank(part) {
             continue;
@@ -125,7 +125,7 @@ fn decode_yaml(text: &str, found: &mut dyn FnMut(Place, Decoded)) {
             Err(error) => {
                 let error = error.without_snippet();
                 let line = error.location().map_or(1, |location| location.line());
-                let place = Place { line: Some(first_line + line - 1), ..place };
+                let place = Location { line: Some(first_line + line - 1), ..place };
                 let message = DefaultMessageFormatter.format_message(error).into_owned();
                 found(place, Decoded::Broken(Broken::because(message)));
             }
@@ -191,14 +191,14 @@ struct Document {
 }
 
 impl Document {
-    fn hand_over(self, place: Place, found: &mut dyn FnMut(Place, Decoded)) {
+    fn hand_over(self, place: Location, found: &mut dyn FnMut(Location, Decoded)) {
         let Some(items) = self.items else {
             found(place, decode_object(Value::Object(self.object)));
             return;
         };
         let list = ListKind::of(&self.object);
         for (index, item) in items.into_iter().enumerate() {
-            let place = Place { item: Some(index), ..place };
+            let place = Location { item: Some(index), ..place };
             match item {
                 Item::Decoded(decoded) => found(place, decoded),
                 Item::Kindless(mut object) => {

@@ -1,9 +1,9 @@
 //! One file's text to model objects, with everything that is wrong with it.
 
 use super::document::{self, Broken, Decoded, Format, Object, Typed};
-use super::{Key, ManifestError, ManifestOptions, Place, defaults, validate};
+use super::{Key, Location, ManifestError, ManifestOptions, defaults, validate};
 use crate::model::WatchEvent;
-use crate::watch::convert::{self, Converted, Issue, Issues, Severity};
+use crate::watch::convert::{self, Converted, Issue, IssueSeverity, Issues};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
@@ -15,7 +15,7 @@ pub(super) const MAX_ERRORS: usize = 100;
 #[derive(Debug)]
 pub(super) struct Usable {
     pub(super) key: Key,
-    pub(super) place: Place,
+    pub(super) place: Location,
     /// As JSON, in one line.
     pub(super) text: String,
     pub(super) event: WatchEvent,
@@ -67,7 +67,7 @@ struct Reader<'a> {
 }
 
 impl Reader<'_> {
-    fn take(&mut self, place: Place, decoded: Decoded) {
+    fn take(&mut self, place: Location, decoded: Decoded) {
         match decoded {
             Decoded::Object(object) => self.object(place, *object),
             Decoded::Other(kind) => _ = self.content.skipped.insert(kind),
@@ -79,7 +79,7 @@ impl Reader<'_> {
         }
     }
 
-    fn object(&mut self, place: Place, object: Object) {
+    fn object(&mut self, place: Location, object: Object) {
         let Object { key, text, typed } = object;
         let converted = match typed {
             Ok(typed) => self.convert(typed),
@@ -126,16 +126,16 @@ impl Reader<'_> {
     }
 
     /// Reports what is wrong with an object. Its value stays if there is no error among that.
-    fn settle(&mut self, key: &Key, place: Place, converted: Converted<WatchEvent>) -> Option<WatchEvent> {
+    fn settle(&mut self, key: &Key, place: Location, converted: Converted<WatchEvent>) -> Option<WatchEvent> {
         let mut issues = converted.issues;
         let is_first = self.seen.insert(key.clone());
         if !is_first {
             let (field, message) = ("metadata.name".to_owned(), "is there twice in this file".to_owned());
-            issues.push(Issue { field, message, severity: Severity::Error });
+            issues.push(Issue { field, message, severity: IssueSeverity::Error });
         }
         let mut is_valid = true;
         for issue in issues {
-            let is_error = issue.severity == Severity::Error;
+            let is_error = issue.severity == IssueSeverity::Error;
             let error = ManifestError {
                 file: self.file.clone(),
                 place,
@@ -162,14 +162,14 @@ impl Reader<'_> {
         }
     }
 
-    fn error(&self, place: Place, broken: Broken) -> ManifestError {
+    fn error(&self, place: Location, broken: Broken) -> ManifestError {
         ManifestError {
             file: self.file.clone(),
             place,
             object: broken.object,
             field: broken.field,
             message: broken.message,
-            severity: Severity::Error,
+            severity: IssueSeverity::Error,
         }
     }
 

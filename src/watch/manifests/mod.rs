@@ -20,7 +20,7 @@ pub use self::folder::check_paths;
 pub use self::raw::raw;
 
 use self::catalog::{Catalog, Update};
-use super::convert::Severity;
+use super::convert::IssueSeverity;
 use crate::model::{ObjectKind, ServiceName, SliceName, WatchEvent, word};
 use anyhow::{Context, Result};
 use std::fmt;
@@ -56,7 +56,7 @@ impl Default for ManifestOptions {
 
 /// Where in a file something is; all zero or `None` for the file as a whole.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Place {
+pub struct Location {
     /// The number of the document, from 1.
     pub document: usize,
     /// The line, from 1.
@@ -71,7 +71,7 @@ pub struct ManifestError {
     /// The file or folder.
     pub file: Arc<Path>,
     /// Where in it.
-    pub place: Place,
+    pub place: Location,
     /// Kind and name, as in `Service shop/web`.
     pub object: Option<String>,
     /// The field, as in `spec.externalIPs[0]`.
@@ -79,7 +79,7 @@ pub struct ManifestError {
     /// What is wrong.
     pub message: String,
     /// An error if the API server would have refused the object.
-    pub severity: Severity,
+    pub severity: IssueSeverity,
 }
 
 impl ManifestError {
@@ -87,11 +87,11 @@ impl ManifestError {
     fn of_file(file: &Arc<Path>, message: impl fmt::Display) -> Self {
         ManifestError {
             file: file.clone(),
-            place: Place::default(),
+            place: Location::default(),
             object: None,
             field: None,
             message: message.to_string(),
-            severity: Severity::Error,
+            severity: IssueSeverity::Error,
         }
     }
 }
@@ -257,8 +257,8 @@ fn report(update: &Update) {
     report_skipped(update);
     for problem in &update.errors {
         match problem.severity {
-            Severity::Error => error!(object = problem.object, "{problem}"),
-            Severity::Warning => warn!(object = problem.object, "{problem}"),
+            IssueSeverity::Error => error!(object = problem.object, "{problem}"),
+            IssueSeverity::Warning => warn!(object = problem.object, "{problem}"),
         }
     }
     update.events.iter().for_each(report_problems);

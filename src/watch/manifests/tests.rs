@@ -410,7 +410,7 @@ fn what_is_doubtful_is_told_and_its_object_stays(#[case] text: String, #[case] p
     let folder = folder(&[("shop.yaml", &text)]);
     let (events, errors) = load(&[folder.path().to_owned()], &options()).unwrap();
     assert_eq!(texts(&errors, folder.path()), [format!("shop.yaml: document 1: {problem}")]);
-    assert_eq!(errors[0].severity, Severity::Warning);
+    assert_eq!(errors[0].severity, IssueSeverity::Warning);
     assert_eq!(services(&events).len() + slices(&events).len(), 1);
     assert!(slices(&events).iter().all(|slice| (slice.refused, slice.endpoints.len()) == (1, 0)));
 }
@@ -434,7 +434,10 @@ fn fields_without_effect_are_told_and_do_no_harm() {
     let found: Vec<_> = errors.iter().map(|e| (e.field.as_deref().unwrap(), e.severity)).collect();
     assert_eq!(
         found,
-        [("spec.externalTrafficPolicy", Severity::Warning), ("spec.healthCheckNodePort", Severity::Warning)]
+        [
+            ("spec.externalTrafficPolicy", IssueSeverity::Warning),
+            ("spec.healthCheckNodePort", IssueSeverity::Warning)
+        ]
     );
 }
 

@@ -1,7 +1,7 @@
 //! A packet's way through chains, with every branch that a random choice can take.
 
 use super::rule::{Asks, Match, Parsed, Rule, States, Target};
-use crate::model::{Frontend, Protocol, RealServer, SetEntry};
+use crate::model::{Frontend, Protocol, RealServer, SetEntry, Verdict};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
@@ -24,29 +24,20 @@ pub struct Packet {
 /// What a virtual server's step begins with among the rules that a packet meets.
 pub const SERVER_RULE: &str = "ipvs virtual server ";
 
-/// What becomes of a packet.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Verdict {
-    /// An endpoint gets it.
-    Served {
-        /// The endpoint.
-        endpoint: SocketAddr,
-        /// With one of the node's addresses as its source.
-        masqueraded: bool,
-    },
-    /// A rule refuses it at once.
-    Rejected,
-    /// A rule, or the policy of a chain, drops it silently.
-    Dropped,
-    /// No rule takes it: it goes where its address says.
-    Untouched,
+/// The endpoint that gets a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TracedEndpoint {
+    /// Its address.
+    pub address: SocketAddr,
+    /// It sees one of the node's addresses as the source.
+    pub masqueraded: bool,
 }
 
 /// One thing that can become of a packet.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Outcome {
+pub struct TraceOutcome {
     /// What.
-    pub verdict: Verdict,
+    pub verdict: Verdict<TracedEndpoint>,
     /// The chance that it does.
     pub chance: f64,
     /// The rules that it meets, as `table CHAIN: rule`, and the virtual server, as `ipvs virtual server …`.
@@ -65,7 +56,7 @@ pub(super) struct Tables {
 
 /// A place on a packet's way where something decides about it.
 #[derive(Clone, Copy, Debug)]
-enum Stop {
+enum Hook {
     /// A built-in chain, after its table.
     Chain(&'static str, &'static str),
     /// IPVS.
@@ -73,24 +64,24 @@ enum Stop {
 }
 
 /// What comes in; then it is known whether it is for this node.
-const ARRIVES: &[Stop] = &[Stop::Chain("nat", "PREROUTING")];
+const ARRIVES: &[Hook] = &[Hook::Chain("nat", "PREROUTING")];
 /// What the node sends. IPVS takes its share before the filter table sees it.
-const SENT: &[Stop] = &[
-    Stop::Chain("mangle", "OUTPUT"),
-    Stop::Chain("nat", "OUTPUT"),
-    Stop::Servers,
-    Stop::Chain("filter", "OUTPUT"),
+const SENT: &[Hook] = &[
+    Hook::Chain("mangle", "OUTPUT"),
+    Hook::Chain("nat", "OUTPUT"),
+    Hook::Servers,
+    Hook::Chain("filter", "OUTPUT"),
 ];
 /// What is for this node.
-const ENTERS: &[Stop] = &[Stop::Chain("mangle", "INPUT"), Stop::Chain("filter", "INPUT"), Stop::Servers];
+const ENTERS: &[Hook] = &[Hook::Chain("mangle", "INPUT"), Hook::Chain("filter", "INPUT"), Hook::Servers];
 /// What IPVS sends on: the nat table has seen it already.
-const SENT_ON: &[Stop] = &[Stop::Chain("mangle", "OUTPUT"), Stop::Chain("filter", "OUTPUT")];
+const SENT_ON: &[Hook] = &[Hook::Chain("mangle", "OUTPUT"), Hook::Chain("filter", "OUTPUT")];
 /// What is for somebody else.
-const PASSES: &[Stop] = &[Stop::Chain("mangle", "FORWARD"), Stop::Chain("filter", "FORWARD")];
+const PASSES: &[Hook] = &[Hook::Chain("mangle", "FORWARD"), Hook::Chain("filter", "FORWARD")];
 
 /// A packet on its way, with the chance that it gets there.
 #[derive(Clone, Debug)]
-struct Traveller {
+struct TracedPacket {
     chance: f64,
     packet: Packet,
     mark: u32,
@@ -128,17 +119,17 @@ impl Tables {
 }
 
 /// Walks packets through tables, on a node.
-pub(super) struct Walk<'a> {
+pub(super) struct PacketTrace<'a> {
     pub(super) tables: &'a Tables,
     /// Whether an address is one of the node's own.
     pub(super) is_local: &'a dyn Fn(IpAddr) -> bool,
 }
 
-impl Walk<'_> {
+impl PacketTrace<'_> {
     /// All that can become of a packet whose client is remembered in `remembered`.
-    pub(super) fn trace(&self, packet: &Packet, remembered: Option<&str>) -> Vec<Outcome> {
+    pub(super) fn trace(&self, packet: &Packet, remembered: Option<&str>) -> Vec<TraceOutcome> {
         let outgoing = packet.interface.is_none();
-        let first = Traveller {
+        let first = TracedPacket {
             chance: 1.0,
             packet: packet.clone(),
             mark: 0,
@@ -149,20 +140,20 @@ impl Walk<'_> {
             trail: Vec::new(),
         };
         let mut outcomes = Vec::new();
-        for traveller in self.pass(if outgoing { SENT } else { ARRIVES }, vec![first]) {
+        for traced in self.pass(if outgoing { SENT } else { ARRIVES }, vec![first]) {
             // What the node sends to itself comes in again, through lo.
-            let is_local = (self.is_local)(traveller.packet.destination.ip());
+            let is_local = (self.is_local)(traced.packet.destination.ip());
             let gone = match (outgoing, is_local) {
-                (true, false) => vec![traveller],
-                (_, true) => self.enter(traveller),
-                (false, false) => self.pass(PASSES, vec![traveller]),
+                (true, false) => vec![traced],
+                (_, true) => self.enter(traced),
+                (false, false) => self.pass(PASSES, vec![traced]),
             };
-            for traveller in gone {
-                match traveller.end {
-                    Some(Target::Reject(_)) => outcomes.push(traveller.ends(Verdict::Rejected)),
-                    Some(Target::Drop) => outcomes.push(traveller.ends(Verdict::Dropped)),
-                    _ if !traveller.translated => outcomes.push(traveller.ends(Verdict::Untouched)),
-                    _ => self.leave(traveller, &mut outcomes),
+            for traced in gone {
+                match traced.end {
+                    Some(Target::Reject(_)) => outcomes.push(traced.ends(Verdict::Refused)),
+                    Some(Target::Drop) => outcomes.push(traced.ends(Verdict::Dropped)),
+                    _ if !traced.translated => outcomes.push(traced.ends(Verdict::Untouched)),
+                    _ => self.leave(traced, &mut outcomes),
                 }
             }
         }
@@ -170,47 +161,47 @@ impl Walk<'_> {
     }
 
     /// What is for this node, and what IPVS makes of it.
-    fn enter(&self, traveller: Traveller) -> Vec<Traveller> {
-        let entered = self.pass(ENTERS, vec![traveller]).into_iter();
+    fn enter(&self, traced: TracedPacket) -> Vec<TracedPacket> {
+        let entered = self.pass(ENTERS, vec![traced]).into_iter();
         let is_sent_on =
-            |it: &Traveller| it.through.is_some() && !(self.is_local)(it.packet.destination.ip());
+            |it: &TracedPacket| it.through.is_some() && !(self.is_local)(it.packet.destination.ip());
         let (sent_on, mut here) = entered.partition::<Vec<_>, _>(is_sent_on);
         here.extend(self.pass(SENT_ON, sent_on));
         here
     }
 
-    /// One stop after the other, until one says no.
-    fn pass(&self, stops: &[Stop], mut travellers: Vec<Traveller>) -> Vec<Traveller> {
-        let refused = |it: &Traveller| matches!(it.end, Some(Target::Reject(_) | Target::Drop));
-        for stop in stops {
-            let (mut out, rest) = travellers.into_iter().partition::<Vec<_>, _>(refused);
-            for traveller in rest {
-                let traveller = Traveller { end: None, ..traveller };
-                out.extend(match stop {
-                    Stop::Chain(table, chain) => self.walk(table, chain, traveller),
-                    Stop::Servers => self.balance(traveller),
+    /// One hook after the other, until one says no.
+    fn pass(&self, hooks: &[Hook], mut packets: Vec<TracedPacket>) -> Vec<TracedPacket> {
+        let refused = |it: &TracedPacket| matches!(it.end, Some(Target::Reject(_) | Target::Drop));
+        for hook in hooks {
+            let (mut out, rest) = packets.into_iter().partition::<Vec<_>, _>(refused);
+            for traced in rest {
+                let traced = TracedPacket { end: None, ..traced };
+                out.extend(match hook {
+                    Hook::Chain(table, chain) => self.walk(table, chain, traced),
+                    Hook::Servers => self.balance(traced),
                 });
             }
-            travellers = out;
+            packets = out;
         }
-        travellers
+        packets
     }
 
     /// Sends a packet to the real servers of its virtual server, by their weights; without any, IPVS
     /// refuses it.
-    fn balance(&self, mut traveller: Traveller) -> Vec<Traveller> {
-        let Packet { destination, protocol, .. } = traveller.packet;
+    fn balance(&self, mut traced: TracedPacket) -> Vec<TracedPacket> {
+        let Packet { destination, protocol, .. } = traced.packet;
         let at = Frontend { address: destination.ip(), port: destination.port(), protocol };
-        let Some(reals) = self.tables.servers.get(&at).filter(|_| !traveller.translated) else {
-            return vec![traveller];
+        let Some(reals) = self.tables.servers.get(&at).filter(|_| !traced.translated) else {
+            return vec![traced];
         };
         let total: u32 = reals.iter().map(|real| real.weight).sum();
         if total == 0 {
-            traveller.trail.push(format!("{SERVER_RULE}{at}: no real server takes new connections"));
-            return vec![Traveller { end: Some(Target::Reject(None)), ..traveller }];
+            traced.trail.push(format!("{SERVER_RULE}{at}: no real server takes new connections"));
+            return vec![TracedPacket { end: Some(Target::Reject(None)), ..traced }];
         }
         let sent_to = |real: &RealServer| {
-            let mut sent = traveller.clone();
+            let mut sent = traced.clone();
             sent.chance *= f64::from(real.weight) / f64::from(total);
             (sent.packet.destination, sent.translated, sent.through) = (real.address, true, Some(at));
             sent.trail.push(format!("{SERVER_RULE}{at}: real server {}", real.address));
@@ -219,28 +210,28 @@ impl Walk<'_> {
         reals.iter().filter(|real| real.weight > 0).map(sent_to).collect()
     }
 
-    fn leave(&self, traveller: Traveller, outcomes: &mut Vec<Outcome>) {
-        let endpoint = traveller.packet.destination;
-        for gone in self.walk("nat", "POSTROUTING", Traveller { end: None, ..traveller }) {
+    fn leave(&self, traced: TracedPacket, outcomes: &mut Vec<TraceOutcome>) {
+        let address = traced.packet.destination;
+        for gone in self.walk("nat", "POSTROUTING", TracedPacket { end: None, ..traced }) {
             let masqueraded = matches!(gone.end, Some(Target::Masquerade(_)));
-            outcomes.push(gone.ends(Verdict::Served { endpoint, masqueraded }));
+            outcomes.push(gone.ends(Verdict::Served(TracedEndpoint { address, masqueraded })));
         }
     }
 
     /// All that can become of a packet in a chain; whoever has no end was returned.
-    fn walk(&self, table: &str, chain: &str, traveller: Traveller) -> Vec<Traveller> {
-        let (mut inside, mut out) = (vec![traveller], Vec::new());
+    fn walk(&self, table: &str, chain: &str, traced: TracedPacket) -> Vec<TracedPacket> {
+        let (mut inside, mut out) = (vec![traced], Vec::new());
         for text in self.tables.rules(table, chain) {
             let parsed = Parsed::of(text);
             let rule = parsed.rule();
             let mut next = Vec::new();
-            for traveller in inside {
-                let chance = self.chance_of(&traveller, &rule);
+            for traced in inside {
+                let chance = self.chance_of(&traced, &rule);
                 if chance < 1.0 {
-                    next.push(Traveller { chance: traveller.chance * (1.0 - chance), ..traveller.clone() });
+                    next.push(TracedPacket { chance: traced.chance * (1.0 - chance), ..traced.clone() });
                 }
                 if chance > 0.0 {
-                    let mut hit = Traveller { chance: traveller.chance * chance, ..traveller };
+                    let mut hit = TracedPacket { chance: traced.chance * chance, ..traced };
                     hit.remembered = remembers(&rule).or(hit.remembered);
                     hit.trail.push(format!("{table} {chain}: {text}"));
                     self.send(table, rule.target, hit, (&mut next, &mut out));
@@ -257,13 +248,13 @@ impl Walk<'_> {
         &self,
         table: &str,
         target: Target,
-        mut hit: Traveller,
-        (inside, out): (&mut Vec<Traveller>, &mut Vec<Traveller>),
+        mut hit: TracedPacket,
+        (inside, out): (&mut Vec<TracedPacket>, &mut Vec<TracedPacket>),
     ) {
         match target {
             Target::None | Target::Unknown(_) => inside.push(hit),
             Target::Mark { clear, flip } => {
-                inside.push(Traveller { mark: (hit.mark & !clear) ^ flip, ..hit });
+                inside.push(TracedPacket { mark: (hit.mark & !clear) ^ flip, ..hit });
             }
             Target::Return => out.push(hit),
             Target::Jump(_) | Target::Goto(_) if hit.trail.len() > MOST_RULES => inside.push(hit),
@@ -271,7 +262,7 @@ impl Walk<'_> {
                 let (ended, returned) = self
                     .walk(table, chain.as_str(), hit)
                     .into_iter()
-                    .partition::<Vec<_>, _>(|traveller| traveller.end.is_some());
+                    .partition::<Vec<_>, _>(|traced| traced.end.is_some());
                 out.extend(ended);
                 inside.extend(returned);
             }
@@ -280,18 +271,18 @@ impl Walk<'_> {
                     hit.packet.destination = destination;
                     hit.translated = true;
                 }
-                out.push(Traveller { end: Some(end), ..hit });
+                out.push(TracedPacket { end: Some(end), ..hit });
             }
         }
     }
 
     /// The chance that a packet passes a rule's matches.
-    fn chance_of(&self, traveller: &Traveller, rule: &Rule<'_>) -> f64 {
-        rule.asks().map(|wanted| self.passes(traveller, wanted)).product()
+    fn chance_of(&self, traced: &TracedPacket, rule: &Rule<'_>) -> f64 {
+        rule.asks().map(|wanted| self.passes(traced, wanted)).product()
     }
 
-    fn passes(&self, traveller: &Traveller, wanted: &Match<'_>) -> f64 {
-        let packet = &traveller.packet;
+    fn passes(&self, traced: &TracedPacket, wanted: &Match<'_>) -> f64 {
+        let packet = &traced.packet;
         let holds = match &wanted.asks {
             Asks::Share(share) if wanted.is_negated => return 1.0 - share.chance(),
             Asks::Share(share) => return share.chance(),
@@ -308,11 +299,11 @@ impl Walk<'_> {
                 .is_some_and(|it| if *is_prefix { it.starts_with(name) } else { it == *name }),
             Asks::SourceIsLocal => (self.is_local)(packet.source),
             Asks::DestinationIsLocal => (self.is_local)(packet.destination.ip()),
-            Asks::Mark { value, mask } => traveller.mark & mask == *value,
-            Asks::State(states) => states.has(States::NEW) || traveller.translated && states.has_dnat(),
-            Asks::Recent(list, _) => traveller.remembered.as_deref() == Some(list.as_str()),
+            Asks::Mark { value, mask } => traced.mark & mask == *value,
+            Asks::State(states) => states.has(States::NEW) || traced.translated && states.has_dnat(),
+            Asks::Recent(list, _) => traced.remembered.as_deref() == Some(list.as_str()),
             Asks::InSet(name, parts) => self.is_in_set(packet, name.as_str(), parts),
-            Asks::Through(at) => traveller.through == Some(*at),
+            Asks::Through(at) => traced.through == Some(*at),
             // Pods on a bridge whose packets pass the rules there already: not known here.
             Asks::FromBridgePort => false,
         };
@@ -328,7 +319,7 @@ fn remembers(rule: &Rule<'_>) -> Option<String> {
     })
 }
 
-impl Walk<'_> {
+impl PacketTrace<'_> {
     /// Whether a set has what stands in these places (`dst,dst,src`) of a packet.
     fn is_in_set(&self, packet: &Packet, name: &str, places: &str) -> bool {
         let places: Vec<&str> = places.split(',').collect();
@@ -352,8 +343,8 @@ impl Walk<'_> {
     }
 }
 
-impl Traveller {
-    fn ends(self, verdict: Verdict) -> Outcome {
-        Outcome { verdict, chance: self.chance, rules: self.trail, remembered: self.remembered }
+impl TracedPacket {
+    fn ends(self, verdict: Verdict<TracedEndpoint>) -> TraceOutcome {
+        TraceOutcome { verdict, chance: self.chance, rules: self.trail, remembered: self.remembered }
     }
 }

@@ -1,20 +1,22 @@
-//! What other modes, other iptables flavours and earlier proxies left behind.
+//! What other modes, the other iptables flavour and earlier proxies left behind.
 
-use super::families;
-use crate::backend::{Standing, iptables, ipvs};
+use super::SharedNames;
+use super::mode::{self, ProxyMode};
 use crate::config::{Config, Mode};
-use crate::kernel::iptables::{self as tools, Flavor, Tools, Xtables};
+use crate::kernel::iptables::{self as tools, Flavor, Tools};
 use crate::kernel::nft::Nft;
 use crate::model::IpFamily;
-use anyhow::{Context, Error, Result, bail};
-use std::process::ExitCode;
+use anyhow::{Context, Result, bail};
 
 /// The table of kube-proxy's nftables mode.
 const NFT_TABLE: &str = "kube-proxy";
 
 /// Removes what any mode left: rules of both families and flavours, the nftables table, and what
 /// belongs to IPVS mode. Goes on past errors; may be repeated.
-pub(super) async fn everything(config: &Config) -> Result<ExitCode> {
+///
+/// # Errors
+/// If anything stays; what, and why, is in the log.
+pub async fn everything(config: &Config) -> Result<()> {
     let mut failures = Vec::new();
     for family in IpFamily::ALL {
         for flavor in [Flavor::Nft, Flavor::Legacy] {
@@ -25,7 +27,7 @@ pub(super) async fn everything(config: &Config) -> Result<ExitCode> {
         failures.extend(remove_nft_table(family).err());
     }
     // Last, because rules hold sets.
-    failures.extend(remove_ipvs_objects(config));
+    failures.extend(modes().flat_map(|(_, mode)| remove_objects(mode, config)));
     for failure in &failures {
         tracing::error!(error = format!("{failure:#}"), "cleanup");
     }
@@ -33,9 +35,19 @@ pub(super) async fn everything(config: &Config) -> Result<ExitCode> {
         tracing::info!(
             "cleanup is done: the kernel has no rules, tables, sets or servers of a service proxy"
         );
-        return Ok(ExitCode::SUCCESS);
+        return Ok(());
     }
     bail!("encountered an error while tearing down rules");
+}
+
+/// All modes; the rules of an earlier one may lead into the chains of a later one.
+fn modes() -> impl DoubleEndedIterator<Item = (Mode, &'static dyn ProxyMode)> {
+    Mode::ALL.into_iter().rev().map(|mode| (mode, mode::open(mode)))
+}
+
+fn remove_objects(mode: &dyn ProxyMode, config: &Config) -> Vec<anyhow::Error> {
+    let removed = |outcome: Result<String>| outcome.map(|what| tracing::info!("{what}")).err();
+    mode.remove_objects(config).into_iter().filter_map(removed).collect()
 }
 
 /// The tools of a flavour, if its tables hold rules that carry our names. Looking makes no tables.
@@ -57,8 +69,13 @@ async fn tools_with_rules(family: IpFamily, flavor: Flavor) -> Result<Option<Too
     }
 }
 
-async fn holds_rules(tools: &mut impl Xtables) -> Result<bool> {
-    Ok(iptables::holds_rules(tools, &Standing::default()).await? || ipvs::holds_rules(tools).await?)
+async fn holds_rules(tools: &mut Tools) -> Result<bool> {
+    for (_, mode) in modes() {
+        if mode.holds_rules(tools).await? {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 async fn remove_rules(family: IpFamily, flavor: Flavor) -> Result<()> {
@@ -68,11 +85,18 @@ async fn remove_rules(family: IpFamily, flavor: Flavor) -> Result<()> {
     Ok(())
 }
 
-async fn remove_rules_of_all_modes(tools: &mut impl Xtables) -> Result<()> {
-    // The modes have chains in common that lead into those of either.
-    ipvs::empty_chains(tools).await?;
-    ipvs::remove_rules(tools, &iptables::standing()).await?;
-    iptables::remove_rules(tools, &Standing::default()).await.map(drop)
+/// One mode after the other; what is left to a later one stays until its turn comes.
+async fn remove_rules_of_all_modes(tools: &mut Tools) -> Result<()> {
+    let mut left: Vec<_> = modes().map(|(_, mode)| mode).collect();
+    for mode in &left {
+        mode.empty_shared_chains(tools).await?;
+    }
+    while !left.is_empty() {
+        let mode = left.remove(0);
+        let standing = left.iter().fold(SharedNames::default(), |sum, later| sum.and(later.standing()));
+        mode.remove_rules(tools, &standing).await?;
+    }
+    Ok(())
 }
 
 fn remove_nft_table(family: IpFamily) -> Result<()> {
@@ -84,34 +108,10 @@ fn remove_nft_table(family: IpFamily) -> Result<()> {
     Ok(())
 }
 
-/// Removes virtual servers, sets and the interface of IPVS mode; returns what went wrong.
-fn remove_ipvs_objects(config: &Config) -> Vec<Error> {
-    let mut kernel = match ipvs::Kernel::of_leftovers() {
-        Ok(kernel) => kernel,
-        Err(error) => return vec![error.context("removing what IPVS mode left")],
-    };
-    let mut failures = Vec::new();
-    for family in IpFamily::ALL {
-        match kernel.remove_leftovers(family, &families::leftover_features(config, family)) {
-            Ok(ipvs::Removed { servers: 0, sets: 0 }) => {}
-            Ok(ipvs::Removed { servers, sets }) => {
-                tracing::info!(%family, servers, sets, "virtual servers and ipsets of IPVS mode removed");
-            }
-            Err(error) => failures.push(error.context(format!("removing what IPVS mode left of {family}"))),
-        }
-    }
-    match kernel.remove_interface() {
-        Ok(true) => tracing::info!("interface of IPVS mode removed"),
-        Ok(false) => {}
-        Err(error) => failures.push(error.context("removing what IPVS mode left")),
-    }
-    failures
-}
-
 /// Once our rules stand, removes those of kube-proxy's and our own other modes, and looks whether
 /// the other flavour of iptables holds rules, too. Before that, removing them would leave the node
-/// without any.
-pub(super) async fn after_first_sync(config: &Config, flavors: Vec<(IpFamily, Flavor)>) {
+/// without any. `flavors` are the tools that the running mode writes with.
+pub async fn after_first_sync(config: &Config, flavors: Vec<(IpFamily, Flavor)>) {
     let mut failures = Vec::new();
     for (family, flavor) in flavors {
         let other = match flavor {
@@ -119,26 +119,26 @@ pub(super) async fn after_first_sync(config: &Config, flavors: Vec<(IpFamily, Fl
             Flavor::Legacy => Flavor::Nft,
         };
         failures.extend(remove_nft_table(family).err());
-        failures.extend(remove_other_mode(config.mode, family, flavor).await.err());
+        failures.extend(remove_other_modes(config.mode, family, flavor).await.err());
         failures.extend(settle_other_flavor(config, family, other).await.err());
     }
-    if config.mode == Mode::Iptables {
-        failures.extend(remove_ipvs_objects(config));
-    }
+    let others = modes().filter(|(mode, _)| *mode != config.mode);
+    failures.extend(others.flat_map(|(_, mode)| remove_objects(mode, config)));
     for failure in failures {
         tracing::warn!(error = format!("{failure:#}"), "cannot remove what another proxy left");
     }
 }
 
-/// Removes the rules of the mode that does not run, but for those that the running one has, too.
-async fn remove_other_mode(mode: Mode, family: IpFamily, flavor: Flavor) -> Result<()> {
+/// Removes the rules of the modes that do not run, but for those that the running one has, too.
+async fn remove_other_modes(running: Mode, family: IpFamily, flavor: Flavor) -> Result<()> {
     let mut tools = tools::find(family, Some(flavor)).await?;
-    let (other, removed) = match mode {
-        Mode::Iptables => ("ipvs", ipvs::remove_rules(&mut tools, &iptables::standing()).await),
-        Mode::Ipvs => ("iptables", iptables::remove_rules(&mut tools, &ipvs::standing()).await),
-    };
-    if removed.with_context(|| format!("removing {family} rules of {other} mode"))? {
-        tracing::info!(%family, mode = other, "rules of the other mode removed");
+    let standing = mode::open(running).standing();
+    for (mode, others) in modes().filter(|(mode, _)| *mode != running) {
+        let mode = mode.as_str();
+        let removed = others.remove_rules(&mut tools, &standing).await;
+        if removed.with_context(|| format!("removing {family} rules of {mode} mode"))? {
+            tracing::info!(%family, mode, "rules of the other mode removed");
+        }
     }
     Ok(())
 }
@@ -161,7 +161,9 @@ async fn settle_other_flavor(config: &Config, family: IpFamily, other: Flavor) -
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::backend::{iptables, ipvs};
     use crate::kernel::fake::iptables::FakeXtables;
+    use crate::kernel::iptables::Xtables as _;
 
     /// The rules of a Service with a load balancer, as kube-proxy programs them in a mode, but for
     /// those that are kubelet's, too.
@@ -209,7 +211,9 @@ mod tests {
         for modes in [["iptables", "ipvs"], ["ipvs", "iptables"]] {
             let mut tools = tables(&modes).await;
             for _ in 0..2 {
-                remove_rules_of_all_modes(&mut tools).await.unwrap();
+                ipvs::empty_chains(&mut tools).await.unwrap();
+                ipvs::remove_rules(&mut tools, &iptables::standing()).await.unwrap();
+                iptables::remove_rules(&mut tools, &SharedNames::default()).await.unwrap();
                 assert_eq!(tools.tables, FakeXtables::default().tables, "{modes:?}");
             }
         }

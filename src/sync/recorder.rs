@@ -1,14 +1,14 @@
 //! Tells metrics, health and the log what the loop does.
 
-use super::ask::node_port_words;
 use super::contention::{Contention, Turn};
-use super::report::{Notice, Outcome, PassKind, Recorder, Severity, SyncReport};
-use super::settle::Settled;
-use crate::backend::{Applied, Drift, Finding, ObjectCount, ObjectKind, Refusal, is_tool_failure};
+use super::post_sync::PostSyncResult;
+use super::report::{Notice, NoticeSeverity, PassKind, PassOutcome, Recorder, SyncReport};
+use crate::backend::{Applied, Deviation, Drift, KernelObjectKind, ObjectCount, Refusal, is_tool_failure};
 use crate::health::{Clock, Doubtful, PortTaken, ProxyHealth, RefusedObject};
 use crate::metrics::{Metrics, PolicyKind, Table};
 use crate::model::{
     Bound, FrontendKind, IpFamily, NodeFacts, PerFamily, ServiceName, SourceProblem, findings,
+    node_port_words,
 };
 use crate::state::{FrontendConflict, OverBound, ReservedClaim, Tracker};
 use std::net::IpAddr;
@@ -19,7 +19,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 const MOST_SHOWN: usize = 20;
 
 /// The recorder of the running program.
-pub struct Records {
+pub struct MetricsRecorder {
     metrics: Arc<Metrics>,
     health: Arc<ProxyHealth>,
     clock: Clock,
@@ -35,11 +35,11 @@ pub struct Records {
     contention: PerFamily<Contention>,
 }
 
-impl Records {
+impl MetricsRecorder {
     /// A recorder.
     #[must_use]
     pub fn new(metrics: Arc<Metrics>, health: Arc<ProxyHealth>, clock: Clock) -> Self {
-        Records {
+        MetricsRecorder {
             metrics,
             health,
             clock,
@@ -60,7 +60,13 @@ impl Records {
     }
 
     fn warn(&self, service: Option<&ServiceName>, reason: &'static str, action: &'static str, note: String) {
-        (self.tell)(Notice { service: service.cloned(), severity: Severity::Warning, reason, action, note });
+        (self.tell)(Notice {
+            service: service.cloned(),
+            severity: NoticeSeverity::Warning,
+            reason,
+            action,
+            note,
+        });
     }
 
     fn seconds_now(&self) -> f64 {
@@ -92,12 +98,14 @@ impl Records {
             self.metrics.iptables_rules_last(table, family).set(gauge(count.written));
         };
         match count.kind {
-            ObjectKind::NatRules => rules(Table::Nat),
-            ObjectKind::FilterRules => rules(Table::Filter),
-            ObjectKind::VirtualServers => {
+            KernelObjectKind::NatRules => rules(Table::Nat),
+            KernelObjectKind::FilterRules => rules(Table::Filter),
+            KernelObjectKind::VirtualServers => {
                 self.metrics.ipvs_servers("virtual", family).set(gauge(count.total))
             }
-            ObjectKind::RealServers => self.metrics.ipvs_servers("real", family).set(gauge(count.total)),
+            KernelObjectKind::RealServers => {
+                self.metrics.ipvs_servers("real", family).set(gauge(count.total))
+            }
         }
     }
 
@@ -199,7 +207,7 @@ fn reasons(kind: FrontendKind) -> Reasons {
     Reasons { conflict, refused }
 }
 
-impl Recorder for Records {
+impl Recorder for MetricsRecorder {
     fn queued(&mut self, family: IpFamily) {
         self.health.queued(family, (self.clock)());
         self.metrics.last_queued(family).set(self.seconds_now());
@@ -213,23 +221,23 @@ impl Recorder for Records {
             PassKind::Partial => self.metrics.partial_sync_duration(report.family).observe(elapsed),
         }
         match &report.outcome {
-            Outcome::Done(applied) => {
+            PassOutcome::Done(applied) => {
                 *self.unverified.get_mut(report.family) = false;
                 self.record_success(report, applied);
             }
-            Outcome::Failed(error) => self.record_failure(report, error),
+            PassOutcome::Failed(error) => self.record_failure(report, error),
         }
     }
 
-    fn settled(&mut self, family: IpFamily, settled: &Settled) {
+    fn post_synced(&mut self, family: IpFamily, result: &PostSyncResult) {
         let gauge = |policy, count| self.metrics.no_local_endpoints(policy, family).set(self::gauge(count));
-        gauge(PolicyKind::Internal, settled.no_local.internal);
-        gauge(PolicyKind::External, settled.no_local.external);
-        self.taken(&settled.taken);
+        gauge(PolicyKind::Internal, result.no_local.internal);
+        gauge(PolicyKind::External, result.no_local.external);
+        self.taken(&result.taken);
         let told = self.node_port_ips.get_mut(family);
-        if *told != settled.node_port_ips {
-            told.clone_from(&settled.node_port_ips);
-            match settled.node_port_ips.as_deref() {
+        if *told != result.node_port_ips {
+            told.clone_from(&result.node_port_ips);
+            match result.node_port_ips.as_deref() {
                 Some([]) => tracing::warn!(%family, "node ports answer on {}", node_port_words(Some(&[]))),
                 ips => {
                     tracing::info!(%family, "node ports and health checks answer on {}", node_port_words(ips))
@@ -252,12 +260,12 @@ impl Recorder for Records {
         }
     }
 
-    fn verified(&mut self, family: IpFamily, found: &[Finding]) {
+    fn verified(&mut self, family: IpFamily, found: &[Deviation]) {
         let mut drift = Vec::new();
         for finding in found {
             match finding {
-                Finding::Drift(it) => drift.push(it),
-                Finding::Outdated(what) => tracing::info!(%family, what, "writing everything again"),
+                Deviation::Drift(it) => drift.push(it),
+                Deviation::Outdated(what) => tracing::info!(%family, what, "writing everything again"),
             }
         }
         self.record_drift(family, &drift);

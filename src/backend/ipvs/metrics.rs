@@ -1,6 +1,6 @@
 //! Turns what IPVS mode does, and what it counts, into metrics.
 
-use crate::backend::ipvs::Census;
+use super::ConnectionCounts;
 use crate::kernel::ipvs::{Connections, Listed, Reason, Refused, Timeouts, VirtualServers};
 use crate::metrics::Metrics;
 use crate::model::{Counts, Frontend, RealServer, ServerOperation, ServiceName};
@@ -79,7 +79,7 @@ impl VirtualServers for Counted {
 }
 
 /// Shows what was counted; series of Services that are gone disappear.
-pub(super) fn show(metrics: Arc<Metrics>) -> Box<dyn Fn(Census)> {
+pub(super) fn show(metrics: Arc<Metrics>) -> Box<dyn Fn(ConnectionCounts)> {
     let shown: RefCell<BTreeSet<ServiceName>> = RefCell::default();
     Box::new(move |census| {
         metrics
@@ -151,7 +151,7 @@ mod tests {
         let counts = |names: &[&str]| {
             Some(names.iter().map(|name| (ServiceName::new("shop", name), 3)).collect::<Vec<_>>())
         };
-        let census = |connections| Census { family: IpFamily::V4, draining: 2, connections };
+        let census = |connections| ConnectionCounts { family: IpFamily::V4, draining: 2, connections };
         show(census(counts(&["a", "b"])));
         show(census(None));
         assert_eq!(series(&metrics, "kubeproxy_ipvs_connections").len(), 2);

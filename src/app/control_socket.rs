@@ -2,19 +2,20 @@
 
 use super::status::Status;
 use crate::config::Config;
+use crate::explain;
 use crate::health::{Clock, ProxyHealth};
 use crate::http::{self, Answering, LocalRoutes, Reply, SlowPage};
 use crate::model::ServiceName;
-use crate::sync::Question;
+use crate::sync::{self, LoopState, Query};
 use serde::Serialize;
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
-use tokio::sync::{Mutex, mpsc, oneshot};
+use tokio::sync::{Mutex, mpsc};
 use tokio::time::Instant;
 
-/// Questions that wait for the loop.
-pub(super) const QUESTIONS: usize = 16;
+/// Queries that wait for the loop.
+pub(super) const QUERIES: usize = 16;
 /// A pass over a large cluster can take this long; then the asker should try again.
 const PATIENCE: Duration = Duration::from_secs(50);
 
@@ -27,7 +28,7 @@ const PAGE_LIFE: Duration = Duration::from_secs(2);
 #[derive(Clone)]
 pub(super) struct Asked {
     /// The loop.
-    pub(super) questions: mpsc::Sender<Question>,
+    pub(super) queries: mpsc::Sender<Query>,
     /// What is known without it.
     pub(super) health: Arc<ProxyHealth>,
     pub(super) clock: Clock,
@@ -37,13 +38,9 @@ pub(super) struct Asked {
 
 impl Asked {
     async fn status(&self) -> Status {
-        let (reply, answer) = oneshot::channel();
-        let asked = async {
-            self.questions.send(Question::Picture(reply)).await.ok()?;
-            answer.await.ok()
-        };
-        let picture = tokio::time::timeout(PAGE_PATIENCE, asked).await.ok().flatten();
-        Status::new(self.started, picture, self.health.readiness((self.clock)()))
+        let asked = sync::ask(&self.queries, explain::overview);
+        let overview = tokio::time::timeout(PAGE_PATIENCE, asked).await.ok().flatten();
+        Status::new(self.started, overview, self.health.readiness((self.clock)()))
     }
 
     /// `/status` of the metrics server.
@@ -82,10 +79,10 @@ pub(super) async fn serve(config: &Config, asked: Asked) -> Infallible {
 
 fn routes(asked: Asked) -> LocalRoutes {
     Arc::new(move |path, query| {
-        let questions = asked.questions.clone();
+        let queries = asked.queries.clone();
         match path {
-            "/v1/service" => service(questions, query),
-            "/v1/services" => services(questions, query),
+            "/v1/service" => service(queries, query),
+            "/v1/services" => services(queries, query),
             "/v1/status" => {
                 let asked = asked.clone();
                 Box::pin(async move { json(&asked.status().await) })
@@ -99,31 +96,26 @@ fn routes(asked: Asked) -> LocalRoutes {
     })
 }
 
-fn service(questions: mpsc::Sender<Question>, query: &str) -> Answering {
+fn service(queries: mpsc::Sender<Query>, query: &str) -> Answering {
     let name = http::parameter(query, "name").and_then(|name| name.split_once('/'));
     let Some((namespace, name)) = name else {
         return Box::pin(async { Reply::text(400, "name must be NAMESPACE/NAME\n") });
     };
     let name = ServiceName::new(namespace, name);
-    Box::pin(ask(questions, move |reply| Question::Service(name, reply)))
+    Box::pin(ask(queries, move |state| explain::service(state, &name)))
 }
 
-fn services(questions: mpsc::Sender<Question>, query: &str) -> Answering {
+fn services(queries: mpsc::Sender<Query>, query: &str) -> Answering {
     let given = |name| http::parameter(query, name).filter(|value| !value.is_empty()).map(str::to_owned);
     let (namespace, after) = (given("namespace"), given("after"));
-    Box::pin(ask(questions, move |reply| Question::Services { namespace, after, reply }))
+    Box::pin(ask(queries, move |state| explain::services(state, namespace.as_deref(), after.as_deref())))
 }
 
-async fn ask<T: Serialize>(
-    questions: mpsc::Sender<Question>,
-    question: impl FnOnce(oneshot::Sender<T>) -> Question,
+async fn ask<T: Serialize + Send + 'static>(
+    queries: mpsc::Sender<Query>,
+    read: impl FnOnce(&LoopState<'_>) -> T + Send + 'static,
 ) -> Reply {
-    let (reply, answer) = oneshot::channel();
-    let asked = async {
-        questions.send(question(reply)).await.ok()?;
-        answer.await.ok()
-    };
-    match tokio::time::timeout(PATIENCE, asked).await {
+    match tokio::time::timeout(PATIENCE, sync::ask(&queries, read)).await {
         Ok(Some(answer)) => json(&answer),
         Ok(None) => Reply::text(503, "the proxy is about to end\n"),
         Err(_) => Reply::text(503, "the proxy is busy with a long sync, or still starting; try again\n"),

@@ -3,15 +3,15 @@
 
 use crate::conntrack::{Reconciler, Update};
 use crate::health::{PortTaken, ServicePorts};
-use crate::model::{PerFamily, ServiceName};
-use crate::plan::{Plan, Route, Scope, ServicePlan};
+use crate::model::{PerFamily, ServiceName, TrafficPolicy, Verdict};
+use crate::plan::{Plan, Scope, ServicePlan};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use tokio::sync::oneshot;
 
 /// Told the plan of every pass that succeeded.
 #[derive(Default)]
-pub struct Settlement {
+pub struct PostSync {
     conntrack: Option<Reconciler>,
     ports: Option<PerFamily<ServicePorts>>,
     /// Who waits for our rules to stand.
@@ -32,7 +32,7 @@ pub struct NoLocal {
 
 /// What came of it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Settled {
+pub struct PostSyncResult {
     /// Over all Services of the family.
     pub no_local: NoLocal,
     /// Health-check node ports that turned out to belong to somebody else.
@@ -41,7 +41,7 @@ pub struct Settled {
     pub node_port_ips: Option<Vec<IpAddr>>,
 }
 
-impl Settlement {
+impl PostSync {
     /// Has stale flows deleted.
     #[must_use]
     pub fn with_conntrack(mut self, reconciler: Reconciler) -> Self {
@@ -96,7 +96,11 @@ impl Settlement {
     }
 
     /// Does what follows from a plan that is in force now, but for the Services that are refused.
-    pub(super) async fn settle(&mut self, plan: &Plan<'_>, refused: &BTreeSet<ServiceName>) -> Settled {
+    pub(super) async fn settle(
+        &mut self,
+        plan: &Plan<'_>,
+        refused: &BTreeSet<ServiceName>,
+    ) -> PostSyncResult {
         if let Some(conntrack) = &self.conntrack {
             conntrack.update(Update::of(plan));
         }
@@ -104,7 +108,7 @@ impl Settlement {
             Some(ports) => ports.get_mut(plan.family()).settle(plan, refused).await,
             None => Vec::new(),
         };
-        Settled { no_local: self.count_no_local(plan), taken, node_port_ips: plan.node_port_ips() }
+        PostSyncResult { no_local: self.count_no_local(plan), taken, node_port_ips: plan.node_port_ips() }
     }
 
     fn count_no_local(&mut self, plan: &Plan<'_>) -> NoLocal {
@@ -131,7 +135,7 @@ impl Settlement {
 
 impl NoLocal {
     fn of(service: &ServicePlan<'_>) -> NoLocal {
-        let dropped = |route: Route| route == Route::Drop;
+        let dropped = |verdict: Verdict<TrafficPolicy>| verdict == Verdict::Dropped;
         let ports = service.ports.iter();
         let reachable = |port: &&crate::plan::PortPlan| port.frontends.externally_accessible();
         NoLocal {

@@ -10,7 +10,7 @@ const ROUNDS: usize = 5;
 
 /// What was counted.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Census {
+pub struct ConnectionCounts {
     /// Of which family.
     pub family: IpFamily,
     /// Real servers that get no new connections.
@@ -21,14 +21,14 @@ pub struct Census {
 
 /// Who is told, and how much.
 pub(super) struct Counting {
-    tell: Box<dyn Fn(Census)>,
+    tell: Box<dyn Fn(ConnectionCounts)>,
     /// Connections are counted for so many Services at most, the first ones by name.
     services: usize,
     rounds: usize,
 }
 
 impl Counting {
-    pub(super) fn new(tell: Box<dyn Fn(Census)>, services: usize) -> Self {
+    pub(super) fn new(tell: Box<dyn Fn(ConnectionCounts)>, services: usize) -> Self {
         Counting { tell, services, rounds: 0 }
     }
 
@@ -42,7 +42,7 @@ impl Counting {
         let is_due = self.services > 0 && self.rounds.is_multiple_of(ROUNDS);
         self.rounds += 1;
         let connections = if is_due { Some(self.connections(servers, baseline)?) } else { None };
-        (self.tell)(Census { family, draining: baseline.draining_reals(), connections });
+        (self.tell)(ConnectionCounts { family, draining: baseline.draining_reals(), connections });
         Ok(())
     }
 

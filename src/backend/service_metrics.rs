@@ -1,33 +1,33 @@
 //! Turns what Services carried into metrics.
 
-use crate::backend::{Detail, Measured, Measuring, Series, Told};
-use crate::config::{Config, ServiceMetrics};
+use super::counters::{Detail, Measured, Measurement, Measuring, Series};
+use super::mode::Opening;
+use crate::config::ServiceMetricsDetail;
 use crate::metrics::{Metrics, Subject};
 use crate::model::IpFamily;
-use std::sync::Arc;
 
 /// What is to be measured of a family; `None` if nothing is.
-pub(super) fn measuring(config: &Config, family: IpFamily, metrics: &Arc<Metrics>) -> Option<Measuring> {
+pub(super) fn measuring(opening: &Opening<'_>, family: IpFamily) -> Option<Measuring> {
+    let (config, metrics) = (opening.config, opening.metrics?.clone());
     let detail = match config.service_metrics {
-        ServiceMetrics::Off => return None,
-        ServiceMetrics::Frontends => Detail::Frontends,
-        ServiceMetrics::Endpoints => Detail::Endpoints,
+        ServiceMetricsDetail::Off => return None,
+        ServiceMetricsDetail::Frontends => Detail::Frontends,
+        ServiceMetricsDetail::Endpoints => Detail::Endpoints,
     };
     let limit = usize::try_from(config.service_metrics_limit).unwrap_or(usize::MAX);
-    let metrics = metrics.clone();
     Some(Measuring { detail, limit, tell: Box::new(move |told| show(&metrics, family, &told)) })
 }
 
-fn show(metrics: &Metrics, family: IpFamily, told: &Told<'_>) {
+fn show(metrics: &Metrics, family: IpFamily, told: &Measurement<'_>) {
     let services = metrics.services();
     match told {
-        Told::Grown(series, counts) => {
+        Measurement::Grown(series, counts) => {
             with_subject(series, |subject| services.add(&series.port, subject, family, counts));
         }
-        Told::Gone(series) => {
+        Measurement::Gone(series) => {
             with_subject(series, |subject| services.remove(&series.port, subject, family));
         }
-        Told::LeftOut(count) => services.set_dropped(family, *count),
+        Measurement::LeftOut(count) => services.set_dropped(family, *count),
     }
 }
 
@@ -42,8 +42,10 @@ fn with_subject(series: &Series, then: impl FnOnce(Subject<'_>)) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Config;
     use crate::metrics::MetricSet;
     use crate::model::{Build, Counts, Protocol, ServiceName, ServicePortName, Traffic};
+    use std::sync::Arc;
 
     fn config(flags: &[&str]) -> Config {
         let line = crate::config::parse(flags.iter().copied()).unwrap();
@@ -66,9 +68,10 @@ mod tests {
     fn nothing_is_measured_unless_asked_for() {
         let build = Build { version: "1", ..Build::default() };
         let metrics = Arc::new(Metrics::new(MetricSet::Ipvs, build, Box::new(|| None)).unwrap());
-        assert!(measuring(&config(&[]), IpFamily::V4, &metrics).is_none());
+        let measuring = |config: &Config| measuring(&Opening::to_run(config, &metrics), IpFamily::V4);
+        assert!(measuring(&config(&[])).is_none());
         let asked = config(&["--service-metrics=frontends", "--service-metrics-limit=7"]);
-        let asked = measuring(&asked, IpFamily::V4, &metrics).unwrap();
+        let asked = measuring(&asked).unwrap();
         assert_eq!((asked.detail, asked.limit), (Detail::Frontends, 7));
     }
 
@@ -76,15 +79,16 @@ mod tests {
     fn series_grow_and_go() {
         let build = Build { version: "1", ..Build::default() };
         let metrics = Arc::new(Metrics::new(MetricSet::Ipvs, build, Box::new(|| None)).unwrap());
-        let asked = measuring(&config(&["--service-metrics=endpoints"]), IpFamily::V6, &metrics).unwrap();
+        let config = config(&["--service-metrics=endpoints"]);
+        let asked = measuring(&Opening::to_run(&config, &metrics), IpFamily::V6).unwrap();
         let (external, endpoint) =
             (series(Measured::External), series(Measured::Endpoint("[fd00::1]:80".parse().unwrap())));
-        (asked.tell)(Told::Grown(&external, Counts::default()));
+        (asked.tell)(Measurement::Grown(&external, Counts::default()));
         for _ in 0..2 {
             let traffic = Some(Traffic { packets_in: 1, packets_out: 2, bytes_in: 3, bytes_out: 4 });
-            (asked.tell)(Told::Grown(&endpoint, Counts { connections: 5, traffic }));
+            (asked.tell)(Measurement::Grown(&endpoint, Counts { connections: 5, traffic }));
         }
-        (asked.tell)(Told::LeftOut(6));
+        (asked.tell)(Measurement::LeftOut(6));
         let labels = |by: &str, direction: &str| {
             format!(
                 "{{{direction}{by}ip_family=\"IPv6\",namespace=\"shop\",port=\"http\",protocol=\"tcp\",service=\"web\"}}"
@@ -102,8 +106,8 @@ mod tests {
             "kubeproxy_rs_service_metrics_dropped_series{ip_family=\"IPv6\"} 6".to_owned(),
         ];
         assert_eq!(shown(&metrics), want);
-        (asked.tell)(Told::Gone(&endpoint));
-        (asked.tell)(Told::Gone(&external));
+        (asked.tell)(Measurement::Gone(&endpoint));
+        (asked.tell)(Measurement::Gone(&external));
         assert_eq!(shown(&metrics), want[6..]);
     }
 }

@@ -2,18 +2,18 @@
 //! of whoever asks, never in the loop.
 
 use super::output::complain;
-use crate::backend::{KernelObject, Outcome, Packet, SERVER_RULE, Verdict, iptables, ipvs};
-use crate::config::{Config, Explain, Flavor};
+use crate::backend::{self, InspectedNode, Inspection, Packet, SERVER_RULE, TraceOutcome};
+use crate::config::{Config, Explain, Mode};
 use crate::explain::{
-    Decision, Difference, EndpointView, FamilyFacts, FamilyView, Fate, Flows, NodeState, Obstacle, PortView,
-    ServiceView, Tracking,
+    Decision, EndpointView, FamilyFacts, FamilyView, Flows, NodeState, Obstacle, PortView, ServiceView,
+    Tracking,
 };
 use crate::kernel::addresses::local_addresses;
 use crate::kernel::conntrack::{Conntrack, Destination, Part};
-use crate::kernel::iptables::{Place, Tools};
+use crate::kernel::iptables::{Flavor, Place, Tools};
 use crate::kernel::sysctl::Sysctls;
-use crate::model::{Frontend, IpFamily, Protocol};
-use anyhow::{Context, Result, anyhow};
+use crate::model::{IpFamily, Protocol, Verdict};
+use anyhow::Result;
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -23,10 +23,6 @@ const MOST_FLOWS: u64 = 1_000_000;
 /// Endpoints that are asked whether anything listens, and for how long.
 const MOST_PROBED: usize = 16;
 const PROBE_LIMIT: Duration = Duration::from_millis(500);
-/// Levels of the tree of networks, and some to spare.
-const DEEPEST: usize = 16;
-/// The mode that has virtual servers.
-const IPVS: &str = "ipvs";
 
 /// Everything there is to be seen around a Service.
 pub(super) async fn around(config: &Config, view: &ServiceView, asked: &Explain) -> NodeState {
@@ -38,24 +34,23 @@ pub(super) async fn around(config: &Config, view: &ServiceView, asked: &Explain)
         node_port_range: Some(config.node_ports.range),
         ..NodeState::default()
     };
+    let mode = backend::open(Mode::named(&view.mode).unwrap_or(config.mode));
     for family in &view.families {
         let Some(of) = family.ip_family() else { continue };
         let tools = tools(config, view, of).await;
-        let (facts, found) = family_facts(view, (of, family), tools.as_ref()).await;
-        node.families.push(facts);
         let own = or_warn("the node's addresses are unknown", local_addresses(of)).unwrap_or_default();
-        let Some(packet) = packet((of, family), asked, &own) else { continue };
-        let outcomes = match (view.mode.as_str(), &tools) {
-            (IPVS, Ok(tools)) => traced_by_servers(tools, &packet).await,
-            // That they cannot be read is said already.
-            (IPVS, Err(_)) => continue,
-            _ => {
-                // Where the kernel could not be read, what should be there decides.
-                let objects = if found.is_empty() { &family.wanted } else { &found };
-                Ok(iptables::trace_packet(objects, &packet, &own))
-            }
+        let inspected = InspectedNode { family: of, tools: tools.as_ref(), addresses: &own };
+        let looked = async {
+            let obstacles = obstacles(inspected.tools()?, family).await?;
+            Ok((obstacles, mode.inspect(&inspected, &family.wanted).await?))
         };
-        match outcomes {
+        let looked = looked.await;
+        let found = looked.as_ref().map(|(_, inspection)| inspection.found.clone()).unwrap_or_default();
+        node.families.push(family_facts((of, family), looked));
+        let Some(packet) = packet((of, family), asked, &own) else { continue };
+        // Where the kernel could not be read, what should be there decides.
+        let objects = if found.is_empty() { &family.wanted } else { &found };
+        match mode.trace(&inspected, objects, &packet).await {
             Ok(outcomes) => node.decisions.extend(outcomes.iter().map(decision)),
             Err(error) => complain(format_args!("Warning: the packet was not traced: {error:#}")),
         }
@@ -68,156 +63,35 @@ fn or_warn<T>(what: &str, found: Result<T>) -> Option<T> {
     found.map_err(|error| complain(format_args!("Warning: {what}: {error:#}"))).ok()
 }
 
-/// What becomes of a packet in mode ipvs: by all rules of the tables, others' included, the sets, and
-/// the virtual server.
-async fn traced_by_servers(tools: &Tools, packet: &Packet) -> Result<Vec<Outcome>> {
-    let Packet { destination, protocol, .. } = *packet;
-    let to = Frontend { address: destination.ip(), port: destination.port(), protocol };
-    let mut chains = Vec::new();
-    for table in ipvs::tables() {
-        let object =
-            |(chain, lines)| KernelObject { name: format!("{table} {chain}"), lines, is_shared: true };
-        chains.extend(tools.table(table).await?.into_iter().map(object));
-    }
-    let around = ipvs::Surroundings::read(&mut ipvs::Kernel::open()?, to)?;
-    Ok(ipvs::trace_packet(&chains, &around, packet))
-}
-
-async fn family_facts(
-    view: &ServiceView,
+fn family_facts(
     (of, family): (IpFamily, &FamilyView),
-    tools: Result<&Tools, &anyhow::Error>,
-) -> (FamilyFacts, Vec<KernelObject>) {
-    let mut facts = FamilyFacts { family: family.family.clone(), ..FamilyFacts::default() };
+    looked: Result<(Vec<Obstacle>, Inspection)>,
+) -> FamilyFacts {
     let forwarding = match of {
         IpFamily::V4 => "net/ipv4/ip_forward",
         IpFamily::V6 => "net/ipv6/conf/all/forwarding",
     };
-    facts.forwards = Sysctls::default().read(forwarding).ok().map(|value| value != "0");
-    let looked = async {
-        let tools = tools.map_err(|error| anyhow!("{error:#}"))?;
-        facts.obstacles = obstacles(tools, family).await?;
-        match view.mode.as_str() {
-            IPVS => look_at_servers(of, &family.wanted),
-            _ => look_at_rules(tools, &family.wanted).await,
-        }
-    };
-    let (differences, found) = match looked.await {
-        Ok(found) => found,
-        Err(error) => {
-            facts.unreadable = Some(format!("{error:#}"));
-            (Vec::new(), Vec::new())
-        }
-    };
-    facts.differences = differences;
-    (facts, found)
+    let forwards = Sysctls::default().read(forwarding).ok().map(|value| value != "0");
+    let facts = FamilyFacts { family: family.family.clone(), forwards, ..FamilyFacts::default() };
+    match looked {
+        Ok((obstacles, Inspection { differences, .. })) => FamilyFacts { obstacles, differences, ..facts },
+        Err(error) => FamilyFacts { unreadable: Some(format!("{error:#}")), ..facts },
+    }
 }
 
 /// The tools that the proxy uses.
 async fn tools(config: &Config, view: &ServiceView, family: IpFamily) -> Result<Tools> {
-    let mut config = config.clone();
-    config.iptables.flavor = match view.flavor.as_str() {
-        "nft" => Flavor::Nft,
-        "legacy" => Flavor::Legacy,
-        _ => config.iptables.flavor,
-    };
-    super::families::usable_tools(&config, family).await
-}
-
-type Found = (Vec<Difference>, Vec<KernelObject>);
-
-async fn look_at_rules(tools: &Tools, wanted: &[KernelObject]) -> Result<Found> {
-    let (mut differences, mut found) = (Vec::new(), Vec::new());
-    for object in wanted {
-        let Some(lines) = chain(tools, &object.name).await? else {
-            differences.push(gone(object));
-            continue;
-        };
-        let (missing, surplus) = iptables::differences(object, &lines);
-        found.push(KernelObject { lines: lines.clone(), ..object.clone() });
-        let mut left = Vec::new();
-        for rule in missing {
-            if !in_tree(tools, (&object.name, &lines), &rule, &mut found).await? {
-                left.push(rule);
-            }
-        }
-        differences.extend(difference(object, left, surplus));
-    }
-    Ok((differences, found))
-}
-
-/// Whether a rule of a long chain stands where a tree of networks has it; notes the chains on the way.
-async fn in_tree(
-    tools: &Tools,
-    (name, lines): (&str, &[String]),
-    rule: &str,
-    found: &mut Vec<KernelObject>,
-) -> Result<bool> {
-    let Some((table, _)) = name.split_once(' ') else { return Ok(false) };
-    let mut lines = lines.to_vec();
-    for _ in 0..DEEPEST {
-        let Some(next) = iptables::branch(rule, &lines) else { return Ok(false) };
-        let name = format!("{table} {next}");
-        let Some(there) = chain(tools, &name).await? else { return Ok(false) };
-        lines.clone_from(&there);
-        if !found.iter().any(|known| known.name == name) {
-            found.push(KernelObject { name, lines: there, is_shared: true });
-        }
-        let wanted = KernelObject { name: next, lines: vec![rule.to_owned()], is_shared: true };
-        if iptables::differences(&wanted, &lines).0.is_empty() {
-            return Ok(true);
-        }
-    }
-    Ok(false)
-}
-
-async fn chain(tools: &Tools, name: &str) -> Result<Option<Vec<String>>> {
-    let (table, chain) = name.split_once(' ').context("a chain without a table")?;
-    tools.rules(Place { table, chain }).await
-}
-
-fn look_at_servers(family: IpFamily, wanted: &[KernelObject]) -> Result<Found> {
-    let mut kernel = ipvs::Kernel::open()?;
-    let all = ipvs::look(&mut kernel, family, wanted)?;
-    let (mut differences, mut found) = (Vec::new(), Vec::new());
-    for (object, lines) in wanted.iter().zip(all) {
-        let Some(lines) = lines else {
-            differences.push(gone(object));
-            continue;
-        };
-        let beyond = |all: &[String], other: &[String]| {
-            all.iter().filter(|line| !other.contains(line)).cloned().collect::<Vec<_>>()
-        };
-        let mut surplus = if object.is_shared { Vec::new() } else { beyond(&lines, &object.lines) };
-        // Those let their connections end.
-        surplus.retain(|line| !line.ends_with(" weight 0"));
-        differences.extend(difference(object, beyond(&object.lines, &lines), surplus));
-        found.push(KernelObject { lines, ..object.clone() });
-    }
-    Ok((differences, found))
-}
-
-fn gone(object: &KernelObject) -> Difference {
-    Difference {
-        object: object.name.clone(),
-        is_gone: true,
-        missing: object.lines.clone(),
-        surplus: Vec::new(),
-    }
-}
-
-fn difference(object: &KernelObject, missing: Vec<String>, surplus: Vec<String>) -> Option<Difference> {
-    let differs = !(missing.is_empty() && surplus.is_empty());
-    differs.then(|| Difference { object: object.name.clone(), is_gone: false, missing, surplus })
+    let used = [Flavor::Nft, Flavor::Legacy].into_iter().find(|flavor| flavor.as_str() == view.flavor);
+    backend::usable_tools(family, used.or_else(|| backend::flavor(config))).await
 }
 
 /// Rules of others that may stop packets forwarded to an endpoint.
 async fn obstacles(tools: &Tools, family: &FamilyView) -> Result<Vec<Obstacle>> {
-    let forward = chain(tools, "filter FORWARD").await?.unwrap_or_default();
+    let forward = tools.rules(Place { table: "filter", chain: "FORWARD" }).await?.unwrap_or_default();
     let endpoints = family.ports.iter().flat_map(|port| &port.endpoints).filter(|it| it.is_used());
     let mut found = BTreeSet::new();
     for endpoint in endpoints {
-        let rules = iptables::foreign_obstacles(&forward, endpoint.ip).into_iter();
+        let rules = backend::foreign_obstacles(&forward, endpoint.ip).into_iter();
         found.extend(rules.map(|(rule, stops_all)| Obstacle { rule, stops_all }));
     }
     Ok(found.into_iter().collect())
@@ -327,19 +201,19 @@ fn packet((of, family): (IpFamily, &FamilyView), asked: &Explain, own: &[IpAddr]
 }
 
 /// An outcome, and the rule that decides: the last one that sends the packet somewhere.
-fn decision(outcome: &Outcome) -> Decision {
-    let (fate, endpoint, target) = match outcome.verdict {
-        Verdict::Served { endpoint, .. } => (Fate::Served, Some(endpoint), Some("-j DNAT")),
-        Verdict::Rejected => (Fate::Refused, None, Some("-j REJECT")),
-        Verdict::Dropped => (Fate::Dropped, None, Some("-j DROP")),
-        Verdict::Untouched => (Fate::Untouched, None, None),
+fn decision(outcome: &TraceOutcome) -> Decision {
+    let (endpoint, target) = match outcome.verdict {
+        Verdict::Served(endpoint) => (Some(endpoint), Some("-j DNAT")),
+        Verdict::Refused => (None, Some("-j REJECT")),
+        Verdict::Dropped => (None, Some("-j DROP")),
+        Verdict::Untouched => (None, None),
     };
     let decides =
         |rule: &&String| target.is_some_and(|target| rule.contains(target) || rule.starts_with(SERVER_RULE));
     Decision {
-        fate,
-        endpoint,
-        masqueraded: matches!(outcome.verdict, Verdict::Served { masqueraded: true, .. }),
+        verdict: outcome.verdict.kind(),
+        endpoint: endpoint.map(|endpoint| endpoint.address),
+        masqueraded: endpoint.is_some_and(|endpoint| endpoint.masqueraded),
         percent: outcome.chance * 100.0,
         decided_by: outcome.rules.iter().rev().find(decides).cloned(),
         rules: outcome.rules.clone(),

@@ -48,7 +48,7 @@ pub struct Series {
 
 /// What there is to tell about what was measured.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Told<'a> {
+pub enum Measurement<'a> {
     /// So much more than when it was last told; nothing at the beginning.
     Grown(&'a Series, Counts),
     /// It is measured no longer.
@@ -64,18 +64,18 @@ pub struct Measuring {
     /// Series at most; the first Services by name are measured, and remain so while there is room.
     pub limit: usize,
     /// Who is told.
-    pub tell: Box<dyn Fn(Told<'_>)>,
+    pub tell: Box<dyn Fn(Measurement<'_>)>,
 }
 
 /// A series and the kernel's counters that make it up.
 #[derive(Clone, Debug)]
-pub(super) struct Meter<K> {
+pub(super) struct CounterSeries<K> {
     pub(super) series: Series,
     /// Counters whose numbers are added.
     pub(super) adds: Vec<K>,
     /// Counters of what these have counted, too, and what is none of this series. They are read last,
     /// so that nothing is counted that may have to be taken back.
-    pub(super) takes_off: Vec<K>,
+    pub(super) subtracts: Vec<K>,
 }
 
 /// The kernel's counters, for one round.
@@ -87,19 +87,19 @@ pub(super) trait Counters<K> {
     fn questions(&self) -> usize;
 }
 
-/// A meter and where it stood.
+/// A counters and where it stood.
 #[derive(Debug)]
 struct Running<K> {
-    meter: Meter<K>,
+    counters: CounterSeries<K>,
     /// What its counters showed, in their order; `None` for one that stood there before and whose
     /// number is somebody else's until it was read.
     last: Vec<Option<Counts>>,
     /// Connections still to be taken off.
-    owed: u64,
+    to_subtract: u64,
 }
 
 /// All that is measured.
-pub(super) struct Tally<K> {
+pub(super) struct ServiceCounters<K> {
     measuring: Measuring,
     followed: BTreeMap<ServiceName, Vec<Running<K>>>,
     /// Services for which there is no room, with how many series they have.
@@ -113,32 +113,32 @@ pub(super) struct Tally<K> {
     is_blind: bool,
 }
 
-impl<K> fmt::Debug for Tally<K> {
+impl<K> fmt::Debug for ServiceCounters<K> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Tally").field("series", &self.series).finish_non_exhaustive()
+        f.debug_struct("ServiceCounters").field("series", &self.series).finish_non_exhaustive()
     }
 }
 
 impl<K: PartialEq> Running<K> {
-    fn new(meter: Meter<K>, is_written: &dyn Fn(&K) -> bool) -> Self {
-        let keys = meter.adds.iter().chain(&meter.takes_off);
+    fn new(counters: CounterSeries<K>, is_written: &dyn Fn(&K) -> bool) -> Self {
+        let keys = counters.adds.iter().chain(&counters.subtracts);
         let last = keys.map(|key| is_written(key).then(Counts::default)).collect();
-        Running { meter, last, owed: 0 }
+        Running { counters, last, to_subtract: 0 }
     }
 
     fn keys(&self) -> impl Iterator<Item = &K> {
-        self.meter.adds.iter().chain(&self.meter.takes_off)
+        self.counters.adds.iter().chain(&self.counters.subtracts)
     }
 
     /// Takes over where the same counters stood, unless they began anew.
     fn continue_from(&mut self, old: &Running<K>) {
-        let keys = self.meter.adds.iter().chain(&self.meter.takes_off);
+        let keys = self.counters.adds.iter().chain(&self.counters.subtracts);
         for (key, last) in keys.zip(&mut self.last).filter(|(_, last)| last.is_none()) {
             if let Some((_, known)) = old.keys().zip(&old.last).find(|(known, _)| *known == key) {
                 *last = *known;
             }
         }
-        self.owed = old.owed;
+        self.to_subtract = old.to_subtract;
     }
 
     /// What was counted since the last reading.
@@ -148,19 +148,19 @@ impl<K: PartialEq> Running<K> {
             .iter()
             .zip(&self.last)
             .map(|(now, last)| last.map(|last| now.since(last)).unwrap_or_default());
-        let adds = self.meter.adds.len();
+        let adds = self.counters.adds.len();
         let mut grown = growth.clone().take(adds).fold(Counts::default(), Counts::plus);
-        let off = growth.skip(adds).map(|counts| counts.connections).sum::<u64>() + self.owed;
-        self.owed = off.saturating_sub(grown.connections);
+        let off = growth.skip(adds).map(|counts| counts.connections).sum::<u64>() + self.to_subtract;
+        self.to_subtract = off.saturating_sub(grown.connections);
         grown.connections = grown.connections.saturating_sub(off);
         self.last = now.into_iter().map(Some).collect();
         Ok(grown)
     }
 }
 
-impl<K: PartialEq> Tally<K> {
+impl<K: PartialEq> ServiceCounters<K> {
     pub(super) fn new(measuring: Measuring) -> Self {
-        Tally {
+        ServiceCounters {
             measuring,
             followed: BTreeMap::new(),
             left_out: BTreeMap::new(),
@@ -175,7 +175,7 @@ impl<K: PartialEq> Tally<K> {
     pub(super) fn update(
         &mut self,
         plan: &Plan<'_>,
-        meters: &dyn Fn(&ServicePlan<'_>, Detail) -> Vec<Meter<K>>,
+        meters: &dyn Fn(&ServicePlan<'_>, Detail) -> Vec<CounterSeries<K>>,
         is_written: &dyn Fn(&K) -> bool,
     ) {
         let known: Vec<ServiceName> = match plan.scope() {
@@ -192,7 +192,7 @@ impl<K: PartialEq> Tally<K> {
     fn update_services(
         &mut self,
         services: &BTreeSet<&ServiceName>,
-        meters: &dyn Fn(&ServiceName) -> Vec<Meter<K>>,
+        meters: &dyn Fn(&ServiceName) -> Vec<CounterSeries<K>>,
         is_written: &dyn Fn(&K) -> bool,
     ) {
         for name in services {
@@ -205,26 +205,28 @@ impl<K: PartialEq> Tally<K> {
         self.tell_left_out();
     }
 
-    fn follow(&mut self, name: &ServiceName, meters: Vec<Meter<K>>, is_written: &dyn Fn(&K) -> bool) {
+    fn follow(&mut self, name: &ServiceName, meters: Vec<CounterSeries<K>>, is_written: &dyn Fn(&K) -> bool) {
         let old = self.followed.remove(name).unwrap_or_default();
         self.series -= old.len();
         self.left_out.remove(name);
         let has_room = self.series + meters.len() <= self.measuring.limit;
         let mut new = Vec::new();
         if has_room {
-            new.extend(meters.into_iter().map(|meter| Running::new(meter, is_written)));
+            new.extend(meters.into_iter().map(|counters| Running::new(counters, is_written)));
         } else {
             self.left_out.insert(name.clone(), meters.len());
         }
         let mut gone: HashMap<&Series, &Running<K>> =
-            old.iter().map(|old| (&old.meter.series, old)).collect();
+            old.iter().map(|old| (&old.counters.series, old)).collect();
         for running in &mut new {
-            match gone.remove(&running.meter.series) {
+            match gone.remove(&running.counters.series) {
                 Some(old) => running.continue_from(old),
-                None => (self.measuring.tell)(Told::Grown(&running.meter.series, Counts::default())),
+                None => {
+                    (self.measuring.tell)(Measurement::Grown(&running.counters.series, Counts::default()))
+                }
             }
         }
-        gone.into_keys().for_each(|series| (self.measuring.tell)(Told::Gone(series)));
+        gone.into_keys().for_each(|series| (self.measuring.tell)(Measurement::Gone(series)));
         if new.iter().any(|running| running.last.contains(&None)) {
             self.rounds = 0;
         }
@@ -242,7 +244,7 @@ impl<K: PartialEq> Tally<K> {
 
     fn tell_left_out(&self) {
         let unread = if self.is_blind { self.series } else { 0 };
-        (self.measuring.tell)(Told::LeftOut(self.left_out.values().sum::<usize>() + unread));
+        (self.measuring.tell)(Measurement::LeftOut(self.left_out.values().sum::<usize>() + unread));
     }
 
     /// Reads what has its turn; called every two seconds.
@@ -310,7 +312,7 @@ fn tell_growth<K: PartialEq>(
 ) -> Result<()> {
     let grown = running.read(counters)?;
     if grown != Counts::default() {
-        (measuring.tell)(Told::Grown(&running.meter.series, grown));
+        (measuring.tell)(Measurement::Grown(&running.counters.series, grown));
     }
     Ok(())
 }
@@ -329,15 +331,15 @@ pub(super) mod recorder {
         let sums = Sums::default();
         let told = sums.clone();
         let text = |series: &Series| format!("{} {} {:?}", series.port, series.port.protocol, series.of);
-        let tell = move |it: Told<'_>| {
+        let tell = move |it: Measurement<'_>| {
             let mut sums = told.borrow_mut();
             match it {
-                Told::Grown(series, counts) => {
+                Measurement::Grown(series, counts) => {
                     let sum = sums.entry(text(series)).or_default();
                     *sum = sum.plus(counts);
                 }
-                Told::Gone(series) => drop(sums.remove(&text(series)).unwrap()),
-                Told::LeftOut(count) => {
+                Measurement::Gone(series) => drop(sums.remove(&text(series)).unwrap()),
+                Measurement::LeftOut(count) => {
                     sums.insert("left out".to_owned(), Counts { connections: count as u64, traffic: None });
                 }
             }
@@ -382,107 +384,115 @@ mod tests {
         ServiceName::new("shop", service)
     }
 
-    fn tally(limit: usize) -> (Tally<&'static str>, Sums) {
+    fn counters(limit: usize) -> (ServiceCounters<&'static str>, Sums) {
         let (measuring, sums) = recording(Detail::Endpoints, limit);
-        (Tally::new(measuring), sums)
+        (ServiceCounters::new(measuring), sums)
     }
 
-    fn meter(service: &str, adds: &[&'static str], takes_off: &[&'static str]) -> Meter<&'static str> {
+    fn series_of(
+        service: &str,
+        adds: &[&'static str],
+        subtracts: &[&'static str],
+    ) -> CounterSeries<&'static str> {
         let port = ServicePortName { service: name(service), port: "".into(), protocol: Protocol::Tcp };
         let series = Series { port, of: Measured::ClusterIp };
-        Meter { series, adds: adds.to_vec(), takes_off: takes_off.to_vec() }
+        CounterSeries { series, adds: adds.to_vec(), subtracts: subtracts.to_vec() }
     }
 
     /// Follows Services of one series each, whose counters have their names.
-    fn follow(tally: &mut Tally<&'static str>, services: &[&'static str], gone: &[&'static str]) {
+    fn follow(
+        counters: &mut ServiceCounters<&'static str>,
+        services: &[&'static str],
+        gone: &[&'static str],
+    ) {
         let names: Vec<ServiceName> = services.iter().chain(gone).map(|it| name(it)).collect();
         let meters = |of: &ServiceName| {
             let here = services.iter().filter(|it| name(it) == *of);
-            here.map(|it| meter(it, &[*it], &[])).collect()
+            here.map(|it| series_of(it, &[*it], &[])).collect()
         };
-        tally.update_services(&names.iter().collect(), &meters, &|_| true);
+        counters.update_services(&names.iter().collect(), &meters, &|_| true);
     }
 
-    fn cycle(tally: &mut Tally<&'static str>, numbers: &mut Numbers) {
+    fn cycle(counters: &mut ServiceCounters<&'static str>, numbers: &mut Numbers) {
         for _ in 0..ROUNDS {
             numbers.asked = 0;
-            tally.round(numbers);
+            counters.round(numbers);
         }
     }
 
     #[test]
     fn counts_only_grow_whenever_counters_begin_anew() {
-        let (mut tally, sums) = tally(10);
+        let (mut counters, sums) = counters(10);
         let mut numbers = Numbers::default();
         let sum = || connections(&sums, "shop/web tcp ClusterIp");
         let is_told = || sums.borrow().contains_key("shop/web tcp ClusterIp");
-        follow(&mut tally, &["web"], &[]);
+        follow(&mut counters, &["web"], &[]);
         assert!(is_told(), "a series is there before anything was counted");
         // By somebody else, who left fewer than there were.
         for (shown, counted) in [(5, 5), (5, 5), (9, 9), (2, 11), (0, 11), (3, 14)] {
             numbers.counts.insert("web", shown);
-            cycle(&mut tally, &mut numbers);
+            cycle(&mut counters, &mut numbers);
             assert_eq!(sum(), counted);
         }
         // By us: five more, although the counter shows but two more than it did.
-        tally.read_before([name("web")].iter(), &mut numbers);
+        counters.read_before([name("web")].iter(), &mut numbers);
         let names = [name("web")];
-        let meters = |_: &ServiceName| vec![meter("web", &["web"], &[])];
-        tally.update_services(&names.iter().collect(), &meters, &|key| *key == "web");
+        let meters = |_: &ServiceName| vec![series_of("web", &["web"], &[])];
+        counters.update_services(&names.iter().collect(), &meters, &|key| *key == "web");
         numbers.counts.insert("web", 5);
-        cycle(&mut tally, &mut numbers);
+        cycle(&mut counters, &mut numbers);
         assert_eq!(sum(), 19);
     }
 
     #[test]
     fn what_was_counted_before_it_was_measured_is_not_told() {
-        let (mut tally, sums) = tally(10);
+        let (mut counters, sums) = counters(10);
         let mut numbers = Numbers { counts: [("web", 7)].into(), ..Numbers::default() };
-        tally.round(&mut numbers);
+        counters.round(&mut numbers);
         let names = [name("web")];
-        let meters = |_: &ServiceName| vec![meter("web", &["web"], &[])];
-        tally.update_services(&names.iter().collect(), &meters, &|_| false);
-        tally.round(&mut numbers);
+        let meters = |_: &ServiceName| vec![series_of("web", &["web"], &[])];
+        counters.update_services(&names.iter().collect(), &meters, &|_| false);
+        counters.round(&mut numbers);
         assert_eq!((numbers.asked, connections(&sums, "web")), (1, 0), "it is read with the next round");
         numbers.counts.insert("web", 9);
-        cycle(&mut tally, &mut numbers);
+        cycle(&mut counters, &mut numbers);
         assert_eq!(connections(&sums, "web"), 2);
     }
 
     #[test]
     fn what_is_read_before_a_write_is_not_lost() {
-        let (mut tally, sums) = tally(10);
-        follow(&mut tally, &["web"], &[]);
+        let (mut counters, sums) = counters(10);
+        follow(&mut counters, &["web"], &[]);
         let mut numbers = Numbers { counts: [("web", 7)].into(), ..Numbers::default() };
-        tally.read_before([name("web"), name("unknown")].iter(), &mut numbers);
+        counters.read_before([name("web"), name("unknown")].iter(), &mut numbers);
         assert_eq!(connections(&sums, "ClusterIp"), 7);
     }
 
     #[test]
     fn a_service_that_does_not_fit_is_left_out_until_there_is_room() {
-        let (mut tally, sums) = tally(2);
+        let (mut counters, sums) = counters(2);
         let told = || sums.borrow().keys().cloned().collect::<Vec<_>>().join(", ");
-        follow(&mut tally, &["b", "c", "d", "a"], &[]);
+        follow(&mut counters, &["b", "c", "d", "a"], &[]);
         assert_eq!(
             (told().as_str(), connections(&sums, "left out")),
             ("left out, shop/a tcp ClusterIp, shop/b tcp ClusterIp", 2)
         );
-        follow(&mut tally, &["b", "c", "d"], &["a"]);
+        follow(&mut counters, &["b", "c", "d"], &["a"]);
         assert_eq!(
             (told().as_str(), connections(&sums, "left out")),
             ("left out, shop/b tcp ClusterIp, shop/c tcp ClusterIp", 1)
         );
-        follow(&mut tally, &[], &["b", "c", "d"]);
+        follow(&mut counters, &[], &["b", "c", "d"]);
         assert_eq!((told().as_str(), connections(&sums, "left out")), ("left out", 0));
     }
 
     #[test]
     fn a_service_that_outgrows_the_limit_makes_room_for_others() {
-        let (mut tally, sums) = tally(3);
+        let (mut counters, sums) = counters(3);
         let endpoint = |service: &'static str, number: u16| {
-            let mut meter = meter(service, &[service], &[]);
-            meter.series.of = Measured::Endpoint(([10, 0, 0, 1], number).into());
-            meter
+            let mut counters = series_of(service, &[service], &[]);
+            counters.series.of = Measured::Endpoint(([10, 0, 0, 1], number).into());
+            counters
         };
         let sizes = |a: u16, b: u16| {
             move |of: &ServiceName| match of.name() {
@@ -492,7 +502,7 @@ mod tests {
         };
         let names = [name("a"), name("b")];
         for (a, b, followed, left_out) in [(2, 2, "shop/a", 2), (4, 2, "shop/b", 4), (1, 2, "shop/", 0)] {
-            tally.update_services(&names.iter().collect(), &sizes(a, b), &|_| true);
+            counters.update_services(&names.iter().collect(), &sizes(a, b), &|_| true);
             let told: Vec<String> = sums.borrow().keys().filter(|it| *it != "left out").cloned().collect();
             assert!(told.iter().all(|it| it.starts_with(followed)), "{told:?}");
             assert_eq!(told.len() as u64 + left_out, u64::from(a + b));
@@ -502,14 +512,14 @@ mod tests {
 
     #[test]
     fn a_round_asks_a_bounded_number_of_questions_and_the_next_goes_on() {
-        let (mut tally, sums) = tally(1000);
+        let (mut counters, sums) = counters(1000);
         let services: Vec<&'static str> = (0..250).map(|number| &*format!("s-{number:03}").leak()).collect();
-        follow(&mut tally, &services, &[]);
+        follow(&mut counters, &services, &[]);
         let counts = services.iter().map(|it| (*it, 1)).collect();
         let mut numbers = Numbers { counts, ..Numbers::default() };
         for read in [100, 200, 250, 250] {
             numbers.asked = 0;
-            tally.round(&mut numbers);
+            counters.round(&mut numbers);
             assert_eq!(connections(&sums, "ClusterIp"), read);
         }
         assert_eq!(numbers.asked, 0, "all were read, and the time for another round has not come");
@@ -517,27 +527,27 @@ mod tests {
 
     #[test]
     fn what_another_series_counts_is_taken_off_however_late_it_shows() {
-        let (mut tally, sums) = tally(10);
+        let (mut counters, sums) = counters(10);
         let names = [name("web")];
-        let meters = |_: &ServiceName| vec![meter("web", &["all"], &["external"])];
-        tally.update_services(&names.iter().collect(), &meters, &|_| true);
+        let meters = |_: &ServiceName| vec![series_of("web", &["all"], &["external"])];
+        counters.update_services(&names.iter().collect(), &meters, &|_| true);
         let mut numbers = Numbers::default();
         for (all, external, counted) in [(10, 4, 6), (10, 6, 6), (15, 6, 9), (16, 7, 9)] {
             numbers.counts = [("all", all), ("external", external)].into();
-            cycle(&mut tally, &mut numbers);
+            cycle(&mut counters, &mut numbers);
             assert_eq!(connections(&sums, "ClusterIp"), counted);
         }
     }
 
     #[test]
     fn what_cannot_be_read_counts_as_left_out_until_it_can() {
-        let (mut tally, sums) = tally(10);
-        follow(&mut tally, &["web"], &[]);
+        let (mut counters, sums) = counters(10);
+        follow(&mut counters, &["web"], &[]);
         let mut numbers = Numbers { counts: [("web", 3)].into(), fails: true, ..Numbers::default() };
-        cycle(&mut tally, &mut numbers);
+        cycle(&mut counters, &mut numbers);
         assert_eq!(connections(&sums, "left out"), 1);
         numbers.fails = false;
-        cycle(&mut tally, &mut numbers);
+        cycle(&mut counters, &mut numbers);
         assert_eq!((connections(&sums, "left out"), connections(&sums, "ClusterIp")), (0, 3));
     }
 }

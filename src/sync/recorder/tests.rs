@@ -18,7 +18,7 @@ use tokio::time::{Instant, timeout};
 
 /// The loop with all that tells of it.
 struct Told {
-    runner: Runner<Records>,
+    runner: Runner<MetricsRecorder>,
     events: mpsc::Sender<WatchEvent>,
     inbox: mpsc::Receiver<WatchEvent>,
     metrics: Arc<Metrics>,
@@ -42,7 +42,7 @@ impl Told {
         let health = Arc::new(ProxyHealth::new(Duration::from_secs(30)));
         let notices = Rc::new(RefCell::new(Vec::new()));
         let sink = Rc::clone(&notices);
-        let records = Records::new(metrics.clone(), health.clone(), Arc::new(now))
+        let records = MetricsRecorder::new(metrics.clone(), health.clone(), Arc::new(now))
             .telling(Box::new(move |notice| sink.borrow_mut().push(notice)));
         let periods = Periods {
             sync: Duration::from_secs(30),

@@ -1,0 +1,252 @@
+//! Mode ipvs to the rooms above.
+
+use super::input::CHAINS;
+use super::inspect::{self, Surroundings};
+use super::metrics::{Counted, show};
+use super::names::INTERFACE;
+use super::{Features, Ipvs, Kernel, Removed, cleanup, kinds, render_text, setup};
+use crate::backend::mode::{InspectedNode, Inspection, ModeFacts, Opening, ProxyMode, Requirement};
+use crate::backend::service_metrics::measuring;
+use crate::backend::{Dataplane, Difference, KernelObject, Packet, SharedNames, TraceOutcome, usable};
+use crate::config::Config;
+use crate::kernel::addresses::interface_addresses;
+use crate::kernel::ipset::{Ipsets as _, KernelIpsets, SetSpec};
+use crate::kernel::iptables::{RuleKind, Tools, Version, Xtables as _};
+use crate::kernel::ipvs::{KernelIpvs, Timeouts};
+use crate::kernel::links;
+use crate::metrics::MetricSet;
+use crate::model::{Frontend, IpFamily, IpvsScheduler, SetType};
+use crate::plan::{FamilySettings, Plan};
+use anyhow::{Context, Result};
+use futures::future::LocalBoxFuture;
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+/// Virtual servers of IPVS.
+pub struct IpvsMode;
+
+impl ProxyMode for IpvsMode {
+    fn facts(&self) -> ModeFacts {
+        ModeFacts {
+            metrics: MetricSet::Ipvs,
+            by_address: true,
+            // IPVS does not take packets from 127.0.0.0/8.
+            localhost_node_ports: false,
+            switches_forwarding_on: true,
+            has_virtual_servers: true,
+        }
+    }
+
+    fn probe(&self, config: &Config) -> Result<()> {
+        let scheduler = scheduler(config)?;
+        setup::check_scheduler(&mut KernelIpvs::open()?, &scheduler)
+    }
+
+    fn dataplane<'a>(
+        &'a self,
+        opening: &'a Opening<'a>,
+        settings: &'a FamilySettings,
+    ) -> LocalBoxFuture<'a, Result<Box<dyn Dataplane>>> {
+        Box::pin(async move {
+            let (config, family) = (opening.config, settings.family);
+            let tools = usable::tools(opening, family).await?;
+            let features = features(config, family, scheduler(config)?, tools.version());
+            let mut kernel = Kernel::open()?;
+            let Some(metrics) = opening.metrics else {
+                return Ok(Box::new(Ipvs::new(tools, kernel, family, features)) as Box<dyn Dataplane>);
+            };
+            kernel.servers = Box::new(Counted::new(kernel.servers, metrics.clone()));
+            let services = usize::try_from(config.ipvs.connection_metrics)?;
+            let dataplane = Ipvs::new(tools, kernel, family, features)
+                .detecting(config.drift_detection)
+                .counting(show(metrics.clone()), services);
+            Ok(Box::new(dataplane.measuring(measuring(opening, family))) as Box<dyn Dataplane>)
+        })
+    }
+
+    fn prepare(&self, config: &Config, _settings: &FamilySettings) -> Result<()> {
+        let timeouts = Timeouts {
+            tcp: config.ipvs.tcp_timeout,
+            tcp_fin: config.ipvs.tcp_fin_timeout,
+            udp: config.ipvs.udp_timeout,
+        };
+        setup::prepare(&mut Kernel::open()?, config.ipvs.strict_arp, &timeouts)
+    }
+
+    fn render(&self, config: &Config, plan: Plan<'_>, node_addresses: &BTreeSet<IpAddr>) -> Result<String> {
+        let features = features(config, plan.settings.family, scheduler(config)?, Version::RANDOM_FULLY);
+        Ok(render_text(&plan, &features, node_addresses))
+    }
+
+    fn rule_kinds(&self, family: IpFamily) -> Vec<RuleKind> {
+        kinds::rule_kinds(family)
+    }
+
+    fn requirements(&self) -> Vec<Requirement> {
+        let words = |result: Result<()>, there| result.map(|()| there).map_err(|error| format!("{error:#}"));
+        vec![
+            Requirement {
+                name: "ipvs",
+                found: words(KernelIpvs::open().map(drop), "the kernel has IPVS"),
+                remedy: "modprobe ip_vs on the node, or use --mode=iptables",
+                is_vital: true,
+            },
+            Requirement {
+                name: "ipset",
+                found: words(ask_ipset(), "the kernel has ipsets"),
+                remedy: "modprobe ip_set on the node",
+                is_vital: true,
+            },
+            Requirement {
+                name: "dummy interface",
+                found: has_dummy().then_some("there, or its driver is").ok_or_else(|| {
+                    "the driver is not loaded; the kernel loads it at the proxy's start if it has it"
+                        .to_owned()
+                }),
+                remedy: "modprobe dummy on the node to be sure",
+                is_vital: false,
+            },
+        ]
+    }
+
+    fn inspect<'a>(
+        &'a self,
+        node: &'a InspectedNode<'a>,
+        wanted: &'a [KernelObject],
+    ) -> LocalBoxFuture<'a, Result<Inspection>> {
+        Box::pin(async move { look_at_servers(node.family, wanted) })
+    }
+
+    /// By all rules of the tables, those of other programs included, the sets, and the virtual server.
+    fn trace<'a>(
+        &'a self,
+        node: &'a InspectedNode<'a>,
+        _objects: &'a [KernelObject],
+        packet: &'a Packet,
+    ) -> LocalBoxFuture<'a, Result<Vec<TraceOutcome>>> {
+        Box::pin(async move {
+            let (tools, at) = (node.tools()?, packet.destination);
+            let to = Frontend { address: at.ip(), port: at.port(), protocol: packet.protocol };
+            let mut chains = Vec::new();
+            for (table, _) in CHAINS {
+                let object = |(chain, lines)| KernelObject {
+                    name: format!("{table} {chain}"),
+                    lines,
+                    is_shared: true,
+                };
+                chains.extend(tools.table(table).await?.into_iter().map(object));
+            }
+            let around = Surroundings::read(&mut Kernel::open()?, to)?;
+            Ok(inspect::trace(&chains, &around, packet))
+        })
+    }
+
+    fn standing(&self) -> SharedNames {
+        cleanup::standing()
+    }
+
+    fn holds_rules<'a>(&'a self, tools: &'a mut Tools) -> LocalBoxFuture<'a, Result<bool>> {
+        Box::pin(cleanup::holds_rules(tools))
+    }
+
+    fn empty_shared_chains<'a>(&'a self, tools: &'a mut Tools) -> LocalBoxFuture<'a, Result<()>> {
+        Box::pin(cleanup::empty_chains(tools))
+    }
+
+    fn remove_rules<'a>(
+        &'a self,
+        tools: &'a mut Tools,
+        standing: &'a SharedNames,
+    ) -> LocalBoxFuture<'a, Result<bool>> {
+        Box::pin(cleanup::remove_rules(tools, standing))
+    }
+
+    fn remove_objects(&self, config: &Config) -> Vec<Result<String>> {
+        let mut kernel = match Kernel::of_leftovers() {
+            Ok(kernel) => kernel,
+            Err(error) => return vec![Err(error).context("removing what IPVS mode left")],
+        };
+        let mut outcomes = Vec::new();
+        for family in IpFamily::ALL {
+            match kernel.remove_leftovers(family, &leftover_features(config, family)) {
+                Ok(Removed { servers: 0, sets: 0 }) => {}
+                Ok(Removed { servers, sets }) => outcomes.push(Ok(format!(
+                    "{servers} virtual servers and {sets} ipsets of IPVS mode ({family}) removed"
+                ))),
+                Err(error) => outcomes
+                    .push(Err(error).with_context(|| format!("removing what IPVS mode left of {family}"))),
+            }
+        }
+        match kernel.remove_interface() {
+            Ok(true) => outcomes.push(Ok(format!("interface {INTERFACE} of IPVS mode removed"))),
+            Ok(false) => {}
+            Err(error) => outcomes.push(Err(error).context("removing what IPVS mode left")),
+        }
+        outcomes
+    }
+}
+
+/// By what the virtual servers that IPVS mode left are told from those of other programs: by the sets that name them,
+/// in either of its ways.
+fn leftover_features(config: &Config, family: IpFamily) -> Features {
+    let scheduler = IpvsScheduler::as_upstream("rr");
+    Features { upstream_compat: false, ..features(config, family, scheduler, Version::RANDOM_FULLY) }
+}
+
+/// What IPVS mode does on this node, as configured.
+fn features(config: &Config, family: IpFamily, scheduler: IpvsScheduler, tools: Version) -> Features {
+    let exclude = config.ipvs.exclude_cidrs.iter().copied();
+    Features {
+        masquerade_mark: 1 << u32::from(config.iptables.masquerade_bit),
+        random_fully: tools >= Version::RANDOM_FULLY,
+        scheduler,
+        exclude: exclude.filter(|cidr| IpFamily::of_cidr(cidr) == family).collect(),
+        upstream_compat: config.ipvs.upstream_compat,
+        node_name: config.node_name.as_str().into(),
+    }
+}
+
+/// The scheduler of Services that ask for none.
+fn scheduler(config: &Config) -> Result<IpvsScheduler> {
+    let name = &config.ipvs.scheduler;
+    if config.ipvs.upstream_compat {
+        return Ok(IpvsScheduler::as_upstream(name));
+    }
+    let known = || format!("{}, sh-port, mh-port", IpvsScheduler::KNOWN.join(", "));
+    IpvsScheduler::parse(name).with_context(|| format!("--ipvs-scheduler {name} is none of {}", known()))
+}
+
+fn has_dummy() -> bool {
+    let is_there = |family| {
+        let addresses = interface_addresses(family).unwrap_or_default();
+        addresses.iter().any(|it| it.interface == INTERFACE)
+    };
+    links::has_driver("dummy") || IpFamily::ALL.into_iter().any(is_there)
+}
+
+/// Asks about a set that does not exist: an answer, whatever it is, proves support.
+fn ask_ipset() -> Result<()> {
+    let spec = SetSpec { name: "KUBE-CHECK", kind: SetType::Ip, family: IpFamily::V4 };
+    KernelIpsets::open()?.count(spec).map(drop)
+}
+
+fn look_at_servers(family: IpFamily, wanted: &[KernelObject]) -> Result<Inspection> {
+    let mut kernel = Kernel::open()?;
+    let all = inspect::look(&mut kernel, family, wanted)?;
+    let mut inspection = Inspection::default();
+    for (object, lines) in wanted.iter().zip(all) {
+        let Some(lines) = lines else {
+            inspection.differences.push(Difference::gone(object));
+            continue;
+        };
+        let beyond = |all: &[String], other: &[String]| {
+            all.iter().filter(|line| !other.contains(line)).cloned().collect::<Vec<_>>()
+        };
+        let mut surplus = if object.is_shared { Vec::new() } else { beyond(&lines, &object.lines) };
+        // Those let their connections end.
+        surplus.retain(|line| !line.ends_with(" weight 0"));
+        inspection.differences.extend(Difference::of(object, beyond(&object.lines, &lines), surplus));
+        inspection.found.push(KernelObject { lines, ..object.clone() });
+    }
+    Ok(inspection)
+}

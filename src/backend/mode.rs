@@ -1,0 +1,223 @@
+//! Proxy modes, and the one place that tells them apart: [`open`].
+
+use super::{Dataplane, Difference, KernelObject, Packet, SharedNames, TraceOutcome};
+use crate::config::{Config, DriftDetection, Mode};
+use crate::kernel::iptables::{RuleKind, Tools};
+use crate::kernel::nft::Monitor;
+use crate::metrics::{MetricSet, Metrics};
+use crate::model::IpFamily;
+use crate::plan::{FamilySettings, Plan};
+use anyhow::{Result, anyhow};
+use futures::future::LocalBoxFuture;
+use std::cell::OnceCell;
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+
+/// The mode that the configuration names.
+#[must_use]
+pub fn open(mode: Mode) -> &'static dyn ProxyMode {
+    match mode {
+        Mode::Iptables => &super::iptables::IptablesMode,
+        Mode::Ipvs => &super::ipvs::IpvsMode,
+    }
+}
+
+/// All that a mode does differently from another: its dataplanes, what it asks of a node, and how its objects are
+/// looked at and removed.
+pub trait ProxyMode: Sync {
+    /// What the rooms above have to know.
+    fn facts(&self) -> ModeFacts;
+
+    /// Whether the kernel can run this mode at all, whatever the family.
+    ///
+    /// # Errors
+    /// Names what the kernel lacks.
+    fn probe(&self, _config: &Config) -> Result<()> {
+        Ok(())
+    }
+
+    /// The dataplane of a family. Nothing of the node is changed by opening it.
+    ///
+    /// # Errors
+    /// When the family cannot run here; names what is missing.
+    fn dataplane<'a>(
+        &'a self,
+        opening: &'a Opening<'a>,
+        settings: &'a FamilySettings,
+    ) -> LocalBoxFuture<'a, Result<Box<dyn Dataplane>>>;
+
+    /// Makes the node's settings that a family needs (sysctls, timeouts).
+    ///
+    /// # Errors
+    /// Names the setting that cannot be made.
+    fn prepare(&self, config: &Config, settings: &FamilySettings) -> Result<()>;
+
+    /// What `render` prints for a plan, on a node that has these addresses and nothing programmed yet. Nothing depends on
+    /// the machine where this runs.
+    ///
+    /// # Errors
+    /// When a setting has a value that this mode does not know.
+    fn render(&self, config: &Config, plan: Plan<'_>, node_addresses: &BTreeSet<IpAddr>) -> Result<String>;
+
+    /// The kinds of iptables rules that the mode writes; `check` tries each.
+    fn rule_kinds(&self, family: IpFamily) -> Vec<RuleKind>;
+
+    /// What the mode needs of the kernel besides iptables rules, each looked for now.
+    fn requirements(&self) -> Vec<Requirement> {
+        Vec::new()
+    }
+
+    /// Looks at the kernel for `explain`.
+    ///
+    /// # Errors
+    /// When the kernel cannot be read.
+    fn inspect<'a>(
+        &'a self,
+        node: &'a InspectedNode<'a>,
+        wanted: &'a [KernelObject],
+    ) -> LocalBoxFuture<'a, Result<Inspection>>;
+
+    /// Where a packet ends. `objects` are those that [`ProxyMode::inspect`] found, or, where the kernel could not be read, the
+    /// wanted ones.
+    ///
+    /// # Errors
+    /// When the kernel cannot be read.
+    fn trace<'a>(
+        &'a self,
+        node: &'a InspectedNode<'a>,
+        objects: &'a [KernelObject],
+        packet: &'a Packet,
+    ) -> LocalBoxFuture<'a, Result<Vec<TraceOutcome>>>;
+
+    /// The rules of this mode whose names another mode uses, too.
+    fn standing(&self) -> SharedNames;
+
+    /// Whether tables hold rules that this mode, ours or kube-proxy's, made.
+    ///
+    /// # Errors
+    /// When the tables cannot be read.
+    fn holds_rules<'a>(&'a self, tools: &'a mut Tools) -> LocalBoxFuture<'a, Result<bool>>;
+
+    /// Empties chains of this mode that lead into chains of another, so that either can go.
+    ///
+    /// # Errors
+    /// All that went wrong, in one.
+    fn empty_shared_chains<'a>(&'a self, _tools: &'a mut Tools) -> LocalBoxFuture<'a, Result<()>> {
+        Box::pin(async { Ok(()) })
+    }
+
+    /// Removes the rules of this mode but for those that stand for another; says whether there were any.
+    ///
+    /// # Errors
+    /// All that went wrong, in one.
+    fn remove_rules<'a>(
+        &'a self,
+        tools: &'a mut Tools,
+        standing: &'a SharedNames,
+    ) -> LocalBoxFuture<'a, Result<bool>>;
+
+    /// Removes what else this mode, ours or kube-proxy's, left in the kernel; says what it removed, and what went wrong.
+    fn remove_objects(&self, _config: &Config) -> Vec<Result<String>> {
+        Vec::new()
+    }
+}
+
+/// What the rooms above have to know of a mode.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ModeFacts {
+    /// The metrics that it shows.
+    pub metrics: MetricSet,
+    /// Its frontends are single addresses of the node: a Service takes an address with all its ports, and a node port
+    /// stands on each address by itself.
+    pub by_address: bool,
+    /// Node ports can answer on 127.0.0.0/8.
+    pub localhost_node_ports: bool,
+    /// Switches IPv4 forwarding on by itself.
+    pub switches_forwarding_on: bool,
+    /// IPVS virtual servers of Services are its own.
+    pub has_virtual_servers: bool,
+}
+
+/// Something of the kernel that a mode needs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Requirement {
+    /// What, in a word or two.
+    pub name: &'static str,
+    /// What was found, or why it is missing.
+    pub found: Result<&'static str, String>,
+    /// What to do where it is missing.
+    pub remedy: &'static str,
+    /// Without it the proxy does not start; otherwise the kernel may still load it then.
+    pub is_vital: bool,
+}
+
+/// What the dataplanes of both families are opened with.
+pub struct Opening<'a> {
+    /// The configuration.
+    pub config: &'a Config,
+    /// Where dataplanes that program the kernel count; without, they only look.
+    pub metrics: Option<&'a Arc<Metrics>>,
+    monitor: OnceCell<Option<Rc<Monitor>>>,
+}
+
+impl<'a> Opening<'a> {
+    /// To program the kernel.
+    #[must_use]
+    pub fn to_run(config: &'a Config, metrics: &'a Arc<Metrics>) -> Self {
+        Opening { config, metrics: Some(metrics), monitor: OnceCell::new() }
+    }
+
+    /// To look at what is programmed.
+    #[must_use]
+    pub fn to_look(config: &'a Config) -> Self {
+        Opening { config, metrics: None, monitor: OnceCell::new() }
+    }
+
+    /// One for both families, if the kernel is to tell what other programs write to nf_tables. Asked for only where rules
+    /// of ours are there: listening costs those who write.
+    pub(super) fn monitor(&self) -> Option<Rc<Monitor>> {
+        let is_wanted = self.metrics.is_some() && self.config.drift_detection == DriftDetection::Events;
+        let open = || {
+            let refused = |error: &anyhow::Error| {
+                let error = format!("{error:#}");
+                tracing::warn!(
+                    error,
+                    "nf_tables does not tell of changes: rules are listed once in a sync period"
+                );
+            };
+            is_wanted.then(Monitor::open)?.inspect_err(refused).ok()
+        };
+        self.monitor.get_or_init(open).clone()
+    }
+}
+
+/// Where `explain` looks.
+pub struct InspectedNode<'a> {
+    /// The family.
+    pub family: IpFamily,
+    /// The tools that the proxy uses, or why none work.
+    pub tools: Result<&'a Tools, &'a anyhow::Error>,
+    /// The node's addresses of the family.
+    pub addresses: &'a [IpAddr],
+}
+
+impl InspectedNode<'_> {
+    /// The tools, where the mode needs them.
+    ///
+    /// # Errors
+    /// Why none work.
+    pub fn tools(&self) -> Result<&Tools> {
+        self.tools.map_err(|error| anyhow!("{error:#}"))
+    }
+}
+
+/// What was found of wanted objects.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Inspection {
+    /// How the kernel differs; empty when it has exactly what it should have.
+    pub differences: Vec<Difference>,
+    /// The objects with the lines that the kernel has.
+    pub found: Vec<KernelObject>,
+}
