@@ -57,9 +57,9 @@ $(DENY):
 
 # Without root, the kernel handles' tests against the live kernel are left out, and it says so.
 unit: ## unit, property, loop, golden, packet-table and API-stub tests
-	@[ "$$(id -u)" = 0 ] || echo "make unit: not root, so the tests of kernel/ are LEFT OUT"
+	@[ "$$(id -u)" = 0 ] || echo "make unit: not root, so the tests of kernel/ and backend/nftables are LEFT OUT"
 	$(CARGO) test --locked --workspace --lib --bins --test cli --test apiserver --test limits --test recorded --test allocations \
-		$$([ "$$(id -u)" = 0 ] || echo -- --skip kernel::)
+		$$([ "$$(id -u)" = 0 ] || echo -- --skip kernel:: --skip nftables::)
 
 # Not on this machine as it is, so that no test comes to lean on it.
 odd-unit: deps ## the same on a machine with odd addresses, routes and rules, beside a running copy; needs root
