@@ -79,7 +79,8 @@ impl Status {
         let fact = |name: &str, value: &str| {
             format!("<div><dt>{}</dt><dd>{}</dd></div>", escaped(name), escaped(value))
         };
-        let mut facts = fact("Mode", mode) + &fact("iptables tools", flavor);
+        let tools = if flavor.is_empty() { String::new() } else { fact("iptables tools", flavor) };
+        let mut facts = fact("Mode", mode) + &tools;
         facts += &fact("Zone", overview.zone.as_deref().unwrap_or("none"));
         for (family, ip) in &overview.node_ips {
             facts += &fact(&format!("{family} node IP"), &ip.to_string());

@@ -49,7 +49,8 @@ impl std::fmt::Display for Overview {
         for (family, ips) in &self.node_port_ips {
             writeln!(f, "Node ports {family} on {}", node_port_words(ips.as_deref()))?;
         }
-        writeln!(f, "Mode       {mode} (tools: iptables-{flavor})")?;
+        let tools = if flavor.is_empty() { String::new() } else { format!(" (tools: iptables-{flavor})") };
+        writeln!(f, "Mode       {mode}{tools}")?;
         writeln!(f, "Services   {}, {} waiting for a sync", self.services, self.pending)?;
         for (family, count) in &self.endpoints {
             writeln!(f, "Endpoints  {count} {family}")?;
