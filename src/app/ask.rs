@@ -24,7 +24,7 @@ use std::path::Path;
 
 /// The exit status where there is no such Service.
 pub(super) const NO_SUCH_SERVICE: u8 = 2;
-/// So many names are suggested.
+/// At most this many names are suggested.
 const MOST_SIMILAR: usize = 3;
 
 /// Who is asked.

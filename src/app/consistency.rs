@@ -63,7 +63,7 @@ fn only_other(cidrs: &[Cidr], primary: IpFamily) -> bool {
     !cidrs.is_empty() && !has(cidrs, primary)
 }
 
-/// Node ports that answer where nobody expects it.
+/// Node ports that answer where the operator does not expect it.
 fn node_ports(config: &Config, node: &NodeFacts, ips: &NodeIps) -> Option<Doubt> {
     let (primary, other) = (ips.primary, ips.primary.other());
     let limits = match &config.node_ports.addresses {

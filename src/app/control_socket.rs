@@ -61,7 +61,7 @@ impl Asked {
         let answer = move || -> Answering {
             let (asked, last) = (self.clone(), last.clone());
             Box::pin(async move {
-                // Held while the page is made: whoever asks meanwhile gets the same one.
+                // Held while the page is made: requests that come meanwhile get the same one.
                 let mut last = last.lock().await;
                 if let Some((made, reply)) = &*last
                     && made.elapsed() < PAGE_LIFE
@@ -77,7 +77,7 @@ impl Asked {
     }
 }
 
-/// Serves the control socket. That it cannot be made keeps nobody from serving Services.
+/// Serves the control socket. Services are served without it, too.
 pub(super) async fn serve(config: &Config, asked: Asked) -> Infallible {
     let Some(path) = &config.control_socket else { return std::future::pending().await };
     match http::bind_local(path).await {

@@ -1,4 +1,4 @@
-//! Events on our Node and on Services, for whoever asks kubectl what is wrong. Best effort: nothing
+//! Events on our Node and on Services, for users who ask kubectl what is wrong. Best effort: nothing
 //! waits for them, and a server that does not take them is only mentioned in the debug log.
 
 use crate::health::Clock;
@@ -41,7 +41,7 @@ struct Told {
 }
 
 impl Events {
-    /// Without an API server there is nobody to tell.
+    /// Without an API server no event is written.
     pub(super) fn nowhere() -> Self {
         Events(None)
     }

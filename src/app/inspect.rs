@@ -1,5 +1,5 @@
 //! What the node has for one Service, read live: rules or servers, settings, flows. Runs in the process
-//! of whoever asks, never in the loop.
+//! of the command that asks, never in the loop.
 
 use super::output::complain;
 use crate::backend::{

@@ -61,7 +61,7 @@ fn failures() -> (WatchObserver, mpsc::UnboundedReceiver<Became>) {
             WatchNews::Failed(error) => Some(error.to_owned()),
             WatchNews::Open | WatchNews::Event => None,
         };
-        // Nobody reads it any more once everything is listed.
+        // The channel is not read any more once everything is listed.
         let _ = sender.send(became);
     }));
     (observer, receiver)

@@ -1,4 +1,4 @@
-//! `--node-readiness-taint`: whoever registers nodes with that taint keeps pods off them until
+//! `--node-readiness-taint`: nodes registered with that taint get no pods until
 //! Services work there; then we take it away. Once: what is tainted later has its reasons.
 
 use anyhow::{Context, Result, bail};
@@ -78,7 +78,7 @@ impl ReadinessTaint {
 }
 
 /// The JSON patch that removes every taint of this key, from the last on so that the others keep
-/// their places. Each place is tested first: if somebody changed the list meanwhile, the server
+/// their places. Each place is tested first: if another client changed the list meanwhile, the server
 /// refuses all of it.
 fn patch(taints: &[Value], key: &str) -> Vec<Value> {
     let places = taints.iter().enumerate().rev().filter(|(_, taint)| taint["key"] == key);

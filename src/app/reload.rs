@@ -35,7 +35,7 @@ impl Watched {
         loop {
             look.tick().await;
             let now = read(&path);
-            // Twice the same: nobody is in the middle of writing it.
+            // Twice the same: it is not being written.
             let settled = now == before;
             before.clone_from(&now);
             if settled && is_gone != now.is_none() {

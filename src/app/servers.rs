@@ -27,7 +27,7 @@ pub(super) struct Facts {
     pub(super) slots: Arc<Slots>,
 }
 
-/// Pages for people begin so: nobody shall build a parser on them.
+/// Pages for people begin so: they are not meant to be parsed.
 const FOR_PEOPLE: &str = "Warning: This page is for people. Its form may change with any release.\n\n";
 
 /// What the pages show of how we are doing.

@@ -141,7 +141,7 @@ pub(super) fn dialling(sender: &mpsc::Sender<WatchEvent>) -> Dialling {
         Box::pin(async move {
             let Some(sender) = sender else { return };
             let all = addresses.into_iter().map(|at| ApiServerAddress { at, is_own: is_own(at.ip()) });
-            // Nobody listens any more when the program is about to end.
+            // The loop is gone when the program is about to end.
             let _ = sender.send(WatchEvent::ApiServer(all.collect())).await;
         })
     })

@@ -270,7 +270,7 @@ fn with_age(time: Option<&str>, ago: Option<f64>) -> String {
     }
 }
 
-/// A time without the parts of a second that nobody reads.
+/// A time in whole seconds.
 fn seconds(time: &str) -> String {
     UtcTime::without_fraction(time).into_owned()
 }

@@ -55,7 +55,7 @@ pub struct ServicePortUse {
 /// What a Service's port on the node is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Purpose {
-    /// Rules redirect it; nobody needs to listen.
+    /// Rules redirect it; no process needs to listen.
     NodePort,
     /// We listen on it.
     HealthCheck,

@@ -71,7 +71,7 @@ async fn tools(mode: &dyn ProxyMode, family: IpFamily, flavor: Option<Flavor>) -
     Ok(ToolFacts { flavor: tools.flavor(), version: tools.version(), nat_table, refused })
 }
 
-/// Whether the flavour that is not used has rules of a proxy. Tables that nobody made are not made
+/// Whether the flavour that is not used has rules of a proxy. Tables that do not exist are not made
 /// by looking.
 async fn other_flavor(family: IpFamily, used: &Result<ToolFacts>) -> Result<bool> {
     // Without tools, the one that is looked for is the only finding.

@@ -8,7 +8,7 @@ use crate::model::Protocol;
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 
-/// So many are named; the others are counted.
+/// At most this many are named; the rest is counted.
 const SHOWN: usize = 5;
 /// The name of our own process.
 const OURS: &str = "kube-proxy-rs";

@@ -102,7 +102,7 @@ impl Flows {
 pub struct FamilyFacts {
     /// `IPv4` or `IPv6`.
     pub family: String,
-    /// For each wanted object what is missing and what nobody wants; empty when the kernel has
+    /// For each wanted object what is missing and what is not wanted; empty when the kernel has
     /// exactly what it should have.
     pub differences: Vec<Difference>,
     /// The kernel could not be read, and why.

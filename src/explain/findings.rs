@@ -46,9 +46,9 @@ pub enum Code {
     AddressTaken,
     /// The API server is reached there.
     ApiServerAddress,
-    /// An external IP is somebody else's and is refused.
+    /// An external IP is not the Service's and is refused.
     ExternalIpRefused,
-    /// An external IP is somebody else's.
+    /// An external IP is not the Service's.
     ExternalIpContested,
     /// Endpoints whose address is in a range that none may be in.
     EndpointsRefused,
@@ -56,7 +56,7 @@ pub enum Code {
     RefusedByKernel,
     /// The kernel could not be read.
     KernelUnreadable,
-    /// A rule of somebody else may drop forwarded packets.
+    /// A rule of another program may drop forwarded packets.
     ForeignDropRule,
     /// nftables tables of other programs stand in the way and are not looked at.
     ForeignNftTable,
@@ -193,7 +193,7 @@ fn left_out(view: &ServiceView) -> Vec<Finding> {
                 "{} endpoints are not used: their addresses are loopback, link-local, unspecified or multicast ones",
                 view.refused_endpoints
             ),
-            "Whoever writes the slices has to give the pods' own addresses; the log names each one.",
+            "The program that writes the slices has to give the pods' own addresses; the log names each one.",
         ));
     }
     found
@@ -254,7 +254,7 @@ fn api(view: Option<&ServiceView>, node: &NodeState) -> Vec<Finding> {
             format!(
                 "EndpointSlice {slice} has no label kubernetes.io/service-name: it belongs to no Service"
             ),
-            "Whoever writes the slice has to set the label to the Service's name.",
+            "The program that writes the slice has to set the label to the Service's name.",
         )
     }));
     found.extend(

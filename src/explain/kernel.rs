@@ -97,7 +97,7 @@ fn obstacle_finding(obstacle: &Obstacle, family: &str) -> Finding {
     }
 }
 
-/// So many objects are named in one sentence.
+/// At most this many objects are named in one sentence.
 const MOST_OBJECTS: usize = 3;
 
 /// One sentence about all objects that differ in one way: the first ones by name, and how many more there are.

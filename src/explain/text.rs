@@ -8,7 +8,7 @@ use crate::model::Verdict;
 use crate::plan::Unused;
 use std::fmt;
 
-/// So many of a kind are shown; JSON has them all.
+/// At most this many of a kind are shown; JSON has them all.
 const MOST_OUTCOMES: usize = 20;
 
 impl fmt::Display for Report {
@@ -46,7 +46,7 @@ impl Report {
         age.map_or(Ok(()), |age| writeln!(f, "Picture {age:.0} s old"))
     }
 
-    /// What is missing with a minus sign, what nobody wants with a plus sign.
+    /// What is missing with a minus sign, what is not wanted with a plus sign.
     fn write_differences(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for difference in self.differences.iter().take(MOST_OUTCOMES) {
             writeln!(f, "  {}{}", difference.object, if difference.is_gone { " (not there)" } else { "" })?;

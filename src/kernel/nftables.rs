@@ -10,7 +10,7 @@ use nftables_rs::{
 /// Lists go through `visit`; at [`Part::Start`], which comes first and whenever a list starts over, what was seen before is to
 /// be forgotten.
 pub trait Ruleset {
-    /// The number of the ruleset's state: each transaction that changes something, whoever makes it, makes the next.
+    /// The number of the ruleset's state: each transaction that changes something, of any process, makes the next.
     ///
     /// # Errors
     /// If the kernel has no nf_tables, or on lack of permission.

@@ -46,7 +46,7 @@ pub(super) fn effect(line: &str) -> u64 {
     Parsed::of(line).rule().effect()
 }
 
-/// The lines of `wanted` that are not among `found`, and those of `found` that nobody wants. What
+/// The lines of `wanted` that are not among `found`, and those of `found` that are not among `wanted`. What
 /// stands in a chain that others share with us is never unwanted. Comments are left out when there are many
 /// endpoints, and come back with the next full sync, so they make no difference.
 pub(super) fn differences(wanted: &KernelObject, found: &[String]) -> (Vec<String>, Vec<String>) {

@@ -17,7 +17,7 @@ use std::rc::Rc;
 
 /// Levels of the tree of networks, and some to spare.
 const DEEPEST: usize = 16;
-/// So many chains of a table are read one by one.
+/// At most this many chains of a table are read one by one.
 const MOST_SINGLE_CHAINS: usize = 12;
 
 /// Chains of iptables rules.

@@ -218,7 +218,7 @@ impl<'a, K: Ruleset> Writing<'a, K> {
         self.sweep_chains()
     }
 
-    /// Deletes what was found and nobody wants.
+    /// Deletes what was found and is not wanted.
     fn sweep_elements(&mut self) -> Result<()> {
         let ids = self.baseline.found.take_all();
         for ids in ids.chunks(MOST_ELEMENTS) {

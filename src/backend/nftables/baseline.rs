@@ -141,7 +141,7 @@ pub(super) struct Shared {
 #[derive(Debug)]
 pub(super) struct Structure {
     pub(super) is_there: bool,
-    /// It has sets of our names of which other things are made: all has to be made anew, in one transaction.
+    /// It has sets of our names of which other things are made: all has to be made again, in one transaction.
     pub(super) is_unfit: bool,
     /// Those of our sets that are there.
     pub(super) sets: BTreeSet<SetId>,
@@ -195,7 +195,7 @@ pub(super) struct Baseline {
     /// Elements of no Service in `parts`.
     pub(super) found: Found,
     pub(super) hairpins: BTreeMap<(Protocol, Endpoint), Shared>,
-    /// Services whose elements somebody else has changed. What is left of them is among those found.
+    /// Services whose elements another process has changed. What is left of them is among those found.
     pub(super) damaged: BTreeSet<ServiceName>,
     /// How many elements are there.
     pub(super) elements: usize,
@@ -254,7 +254,7 @@ impl Baseline {
         self.hairpins.values_mut().for_each(|shared| shared.users = 0);
     }
 
-    /// Notes that somebody else has changed a Service's elements, and which of them are there now.
+    /// Notes that another process has changed a Service's elements, and which of them are there now.
     pub(super) fn damage(&mut self, name: &ServiceName, part: &Part, there: Vec<(ElementId, Print)>) {
         self.parts.remove(name);
         self.found.elements.extend(there);

@@ -107,7 +107,7 @@ impl Class {
         (1..=self.0).map(Class)
     }
 
-    /// At most so many endpoints.
+    /// At most this many endpoints.
     pub(super) fn size(self) -> u32 {
         1 << self.0
     }
