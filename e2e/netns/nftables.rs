@@ -10,7 +10,7 @@ use kube_proxy_rs::testing::netns::Namespace;
 use kube_proxy_rs::testing::packets::{
     Packet, PacketCase, Place, SERVICE_PORT, ServedBy, Target, Verdict, cases, cases_by_flags,
 };
-use kube_proxy_rs::testing::proxy::{Flavor, Launch, Proxy, metric_sum, metrics, wait_until};
+use kube_proxy_rs::testing::proxy::{Flavor, Launch, Proxy, metric_sum, metrics, save, wait_until};
 use kube_proxy_rs::testing::traffic::Answer;
 use rstest::rstest;
 use serde_json::Value;
@@ -156,6 +156,44 @@ fn open_connections_outlive_a_restart_and_what_went_away_meanwhile_is_removed() 
     let cleanup = lab.node().output(BINARY, &["--cleanup"]);
     assert!(cleanup.is_ok(), "{cleanup:?}");
     assert!(!lab.node().output("nft", &["list", "tables"]).unwrap().contains("kube-proxy"));
+}
+
+#[rstest]
+fn connections_outlive_the_change_from_iptables_mode_and_back(
+    #[values(Flavor::Nft, Flavor::Legacy)] flavor: Flavor,
+) {
+    const PATIENCE: Duration = Duration::from_secs(120);
+    let lab = Lab::create().unwrap();
+    let case = exposed_case();
+    let iptables_mode = || Launch { binary: BINARY, namespace: lab.node(), flavor, flags: &[] };
+    let mut proxy = iptables_mode().start(&case.objects()).unwrap();
+    proxy.wait_for_sync(lab.node(), flavor, PATIENCE).unwrap();
+    let at = SocketAddr::new(case.cluster_ip(IpFamily::V4), SERVICE_PORT);
+    let mut held = lab.client(Place::LocalClient, IpFamily::V4).open(at).unwrap();
+    let has_rules = || {
+        let saved = [false, true].map(|v6| save(flavor, lab.node(), v6).unwrap());
+        saved.iter().any(|saved| saved.contains("KUBE-SVC-") || saved.contains("KUBE-SERVICES"))
+    };
+    let has_table = || lab.node().output("nft", &["list", "tables"]).unwrap().contains("kube-proxy");
+    let requests = Requests::default();
+    let lost = thread::scope(|scope| {
+        let asking = scope.spawn(|| requests.ask_until_done(&lab, &case, IpFamily::V4));
+        let stop = StopOnDrop(&requests);
+        requests.wait_for(10);
+        proxy.terminate().unwrap();
+        launch(lab.node(), MODE).start_again(&mut proxy).unwrap();
+        wait_for_markers(&mut proxy, lab.node());
+        wait_until("no rule of iptables mode is left", PATIENCE, || !has_rules()).unwrap();
+        requests.wait_for(10);
+        proxy.terminate().unwrap();
+        iptables_mode().start_again(&mut proxy).unwrap();
+        wait_until("the nftables table is gone", PATIENCE, || has_rules() && !has_table()).unwrap();
+        requests.wait_for(10);
+        drop(stop);
+        asking.join().unwrap()
+    });
+    assert!(lost.is_empty(), "{lost:?}; its log:\n{}", proxy.log_tail());
+    held.ping().expect("an open connection outlives both changes");
 }
 
 /// Waits until more than `before` Services are in the kernel, or long enough; how many are.
