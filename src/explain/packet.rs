@@ -13,6 +13,12 @@ pub(super) fn trace(view: Option<&ServiceView>, node: &NodeState) -> Vec<Finding
         let port = view.and_then(|view| view.port_at(decision.to, &decision.protocol));
         let by = decision.decided_by.as_deref().unwrap_or("a rule");
         found.extend(match (decision.verdict, port) {
+            (Verdict::Untouched, Some(_)) if decision.to.ip().is_loopback() => Some(finding(
+                (Code::NoFrontend, Severity::Note),
+                format!("node ports do not answer on the loopback address of {at}"),
+                "Mode iptables answers there for IPv4, unless --iptables-localhost-nodeports is off; use an address of \
+                 the node.",
+            )),
             (Verdict::Untouched, Some(_)) => Some(finding(
                 (Code::TraceUntaken, Severity::Broken),
                 format!("no rule takes the traced packet to {at}, which the Service should answer at"),
