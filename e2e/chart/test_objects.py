@@ -16,7 +16,6 @@ PLACEHOLDER = {"apiServer": "https://CONTROL-PLANE-ENDPOINT:6443"}
 
 NONSENSE = {
     "a mode that does not exist": ({"mode": "nftables-but-faster"}, "mode"),
-    "a mode that is not there yet": ({"mode": "nftables"}, "mode"),
     "a flavor that does not exist": ({"iptablesFlavor": "new"}, "iptablesFlavor"),
     "an API server that is a bare name": ({"apiServer": "api.example"}, "apiServer"),
     "a misspelt value": ({"apiserver": "https://api.example"}, "apiserver"),
@@ -63,7 +62,7 @@ class Rendering(unittest.TestCase):
 
     def test_overlays_differ_from_deploy_in_the_mode_only(self):
         modes = {path.name: objects.deploy(path) for path in (objects.REPOSITORY / "overlays").iterdir()}
-        self.assertEqual(set(modes), {"iptables", "ipvs"})
+        self.assertEqual(set(modes), {"iptables", "ipvs", "nftables"})
         for mode, overlaid in modes.items():
             built, plain = ({key: readable(item) for key, item in it.items()} for it in (overlaid, objects.deploy()))
             config = built["ConfigMap", "kube-proxy-rs"]["data"]["config.conf"]
@@ -80,6 +79,10 @@ class Rendering(unittest.TestCase):
         self.assertIn("https://api.cluster.example", notes("ipvs"))
         self.assertIn("patch daemonset kube-proxy", notes("kubeadm"))
         self.assertNotIn("patch daemonset kube-proxy", notes("minimal"))
+        some_nodes = {**objects.CASES["kubeadm"], "nodeSelector": {"kubernetes.io/os": "linux", "proxy": "rs"}}
+        some_nodes = objects.render(some_nodes)["kube-proxy-rs/templates/NOTES.txt"]
+        self.assertNotIn("patch daemonset kube-proxy", some_nodes)
+        self.assertIn("Node by node", some_nodes)
         self.assertIn("without a registry", notes("minimal"))
         self.assertNotIn("without a registry", notes("iptables"))
 
