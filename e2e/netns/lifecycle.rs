@@ -78,7 +78,7 @@ const PATH: &str = "PATH=/usr/sbin:/usr/bin:/sbin:/bin";
 #[case::missing_kubeconfig(PATH, &["--kubeconfig=/nowhere/kubeconfig"], "/nowhere/kubeconfig")]
 #[case::bad_kubeconfig(PATH, &["--kubeconfig=/etc/hostname"], "/etc/hostname")]
 #[case::bad_master(PATH, &["--master=http://"], "http://")]
-#[case::no_source(PATH, &[], "service account")]
+#[case::no_source(PATH, &[], "give --kubeconfig or --master")]
 #[case::missing_manifests(PATH, &["--manifests=/nowhere/manifests"], "/nowhere/manifests")]
 #[case::no_tools("PATH=/nowhere", &["MANIFESTS"], "install the package iptables")]
 #[case::no_pod_networks(PATH, &["MANIFESTS", "--detect-local-mode=NodeCIDR"], "spec.podCIDRs")]
