@@ -51,7 +51,9 @@ impl Program {
 
     pub(crate) fn peer(settings: &Settings, binary: &str) -> Program {
         let mode = if settings.dataplane == Dataplane::Ipvs { "ipvs" } else { "iptables" };
-        let flags = vec!["--proxy-mode".to_owned(), mode.to_owned()];
+        // kube-proxy exits where it cannot write nf_conntrack_max: in every network namespace but the first.
+        let flags = ["--proxy-mode", mode, "--conntrack-max-per-core=0", "--conntrack-min=0"];
+        let flags = flags.map(str::to_owned).to_vec();
         Program { binary: binary.to_owned(), flags, finds_tools: true }
     }
 
