@@ -149,7 +149,10 @@ fn a_proxy_that_writes_its_rules_again_each_time_is_told_of_once_and_makes_the_n
     let told = ready();
     assert!(told.starts_with("HTTP/1.1 503") && told.contains("another program"), "{told}");
     let socket = proxy.control_socket();
-    let status = node.output(BINARY, &["status", "--control-socket", socket.to_str().unwrap()]).unwrap();
+    let status = ["status", "--control-socket", socket.to_str().unwrap()];
+    let status = node.command(BINARY).args(status).output().unwrap();
+    assert_eq!(status.status.code(), Some(1));
+    let status = String::from_utf8_lossy(&status.stdout);
     assert!(status.contains("DEGRADED") && status.contains("stop the other"), "{status}");
     let log = proxy.log();
     let lines = |words: &str| log.lines().filter(|line| line.contains(words)).count();
