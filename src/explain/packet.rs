@@ -8,6 +8,7 @@ use crate::model::Verdict;
 /// What the traced packet shows and nothing else has named: a trace and "nothing is wrong" do not contradict each other.
 pub(super) fn trace(view: Option<&ServiceView>, node: &NodeState) -> Vec<Finding> {
     let mut found = Vec::new();
+    let differs = node.families.iter().any(|family| !family.differences.is_empty());
     for decision in &node.decisions {
         let at = format!("{}/{}", decision.to, decision.protocol);
         let port = view.and_then(|view| view.port_at(decision.to, &decision.protocol));
@@ -19,6 +20,8 @@ pub(super) fn trace(view: Option<&ServiceView>, node: &NodeState) -> Vec<Finding
                 "Mode iptables answers there for IPv4, unless --iptables-localhost-nodeports is off; use an address of \
                  the node.",
             )),
+            // What is missing in the kernel is named already.
+            (Verdict::Untouched, Some(_)) if differs => None,
             (Verdict::Untouched, Some(_)) => Some(finding(
                 (Code::TraceUntaken, Severity::Broken),
                 format!("no rule takes the traced packet to {at}, which the Service should answer at"),
