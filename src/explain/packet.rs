@@ -21,7 +21,7 @@ pub(super) fn trace(view: Option<&ServiceView>, node: &NodeState) -> Vec<Finding
                  the node.",
             )),
             // What is missing in the kernel is named already.
-            (Verdict::Untouched, Some(_)) if differs => None,
+            (_, Some(_)) if differs => None,
             (Verdict::Untouched, Some(_)) => Some(finding(
                 (Code::TraceUntaken, Severity::Broken),
                 format!("no rule takes the traced packet to {at}, which the Service should answer at"),
