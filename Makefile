@@ -19,8 +19,8 @@ help: ## this list
 DEBUG := $${CARGO_TARGET_DIR:-target}/debug
 
 # Two builds: the program as `cargo run` has it, which then finds it built.
-demo: ## see it work: a throw-away node, real requests, a change, cleaned up after [MODE=ipvs]
-	@scripts/deps.sh demo
+demo: ## see it work: a throw-away node, real requests, a change, cleaned up after [MODE=ipvs|nftables]
+	@scripts/deps.sh demo $(if $(filter nftables,$(MODE)),nft)
 	@echo "Building kube-proxy-rs, then the demo: a few minutes the first time, seconds from then on."
 	@$(CARGO) build --locked --bin kube-proxy-rs
 	@$(CARGO) build --locked --package demo
