@@ -9,6 +9,7 @@ mod baseline;
 mod desired;
 mod diff;
 mod element;
+mod found;
 mod inspect;
 mod layout;
 mod mode;
