@@ -7,7 +7,7 @@ use super::element::{Content, with_wire};
 use super::layout::{Item, Layout};
 use super::names::SetId;
 use super::observe;
-use crate::kernel::nftables::Ruleset;
+use crate::kernel::nftables::{Generations, Ruleset};
 use crate::model::ServiceName;
 use anyhow::{Context, Result, anyhow};
 use nftables_rs::{Batch, Error, Generation, Operation, Refused, TableName, Value};
@@ -27,9 +27,36 @@ const ATTEMPTS: usize = 3;
 #[derive(Debug, Default)]
 pub(super) struct Watched {
     /// The generation that we know, ours or one that was looked at.
-    pub(super) known: Option<Generation>,
+    known: Option<Generation>,
     /// Others have made transactions since elements were compared last.
     pub(super) is_compare_due: bool,
+    /// What this process did since, whichever family it was for.
+    pub(super) ours: Generations,
+}
+
+impl Watched {
+    /// The generation up to which all is known.
+    pub(super) fn known(&self) -> Option<Generation> {
+        self.known.map(|known| self.ours.after(known))
+    }
+
+    pub(super) fn know(&mut self, now: Generation) {
+        self.known = Some(now);
+    }
+
+    pub(super) fn forget(&mut self) {
+        self.known = None;
+    }
+
+    /// Notes that a transaction of ours was made on top of one generation, and which one there is now.
+    fn committed(&mut self, before: Generation, now: Generation) {
+        if now == before.next() {
+            self.ours.note(before, now);
+        } else {
+            self.is_compare_due |= now != before;
+        }
+        self.know(now);
+    }
 }
 
 /// The kernel does not have what it was believed to have.
@@ -297,25 +324,24 @@ impl<'a, K: Ruleset> Writing<'a, K> {
     fn commit(&mut self) -> Result<(), Error> {
         self.calls += 1;
         for _ in 0..ATTEMPTS {
-            let before = match self.watched.known {
+            let before = match self.watched.known() {
                 Some(known) => known,
                 None => self.kernel.generation()?,
             };
             match self.kernel.commit(&mut self.batch, Some(before)) {
                 Err(Error::Stale) => {
                     self.watched.is_compare_due = true;
-                    self.watched.known = Some(self.kernel.generation()?);
+                    self.watched.know(self.kernel.generation()?);
                 }
                 Ok(()) => {
                     let now = self.kernel.generation()?;
-                    self.watched.is_compare_due |= now != before && now != before.next();
-                    self.watched.known = Some(now);
+                    self.watched.committed(before, now);
                     return Ok(());
                 }
                 error => return error,
             }
         }
-        self.watched.known = None;
+        self.watched.forget();
         self.kernel.commit(&mut self.batch, None)
     }
 }
