@@ -17,6 +17,9 @@ use std::collections::BTreeSet;
 const MOST_SERVICES: usize = 500;
 const MOST_ELEMENTS: usize = 3_500;
 
+/// More chains than these are not flushed one by one.
+const MOST_CHAINS: usize = 500;
+
 /// More refused Services than this in one pass mean that something else is wrong.
 const MOST_REFUSALS: usize = 100;
 
@@ -219,19 +222,40 @@ impl<'a, K: Ruleset> Writing<'a, K> {
         structure.is_there = true;
     }
 
-    /// Makes the rules what they should be, in place of whatever rules there are.
+    /// Makes a table that is not there, with all but what hangs on hooks, so that no packet comes to it. When a rule is added that looks a
+    /// map up, the kernel goes through all of the map's elements; now there are none.
+    pub(super) fn begin(&mut self, layout: &Layout) -> Result<()> {
+        if self.baseline.structure.is_there {
+            return Ok(());
+        }
+        self.batch.clear();
+        self.prepare(layout);
+        write_chains(&mut self.batch, layout, &|chain| !Layout::is_base(chain));
+        write_rules_of(&mut self.batch, layout, &|chain| !Layout::is_base(chain));
+        self.commit().context("making the table")?;
+        self.note_structure(layout);
+        Ok(())
+    }
+
+    /// Makes the rules what they should be, in place of whatever rules there are. Chains that are right are left alone.
     pub(super) fn ensure_rules(&mut self, layout: &Layout) -> Result<()> {
-        let known = self.baseline.structure.rules.as_ref();
-        if known == Some(&layout.settings) {
+        if self.baseline.structure.rules.as_ref() == Some(&layout.settings) {
             return Ok(());
         }
         self.batch.clear();
         write_rules(&mut self.batch, layout);
-        let is_unknown = known.is_none();
-        if !is_unknown || !observe::differing_chains(self.kernel, layout, &self.batch)?.is_empty() {
+        let differing = observe::differing_chains(self.kernel, layout, &self.batch)?;
+        if !differing.is_empty() {
             self.batch.clear();
-            self.batch.flush_table(self.table);
-            write_rules(&mut self.batch, layout);
+            write_chains(&mut self.batch, layout, &|_| true);
+            // kube-proxy has a chain for each endpoint.
+            let is_all = differing.len() > MOST_CHAINS;
+            if is_all {
+                self.batch.flush_table(self.table);
+            } else {
+                differing.iter().for_each(|chain| self.batch.flush_chain(self.table, chain));
+            }
+            write_rules_of(&mut self.batch, layout, &|chain| is_all || differing.contains(chain));
             self.commit().context("writing the rules")?;
         }
         self.baseline.structure.rules = Some(layout.settings.clone());
@@ -385,13 +409,27 @@ pub(super) fn write_elements(batch: &mut Batch, table: TableName<'_>, writes: &W
 
 /// Writes all chains and rules; chains that are there stay.
 pub(super) fn write_rules(batch: &mut Batch, layout: &Layout) {
+    write_chains(batch, layout, &|_| true);
+    write_rules_of(batch, layout, &|_| true);
+}
+
+/// Writes those of the chains that are wanted.
+fn write_chains(batch: &mut Batch, layout: &Layout, is_wanted: &dyn Fn(&str) -> bool) {
     layout.visit(&mut |item| match item {
-        Item::Chain(chain) => batch.add_chain(chain),
-        Item::Rule(rule, _) => batch.add_rule(rule),
-        Item::Anonymous(set, name, elements) => {
+        Item::Chain(chain) if is_wanted(chain.name) => batch.add_chain(chain),
+        _ => {}
+    });
+}
+
+/// Writes the rules of those of the chains that are wanted.
+fn write_rules_of(batch: &mut Batch, layout: &Layout, is_wanted: &dyn Fn(&str) -> bool) {
+    layout.visit(&mut |item| match item {
+        Item::Rule(rule, _) if is_wanted(rule.chain) => batch.add_rule(rule),
+        Item::Anonymous(chain, set, name, elements) if is_wanted(chain) => {
             batch.add_set(set);
             let mut list = batch.add_elements(layout.table, name);
             elements.iter().for_each(|element| _ = list.push(element));
         }
+        _ => {}
     });
 }

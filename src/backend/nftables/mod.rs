@@ -186,6 +186,7 @@ impl<K: Ruleset> Nftables<K> {
         let mut writing =
             Writing::new(&mut self.kernel, names::table(self.family), (&mut self.watched, baseline), is_sure);
         writing.sweep_strange()?;
+        writing.begin(layouts.get(plan.settings, &writing.baseline.structure))?;
         let addresses = plan.node_port_ips().unwrap_or_else(|| self.addresses.clone());
         let node = (node_name(), Some(node_part(addresses)));
         for (name, part) in std::iter::once(node).chain(parts(plan, &names)) {

@@ -168,7 +168,7 @@ pub(super) fn differing_chains(
     kernel: &mut impl Ruleset,
     layout: &Layout,
     expected: &Batch,
-) -> Result<Vec<String>> {
+) -> Result<BTreeSet<String>> {
     let (mut wanted, mut there) = (Rules::new(), Rules::new());
     expected.rules().for_each(|rule| push(&mut wanted, &rule));
     kernel.rules(layout.table, &mut |part| match part {
