@@ -19,8 +19,8 @@ help: ## this list
 DEBUG := $${CARGO_TARGET_DIR:-target}/debug
 
 # Two builds: the program as `cargo run` has it, which then finds it built.
-demo: ## see it work: a throw-away node, real requests, a change, cleaned up after [MODE=ipvs]
-	@scripts/deps.sh demo
+demo: ## see it work: a throw-away node, real requests, a change, cleaned up after [MODE=ipvs|nftables]
+	@scripts/deps.sh demo $(if $(filter nftables,$(MODE)),nft)
 	@echo "Building kube-proxy-rs, then the demo: a few minutes the first time, seconds from then on."
 	@$(CARGO) build --locked --bin kube-proxy-rs
 	@$(CARGO) build --locked --package demo
@@ -101,7 +101,7 @@ bench: ## the program's own steps: times (criterion) and instruction counts; a f
 # Settings of a run; empty ones keep the program's own defaults (benches/scale/settings.rs).
 SCALE = N E FLAVOR MODE PEER APISERVER LONE STORM RATE IDLE CONNECTIONS FLOWS FLAGS
 
-bench-scale: deps ## the real program and kernel at size: N=10000 E=5 FLAVOR=nft|legacy or MODE=ipvs [PEER=/path/to/kube-proxy] [APISERVER=/path/to/kubeconfig]; needs root
+bench-scale: deps ## the real program and kernel at size: N=10000 E=5 FLAVOR=nft|legacy or MODE=ipvs|nftables [PEER=/path/to/kube-proxy] [APISERVER=/path/to/kubeconfig]; needs root
 	@$(CARGO) build --quiet --locked --release --bin kube-proxy-rs
 	@$(CARGO) build --quiet --locked --release --features testing --example scale
 	@$(if $(filter ipvs,$(MODE)),VM_SILENCE=$${VM_SILENCE:-1800} scripts/with-ipvs.sh) $${CARGO_TARGET_DIR:-target}/release/examples/scale $${CARGO_TARGET_DIR:-target}/release/kube-proxy-rs $(foreach key,$(SCALE),"$(key)=$($(key))")
