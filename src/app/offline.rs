@@ -22,11 +22,11 @@ impl Offline {
     /// Reads the source and looks at the node.
     pub(super) async fn read(config: &Config) -> Result<Offline> {
         let mut tracker = picture(config).await?;
-        tracker.settle();
+        tracker.allot();
         let node = tracker.snapshot().node.clone();
-        let mut planes = Dataplanes::open_to_look(config, &node).await?;
+        let mut planes = Dataplanes::open_to_inspect(config, &node).await?;
         for family in &mut planes.families {
-            family.look().await?;
+            family.learn().await?;
         }
         Ok(Offline { tracker, identity: planes.identity(config), families: planes.families })
     }

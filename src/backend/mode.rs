@@ -160,7 +160,7 @@ pub struct Requirement {
 pub struct Opening<'a> {
     /// The configuration.
     pub config: &'a Config,
-    /// Where dataplanes that program the kernel count; without, they only look.
+    /// Where dataplanes that program the kernel count; without, they only read.
     pub metrics: Option<&'a Arc<Metrics>>,
     monitor: OnceCell<Option<Rc<Monitor>>>,
 }
@@ -172,9 +172,9 @@ impl<'a> Opening<'a> {
         Opening { config, metrics: Some(metrics), monitor: OnceCell::new() }
     }
 
-    /// To look at what is programmed.
+    /// To inspect what is programmed.
     #[must_use]
-    pub fn to_look(config: &'a Config) -> Self {
+    pub fn to_inspect(config: &'a Config) -> Self {
         Opening { config, metrics: None, monitor: OnceCell::new() }
     }
 

@@ -83,7 +83,7 @@ async fn other_flavor(family: IpFamily, used: &Result<ToolFacts>) -> Result<bool
         Flavor::Nft => Flavor::Legacy,
         Flavor::Legacy => Flavor::Nft,
     };
-    let (mut tools, _) = iptables::find_to_look(family, other).await;
+    let (mut tools, _) = iptables::find_to_inspect(family, other).await;
     let mut found = false;
     let mut look = |part: Part<&str>| match part {
         Part::Start => found = false,

@@ -75,7 +75,7 @@ pub trait Recorder {
     fn passed(&mut self, report: &SyncReport);
 
     /// What followed from a pass that succeeded.
-    fn post_synced(&mut self, family: IpFamily, settled: &PostSyncResult);
+    fn post_synced(&mut self, family: IpFamily, result: &PostSyncResult);
 
     /// Health-check node ports could not be opened: another program has them.
     fn taken(&mut self, taken: &[PortTaken]);

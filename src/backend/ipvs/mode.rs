@@ -1,9 +1,9 @@
 //! Mode ipvs to the rooms above.
 
-use super::input::CHAINS;
 use super::inspect::{self, Surroundings};
 use super::metrics::{Counted, show};
 use super::names::INTERFACE;
+use super::restore_input::CHAINS;
 use super::{Features, Ipvs, Kernel, Removed, cleanup, kinds, render_text, setup};
 use crate::backend::mode::{InspectedNode, Inspection, ModeFacts, Opening, ProxyMode, Requirement};
 use crate::backend::service_metrics::measuring;
@@ -115,7 +115,7 @@ impl ProxyMode for IpvsMode {
         node: &'a InspectedNode<'a>,
         wanted: &'a [KernelObject],
     ) -> LocalBoxFuture<'a, Result<Inspection>> {
-        Box::pin(async move { look_at_servers(node.family, wanted) })
+        Box::pin(async move { inspect_servers(node.family, wanted) })
     }
 
     /// By all rules of the tables, those of other programs included, the sets, and the virtual server.
@@ -231,9 +231,9 @@ fn ask_ipset() -> Result<()> {
     KernelIpsets::open()?.count(spec).map(drop)
 }
 
-fn look_at_servers(family: IpFamily, wanted: &[KernelObject]) -> Result<Inspection> {
+fn inspect_servers(family: IpFamily, wanted: &[KernelObject]) -> Result<Inspection> {
     let mut kernel = Kernel::open()?;
-    let all = inspect::look(&mut kernel, family, wanted)?;
+    let all = inspect::found(&mut kernel, family, wanted)?;
     let mut inspection = Inspection::default();
     for (object, lines) in wanted.iter().zip(all) {
         let Some(lines) = lines else {

@@ -89,9 +89,9 @@ pub async fn find(family: IpFamily, flavor: Option<Flavor>) -> Result<Tools> {
     }
 }
 
-/// The tools of a family and flavour for looking: where no tool works, with the reason, ones that only see what the
+/// The tools of a family and flavour for inspection: where no tool works, with the reason, ones that only see what the
 /// kernel shows without a tool: the chains of nf_tables, and whether a legacy table is empty.
-pub async fn find_to_look(family: IpFamily, flavor: Flavor) -> (Tools, Option<anyhow::Error>) {
+pub async fn find_to_inspect(family: IpFamily, flavor: Flavor) -> (Tools, Option<anyhow::Error>) {
     match find(family, Some(flavor)).await {
         Ok(tools) => (tools, None),
         Err(error) => {

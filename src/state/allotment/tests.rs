@@ -591,10 +591,10 @@ fn the_order_of_events_does_not_matter() {
         for event in all {
             tracker.fold(event);
             if !at_once {
-                tracker.settle();
+                tracker.allot();
             }
         }
-        tracker.settle();
+        tracker.allot();
         let refused = tracker.snapshot().services.iter().map(|(name, it)| (name.clone(), it.refused.clone()));
         (
             refused.collect::<Vec<_>>(),
