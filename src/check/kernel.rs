@@ -8,7 +8,7 @@ use crate::model::IpFamily;
 
 pub(super) fn judge(facts: &Facts, request: &CheckRequest) -> Vec<CheckResult> {
     let mut findings = vec![permissions(facts)];
-    if !backend::open(request.mode).facts().has_nft_table {
+    if backend::open(request.mode).facts().writes_iptables {
         findings.push(tools(facts, IpFamily::V4));
         findings.push(match settings::ipv6_is_off(facts) {
             true => CheckResult::ok("iptables (IPv6)", "IPv6 is switched off on this host: IPv4 only"),

@@ -30,8 +30,7 @@ impl ProxyMode for IptablesMode {
             by_address: false,
             localhost_node_ports: true,
             switches_forwarding_on: false,
-            has_virtual_servers: false,
-            has_nft_table: false,
+            writes_iptables: true,
         }
     }
 

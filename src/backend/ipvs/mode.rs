@@ -7,13 +7,16 @@ use super::restore_input::CHAINS;
 use super::{Features, Ipvs, Kernel, Removed, cleanup, kinds, render_text, setup};
 use crate::backend::mode::{InspectedNode, Inspection, ModeFacts, Opening, ProxyMode, Requirement};
 use crate::backend::service_metrics::measuring;
-use crate::backend::{Dataplane, Difference, KernelObject, Packet, SharedNames, TraceOutcome, usable};
+use crate::backend::{
+    Dataplane, Difference, KernelObject, Packet, SharedNames, StandingObjects, TraceOutcome, usable,
+};
 use crate::config::Config;
 use crate::kernel::addresses::interface_addresses;
 use crate::kernel::ipset::{Ipsets as _, KernelIpsets, SetSpec};
 use crate::kernel::iptables::{RuleKind, Tools, Version, Xtables as _};
-use crate::kernel::ipvs::{KernelIpvs, Timeouts};
+use crate::kernel::ipvs::{KernelIpvs, Timeouts, VirtualServers as _};
 use crate::kernel::links;
+use crate::kernel::sysctl::Sysctls;
 use crate::metrics::MetricSet;
 use crate::model::{Frontend, IpFamily, IpvsScheduler, SetType};
 use crate::plan::{FamilySettings, Plan};
@@ -21,6 +24,9 @@ use anyhow::{Context, Result};
 use futures::future::LocalBoxFuture;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
+
+/// A setting that is there as long as IPVS is.
+const LOADED_IPVS: &str = "net/ipv4/vs/conntrack";
 
 /// Virtual servers of IPVS.
 pub struct IpvsMode;
@@ -33,8 +39,7 @@ impl ProxyMode for IpvsMode {
             // IPVS does not take packets from 127.0.0.0/8.
             localhost_node_ports: false,
             switches_forwarding_on: true,
-            has_virtual_servers: true,
-            has_nft_table: false,
+            writes_iptables: true,
         }
     }
 
@@ -142,6 +147,15 @@ impl ProxyMode for IpvsMode {
         })
     }
 
+    fn standing_objects(&self) -> Option<StandingObjects> {
+        Some(StandingObjects {
+            name: "IPVS virtual servers",
+            found: virtual_servers().map_err(|error| format!("{error:#}")),
+            effect: "a proxy in mode ipvs left them, and packets go to them, not by our rules",
+            remedy: "stop that proxy and run kube-proxy-rs --cleanup",
+        })
+    }
+
     fn standing(&self) -> SharedNames {
         cleanup::standing()
     }
@@ -215,6 +229,16 @@ fn scheduler(config: &Config) -> Result<IpvsScheduler> {
     }
     let known = || format!("{}, sh-port, mh-port", IpvsScheduler::KNOWN.join(", "));
     IpvsScheduler::parse(name).with_context(|| format!("--ipvs-scheduler {name} is none of {}", known()))
+}
+
+/// How many virtual servers there are, in words.
+fn virtual_servers() -> Result<Option<String>> {
+    // Asking over netlink would load IPVS; its settings are there as long as it is.
+    if Sysctls::default().read(LOADED_IPVS).is_err() {
+        return Ok(None);
+    }
+    let count = KernelIpvs::open()?.list()?.len();
+    Ok((count > 0).then(|| format!("{count} are there")))
 }
 
 fn has_dummy() -> bool {
