@@ -409,7 +409,7 @@ mod tests {
             "{text}"
         );
         assert!(
-            text.contains("API server https://192.0.2.1/ NOT CONNECTED, the picture is 0 s old"),
+            text.contains("API server https://192.0.2.1/ NOT CONNECTED, the objects are 0 s old"),
             "{text}"
         );
         let html = status.html();

@@ -55,7 +55,7 @@ fn tools(facts: &Facts, family: IpFamily) -> CheckResult {
     match (&found.nat_table, found.refused.is_empty()) {
         (Err(error), _) if !facts.may(Facts::NET_ADMIN) => CheckResult::problem(
             check,
-            format!("{name}; its tables could not be looked at: {error}"),
+            format!("{name}; its tables could not be read: {error}"),
             "run this check as root",
         ),
         (Err(error), _) => broken(format!("{name}: {error}"), nat_remedy(facts, found)),

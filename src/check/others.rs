@@ -34,11 +34,11 @@ fn processes(facts: &Facts) -> CheckResult {
         found.map(|it| format!("{} (process {})", it.name, it.pid)).collect::<Vec<_>>().join(", ")
     };
     if facts.proxies.iter().any(|it| !it.is_ours) {
-        let message = format!("at work: {}", named(false));
+        let message = format!("running: {}", named(false));
         return CheckResult::broken(CHECK, message, "stop one of the two: they overwrite each other's rules");
     }
     match facts.proxies.len() {
-        0 => CheckResult::ok(CHECK, "no process is one"),
+        0 => CheckResult::ok(CHECK, "none runs"),
         1 => CheckResult::ok(CHECK, format!("none but {}", named(true))),
         _ => CheckResult::broken(
             CHECK,

@@ -238,7 +238,7 @@ fn without_root_nothing_fails_that_only_root_can_see() {
     facts.standing[0].1 = standing(Err(denied()));
     let findings = judge(&facts, &wanted(Mode::Iptables));
     assert!(is_fit(&findings), "{findings:?}");
-    let unseen = findings.iter().filter(|it| it.message.contains("could not be looked at")).count();
+    let unseen = findings.iter().filter(|it| it.message.contains("could not be read")).count();
     assert_eq!(unseen, 4, "{findings:?}");
 }
 

@@ -83,7 +83,7 @@ impl fmt::Display for ApiConnection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let state = match (self.connected, self.listed) {
             (true, _) => "connected".to_owned(),
-            (false, true) => format!("NOT CONNECTED, the picture is {:.0} s old", self.age_seconds),
+            (false, true) => format!("NOT CONNECTED, the objects are {:.0} s old", self.age_seconds),
             (false, false) => "NOT CONNECTED, nothing is known yet".to_owned(),
         };
         writeln!(f, "API server {} {state}", self.server)?;

@@ -199,7 +199,7 @@ impl<X: Xtables> Iptables<X> {
         self.drift.begin(&mut self.tools, &TableChains::default());
         self.tools.chains("nat", &mut visit).await.context("listing the chains of the nat table")?;
         let counters = [INVALID_DROPPED, LOCALHOST_ACCEPTED].map(|name| self.tools.ensure_counter(name));
-        self.learn_options(counters, Trial::Write).await.context("trying what rules can have")?;
+        self.learn_options(counters, Trial::Write).await.context("trying which options rules can have")?;
         Ok(Baseline::observed(strays))
     }
 

@@ -230,7 +230,7 @@ impl<X: Xtables> Ipvs<X> {
         let addresses = Addresses::read(&mut self.kernel, self.family)?;
         let baseline = observe::all(&mut self.kernel, self.family, &self.features, &addresses)
             .context("listing what IPVS mode left in the kernel")?;
-        self.learn_options(Trial::Write).await.context("trying what rules can have")?;
+        self.learn_options(Trial::Write).await.context("trying which options rules can have")?;
         self.node_addresses = addresses.node;
         let chains = self.chains();
         self.tables.begin(&mut self.tools, &chains);
