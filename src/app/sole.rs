@@ -65,7 +65,11 @@ fn is_proxy(other: &Holder) -> bool {
     if other.is_root_or_us() {
         tracing::warn!(who, "another kube-proxy-rs programs this network namespace; waiting for it to end");
     } else {
-        tracing::warn!(user, who, "a process that is no proxy holds the lock of this network namespace; starting without the lock");
+        tracing::warn!(
+            user,
+            who,
+            "a process that is no proxy holds the lock of this network namespace; starting without the lock"
+        );
     }
     other.is_root_or_us()
 }

@@ -259,7 +259,10 @@ impl<K: PartialEq> ServiceCounters<K> {
             let error = format!("{error:#}");
             match self.is_blind {
                 false => {
-                    tracing::warn!(error, "cannot read the kernel's counters; Service metrics do not grow meanwhile")
+                    tracing::warn!(
+                        error,
+                        "cannot read the kernel's counters; Service metrics do not grow meanwhile"
+                    )
                 }
                 true => tracing::debug!(error, "the kernel's counters still cannot be read"),
             }

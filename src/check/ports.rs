@@ -116,7 +116,8 @@ fn claimed(listeners: &[Listener], request: &CheckRequest) -> CheckResult {
     let (health_checks, node_ports): (Vec<String>, Vec<String>) =
         (of(Purpose::HealthCheck), of(Purpose::NodePort));
     if !health_checks.is_empty() {
-        let message = format!("health-check node ports that other programs listen on: {}", some_of(&health_checks));
+        let message =
+            format!("health-check node ports that other programs listen on: {}", some_of(&health_checks));
         return CheckResult::broken(
             CHECK,
             message,

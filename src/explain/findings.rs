@@ -295,7 +295,9 @@ fn kind_finding(kind: &Kind, is_served: bool) -> Option<Finding> {
         ),
         Kind::OtherProxy(name) => note(
             Code::OtherProxy,
-            format!("another proxy serves it: its label service.kubernetes.io/service-proxy-name is {name:?}"),
+            format!(
+                "another proxy serves it: its label service.kubernetes.io/service-proxy-name is {name:?}"
+            ),
             "Remove the label, or ask that proxy about the Service.",
         ),
         Kind::NoClusterIp => Some(finding(

@@ -115,7 +115,10 @@ impl Links for KernelLinks {
             IpFamily::V4 => V4_ADDRESS_GROUP,
             IpFamily::V6 => V6_ADDRESS_GROUP,
         };
-        *notices = Some(Notices::of(Protocol::Route, group).context("asking the kernel for changes of interface addresses")?);
+        *notices = Some(
+            Notices::of(Protocol::Route, group)
+                .context("asking the kernel for changes of interface addresses")?,
+        );
         Ok(true)
     }
 

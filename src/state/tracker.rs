@@ -83,7 +83,7 @@ struct Unlisted {
 }
 
 impl Tracker {
-    /// An empty picture. `node` is what is known of the node before its object is seen;
+    /// An empty snapshot. `node` is what is known of the node before its object is seen;
     /// trigger times before `started` (milliseconds since 1970) are not reported.
     #[must_use]
     pub fn new(node: NodeFacts, started: i64) -> Self {
@@ -91,14 +91,14 @@ impl Tracker {
         Tracker { snapshot, started, ..Tracker::default() }
     }
 
-    /// The same picture, knowing which addresses are not for Services to claim.
+    /// The same snapshot, knowing which addresses are not for Services to claim.
     #[must_use]
     pub fn reserving(mut self, reserved: Reserved) -> Self {
         self.allotment.reserved = reserved;
         self
     }
 
-    /// The same picture, of Services within these limits.
+    /// The same snapshot, of Services within these limits.
     #[must_use]
     pub fn limiting(mut self, limits: ServiceLimits) -> Self {
         self.bounds.limits = limits;
@@ -116,7 +116,7 @@ impl Tracker {
         }
     }
 
-    /// The picture as it is now.
+    /// The snapshot as it is now.
     #[must_use]
     pub fn snapshot(&self) -> &Snapshot {
         &self.snapshot
@@ -251,7 +251,7 @@ impl Tracker {
         !self.changes.get(family).is_empty()
     }
 
-    /// Folds one event into the picture.
+    /// Folds one event into the snapshot.
     pub fn fold(&mut self, event: WatchEvent) {
         match event {
             WatchEvent::Listing(kind) => self.begin_list(kind),

@@ -95,7 +95,7 @@ pub trait Recorder {
     /// Services ask for more than is programmed of one.
     fn over_bounds(&mut self, over: &[OverBound]);
 
-    /// What of the picture is left out or doubtful now.
+    /// What of the snapshot is left out or doubtful now.
     fn doubted(&mut self, tracker: &Tracker);
 
     /// What the source cannot tell now.

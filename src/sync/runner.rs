@@ -82,7 +82,7 @@ impl<R: Recorder> Runner<R> {
         if self.tracker.is_complete() {
             self.request_what_changed();
         }
-        self.tell_picture();
+        self.tell_snapshot();
         let mut verification = tokio::time::interval(VERIFY_PERIOD);
         verification.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut queries = self.queries.take();
@@ -113,10 +113,10 @@ impl<R: Recorder> Runner<R> {
         if self.tracker.is_complete() {
             self.request_what_changed();
         }
-        self.tell_picture();
+        self.tell_snapshot();
     }
 
-    fn tell_picture(&mut self) {
+    fn tell_snapshot(&mut self) {
         self.tell_seen();
         self.recorder.node(&self.tracker.snapshot().node);
         self.recorder.problems(self.tracker.problems());

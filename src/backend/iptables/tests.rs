@@ -39,7 +39,7 @@ impl Bench {
     pub(super) fn afresh(&self, flavor: Flavor) -> Bench {
         let mut fresh = Bench::new(self.settings.family, flavor, usize::MAX)
             .with_tree_above(self.backend.features.tree_threshold);
-        pass::copy_picture(&self.tracker, &mut fresh.tracker);
+        pass::copy_snapshot(&self.tracker, &mut fresh.tracker);
         fresh
     }
 

@@ -57,7 +57,7 @@ impl Bench {
 
     /// The same picture for another node.
     fn picture_for(&self, mut other: Bench) -> Bench {
-        pass::copy_picture(&self.tracker, &mut other.tracker);
+        pass::copy_snapshot(&self.tracker, &mut other.tracker);
         other
     }
 

@@ -197,7 +197,11 @@ impl Tools {
             .map_err(|_| RestoreError::TimedOut { tool, after: RESTORE_LIMIT })?
             .map_err(|error| self.unable(error))?;
         if start.elapsed() >= LONG_RESTORE {
-            tracing::warn!(tool, seconds = start.elapsed().as_secs(), "iptables-restore took long for one input");
+            tracing::warn!(
+                tool,
+                seconds = start.elapsed().as_secs(),
+                "iptables-restore took long for one input"
+            );
         }
         if status.success() {
             return Ok(message.replace('\n', "; "));
@@ -356,7 +360,11 @@ impl Xtables for Tools {
         match Nfacct::probe().and_then(|mut counters| counters.ensure(name)) {
             Ok(()) => true,
             Err(error) => {
-                tracing::debug!(counter = name, error = format!("{error:#}"), "the kernel has no such nfacct counter; its metric is left out");
+                tracing::debug!(
+                    counter = name,
+                    error = format!("{error:#}"),
+                    "the kernel has no such nfacct counter; its metric is left out"
+                );
                 false
             }
         }
