@@ -131,7 +131,7 @@ async fn a_server_that_cannot_stream_lists_is_said_once_for_each_kind_and_is_no_
     server.behave(|behaviour| behaviour.initial_events = ends);
     let mut picture = server.watch().await;
     picture.until_listed(1).await;
-    let lines = log.lines("the streaming list failed, listing in pages");
+    let lines = log.lines("the streaming list failed; listing in pages");
     assert_eq!(lines.len(), 3, "{lines:#?}");
     assert!(lines.iter().all(|line| line.contains(reason)), "{lines:#?}");
     assert_eq!(log.lines("WARN"), Vec::<String>::new());
@@ -192,7 +192,7 @@ async fn an_expired_version_is_no_failure() {
     picture.until_listed(1).await;
     server.expire_watches();
     picture.until_listed(2).await;
-    assert_eq!(log.lines("the version has expired, listing again").len(), 3);
+    assert_eq!(log.lines("the resource version has expired; listing again").len(), 3);
     assert_eq!(log.lines("WARN"), Vec::<String>::new());
 }
 

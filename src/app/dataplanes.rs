@@ -128,8 +128,8 @@ impl Dataplanes {
     ///
     /// # Errors
     /// If the primary family cannot run; says why.
-    pub(super) async fn open_to_look(config: &Config, node: &NodeFacts) -> Result<Self> {
-        Ok(Dataplanes::new(config, usable_families(config, node, &Opening::to_look(config)).await?))
+    pub(super) async fn open_to_inspect(config: &Config, node: &NodeFacts) -> Result<Self> {
+        Ok(Dataplanes::new(config, usable_families(config, node, &Opening::to_inspect(config)).await?))
     }
 
     fn new(config: &Config, usable: Vec<UsableFamily>) -> Self {

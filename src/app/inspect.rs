@@ -50,7 +50,7 @@ pub(super) async fn around(config: &Config, view: &ServiceView, asked: &Explain)
             let obstacles = match inspected.tools() {
                 Ok(tools) => obstacles(tools, family, &own).await?,
                 // Nothing of this mode is written with them.
-                Err(_) if mode.facts().has_nft_table => Vec::new(),
+                Err(_) if !mode.facts().writes_iptables => Vec::new(),
                 Err(error) => return Err(error),
             };
             Ok((obstacles, mode.inspect(&inspected, &family.wanted).await?))

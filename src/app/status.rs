@@ -73,7 +73,7 @@ impl Status {
 
     fn facts(&self) -> String {
         let Some(overview) = &self.overview else {
-            return format!("<p class=\"note\">{}</p>", self.no_picture());
+            return format!("<p class=\"note\">{}</p>", self.no_services());
         };
         let Identity { mode, flavor } = &overview.identity;
         let fact = |name: &str, value: &str| {
@@ -103,7 +103,7 @@ impl Status {
     }
 
     /// Why there are no counts.
-    fn no_picture(&self) -> &'static str {
+    fn no_services(&self) -> &'static str {
         match self.readiness.families.is_empty() {
             true => "Nothing is known of the cluster yet, and nothing is programmed.",
             false => "The loop is in the middle of a sync; counts follow when it is done.",
@@ -223,7 +223,7 @@ impl fmt::Display for Status {
         }
         match &self.overview {
             Some(overview) => write!(f, "{overview}")?,
-            None => writeln!(f, "{}", self.no_picture())?,
+            None => writeln!(f, "{}", self.no_services())?,
         }
         if let Some(api) = &self.readiness.api {
             write!(f, "{api}")?;
@@ -409,7 +409,7 @@ mod tests {
             "{text}"
         );
         assert!(
-            text.contains("API server https://192.0.2.1/ NOT CONNECTED, the picture is 0 s old"),
+            text.contains("API server https://192.0.2.1/ NOT CONNECTED, the objects are 0 s old"),
             "{text}"
         );
         let html = status.html();

@@ -93,14 +93,23 @@ pub trait ProxyMode: Sync {
         packet: &'a Packet,
     ) -> LocalBoxFuture<'a, Result<Vec<TraceOutcome>>>;
 
+    /// What the kernel has of this mode, ours or kube-proxy's, besides iptables rules, for `check`.
+    fn standing_objects(&self) -> Option<StandingObjects> {
+        None
+    }
+
     /// The rules of this mode whose names another mode uses, too.
-    fn standing(&self) -> SharedNames;
+    fn standing(&self) -> SharedNames {
+        SharedNames::default()
+    }
 
     /// Whether tables hold rules that this mode, ours or kube-proxy's, made.
     ///
     /// # Errors
     /// When the tables cannot be read.
-    fn holds_rules<'a>(&'a self, tools: &'a mut Tools) -> LocalBoxFuture<'a, Result<bool>>;
+    fn holds_rules<'a>(&'a self, _tools: &'a mut Tools) -> LocalBoxFuture<'a, Result<bool>> {
+        Box::pin(async { Ok(false) })
+    }
 
     /// Empties chains of this mode that lead into chains of another, so that either can go.
     ///
@@ -116,9 +125,11 @@ pub trait ProxyMode: Sync {
     /// All that went wrong, in one.
     fn remove_rules<'a>(
         &'a self,
-        tools: &'a mut Tools,
-        standing: &'a SharedNames,
-    ) -> LocalBoxFuture<'a, Result<bool>>;
+        _tools: &'a mut Tools,
+        _standing: &'a SharedNames,
+    ) -> LocalBoxFuture<'a, Result<bool>> {
+        Box::pin(async { Ok(false) })
+    }
 
     /// Removes what else this mode, ours or kube-proxy's, left in the kernel; says what it removed, and what went wrong.
     fn remove_objects(&self, _config: &Config) -> Vec<Result<String>> {
@@ -138,10 +149,8 @@ pub struct ModeFacts {
     pub localhost_node_ports: bool,
     /// Switches IPv4 forwarding on by itself.
     pub switches_forwarding_on: bool,
-    /// IPVS virtual servers of Services are its own.
-    pub has_virtual_servers: bool,
-    /// The nftables table of Services is its own, and it writes without the iptables tools.
-    pub has_nft_table: bool,
+    /// It writes iptables rules, and needs the tools for that.
+    pub writes_iptables: bool,
 }
 
 /// Something of the kernel that a mode needs.
@@ -157,11 +166,24 @@ pub struct Requirement {
     pub is_vital: bool,
 }
 
+/// What the kernel has of a mode, whichever proxy made it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StandingObjects {
+    /// What kind of object, in a word or two.
+    pub name: &'static str,
+    /// What was found, `None` for nothing; or why that is not known.
+    pub found: Result<Option<String>, String>,
+    /// What it does while another mode runs.
+    pub effect: &'static str,
+    /// What to do about it then.
+    pub remedy: &'static str,
+}
+
 /// What the dataplanes of both families are opened with.
 pub struct Opening<'a> {
     /// The configuration.
     pub config: &'a Config,
-    /// Where dataplanes that program the kernel count; without, they only look.
+    /// Where dataplanes that program the kernel count; without, they only read.
     pub metrics: Option<&'a Arc<Metrics>>,
     /// Which transactions of nf_tables were ours, of either family.
     pub generations: Generations,
@@ -180,9 +202,9 @@ impl<'a> Opening<'a> {
         }
     }
 
-    /// To look at what is programmed.
+    /// To inspect what is programmed.
     #[must_use]
-    pub fn to_look(config: &'a Config) -> Self {
+    pub fn to_inspect(config: &'a Config) -> Self {
         Opening { config, metrics: None, generations: Generations::default(), monitor: OnceCell::new() }
     }
 

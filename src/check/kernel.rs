@@ -8,7 +8,7 @@ use crate::model::IpFamily;
 
 pub(super) fn judge(facts: &Facts, request: &CheckRequest) -> Vec<CheckResult> {
     let mut findings = vec![permissions(facts)];
-    if !backend::open(request.mode).facts().has_nft_table {
+    if backend::open(request.mode).facts().writes_iptables {
         findings.push(tools(facts, IpFamily::V4));
         findings.push(match settings::ipv6_is_off(facts) {
             true => CheckResult::ok("iptables (IPv6)", "IPv6 is switched off on this host: IPv4 only"),
@@ -55,7 +55,7 @@ fn tools(facts: &Facts, family: IpFamily) -> CheckResult {
     match (&found.nat_table, found.refused.is_empty()) {
         (Err(error), _) if !facts.may(Facts::NET_ADMIN) => CheckResult::problem(
             check,
-            format!("{name}; its tables could not be looked at: {error}"),
+            format!("{name}; its tables could not be read: {error}"),
             "run this check as root",
         ),
         (Err(error), _) => broken(format!("{name}: {error}"), nat_remedy(facts, found)),

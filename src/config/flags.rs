@@ -1,7 +1,7 @@
 //! The flags, spelled as kube-proxy spells them.
 //!
 //! Every flag of kube-proxy is here under its own name, with its type and default, next to the
-//! few of our own. What the values mean together is settled in `settings` and `validate`.
+//! few of our own. What the values mean together is decided in `record` and `validate`.
 
 use super::duration::GoDuration;
 use super::values::{self, Gate, Verbosity, VmoduleRule};

@@ -1,6 +1,6 @@
 //! Tables over every flag and every field of the file.
 
-use super::settings::Settings;
+use super::record::KubeProxyConfiguration;
 use super::*;
 use crate::model::IpFamily;
 use rstest::rstest;
@@ -34,9 +34,9 @@ fn from_file(body: &str) -> Resolved {
     resolve(&line(&["--config", "c"]), Some(&file(body)), "host-1").unwrap()
 }
 
-fn settings_of(args: &[&str], body: Option<&str>) -> Settings {
+fn record_of(args: &[&str], body: Option<&str>) -> KubeProxyConfiguration {
     let file = body.map(file);
-    resolve::settings(&line(args), file.as_ref(), &mut Vec::new()).unwrap()
+    resolve::record(&line(args), file.as_ref(), &mut Vec::new()).unwrap()
 }
 
 fn secs(seconds: u64) -> Duration {
@@ -56,7 +56,7 @@ fn default_config() -> Config {
     Config {
         mode: Mode::Iptables,
         node_name: "host-1".to_owned(),
-        sources: Sources { content_type: file::CONTENT_TYPE.to_owned(), ..Sources::default() },
+        sources: Sources { content_type: record::CONTENT_TYPE.to_owned(), ..Sources::default() },
         iptables: IptablesConfig {
             masquerade_bit: 14,
             masquerade_all: false,
@@ -118,7 +118,7 @@ fn without_flags_the_defaults_are_kube_proxys() {
 
 #[test]
 fn an_empty_file_means_the_same_as_no_flags() {
-    assert_eq!(settings_of(&["--config", "c"], Some("")), settings_of(&[], None));
+    assert_eq!(record_of(&["--config", "c"], Some("")), record_of(&[], None));
     assert_eq!(from_file("").config, default_config());
 }
 
@@ -636,7 +636,8 @@ windowsRunAsService: false
 
 #[test]
 fn the_file_may_be_json() {
-    let text = format!(r#"{{"apiVersion":"{}","kind":"{}","mode":"ipvs"}}"#, file::API_VERSION, file::KIND);
+    let text =
+        format!(r#"{{"apiVersion":"{}","kind":"{}","mode":"ipvs"}}"#, record::API_VERSION, record::KIND);
     let resolved = resolve(&line(&["--config=c"]), Some(&config_file(text)), "host-1").unwrap();
     assert_eq!(resolved.config.mode, Mode::Ipvs);
 }
@@ -700,11 +701,11 @@ fn logging_flags_beat_the_file_and_their_vmodule_rules_come_first() {
         "--logging-format=text",
     ];
     let body = "logging: {verbosity: 2, format: json, vmodule: [{filePattern: b, verbosity: 2}]}";
-    let logging = settings_of(&args, Some(body)).logging;
+    let logging = record_of(&args, Some(body)).logging;
     assert_eq!((logging.verbosity, logging.format.as_str()), (5, "text"));
     let patterns: Vec<_> = logging.vmodule.iter().map(|rule| rule.file_pattern.as_str()).collect();
     assert_eq!(patterns, ["a", "b"]);
-    assert!(logging.text.split_stream);
+    assert!(logging.options.text.split_stream);
     assert_eq!(logging.flush_frequency, GoDuration::from_secs(1));
 }
 

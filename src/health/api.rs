@@ -102,7 +102,7 @@ mod tests {
     }
 
     #[test]
-    fn the_picture_ages_from_the_first_failure_until_every_watch_is_open_again() {
+    fn the_snapshot_ages_from_the_first_failure_until_every_watch_is_open_again() {
         let at = moments();
         let mut api = Api::new(at(0));
         assert_eq!((api.view(at(3)).connected, api.view(at(3)).age_seconds), (false, 3.0));

@@ -118,7 +118,7 @@ impl ServiceRecord {
     }
 }
 
-/// The whole picture: every Service with its slices, and our node.
+/// A snapshot: every Service with its slices, and our node.
 ///
 /// There is one, owned by the sync loop together with the tracker that changes it; the rest
 /// get it by reference for the length of a pass, so it is never copied.

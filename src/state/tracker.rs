@@ -83,7 +83,7 @@ struct Unlisted {
 }
 
 impl Tracker {
-    /// An empty picture. `node` is what is known of the node before its object is seen;
+    /// An empty snapshot. `node` is what is known of the node before its object is seen;
     /// trigger times before `started` (milliseconds since 1970) are not reported.
     #[must_use]
     pub fn new(node: NodeFacts, started: i64) -> Self {
@@ -91,14 +91,14 @@ impl Tracker {
         Tracker { snapshot, started, ..Tracker::default() }
     }
 
-    /// The same picture, knowing which addresses are not for Services to claim.
+    /// The same snapshot, knowing which addresses are not for Services to claim.
     #[must_use]
     pub fn reserving(mut self, reserved: Reserved) -> Self {
         self.allotment.reserved = reserved;
         self
     }
 
-    /// The same picture, of Services within these limits.
+    /// The same snapshot, of Services within these limits.
     #[must_use]
     pub fn limiting(mut self, limits: ServiceLimits) -> Self {
         self.bounds.limits = limits;
@@ -116,7 +116,7 @@ impl Tracker {
         }
     }
 
-    /// The picture as it is now.
+    /// The snapshot as it is now.
     #[must_use]
     pub fn snapshot(&self) -> &Snapshot {
         &self.snapshot
@@ -141,7 +141,7 @@ impl Tracker {
         *self.endpoints.get(family)
     }
 
-    /// Frontends that Services ask for and other Services have, as of the last settlement.
+    /// Frontends that Services ask for and other Services have, as of the last decision.
     pub fn conflicts(&self) -> impl Iterator<Item = &FrontendConflict> {
         self.allotment.standing().flat_map(|found| &found.conflicts)
     }
@@ -152,7 +152,7 @@ impl Tracker {
         self.allotment.of(name).map_or(&[], |found| &found.conflicts)
     }
 
-    /// Frontends that Services ask for and that are none for Services, as of the last settlement.
+    /// Frontends that Services ask for and that are none for Services, as of the last decision.
     pub fn claims(&self) -> impl Iterator<Item = &ReservedClaim> {
         self.allotment.standing().flat_map(|found| &found.claims)
     }
@@ -203,17 +203,17 @@ impl Tracker {
         &self.allotment
     }
 
-    /// What changed of a family since this was last called for it. Claims are settled first.
+    /// What changed of a family since this was last called for it. Claims are decided first.
     pub fn take_changes(&mut self, family: IpFamily) -> ChangedObjects {
-        self.settle();
+        self.allot();
         let mut changes = std::mem::take(self.changes.get_mut(family));
         changes.triggered = std::mem::take(self.triggers.get_mut(family)).into_values().flatten().collect();
         changes
     }
 
-    /// What Services newly ask for and cannot have, since this was last called. Claims are settled first.
+    /// What Services newly ask for and cannot have, since this was last called. Claims are decided first.
     pub fn take_disputes(&mut self) -> Disputes {
-        self.settle();
+        self.allot();
         let mut disputes = std::mem::take(&mut self.disputes);
         // A list can name the owner of a frontend last.
         disputes.conflicts.retain(|it| self.conflicts_of(&it.service).contains(it));
@@ -222,9 +222,9 @@ impl Tracker {
         disputes
     }
 
-    /// Settles which Service has which frontend, by all that has been folded in.
-    pub fn settle(&mut self) {
-        for verdict in self.allotment.settle(&self.snapshot) {
+    /// Decides which Service has which frontend, by all that has been folded in.
+    pub fn allot(&mut self) {
+        for verdict in self.allotment.allot(&self.snapshot) {
             if let Some(record) = self.snapshot.services.get_mut(&verdict.service)
                 && record.refused != verdict.refused
             {
@@ -244,14 +244,14 @@ impl Tracker {
         self.changes.v4.services.union(&self.changes.v6.services).count()
     }
 
-    /// Whether `take_changes` would yield something to do. Claims are settled first.
+    /// Whether `take_changes` would yield something to do. Claims are decided first.
     #[must_use]
     pub fn has_changes(&mut self, family: IpFamily) -> bool {
-        self.settle();
+        self.allot();
         !self.changes.get(family).is_empty()
     }
 
-    /// Folds one event into the picture.
+    /// Folds one event into the snapshot.
     pub fn fold(&mut self, event: WatchEvent) {
         match event {
             WatchEvent::Listing(kind) => self.begin_list(kind),

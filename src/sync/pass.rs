@@ -81,7 +81,7 @@ impl FamilySync {
         self.settings.node_port_ips(&self.addresses)
     }
 
-    /// Makes the next pass look at the kernel and write everything again.
+    /// Makes the next pass list what is in the kernel and write everything again.
     pub fn forget(&mut self) {
         self.dataplane.forget();
     }
@@ -119,7 +119,7 @@ impl FamilySync {
         }
     }
 
-    /// Services that the next pass has to look at, whatever else changes.
+    /// Services that are in the scope of the next pass, whatever else changes.
     pub(super) fn take_unfinished(&mut self) -> BTreeSet<ServiceName> {
         std::mem::take(&mut self.unfinished)
     }
@@ -150,11 +150,11 @@ impl FamilySync {
         refusal.map(|refusal| refusal.reason.as_str())
     }
 
-    /// Learns what the backend knows of the node once it has looked, and changes nothing.
+    /// Reads what a plan and what is wanted depend on, and changes nothing.
     ///
     /// # Errors
     /// When the kernel cannot be read.
-    pub async fn look(&mut self) -> Result<()> {
+    pub async fn learn(&mut self) -> Result<()> {
         self.dataplane.learn().await?;
         self.addresses = self.read_addresses()?;
         Ok(())
@@ -207,8 +207,8 @@ impl FamilySync {
     ///
     /// # Errors
     /// When the kernel cannot be read.
-    pub(super) async fn verify(&mut self, look: VerifyDepth) -> Result<Vec<Deviation>> {
-        self.dataplane.verify(look).await
+    pub(super) async fn verify(&mut self, depth: VerifyDepth) -> Result<Vec<Deviation>> {
+        self.dataplane.verify(depth).await
     }
 }
 

@@ -56,9 +56,9 @@ impl Recorder for Diary {
         self.note(format!("{outcome} {:?} {}", report.kind, report.services));
     }
 
-    fn post_synced(&mut self, _: IpFamily, settled: &PostSyncResult) {
-        if *settled != PostSyncResult::default() {
-            self.note(format!("settled: {settled:?}"));
+    fn post_synced(&mut self, _: IpFamily, result: &PostSyncResult) {
+        if *result != PostSyncResult::default() {
+            self.note(format!("post-sync: {result:?}"));
         }
     }
 

@@ -236,7 +236,7 @@ impl<S: Source> Stream<S> {
     fn fall_back(&mut self, reason: &str) {
         self.stream_failed = true;
         if self.outage.failures() == 0 {
-            tracing::info!(resource = Self::plural(), reason, "the streaming list failed, listing in pages");
+            tracing::info!(resource = Self::plural(), reason, "the streaming list failed; listing in pages");
         } else {
             tracing::debug!(resource = Self::plural(), reason, "the streaming list failed again");
         }
@@ -392,7 +392,7 @@ impl<S: Source> Stream<S> {
         let pause = self.lists.next();
         if failure.is_expired() && pause.is_zero() {
             self.retries.start_over();
-            tracing::info!(resource = Self::plural(), "the version has expired, listing again");
+            tracing::info!(resource = Self::plural(), "the resource version has expired; listing again");
         } else {
             self.report(failure.verb.as_str(), &failure.to_string());
         }

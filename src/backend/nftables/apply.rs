@@ -336,7 +336,7 @@ impl<'a, K: Ruleset> Writing<'a, K> {
                 Err(Error::Refused(refused)) => {
                     self.failed_sweeps += 1;
                     let error = Error::Refused(refused);
-                    tracing::debug!(%error, "chains of an earlier proxy are still in use; the next look deletes them");
+                    tracing::debug!(%error, "chains of an earlier proxy are still in use; a later verification deletes them");
                 }
                 Err(error) => return Err(error.into()),
             }

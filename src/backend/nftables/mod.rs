@@ -145,7 +145,7 @@ impl<K: Ruleset> Nftables<K> {
         self.quarantine.begin(plan);
         let applied = match self.program(plan, &mut baseline, false).await {
             Err(error) if error.is::<Surprise>() => {
-                tracing::info!(family = %self.family, %error, "comparing what is there");
+                tracing::info!(family = %self.family, %error, "the kernel refused changes; comparing the table with what was written");
                 let found = self.compare(plan.settings, &mut baseline)?;
                 if found.is_lost {
                     return Err(error);

@@ -3,11 +3,11 @@
 use super::baseline::Structure;
 use super::{Features, Layouts, Nftables, inspect, probe, render, text};
 use crate::backend::mode::{InspectedNode, Inspection, ModeFacts, Opening, ProxyMode, Requirement};
-use crate::backend::{Dataplane, KernelObject, Packet, SharedNames, TraceOutcome};
+use crate::backend::{Dataplane, KernelObject, Packet, StandingObjects, TraceOutcome};
 use crate::config::{Config, ServiceMetricsDetail};
 use crate::kernel::addresses::local_addresses;
-use crate::kernel::iptables::{RuleKind, Tools};
-use crate::kernel::nft::Nft;
+use crate::kernel::iptables::RuleKind;
+use crate::kernel::nft::{Nft, Part};
 use crate::metrics::MetricSet;
 use crate::model::IpFamily;
 use crate::plan::{FamilySettings, Plan};
@@ -26,8 +26,7 @@ impl ProxyMode for NftablesMode {
             by_address: false,
             localhost_node_ports: false,
             switches_forwarding_on: false,
-            has_virtual_servers: false,
-            has_nft_table: true,
+            writes_iptables: false,
         }
     }
 
@@ -108,20 +107,13 @@ impl ProxyMode for NftablesMode {
         })
     }
 
-    fn standing(&self) -> SharedNames {
-        SharedNames::default()
-    }
-
-    fn holds_rules<'a>(&'a self, _tools: &'a mut Tools) -> LocalBoxFuture<'a, Result<bool>> {
-        Box::pin(async { Ok(false) })
-    }
-
-    fn remove_rules<'a>(
-        &'a self,
-        _tools: &'a mut Tools,
-        _standing: &'a SharedNames,
-    ) -> LocalBoxFuture<'a, Result<bool>> {
-        Box::pin(async { Ok(false) })
+    fn standing_objects(&self) -> Option<StandingObjects> {
+        Some(StandingObjects {
+            name: "nftables table",
+            found: tables().map_err(|error| format!("{error:#}")),
+            effect: "a proxy in mode nftables left it, and its rules are in force beside ours",
+            remedy: "stop that proxy; the table is removed once our rules stand",
+        })
     }
 
     fn remove_objects(&self, _config: &Config) -> Vec<Result<String>> {
@@ -132,6 +124,18 @@ impl ProxyMode for NftablesMode {
         };
         IpFamily::ALL.into_iter().filter_map(removed).collect()
     }
+}
+
+/// The tables that are there, in words. A table has chains as long as it is in use.
+fn tables() -> Result<Option<String>> {
+    let Some(mut nft) = Nft::open_if_there()? else { return Ok(None) };
+    let mut names = Vec::new();
+    for family in IpFamily::ALL {
+        let mut is_there = false;
+        nft.chains(family, super::names::TABLE, &mut |part| is_there = matches!(part, Part::Item(_)))?;
+        names.extend(is_there.then(|| super::names::table(family).to_string()));
+    }
+    Ok((!names.is_empty()).then(|| format!("{} is there", names.join(" and "))))
 }
 
 fn remove_table(family: IpFamily) -> Result<bool> {

@@ -50,7 +50,7 @@ impl Bench {
     /// A new process.
     fn restarted(self) -> Bench {
         let mut next = Bench::new(self.settings.family);
-        pass::copy_picture(&self.tracker, &mut next.tracker);
+        pass::copy_snapshot(&self.tracker, &mut next.tracker);
         next.settings = self.settings;
         next
     }
@@ -72,7 +72,7 @@ impl Bench {
     fn fresh_table(&self) -> BTreeMap<String, Vec<String>> {
         let (family, settings) = (self.settings.family, self.settings.clone());
         let mut picture = pass::start(family).0;
-        pass::copy_picture(&self.tracker, &mut picture);
+        pass::copy_snapshot(&self.tracker, &mut picture);
         in_fresh_netns(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
             runtime.block_on(async {
