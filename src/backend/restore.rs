@@ -84,7 +84,7 @@ mod tests {
         let pieces = [
             "*filter\n:A - [0:0]\n-A A -j DROP\n",
             "COMMIT\n*nat\n:B - [0:0]\n-A B -j RETURN\n",
-            "-A B\nCOMMIT\n",
+            "-A B -j DROP\nCOMMIT\n",
         ];
         let (mut tools, mut restored) = (FakeXtables::default(), Restored::default());
         let input = || pieces.iter().map(|piece| (*piece).to_owned());
