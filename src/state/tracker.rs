@@ -241,7 +241,9 @@ impl Tracker {
     /// How many Services wait for a pass.
     #[must_use]
     pub fn pending(&self) -> usize {
-        self.changes.v4.services.union(&self.changes.v6.services).count()
+        let (v4, v6) = (&self.changes.v4.services, &self.changes.v6.services);
+        // It is asked with every event, and most clusters have one family.
+        if v4.is_empty() || v6.is_empty() { v4.len() + v6.len() } else { v4.union(v6).count() }
     }
 
     /// Whether `take_changes` would yield something to do. Claims are decided first.
