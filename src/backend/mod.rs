@@ -26,7 +26,7 @@ mod usable;
 
 pub use counters::{Detail, Measured, Measurement, Measuring, Series};
 pub use foreign::{ChainRules, ForeignEffect, ForeignRule, KnownPart, foreign_rules};
-pub use mode::{InspectedNode, Inspection, ModeFacts, Opening, ProxyMode, Requirement, open};
+pub use mode::{InspectedNode, Inspection, ModeFacts, Opening, ProxyMode, Requirement, choose, open};
 pub use packet_trace::{Packet, SERVER_RULE, TraceOutcome, TracedEndpoint};
 pub use usable::{flavor, usable_tools};
 

@@ -1,7 +1,7 @@
 //! Where each value of the effective configuration comes from, and in what two of them differ.
 
 use super::file::{API_VERSION, KIND, parse as parse_file};
-use super::{CommandLine, ConfigError, ConfigFile, Effective, Resolved, parse, resolve};
+use super::{CommandLine, ConfigError, ConfigFile, Effective, Host, Resolved, parse, resolve};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -11,15 +11,16 @@ use std::fmt::Write as _;
 ///
 /// # Errors
 /// Every complaint about the file or the settings.
-pub fn explain(
+pub fn explain<'a>(
     line: &CommandLine,
     file: &ConfigFile,
-    hostname: &str,
+    host: impl Into<Host<'a>>,
 ) -> Result<(String, Vec<String>), ConfigError> {
-    let Resolved { effective, notices, .. } = resolve(line, Some(file), hostname)?;
+    let host = host.into();
+    let Resolved { effective, notices, .. } = resolve(line, Some(file), host)?;
     let (given, _) = parse_file(file).map_err(|complaints| ConfigError { complaints })?;
     let given = serde_json::to_value(given).map(|value| flatten(&value)).unwrap_or_default();
-    let defaults = defaults(hostname).map(|defaults| defaults.settings()).unwrap_or_default();
+    let defaults = defaults(host.name).map(|defaults| defaults.settings()).unwrap_or_default();
     let mut text = String::new();
     for (path, value) in effective.settings() {
         let source = if given.contains_key(&path) && given.get(&path) != defaults.get(&path) {

@@ -12,6 +12,33 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 
+/// The mode that each node chooses by itself.
+pub(super) const AUTO: &str = "auto";
+
+/// The mode that `auto` stands for on a node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ModeChoice {
+    /// The mode.
+    pub mode: Mode,
+    /// Why, for the log.
+    pub reason: String,
+}
+
+/// What a configuration is resolved for.
+#[derive(Clone, Copy)]
+pub struct Host<'a> {
+    /// The kernel's name for this host.
+    pub name: &'a str,
+    /// Chooses what mode `auto` stands for; `None` where the outcome may not depend on this host.
+    pub choose_mode: Option<fn() -> ModeChoice>,
+}
+
+impl<'a> From<&'a str> for Host<'a> {
+    fn from(name: &'a str) -> Self {
+        Host { name, choose_mode: None }
+    }
+}
+
 /// A configuration to run with.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Resolved {
@@ -21,6 +48,8 @@ pub struct Resolved {
     pub effective: Effective,
     /// What was accepted but has no effect, one sentence each, to be logged as warnings.
     pub notices: Vec<String>,
+    /// What mode `auto` stands for, if it was asked for.
+    pub choice: Option<ModeChoice>,
 }
 
 /// Everything that is wrong with a configuration.
@@ -44,20 +73,20 @@ impl fmt::Display for ConfigError {
 
 /// Puts flags and file together, fills in defaults and checks the result.
 ///
-/// `file` is the file that `--config` names; `hostname` is the kernel's name for this host, used
-/// where no override is given.
+/// `file` is the file that `--config` names; the host's name is used where no override is given.
 ///
 /// # Errors
 /// Every complaint about the file or the settings.
-pub fn resolve(
+pub fn resolve<'a>(
     line: &CommandLine,
     file: Option<&ConfigFile>,
-    hostname: &str,
+    host: impl Into<Host<'a>>,
 ) -> Result<Resolved, ConfigError> {
-    let mut notices = Vec::new();
-    let settings = settings(line, file, &mut notices).map_err(|complaints| ConfigError { complaints })?;
+    let (host, mut notices) = (host.into(), Vec::new());
+    let (settings, choice) =
+        settings(line, file, (&host, &mut notices)).map_err(|complaints| ConfigError { complaints })?;
     let mut complaints = validate::complaints(&settings);
-    let node_name = node_name(line, &settings, hostname).map_err(|error| complaints.push(error));
+    let node_name = node_name(line, &settings, host.name).map_err(|error| complaints.push(error));
     let (Ok(node_name), true) = (node_name, complaints.is_empty()) else {
         return Err(ConfigError { complaints });
     };
@@ -72,18 +101,19 @@ pub fn resolve(
     notices.extend(gate_notices(&settings.feature_gates));
     notices.extend(setting_notices(&settings));
     let effective = Effective::of(&settings);
-    Ok(Resolved { config: config(line, &settings, node_name), effective, notices })
+    Ok(Resolved { config: config(line, &settings, node_name), effective, notices, choice })
 }
 
-/// The completed record, and what had to be said about the file.
+/// The completed record, what had to be said about the file, and what mode `auto` was found to stand for.
 pub(super) fn settings(
     line: &CommandLine,
     file: Option<&ConfigFile>,
-    notices: &mut Vec<String>,
-) -> Result<Settings, Vec<String>> {
-    let mut settings = match file {
+    (host, notices): (&Host<'_>, &mut Vec<String>),
+) -> Result<(Settings, Option<ModeChoice>), Vec<String>> {
+    let choose = |mode: &str| host.choose_mode.filter(|_| mode == AUTO).map(|choose| choose());
+    let (mut settings, choice) = match file {
         Some(file) => {
-            let (file, unused) = file::parse(file)?;
+            let (mut file, unused) = file::parse(file)?;
             notices.extend(unused);
             let unused = |section| format!("{section} in the configuration file has no effect on Linux");
             notices.extend(file.unused_sections().into_iter().map(unused));
@@ -91,16 +121,27 @@ pub(super) fn settings(
                 line.overruled_by_file()
                     .map(|flag| format!("flag --{flag} is ignored because --config is given")),
             );
-            file.into_settings()
+            let choice = file.mode.as_deref().and_then(choose);
+            if let Some(choice) = &choice {
+                file.mode = Some(choice.mode.as_str().to_owned());
+            }
+            (file.into_settings(), choice)
         }
-        None => Settings::from_flags(&line.flags),
+        None => {
+            let mut settings = Settings::from_flags(&line.flags);
+            let choice = choose(&settings.mode);
+            if let Some(choice) = &choice {
+                choice.mode.as_str().clone_into(&mut settings.mode);
+            }
+            (settings, choice)
+        }
     };
     if let Some(flag) = values::non_empty(&line.flags.general.hostname_override) {
         settings.hostname_override = flag.trim().to_lowercase();
     }
     settings.overlay(line);
-    settings.complete();
-    Ok(settings)
+    settings.complete(choice.is_some());
+    Ok((settings, choice))
 }
 
 /// The flag beats the file, the file beats the host; trimmed and in lower case.

@@ -156,15 +156,16 @@ impl Settings {
         }
     }
 
-    /// Defaults that do not depend on where the settings came from.
-    pub(super) fn complete(&mut self) {
+    /// Defaults that do not depend on where the settings came from. Where nodes choose their mode, node ports are to answer on the
+    /// same addresses on all of them.
+    pub(super) fn complete(&mut self, is_chosen: bool) {
         if self.mode.is_empty() {
             "iptables".clone_into(&mut self.mode);
         }
         if self.detect_local.mode.is_empty() {
             "ClusterCIDR".clone_into(&mut self.detect_local.mode);
         }
-        if self.mode == "nftables" && self.node_port_addresses.is_empty() {
+        if (is_chosen || self.mode == "nftables") && self.node_port_addresses.is_empty() {
             self.node_port_addresses.push("primary".to_owned());
         }
     }

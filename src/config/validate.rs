@@ -1,13 +1,14 @@
 //! All complaints about a configuration at once, under the paths that upstream uses.
 
 use super::duration::GoDuration;
+use super::resolve::AUTO;
 use super::settings::{ConntrackSettings, DetectLocalSettings, IpvsSettings, ServingSettings, Settings};
 use super::values;
 use crate::model::{IpFamily, parse_cidr, parse_ip};
 use std::fmt::Debug;
 
-/// Modes that a configuration may name; the ones we do not have yet are refused with a reason.
-const MODES: [&str; 3] = ["iptables", "ipvs", "nftables"];
+/// Modes that a configuration may name. One of the first three takes the place of the last before the rest is checked.
+const MODES: [&str; 4] = ["iptables", "ipvs", "nftables", AUTO];
 const DETECT_LOCAL_MODES: [&str; 4] = ["ClusterCIDR", "NodeCIDR", "BridgeInterface", "InterfaceNamePrefix"];
 
 /// Checks everything and returns every complaint; empty means that the settings can be used.
@@ -103,8 +104,11 @@ fn conntrack(conntrack: &ConntrackSettings, list: &mut Complaints) {
 
 fn mode(mode: &str, list: &mut Complaints) {
     if !MODES.contains(&mode) {
-        let allowed = "must be iptables, ipvs, nftables or blank (blank means iptables)";
+        let allowed = "must be iptables, ipvs, nftables, auto or blank (blank means iptables)";
         list.invalid("Mode.ProxyMode", &mode, allowed);
+    }
+    if mode == AUTO {
+        list.invalid("Mode.ProxyMode", &mode, "depends on the node's kernel: name the mode here");
     }
 }
 

@@ -166,7 +166,7 @@ mod tests {
 
     fn settings(args: &[&str]) -> Settings {
         let line = command_line::parse(args.iter().copied()).unwrap();
-        resolve::settings(&line, None, &mut Vec::new()).unwrap()
+        resolve::settings(&line, None, (&"host".into(), &mut Vec::new())).unwrap().0
     }
 
     #[test]
@@ -200,7 +200,7 @@ mod tests {
                 let (file, notices) = parse(&file).unwrap();
                 assert_eq!(notices, Vec::<String>::new(), "{text}");
                 let mut after = file.into_settings();
-                after.complete();
+                after.complete(false);
                 assert_eq!(after, before, "{text}");
             }
         }
