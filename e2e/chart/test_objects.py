@@ -194,6 +194,7 @@ class Privileges(unittest.TestCase):
             ("", "services"): {"list", "watch"},
             ("", "nodes"): {"get", "list", "watch"},
             ("discovery.k8s.io", "endpointslices"): {"list", "watch"},
+            ("networking.k8s.io", "servicecidrs"): {"list", "watch"},
             ("events.k8s.io", "events"): {"create", "patch", "update"},
         }
         [role] = [item for (kind, _), item in objects.deploy().items() if kind == "ClusterRole"]

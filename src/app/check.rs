@@ -15,7 +15,8 @@ use anyhow::Result;
 
 /// Prints one finding a line; fails if one of them did.
 pub(super) async fn check(config: &Config, choice: Option<&ModeChoice>, form: &Form) -> Result<Answer> {
-    let request = CheckRequest { chosen_because: choice.map(|it| it.reason.clone()), ..request(config).await? };
+    let request =
+        CheckRequest { chosen_because: choice.map(|it| it.reason.clone()), ..request(config).await? };
     let findings = check::judge(&check::gather(&request).await, &request);
     let report = check::Report::new(findings, config.mode);
     let text = match structured("NodeCheck", &report, form)? {

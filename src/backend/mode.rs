@@ -29,9 +29,10 @@ pub fn open(mode: Mode) -> &'static dyn ProxyMode {
 #[must_use]
 pub fn choose() -> ModeChoice {
     match missing(&open(Mode::Nftables).requirements()) {
-        None => {
-            ModeChoice { mode: Mode::Nftables, reason: "the kernel has all that mode nftables needs".to_owned() }
-        }
+        None => ModeChoice {
+            mode: Mode::Nftables,
+            reason: "the kernel has all that mode nftables needs".to_owned(),
+        },
         Some(missing) => {
             ModeChoice { mode: Mode::Iptables, reason: format!("mode nftables cannot run: {missing}") }
         }
@@ -159,6 +160,8 @@ pub struct ModeFacts {
     pub switches_forwarding_on: bool,
     /// IPVS virtual servers of Services are its own.
     pub has_virtual_servers: bool,
+    /// It tells addresses that a Service may get from others.
+    pub uses_service_cidrs: bool,
     /// The nftables table of Services is its own, and it writes without the iptables tools.
     pub has_nft_table: bool,
 }

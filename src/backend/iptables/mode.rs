@@ -31,6 +31,7 @@ impl ProxyMode for IptablesMode {
             localhost_node_ports: true,
             switches_forwarding_on: false,
             has_virtual_servers: false,
+            uses_service_cidrs: false,
             has_nft_table: false,
         }
     }

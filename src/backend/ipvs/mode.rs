@@ -34,6 +34,7 @@ impl ProxyMode for IpvsMode {
             localhost_node_ports: false,
             switches_forwarding_on: true,
             has_virtual_servers: true,
+            uses_service_cidrs: false,
             has_nft_table: false,
         }
     }
