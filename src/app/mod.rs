@@ -103,11 +103,8 @@ fn act_with_log(
     config: Config,
     (effective, choice): (&Effective, Option<&ModeChoice>),
 ) -> Result<ExitCode> {
-    match (&line.action, choice) {
-        (Action::Run | Action::InitOnly, Some(ModeChoice { mode, reason })) => {
-            tracing::info!(mode = mode.as_str(), reason, "--proxy-mode=auto: this node's mode is chosen");
-        }
-        _ => {}
+    if let (Action::Run | Action::InitOnly, Some(ModeChoice { mode, reason })) = (&line.action, choice) {
+        tracing::info!(mode = mode.as_str(), reason, "--proxy-mode=auto: this node's mode is chosen");
     }
     match &line.action {
         Action::Render(asked) => Ok(render::render(&config, asked)?.deliver()),

@@ -73,7 +73,6 @@ fn delete(
         batch.clear();
         let mut list = batch.delete_elements(table, &*set);
         keys.iter().for_each(|key| _ = list.push(&Element::new(key.as_bytes())));
-        drop(list);
         kernel.commit(&mut batch, None)?;
     }
     Ok(keys.len())
