@@ -11,20 +11,28 @@ use std::collections::BTreeSet;
 /// Deleted in one transaction at most.
 const AT_ONCE: usize = 3_500;
 
-/// Deletes clients that lead where affinity does not lead any more; says how many. Costs 0.4 s for 100,000 clients, and twice that if some
+/// What was looked at, and what of it deleted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Swept {
+    pub(super) seen: usize,
+    pub(super) deleted: usize,
+}
+
+/// Deletes clients that lead where affinity does not lead any more. Costs 0.4 s for 100,000 clients, and twice that if some
 /// are to be deleted.
 ///
 /// # Errors
 /// If the kernel cannot be read, or if a client went by itself meanwhile: then try again.
-pub(super) fn sweep(kernel: &mut impl Ruleset, family: IpFamily) -> Result<usize> {
-    let mut deleted = 0;
+pub(super) fn sweep(kernel: &mut impl Ruleset, family: IpFamily) -> Result<Swept> {
+    let mut swept = Swept::default();
     for plane in Plane::ALL {
-        let stale = stale_targets(kernel, family, plane)?;
+        let (seen, stale) = stale_targets(kernel, family, plane)?;
+        swept.seen += seen;
         if !stale.is_empty() {
-            deleted += delete(kernel, (family, plane), &stale)?;
+            swept.deleted += delete(kernel, (family, plane), &stale)?;
         }
     }
-    Ok(deleted)
+    Ok(swept)
 }
 
 /// A destination and an endpoint that clients of it are led to, as keys of [`SetId::AffinityEndpoints`].
@@ -37,12 +45,22 @@ fn target(family: IpFamily, listed: &ListedElement<'_>) -> Option<Target> {
     Some([listed.element.key.get(client..)?, endpoint].concat())
 }
 
-/// Targets of clients that affinity does not lead to any more.
-fn stale_targets(kernel: &mut impl Ruleset, family: IpFamily, plane: Plane) -> Result<BTreeSet<Target>> {
-    let mut targets = BTreeSet::new();
+/// How many clients there are, and targets of theirs that affinity does not lead to any more.
+fn stale_targets(
+    kernel: &mut impl Ruleset,
+    family: IpFamily,
+    plane: Plane,
+) -> Result<(usize, BTreeSet<Target>)> {
+    let (mut seen, mut targets) = (0, BTreeSet::new());
     kernel.elements(table(family), &SetId::Clients(plane).name(), &mut |part| match part {
-        Part::Start => targets.clear(),
-        Part::Item(listed) => targets.extend(target(family, &listed)),
+        Part::Start => {
+            seen = 0;
+            targets.clear();
+        }
+        Part::Item(listed) => {
+            seen += 1;
+            targets.extend(target(family, &listed));
+        }
     })?;
     let mut stale = BTreeSet::new();
     let allowed = SetId::AffinityEndpoints(plane).name();
@@ -51,7 +69,7 @@ fn stale_targets(kernel: &mut impl Ruleset, family: IpFamily, plane: Plane) -> R
             stale.insert(target);
         }
     }
-    Ok(stale)
+    Ok((seen, stale))
 }
 
 fn delete(

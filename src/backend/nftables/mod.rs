@@ -54,6 +54,10 @@ const FEW: usize = 400;
 /// After a comparison of all elements, the next waits for one look for each of this many elements.
 const ELEMENTS_A_LOOK: usize = 5_000;
 
+/// After remembered clients were looked through, the next time waits for one look for each of this many: at most a twentieth of
+/// the time goes into it.
+const CLIENTS_A_LOOK: usize = 20_000;
+
 /// What the mode does beyond what is settled for every mode.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Features {
@@ -83,6 +87,8 @@ pub struct Nftables<K> {
     looks: usize,
     /// Clients may be remembered that lead where nothing leads any more.
     are_clients_due: bool,
+    /// Looks before clients are looked through again.
+    clients_rest: usize,
     /// What Services carried, if that is measured.
     counters: Option<ServiceCounters<ElementId>>,
     /// Is told when chains of an earlier proxy could not be deleted.
@@ -104,6 +110,7 @@ impl<K: Ruleset> Nftables<K> {
             addresses: Vec::new(),
             looks: 0,
             are_clients_due: false,
+            clients_rest: 0,
             counters: None,
             on_failed_sweep: Box::new(|| ()),
         }
@@ -244,7 +251,9 @@ impl<K: Ruleset> Nftables<K> {
         let found = self.look(&mut baseline, look);
         let is_lost = found.as_ref().is_ok_and(|(_, is_lost)| *is_lost);
         self.baseline = (!is_lost).then_some(baseline);
-        if !is_lost && std::mem::take(&mut self.are_clients_due) {
+        let is_rested = self.clients_rest == 0;
+        self.clients_rest = self.clients_rest.saturating_sub(1);
+        if !is_lost && is_rested && std::mem::take(&mut self.are_clients_due) {
             self.sweep_clients();
         }
         found.map(|(findings, _)| findings)
@@ -252,13 +261,11 @@ impl<K: Ruleset> Nftables<K> {
 
     /// Deletes remembered clients that lead where nothing leads any more. That is a transaction of our own.
     fn sweep_clients(&mut self) {
-        let is_known =
-            |it: &mut Self| it.kernel.generation().ok().filter(|now| it.watched.known == Some(*now));
-        let before = is_known(self);
+        let before = self.kernel.generation().ok().filter(|now| self.watched.known == Some(*now));
         match clients::sweep(&mut self.kernel, self.family) {
-            Ok(0) => {}
-            Ok(clients) => {
-                tracing::debug!(family = %self.family, clients, "remembered clients forgotten");
+            Ok(swept) => {
+                self.clients_rest = swept.seen / CLIENTS_A_LOOK;
+                tracing::debug!(family = %self.family, ?swept, "remembered clients looked through");
                 if let (Some(before), Ok(now)) = (before, self.kernel.generation())
                     && now == before.next()
                 {

@@ -271,7 +271,7 @@ struct Shared {
     version: watch::Sender<u64>,
     commands: broadcast::Sender<Command>,
     /// How many watches of each resource are open.
-    open: Mutex<[usize; 4]>,
+    open: Mutex<[usize; Resource::ALL.len()]>,
 }
 
 /// A test that panicked while it held a lock has failed anyway.
