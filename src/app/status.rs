@@ -400,7 +400,7 @@ mod tests {
     fn a_lost_api_server_is_no_health_and_is_shown_with_each_watch() {
         let status = status(|health, now| {
             health.watching("https://192.0.2.1/", now);
-            ObjectKind::ALL.iter().for_each(|kind| health.watch(*kind, WatchNews::Event, now));
+            ObjectKind::NEEDED.iter().for_each(|kind| health.watch(*kind, WatchNews::Event, now));
             health.watch(ObjectKind::Service, WatchNews::Failed("connection <refused>"), now);
         });
         let text = status.to_string();

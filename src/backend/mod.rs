@@ -28,7 +28,7 @@ mod usable;
 pub use counters::{Detail, Measured, Measurement, Measuring, Series};
 pub use foreign::{ChainRules, ForeignEffect, ForeignRule, KnownPart, foreign_rules};
 pub use mode::{
-    InspectedNode, Inspection, ModeFacts, Opening, ProxyMode, Requirement, StandingObjects, open,
+    InspectedNode, Inspection, ModeFacts, Opening, ProxyMode, Requirement, StandingObjects, choose, open,
 };
 pub use packet_trace::{Packet, SERVER_RULE, TraceOutcome, TracedEndpoint};
 pub use usable::{flavor, usable_tools};

@@ -1,14 +1,14 @@
 //! Proxy modes. Below `config`, [`open`] is the one place that tells them apart.
 
 use super::{Dataplane, Difference, KernelObject, Packet, SharedNames, TraceOutcome};
-use crate::config::{Config, DriftDetection, Mode};
+use crate::config::{Config, DriftDetection, Mode, ModeChoice};
 use crate::kernel::iptables::{RuleKind, Tools};
 use crate::kernel::nft::Monitor;
 use crate::kernel::nftables::Generations;
 use crate::metrics::{MetricSet, Metrics};
 use crate::model::IpFamily;
 use crate::plan::{FamilySettings, Plan};
-use anyhow::{Result, anyhow};
+use anyhow::{Result, anyhow, bail};
 use futures::future::LocalBoxFuture;
 use std::cell::OnceCell;
 use std::collections::BTreeSet;
@@ -26,6 +26,27 @@ pub fn open(mode: Mode) -> &'static dyn ProxyMode {
     }
 }
 
+/// The mode that `auto` stands for on this node: nftables where the kernel has all that `check` asks it for, else iptables.
+#[must_use]
+pub fn choose() -> ModeChoice {
+    match missing(&open(Mode::Nftables).requirements()) {
+        None => ModeChoice {
+            mode: Mode::Nftables,
+            reason: "the kernel has all that mode nftables needs".to_owned(),
+        },
+        Some(missing) => {
+            ModeChoice { mode: Mode::Iptables, reason: format!("mode nftables cannot run: {missing}") }
+        }
+    }
+}
+
+/// The first thing without which a mode does not start.
+fn missing(requirements: &[Requirement]) -> Option<String> {
+    let is_missing = |it: &&Requirement| it.is_vital && it.found.is_err();
+    let Requirement { name, found, .. } = requirements.iter().find(is_missing)?;
+    Some(format!("{name}: {}", found.as_ref().err()?))
+}
+
 /// All that a mode does differently from another: its dataplanes, what it asks of a node, and how its objects are
 /// looked at and removed.
 pub trait ProxyMode: Sync {
@@ -37,7 +58,7 @@ pub trait ProxyMode: Sync {
     /// # Errors
     /// Names what the kernel lacks.
     fn probe(&self, _config: &Config) -> Result<()> {
-        Ok(())
+        missing(&self.requirements()).map_or(Ok(()), |missing| bail!("{missing}"))
     }
 
     /// The dataplane of a family. Nothing of the node is changed by opening it.
@@ -151,6 +172,8 @@ pub struct ModeFacts {
     pub switches_forwarding_on: bool,
     /// It writes iptables rules, and needs the tools for that.
     pub writes_iptables: bool,
+    /// It tells addresses that a Service may get from others.
+    pub uses_service_cidrs: bool,
 }
 
 /// Something of the kernel that a mode needs.

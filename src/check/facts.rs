@@ -14,6 +14,8 @@ use std::net::SocketAddr;
 pub struct CheckRequest {
     /// The dataplane.
     pub mode: Mode,
+    /// Why it is this one, where the mode `auto` was asked for.
+    pub chosen_because: Option<String>,
     /// The flavour of iptables to use; `None` is the one in use.
     pub flavor: Option<Flavor>,
     /// Node ports are to answer on 127.0.0.1, too.

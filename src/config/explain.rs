@@ -3,7 +3,7 @@
 use super::file::given;
 use super::record::{API_VERSION, KIND};
 use super::resolve::record;
-use super::{CommandLine, ConfigError, ConfigFile, Effective, Resolved, parse, resolve};
+use super::{CommandLine, ConfigError, ConfigFile, Effective, Host, Resolved, parse, resolve};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -13,14 +13,16 @@ use std::fmt::Write as _;
 ///
 /// # Errors
 /// Every complaint about the file or the settings.
-pub fn explain(
+pub fn explain<'a>(
     line: &CommandLine,
     file: &ConfigFile,
-    hostname: &str,
+    host: impl Into<Host<'a>>,
 ) -> Result<(String, Vec<String>), ConfigError> {
-    let Resolved { effective, notices, .. } = resolve(line, Some(file), hostname)?;
-    let (of_file, given) = (without_flags(file), given(file));
-    let defaults = without_flags(&ConfigFile { path: file.path.clone(), content: empty().into_bytes() });
+    let host = host.into();
+    let Resolved { effective, notices, .. } = resolve(line, Some(file), host)?;
+    let (of_file, given) = (without_flags(file, &host), given(file));
+    let empty = ConfigFile { path: file.path.clone(), content: empty().into_bytes() };
+    let defaults = without_flags(&empty, &host);
     let mut text = String::new();
     for (path, value) in effective.settings() {
         let source = match (given.contains(&path), of_file.get(&path), defaults.get(&path)) {
@@ -41,10 +43,10 @@ fn empty() -> String {
 }
 
 /// What a file means without any flags.
-fn without_flags(file: &ConfigFile) -> BTreeMap<String, String> {
+fn without_flags(file: &ConfigFile, host: &Host<'_>) -> BTreeMap<String, String> {
     let line = parse(std::iter::empty::<String>()).ok();
-    let record = line.and_then(|line| record(&line, Some(file), &mut Vec::new()).ok());
-    record.map(|record| Effective(record).settings()).unwrap_or_default()
+    let record = line.and_then(|line| record(&line, Some(file), (host, &mut Vec::new())).ok());
+    record.map(|(record, _)| Effective(record).settings()).unwrap_or_default()
 }
 
 impl Effective {

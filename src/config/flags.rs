@@ -204,7 +204,7 @@ pub(super) struct LoggingFlags {
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Dataplane")]
 pub(super) struct ModeFlags {
-    /// `iptables` or `ipvs`; iptables when empty
+    /// `iptables`, `ipvs`, `nftables`, or `auto` for nftables where the kernel is fit and iptables elsewhere; iptables when empty
     #[arg(long, visible_alias = "mode", value_name = "MODE", default_value = "", hide_default_value = true)]
     pub(super) proxy_mode: String,
     /// Which iptables tools to run

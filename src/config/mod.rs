@@ -32,7 +32,7 @@ pub use duration::GoDuration;
 pub use explain::explain;
 pub use file::ConfigFile;
 pub use flags::{DriftDetection, Flags, FlavorChoice, ServiceMetricsDetail};
-pub use resolve::{ConfigError, Resolved, resolve};
+pub use resolve::{ConfigError, Host, ModeChoice, Resolved, resolve};
 pub use verbs::{Explain, Form, ListServices, Render, Target};
 pub use write::Effective;
 

@@ -322,12 +322,12 @@ impl KubeProxyConfiguration {
 
     /// Completes what flags and file gave: names the modes that were left blank, and takes away what has no
     /// effect, that is other modes' periods and masquerading, and what is for Windows. A file that is written of
-    /// this record means the same.
-    pub(super) fn complete(&mut self) {
+    /// this record means the same. Where nodes choose their mode, node ports answer on the same addresses on all.
+    pub(super) fn complete(&mut self, is_chosen: bool) {
         let mode = self.mode();
         or_default(&mut self.mode, mode.as_str().to_owned());
         or_default(&mut self.detect_local_mode, "ClusterCIDR".to_owned());
-        if mode == Mode::Nftables && self.node_port_addresses.is_empty() {
+        if (is_chosen || mode == Mode::Nftables) && self.node_port_addresses.is_empty() {
             self.node_port_addresses.push("primary".to_owned());
         }
         let no_period = GoDuration::ZERO;

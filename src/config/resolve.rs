@@ -12,6 +12,33 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 
+/// The mode that each node chooses by itself.
+pub(super) const AUTO: &str = "auto";
+
+/// The mode that `auto` stands for on a node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ModeChoice {
+    /// The mode.
+    pub mode: Mode,
+    /// Why, for the log.
+    pub reason: String,
+}
+
+/// What a configuration is resolved for.
+#[derive(Clone, Copy)]
+pub struct Host<'a> {
+    /// The kernel's name for this host.
+    pub name: &'a str,
+    /// Chooses what mode `auto` stands for; `None` where the outcome may not depend on this host.
+    pub choose_mode: Option<fn() -> ModeChoice>,
+}
+
+impl<'a> From<&'a str> for Host<'a> {
+    fn from(name: &'a str) -> Self {
+        Host { name, choose_mode: None }
+    }
+}
+
 /// A configuration to run with.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Resolved {
@@ -21,6 +48,8 @@ pub struct Resolved {
     pub effective: Effective,
     /// What was accepted but has no effect, one sentence each, to be logged as warnings.
     pub notices: Vec<String>,
+    /// What mode `auto` stands for, if it was asked for.
+    pub choice: Option<ModeChoice>,
 }
 
 /// Everything that is wrong with a configuration.
@@ -44,20 +73,20 @@ impl fmt::Display for ConfigError {
 
 /// Puts flags and file together, fills in defaults and checks the result.
 ///
-/// `file` is the file that `--config` names; `hostname` is the kernel's name for this host, used
-/// where no override is given.
+/// `file` is the file that `--config` names; the host's name is used where no override is given.
 ///
 /// # Errors
 /// Every complaint about the file or the settings.
-pub fn resolve(
+pub fn resolve<'a>(
     line: &CommandLine,
     file: Option<&ConfigFile>,
-    hostname: &str,
+    host: impl Into<Host<'a>>,
 ) -> Result<Resolved, ConfigError> {
-    let mut notices = Vec::new();
-    let record = record(line, file, &mut notices).map_err(|complaints| ConfigError { complaints })?;
+    let (host, mut notices) = (host.into(), Vec::new());
+    let (record, choice) =
+        record(line, file, (&host, &mut notices)).map_err(|complaints| ConfigError { complaints })?;
     let mut complaints = validate::complaints(&record);
-    let node_name = node_name(line, &record, hostname).map_err(|error| complaints.push(error));
+    let node_name = node_name(line, &record, host.name).map_err(|error| complaints.push(error));
     let (Ok(node_name), true) = (node_name, complaints.is_empty()) else {
         return Err(ConfigError { complaints });
     };
@@ -71,15 +100,15 @@ pub fn resolve(
     }
     notices.extend(gate_notices(&record.feature_gates));
     notices.extend(setting_notices(&record));
-    Ok(Resolved { config: config(line, &record, node_name), effective: Effective(record), notices })
+    Ok(Resolved { config: config(line, &record, node_name), effective: Effective(record), notices, choice })
 }
 
-/// The completed record, and what had to be said about the file.
+/// The completed record, what had to be said about the file, and what mode `auto` was found to stand for.
 pub(super) fn record(
     line: &CommandLine,
     file: Option<&ConfigFile>,
-    notices: &mut Vec<String>,
-) -> Result<KubeProxyConfiguration, Vec<String>> {
+    (host, notices): (&Host<'_>, &mut Vec<String>),
+) -> Result<(KubeProxyConfiguration, Option<ModeChoice>), Vec<String>> {
     let mut record = match file {
         Some(file) => {
             let (mut record, unused) = file::parse(file)?;
@@ -96,8 +125,12 @@ pub(super) fn record(
         None => KubeProxyConfiguration::from_flags(&line.flags),
     };
     record.overlay(line);
-    record.complete();
-    Ok(record)
+    let choice = host.choose_mode.filter(|_| record.mode == AUTO).map(|choose| choose());
+    if let Some(choice) = &choice {
+        choice.mode.as_str().clone_into(&mut record.mode);
+    }
+    record.complete(choice.is_some());
+    Ok((record, choice))
 }
 
 /// The flag beats the file, the file beats the host; trimmed and in lower case.

@@ -36,7 +36,32 @@ fn from_file(body: &str) -> Resolved {
 
 fn record_of(args: &[&str], body: Option<&str>) -> KubeProxyConfiguration {
     let file = body.map(file);
-    resolve::record(&line(args), file.as_ref(), &mut Vec::new()).unwrap()
+    resolve::record(&line(args), file.as_ref(), (&"host-1".into(), &mut Vec::new())).unwrap().0
+}
+
+#[test]
+fn mode_auto_is_the_mode_that_the_node_chooses_with_its_section_of_the_file() {
+    const BODY: &str = "mode: auto\nnftables: {masqueradeBit: 3}\niptables: {masqueradeBit: 4}\n";
+    fn chosen(mode: Mode) -> ModeChoice {
+        ModeChoice { mode, reason: "it is so".to_owned() }
+    }
+    let choices: [(fn() -> ModeChoice, u8); 2] =
+        [(|| chosen(Mode::Nftables), 3), (|| chosen(Mode::Iptables), 4)];
+    for (choose, bit) in choices {
+        let host = Host { name: "host-1", choose_mode: Some(choose) };
+        let from_file = resolve(&line(&["--config=c"]), Some(&file(BODY)), host).unwrap();
+        let from_flags = resolve(&line(&["--mode=auto"]), None, host).unwrap();
+        for resolved in [&from_file, &from_flags] {
+            assert_eq!(resolved.choice, Some(choose()));
+            assert_eq!(resolved.config.mode, choose().mode);
+            assert_eq!(resolved.effective.settings()["mode"], format!("{:?}", choose().mode.as_str()));
+            // On all nodes alike, whichever mode each of them chooses.
+            assert_eq!(resolved.config.node_ports.addresses, NodePortAddressesSetting::Primary);
+        }
+        assert_eq!(from_file.config.iptables.masquerade_bit, bit);
+        let named = resolve(&line(&["--mode=ipvs"]), None, host).unwrap();
+        assert_eq!((named.config.mode, named.choice), (Mode::Ipvs, None));
+    }
 }
 
 fn secs(seconds: u64) -> Duration {
@@ -729,7 +754,8 @@ fn a_blank_node_name_is_an_error() {
 #[case(&["--conntrack-udp-timeout=-1s"], "KubeProxyLinuxConfiguration.KubeProxyConntrackConfiguration.UDPTimeout:")]
 #[case(&["--conntrack-udp-timeout-stream=-1s"], "KubeProxyLinuxConfiguration.KubeProxyConntrackConfiguration.UDPStreamTimeout:")]
 #[case(&["--oom-score-adj=1001"], "KubeProxyLinuxConfiguration.OOMScoreAdj: Invalid value: 1001: must be within the range [-1000, 1000]")]
-#[case(&["--mode=userspace"], "Mode.ProxyMode: Invalid value: \"userspace\": must be iptables, ipvs, nftables or blank")]
+#[case(&["--mode=auto"], "Mode.ProxyMode: Invalid value: \"auto\": depends on the node's kernel")]
+#[case(&["--mode=userspace"], "Mode.ProxyMode: Invalid value: \"userspace\": must be iptables, ipvs, nftables, auto or blank")]
 #[case(&["--kube-api-burst=-1"], "ClientConnection.Burst: Invalid value: -1")]
 #[case(&["--config-sync-period=0s"], "ConfigSyncPeriod: Invalid value: \"0s\": must be greater than 0")]
 #[case(&["--iptables-sync-period=1s", "--iptables-min-sync-period=2s"], "SyncPeriod: Invalid value: \"1s\": must be greater than or equal to KubeProxyConfiguration.MinSyncPeriod")]

@@ -2,6 +2,7 @@
 
 use super::duration::GoDuration;
 use super::record::{Conntrack, Ipvs, KubeProxyConfiguration, Logging};
+use super::resolve::AUTO;
 use super::{Mode, values};
 use crate::model::{IpFamily, parse_cidr, parse_ip};
 use std::fmt::Debug;
@@ -101,9 +102,13 @@ fn conntrack(conntrack: &Conntrack, list: &mut Complaints) {
 }
 
 fn mode(mode: &str, list: &mut Complaints) {
-    if Mode::named(mode).is_none() {
+    if Mode::named(mode).is_none() && mode != AUTO {
         let modes = Mode::ALL.map(Mode::as_str).join(", ");
-        list.invalid("Mode.ProxyMode", &mode, &format!("must be {modes} or blank (blank means iptables)"));
+        let allowed = format!("must be {modes}, {AUTO} or blank (blank means iptables)");
+        list.invalid("Mode.ProxyMode", &mode, &allowed);
+    }
+    if mode == AUTO {
+        list.invalid("Mode.ProxyMode", &mode, "depends on the node's kernel: name the mode here");
     }
 }
 

@@ -37,7 +37,7 @@ mod tests {
 
     fn effective(args: &[&str]) -> Effective {
         let line = command_line::parse(args.iter().copied()).unwrap();
-        Effective(resolve::record(&line, None, &mut Vec::new()).unwrap())
+        Effective(resolve::record(&line, None, (&"host".into(), &mut Vec::new())).unwrap().0)
     }
 
     #[test]
@@ -69,7 +69,7 @@ mod tests {
                 let file = ConfigFile { path: "written".into(), content: text.clone().into() };
                 let line = command_line::parse(["--config=written"]).unwrap();
                 let mut notices = Vec::new();
-                let after = resolve::record(&line, Some(&file), &mut notices).unwrap();
+                let after = resolve::record(&line, Some(&file), (&"host".into(), &mut notices)).unwrap().0;
                 assert_eq!(notices, Vec::<String>::new(), "{text}");
                 assert_eq!(after, written.0, "{text}");
             }

@@ -100,8 +100,11 @@ fn view(state: &LoopState<'_>, name: &ServiceName, with_kernel: bool) -> Option<
     let LoopState { identity, tracker, families } = *state;
     let snapshot = tracker.snapshot();
     let record = snapshot.services.get(name).filter(|record| record.service.is_some())?;
-    let one =
-        Snapshot { services: BTreeMap::from([(name.clone(), record.clone())]), node: snapshot.node.clone() };
+    let one = Snapshot {
+        services: BTreeMap::from([(name.clone(), record.clone())]),
+        node: snapshot.node.clone(),
+        ..Snapshot::default()
+    };
     let part = |family: &FamilySync| {
         let plan = family.plan_of(&one).with_endpoint_count(tracker.endpoints(family.family()));
         let wanted = if with_kernel { family.wanted(&plan) } else { Vec::new() };

@@ -102,8 +102,8 @@ impl fmt::Display for ApiConnection {
 }
 
 impl ObjectKind {
-    /// All kinds.
-    pub const ALL: [ObjectKind; 3] = [ObjectKind::Service, ObjectKind::EndpointSlice, ObjectKind::Node];
+    /// The kinds without which nothing is programmed in full.
+    pub const NEEDED: [ObjectKind; 3] = [ObjectKind::Service, ObjectKind::EndpointSlice, ObjectKind::Node];
 
     /// The plural name of the resource, as in URLs.
     #[must_use]
@@ -112,6 +112,7 @@ impl ObjectKind {
             ObjectKind::Service => "services",
             ObjectKind::EndpointSlice => "endpointslices",
             ObjectKind::Node => "nodes",
+            ObjectKind::ServiceCidr => "servicecidrs",
         }
     }
 }

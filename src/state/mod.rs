@@ -9,6 +9,7 @@ mod bounds;
 mod claims;
 mod endpoints;
 mod owners;
+mod service_cidrs;
 mod tracker;
 
 pub use bounds::OverBound;

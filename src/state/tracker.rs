@@ -3,6 +3,7 @@
 use super::allotment::{Allotment, Findings};
 use super::bounds::{Bounds, OverBound};
 use super::owners::{FrontendConflict, Reserved, ReservedClaim};
+use super::service_cidrs::ServiceCidrs;
 use crate::model::{
     EndpointSlice, IpFamily, NodeFacts, ObjectKind, PerFamily, Service, ServiceLimits, ServiceName,
     SliceName, Snapshot, SourceProblem, WatchEvent,
@@ -17,6 +18,8 @@ pub struct ChangedObjects {
     pub services: BTreeSet<ServiceName>,
     /// Our node's zone, addresses or pod networks changed: every Service may route differently.
     pub node: bool,
+    /// The networks of cluster IPs changed; no Service is concerned.
+    pub service_cidrs: bool,
     /// Trigger times (milliseconds since 1970) of the endpoint changes, for the latency metric.
     pub triggered: Vec<i64>,
 }
@@ -36,7 +39,7 @@ impl ChangedObjects {
     /// Whether there is nothing to do.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.services.is_empty() && !self.node
+        self.services.is_empty() && !self.node && !self.service_cidrs
     }
 }
 
@@ -56,6 +59,7 @@ pub struct Tracker {
     snapshot: Snapshot,
     /// Where a slice is filed: its Service can change, and a removal names only the slice.
     slice_services: HashMap<SliceName, ServiceName>,
+    service_cidrs: ServiceCidrs,
     allotment: Allotment,
     bounds: Bounds,
     /// How many endpoints of a slice are refused; a slice without any is not there.
@@ -265,6 +269,14 @@ impl Tracker {
             WatchEvent::Node(node) => self.fold_node(node),
             // The last facts stay in force: a deleted Node object moves no traffic (kube-proxy).
             WatchEvent::NodeGone => {}
+            WatchEvent::ServiceCidr(name, cidrs) => {
+                self.service_cidrs.fold(name, cidrs);
+                self.settle_service_cidrs();
+            }
+            WatchEvent::ServiceCidrGone(name) => {
+                self.service_cidrs.remove(&name);
+                self.settle_service_cidrs();
+            }
             WatchEvent::Problems(problems) => self.problems = problems,
             WatchEvent::ApiServer(addresses) => self.allotment.tell_api_server(&addresses),
         }
@@ -289,6 +301,7 @@ impl Tracker {
                 }
                 self.unlisted.slices = Some(self.slice_services.keys().cloned().collect());
             }
+            ObjectKind::ServiceCidr => self.service_cidrs.begin_list(),
             ObjectKind::Node => {}
         }
     }
@@ -305,6 +318,10 @@ impl Tracker {
                 for name in self.unlisted.slices.take().unwrap_or_default() {
                     self.remove_slice(&name);
                 }
+            }
+            ObjectKind::ServiceCidr => {
+                self.service_cidrs.end_list();
+                self.settle_service_cidrs();
             }
             ObjectKind::Node => {}
         }
@@ -437,6 +454,15 @@ impl Tracker {
         if self.snapshot.services.get(name).is_some_and(empty) {
             self.snapshot.services.remove(name);
         }
+    }
+
+    /// Notes the families whose networks of cluster IPs are others than before.
+    fn settle_service_cidrs(&mut self) {
+        let now = self.service_cidrs.all();
+        for differing in self.snapshot.service_cidrs.symmetric_difference(&now) {
+            self.changes.get_mut(IpFamily::of_cidr(differing)).service_cidrs = true;
+        }
+        self.snapshot.service_cidrs = now;
     }
 
     fn fold_node(&mut self, node: Arc<NodeFacts>) {

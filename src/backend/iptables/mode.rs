@@ -31,6 +31,7 @@ impl ProxyMode for IptablesMode {
             localhost_node_ports: true,
             switches_forwarding_on: false,
             writes_iptables: true,
+            uses_service_cidrs: false,
         }
     }
 

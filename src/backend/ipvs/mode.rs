@@ -40,6 +40,7 @@ impl ProxyMode for IpvsMode {
             localhost_node_ports: false,
             switches_forwarding_on: true,
             writes_iptables: true,
+            uses_service_cidrs: false,
         }
     }
 

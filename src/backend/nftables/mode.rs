@@ -3,6 +3,7 @@
 use super::baseline::Structure;
 use super::{Features, Layouts, Nftables, inspect, probe, render, text};
 use crate::backend::mode::{InspectedNode, Inspection, ModeFacts, Opening, ProxyMode, Requirement};
+use crate::backend::service_metrics::measuring;
 use crate::backend::{Dataplane, KernelObject, Packet, StandingObjects, TraceOutcome};
 use crate::config::{Config, ServiceMetricsDetail};
 use crate::kernel::addresses::local_addresses;
@@ -11,7 +12,7 @@ use crate::kernel::nft::{Nft, Part};
 use crate::metrics::MetricSet;
 use crate::model::IpFamily;
 use crate::plan::{FamilySettings, Plan};
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use futures::future::LocalBoxFuture;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -27,14 +28,8 @@ impl ProxyMode for NftablesMode {
             localhost_node_ports: false,
             switches_forwarding_on: false,
             writes_iptables: false,
+            uses_service_cidrs: true,
         }
-    }
-
-    fn probe(&self, config: &Config) -> Result<()> {
-        if config.service_metrics != ServiceMetricsDetail::Off {
-            bail!("--service-metrics cannot be used with --proxy-mode=nftables; leave it off");
-        }
-        probe::kernel()
     }
 
     fn dataplane<'a>(
@@ -46,8 +41,10 @@ impl ProxyMode for NftablesMode {
             let kernel = nftables_rs::Nftables::open()?;
             let addresses = Box::new(local_addresses);
             let dataplane = Nftables::new(kernel, settings.family, features(opening.config), addresses);
-            let dataplane = dataplane.detecting(opening.config.drift_detection);
-            let dataplane = dataplane.counting_with(opening.generations.clone());
+            let dataplane = dataplane
+                .detecting(opening.config.drift_detection)
+                .counting_with(opening.generations.clone())
+                .measuring(measuring(opening, settings.family));
             let Some(metrics) = opening.metrics.cloned() else {
                 return Ok(Box::new(dataplane) as Box<dyn Dataplane>);
             };
@@ -65,7 +62,7 @@ impl ProxyMode for NftablesMode {
         let addresses: Vec<IpAddr> = node_addresses.iter().copied().collect();
         let plan = plan.with_local_addresses(&addresses);
         let mut needs = Structure::default();
-        plan.services().for_each(|service| needs.need(&render::service(&service)));
+        plan.services().for_each(|service| needs.need(&render::service(&service, false)));
         let mut layouts = Layouts::new(features(config));
         let node_ports = plan.node_port_ips().unwrap_or_else(|| addresses.clone());
         Ok(text::table(&plan, layouts.get(plan.settings, &needs), node_ports))
@@ -78,9 +75,7 @@ impl ProxyMode for NftablesMode {
     fn requirements(&self) -> Vec<Requirement> {
         vec![Requirement {
             name: "nf_tables",
-            found: probe::kernel()
-                .map(|()| "has all that rules and sets are made of")
-                .map_err(|error| format!("{error:#}")),
+            found: probe::kernel().map_err(|error| format!("{error:#}")),
             remedy: "load the module that is named on the node, or use --mode=iptables",
             is_vital: true,
         }]
@@ -147,6 +142,6 @@ fn remove_table(family: IpFamily) -> Result<bool> {
 fn features(config: &Config) -> Features {
     Features {
         masquerade_mark: 1 << u32::from(config.iptables.masquerade_bit),
-        service_cidrs: config.external_ips.service_cidrs.clone(),
+        counts: config.service_metrics != ServiceMetricsDetail::Off,
     }
 }
