@@ -3,8 +3,8 @@
 use super::record::KubeProxyConfiguration;
 use super::{
     CommandLine, Config, ConfigFile, ConntrackConfig, DetectLocal, Effective, ExternalIpConfig,
-    IptablesConfig, IpvsConfig, LogFormat, LoggingConfig, NodePortAddressesSetting, NodePortConfig, Sources,
-    SyncConfig, file, validate, values,
+    IptablesConfig, IpvsConfig, LogFormat, LoggingConfig, Mode, NodePortAddressesSetting, NodePortConfig,
+    Sources, SyncConfig, file, validate, values,
 };
 use crate::model::{Cidr, IpFamily, PerFamily, ServiceLimits, parse_cidr, parse_ip};
 use std::collections::BTreeMap;

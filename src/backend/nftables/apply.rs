@@ -53,7 +53,7 @@ impl Watched {
     }
 
     /// Notes that a transaction of ours was made on top of one generation, and which one there is now.
-    fn committed(&mut self, before: Generation, now: Generation) {
+    pub(super) fn committed(&mut self, before: Generation, now: Generation) {
         if now == before.next() {
             self.ours.note(before, now);
         } else {

@@ -3,7 +3,7 @@
 use super::baseline::{Baseline, Shared, Structure, hairpin_of};
 use super::element::{self, Endpoint};
 use super::found::{Found, Print, Strange};
-use super::layout::{BASE_CHAINS, Layout, is_compatible};
+use super::layout::{Layout, is_compatible};
 use super::names::{Class, Kind, SetId, table};
 use crate::kernel::nftables::Ruleset;
 use crate::model::{IpFamily, Protocol};

@@ -207,7 +207,7 @@ impl Layout {
 
     /// Whether packets come to a chain from a hook.
     pub(super) fn is_base(chain: &str) -> bool {
-        BASE_CHAINS.iter().any(|(name, ..)| *name == chain)
+        BASE_CHAINS.iter().chain([&COUNTING_CHAIN]).any(|(name, ..)| *name == chain)
     }
 
     fn visit_chains(&self, visit: &mut dyn FnMut(Item<'_>)) {

@@ -258,10 +258,12 @@ impl Layout {
     fn count_connections(&self, rules: &mut Rules<'_, '_>) {
         let endpoint_of = |original: &[Part]| original.iter().chain(ENDPOINT).copied().collect::<Vec<_>>();
         let counted = |plane| set(SetId::Counted(plane));
-        let service = rules.protocol().match_in(counted(Plane::Services), &endpoint_of(ORIGINAL_SERVICE));
+        let service = rules
+            .protocol(COUNT_CONNECTIONS)
+            .match_in(counted(Plane::Services), &endpoint_of(ORIGINAL_SERVICE));
         rules.add(COUNT_CONNECTIONS, service);
         let node_port = rules
-            .protocol()
+            .protocol(COUNT_CONNECTIONS)
             .match_in(set(SetId::NodePortIps), &[Part::OriginalDestination])
             .match_in(counted(Plane::NodePorts), &endpoint_of(ORIGINAL_NODE_PORT));
         rules.add(COUNT_CONNECTIONS, node_port);
