@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::disallowed_methods, reason = "these are tests")]
 
 mod bounds;
+mod causes;
 mod claims;
 mod cleanup;
 mod conntrack;

@@ -5,8 +5,11 @@ use super::offline::Offline;
 use super::output::{Answer, complain};
 use super::print::structured;
 use super::read_api::{FIRST_ANSWER, client_options};
+use super::whole;
 use crate::config::{Config, Explain, Form, Target};
-use crate::explain::{self, ApiFacts, Kind, NodeState, ProxyState, Report, Row, ServiceView, Services};
+use crate::explain::{
+    self, ApiFacts, Kind, NodePage, NodeState, ProxyState, Report, Row, ServiceView, Services,
+};
 use crate::http;
 use crate::kernel::addresses::local_addresses;
 use crate::model::{IpFamily, Protocol, ServiceName, excerpt};
@@ -84,8 +87,21 @@ impl Running {
 }
 
 impl Source<'_> {
+    /// The node, page by page.
+    pub(super) async fn pages(&self) -> Result<Vec<NodePage>> {
+        let mut pages: Vec<NodePage> = Vec::new();
+        loop {
+            let after = pages.last().and_then(|page| page.next.clone());
+            if !pages.is_empty() && after.is_none() {
+                return Ok(pages);
+            }
+            let path = http::path_with_query("/v1/node", &[("after", after.as_deref().unwrap_or_default())]);
+            pages.push(self.ask(&path, |state| explain::node_page(state, after.as_deref())).await?);
+        }
+    }
+
     /// How the proxy is doing, if one is asked.
-    async fn running(&self) -> Result<Option<Running>> {
+    pub(super) async fn running(&self) -> Result<Option<Running>> {
         match self {
             Source::Daemon(socket) => ask_daemon(socket, "/v1/status").await.map(Some),
             Source::Offline(_) => Ok(None),
@@ -145,7 +161,10 @@ fn no_answer(error: io::Error, socket: &Path) -> Error {
 
 /// `explain`.
 pub(super) async fn explain(config: &Config, asked: &Explain) -> Result<Answer> {
-    let target = Target::parse(&asked.target, &asked.namespace).map_err(Error::msg)?;
+    let Some(target) = &asked.target else {
+        return whole::explain(config, &Source::of(config).await?, asked).await;
+    };
+    let target = Target::parse(target, &asked.namespace).map_err(Error::msg)?;
     let source = Source::of(config).await?;
     match target {
         Target::Service { namespace, name, port } => {
@@ -322,7 +341,9 @@ fn facts_of(raw: Raw) -> ApiFacts {
         (None, None | Some("")) => Kind::NoClusterIp,
         (None, Some(_)) => Kind::Ordinary,
     });
-    ApiFacts { kind, unlabelled_slices: raw.unlabelled_slices }
+    let lacks_selector = spec.is_some_and(|spec| spec.selector.is_none());
+    let Raw { unlabelled_slices, fqdn_slices, .. } = raw;
+    ApiFacts { kind, unlabelled_slices, fqdn_slices, lacks_selector }
 }
 
 /// `status`.

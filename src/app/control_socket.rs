@@ -93,9 +93,10 @@ fn routes(asked: Asked) -> LocalRoutes {
     Arc::new(move |path, query| {
         let queries = asked.queries.clone();
         match path {
-            "/v1/service" | "/v1/services" if asked.waits().is_some() => asked.refuse(),
+            "/v1/service" | "/v1/services" | "/v1/node" if asked.waits().is_some() => asked.refuse(),
             "/v1/service" => service(queries, query),
             "/v1/services" => services(queries, query),
+            "/v1/node" => node(queries, query),
             "/v1/status" => {
                 let asked = asked.clone();
                 Box::pin(async move { json(&asked.status().await) })
@@ -116,6 +117,11 @@ fn service(queries: mpsc::Sender<Query>, query: &str) -> Answering {
     };
     let name = ServiceName::new(namespace, name);
     Box::pin(ask(queries, move |state| explain::service(state, &name)))
+}
+
+fn node(queries: mpsc::Sender<Query>, query: &str) -> Answering {
+    let after = http::parameter(query, "after").filter(|value| !value.is_empty()).map(Cow::into_owned);
+    Box::pin(ask(queries, move |state| explain::node_page(state, after.as_deref())))
 }
 
 fn services(queries: mpsc::Sender<Query>, query: &str) -> Answering {

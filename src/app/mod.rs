@@ -9,6 +9,7 @@ mod control_socket;
 mod dataplanes;
 mod events;
 mod inspect;
+mod obstacles;
 mod offline;
 mod output;
 mod print;
@@ -26,6 +27,7 @@ mod source;
 mod status;
 mod style;
 mod supervisor;
+mod whole;
 
 use crate::backend::cleanup;
 use crate::config::{

@@ -67,7 +67,11 @@ pub(super) struct RenderFlags {
 pub(super) struct ExplainFlags {
     /// The Service, as NAMESPACE/NAME or NAMESPACE/NAME:PORT; as NAME or service/NAME with --namespace; or an address
     /// that a client uses, as IP:PORT or IP:PORT/PROTOCOL
-    target: String,
+    #[arg(required_unless_present = "all")]
+    target: Option<String>,
+    /// Every difference between what the proxy wants and what the kernel has, and what is wrong with any Service
+    #[arg(long, conflicts_with_all = ["target", "client", "to"])]
+    all: bool,
     /// The namespace of a Service that is given by its name alone
     #[arg(long, short, value_name = "NAMESPACE", default_value = "default")]
     namespace: String,
@@ -229,11 +233,11 @@ impl Target {
     }
 }
 
-/// What is asked about a Service.
+/// What is asked about a Service, or about the node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Explain {
-    /// The Service or address, as it was given.
-    pub target: String,
+    /// The Service or address, as it was given; `None` for the whole node.
+    pub target: Option<String>,
     /// The namespace of a Service that is given by its name alone.
     pub namespace: String,
     /// Trace a packet of this client.
@@ -307,7 +311,7 @@ impl Verb {
 impl ExplainFlags {
     fn ask(&self) -> Explain {
         Explain {
-            target: self.target.clone(),
+            target: self.target.clone().filter(|_| !self.all),
             namespace: self.namespace.clone(),
             client: self.client,
             to: self.to,

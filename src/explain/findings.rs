@@ -7,6 +7,7 @@ use super::view::{Contest, ContestedIp, EndpointView, FamilyView, PortView, Serv
 use crate::model::Verdict;
 use crate::plan::Unused;
 use serde::{Deserialize, Serialize};
+use std::fmt;
 
 /// The cause of a problem. The names are part of the output: they stay as they are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -64,6 +65,14 @@ pub enum Code {
     ForeignTranslation,
     /// A rule of another program keeps packets to the Service out of connection tracking.
     NotTracked,
+    /// Packets between pods of one bridge go past the rules.
+    BridgedPastRules,
+    /// All source ranges are of the other family: the load balancer is open to every client.
+    SourceRangesOfOtherFamily,
+    /// The Service has no selector, and no slice written by hand gives it endpoints.
+    NoSelector,
+    /// The endpoints are names.
+    FqdnEndpoints,
     /// The node does not forward packets.
     ForwardingOff,
     /// Connection tracking has no room.
@@ -92,6 +101,31 @@ pub enum Code {
     ClientOfOtherFamily,
     /// What the proxy knows is not current: a watch of the API server is closed.
     StalePicture,
+}
+
+impl Code {
+    /// It tells of objects of the kernel that differ.
+    pub(super) fn is_difference(self) -> bool {
+        matches!(self, Code::KernelObjectMissing | Code::KernelStateStale)
+    }
+}
+
+impl fmt::Display for Code {
+    /// The same word in every output.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let code = serde_json::to_value(self).unwrap_or_default();
+        f.write_str(code.as_str().unwrap_or_default())
+    }
+}
+
+/// How bad a finding is, in seven letters.
+pub(super) fn severity_words(severity: Severity) -> &'static str {
+    match severity {
+        Severity::Broken => "BROKEN ",
+        Severity::Unknown => "UNKNOWN",
+        Severity::Problem => "PROBLEM",
+        Severity::Note => "note   ",
+    }
 }
 
 /// How bad a finding is.
@@ -146,7 +180,7 @@ pub(super) fn all(view: Option<&ServiceView>, node: &NodeState) -> Vec<Finding> 
             ));
         }
         if let Some(facts) = node.families.iter().find(|facts| facts.family == family.family) {
-            found.extend(kernel(facts, family));
+            found.extend(kernel(facts, family.expected()));
         }
     }
     if view.is_some() {
@@ -313,8 +347,9 @@ fn kind_finding(kind: &Kind, is_served: bool) -> Option<Finding> {
 }
 
 fn port_findings(family: &FamilyView, port: &PortView, node: &NodeState) -> Vec<Finding> {
-    let mut found: Vec<Finding> = endpoints(family, port).into_iter().collect();
+    let mut found: Vec<Finding> = endpoints(family, port, node).into_iter().collect();
     found.extend(policies(family, port));
+    found.extend(open_to_all(family, port));
     found.extend(node_port(port, node));
     let refusing: Vec<String> = port
         .endpoints
@@ -335,7 +370,7 @@ fn port_findings(family: &FamilyView, port: &PortView, node: &NodeState) -> Vec<
 }
 
 /// Whether there are endpoints that can be used at all.
-fn endpoints(family: &FamilyView, port: &PortView) -> Option<Finding> {
+fn endpoints(family: &FamilyView, port: &PortView, node: &NodeState) -> Option<Finding> {
     let (label, family) = (port.label(), &family.family);
     let because = |why: Unused| port.endpoints.iter().filter(|it| it.internal == Some(why)).count();
     let (missing, strange) = (because(Unused::PortMissingInSlice), because(Unused::WrongFamily));
@@ -360,12 +395,7 @@ fn endpoints(family: &FamilyView, port: &PortView) -> Option<Finding> {
         ));
     }
     if candidates == 0 {
-        return Some(finding(
-            (Code::NoEndpoints, Severity::Problem),
-            format!("port {label}: no {family} endpoints; connections are refused"),
-            "No pod matches the Service's selector, or none has an address yet: compare spec.selector with the \
-             pods' labels.",
-        ));
+        return Some(no_endpoints(&label, family, node));
     }
     let usable = |it: &EndpointView| it.ready || (it.serving && it.terminating);
     if !port.endpoints.iter().any(usable) {
@@ -388,6 +418,52 @@ fn endpoints(family: &FamilyView, port: &PortView) -> Option<Finding> {
         ));
     }
     None
+}
+
+/// Why there are no endpoints, as far as the API says it.
+fn no_endpoints(label: &str, family: &str, node: &NodeState) -> Finding {
+    let api = node.api.as_ref();
+    let said = format!("port {label}: no {family} endpoints; connections are refused");
+    if let Some(slices) = api.map(|api| &api.fqdn_slices).filter(|slices| !slices.is_empty()) {
+        return finding(
+            (Code::FqdnEndpoints, Severity::Problem),
+            format!("{said}: EndpointSlice {} has names (addressType FQDN)", slices.join(", ")),
+            "No service proxy resolves names. Write slices of addressType IPv4 or IPv6, or make the Service an \
+             ExternalName.",
+        );
+    }
+    if api.is_some_and(|api| api.lacks_selector) {
+        return finding(
+            (Code::NoSelector, Severity::Problem),
+            format!("{said}: the Service has no selector, and no EndpointSlice has endpoints for it"),
+            "No controller writes slices for a Service without spec.selector: write an EndpointSlice with the label \
+             kubernetes.io/service-name, or set a selector.",
+        );
+    }
+    finding(
+        (Code::NoEndpoints, Severity::Problem),
+        said,
+        "No pod matches the Service's selector, or none has an address yet: compare spec.selector with the pods' \
+         labels. A Service without a selector has the endpoints of slices written by hand.",
+    )
+}
+
+/// Source ranges that restrict no client.
+fn open_to_all(family: &FamilyView, port: &PortView) -> Option<Finding> {
+    let ranges = Some(&port.ranges_of_other_family).filter(|ranges| !ranges.is_empty())?;
+    let at = port.frontends.iter().filter(|it| it.kind == "load-balancer IP");
+    let at: Vec<&str> = at.map(|it| it.address.as_str()).collect();
+    Some(finding(
+        (Code::SourceRangesOfOtherFamily, Severity::Problem),
+        format!(
+            "port {}: {} is open to every client: no range of loadBalancerSourceRanges ({}) is an {} one",
+            port.label(),
+            at.join(", "),
+            ranges.join(", "),
+            family.family
+        ),
+        "Add a range of this family to spec.loadBalancerSourceRanges.",
+    ))
 }
 
 /// Local policies without local endpoints.
@@ -451,7 +527,7 @@ fn node_port(port: &PortView, node: &NodeState) -> Vec<Finding> {
 }
 
 /// What is said here is of the past.
-fn stale_picture(node: &NodeState) -> Option<Finding> {
+pub(super) fn stale_picture(node: &NodeState) -> Option<Finding> {
     let api = node.proxy.as_ref()?.api.as_ref()?;
     let complaint = api.complaint()?;
     Some(finding(
@@ -462,7 +538,7 @@ fn stale_picture(node: &NodeState) -> Option<Finding> {
     ))
 }
 
-fn whole_node(node: &NodeState) -> Option<Finding> {
+pub(super) fn whole_node(node: &NodeState) -> Option<Finding> {
     let tracking = node.tracking.filter(|it| it.max > 0 && it.count.saturating_mul(100) >= it.max * 95)?;
     Some(finding(
         (Code::ConntrackFull, Severity::Broken),

@@ -29,8 +29,8 @@ pub struct Report {
     pub kernel_is_right: Option<bool>,
 }
 
-fn kernel_is_right(findings: &[Finding]) -> Option<bool> {
-    let has = |severity| findings.iter().any(|finding| finding.severity == severity);
+pub(super) fn kernel_is_right<'f>(findings: impl IntoIterator<Item = &'f Finding> + Clone) -> Option<bool> {
+    let has = |severity| findings.clone().into_iter().any(|finding| finding.severity == severity);
     match (has(Severity::Broken), has(Severity::Unknown)) {
         (true, _) => Some(false),
         (false, true) => None,

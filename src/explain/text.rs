@@ -1,9 +1,10 @@
 //! A report, for people.
 
-use super::facts::{Decision, Flows};
-use super::findings::Severity;
+use super::facts::{Decision, Flows, ProxyState};
+use super::findings::severity_words;
 use super::report::Report;
 use super::view::{EndpointView, FamilyView, PortView};
+use crate::backend::Difference;
 use crate::model::Verdict;
 use crate::plan::Unused;
 use std::fmt;
@@ -17,17 +18,12 @@ impl fmt::Display for Report {
         if let Some(view) = &self.plan {
             let zone = view.zone.as_deref().map(|zone| format!(", zone {zone}")).unwrap_or_default();
             writeln!(f, "Node    {}{zone}, mode {}", view.node, view.mode)?;
-            self.write_proxy(f)?;
+            write_proxy(f, self.proxy.as_ref())?;
             for family in &view.families {
                 write_family(f, family, self.flows.as_ref())?;
             }
-            let verdict = match self.kernel_is_right {
-                Some(true) => "as it should be",
-                Some(false) => "NOT as it should be",
-                None => "UNKNOWN: it could not be read",
-            };
-            writeln!(f, "\nKernel  {verdict}")?;
-            self.write_differences(f)?;
+            writeln!(f, "\nKernel  {}", kernel_words(self.kernel_is_right))?;
+            write_differences(f, &self.differences)?;
         }
         self.write_trace(f)?;
         self.write_findings(f)
@@ -35,30 +31,6 @@ impl fmt::Display for Report {
 }
 
 impl Report {
-    /// The judgement of `status`, with its reasons.
-    fn write_proxy(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Some(proxy) = &self.proxy else { return Ok(()) };
-        writeln!(f, "Proxy   {}", if proxy.healthy { "healthy" } else { "DEGRADED" })?;
-        for reason in proxy.why() {
-            writeln!(f, "        {reason}")?;
-        }
-        let age = proxy.api.as_ref().filter(|api| !api.connected).map(|api| api.age_seconds);
-        age.map_or(Ok(()), |age| writeln!(f, "Picture {age:.0} s old"))
-    }
-
-    /// What is missing with a minus sign, what is not wanted with a plus sign.
-    fn write_differences(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for difference in self.differences.iter().take(MOST_OUTCOMES) {
-            writeln!(f, "  {}{}", difference.object, if difference.is_gone { " (not there)" } else { "" })?;
-            let missing = difference.missing.iter().map(|line| ('-', line));
-            let surplus = difference.surplus.iter().map(|line| ('+', line));
-            for (sign, line) in missing.chain(surplus).take(MOST_OUTCOMES) {
-                writeln!(f, "    {sign} {line}")?;
-            }
-        }
-        Ok(())
-    }
-
     fn write_trace(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if !self.trace.is_empty() {
             writeln!(f, "\nTrace")?;
@@ -83,15 +55,8 @@ impl Report {
         }
         writeln!(f, "\nFindings")?;
         for (index, finding) in self.findings.iter().enumerate() {
-            let severity = match finding.severity {
-                Severity::Broken => "BROKEN ",
-                Severity::Unknown => "UNKNOWN",
-                Severity::Problem => "PROBLEM",
-                Severity::Note => "note   ",
-            };
-            // The code is the same word in every output.
-            let code = serde_json::to_value(finding.code).unwrap_or_default();
-            writeln!(f, "  {severity} {}: {}", code.as_str().unwrap_or_default(), finding.message)?;
+            let severity = severity_words(finding.severity);
+            writeln!(f, "  {severity} {}: {}", finding.code, finding.message)?;
             // What helps against several is said after the last of them.
             let is_repeated = self.findings.get(index + 1).is_some_and(|next| next.advice == finding.advice);
             if !finding.advice.is_empty() && !is_repeated {
@@ -99,6 +64,42 @@ impl Report {
             }
         }
         Ok(())
+    }
+}
+
+/// Whether the kernel is as it should be, in words.
+pub(super) fn kernel_words(is_right: Option<bool>) -> &'static str {
+    match is_right {
+        Some(true) => "as it should be",
+        Some(false) => "NOT as it should be",
+        None => "UNKNOWN: it could not be read",
+    }
+}
+
+/// The judgement of `status`, with its reasons.
+pub(super) fn write_proxy(f: &mut fmt::Formatter<'_>, proxy: Option<&ProxyState>) -> fmt::Result {
+    let Some(proxy) = proxy else { return Ok(()) };
+    writeln!(f, "Proxy   {}", if proxy.healthy { "healthy" } else { "DEGRADED" })?;
+    for reason in proxy.why() {
+        writeln!(f, "        {reason}")?;
+    }
+    let age = proxy.api.as_ref().filter(|api| !api.connected).map(|api| api.age_seconds);
+    age.map_or(Ok(()), |age| writeln!(f, "Picture {age:.0} s old"))
+}
+
+/// What is missing with a minus sign, what is not wanted with a plus sign.
+pub(super) fn write_differences(f: &mut fmt::Formatter<'_>, differences: &[Difference]) -> fmt::Result {
+    for difference in differences.iter().take(MOST_OUTCOMES) {
+        writeln!(f, "  {}{}", difference.object, if difference.is_gone { " (not there)" } else { "" })?;
+        let missing = difference.missing.iter().map(|line| ('-', line));
+        let surplus = difference.surplus.iter().map(|line| ('+', line));
+        for (sign, line) in missing.chain(surplus).take(MOST_OUTCOMES) {
+            writeln!(f, "    {sign} {line}")?;
+        }
+    }
+    match differences.len().saturating_sub(MOST_OUTCOMES) {
+        0 => Ok(()),
+        more => writeln!(f, "  and {more} more objects; -o json has all"),
     }
 }
 

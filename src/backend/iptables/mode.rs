@@ -84,6 +84,10 @@ impl ProxyMode for IptablesMode {
         Box::pin(async move { look_at_rules(node.tools()?, wanted).await })
     }
 
+    fn holds_only_services(&self, object: &str) -> bool {
+        inspect::is_ours_alone(object)
+    }
+
     fn trace<'a>(
         &'a self,
         node: &'a InspectedNode<'a>,
@@ -130,7 +134,8 @@ async fn look_at_rules(tools: &Tools, wanted: &[KernelObject]) -> Result<Inspect
             inspection.differences.push(Difference::gone(object));
             continue;
         };
-        let (missing, surplus) = inspect::differences(object, &lines);
+        let (missing, mut surplus) = inspect::differences(object, &lines);
+        surplus.retain(|rule| !inspect::leads_into_tree(rule));
         inspection.found.push(KernelObject { lines: lines.to_vec(), ..object.clone() });
         let mut left = Vec::new();
         for rule in missing {

@@ -35,7 +35,10 @@ pub(super) fn look(
         };
         let (found, missing): (Vec<String>, Vec<String>) =
             object.lines.iter().cloned().partition(|line| there.contains(line));
-        inspection.differences.extend(Difference::of(object, missing, Vec::new()));
+        let wanted: BTreeSet<&String> = object.lines.iter().filter(|_| !object.is_shared).collect();
+        let beyond = there.iter().filter(|line| !object.is_shared && !wanted.contains(line));
+        let surplus = beyond.cloned().collect();
+        inspection.differences.extend(Difference::of(object, missing, surplus));
         inspection.found.push(KernelObject { lines: found, ..object.clone() });
     }
     Ok(inspection)

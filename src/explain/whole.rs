@@ -1,0 +1,236 @@
+//! A whole node: every difference between what is wanted and what the kernel has, and what is wrong with any Service.
+
+use super::answers::NodePage;
+use super::facts::{NodeState, ProxyState};
+use super::findings::{self, Finding, severity_words};
+use super::kernel::{Expected, objects, obstacle_finding};
+use super::report::kernel_is_right;
+use super::text::{kernel_words, write_differences, write_proxy};
+use super::view::ServiceView;
+use crate::backend::{Difference, KernelObject};
+use crate::model::IpFamily;
+use crate::sync::Identity;
+use serde::Serialize;
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::fmt;
+
+/// At most this many Services are named with one finding; JSON has them all.
+const MOST_SERVICES: usize = 10;
+
+/// All pages of a node, put together.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Node {
+    /// Mode and tools.
+    pub identity: Identity,
+    /// Its name.
+    pub name: String,
+    /// Its Services.
+    pub services: Vec<ServiceView>,
+    /// What all of them need of the kernel, by family.
+    pub wanted: BTreeMap<IpFamily, Vec<KernelObject>>,
+}
+
+impl Node {
+    /// Joins pages. A kernel object that several pages have is one object with the lines of all; `is_ours_alone` says of
+    /// which objects, by name, the kernel should have nothing else.
+    #[must_use]
+    pub fn of(pages: Vec<NodePage>, is_ours_alone: impl Fn(&str) -> bool) -> Node {
+        let mut node = Node::default();
+        let mut parts: BTreeMap<IpFamily, BTreeMap<String, KernelObject>> = BTreeMap::new();
+        for page in pages {
+            (node.identity, node.name) = (page.identity, page.node);
+            node.services.extend(page.services);
+            for (family, objects) in page.wanted {
+                let Some(family) = IpFamily::ALL.into_iter().find(|it| it.as_str() == family) else {
+                    continue;
+                };
+                let part = parts.entry(family).or_default();
+                objects.into_iter().for_each(|object| join(part, object));
+            }
+        }
+        let alone = |object: KernelObject| {
+            let is_shared = object.is_shared && !is_ours_alone(&object.name);
+            KernelObject { is_shared, ..object }
+        };
+        let whole = |(family, objects): (IpFamily, BTreeMap<String, KernelObject>)| {
+            (family, objects.into_values().map(alone).collect())
+        };
+        node.wanted = parts.into_iter().map(whole).collect();
+        node
+    }
+}
+
+fn join(part: &mut BTreeMap<String, KernelObject>, object: KernelObject) {
+    match part.get_mut(&object.name) {
+        None => _ = part.insert(object.name.clone(), object),
+        Some(known) => {
+            let there: HashSet<&String> = known.lines.iter().collect();
+            let new: Vec<String> =
+                object.lines.iter().filter(|line| !there.contains(line)).cloned().collect();
+            known.lines.extend(new);
+        }
+    }
+}
+
+/// A finding, and which Services it is about.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct NodeFinding {
+    /// It.
+    #[serde(flatten)]
+    pub finding: Finding,
+    /// The Services that it concerns; none where it is about the node.
+    pub services: Vec<String>,
+}
+
+/// What `explain --all` says.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct NodeReport {
+    /// The node.
+    pub node: String,
+    /// Mode and tools.
+    #[serde(flatten)]
+    pub identity: Identity,
+    /// How the proxy that was asked is doing; absent where none was asked.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub proxy: Option<ProxyState>,
+    /// How many Services it serves.
+    pub services: usize,
+    /// What is wrong, the worst first.
+    pub findings: Vec<NodeFinding>,
+    /// Where the kernel differs from what is wanted.
+    pub differences: Vec<Difference>,
+    /// The kernel is as it should be; `null` when that cannot be found out.
+    pub kernel_is_right: Option<bool>,
+}
+
+impl NodeReport {
+    /// Puts together what the plan and the node say.
+    #[must_use]
+    pub fn new(node: Node, state: NodeState) -> NodeReport {
+        let mut found = of_node(&node, &state);
+        let around = NodeState {
+            refusing: state.refusing,
+            node_port_range: state.node_port_range,
+            ..NodeState::default()
+        };
+        for view in &node.services {
+            let of_view = findings::all(Some(view), &around).into_iter();
+            let services = || vec![view.service.clone()];
+            found.extend(of_view.map(|finding| NodeFinding { finding, services: services() }));
+        }
+        found.sort_by(|a, b| (a.finding.severity, a.finding.code).cmp(&(b.finding.severity, b.finding.code)));
+        NodeReport {
+            node: node.name,
+            identity: node.identity,
+            proxy: state.proxy,
+            services: node.services.len(),
+            kernel_is_right: kernel_is_right(found.iter().map(|it| &it.finding)),
+            findings: found,
+            differences: state.families.into_iter().flat_map(|facts| facts.differences).collect(),
+        }
+    }
+
+    /// The exit status: 0 when the kernel is as it should be, 1 when not, 3 when that cannot be found out.
+    #[must_use]
+    pub fn exit_status(&self) -> u8 {
+        match self.kernel_is_right {
+            Some(true) => 0,
+            Some(false) => 1,
+            None => 3,
+        }
+    }
+}
+
+/// What is wrong with the node itself and its kernel.
+fn of_node(node: &Node, state: &NodeState) -> Vec<NodeFinding> {
+    let mut found = Vec::new();
+    let known: BTreeSet<&str> = node.services.iter().map(|view| view.service.as_str()).collect();
+    let views = || node.services.iter().flat_map(|view| &view.families);
+    for facts in &state.families {
+        let endpoints = views().any(|view| view.family == facts.family && view.expected().endpoints);
+        let services = concerned(&facts.differences, &known);
+        for finding in objects(facts, Expected { objects: true, endpoints }) {
+            let is_difference = finding.code.is_difference();
+            found.push(NodeFinding {
+                finding,
+                services: if is_difference { services.clone() } else { Vec::new() },
+            });
+        }
+        found.extend(facts.obstacles.iter().map(|obstacle| NodeFinding {
+            finding: obstacle_finding(obstacle, &facts.family),
+            services: obstacle.services.clone(),
+        }));
+    }
+    let whole = findings::whole_node(state).into_iter().chain(findings::stale_picture(state));
+    found.extend(whole.map(|finding| NodeFinding { finding, services: Vec::new() }));
+    found
+}
+
+/// The Services that lines name in their comments.
+fn concerned(differences: &[Difference], known: &BTreeSet<&str>) -> Vec<String> {
+    let lines = differences.iter().flat_map(|it| it.missing.iter().chain(&it.surplus));
+    let words = lines.flat_map(|line| line.split([' ', '"'])).filter(|word| word.contains('/'));
+    let names = words.map(|word| word.split_once(':').map_or(word, |(name, _)| name));
+    let found: BTreeSet<&str> = names.filter(|name| known.contains(name)).collect();
+    found.into_iter().map(str::to_owned).collect()
+}
+
+impl fmt::Display for NodeReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "Node    {}, mode {}", self.node, self.identity.mode)?;
+        write_proxy(f, self.proxy.as_ref())?;
+        let concerned: BTreeSet<&String> = self.findings.iter().flat_map(|it| &it.services).collect();
+        writeln!(f, "Services {}, {} with findings", self.services, concerned.len())?;
+        writeln!(f, "\nKernel  {}", kernel_words(self.kernel_is_right))?;
+        write_differences(f, &self.differences)?;
+        if self.findings.is_empty() {
+            return writeln!(f, "\nNothing is wrong that can be seen from this node.");
+        }
+        writeln!(f, "\nFindings")?;
+        let mut rest = self.findings.as_slice();
+        while let [first, ..] = rest {
+            let is_alike = |it: &&NodeFinding| {
+                it.finding.code == first.finding.code && it.finding.severity == first.finding.severity
+            };
+            let alike = rest.iter().take_while(is_alike).count();
+            let (group, others) = rest.split_at(alike);
+            write_group(f, group)?;
+            rest = others;
+        }
+        Ok(())
+    }
+}
+
+/// Findings of one code: what each says and of which Service, and once what helps.
+fn write_group(f: &mut fmt::Formatter<'_>, group: &[NodeFinding]) -> fmt::Result {
+    let Some(first) = group.first() else { return Ok(()) };
+    writeln!(f, "  {} {}", severity_words(first.finding.severity), first.finding.code)?;
+    for (index, it) in group.iter().enumerate().take(MOST_SERVICES) {
+        let named: Vec<&str> = it.services.iter().take(MOST_SERVICES).map(String::as_str).collect();
+        let more = match it.services.len().saturating_sub(MOST_SERVICES) {
+            0 => String::new(),
+            more => format!(" and {more} more"),
+        };
+        match named.as_slice() {
+            [] => writeln!(f, "          {}", it.finding.message)?,
+            [one] => writeln!(f, "          {one}: {}", it.finding.message)?,
+            several => {
+                writeln!(
+                    f,
+                    "          {}\n          Services: {}{more}",
+                    it.finding.message,
+                    several.join(", ")
+                )?;
+            }
+        }
+        let is_repeated = group.get(index + 1).is_some_and(|next| next.finding.advice == it.finding.advice);
+        if !it.finding.advice.is_empty() && !(is_repeated && index + 1 < MOST_SERVICES) {
+            writeln!(f, "          {}", it.finding.advice)?;
+        }
+    }
+    match group.len().saturating_sub(MOST_SERVICES) {
+        0 => Ok(()),
+        more => writeln!(f, "          and {more} more; -o json has all"),
+    }
+}
