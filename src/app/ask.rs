@@ -8,7 +8,7 @@ use super::read_api::{FIRST_ANSWER, client_options};
 use super::whole;
 use crate::config::{Config, Explain, Form, Target};
 use crate::explain::{
-    self, ApiFacts, Kind, NodePage, NodeState, ProxyState, Report, Row, ServiceView, Services,
+    self, ApiFacts, Kind, NodePage, NodeState, ProxyState, Report, Row, ServiceView, Services, Wide,
 };
 use crate::http;
 use crate::kernel::addresses::local_addresses;
@@ -263,6 +263,7 @@ async fn explain_service(
     let text = match structured("Explanation", &report, &asked.form)? {
         Some(text) => text,
         None if asked.form == Form::Name => format!("service/{}\n", report.service),
+        None if asked.form == Form::Wide => Wide(&report).to_string(),
         None => report.to_string(),
     };
     Ok(Answer { text, status: report.exit_status(), wraps: asked.form == Form::Text })

@@ -60,6 +60,7 @@ const EFFECTIVE_WITH_CONFIG: &[&str] = &[
     "to",
     "interface",
     "namespace",
+    "all",
     "all-namespaces",
     "selector",
     "watch",

@@ -23,6 +23,7 @@ pub use facts::{
 pub use findings::{Code, Finding, Severity};
 pub use report::Report;
 pub use table::{Columns, Row, Services, problem_table, table};
+pub use text::Wide;
 pub use view::{
     Contest, ContestedIp, ContestedPort, EndpointView, FamilyView, FrontendView, PortView, ServiceView,
 };

@@ -149,7 +149,7 @@ pub fn problem_table(rows: &[Row], headers: bool) -> String {
 }
 
 /// Cells under the names of their columns, three spaces apart.
-fn aligned(head: &[&str], rows: Vec<Vec<String>>, headers: bool) -> String {
+pub(super) fn aligned(head: &[&str], rows: Vec<Vec<String>>, headers: bool) -> String {
     let mut lines = vec![head.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>()];
     lines.extend(rows);
     let mut widths = vec![0; head.len()];

@@ -3,6 +3,7 @@
 use super::facts::{Decision, Flows, ProxyState};
 use super::findings::severity_words;
 use super::report::Report;
+use super::table::aligned;
 use super::view::{EndpointView, FamilyView, PortView};
 use crate::backend::Difference;
 use crate::model::Verdict;
@@ -14,13 +15,28 @@ const MOST_OUTCOMES: usize = 20;
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.write(f, false)
+    }
+}
+
+/// A report with all that is known of each endpoint, in columns.
+pub struct Wide<'r>(pub &'r Report);
+
+impl fmt::Display for Wide<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.write(f, true)
+    }
+}
+
+impl Report {
+    fn write(&self, f: &mut fmt::Formatter<'_>, is_wide: bool) -> fmt::Result {
         writeln!(f, "Service {}", self.service)?;
         if let Some(view) = &self.plan {
             let zone = view.zone.as_deref().map(|zone| format!(", zone {zone}")).unwrap_or_default();
             writeln!(f, "Node    {}{zone}, mode {}", view.node, view.mode)?;
             write_proxy(f, self.proxy.as_ref())?;
             for family in &view.families {
-                write_family(f, family, self.flows.as_ref())?;
+                write_family(f, family, (self.flows.as_ref(), is_wide))?;
             }
             writeln!(f, "\nKernel  {}", kernel_words(self.kernel_is_right))?;
             write_differences(f, &self.differences)?;
@@ -103,7 +119,11 @@ pub(super) fn write_differences(f: &mut fmt::Formatter<'_>, differences: &[Diffe
     }
 }
 
-fn write_family(f: &mut fmt::Formatter<'_>, family: &FamilyView, flows: Option<&Flows>) -> fmt::Result {
+fn write_family(
+    f: &mut fmt::Formatter<'_>,
+    family: &FamilyView,
+    (flows, is_wide): (Option<&Flows>, bool),
+) -> fmt::Result {
     for port in &family.ports {
         writeln!(f, "\n{} port {}", family.family, port.label())?;
         for frontend in &port.frontends {
@@ -116,14 +136,42 @@ fn write_family(f: &mut fmt::Formatter<'_>, family: &FamilyView, flows: Option<&
         }
         write_policies(f, port)?;
         writeln!(f, "  endpoints")?;
-        for endpoint in &port.endpoints {
-            write_endpoint(f, endpoint, port, flows.map(|flows| (flows, family.family.as_str())))?;
+        let flows = flows.map(|flows| (flows, family.family.as_str()));
+        if is_wide && !port.endpoints.is_empty() {
+            write!(f, "{}", endpoint_table(port, flows))?;
+        }
+        for endpoint in port.endpoints.iter().filter(|_| !is_wide) {
+            write_endpoint(f, endpoint, port, flows)?;
         }
         if port.endpoints.is_empty() {
             writeln!(f, "    none")?;
         }
     }
     Ok(())
+}
+
+/// Every condition of each endpoint, its weight in the choice, and the connections that it has.
+fn endpoint_table(port: &PortView, flows: Option<(&Flows, &str)>) -> String {
+    const HEAD: [&str; 8] =
+        ["    ENDPOINT", "NODE", "READY", "SERVING", "TERMINATING", "WEIGHT", "CONNECTIONS", "USED"];
+    let yes = |is: bool| if is { "yes" } else { "no" }.to_owned();
+    let row = |it: &EndpointView| {
+        let connections = flows.zip(it.address()).map(|((flows, family), address)| {
+            format!("{}{}", flows.to(address, family, port), if flows.is_cut { "+" } else { "" })
+        });
+        let address = it.address().map_or_else(|| it.ip.to_string(), |address| address.to_string());
+        vec![
+            format!("    {address}"),
+            if it.local { "this" } else { "another" }.to_owned(),
+            yes(it.ready),
+            yes(it.serving),
+            yes(it.terminating),
+            u8::from(it.is_used()).to_string(),
+            connections.unwrap_or_else(|| "-".to_owned()),
+            use_words(it, port.external.is_some()),
+        ]
+    };
+    aligned(&HEAD, port.endpoints.iter().map(row).collect(), true)
 }
 
 fn write_policies(f: &mut fmt::Formatter<'_>, port: &PortView) -> fmt::Result {

@@ -15,6 +15,8 @@ pub(super) struct Row {
     pub(super) status: i32,
     /// The modes that have it.
     pub(super) modes: fn(Mode) -> bool,
+    /// The table of mode nftables has to be written again.
+    pub(super) harms_table: bool,
 }
 
 const MISSING: &[&str] = &["kernel-object-missing"];
@@ -44,7 +46,7 @@ const fn row(
     causes: &'static [&'static str],
     act: &'static str,
 ) -> Row {
-    Row { name, act, undo: "", causes, status: 1, modes }
+    Row { name, act, undo: "", causes, status: 1, modes, harms_table: false }
 }
 
 pub(super) const ROWS: &[Row] = &[
@@ -68,11 +70,11 @@ pub(super) const ROWS: &[Row] = &[
     row("the filter table is flushed", iptables, MISSING, "$IPT -F && $IPT -X"),
     row("only IPv6 is flushed", iptables, MISSING, "$IP6T -t nat -F && $IP6T -t nat -X"),
     row("a rule of a Service that is long gone", iptables, STALE, "$IPT -t nat -I KUBE-SERVICES -d 10.96.7.7/32 -p tcp --dport 80 -j KUBE-MARK-MASQ"),
-    row("elements of a map are gone", nftables, MISSING, "nft flush map ip kube-proxy service-1 2>/dev/null || nft flush map ip kube-proxy $(nft list maps ip | grep -o 'map [a-z0-9-]*' | cut -d' ' -f2 | head -1)"),
-    row("the cluster IPs are gone", nftables, MISSING, "nft flush set ip6 kube-proxy cluster-ips"),
-    row("a cluster IP of a Service that is long gone", nftables, STALE, "nft add element ip kube-proxy cluster-ips '{ 10.96.7.7 }'"),
-    row("the table is gone", nftables, MISSING, "nft delete table ip kube-proxy"),
-    row("the rules of a base chain are gone", nftables, MISSING, "nft flush chain ip kube-proxy nat-prerouting"),
+    Row { harms_table: true, ..row("elements of a map are gone", nftables, MISSING, "nft flush map ip kube-proxy service-1 2>/dev/null || nft flush map ip kube-proxy $(nft list maps ip | grep -o 'map [a-z0-9-]*' | cut -d' ' -f2 | head -1)") },
+    Row { harms_table: true, ..row("the cluster IPs are gone", nftables, MISSING, "nft flush set ip6 kube-proxy cluster-ips") },
+    Row { undo: "nft delete element ip kube-proxy cluster-ips '{ 10.96.7.7 }'", ..row("a cluster IP of a Service that is long gone", nftables, STALE, "nft add element ip kube-proxy cluster-ips '{ 10.96.7.7 }'") },
+    Row { harms_table: true, ..row("the table is gone", nftables, MISSING, "nft delete table ip kube-proxy") },
+    Row { harms_table: true, ..row("the rules of a base chain are gone", nftables, MISSING, "nft flush chain ip kube-proxy nat-prerouting") },
     // Rules of other programs in the way.
     row("the policy of FORWARD drops", every, &["foreign-drop-rule"], "$IPT -P FORWARD DROP"),
     row("a firewall drops what goes to pods", every, &["foreign-drop-rule"], "$IPT -I FORWARD -d 10.128.0.0/16 -j DROP"),
@@ -87,8 +89,8 @@ pub(super) const ROWS: &[Row] = &[
     row("another translation comes first", every, &["foreign-translation"], "$IPT -t nat -I PREROUTING -d 10.96.0.10 -p tcp --dport 80 -j DNAT --to-destination 203.0.113.9"),
     row("a chain of another translation comes first", every, &["foreign-translation"], "$IPT -t nat -N CNI-HOSTPORT-DNAT; $IPT -t nat -I PREROUTING -j CNI-HOSTPORT-DNAT; $IPT -t nat -A CNI-HOSTPORT-DNAT -p tcp -d 192.0.2.10 --dport 80 -j DNAT --to-destination 203.0.113.9:80"),
     row("a transparent proxy takes what the node sends", every, &["foreign-translation"], "$IPT -t nat -I OUTPUT -p tcp -d 10.96.0.0/16 -j REDIRECT --to-ports 15001"),
-    row("legacy tables drop beside those of nf_tables", not_legacy, &["foreign-drop-rule"], "iptables-legacy -P FORWARD DROP"),
-    row("legacy tables have a rule beside those of nf_tables", not_legacy, &["foreign-drop-rule"], "iptables-legacy -A FORWARD -d 10.128.0.0/16 -j DROP"),
+    Row { undo: "iptables-legacy -P FORWARD ACCEPT; iptables-legacy -F", ..row("legacy tables drop beside those of nf_tables", not_legacy, &["foreign-drop-rule"], "iptables-legacy -P FORWARD DROP") },
+    Row { undo: "iptables-legacy -P FORWARD ACCEPT; iptables-legacy -F", ..row("legacy tables have a rule beside those of nf_tables", not_legacy, &["foreign-drop-rule"], "iptables-legacy -A FORWARD -d 10.128.0.0/16 -j DROP") },
     // Settings of the node.
     Row { undo: "sysctl -qw net.ipv4.ip_forward=1", ..row("IPv4 is not forwarded", every, &["forwarding-off"], "sysctl -qw net.ipv4.ip_forward=0") },
     Row { undo: "sysctl -qw net.ipv6.conf.all.forwarding=1", ..row("IPv6 is not forwarded", every, &["forwarding-off"], "sysctl -qw net.ipv6.conf.all.forwarding=0") },

@@ -201,12 +201,15 @@ fn of_endpoints() -> Vec<Value> {
         {"addresses": ["10.128.1.5"], "nodeName": "node-1", "conditions": {"ready": true}},
         {"addresses": ["169.254.169.254"], "conditions": {"ready": true}},
     ]);
-    let host = json!([{"addresses": ["10.200.0.11"], "nodeName": NODE_NAME, "conditions": {"ready": true}}]);
+    let mut silent = slice("nothing-listens", Value::Null);
+    silent["ports"][0]["port"] = 8099.into();
+    silent["endpoints"] =
+        json!([{"addresses": ["10.200.0.11"], "nodeName": NODE_NAME, "conditions": {"ready": true}}]);
     vec![
         service("metadata-endpoint", 31, json!({})),
         slice("metadata-endpoint", metadata),
         service("nothing-listens", 32, json!({})),
-        slice("nothing-listens", host),
+        silent,
     ]
 }
 
