@@ -33,6 +33,7 @@ mod sabotage;
 mod saved;
 mod sequences;
 mod service_metrics;
+mod shapes;
 mod takeover;
 mod wiring;
 

@@ -361,6 +361,19 @@ pub(super) async fn status(config: &Config, form: &Form) -> Result<Answer> {
     Ok(Answer { text, status: u8::from(is_degraded), wraps: form == &Form::Text })
 }
 
+/// What the proxy that runs here answers to a path of its control socket.
+pub(super) async fn answer(config: &Config, path: &str) -> Result<Vec<u8>> {
+    let Some(socket) = &config.control_socket else { bail!("no proxy to ask: --control-socket is empty") };
+    answer_of(socket, path).await
+}
+
+/// What the kernel has of all that is wanted, as JSON, by family.
+pub(super) async fn kernel_objects(config: &Config) -> Result<Vec<u8>> {
+    let node = whole::node(config, &Source::of(config).await?).await?;
+    let found = inspect::kernel_objects(config, &node).await?;
+    serde_json::to_vec_pretty(&found).context("writing JSON")
+}
+
 /// What the proxy that runs here says of itself; `None` where none can be asked.
 pub(super) async fn running(config: &Config) -> Option<Running> {
     ask_daemon(config.control_socket.as_deref()?, "/v1/status").await.ok()

@@ -91,6 +91,63 @@ pub(super) async fn around_all(config: &Config, node: &Node) -> NodeState {
     state
 }
 
+/// What the kernel has of all that Services want, by family.
+pub(super) async fn kernel_objects(
+    config: &Config,
+    node: &Node,
+) -> Result<BTreeMap<String, Vec<KernelObject>>> {
+    let mode = backend::open(Mode::named(&node.identity.mode).unwrap_or(config.mode));
+    let mut found = BTreeMap::new();
+    for (of, wanted) in &node.wanted {
+        let tools = tools(config, &node.identity.flavor, *of).await;
+        let inspected = InspectedNode { family: *of, tools: tools.as_ref(), addresses: &[] };
+        found.insert(of.to_string(), mode.inspect(&inspected, wanted).await?.found);
+    }
+    Ok(found)
+}
+
+/// All iptables rules of both families, table by table.
+pub(super) async fn rules(config: &Config) -> Result<String> {
+    let mut text = String::new();
+    for family in IpFamily::ALL {
+        let tools = match backend::usable_tools(family, backend::flavor(config)).await {
+            Ok(tools) => tools,
+            Err(error) => {
+                text.push_str(&format!("# {family}: {error:#}\n"));
+                continue;
+            }
+        };
+        for table in ["raw", "mangle", "nat", "filter"] {
+            text.push_str(&format!("# {family}, iptables-{}\n*{table}\n", tools.flavor()));
+            for (chain, rules) in tools.table_in_use(table).await? {
+                rules.iter().for_each(|rule| text.push_str(&format!("-A {chain} {rule}\n")));
+            }
+        }
+    }
+    Ok(text)
+}
+
+/// How full connection tracking is, and how many flows of each family and protocol there are.
+pub(super) fn tracked() -> Result<String> {
+    let mut text = match tracking() {
+        Some(Tracking { count, max }) => format!("{count} of {max} flows\n"),
+        None => "the settings of connection tracking cannot be read\n".to_owned(),
+    };
+    let mut conntrack = Conntrack::open()?;
+    for family in IpFamily::ALL {
+        for protocol in Protocol::ALL {
+            let mut count = 0_u64;
+            let all = Destination { protocol, address: None, port: None };
+            conntrack.list(family, &all, &mut |part| match part {
+                Part::Start => count = 0,
+                Part::Item(flow) => count += u64::from(flow.protocol == protocol),
+            })?;
+            text.push_str(&format!("{family} {protocol}: {count}\n"));
+        }
+    }
+    Ok(text)
+}
+
 /// Whether the kernel has what is wanted, and which rules of other programs stand in the way of these Services.
 async fn look(
     mode: &dyn ProxyMode,

@@ -2,6 +2,7 @@
 //! the shutdown. The only room that knows all others.
 
 mod ask;
+mod bug_report;
 mod check;
 mod conntrack;
 mod consistency;
@@ -12,6 +13,7 @@ mod inspect;
 mod obstacles;
 mod offline;
 mod output;
+mod pages;
 mod print;
 mod read_api;
 mod readiness_taint;
@@ -91,6 +93,9 @@ fn act(line: &CommandLine) -> Result<ExitCode> {
         Action::Explain(asked) => block_on(ask::explain(&config, asked)),
         Action::Services(asked) => block_on(services::services(&config, asked)),
         Action::Status(form) => block_on(ask::status(&config, form)),
+        Action::BugReport(path) => {
+            block_on(bug_report::bug_report(&config, &effective, (path.as_deref(), run::clock()().wall)))
+        }
         _ => {
             start_logging(line, config.logging, &notices)?;
             return act_with_log(line, config, &effective);
@@ -117,7 +122,8 @@ fn act_with_log(line: &CommandLine, config: Config, effective: &Effective) -> Re
         | Action::Completion(_)
         | Action::Explain(_)
         | Action::Services(_)
-        | Action::Status(_) => Ok(ExitCode::SUCCESS),
+        | Action::Status(_)
+        | Action::BugReport(_) => Ok(ExitCode::SUCCESS),
     }
 }
 

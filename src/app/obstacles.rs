@@ -85,7 +85,9 @@ impl Surroundings {
         let mut found = BTreeSet::new();
         for port in &family.ports {
             let used = port.endpoints.iter().filter(|endpoint| endpoint.is_used());
-            for to in used.filter_map(EndpointView::address) {
+            // What goes to the node itself is not forwarded.
+            let forwarded = used.filter(|endpoint| !own.contains(&endpoint.ip));
+            for to in forwarded.filter_map(EndpointView::address) {
                 let out_interface = outgoing.entry(to.ip()).or_insert_with(|| self.out_interface(to)).clone();
                 let packet = KnownPart { to, protocol: protocol(port), out_interface };
                 let rules = foreign_rules(&self.filter, "FORWARD", &packet).into_iter();

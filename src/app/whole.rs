@@ -11,10 +11,7 @@ use anyhow::Result;
 
 /// Every difference between what is wanted and what the kernel has, and every finding.
 pub(super) async fn explain(config: &Config, source: &Source<'_>, asked: &Explain) -> Result<Answer> {
-    let pages = source.pages().await?;
-    let mode = pages.first().and_then(|page| Mode::named(&page.identity.mode)).unwrap_or(config.mode);
-    let mode = backend::open(mode);
-    let node = Node::of(pages, |object| mode.holds_only_services(object));
+    let node = node(config, source).await?;
     let mut state = inspect::around_all(config, &node).await;
     state.proxy = source.running().await?.map(|running| running.proxy);
     let report = NodeReport::new(node, state);
@@ -23,4 +20,12 @@ pub(super) async fn explain(config: &Config, source: &Source<'_>, asked: &Explai
         None => report.to_string(),
     };
     Ok(Answer { text, status: report.exit_status(), wraps: asked.form == Form::Text })
+}
+
+/// All that is known of this node's Services.
+pub(super) async fn node(config: &Config, source: &Source<'_>) -> Result<Node> {
+    let pages = source.pages().await?;
+    let mode = pages.first().and_then(|page| Mode::named(&page.identity.mode)).unwrap_or(config.mode);
+    let mode = backend::open(mode);
+    Ok(Node::of(pages, |object| mode.holds_only_services(object)))
 }

@@ -28,6 +28,13 @@ pub(super) enum Verb {
     /// it cannot be asked
     #[command(args_override_self = true)]
     Status(OutputFlags),
+    /// Writes versions, configuration, status, rules, metrics and more to one archive, for a bug report; exits with 3 if
+    /// it cannot be written
+    #[command(args_override_self = true)]
+    BugReport {
+        /// The archive to make; without it, kube-proxy-rs-NODE-TIME.tar.gz in this folder
+        file: Option<PathBuf>,
+    },
     /// Looks at configuration files
     #[command(args_override_self = true, subcommand_required = true)]
     Config {
@@ -132,9 +139,10 @@ pub(super) struct OutputFlags {
 }
 
 /// Form of what a command prints.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Form {
     /// For people.
+    #[default]
     Text,
     /// For people with wide screens.
     Wide,
@@ -234,7 +242,7 @@ impl Target {
 }
 
 /// What is asked about a Service, or about the node.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Explain {
     /// The Service or address, as it was given; `None` for the whole node.
     pub target: Option<String>,
@@ -253,7 +261,7 @@ pub struct Explain {
 }
 
 /// Which Services are listed, and how.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ListServices {
     /// Only these, as they were given; empty for all.
     pub names: Vec<String>,
@@ -301,6 +309,7 @@ impl Verb {
             Verb::Explain(flags) => Action::Explain(flags.ask()),
             Verb::Services(flags) => Action::Services(flags.ask()),
             Verb::Status(flags) => Action::Status(flags.output.clone()),
+            Verb::BugReport { file } => Action::BugReport(file.clone()),
             Verb::Config { verb: ConfigVerb::Check { file } } => Action::CheckConfig(file.clone()),
             Verb::Version => Action::PrintVersion(version_text("true").unwrap_or_default()),
             Verb::Completion { shell } => Action::Completion(*shell),

@@ -8,6 +8,7 @@ mod answers;
 mod facts;
 mod findings;
 mod kernel;
+mod object;
 mod packet;
 mod report;
 mod table;

@@ -38,7 +38,11 @@ impl Report {
             for family in &view.families {
                 write_family(f, family, (self.flows.as_ref(), is_wide))?;
             }
-            writeln!(f, "\nKernel  {}", kernel_words(self.kernel_is_right))?;
+            let words = match self.is_looked_at {
+                true => kernel_words(self.kernel_is_right),
+                false => "not looked at",
+            };
+            writeln!(f, "\nKernel  {words}")?;
             write_differences(f, &self.differences)?;
         }
         self.write_trace(f)?;
@@ -67,7 +71,8 @@ impl Report {
 
     fn write_findings(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.findings.is_empty() {
-            return writeln!(f, "\nNothing is wrong that can be seen from this node.");
+            let seen = if self.is_looked_at { "that can be seen from this node" } else { "with the objects" };
+            return writeln!(f, "\nNothing is wrong {seen}.");
         }
         writeln!(f, "\nFindings")?;
         for (index, finding) in self.findings.iter().enumerate() {

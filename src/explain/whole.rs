@@ -234,3 +234,95 @@ fn write_group(f: &mut fmt::Formatter<'_>, group: &[NodeFinding]) -> fmt::Result
         more => writeln!(f, "          and {more} more; -o json has all"),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::facts::FamilyFacts;
+    use super::super::findings::Severity;
+    use super::*;
+
+    fn object(name: &str, lines: &[&str]) -> KernelObject {
+        let lines = lines.iter().map(|line| (*line).to_owned()).collect();
+        KernelObject { name: name.to_owned(), lines, is_shared: true }
+    }
+
+    fn page(services: &[&str], objects: Vec<KernelObject>) -> NodePage {
+        let view = |name: &&str| ServiceView { service: (*name).to_owned(), ..ServiceView::default() };
+        NodePage {
+            services: services.iter().map(view).collect(),
+            wanted: BTreeMap::from([("IPv4".to_owned(), objects)]),
+            ..NodePage::default()
+        }
+    }
+
+    #[test]
+    fn an_object_of_several_pages_has_the_lines_of_all_and_each_once() {
+        let first = page(&["a/a"], vec![object("nat KUBE-SERVICES", &["a", "base"])]);
+        let second = page(
+            &["b/b"],
+            vec![object("nat KUBE-SERVICES", &["b", "base"]), object("nat PREROUTING", &["j"])],
+        );
+        let node = Node::of(vec![first, second], |name| name != "nat PREROUTING");
+        assert_eq!(node.services.len(), 2);
+        let joined = KernelObject { is_shared: false, ..object("nat KUBE-SERVICES", &["a", "base", "b"]) };
+        assert_eq!(node.wanted[&IpFamily::V4], [joined, object("nat PREROUTING", &["j"])]);
+    }
+
+    #[test]
+    fn a_difference_names_the_services_of_its_lines_and_no_others() {
+        let node = Node::of(vec![page(&["shop/web", "shop/db"], Vec::new())], |_| true);
+        let missing =
+            ["-d 10.96.0.1 -m comment --comment \"shop/web:http cluster IP\" -j X", "-j shop/unknown"];
+        let difference = Difference {
+            object: "nat KUBE-SERVICES".to_owned(),
+            is_gone: false,
+            missing: missing.map(str::to_owned).to_vec(),
+            surplus: Vec::new(),
+        };
+        let facts = FamilyFacts {
+            family: "IPv4".to_owned(),
+            differences: vec![difference],
+            ..FamilyFacts::default()
+        };
+        let report = NodeReport::new(node, NodeState { families: vec![facts], ..NodeState::default() });
+        assert_eq!(report.exit_status(), 1);
+        let [found] = report.findings.as_slice() else { panic!("{:?}", report.findings) };
+        assert_eq!(
+            (found.finding.severity, found.services.as_slice()),
+            (Severity::Broken, ["shop/web".to_owned()].as_slice())
+        );
+        let text = report.to_string();
+        assert!(
+            text.contains(
+                "BROKEN  kernel-object-missing\n          shop/web: nat KUBE-SERVICES lacks 2 entries"
+            ),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn findings_of_one_cause_stand_together_with_what_helps_once() {
+        let finding = |service: &str| NodeFinding {
+            finding: Finding {
+                code: super::super::Code::NoEndpoints,
+                severity: Severity::Problem,
+                message: "no endpoints".to_owned(),
+                advice: "compare the labels".to_owned(),
+            },
+            services: vec![service.to_owned()],
+        };
+        let report = NodeReport {
+            node: "node-0".to_owned(),
+            identity: Identity::default(),
+            proxy: None,
+            services: 3,
+            findings: ["a/a", "b/b"].map(finding).to_vec(),
+            differences: Vec::new(),
+            kernel_is_right: Some(true),
+        };
+        let text = report.to_string();
+        assert!(text.contains("Services 3, 2 with findings"), "{text}");
+        assert_eq!(text.matches("compare the labels").count(), 1, "{text}");
+        assert!(text.contains("          a/a: no endpoints\n          b/b: no endpoints\n"), "{text}");
+    }
+}

@@ -82,7 +82,7 @@ COMMIT
 COMMIT
 END"),
     Row { notes: &["foreign-drop-rule"], ..row("Calico, whose marks accept where FORWARD drops", CALICO) },
-    row("Calico's translations", "$IPT-restore -n <<'END'
+    Row { notes: &["foreign-drop-rule"], ..row("Calico's translations, and its check of sources", "$IPT-restore -n <<'END'
 *nat
 :cali-PREROUTING - [0:0]
 :cali-OUTPUT - [0:0]
@@ -107,7 +107,7 @@ COMMIT
 -A cali-PREROUTING -m comment --comment \"cali:V6ooGP15glg7wm91\" -m mark --mark 0x40000/0x40000 -m rpfilter --validmark --invert -j DROP
 -A cali-PREROUTING -m comment --comment \"cali:Cg96MgVuoPm7UMRo\" -m mark --mark 0x0/0x40000 -j cali-from-host-endpoint
 COMMIT
-END"),
+END") },
     row("firewalld's iptables rules, with pods in a trusted zone", "$IPT-restore -n <<'END'
 *filter
 :FORWARD_direct - [0:0]
@@ -166,7 +166,7 @@ END"),
 COMMIT
 *nat
 :ISTIO_OUTPUT - [0:0]
--A OUTPUT -j ISTIO_OUTPUT
+-I OUTPUT -j ISTIO_OUTPUT
 -A ISTIO_OUTPUT -m mark --mark 0x111/0xfff -j ACCEPT
 -A ISTIO_OUTPUT -p tcp -m mark ! --mark 0x539/0xfff -m owner --uid-owner 1337 -j REDIRECT --to-ports 15001
 COMMIT

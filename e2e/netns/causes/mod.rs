@@ -19,6 +19,7 @@ use serde_json::Value;
 
 use crate::BINARY;
 use crate::explain::explain;
+use crate::shapes::assert_documented;
 
 const SYNC: Duration = Duration::from_secs(120);
 
@@ -54,7 +55,7 @@ impl Node {
     fn programmed(mode: Mode) -> Node {
         let namespace = lone_node().unwrap();
         give_idle_uplink(&namespace).unwrap();
-        namespace.ip("link add pods type bridge\nlink set pods up").unwrap();
+        namespace.ip("route add default via 10.200.0.12\nroute add default via fd00:200::12").unwrap();
         let folder = Folder::create().unwrap();
         folder.write("objects.yaml", &to_manifest(&objects::all())).unwrap();
         let node = Node { namespace, mode, folder };
@@ -155,6 +156,16 @@ fn the_cause_is_named_and_no_other_one(
     let (report, status) = node.explain(&["--all"]);
     assert_eq!((beside_the_services(&report), status), (BTreeSet::new(), 0), "{report:#}");
     failures.extend(objects::complaints(&report));
+    for command in ["services", "check"] {
+        let manifests = node.folder.path().join("objects.yaml");
+        let output = node
+            .namespace
+            .command(BINARY)
+            .args([command, "-o", "json", "--manifests"])
+            .arg(manifests)
+            .output();
+        assert_documented(&serde_json::from_slice(&output.unwrap().stdout).unwrap());
+    }
     for row in broken::ROWS.iter().filter(|row| (row.modes)(mode)) {
         node.shell(row.act);
         let (report, status) = node.explain(&["--all"]);
