@@ -9,6 +9,7 @@ mod baseline;
 mod desired;
 mod diff;
 mod element;
+mod found;
 mod inspect;
 mod layout;
 mod mode;
@@ -27,7 +28,7 @@ use super::quarantine::Quarantine;
 use super::{Applied, Dataplane, Deviation, KernelObject, KernelObjectKind, ObjectCount, VerifyDepth};
 use crate::config::DriftDetection;
 use crate::kernel::iptables::Flavor;
-use crate::kernel::nftables::Ruleset;
+use crate::kernel::nftables::{Generations, Ruleset};
 use crate::model::{Cidr, IpFamily, ServiceName};
 use crate::plan::{FamilySettings, NodePortAddresses, Plan, Scope, ServicePlan};
 use anyhow::{Context, Result};
@@ -113,16 +114,24 @@ impl<K: Ruleset> Nftables<K> {
         self
     }
 
+    /// Makes it know the transactions of the other family's dataplane.
+    #[must_use]
+    pub fn counting_with(mut self, generations: Generations) -> Self {
+        self.watched.ours = generations;
+        self
+    }
+
     /// The kernel that it works on.
     pub fn kernel(&mut self) -> &mut K {
         &mut self.kernel
     }
 
     fn observe(&mut self) -> Result<Baseline> {
-        self.watched.known = None;
+        self.watched.forget();
         let baseline =
             observe::all(&mut self.kernel, &Layout::bare(self.family)).context("reading the table")?;
-        self.watched = Watched { known: Some(self.kernel.generation()?), is_compare_due: false };
+        self.watched.know(self.kernel.generation()?);
+        self.watched.is_compare_due = false;
         self.looks = 0;
         Ok(baseline)
     }
@@ -177,6 +186,7 @@ impl<K: Ruleset> Nftables<K> {
         let mut writing =
             Writing::new(&mut self.kernel, names::table(self.family), (&mut self.watched, baseline), is_sure);
         writing.sweep_strange()?;
+        writing.begin(layouts.get(plan.settings, &writing.baseline.structure))?;
         let addresses = plan.node_port_ips().unwrap_or_else(|| self.addresses.clone());
         let node = (node_name(), Some(node_part(addresses)));
         for (name, part) in std::iter::once(node).chain(parts(plan, &names)) {
@@ -232,7 +242,7 @@ impl<K: Ruleset> Nftables<K> {
         }
         self.looks += 1;
         let now = self.kernel.generation()?;
-        let is_changed = self.watched.known != Some(now);
+        let is_changed = self.watched.known() != Some(now);
         if self.detection == DriftDetection::Off || !is_changed && !self.watched.is_compare_due {
             return Ok((Vec::new(), false));
         }
@@ -247,7 +257,7 @@ impl<K: Ruleset> Nftables<K> {
             }
         };
         // What was done after that is seen by the next look.
-        self.watched.known = Some(now);
+        self.watched.know(now);
         Ok((looked.drift.into_iter().map(Deviation::Drift).collect(), looked.is_lost))
     }
 }

@@ -48,6 +48,7 @@ impl ProxyMode for NftablesMode {
             let addresses = Box::new(local_addresses);
             let dataplane = Nftables::new(kernel, settings.family, features(opening.config), addresses);
             let dataplane = dataplane.detecting(opening.config.drift_detection);
+            let dataplane = dataplane.counting_with(opening.generations.clone());
             let Some(metrics) = opening.metrics.cloned() else {
                 return Ok(Box::new(dataplane) as Box<dyn Dataplane>);
             };

@@ -73,8 +73,8 @@ pub(super) enum Item<'a> {
     Chain(&'a Chain<'a>),
     /// A rule, and how nft writes it, without its comment.
     Rule(&'a Rule<'a>, &'a str),
-    /// An anonymous set that the next rule needs, and its elements.
-    Anonymous(&'a Set<'a>, SetRef<'a>, &'a [Element<'a>]),
+    /// An anonymous set that the next rule of a chain needs, and its elements.
+    Anonymous(&'a str, &'a Set<'a>, SetRef<'a>, &'a [Element<'a>]),
 }
 
 /// Chains that hang on hooks: name, kind, hook, priority.
@@ -190,6 +190,11 @@ impl Layout {
     /// The names of chains that are there whatever classes there are.
     pub(super) fn fixed_chains() -> impl Iterator<Item = &'static str> {
         CHECK_CHAINS.into_iter().chain(DISPATCH_CHAINS)
+    }
+
+    /// Whether packets come to a chain from a hook.
+    pub(super) fn is_base(chain: &str) -> bool {
+        BASE_CHAINS.iter().any(|(name, ..)| *name == chain)
     }
 
     fn visit_chains(&self, visit: &mut dyn FnMut(Item<'_>)) {
