@@ -119,11 +119,8 @@ impl Asked {
 }
 
 /// A page that is made once for all who ask the same within [`PAGE_LIFE`].
-fn remembered(
-    make: impl Fn(&str) -> Answering + Send + Sync + 'static,
-) -> Arc<dyn Fn(&str) -> Answering + Send + Sync> {
-    let (make, last): (Arc<dyn Fn(&str) -> Answering + Send + Sync>, Remembered) =
-        (Arc::new(make), Arc::default());
+fn remembered(make: impl Fn(&str) -> Answering + Send + Sync + 'static) -> MakePage {
+    let (make, last): (MakePage, Remembered) = (Arc::new(make), Arc::default());
     Arc::new(move |query| -> Answering {
         let (query, make, last) = (query.to_owned(), make.clone(), last.clone());
         Box::pin(async move {
@@ -141,6 +138,9 @@ fn remembered(
         })
     })
 }
+
+/// Makes a page for a query.
+type MakePage = Arc<dyn Fn(&str) -> Answering + Send + Sync>;
 
 /// When a page was made, for which query, and the page.
 type Remembered = Arc<Mutex<Option<(Instant, String, Reply)>>>;

@@ -119,7 +119,7 @@ impl NodeReport {
             let services = || vec![view.service.clone()];
             found.extend(of_view.map(|finding| NodeFinding { finding, services: services() }));
         }
-        found.sort_by(|a, b| (a.finding.severity, a.finding.code).cmp(&(b.finding.severity, b.finding.code)));
+        found.sort_by_key(|it| (it.finding.severity, it.finding.code));
         NodeReport {
             node: node.name,
             identity: node.identity,
@@ -224,8 +224,10 @@ fn write_group(f: &mut fmt::Formatter<'_>, group: &[NodeFinding]) -> fmt::Result
                 )?;
             }
         }
-        let is_repeated = group.get(index + 1).is_some_and(|next| next.finding.advice == it.finding.advice);
-        if !it.finding.advice.is_empty() && !(is_repeated && index + 1 < MOST_SERVICES) {
+        // What helps against several is said after the last of them.
+        let shown = group.get(index + 1).filter(|_| index + 1 < MOST_SERVICES);
+        let is_repeated = shown.is_some_and(|next| next.finding.advice == it.finding.advice);
+        if !is_repeated && !it.finding.advice.is_empty() {
             writeln!(f, "          {}", it.finding.advice)?;
         }
     }

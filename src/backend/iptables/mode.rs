@@ -17,7 +17,9 @@ use std::rc::Rc;
 
 /// Levels of the tree of networks, and some to spare.
 const DEEPEST: usize = 16;
-/// At most this many chains of a table are read one by one.
+/// The table that holds a chain for each Service port and endpoint: where at most so many of it are wanted, they are read one
+/// by one. The other tables are read whole.
+const LARGE_TABLE: &str = "nat";
 const MOST_SINGLE_CHAINS: usize = 12;
 
 /// Chains of iptables rules.
@@ -197,7 +199,9 @@ impl<'t> Chains<'t> {
         }
         let (effects, noted) = (HashMap::new(), HashSet::new());
         let mut chains = Chains { tools, whole: BTreeSet::new(), known: HashMap::new(), effects, noted };
-        for (table, _) in by_table.into_iter().filter(|(_, count)| *count > MOST_SINGLE_CHAINS) {
+        let is_read_whole =
+            |(table, count): &(&str, usize)| *table != LARGE_TABLE || *count > MOST_SINGLE_CHAINS;
+        for (table, _) in by_table.into_iter().filter(is_read_whole) {
             let found = tools.table(table).await?.into_iter();
             chains.known.extend(found.map(|(chain, lines)| (format!("{table} {chain}"), Some(lines.into()))));
             chains.whole.insert(table.to_owned());

@@ -50,7 +50,7 @@ pub(super) struct Object {
 #[derive(Debug)]
 pub(super) enum Typed {
     /// core/v1 Service.
-    Service(ServiceObject),
+    Service(Box<ServiceObject>),
     /// discovery.k8s.io/v1 EndpointSlice.
     Slice(EndpointSliceObject),
     /// core/v1 Node.
@@ -301,7 +301,9 @@ fn decode_object(object: Value) -> Decoded {
     match (text("apiVersion"), text("kind")) {
         (_, "") => missing("kind"),
         ("", _) => missing("apiVersion"),
-        ("v1", "Service") => identified(&object, typed(&object).map(Typed::Service)),
+        ("v1", "Service") => {
+            identified(&object, typed(&object).map(|object| Typed::Service(Box::new(object))))
+        }
         ("discovery.k8s.io/v1", "EndpointSlice") => identified(&object, typed(&object).map(Typed::Slice)),
         ("v1", "Node") => identified(&object, typed(&object).map(Typed::Node)),
         (api_version, kind) => Decoded::Other(format!("{} {}", word(api_version), word(kind))),
