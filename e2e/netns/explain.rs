@@ -11,8 +11,7 @@ use kube_proxy_rs::model::IpFamily;
 use kube_proxy_rs::testing::lab::{give_idle_uplink, lone_node};
 use kube_proxy_rs::testing::netns::Namespace;
 use kube_proxy_rs::testing::packets::{
-    CLUSTER_CIDR, NODE_NAME, Packet, PacketCase, ServedBy, Source, Verdict, cases, cases_by_flags,
-    to_manifest,
+    CLUSTER_CIDR, NODE_NAME, Packet, PacketCase, ServedBy, Source, Verdict, cases_by_flags, to_manifest,
 };
 use kube_proxy_rs::testing::proxy::{Flavor, Folder, Launch, wait_until};
 use rstest::rstest;
@@ -20,6 +19,7 @@ use serde_json::{Value, json};
 
 use crate::BINARY;
 use crate::memory::{our_node, serve, start};
+use crate::shapes::assert_documented;
 
 /// A sync, on a busy machine.
 const SYNC: Duration = Duration::from_secs(120);
@@ -31,7 +31,9 @@ pub(crate) fn explain(node: &Namespace, arguments: &[&str]) -> (Value, i32) {
     let output = node.command(BINARY).args(["explain", "-o", "json"]).args(arguments).output().unwrap();
     let errors = String::from_utf8_lossy(&output.stderr);
     let report = serde_json::from_slice(&output.stdout);
-    (report.unwrap_or_else(|error| panic!("{arguments:?}: {error}: {errors}")), output.status.code().unwrap())
+    let report = report.unwrap_or_else(|error| panic!("{arguments:?}: {error}: {errors}"));
+    assert_documented(&report);
+    (report, output.status.code().unwrap())
 }
 
 /// The causes that a report names.
@@ -144,49 +146,73 @@ fn fate(decision: &Value) -> (String, Option<SocketAddr>, bool) {
     (decision["verdict"].as_str().unwrap().to_owned(), endpoint, decision["masqueraded"].as_bool().unwrap())
 }
 
-#[rstest]
-fn what_is_wrong_with_the_kernel_is_named(#[values(Flavor::Nft, Flavor::Legacy)] flavor: Flavor) {
+/// A tool that counts how often it is run.
+fn counting(folder: &Folder) -> String {
+    for tool in
+        ["iptables", "ip6tables"].map(|name| ["nft", "legacy"].map(|of| format!("{name}-{of}"))).concat()
+    {
+        for tool in [tool.clone(), format!("{tool}-save")] {
+            let count = folder.path().join("count").display().to_string();
+            let real = ["/usr/sbin", "/sbin"]
+                .map(|it| format!("{it}/{tool}"))
+                .into_iter()
+                .find(|it| Path::new(it).exists());
+            let script = format!("#!/bin/sh\necho {tool} >> {count}\nexec {} \"$@\"\n", real.unwrap());
+            folder.write(&tool, &script).unwrap();
+            let path = folder.path().join(&tool);
+            std::fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+        }
+    }
+    format!("{}:{}", folder.path().display(), std::env::var("PATH").unwrap())
+}
+
+/// A Service with very many ports or endpoints is read with as few processes as one with a few, and a whole node too: each
+/// process takes milliseconds, and a second is what people wait for.
+#[test]
+fn explain_runs_as_many_tools_for_a_thousand_ports_as_for_twenty() {
     let node = lone_node().unwrap();
     give_idle_uplink(&node).unwrap();
-    let case = cases().into_iter().find(|case| case.shape.exposed && case.shape.endpoints.len() > 1).unwrap();
-    let service = format!("packets/{}", case.service_name());
-    let launch = Launch { binary: BINARY, namespace: &node, flavor, flags: case.flags };
-    let mut proxy = launch.start(&case.objects()).unwrap();
-    proxy.wait_for_sync(&node, flavor, SYNC).unwrap();
-    let socket = proxy.control_socket();
-    let (report, status) = explain(&node, &[&service, "--control-socket", socket.to_str().unwrap()]);
-    assert_eq!((codes(&report), status), ([].into(), 0), "{report:#}");
-    // From here on no proxy mends anything, and `explain` reads the manifests.
-    proxy.kill().unwrap();
-    let manifests = proxy.manifests()[0].to_str().unwrap().to_owned();
-    let flags = ["--manifests", &manifests, "--hostname-override", NODE_NAME, "--cluster-cidr", CLUSTER_CIDR];
-    let flags = [&flags[..], &["--iptables-flavor", flavor.as_str(), &service]].concat();
-    let (report, status) = explain(&node, &flags);
-    assert_eq!((codes(&report), status), ([].into(), 0), "{report:#}");
-
-    let iptables = format!("iptables-{flavor}");
-    let wanted = report["plan"]["families"][0]["wanted"].as_array().unwrap();
-    let chain = |prefix: &str| {
-        let named = wanted.iter().filter_map(|it| it["name"].as_str()?.strip_prefix("nat "));
-        named.clone().find(|name| name.starts_with(prefix)).unwrap().to_owned()
+    let folder = Folder::create().unwrap();
+    let path = counting(&folder);
+    let service = |name: &str, address: &str, ports: u16, endpoints: u16| {
+        let port =
+            |number: u16| json!({"name": format!("p{number}"), "port": 1000 + number, "protocol": "TCP"});
+        let ports: Vec<Value> = (0..ports).map(port).collect();
+        let endpoint =
+            |number: u16| json!({"addresses": [format!("10.128.{}.{}", 1 + number / 250, 1 + number % 250)]});
+        json!([{
+            "apiVersion": "v1", "kind": "Service", "metadata": {"name": name, "namespace": "large"},
+            "spec": {"clusterIP": address, "clusterIPs": [address], "ipFamilies": ["IPv4"], "ports": ports},
+        }, {
+            "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4",
+            "metadata": {"name": format!("{name}-1"), "namespace": "large", "labels": {"kubernetes.io/service-name": name}},
+            "ports": ports, "endpoints": (0..endpoints).map(endpoint).collect::<Vec<_>>(),
+        }])
     };
-    let (endpoint, balancing) = (chain("KUBE-SEP-"), chain("KUBE-SVC-"));
-    let damages: [(&[&str], &str); 3] = [
-        (&["-t", "nat", "-F", &endpoint], "kernel-object-missing"),
-        (&["-t", "nat", "-A", &balancing, "-d", "192.0.2.1", "-j", "RETURN"], "kernel-state-stale"),
-        (&["-I", "FORWARD", "-d", "10.128.0.0/16", "-j", "DROP"], "foreign-drop-rule"),
+    let objects = [
+        service("few", "10.96.0.1", 20, 1),
+        service("ports", "10.96.0.2", 1000, 1),
+        service("endpoints", "10.96.0.3", 1, 1000),
     ];
-    let mut named = BTreeSet::new();
-    for (damage, cause) in damages {
-        node.output(&iptables, damage).unwrap();
-        named.insert(cause);
-        let (report, status) = explain(&node, &flags);
-        assert_eq!((codes(&report), status), (named.clone(), 1), "{report:#}");
-    }
-    node.set_sysctl("net/ipv4/ip_forward", "0").unwrap();
-    named.insert("forwarding-off");
-    let (report, status) = explain(&node, &flags);
-    assert_eq!((codes(&report), status), (named, 1), "{report:#}");
+    let objects: Vec<Value> = objects.iter().flat_map(|it| it.as_array().unwrap().clone()).collect();
+    folder.write("objects.yaml", &to_manifest(&objects)).unwrap();
+    let manifests = folder.path().join("objects.yaml");
+    let runs = |about: &str| {
+        let mut command = node.command(BINARY);
+        command.env("PATH", &path).args(["explain", about, "-o", "json", "--hostname-override", NODE_NAME]);
+        let output =
+            command.args(["--iptables-flavor", "nft", "--manifests"]).arg(&manifests).output().unwrap();
+        assert_eq!(output.status.code(), Some(1), "{}", String::from_utf8_lossy(&output.stderr));
+        let count = folder.path().join("count");
+        let runs = std::fs::read_to_string(&count).unwrap().lines().count();
+        std::fs::remove_file(count).unwrap();
+        runs
+    };
+    let few = runs("large/few");
+    assert!(few > 0, "the tools were not counted");
+    assert_eq!([runs("large/ports"), runs("large/endpoints")], [few, few]);
+    // Both families.
+    assert!(runs("--all") <= 2 * few, "more than {few} for each family");
 }
 
 #[test]
@@ -204,6 +230,18 @@ fn why_a_service_is_not_served_at_all_is_named() {
             json!({"service.kubernetes.io/service-proxy-name": "mesh"}),
         ),
         service("lonely", json!({"clusterIP": "10.96.0.21", "ports": ports}), json!({})),
+        service("named", json!({"clusterIP": "10.96.0.22", "ports": ports}), json!({})),
+        service("empty", json!({"clusterIP": "10.96.0.23", "ports": ports}), json!({})),
+        service(
+            "selecting",
+            json!({"clusterIP": "10.96.0.24", "ports": ports, "selector": {"app": "none"}}),
+            json!({}),
+        ),
+        json!({
+            "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "FQDN",
+            "metadata": {"name": "named-1", "namespace": "shop", "labels": {"kubernetes.io/service-name": "named"}},
+            "ports": [{"name": "", "port": 80}], "endpoints": [{"addresses": ["db.example.org"]}],
+        }),
         json!({
             "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4",
             "metadata": {"name": "lonely-1", "namespace": "shop"},
@@ -228,8 +266,18 @@ fn why_a_service_is_not_served_at_all_is_named() {
         let (report, status) = ask(name);
         assert_eq!((codes(&report), status), ([cause].into(), wanted), "{name}: {report:#}");
     }
-    let (report, _) = ask("lonely");
-    assert!(codes(&report).is_superset(&["slice-without-label", "no-endpoints"].into()), "{report:#}");
+    for (name, causes) in [
+        ("lonely", ["slice-without-label", "no-selector"].as_slice()),
+        ("named", &["fqdn-endpoints"]),
+        ("empty", &["no-selector"]),
+        ("selecting", &["no-endpoints"]),
+    ] {
+        let (report, status) = ask(name);
+        let mut found = codes(&report);
+        // Nothing is programmed.
+        assert!(found.remove("kernel-object-missing") && status == 1, "{name}: {report:#}");
+        assert_eq!(found, causes.iter().copied().collect(), "{name}: {report:#}");
+    }
 }
 
 /// What an API server may have of Services that are not as they should be, or none of ours.
@@ -296,7 +344,7 @@ fn without_the_daemon_the_source_and_the_kernel_are_asked(#[case] source: &str) 
     let (report, _) = ask("shop/web", &["--strict-external-ips"]);
     assert!(codes(&report).contains("external-ip-refused"), "{report:#}");
     let (report, _) = ask("shop/lonely", &[]);
-    assert!(codes(&report).is_superset(&["slice-without-label", "no-endpoints"].into()), "{report:#}");
+    assert!(codes(&report).is_superset(&["slice-without-label", "no-selector"].into()), "{report:#}");
     for (name, cause, wanted) in [("headless", "headless", 0), ("nobody", "unknown-service", 2)] {
         let (report, status) = ask(&format!("shop/{name}"), &[]);
         assert_eq!((codes(&report), status), ([cause].into(), wanted), "{name}: {report:#}");

@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 use crate::BINARY;
 use crate::explain::{codes, explain};
 use crate::running::Running;
+use crate::shapes::assert_documented;
 
 const SYNC: Duration = Duration::from_secs(120);
 const SOON: Duration = Duration::from_secs(5);
@@ -156,6 +157,13 @@ fn a_health_check_node_port_that_another_service_wants_for_traffic_answers_and_t
     let status = node.command(BINARY).arg("status").arg("--control-socket").arg(&socket).output().unwrap();
     let status = String::from_utf8(status.stdout).unwrap();
     assert!(status.contains(complaint) && status.contains("shop/second"), "{status}");
+    let json = node
+        .command(BINARY)
+        .args(["status", "-o", "json", "--control-socket"])
+        .arg(&socket)
+        .output()
+        .unwrap();
+    assert_documented(&serde_json::from_slice(&json.stdout).unwrap());
     let (report, _) = explain(&node, &["shop/second", "--control-socket", socket.to_str().unwrap()]);
     assert!(codes(&report).contains("node-port-taken"), "{report:#}");
 }

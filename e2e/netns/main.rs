@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::disallowed_methods, reason = "these are tests")]
 
 mod bounds;
+mod causes;
 mod claims;
 mod cleanup;
 mod conntrack;
@@ -32,6 +33,7 @@ mod sabotage;
 mod saved;
 mod sequences;
 mod service_metrics;
+mod shapes;
 mod takeover;
 mod wiring;
 

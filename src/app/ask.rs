@@ -5,8 +5,11 @@ use super::offline::Offline;
 use super::output::{Answer, complain};
 use super::print::structured;
 use super::read_api::{FIRST_ANSWER, client_options};
+use super::whole;
 use crate::config::{Config, Explain, Form, Target};
-use crate::explain::{self, ApiFacts, Kind, NodeState, ProxyState, Report, Row, ServiceView, Services};
+use crate::explain::{
+    self, ApiFacts, Kind, NodePage, NodeState, ProxyState, Report, Row, ServiceView, Services, Wide,
+};
 use crate::http;
 use crate::kernel::addresses::local_addresses;
 use crate::model::{IpFamily, Protocol, ServiceName, excerpt};
@@ -84,8 +87,21 @@ impl Running {
 }
 
 impl Source<'_> {
+    /// The node, page by page.
+    pub(super) async fn pages(&self) -> Result<Vec<NodePage>> {
+        let mut pages: Vec<NodePage> = Vec::new();
+        loop {
+            let after = pages.last().and_then(|page| page.next.clone());
+            if !pages.is_empty() && after.is_none() {
+                return Ok(pages);
+            }
+            let path = http::path_with_query("/v1/node", &[("after", after.as_deref().unwrap_or_default())]);
+            pages.push(self.ask(&path, |state| explain::node_page(state, after.as_deref())).await?);
+        }
+    }
+
     /// How the proxy is doing, if one is asked.
-    async fn running(&self) -> Result<Option<Running>> {
+    pub(super) async fn running(&self) -> Result<Option<Running>> {
         match self {
             Source::Daemon(socket) => ask_daemon(socket, "/v1/status").await.map(Some),
             Source::Offline(_) => Ok(None),
@@ -145,7 +161,10 @@ fn no_answer(error: io::Error, socket: &Path) -> Error {
 
 /// `explain`.
 pub(super) async fn explain(config: &Config, asked: &Explain) -> Result<Answer> {
-    let target = Target::parse(&asked.target, &asked.namespace).map_err(Error::msg)?;
+    let Some(target) = &asked.target else {
+        return whole::explain(config, &Source::of(config).await?, asked).await;
+    };
+    let target = Target::parse(target, &asked.namespace).map_err(Error::msg)?;
     let source = Source::of(config).await?;
     match target {
         Target::Service { namespace, name, port } => {
@@ -244,6 +263,7 @@ async fn explain_service(
     let text = match structured("Explanation", &report, &asked.form)? {
         Some(text) => text,
         None if asked.form == Form::Name => format!("service/{}\n", report.service),
+        None if asked.form == Form::Wide => Wide(&report).to_string(),
         None => report.to_string(),
     };
     Ok(Answer { text, status: report.exit_status(), wraps: asked.form == Form::Text })
@@ -322,7 +342,9 @@ fn facts_of(raw: Raw) -> ApiFacts {
         (None, None | Some("")) => Kind::NoClusterIp,
         (None, Some(_)) => Kind::Ordinary,
     });
-    ApiFacts { kind, unlabelled_slices: raw.unlabelled_slices }
+    let lacks_selector = spec.is_some_and(|spec| spec.selector.is_none());
+    let Raw { unlabelled_slices, fqdn_slices, .. } = raw;
+    ApiFacts { kind, unlabelled_slices, fqdn_slices, lacks_selector }
 }
 
 /// `status`.
@@ -337,6 +359,19 @@ pub(super) async fn status(config: &Config, form: &Form) -> Result<Answer> {
         None => String::from_utf8_lossy(&answer_of(socket, "/v1/status.txt").await?).into_owned(),
     };
     Ok(Answer { text, status: u8::from(is_degraded), wraps: form == &Form::Text })
+}
+
+/// What the proxy that runs here answers to a path of its control socket.
+pub(super) async fn answer(config: &Config, path: &str) -> Result<Vec<u8>> {
+    let Some(socket) = &config.control_socket else { bail!("no proxy to ask: --control-socket is empty") };
+    answer_of(socket, path).await
+}
+
+/// What the kernel has of all that is wanted, as JSON, by family.
+pub(super) async fn kernel_objects(config: &Config) -> Result<Vec<u8>> {
+    let node = whole::node(config, &Source::of(config).await?).await?;
+    let found = inspect::kernel_objects(config, &node).await?;
+    serde_json::to_vec_pretty(&found).context("writing JSON")
 }
 
 /// What the proxy that runs here says of itself; `None` where none can be asked.

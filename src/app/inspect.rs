@@ -1,25 +1,26 @@
 //! What the node has for one Service, read live: rules or servers, settings, flows. Runs in the process
 //! of the command that asks, never in the loop.
 
+use super::obstacles::{Surroundings, bridged, protocol};
 use super::output::complain;
 use crate::backend::{
-    self, ChainRules, ForeignEffect, ForeignRule, InspectedNode, Inspection, KnownPart, Packet, SERVER_RULE,
-    TraceOutcome, foreign_rules,
+    self, InspectedNode, Inspection, KernelObject, Packet, ProxyMode, SERVER_RULE, TraceOutcome,
 };
 use crate::config::{Config, Explain, Mode};
 use crate::explain::{
-    Decision, EndpointView, FamilyFacts, FamilyView, Flows, NodeState, Obstacle, PortFlows, PortView,
+    Decision, EndpointView, FamilyFacts, FamilyView, Flows, Node, NodeState, Obstacle, PortFlows, PortView,
     ServiceView, Tracking,
 };
-use crate::kernel::addresses::{interface_addresses, local_addresses};
+use crate::kernel::addresses::local_addresses;
 use crate::kernel::conntrack::{Conntrack, Destination, Part};
-use crate::kernel::iptables::{Flavor, Place, Tools};
+use crate::kernel::iptables::{Flavor, Tools, Xtables as _};
 use crate::kernel::nft::Nft;
 use crate::kernel::sysctl::Sysctls;
 use crate::model::{IpFamily, Protocol, Verdict};
 use anyhow::Result;
+use futures::StreamExt as _;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 /// Frontends for each of which the table is listed by itself.
@@ -28,6 +29,8 @@ const MOST_LISTS: usize = 4;
 const MOST_FLOWS: u64 = 1_000_000;
 /// Endpoints that are asked whether anything listens, and for how long.
 const MOST_PROBED: usize = 16;
+const MOST_PROBED_OF_ALL: usize = 256;
+const PROBED_AT_ONCE: usize = 64;
 const PROBE_LIMIT: Duration = Duration::from_millis(500);
 
 /// Everything there is to be seen around a Service.
@@ -35,7 +38,7 @@ pub(super) async fn around(config: &Config, view: &ServiceView, asked: &Explain)
     let mut node = NodeState {
         tracking: tracking(),
         flows: or_warn("open flows are not counted", flows(view)),
-        refusing: refusing(view).await,
+        refusing: refusing([view], MOST_PROBED).await,
         excluded_client: excluded_client(view, asked),
         node_port_range: Some(config.node_ports.range),
         ..NodeState::default()
@@ -43,21 +46,13 @@ pub(super) async fn around(config: &Config, view: &ServiceView, asked: &Explain)
     let mode = backend::open(Mode::named(&view.mode).unwrap_or(config.mode));
     for family in &view.families {
         let Some(of) = family.ip_family() else { continue };
-        let tools = tools(config, view, of).await;
+        let tools = tools(config, &view.flavor, of).await;
         let own = or_warn("the node's addresses are unknown", local_addresses(of)).unwrap_or_default();
         let inspected = InspectedNode { family: of, tools: tools.as_ref(), addresses: &own };
-        let looked = async {
-            let obstacles = match inspected.tools() {
-                Ok(tools) => obstacles(tools, family, &own).await?,
-                // Nothing of this mode is written with them.
-                Err(_) if !mode.facts().writes_iptables => Vec::new(),
-                Err(error) => return Err(error),
-            };
-            Ok((obstacles, mode.inspect(&inspected, &family.wanted).await?))
-        };
-        let looked = looked.await;
+        let services = [(view.service.as_str(), family)];
+        let looked = inspect(mode, &inspected, &services, &family.wanted).await;
         let found = looked.as_ref().map(|(_, inspection)| inspection.found.clone()).unwrap_or_default();
-        node.families.push(family_facts((of, family), looked));
+        node.families.push(FamilyFacts { bridged: bridged(of, [family]), ..family_facts(of, looked) });
         for packet in packets((of, family), asked, &own) {
             // Where the kernel could not be read, what should be there decides.
             let objects = if found.is_empty() { &family.wanted } else { &found };
@@ -72,15 +67,119 @@ pub(super) async fn around(config: &Config, view: &ServiceView, asked: &Explain)
     node
 }
 
+/// Everything there is to be seen around all Services: what is read for one is read once for all.
+pub(super) async fn around_all(config: &Config, node: &Node) -> NodeState {
+    let mut state = NodeState {
+        tracking: tracking(),
+        refusing: refusing(&node.services, MOST_PROBED_OF_ALL).await,
+        node_port_range: Some(config.node_ports.range),
+        ..NodeState::default()
+    };
+    let mode = backend::open(Mode::named(&node.identity.mode).unwrap_or(config.mode));
+    for (of, wanted) in &node.wanted {
+        let tools = tools(config, &node.identity.flavor, *of).await;
+        let own = or_warn("the node's addresses are unknown", local_addresses(*of)).unwrap_or_default();
+        let inspected = InspectedNode { family: *of, tools: tools.as_ref(), addresses: &own };
+        let parts =
+            node.services.iter().flat_map(|view| view.families.iter().map(|it| (view.service.as_str(), it)));
+        let services: Vec<(&str, &FamilyView)> =
+            parts.filter(|(_, it)| it.ip_family() == Some(*of)).collect();
+        let looked = inspect(mode, &inspected, &services, wanted).await;
+        let bridged = bridged(*of, services.iter().map(|(_, family)| *family));
+        state.families.push(FamilyFacts { bridged, ..family_facts(*of, looked) });
+    }
+    state
+}
+
+/// What the kernel has of all that Services want, by family.
+pub(super) async fn kernel_objects(
+    config: &Config,
+    node: &Node,
+) -> Result<BTreeMap<String, Vec<KernelObject>>> {
+    let mode = backend::open(Mode::named(&node.identity.mode).unwrap_or(config.mode));
+    let mut found = BTreeMap::new();
+    for (of, wanted) in &node.wanted {
+        let tools = tools(config, &node.identity.flavor, *of).await;
+        let inspected = InspectedNode { family: *of, tools: tools.as_ref(), addresses: &[] };
+        found.insert(of.to_string(), mode.inspect(&inspected, wanted).await?.found);
+    }
+    Ok(found)
+}
+
+/// All iptables rules of both families, table by table.
+pub(super) async fn rules(config: &Config) -> Result<String> {
+    let mut text = String::new();
+    for family in IpFamily::ALL {
+        let tools = match backend::usable_tools(family, backend::flavor(config)).await {
+            Ok(tools) => tools,
+            Err(error) => {
+                text.push_str(&format!("# {family}: {error:#}\n"));
+                continue;
+            }
+        };
+        for table in ["raw", "mangle", "nat", "filter"] {
+            text.push_str(&format!("# {family}, iptables-{}\n*{table}\n", tools.flavor()));
+            for (chain, rules) in tools.table_in_use(table).await? {
+                rules.iter().for_each(|rule| text.push_str(&format!("-A {chain} {rule}\n")));
+            }
+        }
+    }
+    Ok(text)
+}
+
+/// How full connection tracking is, and how many flows of each family and protocol there are.
+pub(super) fn tracked() -> Result<String> {
+    let mut text = match tracking() {
+        Some(Tracking { count, max }) => format!("{count} of {max} flows\n"),
+        None => "the settings of connection tracking cannot be read\n".to_owned(),
+    };
+    let mut conntrack = Conntrack::open()?;
+    for family in IpFamily::ALL {
+        for protocol in Protocol::ALL {
+            let mut count = 0_u64;
+            let all = Destination { protocol, address: None, port: None };
+            conntrack.list(family, &all, &mut |part| match part {
+                Part::Start => count = 0,
+                Part::Item(flow) => count += u64::from(flow.protocol == protocol),
+            })?;
+            text.push_str(&format!("{family} {protocol}: {count}\n"));
+        }
+    }
+    Ok(text)
+}
+
+/// Whether the kernel has what is wanted, and which rules of other programs stand in the way of these Services.
+async fn inspect(
+    mode: &dyn ProxyMode,
+    inspected: &InspectedNode<'_>,
+    services: &[(&str, &FamilyView)],
+    wanted: &[KernelObject],
+) -> Result<(Vec<Obstacle>, Inspection)> {
+    let obstacles = match inspected.tools() {
+        Ok(tools) => {
+            let around = Surroundings::read(tools, inspected.family).await?;
+            let mut found = around.obstacles(services.iter().copied(), inspected.addresses);
+            if tools.flavor() == Flavor::Nft {
+                let legacy = Surroundings::of_legacy(inspected.family).await;
+                let legacy = or_warn("legacy tables are not looked at", legacy).flatten();
+                let beside = legacy.map(|it| it.obstacles(services.iter().copied(), inspected.addresses));
+                found.extend(beside.into_iter().flatten());
+            }
+            found
+        }
+        // Nothing of this mode is written with them.
+        Err(_) if !mode.facts().writes_iptables => Vec::new(),
+        Err(error) => return Err(error),
+    };
+    Ok((obstacles, mode.inspect(inspected, wanted).await?))
+}
+
 /// What was found; where it could not be looked for, a warning and nothing.
 fn or_warn<T>(what: &str, found: Result<T>) -> Option<T> {
     found.map_err(|error| complain(format_args!("Warning: {what}: {error:#}"))).ok()
 }
 
-fn family_facts(
-    (of, family): (IpFamily, &FamilyView),
-    looked: Result<(Vec<Obstacle>, Inspection)>,
-) -> FamilyFacts {
+fn family_facts(of: IpFamily, looked: Result<(Vec<Obstacle>, Inspection)>) -> FamilyFacts {
     let forwarding = match of {
         IpFamily::V4 => "net/ipv4/ip_forward",
         IpFamily::V6 => "net/ipv6/conf/all/forwarding",
@@ -88,8 +187,7 @@ fn family_facts(
     let forwards = Sysctls::default().read(forwarding).ok().map(|value| value != "0");
     let unseen = or_warn("nftables tables of other programs are not looked for", unseen_tables(of));
     let unseen_tables = unseen.unwrap_or_default();
-    let facts =
-        FamilyFacts { family: family.family.clone(), forwards, unseen_tables, ..FamilyFacts::default() };
+    let facts = FamilyFacts { family: of.to_string(), forwards, unseen_tables, ..FamilyFacts::default() };
     match looked {
         Ok((obstacles, Inspection { differences, .. })) => FamilyFacts { obstacles, differences, ..facts },
         Err(error) => FamilyFacts { unreadable: Some(format!("{error:#}")), ..facts },
@@ -105,112 +203,15 @@ fn unseen_tables(family: IpFamily) -> Result<Vec<String>> {
 }
 
 /// The tools that the proxy uses.
-async fn tools(config: &Config, view: &ServiceView, family: IpFamily) -> Result<Tools> {
-    let used = [Flavor::Nft, Flavor::Legacy].into_iter().find(|flavor| flavor.as_str() == view.flavor);
+async fn tools(config: &Config, flavor: &str, family: IpFamily) -> Result<Tools> {
+    let used = [Flavor::Nft, Flavor::Legacy].into_iter().find(|it| it.as_str() == flavor);
     backend::usable_tools(family, used.or_else(|| backend::flavor(config))).await
-}
-
-/// Rules of other programs in the way of the Service's packets: those that forwarded ones meet on their way to an
-/// endpoint, and those that others meet before our rules.
-async fn obstacles(tools: &Tools, family: &FamilyView, own: &[IpAddr]) -> Result<Vec<Obstacle>> {
-    let filter = tools.table("filter").await?;
-    let (mut found, mut interfaces) = (BTreeSet::new(), HashMap::new());
-    for port in &family.ports {
-        let used = port.endpoints.iter().filter(|endpoint| endpoint.is_used());
-        for to in used.filter_map(EndpointView::address) {
-            let out_interface = interfaces.entry(to.ip()).or_insert_with(|| out_interface(to)).clone();
-            let packet = KnownPart { to, protocol: protocol(port), out_interface };
-            let rules = foreign_rules(&filter, "FORWARD", &packet).into_iter();
-            found.extend(rules.map(|rule| Obstacle::of(&rule, None)));
-        }
-    }
-    for (table, chains) in before_ours(tools).await? {
-        for port in &family.ports {
-            for to in port.frontends.iter().filter_map(|frontend| frontend.address.parse().ok()) {
-                found.extend(met_before_ours(&chains, table, (to, protocol(port)), own));
-            }
-        }
-    }
-    Ok(found.into_iter().collect())
-}
-
-/// The tables whose rules see a packet before the Services' rules do.
-async fn before_ours(tools: &Tools) -> Result<[(&'static str, ChainRules); 2]> {
-    let mut nat = ChainRules::new();
-    for chain in ["PREROUTING", "OUTPUT"] {
-        let rules = tools.rules(Place { table: "nat", chain }).await?.unwrap_or_default();
-        nat.insert(chain.to_owned(), rules);
-    }
-    // The rest of the table is nearly all Services', so that it is read only where it has to be.
-    if nat.values().flatten().any(|rule| leads_to_foreign_chain(rule)) {
-        nat = tools.table("nat").await?;
-    }
-    for ours in ["KUBE-SERVICES", "KUBE-POSTROUTING"] {
-        nat.entry(ours.to_owned()).or_default();
-    }
-    Ok([("raw", tools.table_in_use("raw").await?), ("nat", nat)])
-}
-
-/// Whether a rule's target is a chain that is not a service proxy's.
-fn leads_to_foreign_chain(rule: &str) -> bool {
-    const TARGETS: [&str; 14] = [
-        "ACCEPT",
-        "DROP",
-        "RETURN",
-        "DNAT",
-        "REDIRECT",
-        "NOTRACK",
-        "CT",
-        "MARK",
-        "LOG",
-        "REJECT",
-        "CONNMARK",
-        "SNAT",
-        "MASQUERADE",
-        "TPROXY",
-    ];
-    let mut words = rule.split_whitespace().skip_while(|word| !["-j", "-g"].contains(word)).skip(1);
-    words.next().is_some_and(|target| !TARGETS.contains(&target) && !target.starts_with("KUBE-"))
-}
-
-fn met_before_ours(
-    chains: &ChainRules,
-    table: &str,
-    (to, protocol): (SocketAddr, Protocol),
-    own: &[IpAddr],
-) -> Vec<Obstacle> {
-    let packet = KnownPart { to, protocol, out_interface: None };
-    let local = own.contains(&to.ip()).then_some(to.ip());
-    let rules = ["PREROUTING", "OUTPUT"].into_iter().flat_map(|start| foreign_rules(chains, start, &packet));
-    let wanted = |rule: &ForeignRule| match table {
-        "raw" => rule.effect != ForeignEffect::Redirects,
-        _ => rule.effect == ForeignEffect::Redirects,
-    };
-    rules.filter(wanted).map(|rule| Obstacle::of(&rule, local)).collect()
-}
-
-/// The interface by which packets leave for an address: the one that has the address that the kernel would send from.
-fn out_interface(to: SocketAddr) -> Option<String> {
-    let unspecified: IpAddr = match to {
-        SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
-        SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
-    };
-    let socket = std::net::UdpSocket::bind((unspecified, 0)).ok()?;
-    // Nothing is sent.
-    socket.connect(to).ok()?;
-    let from = socket.local_addr().ok()?.ip();
-    let addresses = interface_addresses(IpFamily::of(from)).ok()?;
-    addresses.into_iter().find(|it| it.address == from).map(|it| it.interface)
 }
 
 fn tracking() -> Option<Tracking> {
     let sysctls = Sysctls::default();
     let read = |name: &str| sysctls.read(&format!("net/netfilter/{name}")).ok()?.parse().ok();
     Some(Tracking { count: read("nf_conntrack_count")?, max: read("nf_conntrack_max")? })
-}
-
-fn protocol(port: &PortView) -> Protocol {
-    Protocol::ALL.into_iter().find(|it| it.as_str() == port.protocol).unwrap_or_default()
 }
 
 /// Counts the flows to the Service's frontends, by port and by the endpoint that answers them.
@@ -309,17 +310,21 @@ fn count(
     Ok(())
 }
 
-/// Used TCP endpoints on this node on whose port nothing listens.
-async fn refusing(view: &ServiceView) -> Vec<SocketAddr> {
-    let ports = view.families.iter().flat_map(|family| &family.ports).filter(|port| port.protocol == "tcp");
+/// Used TCP endpoints on this node on whose port nothing listens; at most this many are asked.
+async fn refusing(views: impl IntoIterator<Item = &ServiceView>, most: usize) -> Vec<SocketAddr> {
+    let families = views.into_iter().flat_map(|view| &view.families);
+    let ports = families.flat_map(|family| &family.ports).filter(|port| port.protocol == "tcp");
     let local = ports.flat_map(|port| &port.endpoints).filter(|it| it.local && it.is_used());
     let addresses: BTreeSet<SocketAddr> = local.filter_map(EndpointView::address).collect();
-    let probes = addresses.into_iter().take(MOST_PROBED).map(|address| async move {
+    let probes = addresses.into_iter().take(most).map(|address| async move {
         let connected = tokio::time::timeout(PROBE_LIMIT, tokio::net::TcpStream::connect(address)).await;
         let refused = |error: &std::io::Error| error.kind() == std::io::ErrorKind::ConnectionRefused;
         matches!(connected, Ok(Err(error)) if refused(&error)).then_some(address)
     });
-    futures::future::join_all(probes).await.into_iter().flatten().collect()
+    let refused = futures::stream::iter(probes).buffer_unordered(PROBED_AT_ONCE);
+    let mut refused: Vec<SocketAddr> = refused.filter_map(std::future::ready).collect().await;
+    refused.sort_unstable();
+    refused
 }
 
 /// The client, if source ranges leave it out of the load-balancer IP that it asks.

@@ -2,6 +2,7 @@
 //! the shutdown. The only room that knows all others.
 
 mod ask;
+mod bug_report;
 mod check;
 mod conntrack;
 mod consistency;
@@ -9,8 +10,10 @@ mod control_socket;
 mod dataplanes;
 mod events;
 mod inspect;
+mod obstacles;
 mod offline;
 mod output;
+mod pages;
 mod print;
 mod read_api;
 mod readiness_taint;
@@ -26,6 +29,7 @@ mod source;
 mod status;
 mod style;
 mod supervisor;
+mod whole;
 
 use crate::backend::{self, cleanup};
 use crate::config::{
@@ -90,6 +94,9 @@ fn act(line: &CommandLine) -> Result<ExitCode> {
         Action::Explain(asked) => block_on(ask::explain(&config, asked)),
         Action::Services(asked) => block_on(services::services(&config, asked)),
         Action::Status(form) => block_on(ask::status(&config, form)),
+        Action::BugReport(path) => {
+            block_on(bug_report::bug_report(&config, &effective, (path.as_deref(), run::clock()().wall)))
+        }
         _ => {
             start_logging(line, config.logging, &notices)?;
             return act_with_log(line, config, (&effective, choice.as_ref()));
@@ -123,7 +130,8 @@ fn act_with_log(
         | Action::Completion(_)
         | Action::Explain(_)
         | Action::Services(_)
-        | Action::Status(_) => Ok(ExitCode::SUCCESS),
+        | Action::Status(_)
+        | Action::BugReport(_) => Ok(ExitCode::SUCCESS),
     }
 }
 

@@ -54,7 +54,7 @@ fn leave(signal: &str) -> ExitCode {
 }
 
 #[expect(clippy::disallowed_methods, reason = "the program's one clock")]
-fn clock() -> Clock {
+pub(super) fn clock() -> Clock {
     Arc::new(|| Now { steady: Instant::now(), wall: SystemTime::now() })
 }
 
@@ -79,9 +79,16 @@ async fn serve(config: Config, line: CommandLine, effective: Effective) -> Resul
     let slots = slots();
     let mut post_sync = post_sync(&health, &metrics, &clock, &slots);
     let (asker, queries) = mpsc::channel(control_socket::QUERIES);
-    let asked = Asked { queries: asker, health: health.clone(), clock: clock.clone(), started };
+    let asked = Asked {
+        queries: asker,
+        health: health.clone(),
+        clock: clock.clone(),
+        started,
+        configz: configz.as_str().into(),
+        metrics: metrics.clone(),
+    };
     let control = control_socket::serve(&config, asked.clone());
-    let facts = Facts { status: asked.page(), configz, flags: line.values.clone(), started, slots };
+    let facts = Facts { pages: asked.pages(), configz, flags: line.values.clone(), started, slots };
     let watched = Watched::new(line, effective);
     let observed = Observed { health: health.clone(), metrics: metrics.clone(), clock: clock.clone() };
     let Feed { source, events: notices, client } = source::start(opened, &config, sender, &observed)?;

@@ -21,8 +21,8 @@ pub(super) struct Facts {
     pub(super) flags: Vec<(String, String)>,
     /// When we started.
     pub(super) started: SystemTime,
-    /// The status page of the metrics server.
-    pub(super) status: http::SlowPage,
+    /// The pages of the metrics server that ask the loop.
+    pub(super) pages: Vec<http::SlowPage>,
     /// What the servers may use.
     pub(super) slots: Arc<Slots>,
 }
@@ -67,13 +67,13 @@ pub(super) fn serve(
         address: config.healthz,
         site: Site::of(health::routes(health, clock, Box::new(count)), &facts.slots),
     };
-    let (status, slots) = (facts.status.clone(), facts.slots.clone());
+    let (slow, slots) = (facts.pages.clone(), facts.slots.clone());
     let pages = http::diagnostics(pages(config, facts, observed));
     let metrics_server = Server {
         what: "metrics",
         reason: "FailedToStartMetricServer",
         address: config.metrics,
-        site: Site { slow: Some(status), ..Site::of(pages, &slots) },
+        site: Site { slow, ..Site::of(pages, &slots) },
     };
     let hard_fail = config.bind_address_hard_fail;
     async move {
@@ -144,7 +144,8 @@ fn statusz(
         config.node_name,
         UtcTime::of(started),
     );
-    let paths = "/configz /flagz /healthz /metrics /metrics/slis /proxyMode /readyz /status /statusz";
+    let paths =
+        "/configz /flagz /healthz /metrics /metrics/slis /proxyMode /readyz /status /status/service /statusz";
     Box::new(move || {
         let now = clock();
         let up = now.wall.duration_since(started).unwrap_or_default().as_secs();

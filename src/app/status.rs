@@ -1,5 +1,6 @@
 //! How the proxy on this node is doing: for `kube-proxy-rs status`, and as a page for people.
 
+use super::pages::{self, Listed};
 use crate::explain::Overview;
 use crate::health::{Doubtful, FamilyReadiness, Readiness, RefusedObject};
 use crate::model::{UtcTime, WatchState, node_port_words};
@@ -9,7 +10,7 @@ use std::fmt;
 use std::time::SystemTime;
 
 /// The page's style; nothing is loaded from anywhere.
-const STYLE: &str = include_str!("status.css");
+pub(super) const STYLE: &str = include_str!("status.css");
 
 /// All that is shown.
 #[derive(Debug, Serialize)]
@@ -42,7 +43,7 @@ impl Status {
     }
 
     /// The page, whole: no scripts, no links to elsewhere.
-    pub(super) fn html(&self) -> String {
+    pub(super) fn html(&self, services: Option<&Listed>) -> String {
         let (class, word) = match self.readiness.healthy {
             true => ("good", "Healthy"),
             false => ("bad", "Degraded"),
@@ -55,7 +56,7 @@ impl Status {
              <meta http-equiv=\"refresh\" content=\"15\"><meta name=\"color-scheme\" content=\"light dark\">\
              <title>{word}: kube-proxy-rs on {node}</title><style>{STYLE}</style></head><body><main>\
              <header><h1>kube-proxy-rs</h1><p class=\"state {class}\">{word}</p></header>\
-             <p class=\"where\">{node}</p>{reasons}{facts}{api}{families}{refused}{doubtful}\
+             <p class=\"where\">{node}</p>{reasons}{facts}{api}{families}{refused}{doubtful}{services}\
              <footer>kube-proxy-rs {version}, in place of kube-proxy v{upstream}. Running since {started}, \
              seen at {now}.</footer></main></body></html>\n",
             node = escaped(node),
@@ -64,6 +65,7 @@ impl Status {
             families = self.family_table(),
             refused = self.refused_table(),
             doubtful = self.doubtful_table(),
+            services = services.map(pages::services).unwrap_or_default(),
             version = self.version,
             upstream = self.stands_in_for,
             started = self.started,
@@ -288,23 +290,23 @@ fn drift(family: &FamilyReadiness) -> String {
     }
 }
 
-fn list<'r>(reasons: impl Iterator<Item = &'r String>) -> String {
+pub(super) fn list<'r>(reasons: impl Iterator<Item = &'r String>) -> String {
     let items: String = reasons.map(|reason| format!("<li>{}</li>", escaped(reason))).collect();
     if items.is_empty() { items } else { format!("<ul class=\"reasons\">{items}</ul>") }
 }
 
-fn table(title: &str, head: &[&str], rows: &str) -> String {
+pub(super) fn table(title: &str, head: &[&str], rows: &str) -> String {
     let head: String = head.iter().map(|name| format!("<th scope=\"col\">{name}</th>")).collect();
     format!("<h2>{title}</h2><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>")
 }
 
 /// On narrow screens the column's name stands beside the value.
-fn cell(name: &str, value: &str) -> String {
+pub(super) fn cell(name: &str, value: &str) -> String {
     format!("<td data-label=\"{name}\">{}</td>", escaped(value))
 }
 
 /// Names and messages come from outside: none of them may be markup.
-fn escaped(text: &str) -> String {
+pub(super) fn escaped(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for c in text.chars() {
         match c {
@@ -347,7 +349,7 @@ mod tests {
     #[test]
     fn a_healthy_node_says_so_in_every_form() {
         let status = status(|_, _| {});
-        assert!(status.html().contains("class=\"state good\">Healthy"), "{}", status.html());
+        assert!(status.html(None).contains("class=\"state good\">Healthy"), "{}", status.html(None));
         assert!(status.to_string().starts_with("State      healthy\n"), "{status}");
         let json = serde_json::to_value(&status).unwrap();
         assert_eq!(
@@ -367,7 +369,7 @@ mod tests {
             health.doubted(Doubtful { refused_external_ips: 1, doubtful, ..Doubtful::default() });
             health.failed(IpFamily::V4, "the lock is \"taken\"".to_owned(), now);
         });
-        let html = status.html();
+        let html = status.html(None);
         assert!(html.contains("class=\"state bad\">Degraded"), "{html}");
         assert!(html.contains("shop/web") && html.contains("the lock is &quot;taken&quot;"), "{html}");
         assert!(!html.contains("<script"), "{html}");
@@ -390,8 +392,8 @@ mod tests {
             assert!(text.starts_with("State      DEGRADED\n"), "{text}");
             assert_eq!(text.matches(&problem.to_string()).count(), 1, "{text}");
             assert!(
-                status.html().contains("class=\"state bad\">Degraded")
-                    && status.html().contains("&lt;shop&gt;.yaml")
+                status.html(None).contains("class=\"state bad\">Degraded")
+                    && status.html(None).contains("&lt;shop&gt;.yaml")
             );
         }
     }
@@ -412,7 +414,7 @@ mod tests {
             text.contains("API server https://192.0.2.1/ NOT CONNECTED, the objects are 0 s old"),
             "{text}"
         );
-        let html = status.html();
+        let html = status.html(None);
         assert!(html.contains("class=\"state bad\">Degraded"), "{html}");
         assert!(html.contains("connection &lt;refused&gt; (2023-11-14T22:13:20Z)"), "{html}");
         let json = serde_json::to_value(&status).unwrap();
@@ -427,7 +429,7 @@ mod tests {
         health.watching("https://192.0.2.1/", now);
         health.watch(ObjectKind::Node, WatchNews::Failed("connection refused"), now);
         let status = Status::new(now.wall, None, health.readiness(now));
-        for text in [status.to_string(), status.html()] {
+        for text in [status.to_string(), status.html(None)] {
             assert!(
                 text.contains("waiting for the API server https://192.0.2.1/: connection refused"),
                 "{text}"
@@ -438,7 +440,7 @@ mod tests {
 
     #[test]
     fn the_page_loads_nothing_from_anywhere() {
-        let html = status(|_, _| {}).html();
+        let html = status(|_, _| {}).html(None);
         for word in ["http://", "src=", "href=", "@import", "url("] {
             assert!(!html.contains(word), "{word}");
         }

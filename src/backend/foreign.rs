@@ -211,13 +211,21 @@ impl<'r> ForeignLine<'r> {
                 "-d" => destination(value, packet.to.ip()),
                 "-p" => protocol(value, packet.protocol),
                 "--dport" | "--dports" => ports(value, packet.to.port()),
+                // No packet to a Service comes from the loopback interface.
+                "-i" => {
+                    if value == "lo" {
+                        Holds::No
+                    } else {
+                        Holds::Maybe
+                    }
+                }
                 "-o" => interface(value, packet.out_interface.as_deref()),
                 "--ctstate" | "--state" => states(value),
                 word if word.starts_with('-') => Holds::Maybe,
                 // A value.
                 _ => continue,
             };
-            if matches!(word, "-m" | "--match" | "--comment" | "-d" | "-p" | "-o") {
+            if matches!(word, "-m" | "--match" | "--comment" | "-d" | "-p" | "-i" | "-o") {
                 words.next();
             }
             holds = holds.and(found.negated(is_negated));
@@ -333,6 +341,7 @@ mod tests {
         "DOCKER-ISOLATION-STAGE-1 -j RETURN", "DOCKER-ISOLATION-STAGE-2 -o docker0 -j DROP",
         "DOCKER-ISOLATION-STAGE-2 -j RETURN", "DOCKER ! -i docker0 -o docker0 -j DROP",
     ])]
+    #[case::of_loopback(&["FORWARD -i lo -j DROP"])]
     #[case::own_chains(&["FORWARD -j KUBE-FORWARD", "KUBE-FORWARD -m conntrack --ctstate INVALID -j DROP", "FORWARD -m conntrack --ctstate NEW -j KUBE-PROXY-FIREWALL", "KUBE-PROXY-FIREWALL -j DROP"])]
     fn a_healthy_node_has_nothing_in_the_way(#[case] lines: &[&str]) {
         assert_eq!(found(lines, "FORWARD"), [""; 0]);

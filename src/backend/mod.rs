@@ -122,6 +122,7 @@ impl SharedNames {
 /// A kernel object, spelled out: a chain with its rules, a virtual server with its real servers, a set
 /// with its entries.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct KernelObject {
     /// `nat KUBE-SERVICES`, `virtual server 10.96.0.1:80/tcp`, `set KUBE-CLUSTER-IP`.
     pub name: String,

@@ -102,6 +102,10 @@ pub trait ProxyMode: Sync {
         wanted: &'a [KernelObject],
     ) -> LocalBoxFuture<'a, Result<Inspection>>;
 
+    /// Whether a kernel object, by its name in [`KernelObject`], has in it what Services want and nothing else, once all
+    /// Services are counted.
+    fn holds_only_services(&self, object: &str) -> bool;
+
     /// Where a packet ends. `objects` are those that [`ProxyMode::inspect`] found, or, where the kernel could not be read, the
     /// wanted ones.
     ///

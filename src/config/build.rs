@@ -25,7 +25,8 @@ const fn told(value: Option<&'static str>) -> &'static str {
 }
 
 /// The answer of `--version=raw`, in one line of `key=value`.
-pub(super) fn raw() -> String {
+#[must_use]
+pub fn raw() -> String {
     let Build { version, compatible_with, commit, date, compiler, flags } = BUILD;
     let or_unknown = |text: &'static str| if text.is_empty() { "unknown" } else { text };
     format!(

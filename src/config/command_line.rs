@@ -60,6 +60,7 @@ const EFFECTIVE_WITH_CONFIG: &[&str] = &[
     "to",
     "interface",
     "namespace",
+    "all",
     "all-namespaces",
     "selector",
     "watch",
@@ -111,6 +112,8 @@ pub enum Action {
     Services(ListServices),
     /// Say how the proxy on this node is doing.
     Status(Form),
+    /// Write all that is known of the proxy of this node to an archive.
+    BugReport(Option<PathBuf>),
     /// Print what a shell needs to complete this program's arguments.
     Completion(clap_complete::Shell),
 }
@@ -119,7 +122,14 @@ impl Action {
     /// It only finds something out, for the one who asks.
     #[must_use]
     pub fn is_question(&self) -> bool {
-        matches!(self, Action::CheckNode(_) | Action::Explain(_) | Action::Services(_) | Action::Status(_))
+        matches!(
+            self,
+            Action::CheckNode(_)
+                | Action::Explain(_)
+                | Action::Services(_)
+                | Action::Status(_)
+                | Action::BugReport(_)
+        )
     }
 }
 
@@ -336,7 +346,7 @@ fn dashed(arg: String) -> String {
 }
 
 /// The commands that find something out. One that cannot ends with 3, so that 1 always is an answer.
-const QUESTIONS: [&str; 4] = ["check", "explain", "services", "status"];
+const QUESTIONS: [&str; 5] = ["bug-report", "check", "explain", "services", "status"];
 
 fn stop(error: &clap::Error, asks: bool) -> FlagStop {
     let text = error.render().to_string();

@@ -26,7 +26,7 @@ mod tests;
 #[cfg(test)]
 mod tests_spellings;
 
-pub use build::BUILD;
+pub use build::{BUILD, raw as build_text};
 pub use command_line::{Action, CommandLine, FlagRow, FlagStop, command, flag_rows, parse};
 pub use duration::GoDuration;
 pub use explain::explain;

@@ -238,6 +238,7 @@ const OUR_FLAGS: &[(&str, &str, bool)] = &[
     ("interface", "", true),
     ("namespace", "default", true),
     ("protocol", "", true),
+    ("all", "false", true),
     ("all-namespaces", "false", true),
     ("selector", "", true),
     ("watch", "false", true),

@@ -28,6 +28,13 @@ pub(super) enum Verb {
     /// it cannot be asked
     #[command(args_override_self = true)]
     Status(OutputFlags),
+    /// Writes versions, configuration, status, rules, metrics and more to one archive, for a bug report; exits with 3 if
+    /// it cannot be written
+    #[command(args_override_self = true)]
+    BugReport {
+        /// The archive to make; without it, kube-proxy-rs-NODE-TIME.tar.gz in this folder
+        file: Option<PathBuf>,
+    },
     /// Looks at configuration files
     #[command(args_override_self = true, subcommand_required = true)]
     Config {
@@ -67,7 +74,11 @@ pub(super) struct RenderFlags {
 pub(super) struct ExplainFlags {
     /// The Service, as NAMESPACE/NAME or NAMESPACE/NAME:PORT; as NAME or service/NAME with --namespace; or an address
     /// that a client uses, as IP:PORT or IP:PORT/PROTOCOL
-    target: String,
+    #[arg(required_unless_present = "all")]
+    target: Option<String>,
+    /// Every difference between what the proxy wants and what the kernel has, and what is wrong with any Service
+    #[arg(long, conflicts_with_all = ["target", "client", "to"])]
+    all: bool,
     /// The namespace of a Service that is given by its name alone
     #[arg(long, short, value_name = "NAMESPACE", default_value = "default")]
     namespace: String,
@@ -128,9 +139,10 @@ pub(super) struct OutputFlags {
 }
 
 /// Form of what a command prints.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Form {
     /// For people.
+    #[default]
     Text,
     /// For people with wide screens.
     Wide,
@@ -229,11 +241,11 @@ impl Target {
     }
 }
 
-/// What is asked about a Service.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// What is asked about a Service, or about the node.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Explain {
-    /// The Service or address, as it was given.
-    pub target: String,
+    /// The Service or address, as it was given; `None` for the whole node.
+    pub target: Option<String>,
     /// The namespace of a Service that is given by its name alone.
     pub namespace: String,
     /// Trace a packet of this client.
@@ -249,7 +261,7 @@ pub struct Explain {
 }
 
 /// Which Services are listed, and how.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ListServices {
     /// Only these, as they were given; empty for all.
     pub names: Vec<String>,
@@ -297,6 +309,7 @@ impl Verb {
             Verb::Explain(flags) => Action::Explain(flags.ask()),
             Verb::Services(flags) => Action::Services(flags.ask()),
             Verb::Status(flags) => Action::Status(flags.output.clone()),
+            Verb::BugReport { file } => Action::BugReport(file.clone()),
             Verb::Config { verb: ConfigVerb::Check { file } } => Action::CheckConfig(file.clone()),
             Verb::Version => Action::PrintVersion(version_text("true").unwrap_or_default()),
             Verb::Completion { shell } => Action::Completion(*shell),
@@ -307,7 +320,7 @@ impl Verb {
 impl ExplainFlags {
     fn ask(&self) -> Explain {
         Explain {
-            target: self.target.clone(),
+            target: self.target.clone().filter(|_| !self.all),
             namespace: self.namespace.clone(),
             client: self.client,
             to: self.to,

@@ -2,6 +2,7 @@
 
 use super::table::{Row, Services};
 use super::view::{Contest, ContestedIp, ContestedPort, FamilyView, ServiceView};
+use crate::backend::KernelObject;
 use crate::model::{EndpointFacts, ServiceName, Snapshot, listed_ips, node_port_words, word};
 use crate::state::{Asked, FrontendConflict, ReservedClaim};
 use crate::sync::{FamilySync, Identity, LoopState};
@@ -12,6 +13,8 @@ use std::ops::Bound;
 
 /// Services in one answer.
 const PAGE: usize = 500;
+/// Endpoints, once per port, after which a page ends: their rules are part of it.
+const PAGE_ENDPOINTS: usize = 20_000;
 
 /// What the loop knows of the cluster, in numbers, and how far it has got.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -142,6 +145,58 @@ pub fn services(state: &LoopState<'_>, namespace: Option<&str>, after: Option<&s
     Services {
         items: views.map(|view| Row::of(&view)).collect(),
         next: last.filter(|_| names.next().is_some()),
+    }
+}
+
+/// A part of the node: Services, and what they need of the kernel together.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct NodePage {
+    /// Mode and tools.
+    #[serde(flatten)]
+    pub identity: Identity,
+    /// Our node.
+    pub node: String,
+    /// Services, without what each of them needs of the kernel.
+    pub services: Vec<ServiceView>,
+    /// What all of them need of it, by family.
+    pub wanted: BTreeMap<String, Vec<KernelObject>>,
+    /// Ask again for what comes after this name; `None` at the end.
+    #[serde(rename = "continue")]
+    pub next: Option<String>,
+}
+
+/// One page of the node, after the Service `namespace/name`.
+#[must_use]
+pub fn node_page(state: &LoopState<'_>, after: Option<&str>) -> NodePage {
+    let LoopState { identity, tracker, families } = *state;
+    let snapshot = tracker.snapshot();
+    let after = after.and_then(|text| text.split_once('/')).map(|(ns, name)| ServiceName::new(ns, name));
+    let start = after.map_or(Bound::Unbounded, Bound::Excluded);
+    let known = snapshot.services.range((start, Bound::Unbounded));
+    let (mut page, mut endpoints, mut next) = (BTreeMap::new(), 0, None);
+    for (name, record) in known.filter(|(_, record)| record.service.is_some()) {
+        if page.len() == PAGE || endpoints > PAGE_ENDPOINTS {
+            next = page.last_key_value().map(|(last, _): (&ServiceName, _)| last.to_string());
+            break;
+        }
+        endpoints +=
+            record.slices.iter().map(|slice| slice.endpoints.len() * slice.ports.len()).sum::<usize>();
+        page.insert(name.clone(), record.clone());
+    }
+    let page = Snapshot { services: page, node: snapshot.node.clone() };
+    let wanted = |family: &FamilySync| {
+        let refused = page.services.keys().filter(|name| family.refused(name).is_some()).cloned().collect();
+        let plan = family.plan_of(&page).without(&refused);
+        let plan = plan.with_endpoint_count(tracker.endpoints(family.family()));
+        (family.family().to_string(), family.wanted(&plan))
+    };
+    NodePage {
+        identity: identity.clone(),
+        node: snapshot.node.name.to_string(),
+        services: page.services.keys().filter_map(|name| view(state, name, false)).collect(),
+        wanted: families.iter().map(wanted).collect(),
+        next,
     }
 }
 

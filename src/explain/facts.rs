@@ -14,6 +14,10 @@ pub struct ApiFacts {
     pub kind: Option<Kind>,
     /// Slices that look as if they were the Service's, but lack the label that says so.
     pub unlabelled_slices: Vec<String>,
+    /// Slices of the Service whose endpoints are names (`addressType: FQDN`).
+    pub fqdn_slices: Vec<String>,
+    /// It has no selector, so that no controller writes its slices.
+    pub lacks_selector: bool,
 }
 
 /// What a Service is to a service proxy.
@@ -111,8 +115,21 @@ pub struct FamilyFacts {
     pub obstacles: Vec<Obstacle>,
     /// nftables tables of other programs that packets meet and whose rules are not looked at: `inet firewalld`.
     pub unseen_tables: Vec<String>,
+    /// Bridges with endpoints of this node whose packets go past the rules, with the setting that says so.
+    pub bridged: Option<Bridged>,
     /// The node forwards packets of the family; `None` when that cannot be read.
     pub forwards: Option<bool>,
+}
+
+/// Packets between pods of one bridge go past the rules.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Bridged {
+    /// The bridges that endpoints of this node are on.
+    pub bridges: Vec<String>,
+    /// The setting, as sysctl spells it.
+    pub setting: &'static str,
+    /// The kernel has the setting, and it is off; otherwise the module is not loaded.
+    pub is_loaded: bool,
 }
 
 /// One thing that can become of the traced packet.
@@ -148,13 +165,16 @@ pub struct Obstacle {
     pub is_certain: bool,
     /// The frontend's address, where this node has it: then the node may mean to answer itself.
     pub local: Option<IpAddr>,
+    /// The Services whose packets meet it.
+    pub services: Vec<String>,
 }
 
 impl Obstacle {
     /// A foreign rule, with the frontend that it concerns where the node has its address.
     #[must_use]
     pub fn of(rule: &ForeignRule, local: Option<IpAddr>) -> Obstacle {
-        Obstacle { rule: rule.words(), effect: rule.effect, is_certain: rule.is_certain, local }
+        let (effect, is_certain) = (rule.effect, rule.is_certain);
+        Obstacle { rule: rule.words(), effect, is_certain, local, services: Vec::new() }
     }
 }
 

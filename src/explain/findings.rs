@@ -1,12 +1,14 @@
 //! What is wrong with a Service, and what to do about it.
 
-use super::facts::{Kind, NodeState};
+use super::facts::NodeState;
 use super::kernel::kernel;
+use super::object::{api, no_endpoints};
 use super::packet::{client, other_family, trace};
 use super::view::{Contest, ContestedIp, EndpointView, FamilyView, PortView, ServiceView};
 use crate::model::Verdict;
 use crate::plan::Unused;
 use serde::{Deserialize, Serialize};
+use std::fmt;
 
 /// The cause of a problem. The names are part of the output: they stay as they are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -64,6 +66,14 @@ pub enum Code {
     ForeignTranslation,
     /// A rule of another program keeps packets to the Service out of connection tracking.
     NotTracked,
+    /// Packets between pods of one bridge go past the rules.
+    BridgedPastRules,
+    /// All source ranges are of the other family: the load balancer is open to every client.
+    SourceRangesOfOtherFamily,
+    /// The Service has no selector, and no slice written by hand gives it endpoints.
+    NoSelector,
+    /// The endpoints are names.
+    FqdnEndpoints,
     /// The node does not forward packets.
     ForwardingOff,
     /// Connection tracking has no room.
@@ -92,6 +102,31 @@ pub enum Code {
     ClientOfOtherFamily,
     /// What the proxy knows is not current: a watch of the API server is closed.
     StalePicture,
+}
+
+impl Code {
+    /// It tells of objects of the kernel that differ.
+    pub(super) fn is_difference(self) -> bool {
+        matches!(self, Code::KernelObjectMissing | Code::KernelStateStale)
+    }
+}
+
+impl fmt::Display for Code {
+    /// The same word in every output.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let code = serde_json::to_value(self).unwrap_or_default();
+        f.write_str(code.as_str().unwrap_or_default())
+    }
+}
+
+/// How bad a finding is, in seven letters.
+pub(super) fn severity_words(severity: Severity) -> &'static str {
+    match severity {
+        Severity::Broken => "BROKEN ",
+        Severity::Unknown => "UNKNOWN",
+        Severity::Problem => "PROBLEM",
+        Severity::Note => "note   ",
+    }
 }
 
 /// How bad a finding is.
@@ -146,7 +181,7 @@ pub(super) fn all(view: Option<&ServiceView>, node: &NodeState) -> Vec<Finding> 
             ));
         }
         if let Some(facts) = node.families.iter().find(|facts| facts.family == family.family) {
-            found.extend(kernel(facts, family));
+            found.extend(kernel(facts, family.expected()));
         }
     }
     if view.is_some() {
@@ -231,92 +266,10 @@ fn api_server_address(complaint: &str) -> Finding {
     )
 }
 
-/// What the API says of the object itself.
-fn api(view: Option<&ServiceView>, node: &NodeState) -> Vec<Finding> {
-    let Some(api) = &node.api else {
-        let unknown = || {
-            finding(
-                (Code::UnknownService, Severity::Problem),
-                "the proxy does not know this Service",
-                format!(
-                    "{}Headless and ExternalName Services, and those of other proxies, are not watched: with \
-                     --kubeconfig or --manifests the object itself is looked at.",
-                    did_you_mean(node)
-                ),
-            )
-        };
-        return if view.is_none() { vec![unknown()] } else { Vec::new() };
-    };
-    let mut found = Vec::new();
-    found.extend(api.unlabelled_slices.iter().map(|slice| {
-        finding(
-            (Code::SliceWithoutLabel, Severity::Problem),
-            format!(
-                "EndpointSlice {slice} has no label kubernetes.io/service-name: it belongs to no Service"
-            ),
-            "The program that writes the slice has to set the label to the Service's name.",
-        )
-    }));
-    found.extend(
-        api.kind.as_ref().map_or_else(|| Some(unknown(node)), |kind| kind_finding(kind, view.is_some())),
-    );
-    found
-}
-
-fn unknown(node: &NodeState) -> Finding {
-    finding(
-        (Code::UnknownService, Severity::Problem),
-        "there is no such Service",
-        did_you_mean(node).trim_end(),
-    )
-}
-
-/// The Services with names like the one that was asked for.
-fn did_you_mean(node: &NodeState) -> String {
-    match node.similar.as_slice() {
-        [] => "Check namespace and name. ".to_owned(),
-        similar => format!("Did you mean {}? ", similar.join(" or ")),
-    }
-}
-
-/// What follows from what the Service is.
-fn kind_finding(kind: &Kind, is_served: bool) -> Option<Finding> {
-    let note = |code, message: String, advice: &str| Some(finding((code, Severity::Note), message, advice));
-    match kind {
-        Kind::Headless => note(
-            Code::Headless,
-            "the Service is headless (clusterIP: None): DNS gives out the pods' own addresses".to_owned(),
-            "Nothing is programmed for it. If clients should get one address, give it a cluster IP.",
-        ),
-        Kind::ExternalName => note(
-            Code::ExternalName,
-            "the Service is an ExternalName: DNS answers with another name".to_owned(),
-            "Nothing is programmed for it. Look at DNS, and at whether that other name answers.",
-        ),
-        Kind::OtherProxy(name) => note(
-            Code::OtherProxy,
-            format!(
-                "another proxy serves it: its label service.kubernetes.io/service-proxy-name is {name:?}"
-            ),
-            "Remove the label, or ask that proxy about the Service.",
-        ),
-        Kind::NoClusterIp => Some(finding(
-            (Code::NoClusterIp, Severity::Problem),
-            "the Service has no cluster IP yet",
-            "The API server gives it one; kubectl describe shows why it has not.",
-        )),
-        Kind::Ordinary if !is_served => Some(finding(
-            (Code::NotSeenYet, Severity::Broken),
-            "the API server has this Service, but the proxy does not know it",
-            "See kube-proxy-rs status for the watch of Services, and compare the kubeconfig of the proxy with this one.",
-        )),
-        Kind::Ordinary => None,
-    }
-}
-
 fn port_findings(family: &FamilyView, port: &PortView, node: &NodeState) -> Vec<Finding> {
-    let mut found: Vec<Finding> = endpoints(family, port).into_iter().collect();
+    let mut found: Vec<Finding> = endpoints(family, port, node).into_iter().collect();
     found.extend(policies(family, port));
+    found.extend(open_to_all(family, port));
     found.extend(node_port(port, node));
     let refusing: Vec<String> = port
         .endpoints
@@ -337,7 +290,7 @@ fn port_findings(family: &FamilyView, port: &PortView, node: &NodeState) -> Vec<
 }
 
 /// Whether there are endpoints that can be used at all.
-fn endpoints(family: &FamilyView, port: &PortView) -> Option<Finding> {
+fn endpoints(family: &FamilyView, port: &PortView, node: &NodeState) -> Option<Finding> {
     let (label, family) = (port.label(), &family.family);
     let because = |why: Unused| port.endpoints.iter().filter(|it| it.internal == Some(why)).count();
     let (missing, strange) = (because(Unused::PortMissingInSlice), because(Unused::WrongFamily));
@@ -362,12 +315,7 @@ fn endpoints(family: &FamilyView, port: &PortView) -> Option<Finding> {
         ));
     }
     if candidates == 0 {
-        return Some(finding(
-            (Code::NoEndpoints, Severity::Problem),
-            format!("port {label}: no {family} endpoints; connections are refused"),
-            "No pod matches the Service's selector, or none has an address yet: compare spec.selector with the \
-             pods' labels.",
-        ));
+        return Some(no_endpoints(&label, family, node));
     }
     let usable = |it: &EndpointView| it.ready || (it.serving && it.terminating);
     if !port.endpoints.iter().any(usable) {
@@ -390,6 +338,24 @@ fn endpoints(family: &FamilyView, port: &PortView) -> Option<Finding> {
         ));
     }
     None
+}
+
+/// Source ranges that restrict no client.
+fn open_to_all(family: &FamilyView, port: &PortView) -> Option<Finding> {
+    let ranges = Some(&port.ranges_of_other_family).filter(|ranges| !ranges.is_empty())?;
+    let at = port.frontends.iter().filter(|it| it.kind == "load-balancer IP");
+    let at: Vec<&str> = at.map(|it| it.address.as_str()).collect();
+    Some(finding(
+        (Code::SourceRangesOfOtherFamily, Severity::Problem),
+        format!(
+            "port {}: {} is open to every client: no range of loadBalancerSourceRanges ({}) is an {} one",
+            port.label(),
+            at.join(", "),
+            ranges.join(", "),
+            family.family
+        ),
+        "Add a range of this family to spec.loadBalancerSourceRanges.",
+    ))
 }
 
 /// Local policies without local endpoints.
@@ -453,7 +419,7 @@ fn node_port(port: &PortView, node: &NodeState) -> Vec<Finding> {
 }
 
 /// What is said here is of the past.
-fn stale_picture(node: &NodeState) -> Option<Finding> {
+pub(super) fn stale_picture(node: &NodeState) -> Option<Finding> {
     let api = node.proxy.as_ref()?.api.as_ref()?;
     let complaint = api.complaint()?;
     Some(finding(
@@ -464,7 +430,7 @@ fn stale_picture(node: &NodeState) -> Option<Finding> {
     ))
 }
 
-fn whole_node(node: &NodeState) -> Option<Finding> {
+pub(super) fn whole_node(node: &NodeState) -> Option<Finding> {
     let tracking = node.tracking.filter(|it| it.max > 0 && it.count.saturating_mul(100) >= it.max * 95)?;
     Some(finding(
         (Code::ConntrackFull, Severity::Broken),

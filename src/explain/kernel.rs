@@ -1,13 +1,28 @@
 //! What is wrong with the kernel's part of a Service: objects that differ, and rules of other programs.
 
-use super::facts::{FamilyFacts, Obstacle};
+use super::facts::{Bridged, FamilyFacts, Obstacle};
 use super::findings::{Code, Finding, Severity, finding};
-use super::view::{EndpointView, FamilyView};
 use crate::backend::{Difference, ForeignEffect};
 use crate::model::NotForwarding;
 
+/// What a family's kernel objects are judged by.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Expected {
+    /// The objects should be there: of a Service that is left out, none is.
+    pub(super) objects: bool,
+    /// Some endpoint gets traffic.
+    pub(super) endpoints: bool,
+}
+
 /// What the kernel has of a family.
-pub(super) fn kernel(facts: &FamilyFacts, view: &FamilyView) -> Vec<Finding> {
+pub(super) fn kernel(facts: &FamilyFacts, expected: Expected) -> Vec<Finding> {
+    let mut found = objects(facts, expected);
+    found.extend(facts.obstacles.iter().map(|obstacle| obstacle_finding(obstacle, &facts.family)));
+    found
+}
+
+/// The same without the rules of other programs.
+pub(super) fn objects(facts: &FamilyFacts, expected: Expected) -> Vec<Finding> {
     let mut found = Vec::new();
     let family = &facts.family;
     if let Some(error) = &facts.unreadable {
@@ -17,9 +32,8 @@ pub(super) fn kernel(facts: &FamilyFacts, view: &FamilyView) -> Vec<Finding> {
             "Run this as root on the node, with the same iptables tools as the proxy.",
         ));
     }
-    // Of a Service that is left out, nothing is expected to be there.
-    let expected = view.refused.is_none();
-    let lacking = facts.differences.iter().filter(|it| expected && (it.is_gone || !it.missing.is_empty()));
+    let lacking =
+        facts.differences.iter().filter(|it| expected.objects && (it.is_gone || !it.missing.is_empty()));
     if let Some(what) = summary(lacking, lack_words) {
         found.push(finding(
             (Code::KernelObjectMissing, Severity::Broken),
@@ -28,7 +42,7 @@ pub(super) fn kernel(facts: &FamilyFacts, view: &FamilyView) -> Vec<Finding> {
              is still so, kube-proxy-rs status says what keeps the proxy from it.",
         ));
     }
-    let stale = facts.differences.iter().filter(|it| expected && !it.surplus.is_empty());
+    let stale = facts.differences.iter().filter(|it| expected.objects && !it.surplus.is_empty());
     if let Some(what) = summary(stale, surplus_words) {
         found.push(finding(
             (Code::KernelStateStale, Severity::Broken),
@@ -45,9 +59,8 @@ pub(super) fn kernel(facts: &FamilyFacts, view: &FamilyView) -> Vec<Finding> {
             "nft list table shows their rules; the counters of a rule that drops or rejects show whether it is the cause.",
         ));
     }
-    found.extend(facts.obstacles.iter().map(|obstacle| obstacle_finding(obstacle, family)));
-    let mut endpoints = view.ports.iter().flat_map(|port| &port.endpoints);
-    let judged = NotForwarding::judge(Some(endpoints.any(EndpointView::is_used)), true);
+    found.extend(facts.bridged.as_ref().map(bridged));
+    let judged = NotForwarding::judge(Some(expected.endpoints), true);
     if facts.forwards == Some(false) && judged == NotForwarding::Broken {
         found.push(finding(
             (Code::ForwardingOff, Severity::Broken),
@@ -61,9 +74,30 @@ pub(super) fn kernel(facts: &FamilyFacts, view: &FamilyView) -> Vec<Finding> {
     found
 }
 
+/// Answers within a bridge that no rule sees.
+fn bridged(it: &Bridged) -> Finding {
+    let Bridged { bridges, setting, is_loaded } = it;
+    let (state, remedy) = match is_loaded {
+        true => (format!("{setting} is 0"), format!("sysctl -w {setting}=1, and keep it in /etc/sysctl.d")),
+        false => (
+            "br_netfilter is not loaded".to_owned(),
+            "modprobe br_netfilter, and keep it in /etc/modules-load.d".to_owned(),
+        ),
+    };
+    finding(
+        (Code::BridgedPastRules, Severity::Problem),
+        format!(
+            "{state}, and endpoints are on the bridge {}: a pod on the same bridge gets their answers past the rules, \
+             from the endpoint's own address, and connections to the Service hang",
+            bridges.join(", ")
+        ),
+        remedy,
+    )
+}
+
 /// A rule of another program. What only may happen is a note, and so is what the node does with an address of its own.
-fn obstacle_finding(obstacle: &Obstacle, family: &str) -> Finding {
-    let Obstacle { rule, effect, is_certain, local } = obstacle;
+pub(super) fn obstacle_finding(obstacle: &Obstacle, family: &str) -> Finding {
+    let Obstacle { rule, effect, is_certain, local, .. } = obstacle;
     let severity = if *is_certain && local.is_none() { Severity::Broken } else { Severity::Note };
     let does = |certain: &'static str, possible: &'static str| if *is_certain { certain } else { possible };
     match effect {

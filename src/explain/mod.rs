@@ -8,22 +8,27 @@ mod answers;
 mod facts;
 mod findings;
 mod kernel;
+mod object;
 mod packet;
 mod report;
 mod table;
 mod text;
 mod view;
+mod whole;
 
-pub use answers::{Overview, overview, service, services};
+pub use answers::{NodePage, Overview, node_page, overview, service, services};
 pub use facts::{
-    ApiFacts, Decision, FamilyFacts, Flows, Kind, NodeState, Obstacle, PortFlows, ProxyState, Tracking,
+    ApiFacts, Bridged, Decision, FamilyFacts, Flows, Kind, NodeState, Obstacle, PortFlows, ProxyState,
+    Tracking,
 };
 pub use findings::{Code, Finding, Severity};
 pub use report::Report;
 pub use table::{Columns, Row, Services, problem_table, table};
+pub use text::Wide;
 pub use view::{
     Contest, ContestedIp, ContestedPort, EndpointView, FamilyView, FrontendView, PortView, ServiceView,
 };
+pub use whole::{Node, NodeFinding, NodeReport};
 
 #[cfg(test)]
 mod tests;

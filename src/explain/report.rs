@@ -27,10 +27,13 @@ pub struct Report {
     pub trace: Vec<Decision>,
     /// The kernel is as it should be; `null` when that cannot be found out.
     pub kernel_is_right: Option<bool>,
+    /// The kernel was looked at.
+    #[serde(skip)]
+    pub(super) is_looked_at: bool,
 }
 
-fn kernel_is_right(findings: &[Finding]) -> Option<bool> {
-    let has = |severity| findings.iter().any(|finding| finding.severity == severity);
+pub(super) fn kernel_is_right<'f>(findings: impl IntoIterator<Item = &'f Finding> + Clone) -> Option<bool> {
+    let has = |severity| findings.clone().into_iter().any(|finding| finding.severity == severity);
     match (has(Severity::Broken), has(Severity::Unknown)) {
         (true, _) => Some(false),
         (false, true) => None,
@@ -47,6 +50,7 @@ impl Report {
         Report {
             service,
             kernel_is_right: kernel_is_right(&findings),
+            is_looked_at: true,
             plan,
             findings,
             differences,
@@ -54,6 +58,13 @@ impl Report {
             proxy: node.proxy,
             trace: node.decisions,
         }
+    }
+
+    /// What the plan alone says.
+    #[must_use]
+    pub fn of_plan(plan: ServiceView) -> Report {
+        let report = Report::new(plan.service.clone(), Some(plan), NodeState::default());
+        Report { kernel_is_right: None, is_looked_at: false, ..report }
     }
 
     /// The exit status: 0 when the kernel is as it should be, 1 when not, 2 for an unknown Service, 3 when that

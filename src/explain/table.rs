@@ -142,16 +142,14 @@ pub fn table(rows: &[Row], columns: Columns) -> String {
 #[must_use]
 pub fn problem_table(rows: &[Row], headers: bool) -> String {
     let line = |row: &Row, problem: &Finding| {
-        let code = serde_json::to_value(problem.code).unwrap_or_default();
-        let code = code.as_str().unwrap_or_default().to_owned();
-        vec![row.namespace.clone(), row.name.clone(), code, problem.message.clone()]
+        vec![row.namespace.clone(), row.name.clone(), problem.code.to_string(), problem.message.clone()]
     };
     let lines = rows.iter().flat_map(|row| row.problems.iter().map(move |problem| line(row, problem)));
     aligned(&["NAMESPACE", "NAME", "PROBLEM", "MESSAGE"], lines.collect(), headers)
 }
 
 /// Cells under the names of their columns, three spaces apart.
-fn aligned(head: &[&str], rows: Vec<Vec<String>>, headers: bool) -> String {
+pub(super) fn aligned(head: &[&str], rows: Vec<Vec<String>>, headers: bool) -> String {
     let mut lines = vec![head.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>()];
     lines.extend(rows);
     let mut widths = vec![0; head.len()];

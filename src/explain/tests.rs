@@ -178,7 +178,10 @@ fn a_node_port_outside_the_range_is_named() {
 
 fn api(kind: Option<Kind>, unlabelled: &[&str]) -> NodeState {
     let unlabelled_slices = unlabelled.iter().map(|name| (*name).to_owned()).collect();
-    NodeState { api: Some(ApiFacts { kind, unlabelled_slices }), ..NodeState::default() }
+    NodeState {
+        api: Some(ApiFacts { kind, unlabelled_slices, ..ApiFacts::default() }),
+        ..NodeState::default()
+    }
 }
 
 #[rstest]
@@ -218,7 +221,7 @@ fn difference(is_gone: bool, missing: &[&str], surplus: &[&str]) -> Difference {
 
 fn obstacle(effect: ForeignEffect, is_certain: bool, local: Option<&str>) -> Obstacle {
     let local = local.map(|ip| ip.parse().unwrap());
-    Obstacle { rule: "-A FORWARD -j DROP".to_owned(), effect, is_certain, local }
+    Obstacle { rule: "-A FORWARD -j DROP".to_owned(), effect, is_certain, local, services: Vec::new() }
 }
 
 #[test]

@@ -1,9 +1,11 @@
 //! A report, for people.
 
-use super::facts::{Decision, Flows};
-use super::findings::Severity;
+use super::facts::{Decision, Flows, ProxyState};
+use super::findings::severity_words;
 use super::report::Report;
+use super::table::aligned;
 use super::view::{EndpointView, FamilyView, PortView};
+use crate::backend::Difference;
 use crate::model::Verdict;
 use crate::plan::Unused;
 use std::fmt;
@@ -13,21 +15,35 @@ const MOST_OUTCOMES: usize = 20;
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.write(f, false)
+    }
+}
+
+/// A report with all that is known of each endpoint, in columns.
+pub struct Wide<'r>(pub &'r Report);
+
+impl fmt::Display for Wide<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.write(f, true)
+    }
+}
+
+impl Report {
+    fn write(&self, f: &mut fmt::Formatter<'_>, is_wide: bool) -> fmt::Result {
         writeln!(f, "Service {}", self.service)?;
         if let Some(view) = &self.plan {
             let zone = view.zone.as_deref().map(|zone| format!(", zone {zone}")).unwrap_or_default();
             writeln!(f, "Node    {}{zone}, mode {}", view.node, view.mode)?;
-            self.write_proxy(f)?;
+            write_proxy(f, self.proxy.as_ref())?;
             for family in &view.families {
-                write_family(f, family, self.flows.as_ref())?;
+                write_family(f, family, (self.flows.as_ref(), is_wide))?;
             }
-            let verdict = match self.kernel_is_right {
-                Some(true) => "as it should be",
-                Some(false) => "NOT as it should be",
-                None => "UNKNOWN: it could not be read",
+            let words = match self.is_looked_at {
+                true => kernel_words(self.kernel_is_right),
+                false => "not looked at",
             };
-            writeln!(f, "\nKernel  {verdict}")?;
-            self.write_differences(f)?;
+            writeln!(f, "\nKernel  {words}")?;
+            write_differences(f, &self.differences)?;
         }
         self.write_trace(f)?;
         self.write_findings(f)
@@ -35,30 +51,6 @@ impl fmt::Display for Report {
 }
 
 impl Report {
-    /// The judgement of `status`, with its reasons.
-    fn write_proxy(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Some(proxy) = &self.proxy else { return Ok(()) };
-        writeln!(f, "Proxy   {}", if proxy.healthy { "healthy" } else { "DEGRADED" })?;
-        for reason in proxy.why() {
-            writeln!(f, "        {reason}")?;
-        }
-        let age = proxy.api.as_ref().filter(|api| !api.connected).map(|api| api.age_seconds);
-        age.map_or(Ok(()), |age| writeln!(f, "Objects {age:.0} s old"))
-    }
-
-    /// What is missing with a minus sign, what is not wanted with a plus sign.
-    fn write_differences(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for difference in self.differences.iter().take(MOST_OUTCOMES) {
-            writeln!(f, "  {}{}", difference.object, if difference.is_gone { " (not there)" } else { "" })?;
-            let missing = difference.missing.iter().map(|line| ('-', line));
-            let surplus = difference.surplus.iter().map(|line| ('+', line));
-            for (sign, line) in missing.chain(surplus).take(MOST_OUTCOMES) {
-                writeln!(f, "    {sign} {line}")?;
-            }
-        }
-        Ok(())
-    }
-
     fn write_trace(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if !self.trace.is_empty() {
             writeln!(f, "\nTrace")?;
@@ -79,19 +71,13 @@ impl Report {
 
     fn write_findings(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.findings.is_empty() {
-            return writeln!(f, "\nNothing is wrong that can be seen from this node.");
+            let seen = if self.is_looked_at { "that can be seen from this node" } else { "with the objects" };
+            return writeln!(f, "\nNothing is wrong {seen}.");
         }
         writeln!(f, "\nFindings")?;
         for (index, finding) in self.findings.iter().enumerate() {
-            let severity = match finding.severity {
-                Severity::Broken => "BROKEN ",
-                Severity::Unknown => "UNKNOWN",
-                Severity::Problem => "PROBLEM",
-                Severity::Note => "note   ",
-            };
-            // The code is the same word in every output.
-            let code = serde_json::to_value(finding.code).unwrap_or_default();
-            writeln!(f, "  {severity} {}: {}", code.as_str().unwrap_or_default(), finding.message)?;
+            let severity = severity_words(finding.severity);
+            writeln!(f, "  {severity} {}: {}", finding.code, finding.message)?;
             // What helps against several is said after the last of them.
             let is_repeated = self.findings.get(index + 1).is_some_and(|next| next.advice == finding.advice);
             if !finding.advice.is_empty() && !is_repeated {
@@ -102,7 +88,47 @@ impl Report {
     }
 }
 
-fn write_family(f: &mut fmt::Formatter<'_>, family: &FamilyView, flows: Option<&Flows>) -> fmt::Result {
+/// Whether the kernel is as it should be, in words.
+pub(super) fn kernel_words(is_right: Option<bool>) -> &'static str {
+    match is_right {
+        Some(true) => "as it should be",
+        Some(false) => "NOT as it should be",
+        None => "UNKNOWN: it could not be read",
+    }
+}
+
+/// The judgement of `status`, with its reasons.
+pub(super) fn write_proxy(f: &mut fmt::Formatter<'_>, proxy: Option<&ProxyState>) -> fmt::Result {
+    let Some(proxy) = proxy else { return Ok(()) };
+    writeln!(f, "Proxy   {}", if proxy.healthy { "healthy" } else { "DEGRADED" })?;
+    for reason in proxy.why() {
+        writeln!(f, "        {reason}")?;
+    }
+    let age = proxy.api.as_ref().filter(|api| !api.connected).map(|api| api.age_seconds);
+    age.map_or(Ok(()), |age| writeln!(f, "Objects {age:.0} s old"))
+}
+
+/// What is missing with a minus sign, what is not wanted with a plus sign.
+pub(super) fn write_differences(f: &mut fmt::Formatter<'_>, differences: &[Difference]) -> fmt::Result {
+    for difference in differences.iter().take(MOST_OUTCOMES) {
+        writeln!(f, "  {}{}", difference.object, if difference.is_gone { " (not there)" } else { "" })?;
+        let missing = difference.missing.iter().map(|line| ('-', line));
+        let surplus = difference.surplus.iter().map(|line| ('+', line));
+        for (sign, line) in missing.chain(surplus).take(MOST_OUTCOMES) {
+            writeln!(f, "    {sign} {line}")?;
+        }
+    }
+    match differences.len().saturating_sub(MOST_OUTCOMES) {
+        0 => Ok(()),
+        more => writeln!(f, "  and {more} more objects; -o json has all"),
+    }
+}
+
+fn write_family(
+    f: &mut fmt::Formatter<'_>,
+    family: &FamilyView,
+    (flows, is_wide): (Option<&Flows>, bool),
+) -> fmt::Result {
     for port in &family.ports {
         writeln!(f, "\n{} port {}", family.family, port.label())?;
         for frontend in &port.frontends {
@@ -115,14 +141,42 @@ fn write_family(f: &mut fmt::Formatter<'_>, family: &FamilyView, flows: Option<&
         }
         write_policies(f, port)?;
         writeln!(f, "  endpoints")?;
-        for endpoint in &port.endpoints {
-            write_endpoint(f, endpoint, port, flows.map(|flows| (flows, family.family.as_str())))?;
+        let flows = flows.map(|flows| (flows, family.family.as_str()));
+        if is_wide && !port.endpoints.is_empty() {
+            write!(f, "{}", endpoint_table(port, flows))?;
+        }
+        for endpoint in port.endpoints.iter().filter(|_| !is_wide) {
+            write_endpoint(f, endpoint, port, flows)?;
         }
         if port.endpoints.is_empty() {
             writeln!(f, "    none")?;
         }
     }
     Ok(())
+}
+
+/// Every condition of each endpoint, its weight in the choice, and the connections that it has.
+fn endpoint_table(port: &PortView, flows: Option<(&Flows, &str)>) -> String {
+    const HEAD: [&str; 8] =
+        ["    ENDPOINT", "NODE", "READY", "SERVING", "TERMINATING", "WEIGHT", "CONNECTIONS", "USED"];
+    let yes = |is: bool| if is { "yes" } else { "no" }.to_owned();
+    let row = |it: &EndpointView| {
+        let connections = flows.zip(it.address()).map(|((flows, family), address)| {
+            format!("{}{}", flows.to(address, family, port), if flows.is_cut { "+" } else { "" })
+        });
+        let address = it.address().map_or_else(|| it.ip.to_string(), |address| address.to_string());
+        vec![
+            format!("    {address}"),
+            if it.local { "this" } else { "another" }.to_owned(),
+            yes(it.ready),
+            yes(it.serving),
+            yes(it.terminating),
+            u8::from(it.is_used()).to_string(),
+            connections.unwrap_or_else(|| "-".to_owned()),
+            use_words(it, port.external.is_some()),
+        ]
+    };
+    aligned(&HEAD, port.endpoints.iter().map(row).collect(), true)
 }
 
 fn write_policies(f: &mut fmt::Formatter<'_>, port: &PortView) -> fmt::Result {

@@ -1,5 +1,6 @@
 //! What the plan makes of one Service, in a form that can be sent.
 
+use super::kernel::Expected;
 use crate::backend::KernelObject;
 use crate::model::{IpFamily, ServiceName, TrafficPolicy, Verdict};
 use crate::plan::{EndpointUse, Plan, ReasonedPort, Unused};
@@ -121,6 +122,9 @@ pub struct PortView {
     pub external: Option<Verdict>,
     /// Who may use the load-balancer IPs; empty means everyone.
     pub source_ranges: Vec<String>,
+    /// The ranges, where all are of the other family, so that the load-balancer IPs are open to every client.
+    #[serde(default)]
+    pub ranges_of_other_family: Vec<String>,
     /// The node port that the Service asks for; 0 for none.
     pub node_port: u16,
     /// Every endpoint.
@@ -177,6 +181,12 @@ impl FamilyView {
         })
     }
 
+    /// What is expected of the kernel.
+    pub(super) fn expected(&self) -> Expected {
+        let mut endpoints = self.ports.iter().flat_map(|port| &port.endpoints);
+        Expected { objects: self.refused.is_none(), endpoints: endpoints.any(EndpointView::is_used) }
+    }
+
     /// The family.
     #[must_use]
     pub fn ip_family(&self) -> Option<IpFamily> {
@@ -196,6 +206,7 @@ impl PortView {
             internal: plan.internal.kind(),
             external: frontends.externally_accessible().then(|| plan.external.kind()),
             source_ranges: frontends.source_ranges.iter().map(ToString::to_string).collect(),
+            ranges_of_other_family: port.ranges_of_other_family.iter().map(ToString::to_string).collect(),
             node_port: port.node_port,
             endpoints: port.endpoints.iter().map(EndpointView::of).collect(),
         }

@@ -132,26 +132,26 @@ pub type Answering = Pin<Box<dyn Future<Output = Reply> + Send>>;
 pub struct SlowPage {
     /// The path.
     pub path: &'static str,
-    /// Makes the answer.
-    pub answer: Arc<dyn Fn() -> Answering + Send + Sync>,
+    /// Makes the answer to a query.
+    pub answer: Arc<dyn Fn(&str) -> Answering + Send + Sync>,
 }
 
-/// What a server serves: routes, and perhaps one page whose answer takes a while.
+/// What a server serves: routes, and pages whose answer takes a while.
 #[derive(Clone)]
 pub struct Site {
-    /// All paths but the slow one.
+    /// All paths but the slow ones.
     pub routes: Routes,
-    /// The slow one.
-    pub slow: Option<SlowPage>,
+    /// The slow ones.
+    pub slow: Vec<SlowPage>,
     /// Shared with other sites.
     pub slots: Arc<Slots>,
 }
 
 impl Site {
-    /// Without a slow page.
+    /// Without slow pages.
     #[must_use]
     pub fn of(routes: Routes, slots: &Arc<Slots>) -> Self {
-        Site { routes, slow: None, slots: Arc::clone(slots) }
+        Site { routes, slow: Vec::new(), slots: Arc::clone(slots) }
     }
 }
 
@@ -220,8 +220,8 @@ async fn converse(stream: TcpStream, site: Site, mut slot: Slot) {
 
 fn route(site: &Site, request: &http::Request<Incoming>) -> Answering {
     let (method, uri) = (request.method().as_str(), request.uri());
-    if let Some(slow) = site.slow.as_ref().filter(|slow| slow.path == uri.path()) {
-        return (slow.answer)();
+    if let Some(slow) = site.slow.iter().find(|slow| slow.path == uri.path()) {
+        return (slow.answer)(uri.query().unwrap_or_default());
     }
     let reply = (site.routes)(Request { method, path: uri.path(), query: uri.query().unwrap_or_default() });
     Box::pin(async { reply })

@@ -190,6 +190,13 @@ pub fn has_bridge() -> bool {
     interfaces.into_iter().any(|interface| interface.path().join("bridge").exists())
 }
 
+/// How many interfaces are ports of a bridge; 0 for an interface that is none.
+#[must_use]
+pub fn bridge_ports(name: &str) -> usize {
+    let ports = std::fs::read_dir(Path::new("/sys/class/net").join(name).join("brif"));
+    ports.into_iter().flatten().flatten().count()
+}
+
 /// `struct ifaddrmsg` of a host address.
 fn address_header(address: IpAddr, index: u32) -> [u8; 8] {
     let (family, prefix) =

@@ -18,6 +18,7 @@ pub mod ipset;
 pub mod iptables;
 pub mod ipvs;
 pub mod links;
+pub mod logs;
 pub mod memory;
 pub mod netns_lock;
 pub mod nfacct;

@@ -3,7 +3,9 @@
 use super::endpoints::{self, Candidate, Choice};
 use super::topology::Preference;
 use super::{Frontends, Plan, PortPlan, port_plan};
-use crate::model::{EndpointFacts, IpFamily, ServiceName, ServicePort, ServiceRecord, TrafficPolicy};
+use crate::model::{
+    Cidr, EndpointFacts, IpFamily, Service, ServiceName, ServicePort, ServiceRecord, TrafficPolicy,
+};
 use serde::{Deserialize, Serialize};
 use std::net::{IpAddr, SocketAddr};
 
@@ -54,6 +56,9 @@ pub struct ReasonedPort {
     pub internal_policy: TrafficPolicy,
     /// The node port that the Service asks for; 0 for none. It may be refused.
     pub node_port: u16,
+    /// Source ranges of the other family, where the load-balancer IPs of this one are open to all clients because no range
+    /// is of it.
+    pub ranges_of_other_family: Vec<Cidr>,
     /// Every endpoint, in the order of addresses.
     pub endpoints: Vec<EndpointUse>,
 }
@@ -88,11 +93,20 @@ impl Plan<'_> {
             let mut endpoints: Vec<EndpointUse> = judged.collect();
             endpoints.extend(passed_over(self.family(), record, port));
             endpoints.sort_by_key(|it| (it.ip, it.port));
+            let ranges_of_other_family = ranges_of_other_family(service, &frontends, self.family());
             let plan = port_plan(service, port, frontends, (choice, candidates));
-            ReasonedPort { plan, internal_policy: internal, node_port: port.node_port, endpoints }
+            let node_port = port.node_port;
+            ReasonedPort { plan, internal_policy: internal, node_port, ranges_of_other_family, endpoints }
         });
         Some(ports.collect())
     }
+}
+
+/// The source ranges, where they restrict no client because none is of this family.
+fn ranges_of_other_family(service: &Service, frontends: &Frontends, family: IpFamily) -> Vec<Cidr> {
+    let ranges = service.external.as_deref().map(|it| &*it.source_ranges).unwrap_or_default();
+    let has_own = ranges.iter().any(|range| IpFamily::of_cidr(range) == family);
+    if has_own || frontends.load_balancer_ips.is_empty() { Vec::new() } else { ranges.to_vec() }
 }
 
 /// Why a candidate is not in the list of a policy; `None` if it is.

@@ -21,6 +21,8 @@ pub struct Raw {
     pub service: Option<ServiceObject>,
     /// Slices that are called after it and lack the label that would make them its own.
     pub unlabelled_slices: Vec<String>,
+    /// Its slices whose endpoints are names.
+    pub fqdn_slices: Vec<String>,
 }
 
 impl Raw {
@@ -37,8 +39,14 @@ impl Raw {
         let is_named_after =
             slice.strip_prefix(name).is_some_and(|rest| rest.is_empty() || rest.starts_with('-'));
         let label = metadata.labels.get(SERVICE_NAME_LABEL);
-        if metadata.namespace.as_deref() == Some(namespace) && is_named_after && label.is_none() {
+        if metadata.namespace.as_deref() != Some(namespace) {
+            return;
+        }
+        if is_named_after && label.is_none() {
             self.unlabelled_slices.push(object.name().to_string());
+        }
+        if label == Some(name) && object.address_type.as_deref() == Some("FQDN") {
+            self.fqdn_slices.push(object.name().to_string());
         }
     }
 
@@ -63,12 +71,14 @@ pub async fn lookup(connection: &Connection, namespace: &str, name: &str) -> Res
     let found = listed(services.selecting("", &named)).await;
     let found = found.with_context(|| format!("asking for Service {namespace}/{name}"))?;
     found.into_iter().for_each(|service| raw.note_service(service, namespace, name));
-    let unlabelled = format!("!{SERVICE_NAME_LABEL}");
-    let slices = Collection::namespaced::<EndpointSliceObject>(connection.clone(), negotiation, namespace);
-    let found = listed(slices.selecting(&unlabelled, "")).await;
-    let found: Vec<EndpointSliceObject> =
-        found.with_context(|| format!("listing EndpointSlices of {namespace}"))?;
-    found.iter().for_each(|slice| raw.note_slice(slice, namespace, name));
+    for labels in [format!("!{SERVICE_NAME_LABEL}"), format!("{SERVICE_NAME_LABEL}={name}")] {
+        let slices =
+            Collection::namespaced::<EndpointSliceObject>(connection.clone(), negotiation.clone(), namespace);
+        let found = listed(slices.selecting(&labels, "")).await;
+        let found: Vec<EndpointSliceObject> =
+            found.with_context(|| format!("listing EndpointSlices of {namespace}"))?;
+        found.iter().for_each(|slice| raw.note_slice(slice, namespace, name));
+    }
     Ok(raw)
 }
 

@@ -20,7 +20,7 @@ use crate::model::{ServiceName, SliceName};
 use k8s_openapi::jiff;
 use prost::Message;
 use serde::Deserialize;
-use serde::de::Deserializer;
+use serde::de::{Deserializer, IgnoredAny};
 
 /// The label that makes a Service another proxy's business.
 pub const PROXY_NAME_LABEL: &str = "service.kubernetes.io/service-proxy-name";
@@ -183,6 +183,19 @@ pub struct ServiceSpec {
     #[prost(message, repeated, tag = "1")]
     #[serde(default, deserialize_with = "nullable")]
     pub ports: Vec<ServicePortObject>,
+    /// Which pods are its endpoints; what it selects by is not stored.
+    #[prost(message, optional, tag = "2")]
+    pub selector: Option<Selector>,
+}
+
+/// That a selector is there. In protobuf each of its entries is a message of its own.
+#[derive(Clone, PartialEq, Message)]
+pub struct Selector {}
+
+impl<'de> Deserialize<'de> for Selector {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        IgnoredAny::deserialize(deserializer).map(|_| Selector {})
+    }
 }
 
 /// `spec.sessionAffinityConfig` of a Service.

@@ -2,8 +2,8 @@
 //! a packet through. The text is the one that is sent.
 
 use super::base::{self, Features};
-use super::chains::JUMPS;
-use super::names::ChainId;
+use super::chains::{Fixed, JUMPS};
+use super::names::{ChainId, FIREWALL};
 use super::render_inputs;
 use crate::backend::KernelObject;
 use crate::backend::packet_trace::{Packet, PacketTrace, Tables, TraceOutcome};
@@ -39,6 +39,23 @@ pub(super) fn wanted(plan: &Plan<'_>, features: &Features) -> Vec<KernelObject> 
         KernelObject { is_shared: ChainId::parse(chain).is_none(), name, lines }
     };
     chains.into_iter().map(object).collect()
+}
+
+/// Whether nothing but our rules belongs in a chain (`table CHAIN`).
+pub(super) fn is_ours_alone(object: &str) -> bool {
+    let Some((table, chain)) = object.split_once(' ') else { return false };
+    Fixed::parse(table, chain).is_some() && chain != FIREWALL
+}
+
+/// Whether a rule leads to a chain of the tree of networks, which a plan is compared without.
+pub(super) fn leads_into_tree(rule: &str) -> bool {
+    let parsed = Parsed::of(rule);
+    parsed
+        .rule()
+        .target
+        .chain()
+        .and_then(|chain| ChainId::parse(&chain.to_string()))
+        .is_some_and(|id| id.is_net())
 }
 
 /// What a rule does, as a hash.

@@ -17,7 +17,9 @@ use std::rc::Rc;
 
 /// Levels of the tree of networks, and some to spare.
 const DEEPEST: usize = 16;
-/// At most this many chains of a table are read one by one.
+/// The table that holds a chain for each Service port and endpoint: where at most so many of it are wanted, they are read one
+/// by one. The other tables are read whole.
+const LARGE_TABLE: &str = "nat";
 const MOST_SINGLE_CHAINS: usize = 12;
 
 /// Chains of iptables rules.
@@ -84,6 +86,10 @@ impl ProxyMode for IptablesMode {
         Box::pin(async move { inspect_rules(node.tools()?, wanted).await })
     }
 
+    fn holds_only_services(&self, object: &str) -> bool {
+        inspect::is_ours_alone(object)
+    }
+
     fn trace<'a>(
         &'a self,
         node: &'a InspectedNode<'a>,
@@ -130,7 +136,8 @@ async fn inspect_rules(tools: &Tools, wanted: &[KernelObject]) -> Result<Inspect
             inspection.differences.push(Difference::gone(object));
             continue;
         };
-        let (missing, surplus) = inspect::differences(object, &lines);
+        let (missing, mut surplus) = inspect::differences(object, &lines);
+        surplus.retain(|rule| !inspect::leads_into_tree(rule));
         inspection.found.push(KernelObject { lines: lines.to_vec(), ..object.clone() });
         let mut left = Vec::new();
         for rule in missing {
@@ -192,7 +199,9 @@ impl<'t> Chains<'t> {
         }
         let (effects, noted) = (HashMap::new(), HashSet::new());
         let mut chains = Chains { tools, whole: BTreeSet::new(), known: HashMap::new(), effects, noted };
-        for (table, _) in by_table.into_iter().filter(|(_, count)| *count > MOST_SINGLE_CHAINS) {
+        let is_read_whole =
+            |(table, count): &(&str, usize)| *table != LARGE_TABLE || *count > MOST_SINGLE_CHAINS;
+        for (table, _) in by_table.into_iter().filter(is_read_whole) {
             let found = tools.table(table).await?.into_iter();
             chains.known.extend(found.map(|(chain, lines)| (format!("{table} {chain}"), Some(lines.into()))));
             chains.whole.insert(table.to_owned());

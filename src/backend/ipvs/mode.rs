@@ -124,6 +124,10 @@ impl ProxyMode for IpvsMode {
         Box::pin(async move { inspect_servers(node.family, wanted) })
     }
 
+    fn holds_only_services(&self, _object: &str) -> bool {
+        true
+    }
+
     /// By all rules of the tables, those of other programs included, the sets, and the virtual server.
     fn trace<'a>(
         &'a self,

@@ -28,6 +28,7 @@ pub(super) fn look(
     wanted: &[KernelObject],
 ) -> Result<Inspection> {
     let mut inspection = Inspection::default();
+    inspection.differences.extend(emptied_chains(kernel, family)?);
     for object in wanted {
         let Some(set) = object.name.strip_prefix("set ").and_then(set_named) else { continue };
         let Some(there) = lines(kernel, family, set)? else {
@@ -36,10 +37,33 @@ pub(super) fn look(
         };
         let (found, missing): (Vec<String>, Vec<String>) =
             object.lines.iter().cloned().partition(|line| there.contains(line));
-        inspection.differences.extend(Difference::of(object, missing, Vec::new()));
+        let wanted: BTreeSet<&String> = object.lines.iter().filter(|_| !object.is_shared).collect();
+        let beyond = there.iter().filter(|line| !object.is_shared && !wanted.contains(line));
+        let surplus = beyond.cloned().collect();
+        inspection.differences.extend(Difference::of(object, missing, surplus));
         inspection.found.push(KernelObject { lines: found, ..object.clone() });
     }
     Ok(inspection)
+}
+
+/// Chains that have rules whatever the settings, and have none: packets do not get to the sets there.
+fn emptied_chains(kernel: &mut impl Ruleset, family: IpFamily) -> Result<Vec<Difference>> {
+    let mut filled = BTreeSet::new();
+    kernel.rules(table(family), &mut |part| match part {
+        Part::Start => filled.clear(),
+        Part::Item(rule) => _ = filled.insert(rule.chain.to_owned()),
+    })?;
+    let layout = Layout::bare(family);
+    let mut usual = Batch::new();
+    write_rules(&mut usual, &layout);
+    let needed: BTreeSet<String> = usual.rules().map(|rule| rule.chain.to_owned()).collect();
+    let texts = text::rules(&layout);
+    let emptied = |chain: &String| {
+        let lines = texts.get(chain.as_str()).cloned().unwrap_or_default();
+        let object = KernelObject { name: format!("chain {chain}"), lines, is_shared: false };
+        Difference { is_gone: false, ..Difference::gone(&object) }
+    };
+    Ok(needed.difference(&filled).map(emptied).collect())
 }
 
 /// A set's elements; `None` if it is not there.

@@ -89,6 +89,10 @@ impl ProxyMode for NftablesMode {
         Box::pin(async move { inspect::look(&mut nftables_rs::Nftables::open()?, node.family, wanted) })
     }
 
+    fn holds_only_services(&self, _object: &str) -> bool {
+        true
+    }
+
     /// By the rules and elements that are in the kernel.
     fn trace<'a>(
         &'a self,

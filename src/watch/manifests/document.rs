@@ -4,7 +4,7 @@
 //! form. YAML is split at its document marks first, as Kubernetes' own tools do it: a document
 //! with a syntax error then does not hide what is wrong with those after it.
 
-use super::{Key, Location, description};
+use super::{Key, Location, description, fields};
 use crate::model::{ServiceName, word};
 use crate::watch::objects::{EndpointSliceObject, NodeObject, ServiceObject};
 use serde::Deserialize;
@@ -40,6 +40,8 @@ pub(super) struct Object {
     pub(super) key: Key,
     /// All of it as JSON, in one line.
     pub(super) text: String,
+    /// Fields that the API does not have, each with the nearest one that it has.
+    pub(super) unknown: Vec<(String, Option<&'static str>)>,
     /// In the API's form, unless a field does not have the type that it must have.
     pub(super) typed: Result<Typed, Broken>,
 }
@@ -48,7 +50,7 @@ pub(super) struct Object {
 #[derive(Debug)]
 pub(super) enum Typed {
     /// core/v1 Service.
-    Service(ServiceObject),
+    Service(Box<ServiceObject>),
     /// discovery.k8s.io/v1 EndpointSlice.
     Slice(EndpointSliceObject),
     /// core/v1 Node.
@@ -299,7 +301,9 @@ fn decode_object(object: Value) -> Decoded {
     match (text("apiVersion"), text("kind")) {
         (_, "") => missing("kind"),
         ("", _) => missing("apiVersion"),
-        ("v1", "Service") => identified(&object, typed(&object).map(Typed::Service)),
+        ("v1", "Service") => {
+            identified(&object, typed(&object).map(|object| Typed::Service(Box::new(object))))
+        }
         ("discovery.k8s.io/v1", "EndpointSlice") => identified(&object, typed(&object).map(Typed::Slice)),
         ("v1", "Node") => identified(&object, typed(&object).map(Typed::Node)),
         (api_version, kind) => Decoded::Other(format!("{} {}", word(api_version), word(kind))),
@@ -335,7 +339,8 @@ fn identified(object: &Value, typed: Result<Typed, Broken>) -> Decoded {
         Some("EndpointSlice") => Key::Slice(format!("{namespace}/{name}").into()),
         _ => Key::Node(name.into()),
     };
-    Decoded::Object(Box::new(Object { key, text: object.to_string(), typed }))
+    let unknown = fields::unknown(object);
+    Decoded::Object(Box::new(Object { key, text: object.to_string(), unknown, typed }))
 }
 
 /// Kind, namespace and name of an object of which not even these need to be right.

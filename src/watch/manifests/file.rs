@@ -2,7 +2,7 @@
 
 use super::document::{self, Broken, Decoded, Format, Object, Typed};
 use super::{Key, Location, ManifestError, ManifestOptions, defaults, validate};
-use crate::model::WatchEvent;
+use crate::model::{WatchEvent, word};
 use crate::watch::convert::{self, Converted, Issue, IssueSeverity, Issues};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -61,6 +61,15 @@ pub(super) fn parse(file: &Arc<Path>, text: &str, options: &ManifestOptions) -> 
     reader.content
 }
 
+/// A field that the API server would have dropped.
+fn unknown_field((field, nearest): (String, Option<&'static str>)) -> Issue {
+    let message = match nearest {
+        Some(nearest) => format!("is no field of the API and without effect; did you mean {nearest}?"),
+        None => "is no field of the API and without effect".to_owned(),
+    };
+    Issue { field: word(&field).into_owned(), message, severity: IssueSeverity::Warning }
+}
+
 struct Reader<'a> {
     file: &'a Arc<Path>,
     options: &'a ManifestOptions,
@@ -83,8 +92,8 @@ impl Reader<'_> {
     }
 
     fn object(&mut self, place: Location, object: Object) {
-        let Object { key, text, typed } = object;
-        let converted = match typed {
+        let Object { key, text, unknown, typed } = object;
+        let mut converted = match typed {
             Ok(typed) => self.convert(typed),
             Err(broken) => {
                 let error = self.error(place, broken);
@@ -93,6 +102,7 @@ impl Reader<'_> {
                 return;
             }
         };
+        converted.issues.extend(unknown.into_iter().map(unknown_field));
         if let Some(event) = self.report(&key, place, converted) {
             self.content.objects.push(Usable { key, place, text, event });
         }

@@ -8,13 +8,37 @@ use std::fs::{self, File, Metadata};
 use std::io::{self, ErrorKind, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 /// The largest file that is read.
 const MAX_BYTES: u64 = 64 * 1024 * 1024;
 
+/// The path that stands for standard input.
+const STDIN: &str = "-";
+
+/// Standard input, which can be read once only.
+static INPUT: OnceLock<Result<Vec<u8>, String>> = OnceLock::new();
+
+fn is_input(path: &Path) -> bool {
+    path == Path::new(STDIN)
+}
+
+/// All of standard input, or why it cannot be read.
+fn input() -> &'static Result<Vec<u8>, String> {
+    INPUT.get_or_init(|| {
+        let mut bytes = Vec::new();
+        let read = io::stdin().lock().take(MAX_BYTES + 1).read_to_end(&mut bytes);
+        read.map_err(|error| error.to_string())?;
+        if bytes.len() as u64 > MAX_BYTES { Err(too_large()) } else { Ok(bytes) }
+    })
+}
+
+fn too_large() -> String {
+    format!("is larger than {MAX_BYTES} bytes, the most that is read of one file")
+}
+
 /// A file's identity and state; equal before and after only if nothing has been written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Fingerprint {
     device: u64,
     inode: u64,
@@ -36,7 +60,10 @@ impl Fingerprint {
 
     /// The fingerprint of the file that a path leads to.
     pub(super) fn take(path: &Path) -> Option<Self> {
-        fs::metadata(path).ok().as_ref().map(Self::of)
+        match is_input(path) {
+            true => Some(Fingerprint::default()),
+            false => fs::metadata(path).ok().as_ref().map(Self::of),
+        }
     }
 }
 
@@ -72,6 +99,7 @@ pub(super) struct Listing {
 /// Names all that do not.
 pub fn check_paths(paths: &[PathBuf]) -> Result<()> {
     let problem = |path: &PathBuf| match fs::metadata(path) {
+        _ if is_input(path) => None,
         Err(error) => Some(format!("{}: {error}", path.display())),
         Ok(found) if !found.is_dir() && !found.is_file() => {
             Some(format!("{}: is neither a file nor a folder", path.display()))
@@ -90,6 +118,10 @@ pub(super) fn list(paths: &[PathBuf]) -> Listing {
     let mut listing = Listing::default();
     let mut seen = BTreeSet::new();
     for path in paths {
+        if is_input(path) {
+            listing.files.push(path.clone());
+            continue;
+        }
         let files = fs::metadata(path)
             .and_then(|found| if found.is_dir() { files_in(path) } else { Ok(vec![path.clone()]) });
         match files {
@@ -126,19 +158,29 @@ pub(super) fn is_manifest(name: &OsStr) -> bool {
 
 /// Reads a file whole.
 pub(super) fn read(path: &Path) -> Reading {
+    if is_input(path) {
+        return match input() {
+            Ok(bytes) => text_of(bytes.clone(), true),
+            Err(problem) => Reading::Unfit(problem.clone()),
+        };
+    }
     match read_bytes(path) {
         Ok((Err(problem), _)) => Reading::Unfit(problem),
-        Ok((Ok(bytes), before)) => match String::from_utf8(bytes) {
-            Ok(text) if Fingerprint::take(path) == Some(before) => Reading::Text(text),
-            Ok(text) => Reading::Unsettled(text),
-            Err(error) => {
-                let good = &error.as_bytes()[..error.utf8_error().valid_up_to()];
-                let line = good.iter().filter(|byte| **byte == b'\n').count() + 1;
-                Reading::Unfit(format!("line {line}: is not UTF-8 text"))
-            }
-        },
+        Ok((Ok(bytes), before)) => text_of(bytes, Fingerprint::take(path) == Some(before)),
         Err(error) if error.kind() == ErrorKind::NotFound => Reading::Gone,
         Err(error) => Reading::Failed(error.to_string()),
+    }
+}
+
+fn text_of(bytes: Vec<u8>, is_settled: bool) -> Reading {
+    match String::from_utf8(bytes) {
+        Ok(text) if is_settled => Reading::Text(text),
+        Ok(text) => Reading::Unsettled(text),
+        Err(error) => {
+            let good = &error.as_bytes()[..error.utf8_error().valid_up_to()];
+            let line = good.iter().filter(|byte| **byte == b'\n').count() + 1;
+            Reading::Unfit(format!("line {line}: is not UTF-8 text"))
+        }
     }
 }
 
@@ -154,8 +196,7 @@ fn read_bytes(path: &Path) -> io::Result<(Result<Vec<u8>, String>, Fingerprint)>
     let mut bytes = Vec::with_capacity(usize::try_from(metadata.len().min(MAX_BYTES)).unwrap_or_default());
     file.take(MAX_BYTES + 1).read_to_end(&mut bytes)?;
     if bytes.len() as u64 > MAX_BYTES {
-        let problem = format!("is larger than {MAX_BYTES} bytes, the most that is read of one file");
-        return Ok((Err(problem), before));
+        return Ok((Err(too_large()), before));
     }
     Ok((Ok(bytes), before))
 }

@@ -10,6 +10,7 @@
 mod catalog;
 mod defaults;
 mod document;
+mod fields;
 mod file;
 mod folder;
 mod last_good;

@@ -29,7 +29,7 @@ fn note(object: Option<Typed>, raw: &mut Raw, namespace: &str, name: &str) {
     match object {
         Some(Typed::Service(mut service)) => {
             super::defaults::service(&mut service);
-            raw.note_service(service, namespace, name);
+            raw.note_service(*service, namespace, name);
         }
         Some(Typed::Slice(mut slice)) => {
             super::defaults::endpoint_slice(&mut slice);

@@ -1,0 +1,109 @@
+//! Acts that break a node, each with the true cause.
+
+use super::Mode;
+
+/// A broken node.
+pub(super) struct Row {
+    pub(super) name: &'static str,
+    /// For a shell: `$IPT` and `$IP6T` are the tools of the mode.
+    pub(super) act: &'static str,
+    /// What the snapshot of the rules does not undo.
+    pub(super) undo: &'static str,
+    /// All that has to be named.
+    pub(super) causes: &'static [&'static str],
+    /// Of `explain`.
+    pub(super) status: i32,
+    /// The modes that have it.
+    pub(super) modes: fn(Mode) -> bool,
+    /// The table of mode nftables has to be written again.
+    pub(super) harms_table: bool,
+}
+
+const MISSING: &[&str] = &["kernel-object-missing"];
+const STALE: &[&str] = &["kernel-state-stale"];
+const BOTH: &[&str] = &["kernel-object-missing", "kernel-state-stale"];
+
+fn iptables(mode: Mode) -> bool {
+    mode != Mode::Nftables
+}
+
+fn nftables(mode: Mode) -> bool {
+    mode == Mode::Nftables
+}
+
+/// The tools of nf_tables are used, or none.
+fn not_legacy(mode: Mode) -> bool {
+    mode != Mode::IptablesLegacy
+}
+
+fn every(_: Mode) -> bool {
+    true
+}
+
+const fn row(
+    name: &'static str,
+    modes: fn(Mode) -> bool,
+    causes: &'static [&'static str],
+    act: &'static str,
+) -> Row {
+    Row { name, act, undo: "", causes, status: 1, modes, harms_table: false }
+}
+
+pub(super) const ROWS: &[Row] = &[
+    // What another program did to our rules.
+    row("an endpoint's chain is emptied", iptables, MISSING, "$IPT -t nat -F $($IPT -t nat -S | grep -o 'KUBE-SEP-[A-Z0-9]*' | head -1)"),
+    row("an endpoint's chain sends to another pod", iptables, BOTH, "c=$($IPT -t nat -S | grep 'to-destination 10.128.1.5:8080' | grep -o 'KUBE-SEP-[A-Z0-9]*' | head -1)
+        n=$($IPT -t nat -S $c | grep -n 'DNAT' | cut -d: -f1); $IPT -t nat -R $c $((n - 1)) -p tcp -j DNAT --to-destination 10.128.9.9:8080"),
+    row("a rule in front of the balancing lets packets out", iptables, STALE, "c=$($IPT -t nat -S | grep -o 'KUBE-SVC-[A-Z0-9]*' | head -1); $IPT -t nat -I $c -s 192.0.2.1 -j RETURN"),
+    row("PREROUTING no longer leads to Services", iptables, MISSING, "$IPT -t nat -D PREROUTING -m comment --comment 'kubernetes service portals' -j KUBE-SERVICES"),
+    row("OUTPUT no longer leads to Services", iptables, MISSING, "$IPT -t nat -D OUTPUT -m comment --comment 'kubernetes service portals' -j KUBE-SERVICES"),
+    row("POSTROUTING no longer masquerades", iptables, MISSING, "$IPT -t nat -D POSTROUTING -m comment --comment 'kubernetes postrouting rules' -j KUBE-POSTROUTING"),
+    row("FORWARD no longer leads to our accepting chain", iptables, MISSING, "$IPT -D FORWARD -m comment --comment 'kubernetes forwarding rules' -j KUBE-FORWARD"),
+    row("all Services' dispatch rules are gone", iptables, MISSING, "$IPT -t nat -F KUBE-SERVICES"),
+    row("a node port's rule is gone", iptables, MISSING, "$IPT -t nat -F KUBE-NODEPORTS"),
+    row("refusals are gone", iptables, MISSING, "$IPT -F KUBE-SERVICES"),
+    row("the masquerading chain is empty", iptables, MISSING, "$IPT -t nat -F KUBE-POSTROUTING"),
+    row("packets are no longer marked", iptables, MISSING, "$IPT -t nat -F KUBE-MARK-MASQ"),
+    row("the accepting chain is empty", iptables, MISSING, "$IPT -F KUBE-FORWARD"),
+    row("source ranges are no longer kept", iptables, MISSING, "$IPT -F KUBE-PROXY-FIREWALL"),
+    row("the nat table is flushed", iptables, MISSING, "$IPT -t nat -F && $IPT -t nat -X"),
+    row("the filter table is flushed", iptables, MISSING, "$IPT -F && $IPT -X"),
+    row("only IPv6 is flushed", iptables, MISSING, "$IP6T -t nat -F && $IP6T -t nat -X"),
+    row("a rule of a Service that is long gone", iptables, STALE, "$IPT -t nat -I KUBE-SERVICES -d 10.96.7.7/32 -p tcp --dport 80 -j KUBE-MARK-MASQ"),
+    Row { harms_table: true, ..row("elements of a map are gone", nftables, MISSING, "nft flush map ip kube-proxy service-1 2>/dev/null || nft flush map ip kube-proxy $(nft list maps ip | grep -o 'map [a-z0-9-]*' | cut -d' ' -f2 | head -1)") },
+    Row { harms_table: true, ..row("the cluster IPs are gone", nftables, MISSING, "nft flush set ip6 kube-proxy cluster-ips") },
+    Row { undo: "nft delete element ip kube-proxy cluster-ips '{ 10.96.7.7 }'", ..row("a cluster IP of a Service that is long gone", nftables, STALE, "nft add element ip kube-proxy cluster-ips '{ 10.96.7.7 }'") },
+    Row { harms_table: true, ..row("the table is gone", nftables, MISSING, "nft delete table ip kube-proxy") },
+    Row { harms_table: true, ..row("the rules of a base chain are gone", nftables, MISSING, "nft flush chain ip kube-proxy nat-prerouting") },
+    // Rules of other programs in the way.
+    row("the policy of FORWARD drops", every, &["foreign-drop-rule"], "$IPT -P FORWARD DROP"),
+    row("a firewall drops what goes to pods", every, &["foreign-drop-rule"], "$IPT -I FORWARD -d 10.128.0.0/16 -j DROP"),
+    row("Docker's user chain drops an endpoint", every, &["foreign-drop-rule"], "$IPT -N DOCKER-USER; $IPT -I FORWARD -j DOCKER-USER; $IPT -A DOCKER-USER -d 10.128.1.5 -j DROP; $IPT -A DOCKER-USER -j RETURN"),
+    row("a firewall rejects the port of the pods", every, &["foreign-drop-rule"], "$IPT -I FORWARD -p tcp --dport 8080 -j REJECT --reject-with icmp-admin-prohibited"),
+    row("ufw denies routed packets", every, &["foreign-drop-rule"], "$IPT -N ufw-before-forward; $IPT -N ufw-user-forward; $IPT -I FORWARD -j ufw-before-forward; $IPT -A ufw-before-forward -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
+        $IPT -A ufw-before-forward -j ufw-user-forward; $IPT -P FORWARD DROP"),
+    row("firewalld's rules end in a refusal", every, &["foreign-drop-rule"], "$IPT -N FORWARD_direct; $IPT -I FORWARD -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT; $IPT -I FORWARD 2 -i lo -j ACCEPT; $IPT -I FORWARD 3 -j FORWARD_direct; $IPT -I FORWARD 4 -j REJECT"),
+    row("IPv6 forwarding is dropped", every, &["foreign-drop-rule"], "$IP6T -P FORWARD DROP"),
+    row("packets are kept out of connection tracking", every, &["not-tracked"], "$IPT -t raw -A PREROUTING -d 10.96.0.0/16 -j NOTRACK"),
+    row("DNS is kept out of connection tracking", every, &["not-tracked"], "$IPT -t raw -A OUTPUT -p udp --dport 53 -j CT --notrack"),
+    row("another translation comes first", every, &["foreign-translation"], "$IPT -t nat -I PREROUTING -d 10.96.0.10 -p tcp --dport 80 -j DNAT --to-destination 203.0.113.9"),
+    row("a chain of another translation comes first", every, &["foreign-translation"], "$IPT -t nat -N CNI-HOSTPORT-DNAT; $IPT -t nat -I PREROUTING -j CNI-HOSTPORT-DNAT; $IPT -t nat -A CNI-HOSTPORT-DNAT -p tcp -d 192.0.2.10 --dport 80 -j DNAT --to-destination 203.0.113.9:80"),
+    row("a transparent proxy takes what the node sends", every, &["foreign-translation"], "$IPT -t nat -I OUTPUT -p tcp -d 10.96.0.0/16 -j REDIRECT --to-ports 15001"),
+    Row { undo: "iptables-legacy -P FORWARD ACCEPT; iptables-legacy -F", ..row("legacy tables drop beside those of nf_tables", not_legacy, &["foreign-drop-rule"], "iptables-legacy -P FORWARD DROP") },
+    Row { undo: "iptables-legacy -P FORWARD ACCEPT; iptables-legacy -F", ..row("legacy tables have a rule beside those of nf_tables", not_legacy, &["foreign-drop-rule"], "iptables-legacy -A FORWARD -d 10.128.0.0/16 -j DROP") },
+    // Settings of the node.
+    Row { undo: "sysctl -qw net.ipv4.ip_forward=1", ..row("IPv4 is not forwarded", every, &["forwarding-off"], "sysctl -qw net.ipv4.ip_forward=0") },
+    Row { undo: "sysctl -qw net.ipv6.conf.all.forwarding=1", ..row("IPv6 is not forwarded", every, &["forwarding-off"], "sysctl -qw net.ipv6.conf.all.forwarding=0") },
+    Row {
+        undo: "sysctl -qw net.bridge.bridge-nf-call-iptables=1; ip link del p0; ip link del p1",
+        status: 0,
+        ..row("bridged packets go past the rules", every, &["bridged-past-rules"], "sysctl -qw net.bridge.bridge-nf-call-iptables=0
+            for n in 0 1; do ip link add p$n type veth peer name q$n && ip link set p$n master cni0; done")
+    },
+    // Tables that are not read are said not to be.
+    Row {
+        undo: "nft delete table inet firewalld",
+        status: 0,
+        ..row("firewalld refuses in a table of its own", every, &["foreign-nft-table"], "nft add table inet firewalld && nft 'add chain inet firewalld filter_FORWARD { type filter hook forward priority 10; }' && nft add rule inet firewalld filter_FORWARD reject with icmpx type admin-prohibited")
+    },
+];
