@@ -184,7 +184,11 @@ pub fn node_page(state: &LoopState<'_>, after: Option<&str>) -> NodePage {
             record.slices.iter().map(|slice| slice.endpoints.len() * slice.ports.len()).sum::<usize>();
         page.insert(name.clone(), record.clone());
     }
-    let page = Snapshot { services: page, node: snapshot.node.clone() };
+    let page = Snapshot {
+        services: page,
+        node: snapshot.node.clone(),
+        service_cidrs: snapshot.service_cidrs.clone(),
+    };
     let wanted = |family: &FamilySync| {
         let refused = page.services.keys().filter(|name| family.refused(name).is_some()).cloned().collect();
         let plan = family.plan_of(&page).without(&refused);

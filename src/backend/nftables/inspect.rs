@@ -53,7 +53,7 @@ fn emptied_chains(kernel: &mut impl Ruleset, family: IpFamily) -> Result<Vec<Dif
         Part::Start => filled.clear(),
         Part::Item(rule) => _ = filled.insert(rule.chain.to_owned()),
     })?;
-    let layout = Layout::bare(family);
+    let layout = Layout::bare(family, &Features::default());
     let mut usual = Batch::new();
     write_rules(&mut usual, &layout);
     let needed: BTreeSet<String> = usual.rules().map(|rule| rule.chain.to_owned()).collect();
