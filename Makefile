@@ -19,8 +19,8 @@ help: ## this list
 DEBUG := $${CARGO_TARGET_DIR:-target}/debug
 
 # Two builds: the program as `cargo run` has it, which then finds it built.
-demo: ## see it work: a throw-away node, real requests, a change, cleaned up after [MODE=ipvs]
-	@scripts/deps.sh demo
+demo: ## see it work: a throw-away node, real requests, a change, cleaned up after [MODE=ipvs|nftables]
+	@scripts/deps.sh demo $(if $(filter nftables,$(MODE)),nft)
 	@echo "Building kube-proxy-rs, then the demo: a few minutes the first time, seconds from then on."
 	@$(CARGO) build --locked --bin kube-proxy-rs
 	@$(CARGO) build --locked --package demo
@@ -51,9 +51,9 @@ advisories: $(DENY) ## does a crate that we use have a known hole?
 workflows:
 	"$$(dirname "$$(e2e/chart/run --python)")"/actionlint .github/workflows/*.yml
 
-# Not optimised: it runs for two seconds, and this way it builds in about one and a half minutes.
+# Not optimised and without debug information: it runs for two seconds, and building it is what takes time.
 $(DENY):
-	$(CARGO) install cargo-deny --version $(DENY_VERSION) --locked --debug --root $(TOOLS) --target-dir .cache/build
+	CARGO_PROFILE_DEV_DEBUG=0 $(CARGO) install cargo-deny --version $(DENY_VERSION) --locked --debug --root $(TOOLS) --target-dir .cache/build
 
 # Without root, the kernel handles' tests against the live kernel are left out, and it says so.
 unit: ## unit, property, loop, golden, packet-table and API-stub tests
@@ -65,8 +65,8 @@ unit: ## unit, property, loop, golden, packet-table and API-stub tests
 odd-unit: deps ## the same on a machine with odd addresses, routes and rules, beside a running copy; needs root
 	scripts/odd-machine.sh $(MAKE) unit
 
-SECONDS ?= 30
-fuzz: deps ## every parser of what others write, driven by coverage: SECONDS=30 each, two at a time [TARGET=api]
+SECONDS ?= 15
+fuzz: deps ## every parser of what others write, driven by coverage: SECONDS=15 each, two at a time [TARGET=api]
 	@scripts/fuzz.sh $(SECONDS) $(TARGET)
 
 golden: ## rewrite the golden files from what is rendered now; review the diff
@@ -75,9 +75,10 @@ golden: ## rewrite the golden files from what is rendered now; review the diff
 api: ## the watch tests; with KUBEBUILDER_ASSETS set, also against a real API server
 	$(CARGO) test --locked --test apiserver
 
+# Tests wait for periods to pass, so one more runs than there are processors.
 netns: deps ## real packets and the reference's fixtures, in network namespaces; needs root
 	@[ "$$(id -u)" = 0 ] || { echo "make netns: needs root, for network namespaces and iptables" >&2; exit 1; }
-	$(CARGO) test --locked --test fixtures --test netns
+	$(CARGO) test --locked --test fixtures --test netns -- --test-threads $$(($$(nproc) + 1))
 	$(CARGO) test --locked -p nftables-rs --test live --test packets -- --ignored
 
 # SHOTS=FOLDER keeps what the browser showed.
@@ -100,7 +101,7 @@ bench: ## the program's own steps: times (criterion) and instruction counts; a f
 # Settings of a run; empty ones keep the program's own defaults (benches/scale/settings.rs).
 SCALE = N E FLAVOR MODE PEER APISERVER LONE STORM RATE IDLE CONNECTIONS FLOWS FLAGS
 
-bench-scale: deps ## the real program and kernel at size: N=10000 E=5 FLAVOR=nft|legacy or MODE=ipvs [PEER=/path/to/kube-proxy] [APISERVER=/path/to/kubeconfig]; needs root
+bench-scale: deps ## the real program and kernel at size: N=10000 E=5 FLAVOR=nft|legacy or MODE=ipvs|nftables [PEER=/path/to/kube-proxy] [APISERVER=/path/to/kubeconfig]; needs root
 	@$(CARGO) build --quiet --locked --release --bin kube-proxy-rs
 	@$(CARGO) build --quiet --locked --release --features testing --example scale
 	@$(if $(filter ipvs,$(MODE)),VM_SILENCE=$${VM_SILENCE:-1800} scripts/with-ipvs.sh) $${CARGO_TARGET_DIR:-target}/release/examples/scale $${CARGO_TARGET_DIR:-target}/release/kube-proxy-rs $(foreach key,$(SCALE),"$(key)=$($(key))")

@@ -13,6 +13,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
+use kube_proxy_rs::config::Mode;
 use kube_proxy_rs::model::{IpFamily, Protocol};
 use kube_proxy_rs::testing::lab::Lab;
 use kube_proxy_rs::testing::packets::Place;
@@ -33,8 +34,12 @@ fn main() -> ExitCode {
         eprintln!("usage: demo PATH-OF-KUBE-PROXY-RS (or simply: make demo)");
         return ExitCode::from(2);
     };
-    let ipvs = std::env::args().nth(2).is_some_and(|mode| mode == "ipvs");
-    match show(binary, ipvs) {
+    let name = std::env::args().nth(2).unwrap_or_else(|| "iptables".to_owned());
+    let Some(mode) = Mode::named(&name) else {
+        eprintln!("MODE={name}: it is one of {}", Mode::ALL.map(Mode::as_str).join(", "));
+        return ExitCode::from(2);
+    };
+    match show(binary, mode) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("\nThe demo stopped: {error:#}");
@@ -45,11 +50,11 @@ fn main() -> ExitCode {
 
 /// Runs the demonstration on a thread of its own, so that signals are seen meanwhile: whatever
 /// ends it, its guards clean up.
-fn show(binary: String, ipvs: bool) -> Result<()> {
+fn show(binary: String, mode: Mode) -> Result<()> {
     let interrupted = Arc::new(AtomicBool::new(false));
     let show = thread::spawn({
         let interrupted = Arc::clone(&interrupted);
-        move || Demo { paint: Paint::for_stdout(), interrupted, ipvs }.run(&binary)
+        move || Demo { paint: Paint::for_stdout(), interrupted, mode }.run(&binary)
     });
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
@@ -74,8 +79,7 @@ fn show(binary: String, ipvs: bool) -> Result<()> {
 struct Demo {
     paint: Paint,
     interrupted: Arc<AtomicBool>,
-    /// It is mode ipvs that is shown.
-    ipvs: bool,
+    mode: Mode,
 }
 
 impl Demo {
@@ -89,8 +93,8 @@ impl Demo {
 
         self.paint.title("1. The shop opens: kube-proxy-rs --manifests examples/shop.yaml");
         let started = Instant::now();
-        let flags: &[&str] = if self.ipvs { &["--proxy-mode=ipvs"] } else { &[] };
-        let launch = Launch { binary, namespace: lab.node(), flavor: Flavor::Nft, flags };
+        let mode = format!("--proxy-mode={}", self.mode.as_str());
+        let launch = Launch { binary, namespace: lab.node(), flavor: Flavor::Nft, flags: &[&mode] };
         let mut proxy = launch.start_on(&[folder.path()])?;
         self.wait_for(&lab, &mut proxy, "local-1")?;
         self.paint.say(&format!(
@@ -121,15 +125,25 @@ impl Demo {
 
     /// What is programmed.
     fn kernel(&self, lab: &Lab) -> Result<()> {
-        if self.ipvs {
-            self.paint.title("3. What is in the kernel: ipvsadm -Ln");
-            lab.node().output("ipvsadm", &["-Ln"])?.lines().for_each(|line| self.paint.code(line));
-            return Ok(());
-        }
-        self.paint.title("3. What is in the kernel: iptables-save | grep shop/web:http");
-        let saved = save(Flavor::Nft, lab.node(), false)?;
-        for line in saved.lines().filter(|line| line.contains("shop/web:http")) {
-            self.paint.code(line);
+        match self.mode {
+            Mode::Iptables => {
+                self.paint.title("3. What is in the kernel: iptables-save | grep shop/web:http");
+                let saved = save(Flavor::Nft, lab.node(), false)?;
+                saved
+                    .lines()
+                    .filter(|line| line.contains("shop/web:http"))
+                    .for_each(|line| self.paint.code(line));
+            }
+            Mode::Ipvs => {
+                self.paint.title("3. What is in the kernel: ipvsadm -Ln");
+                lab.node().output("ipvsadm", &["-Ln"])?.lines().for_each(|line| self.paint.code(line));
+            }
+            Mode::Nftables => {
+                self.paint.title("3. What is in the kernel: nft list map ip kube-proxy service-endpoints");
+                let listed =
+                    lab.node().output("nft", &["list", "map", "ip", "kube-proxy", "service-endpoints"])?;
+                listed.lines().for_each(|line| self.paint.code(line));
+            }
         }
         Ok(())
     }

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs what is run besides cargo, when any of it is missing.
 #
-#   scripts/deps.sh [--list] [PURPOSE...]     demo (the least), test, vm, page, bench, cross-ARCH, package, node,
+#   scripts/deps.sh [--list] [PURPOSE...]     demo (the least), nft, test, vm, page, bench, cross-ARCH, package, node,
 #                                              publish
 #
 # --list prints the packages of these purposes, whether they are there or not, and installs nothing.
@@ -27,6 +27,8 @@ for purpose in "$@"; do
     case $purpose in
     --list) list=yes ;;
     demo) ;;
+    # What shows mode nftables to people.
+    nft) needed+=(nft:nftables) ;;
     test) needed+=("${test[@]}") ;;
     # The virtual machine of e2e/vm.
     vm) needed+=("${ipvs[@]}" qemu-system-x86_64:qemu-system-x86 busybox:busybox-static cpio:cpio depmod:kmod) ;;
@@ -44,7 +46,7 @@ for purpose in "$@"; do
     # Bringing a release to a registry.
     publish) needed+=(skopeo:skopeo) ;;
     *)
-        echo "deps: $purpose is none of demo, test, vm, page, bench, cross-amd64, cross-arm64, package, node, publish" >&2
+        echo "deps: $purpose is none of demo, nft, test, vm, page, bench, cross-amd64, cross-arm64, package, node, publish" >&2
         exit 2
         ;;
     esac

@@ -20,11 +20,11 @@ wrapper=$CACHE/rustc
 mkdir -p "$CACHE/corpus" "$CACHE/found" "$CACHE/log"
 printf '#!/bin/sh\nexec "%s" --rustc "$@"\n' "$PWD/scripts/fuzz.sh" >"$wrapper"
 chmod +x "$wrapper"
-cargo build --quiet --locked -p fuzz --bin seeds
 RUSTC_WORKSPACE_WRAPPER=$wrapper cargo build --quiet --locked -p fuzz --features libfuzzer --bin fuzz
 # The next ordinary build replaces the program; ours must stay as it is while it runs.
 cp target/debug/fuzz "$CACHE/fuzz"
-mapfile -t targets < <(target/debug/seeds "$CACHE/corpus")
+listed=$(FUZZ_SEEDS=$CACHE/corpus "$CACHE/fuzz")
+mapfile -t targets <<<"$listed"
 [ $# -eq 0 ] || targets=("$@")
 
 run() {

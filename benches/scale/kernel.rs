@@ -6,6 +6,8 @@ use ipvs_rs::{Key, Protocol};
 use kube_proxy_rs::kernel::nft::Nft;
 use kube_proxy_rs::kernel::xtables_info;
 use kube_proxy_rs::model::IpFamily;
+use nftables_rs::{Data, Family, ListedElement, Nftables, Part, TableName, Verdict};
+use std::collections::HashSet;
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::io::{BufRead as _, BufReader};
 use std::net::{Ipv4Addr, SocketAddrV4, TcpListener, TcpStream};
@@ -17,36 +19,50 @@ const PORT: u16 = 8080;
 /// The virtual and real servers of this thread's network namespace.
 const SERVERS: &str = "/proc/thread-self/net/ip_vs";
 
-/// A number that changes whenever the endpoints of a Service do, and cheap to ask for.
-pub(crate) fn stamp_of(dataplane: Dataplane, service: Ipv4Addr) -> Result<u64> {
-    if dataplane != Dataplane::Ipvs {
-        return stamp(dataplane);
-    }
-    let at = Key::Address { address: service.into(), port: 80, protocol: Protocol::Tcp };
-    Ok(u64::try_from(ipvs_rs::Ipvs::open()?.list_real_servers(&at)?.len())?)
+/// Tells whether anything was changed, by a handle that stays open: at the close of one, the kernel waits until what a transaction has
+/// deleted is gone, which takes longer than the change that is timed.
+pub(crate) struct Stamps {
+    dataplane: Dataplane,
+    nft: Nft,
 }
 
-/// A number that changes whenever anything does.
-pub(crate) fn stamp(dataplane: Dataplane) -> Result<u64> {
-    match dataplane {
-        Dataplane::Nft => Ok(Nft::open()?.generation()?.into()),
-        Dataplane::Legacy => {
-            let size = xtables_info::num_entries(IpFamily::V4, "nat")?;
-            Ok(size.map_or(0, |size| size.entries.into()))
+impl Stamps {
+    pub(crate) fn open(dataplane: Dataplane) -> Result<Stamps> {
+        Ok(Stamps { dataplane, nft: Nft::open()? })
+    }
+
+    /// A number that changes whenever the endpoints of a Service do, and cheap to ask for.
+    pub(crate) fn of(&mut self, service: Ipv4Addr) -> Result<u64> {
+        if self.dataplane != Dataplane::Ipvs {
+            return self.now();
         }
-        Dataplane::Ipvs => {
-            let mut hasher = DefaultHasher::new();
-            std::fs::read_to_string(SERVERS)?.hash(&mut hasher);
-            Ok(hasher.finish())
+        let at = Key::Address { address: service.into(), port: 80, protocol: Protocol::Tcp };
+        Ok(u64::try_from(ipvs_rs::Ipvs::open()?.list_real_servers(&at)?.len())?)
+    }
+
+    /// A number that changes whenever anything does.
+    pub(crate) fn now(&mut self) -> Result<u64> {
+        match self.dataplane {
+            Dataplane::Nft | Dataplane::Nftables => Ok(self.nft.generation()?.into()),
+            Dataplane::Legacy => {
+                let size = xtables_info::num_entries(IpFamily::V4, "nat")?;
+                Ok(size.map_or(0, |size| size.entries.into()))
+            }
+            Dataplane::Ipvs => {
+                let mut hasher = DefaultHasher::new();
+                std::fs::read_to_string(SERVERS)?.hash(&mut hasher);
+                Ok(hasher.finish())
+            }
         }
     }
 }
 
-/// Rules in all and those that rewrite to an endpoint of ours, or virtual servers and our real ones.
+/// Rules or elements in all and those that lead to an endpoint of ours, or virtual servers and our real ones.
 /// Ours are recognised by their port: a real cluster has endpoints of its own.
 pub(crate) fn count(dataplane: Dataplane) -> Result<(usize, usize)> {
     match dataplane {
         Dataplane::Ipvs => count_servers(),
+        Dataplane::Nftables => count_elements(),
         Dataplane::Nft | Dataplane::Legacy => count_rules(dataplane.as_str()),
     }
 }
@@ -59,20 +75,69 @@ fn count_servers() -> Result<(usize, usize)> {
     Ok((servers, text.lines().filter(|line| line.starts_with("  -> ") && line.contains(&port)).count()))
 }
 
-/// What `iptables-save -t nat` shows.
+/// What `iptables-save -t nat` shows. An endpoint counts if a Service leads to it: above 1,000 endpoints kube-proxy leaves the chains of
+/// former ones in place until a later sync.
 fn count_rules(flavor: &str) -> Result<(usize, usize)> {
     let program = format!("iptables-{flavor}-save");
     let mut child = Command::new(&program).args(["-t", "nat"]).stdout(Stdio::piped()).spawn()?;
     let output = child.stdout.take().with_context(|| format!("{program} has no output"))?;
     let port = format!(":{PORT}");
-    let (mut rules, mut endpoints) = (0, 0);
+    let mut rules = 0;
+    let (mut reached, mut endpoints) = (HashSet::new(), HashSet::new());
     for line in BufReader::new(output).lines() {
         let line = line?;
-        rules += usize::from(line.starts_with("-A "));
-        endpoints += usize::from(line.contains(" -j DNAT ") && line.ends_with(&port));
+        let Some((chain, _)) = line.strip_prefix("-A ").and_then(|rule| rule.split_once(' ')) else {
+            continue;
+        };
+        rules += 1;
+        match line.rsplit_once(" -j ") {
+            Some((_, target)) if target.starts_with("DNAT ") && target.ends_with(&port) => {
+                endpoints.insert(chain.to_owned());
+            }
+            Some((_, target)) if chain != target => _ = reached.insert(target.to_owned()),
+            _ => {}
+        }
     }
     child.wait()?;
-    Ok((rules, endpoints))
+    Ok((rules, endpoints.intersection(&reached).count()))
+}
+
+/// What the sets and maps of kube-proxy's table have, in its layout or in ours.
+fn count_elements() -> Result<(usize, usize)> {
+    let mut nft = Nftables::open()?;
+    let table = TableName { family: Family::Ipv4, name: "kube-proxy" };
+    let mut names: Vec<String> = Vec::new();
+    nft.sets(table, &mut |part| match part {
+        Part::Start => names.clear(),
+        Part::Item(set) => names.push(set.name.to_owned()),
+    })?;
+    let (mut all, mut endpoints) = (0, 0);
+    for name in names {
+        let (mut here, mut leading) = (0, 0);
+        nft.elements(table, &name, &mut |part| match part {
+            Part::Start => (here, leading) = (0, 0),
+            Part::Item(listed) => {
+                here += 1;
+                leading += usize::from(leads_to_endpoint(&name, &listed));
+            }
+        })?;
+        all += here;
+        endpoints += leading;
+    }
+    Ok((all, endpoints))
+}
+
+/// In our layout an element of a map has address and port; in kube-proxy's it has the chain of the endpoint, which ends in these.
+fn leads_to_endpoint(set: &str, listed: &ListedElement<'_>) -> bool {
+    match listed.element.data {
+        Some(Data::Value(value)) => {
+            set == "service-endpoints" && value.get(4..6) == Some(&PORT.to_be_bytes())
+        }
+        Some(Data::Verdict(Verdict::Goto(chain))) => {
+            chain.starts_with("endpoint-") && chain.ends_with(&format!("/{PORT}"))
+        }
+        _ => false,
+    }
 }
 
 /// Makes every address that the stub server hands out reachable in this namespace.
@@ -90,19 +155,24 @@ pub(crate) fn listen() -> Result<TcpListener> {
     Ok(TcpListener::bind((Ipv4Addr::UNSPECIFIED, PORT))?)
 }
 
-/// How long it takes to connect to Services, one after the other; sorted. The connection is taken
+/// An endpoint's own address, which no rule rewrites.
+pub(crate) fn direct() -> SocketAddrV4 {
+    SocketAddrV4::new(Ipv4Addr::new(10, 244, 0, 1), PORT)
+}
+
+/// How long it takes to connect, to one after the other; sorted. The connection is taken
 /// from the listener's queue afterwards: waking another thread for it would cost more than the
 /// walk through the rules does, and much more on an idle machine than on a busy one.
 pub(crate) fn connect_times(
     listener: &TcpListener,
-    services: impl Iterator<Item = Ipv4Addr>,
+    destinations: impl Iterator<Item = SocketAddrV4>,
 ) -> Result<Vec<Duration>> {
     let mut times = Vec::new();
-    for service in services {
+    for destination in destinations {
         let start = Instant::now();
-        let stream = TcpStream::connect(SocketAddrV4::new(service, 80));
+        let stream = TcpStream::connect(destination);
         times.push(start.elapsed());
-        let stream = stream.with_context(|| format!("connecting to {service}"))?;
+        let stream = stream.with_context(|| format!("connecting to {destination}"))?;
         listener.accept()?;
         drop(stream);
     }

@@ -1,18 +1,21 @@
 //! One program, measured from its start to its rest.
 
+use crate::kernel::Stamps;
 use crate::process::{ChildWatch, children_cpu_time, cpu_time, status_kb};
 use crate::settings::{Dataplane, Settings};
 use crate::source::Source;
 use crate::{ELSEWHERE, NODE, kernel};
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, ensure};
 use kube_proxy_rs::testing::generate::Generator;
 use kube_proxy_rs::testing::proxy::Folder;
 use kube_proxy_rs::testing::stub_api::{load_address, load_slice};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{Read as _, Write as _};
-use std::net::{Ipv4Addr, TcpStream};
+use std::net::{SocketAddrV4, TcpStream};
 use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::process::{Child, Command};
@@ -20,6 +23,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 const METRICS: &str = "127.0.0.1:10249";
+/// How many passes there were.
+const SYNCS: &str = "kubeproxy_sync_proxy_rules_duration_seconds_count{ip_family=\"IPv4\"}";
 /// How often virtual and real servers were changed.
 const OPERATIONS: &str = "kubeproxy_ipvs_operations_total";
 /// The first sync of the reference can take this long.
@@ -41,23 +46,24 @@ pub(crate) struct Program {
 
 impl Program {
     pub(crate) fn ours(settings: &Settings) -> Program {
-        let mut flags = match settings.dataplane {
-            Dataplane::Ipvs => vec!["--proxy-mode".to_owned(), "ipvs".to_owned()],
-            flavor => vec!["--iptables-flavor".to_owned(), flavor.as_str().to_owned()],
-        };
+        let mut flags = vec!["--proxy-mode".to_owned(), settings.dataplane.mode().to_owned()];
+        if let flavor @ (Dataplane::Nft | Dataplane::Legacy) = settings.dataplane {
+            flags.extend(["--iptables-flavor".to_owned(), flavor.as_str().to_owned()]);
+        }
         flags.extend(settings.flags.iter().cloned());
         Program { binary: settings.binary.clone(), flags, finds_tools: false }
     }
 
     pub(crate) fn peer(settings: &Settings, binary: &str) -> Program {
-        let mode = if settings.dataplane == Dataplane::Ipvs { "ipvs" } else { "iptables" };
+        let mode = settings.dataplane.mode();
         // kube-proxy exits where it cannot write nf_conntrack_max: in every network namespace but the first.
         let flags = ["--proxy-mode", mode, "--conntrack-max-per-core=0", "--conntrack-min=0"];
         let flags = flags.map(str::to_owned).to_vec();
         Program { binary: binary.to_owned(), flags, finds_tools: true }
     }
 
-    fn start(&self, dataplane: Dataplane, folder: &Folder, source: &Source) -> Result<Running> {
+    fn start(&self, dataplane: Dataplane, source: &Source) -> Result<Running> {
+        let folder = Folder::create()?;
         let kubeconfig = source.kubeconfig(folder.path())?;
         let log = File::create(folder.path().join("log"))?;
         let mut command = Command::new(&self.binary);
@@ -69,7 +75,7 @@ impl Program {
         }
         command.stdout(log.try_clone()?).stderr(log);
         let child = command.spawn().with_context(|| format!("cannot start {}", self.binary))?;
-        Ok(Running { child })
+        Ok(Running { child, folder })
     }
 }
 
@@ -88,6 +94,23 @@ fn tools(dataplane: Dataplane, folder: &Path) -> Result<String> {
 /// A running program; killed when dropped.
 struct Running {
     child: Child,
+    folder: Folder,
+}
+
+impl Running {
+    /// The end of its log.
+    fn log_tail(&self) -> String {
+        let log = std::fs::read_to_string(self.folder.path().join("log")).unwrap_or_default();
+        let lines: Vec<&str> = log.lines().collect();
+        lines[lines.len().saturating_sub(20)..].join("\n")
+    }
+
+    /// Asks it to end, and waits until it has.
+    fn stop(mut self) -> Result<()> {
+        kill(Pid::from_raw(self.child.id().cast_signed()), Signal::SIGTERM)?;
+        self.child.wait()?;
+        Ok(())
+    }
 }
 
 impl Drop for Running {
@@ -101,7 +124,8 @@ impl Drop for Running {
 pub(crate) struct Figures([f64; Figures::ROWS.len()]);
 
 impl Figures {
-    pub(crate) const ROWS: [&str; 22] = [
+    pub(crate) const ROWS: [&str; 26] = [
+        "new connection past no rules at all, p50, us",
         "first sync, s",
         "memory after first sync, MB",
         "peak memory until then, MB",
@@ -109,7 +133,7 @@ impl Figures {
         "own CPU time until then, s",
         "CPU time of the children until then, s",
         "received from the API server until then, MB",
-        "rules in the nat table, or virtual servers",
+        "rules in the nat table, virtual servers, or elements",
         "lone change, from API event to kernel, p50, ms",
         "lone change, p99, ms",
         "lone change, rules or servers sent",
@@ -124,6 +148,9 @@ impl Figures {
         "idle: CPU, % of a core",
         "new connection to a random Service, p50, us",
         "new connection to a random Service, p99, us",
+        "restart over what is in place, s",
+        "restart: transactions",
+        "restart: peak memory until then, MB",
     ];
 
     pub(crate) fn cell(&self, row: usize) -> String {
@@ -142,30 +169,42 @@ impl Figures {
 
 /// Measures one program.
 pub(crate) fn run(settings: &Settings, program: &Program, source: &Source) -> Result<Figures> {
-    let folder = Folder::create()?;
+    let direct = connect_median(std::iter::repeat_n(kernel::direct(), settings.connections as usize))?;
     let (start, received) = (Instant::now(), source.received());
-    let running = program.start(settings.dataplane, &folder, source)?;
+    let running = program.start(settings.dataplane, source)?;
     let mut measuring = Measuring {
         settings,
         source,
+        stamps: Stamps::open(settings.dataplane)?,
         pid: running.child.id(),
         children: ChildWatch::start(running.child.id()),
-        values: Vec::new(),
+        values: vec![direct],
         random: Generator::new(1),
         fewer: BTreeSet::new(),
         received,
     };
-    let measured = measuring.all(start);
-    let log = std::fs::read_to_string(folder.path().join("log")).unwrap_or_default();
-    let lines: Vec<&str> = log.lines().collect();
-    measured.with_context(|| lines[lines.len().saturating_sub(20)..].join("\n"))?;
+    measuring.all(start).with_context(|| running.log_tail())?;
+    running.stop()?;
+    let before = measuring.stamps.now()?;
+    let start = Instant::now();
+    let running = program.start(settings.dataplane, source)?;
+    measuring.pid = running.child.id();
+    measuring.restart(start, before).with_context(|| running.log_tail())?;
     let values = measuring.values.try_into().map_err(|values| anyhow::anyhow!("rows: {values:?}"))?;
     Ok(Figures(values))
+}
+
+/// In microseconds.
+fn connect_median(destinations: impl Iterator<Item = SocketAddrV4>) -> Result<f64> {
+    let times = kernel::connect_times(&kernel::listen()?, destinations)?;
+    let times: Vec<f64> = times.iter().map(|time| time.as_secs_f64() * 1e6).collect();
+    Ok(percentile(&times, 50))
 }
 
 struct Measuring<'a> {
     settings: &'a Settings,
     source: &'a Source,
+    stamps: Stamps,
     pid: u32,
     children: ChildWatch,
     values: Vec<f64>,
@@ -174,6 +213,12 @@ struct Measuring<'a> {
     fewer: BTreeSet<u32>,
     /// Bytes from the API server before the start.
     received: f64,
+}
+
+/// The state of the kernel's tables, and since when it has been this one.
+struct Rest {
+    stamp: u64,
+    since: Instant,
 }
 
 impl Measuring<'_> {
@@ -185,21 +230,41 @@ impl Measuring<'_> {
         self.connections()
     }
 
-    fn first_sync(&mut self, start: Instant) -> Result<()> {
-        let wanted = self.settings.services as usize * self.settings.endpoints as usize;
-        let elapsed = loop {
+    /// The endpoints that there are by now.
+    fn wanted(&self) -> usize {
+        self.settings.services as usize * self.settings.endpoints as usize - self.fewer.len()
+    }
+
+    /// Waits for the first sync since the start: until it is reported, and all is in the kernel.
+    fn synced(&self, start: Instant) -> Result<Duration> {
+        loop {
             ensure!(start.elapsed() < PATIENCE, "no sync within {PATIENCE:?}");
             // Each look costs the program a page of metrics, so long syncs are looked at less often.
-            thread::sleep((start.elapsed() / 100).max(Duration::from_millis(10)));
+            thread::sleep((start.elapsed() / 100).max(Duration::from_millis(5)));
             status_kb(self.pid, "VmRSS")?;
-            if metric("kubeproxy_sync_proxy_rules_duration_seconds_count{ip_family=\"IPv4\"}") == 0.0 {
+            if metric(SYNCS) == 0.0 {
                 continue;
             }
             let elapsed = start.elapsed();
-            if kernel::count(self.settings.dataplane)?.1 == wanted {
-                break elapsed;
+            if kernel::count(self.settings.dataplane)?.1 == self.wanted() {
+                return Ok(elapsed);
             }
+        }
+    }
+
+    /// A new process finds what the last one left. Only nf_tables counts transactions.
+    fn restart(&mut self, start: Instant, before: u64) -> Result<()> {
+        let elapsed = self.synced(start)?;
+        let transactions = match self.settings.dataplane {
+            Dataplane::Nft | Dataplane::Nftables => (self.stamps.now()? - before) as f64,
+            Dataplane::Legacy | Dataplane::Ipvs => f64::NAN,
         };
+        self.values.extend([elapsed.as_secs_f64(), transactions, self.megabytes("VmHWM")?]);
+        Ok(())
+    }
+
+    fn first_sync(&mut self, start: Instant) -> Result<()> {
+        let elapsed = self.synced(start)?;
         self.values.extend([elapsed.as_secs_f64(), self.megabytes("VmRSS")?, self.megabytes("VmHWM")?]);
         self.values.push(self.children.peak_kb() as f64 / 1024.0);
         self.values.extend([cpu_time(self.pid)?.as_secs_f64(), children_cpu_time(self.pid)?]);
@@ -226,21 +291,22 @@ impl Measuring<'_> {
     }
 
     fn lone_changes(&mut self) -> Result<()> {
-        self.settle()?;
+        let rest = self.rest()?;
+        self.settle(rest)?;
         let (before, operations) = (cpu_time(self.pid)?, metric(OPERATIONS));
         let mut times = Vec::new();
         for _ in 0..self.settings.lone.div_ceil(2) {
             let number = self.pick();
             for fewer in [true, false] {
                 thread::sleep(BETWEEN_LONE);
-                let look = || kernel::stamp_of(self.settings.dataplane, load_address(number));
-                let stamp = look()?;
+                let address = load_address(number);
+                let stamp = self.stamps.of(address)?;
                 let start = Instant::now();
                 self.change(number, fewer)?;
                 self.source.finish()?;
-                while look()? == stamp {
+                while self.stamps.of(address)? == stamp {
                     ensure!(start.elapsed() < Duration::from_secs(60), "a change did not arrive");
-                    thread::sleep(Duration::from_micros(500));
+                    thread::sleep(Duration::from_micros(100));
                 }
                 times.push(start.elapsed().as_secs_f64() * 1e3);
             }
@@ -251,15 +317,18 @@ impl Measuring<'_> {
         self.values.extend([percentile(&times, 50), percentile(&times, 99)]);
         self.values.push(match self.settings.dataplane {
             Dataplane::Ipvs => (metric(OPERATIONS) - operations) / times.len() as f64,
-            _ => metric("kubeproxy_sync_proxy_rules_iptables_last{ip_family=\"IPv4\",table=\"nat\"}"),
+            // `e2e/limits` counts them.
+            Dataplane::Nftables => f64::NAN,
+            Dataplane::Nft | Dataplane::Legacy => {
+                metric("kubeproxy_sync_proxy_rules_iptables_last{ip_family=\"IPv4\",table=\"nat\"}")
+            }
         });
         self.values.push(spent);
         Ok(())
     }
 
     fn storm(&mut self) -> Result<()> {
-        let syncs = "kubeproxy_sync_proxy_rules_duration_seconds_count{ip_family=\"IPv4\"}";
-        let (before, syncs_before) = (cpu_time(self.pid)?, metric(syncs));
+        let (before, syncs_before) = (cpu_time(self.pid)?, metric(SYNCS));
         let received = self.source.received();
         let start = Instant::now();
         for number in 0..self.settings.storm {
@@ -273,41 +342,43 @@ impl Measuring<'_> {
         }
         self.source.finish()?;
         let end = Instant::now();
-        let wanted = self.settings.services as usize * self.settings.endpoints as usize - self.fewer.len();
-        let lag = loop {
-            let last = self.settle()?;
-            let found = kernel::count(self.settings.dataplane)?.1;
+        let mut rest = self.rest()?;
+        loop {
+            rest = self.settle(rest)?;
+            let (found, wanted) = (kernel::count(self.settings.dataplane)?.1, self.wanted());
             if found == wanted {
-                break last.saturating_duration_since(end);
+                break;
             }
             ensure!(
-                last.elapsed() < STORM_PATIENCE,
+                rest.since.elapsed() < STORM_PATIENCE,
                 "{found} endpoints in the kernel after the storm, not {wanted}"
             );
-        };
+        }
+        let lag = rest.since.saturating_duration_since(end);
         let spent = (cpu_time(self.pid)? - before).as_secs_f64() * 1e3 / f64::from(self.settings.storm);
         let received = (self.source.received() - received) / 1e3 / f64::from(self.settings.storm);
-        self.values.extend([spent, received, metric(syncs) - syncs_before, lag.as_secs_f64()]);
+        self.values.extend([spent, received, metric(SYNCS) - syncs_before, lag.as_secs_f64()]);
         self.values.extend([self.megabytes("VmRSS")?, self.megabytes("VmHWM")?]);
         self.values.push(self.children.peak_kb() as f64 / 1024.0);
         Ok(())
     }
 
-    /// Waits until the kernel has not changed for a while; when it last did.
-    fn settle(&mut self) -> Result<Instant> {
-        let (mut stamp, mut since) = (kernel::stamp(self.settings.dataplane)?, Instant::now());
+    fn rest(&mut self) -> Result<Rest> {
+        Ok(Rest { stamp: self.stamps.now()?, since: Instant::now() })
+    }
+
+    /// Watches for a while, and until the kernel has not changed for so long; when it last did.
+    fn settle(&mut self, mut rest: Rest) -> Result<Rest> {
         let begun = Instant::now();
-        while since.elapsed() < CALM {
+        while begun.max(rest.since).elapsed() < CALM {
             thread::sleep(Duration::from_millis(20));
-            let now = kernel::stamp(self.settings.dataplane)?;
-            if now != stamp {
-                (stamp, since) = (now, Instant::now());
+            let now = self.rest()?;
+            if now.stamp != rest.stamp {
+                rest = now;
             }
-            if begun.elapsed() > PATIENCE {
-                bail!("the kernel is never at rest");
-            }
+            ensure!(begun.elapsed() < PATIENCE, "the kernel is never at rest");
         }
-        Ok(since)
+        Ok(rest)
     }
 
     fn idle(&mut self) -> Result<()> {
@@ -323,7 +394,7 @@ impl Measuring<'_> {
         let picks: Vec<u32> = (0..self.settings.connections).map(|_| self.pick()).collect();
         let empty = |number: &u32| self.settings.endpoints == 1 && self.fewer.contains(number);
         let served = picks.into_iter().filter(|number| !empty(number));
-        let addresses: Vec<Ipv4Addr> = served.map(load_address).collect();
+        let addresses: Vec<_> = served.map(|number| SocketAddrV4::new(load_address(number), 80)).collect();
         let listener = kernel::listen()?;
         kernel::connect_times(&listener, addresses.iter().copied().take(200))?;
         let times = kernel::connect_times(&listener, addresses.into_iter())?;

@@ -9,15 +9,26 @@ pub(crate) enum Dataplane {
     Nft,
     Legacy,
     Ipvs,
+    /// Mode nftables; `Nft` is mode iptables with nft-backed tools.
+    Nftables,
 }
 
 impl Dataplane {
-    /// Of iptables, the flavour in the tools' names.
+    /// Of iptables, the flavour in the tools' names; else the mode.
     pub(crate) fn as_str(self) -> &'static str {
         match self {
             Dataplane::Nft => "nft",
             Dataplane::Legacy => "legacy",
             Dataplane::Ipvs => "ipvs",
+            Dataplane::Nftables => "nftables",
+        }
+    }
+
+    /// The value of `--proxy-mode`.
+    pub(crate) fn mode(self) -> &'static str {
+        match self {
+            Dataplane::Nft | Dataplane::Legacy => "iptables",
+            Dataplane::Ipvs | Dataplane::Nftables => self.as_str(),
         }
     }
 }
@@ -53,8 +64,9 @@ pub(crate) struct Settings {
 
 impl Settings {
     pub(crate) fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Settings> {
-        let binary =
-            arguments.next().context("usage: scale BINARY [N=…] [E=…] [FLAVOR=nft|legacy] [MODE=ipvs] …")?;
+        let binary = arguments
+            .next()
+            .context("usage: scale BINARY [N=…] [E=…] [FLAVOR=nft|legacy] [MODE=ipvs|nftables] …")?;
         let mut settings = Settings {
             binary,
             peer: None,
@@ -88,6 +100,7 @@ impl Settings {
             "FLAVOR" if value == "legacy" => self.dataplane = Dataplane::Legacy,
             "FLAVOR" if value == "nft" => self.dataplane = Dataplane::Nft,
             "MODE" if value == "ipvs" => self.dataplane = Dataplane::Ipvs,
+            "MODE" if value == "nftables" => self.dataplane = Dataplane::Nftables,
             "MODE" if value == "iptables" => {}
             "LONE" => self.lone = value.parse()?,
             "STORM" => self.storm = value.parse()?,

@@ -162,3 +162,40 @@ async fn a_storm_of_others_writes_to_chains_of_their_own_is_only_listened_to() {
     cluster.sync(Some(&ChangedObjects::default())).await.unwrap();
     assert_eq!(cluster.backend.tools().bytes, 0, "nothing is written");
 }
+
+/// What a change takes in mode nftables: elements, bytes and transactions sent, lists read.
+async fn elements(services: u32, events: &[WatchEvent]) -> Vec<[usize; 4]> {
+    let mut cluster = Cluster::of_elements(services).await.unwrap();
+    let mut costs = Vec::new();
+    for event in events {
+        let changes = cluster.fold(event.clone());
+        cluster.backend.kernel().start_over();
+        let before = REQUESTS.get();
+        cluster.sync(Some(&changes)).await.unwrap();
+        let requests = REQUESTS.get() - before;
+        assert!(requests < 300, "{requests} requests for memory");
+        let sent = cluster.backend.kernel();
+        costs.push([sent.elements, sent.bytes, sent.transactions, sent.listings]);
+    }
+    costs
+}
+
+#[tokio::test]
+async fn one_change_sends_the_same_elements_in_a_cluster_of_any_size() {
+    // The same Services in each, so that names are of one length; new ones, too.
+    let changes =
+        [slice(42, 4), slice(42, 5), slice(42, 0), slice(42, 1), service(300_000), slice(300_000, 5)];
+    let gone = [WatchEvent::ServiceGone(name(300_000))];
+    let changes = [&changes[..], &gone].concat();
+    let [small, large] = [elements(400, &changes).await, elements(4000, &changes).await];
+    assert_eq!(small, large);
+    // An endpoint went with its class, and came with it; all five and their class went for a refusal, and one came for that; a
+    // Service came without endpoints, got five, and went.
+    let counts: Vec<usize> = large.iter().map(|[elements, ..]| *elements).collect();
+    assert_eq!(counts, [3, 3, 7, 2, 2, 7, 7]);
+    assert!(
+        large
+            .iter()
+            .all(|[_, bytes, transactions, listings]| *bytes < 1000 && (*transactions, *listings) == (1, 0))
+    );
+}

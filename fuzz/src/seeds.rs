@@ -23,6 +23,22 @@ const IPVS: &str = "crates/ipvs-rs/src/recorded";
 const ANSWERS: &str = "src/watch/wire/recorded";
 const NF_TABLES: &str = "crates/nftables-rs/tests/recorded";
 
+/// Writes every target's seeds into a folder of its name below `root`, and prints the names of the targets.
+///
+/// # Errors
+/// When the repository's files cannot be read or a seed cannot be written.
+pub fn write(root: &Path) -> io::Result<()> {
+    for (name, _) in crate::TARGETS {
+        let folder = root.join(name);
+        std::fs::create_dir_all(&folder)?;
+        for (index, seed) in of(name)?.iter().enumerate() {
+            std::fs::write(folder.join(format!("seed-{index:03}")), seed)?;
+        }
+        println!("{name}");
+    }
+    Ok(())
+}
+
 /// The seeds of a target.
 ///
 /// # Errors

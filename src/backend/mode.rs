@@ -4,6 +4,7 @@ use super::{Dataplane, Difference, KernelObject, Packet, SharedNames, TraceOutco
 use crate::config::{Config, DriftDetection, Mode, ModeChoice};
 use crate::kernel::iptables::{RuleKind, Tools};
 use crate::kernel::nft::Monitor;
+use crate::kernel::nftables::Generations;
 use crate::metrics::{MetricSet, Metrics};
 use crate::model::IpFamily;
 use crate::plan::{FamilySettings, Plan};
@@ -185,6 +186,8 @@ pub struct Opening<'a> {
     pub config: &'a Config,
     /// Where dataplanes that program the kernel count; without, they only look.
     pub metrics: Option<&'a Arc<Metrics>>,
+    /// Which transactions of nf_tables were ours, of either family.
+    pub generations: Generations,
     monitor: OnceCell<Option<Rc<Monitor>>>,
 }
 
@@ -192,13 +195,18 @@ impl<'a> Opening<'a> {
     /// To program the kernel.
     #[must_use]
     pub fn to_run(config: &'a Config, metrics: &'a Arc<Metrics>) -> Self {
-        Opening { config, metrics: Some(metrics), monitor: OnceCell::new() }
+        Opening {
+            config,
+            metrics: Some(metrics),
+            generations: Generations::default(),
+            monitor: OnceCell::new(),
+        }
     }
 
     /// To look at what is programmed.
     #[must_use]
     pub fn to_look(config: &'a Config) -> Self {
-        Opening { config, metrics: None, monitor: OnceCell::new() }
+        Opening { config, metrics: None, generations: Generations::default(), monitor: OnceCell::new() }
     }
 
     /// One for both families, if the kernel is to tell what other programs write to nf_tables. Asked for only where rules

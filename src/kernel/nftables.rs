@@ -4,6 +4,41 @@ use nftables_rs::{
     Batch, Element, Error, Generation, ListedChain, ListedElement, ListedRule, ListedSet, ListedTable,
     Nftables, Part, TableName,
 };
+use std::cell::Cell;
+use std::rc::Rc;
+
+/// Which transactions were this process's. The kernel counts those of all tables and families together, so one family's dataplane
+/// has to know of the other's to tell them from those of other programs. Clones share what they know.
+#[derive(Clone, Debug, Default)]
+pub struct Generations(Rc<Cell<Option<Run>>>);
+
+/// Generations without a foreign one between them, in the order of the count.
+#[derive(Clone, Copy, Debug)]
+struct Run {
+    first: Generation,
+    last: Generation,
+}
+
+impl Generations {
+    /// Notes that a transaction of ours, and no other, led from one generation to the next.
+    pub fn note(&self, before: Generation, now: Generation) {
+        let first = match self.0.get() {
+            Some(run) if run.last == before => run.first,
+            _ => before,
+        };
+        self.0.set(Some(Run { first, last: now }));
+    }
+
+    /// The generation that only transactions of ours led to from this one: itself, if there was none.
+    #[must_use]
+    pub fn after(&self, known: Generation) -> Generation {
+        let distance = |from: Generation, to: Generation| to.0.wrapping_sub(from.0);
+        match self.0.get() {
+            Some(Run { first, last }) if distance(first, known) <= distance(first, last) => last,
+            _ => known,
+        }
+    }
+}
 
 /// What the dataplane needs of nf_tables: transactions, and reading back what they made.
 ///
@@ -133,5 +168,26 @@ impl Ruleset for Nftables {
         read: &mut dyn FnMut(ListedElement<'_>),
     ) -> Result<bool, Error> {
         Nftables::element(self, table, set, key, read)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_our_transactions_led_to_is_known() {
+        let ours = Generations::default();
+        let after = |known| ours.after(Generation(known)).0;
+        assert_eq!(after(7), 7);
+        ours.clone().note(Generation(7), Generation(8));
+        ours.note(Generation(8), Generation(9));
+        assert_eq!([6, 7, 8, 9, 10].map(after), [6, 9, 9, 9, 10]);
+        // 10 was foreign.
+        ours.note(Generation(10), Generation(11));
+        assert_eq!([8, 9, 10, 11].map(after), [8, 9, 11, 11]);
+        // The count starts over, without zero.
+        ours.note(Generation(u32::MAX), Generation(u32::MAX).next());
+        assert_eq!([u32::MAX, 1, 2].map(after), [1, 1, 2]);
     }
 }

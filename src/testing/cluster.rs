@@ -1,9 +1,10 @@
-//! A cluster in memory and the iptables backend that follows it, for what counts or times the
-//! program's own work: nothing runs but that.
+//! A cluster in memory and a backend that follows it, for what counts or times the program's own
+//! work: nothing runs but that.
 
-use super::sink::Sink;
+use super::sink::{ElementSink, Sink};
 use crate::backend::iptables::{Features, Iptables};
-use crate::backend::{Applied, Dataplane as _};
+use crate::backend::nftables::{self, Nftables};
+use crate::backend::{Applied, Dataplane};
 use crate::model::{
     EndpointFacts, EndpointSlice, IpFamily, NodeFacts, PerFamily, Protocol, Service, ServiceName,
     ServicePort, SliceEndpoint, SlicePort, TrafficPolicy, WatchEvent,
@@ -18,31 +19,46 @@ pub const ENDPOINTS: u32 = 5;
 
 /// A cluster and the backend that follows it.
 #[derive(Debug)]
-pub struct Cluster {
+pub struct Cluster<B = Iptables<Sink>> {
     tracker: Tracker,
     settings: FamilySettings,
     /// The backend; its tools count.
-    pub backend: Iptables<Sink>,
+    pub backend: B,
 }
 
 impl Cluster {
-    /// That many Services, synced. Every hundredth has no endpoints, which takes rules in other chains.
+    /// That many Services in mode iptables, synced. Every hundredth has no endpoints, which takes rules in other chains.
     ///
     /// # Errors
     /// As the backend's.
     pub async fn of(services: u32) -> Result<Cluster> {
+        let features = Features { tree_threshold: 100, ..Features::default() };
+        Cluster::followed_by(Iptables::new(Sink::default(), IpFamily::V4, features), services).await
+    }
+}
+
+impl Cluster<Nftables<ElementSink>> {
+    /// The same in mode nftables.
+    ///
+    /// # Errors
+    /// As the backend's.
+    pub async fn of_elements(services: u32) -> Result<Self> {
+        let features = nftables::Features { masquerade_mark: 0x4000, ..nftables::Features::default() };
+        let addresses = Box::new(|_| Ok(vec![IpAddr::from([192, 0, 2, 1])]));
+        let backend = Nftables::new(ElementSink::default(), IpFamily::V4, features, addresses);
+        Cluster::followed_by(backend, services).await
+    }
+}
+
+impl<B: Dataplane> Cluster<B> {
+    async fn followed_by(backend: B, services: u32) -> Result<Self> {
         let mut tracker = Tracker::new(NodeFacts::default(), 0);
         for number in 0..services {
             tracker.fold(service(number));
             tracker.fold(slice(number, if number % 100 == 7 { 0 } else { ENDPOINTS }));
         }
         tracker.take_changes(IpFamily::V4);
-        let features = Features { tree_threshold: 100, ..Features::default() };
-        let mut cluster = Cluster {
-            tracker,
-            settings: FamilySettings::new(IpFamily::V4),
-            backend: Iptables::new(Sink::default(), IpFamily::V4, features),
-        };
+        let mut cluster = Cluster { tracker, settings: FamilySettings::new(IpFamily::V4), backend };
         cluster.sync(None).await?;
         Ok(cluster)
     }

@@ -1,11 +1,18 @@
-//! iptables tools that take everything and only count.
+//! iptables tools and an nf_tables that take everything and only count.
 
 use crate::kernel::iptables::{
     CountedRule, Flavor, Place, RestoreError, RuleKind, Stamp, Trial, Version, Xtables,
 };
 use crate::kernel::nft::{Act, Concerns, ForeignWrite, Heard, Part};
+use crate::kernel::nftables::Ruleset;
 use anyhow::Result;
+use nftables_rs::{
+    Batch, Element, Error, Generation, ListedChain, ListedElement, ListedRule, ListedSet, ListedTable,
+    TableName,
+};
+use std::cell::Cell;
 use std::fmt;
+use std::rc::Rc;
 
 /// Counts what is sent and what is asked.
 #[derive(Default)]
@@ -123,5 +130,107 @@ impl Xtables for Sink {
 
     async fn delete_rule(&mut self, _place: Place<'_>, _arguments: &str) -> Result<bool> {
         Ok(true)
+    }
+}
+
+/// nf_tables that takes every transaction, and in which nothing was before.
+#[derive(Debug)]
+pub struct ElementSink {
+    /// Elements that were added or deleted.
+    pub elements: usize,
+    /// Transactions.
+    pub transactions: usize,
+    /// Their bytes.
+    pub bytes: usize,
+    /// Lists that were read.
+    pub listings: usize,
+    generation: Rc<Cell<Generation>>,
+}
+
+impl Default for ElementSink {
+    fn default() -> Self {
+        let generation = Rc::new(Cell::new(Generation(1)));
+        ElementSink { elements: 0, transactions: 0, bytes: 0, listings: 0, generation }
+    }
+}
+
+impl ElementSink {
+    /// Counts from zero again.
+    pub fn start_over(&mut self) {
+        *self = self.another();
+    }
+
+    /// Another handle on the same kernel.
+    #[must_use]
+    pub fn another(&self) -> ElementSink {
+        ElementSink { generation: self.generation.clone(), ..ElementSink::default() }
+    }
+
+    /// Another process makes a transaction.
+    pub fn others_write(&mut self) {
+        self.generation.set(self.generation.get().next());
+    }
+
+    fn list<T>(&mut self, visit: &mut dyn FnMut(Part<T>)) {
+        self.listings += 1;
+        visit(Part::Start);
+    }
+}
+
+impl Ruleset for ElementSink {
+    fn generation(&mut self) -> Result<Generation, Error> {
+        Ok(self.generation.get())
+    }
+
+    fn commit(&mut self, batch: &mut Batch, _: Option<Generation>) -> Result<(), Error> {
+        self.elements += batch.elements();
+        self.transactions += 1;
+        self.bytes += batch.as_bytes().len();
+        self.others_write();
+        Ok(())
+    }
+
+    fn tables(&mut self, visit: &mut dyn FnMut(Part<ListedTable<'_>>)) -> Result<(), Error> {
+        self.list(visit);
+        Ok(())
+    }
+
+    fn chains(
+        &mut self,
+        _: TableName<'_>,
+        visit: &mut dyn FnMut(Part<ListedChain<'_>>),
+    ) -> Result<(), Error> {
+        self.list(visit);
+        Ok(())
+    }
+
+    fn rules(&mut self, _: TableName<'_>, visit: &mut dyn FnMut(Part<ListedRule<'_>>)) -> Result<(), Error> {
+        self.list(visit);
+        Ok(())
+    }
+
+    fn sets(&mut self, _: TableName<'_>, visit: &mut dyn FnMut(Part<ListedSet<'_>>)) -> Result<(), Error> {
+        self.list(visit);
+        Ok(())
+    }
+
+    fn elements(
+        &mut self,
+        _: TableName<'_>,
+        _: &str,
+        visit: &mut dyn FnMut(Part<ListedElement<'_>>),
+    ) -> Result<bool, Error> {
+        self.list(visit);
+        Ok(false)
+    }
+
+    fn element(
+        &mut self,
+        _: TableName<'_>,
+        _: &str,
+        _: &Element<'_>,
+        _: &mut dyn FnMut(ListedElement<'_>),
+    ) -> Result<bool, Error> {
+        Ok(false)
     }
 }

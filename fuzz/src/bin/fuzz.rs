@@ -1,4 +1,6 @@
-//! Drives one target, named by the environment variable `FUZZ_TARGET`, with libFuzzer.
+//! Drives one target, named by the environment variable `FUZZ_TARGET`, with libFuzzer. With
+//! `FUZZ_SEEDS=FOLDER` it writes every target's first inputs there instead, prints the targets and exits.
+//! (A program of its own for that would have the whole of kube-proxy-rs built once more.)
 
 #![no_main]
 
@@ -20,4 +22,11 @@ fn named() -> fn(&[u8]) {
     }
 }
 
-libfuzzer_sys::fuzz_target!(|bytes: &[u8]| TARGET.get_or_init(named)(bytes));
+fn seeds() {
+    let Some(folder) = std::env::var_os("FUZZ_SEEDS") else { return };
+    let status =
+        fuzz::seeds::write(folder.as_ref()).map_err(|error| eprintln!("cannot write seeds: {error}"));
+    std::process::exit(i32::from(status.is_err()));
+}
+
+libfuzzer_sys::fuzz_target!(init: seeds(), |bytes: &[u8]| TARGET.get_or_init(named)(bytes));

@@ -8,7 +8,7 @@ use super::layout::{Item, Layout};
 use super::meters::is_counted;
 use super::names::SetId;
 use super::observe;
-use crate::kernel::nftables::Ruleset;
+use crate::kernel::nftables::{Generations, Ruleset};
 use crate::model::ServiceName;
 use anyhow::{Context, Result, anyhow};
 use nftables_rs::{Batch, Error, Generation, Operation, Refused, TableName, Value};
@@ -17,6 +17,9 @@ use std::collections::BTreeSet;
 /// Where anybody listens to nf_tables' events, the kernel holds 8 KB for each changed element until a transaction is done.
 const MOST_SERVICES: usize = 500;
 const MOST_ELEMENTS: usize = 3_500;
+
+/// More chains than these are not flushed one by one.
+const MOST_CHAINS: usize = 500;
 
 /// More refused Services than this in one pass mean that something else is wrong.
 const MOST_REFUSALS: usize = 100;
@@ -28,9 +31,43 @@ const ATTEMPTS: usize = 3;
 #[derive(Debug, Default)]
 pub(super) struct Watched {
     /// The generation that we know, ours or one that was looked at.
-    pub(super) known: Option<Generation>,
+    known: Option<Generation>,
     /// Others have made transactions since elements were compared last.
     pub(super) is_compare_due: bool,
+    /// What this process did since, whichever family it was for.
+    pub(super) ours: Generations,
+}
+
+impl Watched {
+    /// The generation up to which all is known.
+    pub(super) fn known(&self) -> Option<Generation> {
+        self.known.map(|known| self.ours.after(known))
+    }
+
+    pub(super) fn know(&mut self, now: Generation) {
+        self.known = Some(now);
+    }
+
+    pub(super) fn forget(&mut self) {
+        self.known = None;
+    }
+
+    /// The same of a transaction that was not meant for what is known: what others did before is still to be looked at.
+    pub(super) fn committed_unseen(&mut self, before: Generation, now: Generation) {
+        if now == before.next() {
+            self.ours.note(before, now);
+        }
+    }
+
+    /// Notes that a transaction of ours was made on top of one generation, and which one there is now.
+    fn committed(&mut self, before: Generation, now: Generation) {
+        if now == before.next() {
+            self.ours.note(before, now);
+        } else {
+            self.is_compare_due |= now != before;
+        }
+        self.know(now);
+    }
 }
 
 /// The kernel does not have what it was believed to have.
@@ -239,19 +276,40 @@ impl<'a, K: Ruleset> Writing<'a, K> {
         structure.is_there = true;
     }
 
-    /// Makes the rules what they should be, in place of whatever rules there are.
+    /// Makes a table that is not there, with all but what hangs on hooks, so that no packet comes to it. When a rule is added that looks a
+    /// map up, the kernel goes through all of the map's elements; now there are none.
+    pub(super) fn begin(&mut self, layout: &Layout) -> Result<()> {
+        if self.baseline.structure.is_there {
+            return Ok(());
+        }
+        self.batch.clear();
+        self.prepare(layout);
+        write_chains(&mut self.batch, layout, &|chain| !Layout::is_base(chain));
+        write_rules_of(&mut self.batch, layout, &|chain| !Layout::is_base(chain));
+        self.commit().context("making the table")?;
+        self.note_structure(layout);
+        Ok(())
+    }
+
+    /// Makes the rules what they should be, in place of whatever rules there are. Chains that are right are left alone.
     pub(super) fn ensure_rules(&mut self, layout: &Layout) -> Result<()> {
-        let known = self.baseline.structure.rules.as_ref();
-        if known == Some(&layout.settings) {
+        if self.baseline.structure.rules.as_ref() == Some(&layout.settings) {
             return Ok(());
         }
         self.batch.clear();
         write_rules(&mut self.batch, layout);
-        let is_unknown = known.is_none();
-        if !is_unknown || !observe::differing_chains(self.kernel, layout, &self.batch)?.is_empty() {
+        let differing = observe::differing_chains(self.kernel, layout, &self.batch)?;
+        if !differing.is_empty() {
             self.batch.clear();
-            self.batch.flush_table(self.table);
-            write_rules(&mut self.batch, layout);
+            write_chains(&mut self.batch, layout, &|_| true);
+            // kube-proxy has a chain for each endpoint.
+            let is_all = differing.len() > MOST_CHAINS;
+            if is_all {
+                self.batch.flush_table(self.table);
+            } else {
+                differing.iter().for_each(|chain| self.batch.flush_chain(self.table, chain));
+            }
+            write_rules_of(&mut self.batch, layout, &|chain| is_all || differing.contains(chain));
             self.commit().context("writing the rules")?;
         }
         self.baseline.structure.rules = Some(layout.settings.clone());
@@ -344,25 +402,24 @@ impl<'a, K: Ruleset> Writing<'a, K> {
     fn commit(&mut self) -> Result<(), Error> {
         self.calls += 1;
         for _ in 0..ATTEMPTS {
-            let before = match self.watched.known {
+            let before = match self.watched.known() {
                 Some(known) => known,
                 None => self.kernel.generation()?,
             };
             match self.kernel.commit(&mut self.batch, Some(before)) {
                 Err(Error::Stale) => {
                     self.watched.is_compare_due = true;
-                    self.watched.known = Some(self.kernel.generation()?);
+                    self.watched.know(self.kernel.generation()?);
                 }
                 Ok(()) => {
                     let now = self.kernel.generation()?;
-                    self.watched.is_compare_due |= now != before && now != before.next();
-                    self.watched.known = Some(now);
+                    self.watched.committed(before, now);
                     return Ok(());
                 }
                 error => return error,
             }
         }
-        self.watched.known = None;
+        self.watched.forget();
         self.kernel.commit(&mut self.batch, None)
     }
 }
@@ -422,13 +479,27 @@ pub(super) fn write_elements(batch: &mut Batch, table: TableName<'_>, writes: &W
 
 /// Writes all chains and rules; chains that are there stay.
 pub(super) fn write_rules(batch: &mut Batch, layout: &Layout) {
+    write_chains(batch, layout, &|_| true);
+    write_rules_of(batch, layout, &|_| true);
+}
+
+/// Writes those of the chains that are wanted.
+fn write_chains(batch: &mut Batch, layout: &Layout, is_wanted: &dyn Fn(&str) -> bool) {
     layout.visit(&mut |item| match item {
-        Item::Chain(chain) => batch.add_chain(chain),
-        Item::Rule(rule, _) => batch.add_rule(rule),
-        Item::Anonymous(set, name, elements) => {
+        Item::Chain(chain) if is_wanted(chain.name) => batch.add_chain(chain),
+        _ => {}
+    });
+}
+
+/// Writes the rules of those of the chains that are wanted.
+fn write_rules_of(batch: &mut Batch, layout: &Layout, is_wanted: &dyn Fn(&str) -> bool) {
+    layout.visit(&mut |item| match item {
+        Item::Rule(rule, _) if is_wanted(rule.chain) => batch.add_rule(rule),
+        Item::Anonymous(chain, set, name, elements) if is_wanted(chain) => {
             batch.add_set(set);
             let mut list = batch.add_elements(layout.table, name);
             elements.iter().for_each(|element| _ = list.push(element));
         }
+        _ => {}
     });
 }

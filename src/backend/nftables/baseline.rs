@@ -1,133 +1,13 @@
 //! What we believe is in the kernel.
 
 use super::desired::{Numbered, Part};
-use super::element::{Content, ElementId, Endpoint, Item, Key};
+use super::element::{ElementId, Endpoint, Item, Key};
+use super::found::{Found, Print};
 use super::layout::Settings;
 use super::names::{Class, SetId};
 use super::pack::Packed;
 use crate::model::{Protocol, ServiceName};
-use nftables_rs::Value;
-use std::collections::hash_map::DefaultHasher;
-use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::hash::{Hash, Hasher};
-
-/// What an element that is there has besides its key.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Print {
-    pub(super) to: Option<Endpoint>,
-    /// A hash of its comment.
-    comment: Option<u64>,
-}
-
-impl Print {
-    pub(super) fn new(to: Option<Endpoint>, comment: Option<&str>) -> Self {
-        let hash = |comment: &str| {
-            let mut hasher = DefaultHasher::new();
-            nftables_rs::cut_comment(comment).hash(&mut hasher);
-            hasher.finish()
-        };
-        Print { to, comment: comment.map(hash) }
-    }
-
-    pub(super) fn of(content: &Content) -> Self {
-        Print::new(content.to, content.comment.as_deref())
-    }
-}
-
-/// Elements that are there, of which it is not known for which Service.
-#[derive(Debug, Default)]
-pub(super) struct Found {
-    elements: HashMap<ElementId, Print>,
-    strange: Vec<Strange>,
-}
-
-/// An element of a set of ours that nothing of ours could be.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Strange {
-    pub(super) set: SetId,
-    pub(super) key: Value,
-    pub(super) key_end: Option<Value>,
-}
-
-impl Found {
-    pub(super) fn insert(&mut self, id: ElementId, print: Print) {
-        self.elements.insert(id, print);
-    }
-
-    pub(super) fn remove(&mut self, id: &ElementId) -> Option<Print> {
-        // Most of the time there is nothing, and hashing a key costs something.
-        if self.elements.is_empty() { None } else { self.elements.remove(id) }
-    }
-
-    pub(super) fn insert_strange(&mut self, strange: Strange) {
-        self.strange.push(strange);
-    }
-
-    pub(super) fn clear(&mut self) {
-        *self = Found::default();
-    }
-
-    pub(super) fn is_empty(&self) -> bool {
-        self.elements.is_empty() && self.strange.is_empty()
-    }
-
-    pub(super) fn strange(&self) -> &[Strange] {
-        &self.strange
-    }
-
-    pub(super) fn take_strange(&mut self) -> Vec<Strange> {
-        std::mem::take(&mut self.strange)
-    }
-
-    pub(super) fn ids(&self) -> impl Iterator<Item = &ElementId> {
-        self.elements.keys()
-    }
-
-    /// Takes over what another has.
-    pub(super) fn absorb(&mut self, other: Found) {
-        self.elements.extend(other.elements);
-        self.strange.extend(other.strange);
-    }
-
-    pub(super) fn len(&self) -> usize {
-        self.elements.len()
-    }
-
-    /// Takes all, in order.
-    pub(super) fn take_all(&mut self) -> Vec<ElementId> {
-        let mut ids: Vec<ElementId> = std::mem::take(&mut self.elements).into_keys().collect();
-        ids.sort_unstable();
-        ids
-    }
-
-    /// Takes what looks like an earlier form of a Service's lists: the numbers of their destinations, and their classes.
-    pub(super) fn take_lists(&mut self, part: &Part) -> (Vec<(ElementId, Print)>, Numbered) {
-        let (mut taken, mut numbered) = (Vec::new(), Numbered::new());
-        if self.is_empty() {
-            return (taken, numbered);
-        }
-        for list in &part.lists {
-            let (kind, at) = (list.kind(), list.at);
-            let classes =
-                Class::LARGEST.up_to().map(|class| ElementId::destination(SetId::Class(kind, class), at));
-            taken.extend(classes.filter_map(|id| Some((id, self.elements.remove(&id)?))));
-            let wanted = u32::try_from(list.endpoints.len()).unwrap_or(u32::MAX);
-            let numbers = numbered.entry((list.is_local, at)).or_default();
-            for number in 0.. {
-                let id = ElementId::endpoint(kind, at, number);
-                match self.elements.remove(&id) {
-                    Some(print) => {
-                        numbers.extend(print.to.map(|to| (number, to)));
-                        taken.push((id, print));
-                    }
-                    None if number >= wanted => break,
-                    None => {}
-                }
-            }
-        }
-        (taken, numbered)
-    }
-}
+use std::collections::{BTreeMap, BTreeSet};
 
 /// An element that several Services may have.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -242,14 +122,14 @@ impl Baseline {
     pub(super) fn unsettle(&mut self, name: &ServiceName) {
         let Some(packed) = self.parts.remove(name) else { return };
         let part = packed.unpack();
-        self.found.elements.extend(prints(part.items(name)));
+        self.found.extend(prints(part.items(name)));
         self.release(&part.hairpins());
     }
 
     /// The same of all.
     pub(super) fn unsettle_all(&mut self) {
         for (name, packed) in std::mem::take(&mut self.parts) {
-            self.found.elements.extend(prints(packed.unpack().items(&name)));
+            self.found.extend(prints(packed.unpack().items(&name)));
         }
         self.hairpins.values_mut().for_each(|shared| shared.users = 0);
     }
@@ -257,7 +137,7 @@ impl Baseline {
     /// Notes that another process has changed a Service's elements, and which of them are there now.
     pub(super) fn damage(&mut self, name: &ServiceName, part: &Part, there: Vec<(ElementId, Print)>) {
         self.parts.remove(name);
-        self.found.elements.extend(there);
+        self.found.extend(there);
         self.release(&part.hairpins());
         self.damaged.insert(name.clone());
     }
@@ -284,7 +164,7 @@ impl Baseline {
 
     /// Whether Services are there.
     pub(super) fn holds_services(&self) -> bool {
-        !self.parts.is_empty() || self.found.elements.keys().any(|id| id.set == SetId::ClusterIps)
+        !self.parts.is_empty() || self.found.has_any_of(SetId::ClusterIps)
     }
 }
 

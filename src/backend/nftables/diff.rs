@@ -1,8 +1,9 @@
 //! What separates a Service as it is to be from what is there of it, and many of them as one transaction.
 
-use super::baseline::{Baseline, Old, Print, hairpin_of};
+use super::baseline::{Baseline, Old, hairpin_of};
 use super::desired::Part;
 use super::element::{Content, ElementId, Endpoint, Item};
+use super::found::Print;
 use crate::model::{Protocol, ServiceName};
 use std::collections::BTreeSet;
 

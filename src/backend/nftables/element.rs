@@ -122,14 +122,42 @@ pub(super) type Item = (ElementId, Content);
 
 /// Writes an element for the kernel.
 pub(super) fn with_wire<T>(id: &ElementId, content: &Content, take: impl FnOnce(&Element<'_>) -> T) -> T {
-    let (key, key_end) = wire_key(&id.key);
-    let data = content.to.map(|to| concat_endpoint(Value::EMPTY, to));
+    let Wire { key, key_end, data, .. } = wire(id, content.to);
     take(&Element {
         key_end: key_end.as_ref().map(Value::as_bytes),
         data: data.as_ref().map(|data| Data::Value(data.as_bytes())),
         comment: content.comment.as_deref(),
         ..Element::new(key.as_bytes())
     })
+}
+
+/// An element as the kernel has it.
+pub(super) struct Wire {
+    /// That of its addresses; an element without any is the same in both.
+    pub(super) family: IpFamily,
+    pub(super) key: Value,
+    pub(super) key_end: Option<Value>,
+    pub(super) data: Option<Value>,
+}
+
+/// The bytes of an element.
+pub(super) fn wire(id: &ElementId, to: Option<Endpoint>) -> Wire {
+    let (key, key_end) = wire_key(&id.key);
+    let address = match id.key {
+        Key::Address(address) => Some(address),
+        Key::Hairpin(_, endpoint) | Key::Endpoint(_, endpoint) => Some(endpoint.address),
+        Key::Source(_, cidr) => Some(cidr.addr()),
+        Key::Destination(Destination::Service { address, .. })
+        | Key::Number(Destination::Service { address, .. }, _) => Some(address),
+        Key::Destination(_) | Key::Number(..) => to.map(|to| to.address),
+    };
+    let family = address.map_or(IpFamily::V4, IpFamily::of);
+    Wire { family, key, key_end, data: to.map(|to| concat_endpoint(Value::EMPTY, to)) }
+}
+
+/// Reads where an element leads to; `None` if it does not say.
+pub(super) fn read_endpoint(family: IpFamily, data: &[u8]) -> Option<Endpoint> {
+    Parts { family, rest: data }.endpoint()
 }
 
 fn push_address(value: &mut Value, address: IpAddr) {
@@ -283,7 +311,7 @@ pub(super) fn read(
         SetId::Clients(_) => return None,
     };
     let to = match element.data {
-        Some(Data::Value(bytes)) => Some(Parts { family, rest: bytes }.endpoint()?),
+        Some(Data::Value(bytes)) => Some(read_endpoint(family, bytes)?),
         _ => None,
     };
     let is_map = matches!(set, SetId::Endpoints(_));

@@ -10,6 +10,7 @@ mod clients;
 mod desired;
 mod diff;
 mod element;
+mod found;
 mod inspect;
 mod layout;
 mod meters;
@@ -30,7 +31,7 @@ use super::quarantine::Quarantine;
 use super::{Applied, Dataplane, Deviation, KernelObject, KernelObjectKind, ObjectCount, VerifyDepth};
 use crate::config::DriftDetection;
 use crate::kernel::iptables::Flavor;
-use crate::kernel::nftables::Ruleset;
+use crate::kernel::nftables::{Generations, Ruleset};
 use crate::model::{IpFamily, ServiceName};
 use crate::plan::{FamilySettings, NodePortAddresses, Plan, Scope, ServicePlan};
 use anyhow::{Context, Result};
@@ -137,16 +138,24 @@ impl<K: Ruleset> Nftables<K> {
         self
     }
 
+    /// Makes it know the transactions of the other family's dataplane.
+    #[must_use]
+    pub fn counting_with(mut self, generations: Generations) -> Self {
+        self.watched.ours = generations;
+        self
+    }
+
     /// The kernel that it works on.
     pub fn kernel(&mut self) -> &mut K {
         &mut self.kernel
     }
 
     fn observe(&mut self) -> Result<Baseline> {
-        self.watched.known = None;
+        self.watched.forget();
         let baseline = observe::all(&mut self.kernel, &Layout::bare(self.family, &self.layouts.features))
             .context("reading the table")?;
-        self.watched = Watched { known: Some(self.kernel.generation()?), is_compare_due: false };
+        self.watched.know(self.kernel.generation()?);
+        self.watched.is_compare_due = false;
         self.looks = 0;
         Ok(baseline)
     }
@@ -209,6 +218,7 @@ impl<K: Ruleset> Nftables<K> {
         let mut writing =
             Writing::new(&mut self.kernel, names::table(self.family), (&mut self.watched, baseline), is_sure);
         writing.sweep_strange()?;
+        writing.begin(layouts.get(plan.settings, &writing.baseline.structure))?;
         let addresses = plan.node_port_ips().unwrap_or_else(|| self.addresses.clone());
         let node = (node_name(), Some(node_part(addresses)));
         let counts = layouts.features.counts;
@@ -261,16 +271,10 @@ impl<K: Ruleset> Nftables<K> {
 
     /// Deletes remembered clients that lead where nothing leads any more. That is a transaction of our own.
     fn sweep_clients(&mut self) {
-        let before = self.kernel.generation().ok().filter(|now| self.watched.known == Some(*now));
-        match clients::sweep(&mut self.kernel, self.family) {
+        match clients::sweep(&mut self.kernel, &mut self.watched, self.family) {
             Ok(swept) => {
                 self.clients_rest = swept.seen / CLIENTS_A_LOOK;
                 tracing::debug!(family = %self.family, ?swept, "remembered clients looked through");
-                if let (Some(before), Ok(now)) = (before, self.kernel.generation())
-                    && now == before.next()
-                {
-                    self.watched.known = Some(now);
-                }
             }
             Err(error) => {
                 let error = format!("{error:#}");
@@ -296,7 +300,7 @@ impl<K: Ruleset> Nftables<K> {
         }
         self.looks += 1;
         let now = self.kernel.generation()?;
-        let is_changed = self.watched.known != Some(now);
+        let is_changed = self.watched.known() != Some(now);
         if self.detection == DriftDetection::Off || !is_changed && !self.watched.is_compare_due {
             return Ok((Vec::new(), false));
         }
@@ -311,7 +315,7 @@ impl<K: Ruleset> Nftables<K> {
             }
         };
         // What was done after that is seen by the next look.
-        self.watched.known = Some(now);
+        self.watched.know(now);
         Ok((looked.drift.into_iter().map(Deviation::Drift).collect(), looked.is_lost))
     }
 }

@@ -44,7 +44,8 @@ impl ProxyMode for NftablesMode {
             let dataplane = Nftables::new(kernel, settings.family, features(opening.config), addresses);
             let dataplane = dataplane
                 .detecting(opening.config.drift_detection)
-                .measuring(measuring(opening, settings.family));
+                .measuring(measuring(opening, settings.family))
+                .counting_with(opening.generations.clone());
             let Some(metrics) = opening.metrics.cloned() else {
                 return Ok(Box::new(dataplane) as Box<dyn Dataplane>);
             };

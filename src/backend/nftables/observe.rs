@@ -1,7 +1,8 @@
 //! Reading back what is in the table.
 
-use super::baseline::{Baseline, Found, Print, Shared, Strange, Structure, hairpin_of};
+use super::baseline::{Baseline, Shared, Structure, hairpin_of};
 use super::element::{self, Endpoint};
+use super::found::{Found, Print, Strange};
 use super::layout::{Layout, is_compatible};
 use super::names::{Class, Kind, SetId, table};
 use crate::kernel::nftables::Ruleset;
@@ -169,7 +170,7 @@ pub(super) fn differing_chains(
     kernel: &mut impl Ruleset,
     layout: &Layout,
     expected: &Batch,
-) -> Result<Vec<String>> {
+) -> Result<BTreeSet<String>> {
     let (mut wanted, mut there) = (Rules::new(), Rules::new());
     expected.rules().for_each(|rule| push(&mut wanted, &rule));
     kernel.rules(layout.table, &mut |part| match part {

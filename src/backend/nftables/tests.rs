@@ -5,8 +5,10 @@ use crate::kernel::fresh_netns::{in_fresh_netns, run};
 use crate::model::WatchEvent;
 use crate::plan::FamilySettings;
 use crate::state::Tracker;
+use crate::testing::cluster;
 use crate::testing::generate::Generator;
 use crate::testing::pass;
+use crate::testing::sink::ElementSink;
 use crate::testing::thorough::thorough;
 use nftables_rs::Part as Listed;
 use std::collections::BTreeMap;
@@ -446,7 +448,6 @@ fn one_refused_service_among_a_thousand_is_named_and_left_out(
     // Linux 5.14 and 5.15 do not name the element.
     #[values(true, false)] names: bool,
 ) {
-    use crate::testing::cluster;
     live(async move || {
         let (mut tracker, settings) = pass::start(IpFamily::V4);
         for number in 0..1000 {
@@ -500,38 +501,9 @@ fn changed_networks_of_cluster_ips_change_the_rules_and_no_element() {
     });
 }
 
-#[test]
-fn one_change_writes_the_same_in_a_cluster_of_any_size() {
-    use crate::testing::cluster;
-    let mut written = Vec::new();
-    for services in [10, 1000] {
-        let (sender, found) = std::sync::mpsc::channel();
-        live(async move || {
-            let (mut tracker, settings) = pass::start(IpFamily::V4);
-            for number in 0..services {
-                tracker.fold(cluster::service(number));
-                tracker.fold(cluster::slice(number, 5));
-            }
-            let kernel = nftables_rs::Nftables::open().unwrap();
-            let mut backend = Nftables::new(kernel, IpFamily::V4, Features::default(), Box::new(addresses));
-            pass::run(&mut tracker, &settings, &mut backend).await.unwrap();
-            for endpoints in [6, 5, 4, 0, 1] {
-                tracker.fold(cluster::slice(3, endpoints));
-                let applied = pass::run(&mut tracker, &settings, &mut backend).await.unwrap();
-                sender.send((endpoints, applied.objects[0].written, applied.calls)).unwrap();
-            }
-        });
-        written.push(found.into_iter().collect::<Vec<_>>());
-    }
-    assert_eq!(written[0], written[1]);
-    // An endpoint came, went, went with its class, all went, the first came.
-    assert_eq!(written[0], [(6, 1, 1), (5, 1, 1), (4, 3, 1), (0, 6, 1), (1, 2, 1)]);
-}
-
 /// Whoever was led to an endpoint that is gone, or by a Service that has no affinity any more, is led anew.
 #[test]
 fn clients_that_lead_nowhere_are_forgotten_by_the_next_look() {
-    use crate::testing::cluster;
     live(async || {
         let (mut tracker, settings) = pass::start(IpFamily::V4);
         let mut addresses_of = Vec::new();
@@ -572,7 +544,6 @@ fn clients_that_lead_nowhere_are_forgotten_by_the_next_look() {
 
 #[test]
 fn a_transaction_that_is_too_large_is_written_in_halves() {
-    use crate::testing::cluster;
     live(async || {
         let (mut tracker, settings) = pass::start(IpFamily::V4);
         for number in 0..300 {
@@ -614,4 +585,34 @@ fn a_foreign_range_is_removed_rather_than_the_service_left_out() {
         assert_eq!(applied.refused, []);
         assert_same(&bench.table(), &bench.fresh_table(), "with a foreign range");
     });
+}
+
+/// The kernel counts the transactions of both families together.
+#[tokio::test]
+async fn what_the_other_family_writes_is_not_taken_for_drift() {
+    let (kernel, generations) = (ElementSink::default(), Generations::default());
+    let mut families = IpFamily::ALL.map(|family| {
+        let (tracker, settings) = pass::start(family);
+        let backend = Nftables::new(kernel.another(), family, Features::default(), Box::new(addresses));
+        (tracker, settings, backend.counting_with(generations.clone()))
+    });
+    for (tracker, settings, backend) in &mut families {
+        tracker.fold(cluster::service(1));
+        pass::run(tracker, settings, backend).await.unwrap();
+        // The first look after a full pass looks through remembered clients.
+        backend.verify(VerifyDepth::Quick).await.unwrap();
+    }
+    let [(tracker, settings, v4), (.., v6)] = &mut families;
+    for foreign in [false, true] {
+        tracker.fold(cluster::slice(1, if foreign { 4 } else { 5 }));
+        assert!(pass::run(tracker, settings, v4).await.unwrap().calls > 0);
+        if foreign {
+            v6.kernel().others_write();
+        }
+        for family in [&mut *v4, &mut *v6] {
+            let looks = family.kernel().listings;
+            family.verify(VerifyDepth::Quick).await.unwrap();
+            assert_eq!(family.kernel().listings > looks, foreign, "{:?}", family.family);
+        }
+    }
 }

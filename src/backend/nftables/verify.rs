@@ -2,9 +2,10 @@
 //! nothing else.
 
 use super::apply::write_rules;
-use super::baseline::{Baseline, Found, Print};
+use super::baseline::Baseline;
 use super::desired::Part;
 use super::element::ElementId;
+use super::found::{Found, Print};
 use super::layout::Layout;
 use super::names::{SetId, TABLE};
 use super::observe;
@@ -133,9 +134,7 @@ fn compare(name: &ServiceName, part: Part, left: &mut Found) -> Option<Damaged> 
 /// Elements that nothing of ours has.
 fn foreign(left: &Found) -> Vec<Drift> {
     let mut drift = Vec::new();
-    let mut ids: Vec<&ElementId> = left.ids().collect();
-    ids.sort_unstable();
-    for same_set in ids.chunk_by(|a, b| a.set == b.set) {
+    for same_set in left.ids().chunk_by(|a, b| a.set == b.set) {
         let Some(set) = same_set.first().map(|id| id.set) else { continue };
         for id in same_set.iter().take(NAMED) {
             drift.push(of_set(set, format!("has {}, which is not ours", id.key)));

@@ -76,8 +76,8 @@ pub(super) enum Item<'a> {
     Chain(&'a Chain<'a>),
     /// A rule, and how nft writes it, without its comment.
     Rule(&'a Rule<'a>, &'a str),
-    /// An anonymous set that the next rule needs, and its elements.
-    Anonymous(&'a Set<'a>, SetRef<'a>, &'a [Element<'a>]),
+    /// An anonymous set that the next rule of a chain needs, and its elements.
+    Anonymous(&'a str, &'a Set<'a>, SetRef<'a>, &'a [Element<'a>]),
 }
 
 /// Chains that hang on hooks: name, kind, hook, priority.
@@ -203,6 +203,11 @@ impl Layout {
     pub(super) fn fixed_chains(&self) -> impl Iterator<Item = &'static str> {
         let counting = self.settings.counts.then_some(COUNT_CONNECTIONS);
         CHECK_CHAINS.into_iter().chain(DISPATCH_CHAINS).chain(counting)
+    }
+
+    /// Whether packets come to a chain from a hook.
+    pub(super) fn is_base(chain: &str) -> bool {
+        BASE_CHAINS.iter().chain([&COUNTING_CHAIN]).any(|(name, ..)| *name == chain)
     }
 
     fn visit_chains(&self, visit: &mut dyn FnMut(Item<'_>)) {

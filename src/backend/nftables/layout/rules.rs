@@ -51,8 +51,8 @@ impl<'a> Rules<'a, '_> {
         (self.visit)(Item::Rule(&rule, &steps.text));
     }
 
-    /// Which of TCP, UDP and SCTP it is; nft wants to know before it takes a port from connection tracking.
-    fn protocol(&mut self) -> Steps<'a> {
+    /// Which of TCP, UDP and SCTP it is, for a rule of a chain; nft wants to know before it takes a port from connection tracking.
+    fn protocol(&mut self, chain: &str) -> Steps<'a> {
         self.anonymous += 1;
         let of_three = SetRef { name: "__set%d", id: Some(self.anonymous) };
         let set = Set {
@@ -62,7 +62,7 @@ impl<'a> Rules<'a, '_> {
             ..Set::new(self.layout.table, of_three.name, SetType::TypeOf(&[TypeOf::L4Protocol]))
         };
         let protocols = [&[6], &[17], &[132]].map(|key| Element::new(key));
-        (self.visit)(Item::Anonymous(&set, of_three, &protocols));
+        (self.visit)(Item::Anonymous(chain, &set, of_three, &protocols));
         self.layout.steps().match_protocols(of_three)
     }
 }
@@ -218,18 +218,20 @@ impl Layout {
     /// Remembers which endpoint a client was given.
     fn affinity_learn(&self, rules: &mut Rules<'_, '_>) {
         for timeout in &self.timeouts {
-            let service = rules.protocol().match_in(timeout.services.as_str().into(), ORIGINAL_SERVICE);
+            let service =
+                rules.protocol(AFFINITY_LEARN).match_in(timeout.services.as_str().into(), ORIGINAL_SERVICE);
             rules.add(AFFINITY_LEARN, service.verdict(Verdict::Jump(AFFINITY_SERVICES)));
-            let node_port = match_original_node_port(rules.protocol(), &timeout.node_ports);
+            let node_port = match_original_node_port(rules.protocol(AFFINITY_LEARN), &timeout.node_ports);
             rules.add(AFFINITY_LEARN, node_port.verdict(Verdict::Jump(AFFINITY_NODE_PORTS)));
         }
         for timeout in &self.timeouts {
             let seconds = Some(Duration::from_secs(timeout.seconds.into()));
-            let service = rules.protocol().match_in(timeout.services.as_str().into(), ORIGINAL_SERVICE);
+            let service =
+                rules.protocol(AFFINITY_LEARN).match_in(timeout.services.as_str().into(), ORIGINAL_SERVICE);
             let clients = set(SetId::Clients(Plane::Services));
             let learnt = service.learn(DynsetOperation::UPDATE, clients, ORIGINAL_SERVICE, seconds);
             rules.add(AFFINITY_LEARN, learnt);
-            let node_port = match_original_node_port(rules.protocol(), &timeout.node_ports);
+            let node_port = match_original_node_port(rules.protocol(AFFINITY_LEARN), &timeout.node_ports);
             let clients = set(SetId::Clients(Plane::NodePorts));
             let learnt = node_port.learn(DynsetOperation::UPDATE, clients, ORIGINAL_NODE_PORT, seconds);
             rules.add(AFFINITY_LEARN, learnt);
@@ -244,7 +246,7 @@ impl Layout {
         ] {
             let endpoint: Vec<_> = original.iter().chain(ENDPOINT).copied().collect();
             let forgotten = rules
-                .protocol()
+                .protocol(chain)
                 .match_not_in(set(SetId::AffinityEndpoints(plane)), &endpoint)
                 .learn(DynsetOperation::DELETE, set(SetId::Clients(plane)), original, None)
                 .verdict(Verdict::Drop);
@@ -256,10 +258,12 @@ impl Layout {
     fn count_connections(&self, rules: &mut Rules<'_, '_>) {
         let endpoint_of = |original: &[Part]| original.iter().chain(ENDPOINT).copied().collect::<Vec<_>>();
         let counted = |plane| set(SetId::Counted(plane));
-        let service = rules.protocol().match_in(counted(Plane::Services), &endpoint_of(ORIGINAL_SERVICE));
+        let service = rules
+            .protocol(COUNT_CONNECTIONS)
+            .match_in(counted(Plane::Services), &endpoint_of(ORIGINAL_SERVICE));
         rules.add(COUNT_CONNECTIONS, service);
         let node_port = rules
-            .protocol()
+            .protocol(COUNT_CONNECTIONS)
             .match_in(set(SetId::NodePortIps), &[Part::OriginalDestination])
             .match_in(counted(Plane::NodePorts), &endpoint_of(ORIGINAL_NODE_PORT));
         rules.add(COUNT_CONNECTIONS, node_port);
