@@ -52,6 +52,13 @@ impl Watched {
         self.known = None;
     }
 
+    /// The same of a transaction that was not meant for what is known: what others did before is still to be looked at.
+    pub(super) fn committed_unseen(&mut self, before: Generation, now: Generation) {
+        if now == before.next() {
+            self.ours.note(before, now);
+        }
+    }
+
     /// Notes that a transaction of ours was made on top of one generation, and which one there is now.
     pub(super) fn committed(&mut self, before: Generation, now: Generation) {
         if now == before.next() {

@@ -1,6 +1,7 @@
 //! Clients that affinity remembers. Packets make these elements, and time removes them, after hours. Until then they lead even
 //! to endpoints that are gone, or of a Service that has no affinity any more.
 
+use super::apply::Watched;
 use super::names::{Plane, SetId, table};
 use crate::kernel::nftables::Ruleset;
 use crate::model::IpFamily;
@@ -23,13 +24,13 @@ pub(super) struct Swept {
 ///
 /// # Errors
 /// If the kernel cannot be read, or if a client went by itself meanwhile: then try again.
-pub(super) fn sweep(kernel: &mut impl Ruleset, family: IpFamily) -> Result<Swept> {
+pub(super) fn sweep(kernel: &mut impl Ruleset, watched: &mut Watched, family: IpFamily) -> Result<Swept> {
     let mut swept = Swept::default();
     for plane in Plane::ALL {
         let (seen, stale) = stale_targets(kernel, family, plane)?;
         swept.seen += seen;
         if !stale.is_empty() {
-            swept.deleted += delete(kernel, (family, plane), &stale)?;
+            swept.deleted += delete((&mut *kernel, &mut *watched), (family, plane), &stale)?;
         }
     }
     Ok(swept)
@@ -73,7 +74,7 @@ fn stale_targets(
 }
 
 fn delete(
-    kernel: &mut impl Ruleset,
+    (kernel, watched): (&mut impl Ruleset, &mut Watched),
     (family, plane): (IpFamily, Plane),
     stale: &BTreeSet<Target>,
 ) -> Result<usize> {
@@ -91,7 +92,9 @@ fn delete(
         batch.clear();
         let mut list = batch.delete_elements(table, &*set);
         keys.iter().for_each(|key| _ = list.push(&Element::new(key.as_bytes())));
-        kernel.commit(&mut batch, None)?;
+        let before = kernel.generation()?;
+        kernel.commit(&mut batch, Some(before))?;
+        watched.committed_unseen(before, kernel.generation()?);
     }
     Ok(keys.len())
 }

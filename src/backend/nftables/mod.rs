@@ -271,14 +271,10 @@ impl<K: Ruleset> Nftables<K> {
 
     /// Deletes remembered clients that lead where nothing leads any more. That is a transaction of our own.
     fn sweep_clients(&mut self) {
-        let before = self.kernel.generation().ok().filter(|now| self.watched.known() == Some(*now));
-        match clients::sweep(&mut self.kernel, self.family) {
+        match clients::sweep(&mut self.kernel, &mut self.watched, self.family) {
             Ok(swept) => {
                 self.clients_rest = swept.seen / CLIENTS_A_LOOK;
                 tracing::debug!(family = %self.family, ?swept, "remembered clients looked through");
-                if let (Some(before), Ok(now)) = (before, self.kernel.generation()) {
-                    self.watched.committed(before, now);
-                }
             }
             Err(error) => {
                 let error = format!("{error:#}");
