@@ -40,7 +40,7 @@ const PURE_FILES: &[&str] = &[
     "render",
     "diff",
     "base",
-    "input",
+    "restore_input",
     "lines",
     "masquerade",
     "text",

@@ -6,7 +6,7 @@ use ipvs_rs::{Key, Protocol};
 use kube_proxy_rs::kernel::nft::Nft;
 use kube_proxy_rs::kernel::xtables_info;
 use kube_proxy_rs::model::IpFamily;
-use nftables_rs::{Data, Family, ListedElement, Nftables, Part, TableName, Verdict};
+use nftables_rs::{Data, Family, ListedElement, Nftables, Part, TableName};
 use std::collections::HashSet;
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::io::{BufRead as _, BufReader};
@@ -127,15 +127,11 @@ fn count_elements() -> Result<(usize, usize)> {
     Ok((all, endpoints))
 }
 
-/// In our layout an element of a map has address and port; in kube-proxy's it has the chain of the endpoint, which ends in these.
+/// An endpoint's address and port are in our map of endpoints; kube-proxy has an anonymous map for each Service.
 fn leads_to_endpoint(set: &str, listed: &ListedElement<'_>) -> bool {
+    let is_of_endpoints = set == "service-endpoints" || set.starts_with("__map");
     match listed.element.data {
-        Some(Data::Value(value)) => {
-            set == "service-endpoints" && value.get(4..6) == Some(&PORT.to_be_bytes())
-        }
-        Some(Data::Verdict(Verdict::Goto(chain))) => {
-            chain.starts_with("endpoint-") && chain.ends_with(&format!("/{PORT}"))
-        }
+        Some(Data::Value(value)) => is_of_endpoints && value.get(4..6) == Some(&PORT.to_be_bytes()),
         _ => false,
     }
 }

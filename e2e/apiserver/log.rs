@@ -6,6 +6,7 @@ use crate::server::Stub;
 use kube_proxy_rs::model::{ObjectKind, WatchEvent};
 use kube_proxy_rs::testing::stub_api::{Absent, Fault, InitialEvents, Protobuf, Resource, Rule, Verb};
 use kube_proxy_rs::watch::api::WatchOptions;
+use rstest::rstest;
 use std::io::Write;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -64,6 +65,36 @@ async fn a_missing_permission_is_said_once_in_the_servers_words() {
     assert_eq!(lines.len(), 1, "{lines:#?}");
     // Each attempt is one failure, though it asks for a stream and for a page.
     assert!(lines[0].contains("failures=2"), "{lines:?}");
+}
+
+/// Of an API server before 1.33, or one whose role for us is older.
+#[rstest]
+#[tokio::test]
+async fn service_cidrs_that_are_not_offered_are_said_once_and_not_missed(#[values(403, 404)] code: u16) {
+    let (log, _guard) = Log::record();
+    let server = Stub::start();
+    let rule = Rule::always(Fault::Status(code)).on(Resource::ServiceCidrs);
+    server.behave(|behaviour| behaviour.rules.push(rule));
+    server.put(service("web", 10));
+    let folder = tempfile::tempdir().unwrap();
+    let kubeconfig = server.kubeconfig(folder.path()).unwrap();
+    let options = WatchOptions { service_cidrs: true, ..hurried() };
+    let mut picture = Picture::watch(&kubeconfig, options).await;
+    picture.until_listed(1).await;
+    server.put(service("db", 11));
+    picture.until_it_shows(&["service shop/db 10.96.0.11", "service shop/web 10.96.0.10"]).await;
+    assert_eq!(log.lines("WARN"), [""; 0]);
+    let said = || log.lines("going on without them");
+    let is_said = async {
+        while said().is_empty() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), is_said).await.expect("it is said");
+    assert_eq!(said().len(), 1, "{:?}", said());
+    assert!(said()[0].contains("servicecidrs") && said()[0].contains(&code.to_string()), "{:?}", said());
+    let asked = server.seen().iter().filter(|seen| seen.resource == Resource::ServiceCidrs).count();
+    assert_eq!(asked, 1, "it is not asked again soon");
 }
 
 #[tokio::test]
@@ -131,7 +162,7 @@ async fn a_server_that_cannot_stream_lists_is_said_once_for_each_kind_and_is_no_
     server.behave(|behaviour| behaviour.initial_events = ends);
     let mut picture = server.watch().await;
     picture.until_listed(1).await;
-    let lines = log.lines("the streaming list failed, listing in pages");
+    let lines = log.lines("the streaming list failed; listing in pages");
     assert_eq!(lines.len(), 3, "{lines:#?}");
     assert!(lines.iter().all(|line| line.contains(reason)), "{lines:#?}");
     assert_eq!(log.lines("WARN"), Vec::<String>::new());
@@ -192,7 +223,7 @@ async fn an_expired_version_is_no_failure() {
     picture.until_listed(1).await;
     server.expire_watches();
     picture.until_listed(2).await;
-    assert_eq!(log.lines("the version has expired, listing again").len(), 3);
+    assert_eq!(log.lines("the resource version has expired; listing again").len(), 3);
     assert_eq!(log.lines("WARN"), Vec::<String>::new());
 }
 

@@ -37,6 +37,14 @@ pub(crate) fn node(name: &str) -> Value {
     })
 }
 
+/// A ServiceCIDR.
+pub(crate) fn service_cidr(name: &str, cidr: &str) -> Value {
+    json!({
+        "apiVersion": "networking.k8s.io/v1", "kind": "ServiceCIDR", "metadata": {"name": name},
+        "spec": {"cidrs": [cidr]},
+    })
+}
+
 /// The same object with a label.
 pub(crate) fn labelled(mut object: Value, key: &str, value: &str) -> Value {
     object["metadata"]["labels"][key] = value.into();

@@ -134,6 +134,11 @@ impl Picture {
                 let line = format!("node {} in zone {}", node.name, node.zone.as_deref().unwrap_or("-"));
                 self.put(ObjectKind::Node, "", line);
             }
+            WatchEvent::ServiceCidr(name, cidrs) => {
+                let cidrs: Vec<_> = cidrs.iter().map(ToString::to_string).collect();
+                self.put(ObjectKind::ServiceCidr, name, format!("servicecidr {name} {}", cidrs.join(",")));
+            }
+            WatchEvent::ServiceCidrGone(name) => self.remove(ObjectKind::ServiceCidr, name),
             WatchEvent::ServiceGone(name) => self.remove(ObjectKind::Service, name.as_str()),
             WatchEvent::SliceGone(name) => self.remove(ObjectKind::EndpointSlice, name),
             WatchEvent::NodeGone => self.remove(ObjectKind::Node, ""),
@@ -147,7 +152,7 @@ impl Picture {
             named.insert(name.to_owned());
         }
         // A real server has objects of its own in other namespaces.
-        if kind == ObjectKind::Node || name.starts_with("shop/") {
+        if matches!(kind, ObjectKind::Node | ObjectKind::ServiceCidr) || name.starts_with("shop/") {
             *self.sent.entry(name.to_owned()).or_default() += 1;
             self.known.insert((kind, name.to_owned()), line);
         }

@@ -1,9 +1,11 @@
 //! What any API server does.
 
-use crate::objects::{labelled, node, service, slice};
+use crate::objects::{labelled, node, service, service_cidr, slice};
+use crate::picture::{Picture, hurried};
 use crate::server::Server;
 use kube_proxy_rs::model::ObjectKind;
 use kube_proxy_rs::testing::stub_api::Resource;
+use kube_proxy_rs::watch::api::WatchOptions;
 
 #[tokio::test]
 async fn what_is_there_arrives_before_the_end_of_each_list() {
@@ -88,4 +90,19 @@ async fn only_our_own_node_arrives() {
     picture.until_it_shows(&[]).await;
     assert_eq!(picture.sent.get(""), Some(&1));
     assert_eq!(picture.lists[&ObjectKind::Node], 1);
+}
+
+#[tokio::test]
+async fn service_cidrs_come_and_go_where_they_are_asked_for() {
+    let server = Server::start().await;
+    server.put(service_cidr("more", "10.112.0.0/16")).await;
+    let options = WatchOptions { service_cidrs: true, ..hurried() };
+    let mut picture = Picture::watch(&server.kubeconfig(), options).await;
+    let shows = |line: &'static str| move |picture: &Picture| picture.describe().contains(line);
+    picture.until("it is listed", shows("servicecidr more 10.112.0.0/16")).await;
+    server.put(service_cidr("later", "10.113.0.0/16")).await;
+    picture.until("another one is told of", shows("servicecidr later 10.113.0.0/16")).await;
+    server.delete(Resource::ServiceCidrs, "more").await;
+    picture.until("the first is gone", |picture| !picture.describe().contains("servicecidr more")).await;
+    assert!(shows("servicecidr later")(&picture));
 }

@@ -134,6 +134,9 @@ class Privileges(unittest.TestCase):
         values = {
             **{case: (objects.CASES[case], both) for case in ("minimal", "kubeadm", "ipvs")},
             "iptables": (objects.CASES["iptables"], ["NET_ADMIN"]),
+            "nftables": ({**PLACEHOLDER, "mode": "nftables"}, ["NET_ADMIN"]),
+            "auto": ({**PLACEHOLDER, "mode": "auto"}, both),
+            "auto on nft": ({**PLACEHOLDER, "mode": "auto", "iptablesFlavor": "nft"}, ["NET_ADMIN"]),
             # Rules that name sets open a raw socket, whichever tables they are in.
             "ipvs on nft": ({**objects.CASES["ipvs"], "iptablesFlavor": "nft"}, both),
             "kubeadm on nft": ({**objects.CASES["kubeadm"], "iptablesFlavor": "nft"}, both),
@@ -152,6 +155,9 @@ class Privileges(unittest.TestCase):
     def test_another_user_than_root_gets_net_admin_from_the_programs_file(self):
         values = {**PLACEHOLDER, "runAsUser": 65534, "iptablesFlavor": "nft"}
         pod = objects.pod_spec(objects.chart(values))
+        of_nftables = {**PLACEHOLDER, "runAsUser": 65534, "mode": "nftables"}
+        context = lambda pod: pod["containers"][0]["securityContext"]
+        self.assertEqual(context(objects.pod_spec(objects.chart(of_nftables))), context(pod))
         expected = {
             "runAsUser": 65534,
             "runAsGroup": 65534,
@@ -164,7 +170,7 @@ class Privileges(unittest.TestCase):
         # For the service account's token and the control socket.
         self.assertEqual(pod["securityContext"]["fsGroup"], 65534)
         for impossible in ({"iptablesFlavor": "auto"}, {"mode": "ipvs"}):
-            with self.assertRaisesRegex(helm_python.HelmRenderError, "needs mode iptables and iptablesFlavor nft"):
+            with self.assertRaisesRegex(helm_python.HelmRenderError, "needs mode nftables, or another than ipvs"):
                 objects.render({**values, **impossible})
 
     def test_only_the_init_container_is_privileged_and_it_ends(self):
@@ -188,6 +194,7 @@ class Privileges(unittest.TestCase):
             ("", "services"): {"list", "watch"},
             ("", "nodes"): {"get", "list", "watch"},
             ("discovery.k8s.io", "endpointslices"): {"list", "watch"},
+            ("networking.k8s.io", "servicecidrs"): {"list", "watch"},
             ("events.k8s.io", "events"): {"create", "patch", "update"},
         }
         [role] = [item for (kind, _), item in objects.deploy().items() if kind == "ClusterRole"]
@@ -215,12 +222,12 @@ class Configuration(unittest.TestCase):
 
         schema = json.loads((objects.CHART / "values.schema.json").read_text())["definitions"]["config"]
         settled = {"apiVersion", "kind", "mode", "clientConnection", "hostnameOverride"}
-        useless = {"winkernel", "windowsRunAsService", "portRange", "nftables"}
+        useless = {"winkernel", "windowsRunAsService", "portRange"}
         with tempfile.TemporaryDirectory() as folder:
             minimal = "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\n"
             _, written = objects.resolved(minimal, folder)
         self.assertEqual(set(written) - settled - useless, set(schema["properties"]))
-        for section in ("iptables", "ipvs", "conntrack", "detectLocal"):
+        for section in ("iptables", "ipvs", "nftables", "conntrack", "detectLocal"):
             self.assertEqual(set(written[section]), set(schema["properties"][section]["properties"]))
 
     def test_probes_follow_the_health_address(self):

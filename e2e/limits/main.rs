@@ -85,15 +85,15 @@ async fn a_service_that_comes_or_goes_touches_one_path_of_the_tree() {
     }
 }
 
-/// One look, and how often it had to read something.
-async fn look(cluster: &mut Cluster, look: VerifyDepth) -> usize {
+/// One verification, and how often it had to read something.
+async fn verify(cluster: &mut Cluster, depth: VerifyDepth) -> usize {
     cluster.backend.tools().listings = 0;
-    assert_eq!(cluster.backend.verify(look).await.unwrap(), []);
+    assert_eq!(cluster.backend.verify(depth).await.unwrap(), []);
     cluster.backend.tools().listings
 }
 
 #[tokio::test]
-async fn a_check_costs_the_same_however_many_chains_there_are() {
+async fn a_verification_costs_the_same_however_many_chains_there_are() {
     let mut costs = Vec::new();
     for services in [400, 4000] {
         let mut cluster = Cluster::of(services).await.unwrap();
@@ -103,7 +103,7 @@ async fn a_check_costs_the_same_however_many_chains_there_are() {
             }
             for kind in [VerifyDepth::Quick, VerifyDepth::Thorough] {
                 let before = REQUESTS.get();
-                assert_eq!(look(&mut cluster, kind).await, 0, "no rule and no chain is read");
+                assert_eq!(verify(&mut cluster, kind).await, 0, "no rule and no chain is read");
                 costs.push(REQUESTS.get() - before);
             }
         }
@@ -155,7 +155,7 @@ async fn a_storm_of_others_writes_to_chains_of_their_own_is_only_listened_to() {
             cluster.backend.tools().others_write(&format!("THEIRS-{round}-{number}"));
         }
         let before = REQUESTS.get();
-        assert_eq!(look(&mut cluster, VerifyDepth::Thorough).await, 0, "no rule and no chain is read");
+        assert_eq!(verify(&mut cluster, VerifyDepth::Thorough).await, 0, "no rule and no chain is read");
         assert!(REQUESTS.get() - before < 10);
     }
     cluster.backend.tools().bytes = 0;

@@ -11,6 +11,7 @@ use kube_proxy_rs::testing::packets::{
     Packet, PacketCase, Place, SERVICE_PORT, ServedBy, Target, Verdict, cases, cases_by_flags,
 };
 use kube_proxy_rs::testing::proxy::{Flavor, Launch, Proxy, metric_sum, metrics, save, wait_until};
+use kube_proxy_rs::testing::thorough::thorough;
 use kube_proxy_rs::testing::traffic::Answer;
 use rstest::rstest;
 use serde_json::Value;
@@ -29,7 +30,7 @@ fn launch<'a>(node: &'a Namespace, flags: &'a [&'a str]) -> Launch<'a> {
 }
 
 /// Waits until the objects of the manifests are in the kernel, and rules that lead to them.
-fn wait_for_markers(proxy: &mut Proxy, node: &Namespace) {
+pub(crate) fn wait_for_markers(proxy: &mut Proxy, node: &Namespace) {
     let addresses = proxy.marker_addresses();
     let listed = |arguments: [&str; 5]| node.output("nft", &arguments).unwrap_or_default();
     let stands = || {
@@ -65,6 +66,11 @@ fn as_in_this_mode(mut case: PacketCase) -> PacketCase {
 fn every_packet_goes_where_the_table_says_and_explain_knows_it(
     #[values(IpFamily::V4, IpFamily::V6)] family: IpFamily,
 ) {
+    send_the_packet_table(family);
+}
+
+/// Sends the packet table, and has `explain` trace it.
+pub(crate) fn send_the_packet_table(family: IpFamily) {
     let lab = Lab::create().unwrap();
     let mut failures = Vec::new();
     // The program is restarted for each set of flags, over the elements that it left before.
@@ -109,7 +115,7 @@ fn a_flush_is_healed_and_what_another_process_changes_is_mended() {
     let case = exposed_case();
     let proxy = start(&lab, &case.objects());
     let destination = format!("{} . tcp . {SERVICE_PORT}", case.cluster_ip(IpFamily::V4));
-    for harm in [
+    let harms = [
         "flush ruleset".to_owned(),
         "delete table ip kube-proxy".to_owned(),
         "flush chain ip kube-proxy services".to_owned(),
@@ -118,11 +124,12 @@ fn a_flush_is_healed_and_what_another_process_changes_is_mended() {
         format!("delete element ip kube-proxy services-2 {{ {destination} }}"),
         format!("add element ip kube-proxy services-8 {{ {destination} }}"),
         format!("add element ip kube-proxy firewall-services {{ {destination} }}"),
-    ] {
+    ];
+    for harm in std::iter::repeat_n(&harms, thorough(1, 25)).flatten() {
         assert!(is_served(&lab, &case, IpFamily::V4), "before {harm}");
         let drifts = || metric_sum(&metrics(lab.node()).unwrap(), "kubeproxy_rs_drift_total");
         let before = drifts();
-        lab.node().output("nft", &[&harm]).unwrap();
+        lab.node().output("nft", &[harm]).unwrap();
         wait_until("it is named", PATIENCE, || drifts() > before)
             .unwrap_or_else(|error| panic!("{harm}: {error}; its log:\n{}", proxy.log_tail()));
         wait_until("it is healed", PATIENCE, || is_served(&lab, &case, IpFamily::V4))
@@ -195,13 +202,39 @@ fn connections_outlive_the_change_from_iptables_mode_and_back(
     held.ping().expect("an open connection outlives both changes");
 }
 
-/// Waits until more than `before` Services are in the kernel, or long enough; how many are.
+/// As the manifests run it, and without any tool to be found.
+#[test]
+fn it_needs_net_admin_and_no_tool() {
+    let lab = Lab::create().unwrap();
+    let case = exposed_case();
+    let folder = tempfile::tempdir().unwrap();
+    let program = folder.path().join("confined");
+    let script = format!(
+        "#!/bin/sh\nexec setpriv --no-new-privs --inh-caps=-all,+net_admin --bounding-set=-all,+net_admin \
+         /usr/bin/env PATH=/nonexistent {BINARY} \"$@\"\n"
+    );
+    std::fs::write(&program, script).unwrap();
+    std::fs::set_permissions(&program, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let binary = program.to_str().unwrap();
+    let mut proxy = Launch { binary, ..launch(lab.node(), MODE) }.start(&case.objects()).unwrap();
+    wait_for_markers(&mut proxy, lab.node());
+    assert!(is_served(&lab, &case, IpFamily::V4) && is_served(&lab, &case, IpFamily::V6));
+    let log = proxy.log_tail();
+    assert!(log.lines().all(|line| !line.starts_with('E') && !line.contains("cannot remove")), "{log}");
+}
+
+/// How many Services are in the kernel, besides the one that is asked for.
+fn services_there(node: &Namespace) -> usize {
+    let listed = node.output("nft", &["list", "set", "ip", "kube-proxy", "cluster-ips"]);
+    listed.unwrap_or_default().matches("\"bulk/").count()
+}
+
+/// Waits until their number has changed, or long enough; gives it.
 fn middle_of_sync(node: &Namespace, before: usize) -> usize {
-    let deadline = Instant::now() + Duration::from_secs(60);
+    let deadline = Instant::now() + Duration::from_secs(20);
     loop {
-        let listed = node.output("nft", &["list", "set", "ip", "kube-proxy", "cluster-ips"]);
-        let found = listed.unwrap_or_default().matches("\"bulk/").count();
-        if found > before || Instant::now() > deadline {
+        let found = services_there(node);
+        if found != before || Instant::now() > deadline {
             return found;
         }
     }
@@ -209,7 +242,7 @@ fn middle_of_sync(node: &Namespace, before: usize) -> usize {
 
 #[test]
 fn a_kill_at_any_moment_leaves_no_service_without_its_endpoints() {
-    const MANY: u16 = 2000;
+    let many: u16 = thorough(2000, 5000);
     let lab = Lab::create().unwrap();
     let case = exposed_case();
     let mut proxy = start(&lab, &case.objects());
@@ -219,9 +252,12 @@ fn a_kill_at_any_moment_leaves_no_service_without_its_endpoints() {
         let asking = scope.spawn(|| requests.ask_until_done(&lab, &case, IpFamily::V4));
         let stop = StopOnDrop(&requests);
         requests.wait_for(10);
-        proxy.apply(&[case.objects(), bulk_services(MANY)].concat()).unwrap();
-        for _ in 0..3 {
-            killed_at.push(middle_of_sync(lab.node(), killed_at.last().copied().unwrap_or(0)));
+        for round in 0..thorough(3, 50) {
+            // They come in several rounds, and go in one.
+            let bulk = if round % 5 == 4 { Vec::new() } else { bulk_services(many) };
+            let before = services_there(lab.node());
+            proxy.apply(&[case.objects(), bulk].concat()).unwrap();
+            killed_at.push(middle_of_sync(lab.node(), before));
             proxy.kill().unwrap();
             launch(lab.node(), MODE).start_again(&mut proxy).unwrap();
         }
@@ -231,5 +267,5 @@ fn a_kill_at_any_moment_leaves_no_service_without_its_endpoints() {
         asking.join().unwrap()
     });
     assert!(lost.is_empty(), "killed at {killed_at:?}: {lost:?}; its log:\n{}", proxy.log_tail());
-    assert!(killed_at.iter().any(|at| (1..usize::from(MANY)).contains(at)), "killed at {killed_at:?}");
+    assert!(killed_at.iter().any(|at| (1..usize::from(many)).contains(at)), "killed at {killed_at:?}");
 }

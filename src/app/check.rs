@@ -7,15 +7,16 @@ use super::read_api::read_api;
 use super::source;
 use crate::backend;
 use crate::check::{self, CheckRequest, ProxyState, Purpose, ServicePortUse};
-use crate::config::{Config, Form};
+use crate::config::{Config, Form, ModeChoice};
 use crate::model::{IpFamily, NodeFacts, ObjectKind, Protocol, Snapshot};
 use crate::state::Tracker;
 use crate::watch::manifests;
 use anyhow::Result;
 
 /// Prints one finding a line; fails if one of them did.
-pub(super) async fn check(config: &Config, form: &Form) -> Result<Answer> {
-    let request = request(config).await?;
+pub(super) async fn check(config: &Config, choice: Option<&ModeChoice>, form: &Form) -> Result<Answer> {
+    let request =
+        CheckRequest { chosen_because: choice.map(|it| it.reason.clone()), ..request(config).await? };
     let findings = check::judge(&check::gather(&request).await, &request);
     let report = check::Report::new(findings, config.mode);
     let text = match structured("NodeCheck", &report, form)? {
@@ -40,6 +41,7 @@ async fn request(config: &Config) -> Result<CheckRequest> {
             reasons: running.proxy.why().cloned().collect(),
         }),
         mode: config.mode,
+        chosen_because: None,
         flavor: backend::flavor(config),
         localhost_node_ports: config.iptables.localhost_node_ports
             && backend::open(config.mode).facts().localhost_node_ports,

@@ -6,11 +6,12 @@ use crate::config::{Config, DetectLocal, NodePortAddressesSetting};
 use crate::kernel::addresses::node_addresses;
 use crate::kernel::iptables::Flavor;
 use crate::metrics::Metrics;
-use crate::model::{Cidr, IpFamily, NodeFacts, PerFamily, ServiceLimits};
+use crate::model::{Cidr, IpFamily, NodeFacts, PerFamily, ServiceLimits, Snapshot};
 use crate::plan::{FamilySettings, LocalDetector, NodePortAddresses};
 use crate::state::Reserved;
 use crate::sync::{FamilySync, Identity};
 use anyhow::Result;
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -52,6 +53,7 @@ pub(super) fn settings(config: &Config, family: IpFamily, node: &NodeFacts) -> F
     settings.masquerade_all = config.iptables.masquerade_all;
     settings.external_ips = config.external_ips.enabled;
     settings.limits = limits(config);
+    settings.service_cidrs = service_cidrs(config, family, std::iter::empty());
     if let Some(ip) = ips.ips.get(family) {
         settings.node_ip = *ip;
     }
@@ -80,6 +82,13 @@ pub(super) fn reserved(config: &Config) -> Reserved {
         external_ips: config.external_ips.enabled,
         takes_whole_addresses: backend::open(config.mode).facts().by_address,
     }
+}
+
+/// The configured networks of cluster IPs, and those that the source told of.
+fn service_cidrs(config: &Config, family: IpFamily, told: impl Iterator<Item = Cidr>) -> Vec<Cidr> {
+    let all = config.external_ips.service_cidrs.iter().copied().chain(told);
+    let of_family: BTreeSet<Cidr> = all.filter(|cidr| IpFamily::of_cidr(cidr) == family).collect();
+    of_family.into_iter().collect()
 }
 
 fn detector(detect: &DetectLocal, family: IpFamily, node: &NodeFacts) -> Option<LocalDetector> {
@@ -128,8 +137,8 @@ impl Dataplanes {
     ///
     /// # Errors
     /// If the primary family cannot run; says why.
-    pub(super) async fn open_to_look(config: &Config, node: &NodeFacts) -> Result<Self> {
-        Ok(Dataplanes::new(config, usable_families(config, node, &Opening::to_look(config)).await?))
+    pub(super) async fn open_to_inspect(config: &Config, node: &NodeFacts) -> Result<Self> {
+        Ok(Dataplanes::new(config, usable_families(config, node, &Opening::to_inspect(config)).await?))
     }
 
     fn new(config: &Config, usable: Vec<UsableFamily>) -> Self {
@@ -137,8 +146,12 @@ impl Dataplanes {
         let flavors = flavors.collect();
         let family_sync = |(settings, dataplane): UsableFamily| {
             let (family, config) = (settings.family, config.clone());
-            let make_settings = Box::new(move |node: &NodeFacts| self::settings(&config, family, node));
-            FamilySync::new(dataplane, settings, Box::new(node_addresses)).following_node(make_settings)
+            let make_settings = Box::new(move |snapshot: &Snapshot| {
+                let told = snapshot.service_cidrs.iter().copied();
+                let settings = self::settings(&config, family, &snapshot.node);
+                FamilySettings { service_cidrs: service_cidrs(&config, family, told), ..settings }
+            });
+            FamilySync::new(dataplane, settings, Box::new(node_addresses)).following(make_settings)
         };
         Dataplanes { families: usable.into_iter().map(family_sync).collect(), flavors }
     }

@@ -61,7 +61,11 @@ impl Events {
                 number = number.wrapping_add(1);
                 let event = body(&notice, &reporter, (UtcTime::of(clock().wall), number));
                 if let Err(error) = send(&client, &event).await {
-                    tracing::debug!(reason = notice.reason, error = format!("{error:#}"), "event not sent");
+                    tracing::debug!(
+                        reason = notice.reason,
+                        error = format!("{error:#}"),
+                        "cannot send an Event"
+                    );
                 }
             }
         });

@@ -50,7 +50,7 @@ pub(super) async fn around(config: &Config, view: &ServiceView, asked: &Explain)
         let own = or_warn("the node's addresses are unknown", local_addresses(of)).unwrap_or_default();
         let inspected = InspectedNode { family: of, tools: tools.as_ref(), addresses: &own };
         let services = [(view.service.as_str(), family)];
-        let looked = look(mode, &inspected, &services, &family.wanted).await;
+        let looked = inspect(mode, &inspected, &services, &family.wanted).await;
         let found = looked.as_ref().map(|(_, inspection)| inspection.found.clone()).unwrap_or_default();
         node.families.push(FamilyFacts { bridged: bridged(of, [family]), ..family_facts(of, looked) });
         for packet in packets((of, family), asked, &own) {
@@ -84,7 +84,7 @@ pub(super) async fn around_all(config: &Config, node: &Node) -> NodeState {
             node.services.iter().flat_map(|view| view.families.iter().map(|it| (view.service.as_str(), it)));
         let services: Vec<(&str, &FamilyView)> =
             parts.filter(|(_, it)| it.ip_family() == Some(*of)).collect();
-        let looked = look(mode, &inspected, &services, wanted).await;
+        let looked = inspect(mode, &inspected, &services, wanted).await;
         let bridged = bridged(*of, services.iter().map(|(_, family)| *family));
         state.families.push(FamilyFacts { bridged, ..family_facts(*of, looked) });
     }
@@ -149,7 +149,7 @@ pub(super) fn tracked() -> Result<String> {
 }
 
 /// Whether the kernel has what is wanted, and which rules of other programs stand in the way of these Services.
-async fn look(
+async fn inspect(
     mode: &dyn ProxyMode,
     inspected: &InspectedNode<'_>,
     services: &[(&str, &FamilyView)],
@@ -168,7 +168,7 @@ async fn look(
             found
         }
         // Nothing of this mode is written with them.
-        Err(_) if mode.facts().has_nft_table => Vec::new(),
+        Err(_) if !mode.facts().writes_iptables => Vec::new(),
         Err(error) => return Err(error),
     };
     Ok((obstacles, mode.inspect(inspected, wanted).await?))

@@ -31,9 +31,10 @@ mod style;
 mod supervisor;
 mod whole;
 
-use crate::backend::cleanup;
+use crate::backend::{self, cleanup};
 use crate::config::{
-    self, Action, CommandLine, Config, ConfigFile, Effective, LogFormat, LoggingConfig, Resolved,
+    self, Action, CommandLine, Config, ConfigFile, Effective, Host, LogFormat, LoggingConfig, ModeChoice,
+    Resolved,
 };
 use crate::kernel::{memory, process};
 use crate::telemetry;
@@ -87,7 +88,7 @@ fn act(line: &CommandLine) -> Result<ExitCode> {
         Action::Completion(shell) => return Ok(completion(*shell)?.deliver()),
         _ => {}
     }
-    let Resolved { config, effective, notices } = resolve(line)?;
+    let Resolved { config, effective, notices, choice } = resolve(line)?;
     // People who ask want the answer only.
     let asked = match &line.action {
         Action::Explain(asked) => block_on(ask::explain(&config, asked)),
@@ -98,16 +99,23 @@ fn act(line: &CommandLine) -> Result<ExitCode> {
         }
         _ => {
             start_logging(line, config.logging, &notices)?;
-            return act_with_log(line, config, &effective);
+            return act_with_log(line, config, (&effective, choice.as_ref()));
         }
     };
     Ok(asked?.deliver())
 }
 
-fn act_with_log(line: &CommandLine, config: Config, effective: &Effective) -> Result<ExitCode> {
+fn act_with_log(
+    line: &CommandLine,
+    config: Config,
+    (effective, choice): (&Effective, Option<&ModeChoice>),
+) -> Result<ExitCode> {
+    if let (Action::Run | Action::InitOnly, Some(ModeChoice { mode, reason })) = (&line.action, choice) {
+        tracing::info!(mode = mode.as_str(), reason, "--proxy-mode=auto: this node's mode is chosen");
+    }
     match &line.action {
         Action::Render(asked) => Ok(render::render(&config, asked)?.deliver()),
-        Action::CheckNode(form) => Ok(block_on(check::check(&config, form))?.deliver()),
+        Action::CheckNode(form) => Ok(block_on(check::check(&config, choice, form))?.deliver()),
         Action::WriteConfig(path) => {
             let text = effective.to_yaml().map_err(anyhow::Error::msg)?;
             replace_file::replace(path, &text)?;
@@ -150,7 +158,13 @@ fn resolve(line: &CommandLine) -> Result<Resolved> {
 }
 
 fn resolve_file(line: &CommandLine, file: Option<&ConfigFile>) -> Result<Resolved> {
-    Ok(config::resolve(line, file, &hostname()?)?)
+    let name = hostname()?;
+    let choose_mode: Option<fn() -> ModeChoice> = match line.action {
+        // Nothing depends on the machine where this runs.
+        Action::Render(_) => None,
+        _ => Some(backend::choose),
+    };
+    Ok(config::resolve(line, file, Host { name: &name, choose_mode })?)
 }
 
 fn read_config(path: &Path) -> Result<ConfigFile> {
@@ -173,7 +187,9 @@ fn completion(shell: clap_complete::Shell) -> Result<Answer> {
 
 /// `kube-proxy-rs config check FILE`.
 fn check_config(line: &CommandLine, file: &Path) -> Result<Answer> {
-    let (settings, notices) = config::explain(line, &read_config(file)?, &hostname()?)?;
+    let name = hostname()?;
+    let host = Host { name: &name, choose_mode: Some(backend::choose) };
+    let (settings, notices) = config::explain(line, &read_config(file)?, host)?;
     for notice in notices {
         complain(format_args!("Warning: {notice}"));
     }

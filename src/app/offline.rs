@@ -11,7 +11,7 @@ use crate::sync::{FamilySync, Identity, LoopState};
 use crate::watch::manifests;
 use anyhow::Result;
 
-/// A picture, and the families that it would be programmed for.
+/// A snapshot, and the families that it would be programmed for.
 pub(super) struct Offline {
     tracker: Tracker,
     identity: Identity,
@@ -21,12 +21,12 @@ pub(super) struct Offline {
 impl Offline {
     /// Reads the source and looks at the node.
     pub(super) async fn read(config: &Config) -> Result<Offline> {
-        let mut tracker = picture(config).await?;
-        tracker.settle();
+        let mut tracker = read_source(config).await?;
+        tracker.allot();
         let node = tracker.snapshot().node.clone();
-        let mut planes = Dataplanes::open_to_look(config, &node).await?;
+        let mut planes = Dataplanes::open_to_inspect(config, &node).await?;
         for family in &mut planes.families {
-            family.look().await?;
+            family.learn().await?;
         }
         Ok(Offline { tracker, identity: planes.identity(config), families: planes.families })
     }
@@ -37,7 +37,7 @@ impl Offline {
     }
 }
 
-async fn picture(config: &Config) -> Result<Tracker> {
+async fn read_source(config: &Config) -> Result<Tracker> {
     let node = NodeFacts { name: config.node_name.as_str().into(), ..NodeFacts::default() };
     let mut tracker = Tracker::new(node, i64::MAX)
         .reserving(dataplanes::reserved(config))

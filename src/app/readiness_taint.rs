@@ -43,7 +43,7 @@ impl ReadinessTaint {
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(LONGEST_PAUSE);
         };
-        tracing::info!(node, taint, removed, "Services work, and the Node is without its readiness taint");
+        tracing::info!(node, taint, removed, "Services work; the Node no longer has its readiness taint");
     }
 
     fn complain(&self, error: &anyhow::Error, retry_in: Duration) {

@@ -30,10 +30,10 @@ impl Watched {
         self.file = read(&path);
         let mut before = self.file.clone();
         let mut is_gone = false;
-        let mut look = tokio::time::interval(PERIOD);
-        look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut reading = tokio::time::interval(PERIOD);
+        reading.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
-            look.tick().await;
+            reading.tick().await;
             let now = read(&path);
             // Twice the same: it is not being written.
             let settled = now == before;

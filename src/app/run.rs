@@ -149,14 +149,20 @@ fn readiness_taint(
 
 fn set_oom_score(score: i32) {
     if let Err(error) = process::set_oom_score_adj(score) {
-        tracing::debug!(error = format!("{error:#}"), "the kernel may end us early when memory runs out");
+        tracing::debug!(
+            error = format!("{error:#}"),
+            "cannot set oom_score_adj; the kernel may end the proxy early when memory runs out"
+        );
     }
 }
 
 /// What the servers may use of our file descriptors, after their number was raised.
 fn slots() -> Arc<Slots> {
     let descriptors = process::raise_descriptor_limit().unwrap_or_else(|error| {
-        tracing::warn!(error = format!("{error:#}"), "few connections at a time are served");
+        tracing::warn!(
+            error = format!("{error:#}"),
+            "cannot raise the limit of open files; fewer connections at a time are served"
+        );
         FEW_DESCRIPTORS
     });
     Slots::new(SlotLimits::within(descriptors))
@@ -231,7 +237,10 @@ async fn after_first_sync(
     if standing.await.is_ok() {
         cleanup::after_first_sync(config, flavors).await;
         if let Err(error) = memory::give_back_code() {
-            tracing::debug!(error = format!("{error:#}"), "code that only the start needed stays in memory");
+            tracing::debug!(
+                error = format!("{error:#}"),
+                "cannot give back memory that only the start needed"
+            );
         }
     }
     std::future::pending().await
@@ -280,7 +289,7 @@ fn node_is_missing(config: &Config, node: &NodeFacts, needs_pod_cidrs: bool) -> 
     }
     if node.addresses.is_empty() {
         let hint = "its own addresses are unknown; --bind-address can give one, --hostname-override its name";
-        tracing::warn!(node = %name, hint, "no Node object with an address");
+        tracing::warn!(node = %name, hint, "there is no Node object with an address");
     }
     Ok(true)
 }

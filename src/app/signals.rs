@@ -32,8 +32,8 @@ pub(super) fn until_end() -> Result<impl Future<Output = &'static str>> {
         waiting.push(
             async move {
                 while signal.recv().await.is_some() {
-                    let hint = "the configuration file and manifests are looked at all the time";
-                    tracing::info!(signal = name, hint, "nothing to do for this signal; going on");
+                    let hint = "the configuration file and manifests are read again when they change";
+                    tracing::info!(signal = name, hint, "this signal has no effect");
                 }
                 std::future::pending().await
             }
@@ -44,5 +44,5 @@ pub(super) fn until_end() -> Result<impl Future<Output = &'static str>> {
 }
 
 fn listen(name: &str, kind: SignalKind) -> Result<Signal> {
-    signal(kind).with_context(|| format!("listening for {name}"))
+    signal(kind).with_context(|| format!("cannot handle signal {name}"))
 }

@@ -31,7 +31,7 @@ impl Sole {
                 Ok(None) if Instant::now() > deadline => return Err(still_there().await),
                 Ok(None) => {}
                 Err(error) => {
-                    tracing::warn!(%error, "whether another kube-proxy-rs runs in this network namespace is not known");
+                    tracing::warn!(%error, "the lock of this network namespace cannot be taken; another kube-proxy-rs may run here");
                     return Ok(Sole(None));
                 }
             }
@@ -65,7 +65,11 @@ fn is_proxy(other: &Holder) -> bool {
     if other.is_root_or_us() {
         tracing::warn!(who, "another kube-proxy-rs programs this network namespace; waiting for it to end");
     } else {
-        tracing::warn!(user, who, "our lock belongs to a process that is no proxy; going on without it");
+        tracing::warn!(
+            user,
+            who,
+            "a process that is no proxy holds the lock of this network namespace; starting without the lock"
+        );
     }
     other.is_root_or_us()
 }

@@ -2,6 +2,7 @@
 
 use super::events::{Events, Reporter};
 use super::servers::Observed;
+use crate::backend;
 use crate::config::Config;
 use crate::kernel::addresses::node_addresses;
 use crate::metrics::Metrics;
@@ -119,6 +120,7 @@ pub(super) fn watch_options(config: &Config) -> WatchOptions {
     WatchOptions {
         node_port_range: config.node_ports.range.0..=config.node_ports.range.1,
         accept: Accept::of(&sources.content_type, &sources.accept_content_types),
+        service_cidrs: backend::open(config.mode).facts().uses_service_cidrs,
         ..WatchOptions::default()
     }
 }

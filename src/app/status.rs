@@ -75,7 +75,7 @@ impl Status {
 
     fn facts(&self) -> String {
         let Some(overview) = &self.overview else {
-            return format!("<p class=\"note\">{}</p>", self.no_picture());
+            return format!("<p class=\"note\">{}</p>", self.no_services());
         };
         let Identity { mode, flavor } = &overview.identity;
         let fact = |name: &str, value: &str| {
@@ -105,7 +105,7 @@ impl Status {
     }
 
     /// Why there are no counts.
-    fn no_picture(&self) -> &'static str {
+    fn no_services(&self) -> &'static str {
         match self.readiness.families.is_empty() {
             true => "Nothing is known of the cluster yet, and nothing is programmed.",
             false => "The loop is in the middle of a sync; counts follow when it is done.",
@@ -225,7 +225,7 @@ impl fmt::Display for Status {
         }
         match &self.overview {
             Some(overview) => write!(f, "{overview}")?,
-            None => writeln!(f, "{}", self.no_picture())?,
+            None => writeln!(f, "{}", self.no_services())?,
         }
         if let Some(api) = &self.readiness.api {
             write!(f, "{api}")?;
@@ -402,7 +402,7 @@ mod tests {
     fn a_lost_api_server_is_no_health_and_is_shown_with_each_watch() {
         let status = status(|health, now| {
             health.watching("https://192.0.2.1/", now);
-            ObjectKind::ALL.iter().for_each(|kind| health.watch(*kind, WatchNews::Event, now));
+            ObjectKind::NEEDED.iter().for_each(|kind| health.watch(*kind, WatchNews::Event, now));
             health.watch(ObjectKind::Service, WatchNews::Failed("connection <refused>"), now);
         });
         let text = status.to_string();
@@ -411,7 +411,7 @@ mod tests {
             "{text}"
         );
         assert!(
-            text.contains("API server https://192.0.2.1/ NOT CONNECTED, the picture is 0 s old"),
+            text.contains("API server https://192.0.2.1/ NOT CONNECTED, the objects are 0 s old"),
             "{text}"
         );
         let html = status.html(None);

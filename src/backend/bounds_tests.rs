@@ -50,7 +50,7 @@ fn slice(endpoints: u32) -> WatchEvent {
 fn counted(limits: ServiceLimits, events: Vec<WatchEvent>) -> (usize, usize) {
     let mut tracker = Tracker::new(NodeFacts::default(), 0).limiting(limits);
     events.into_iter().for_each(|event| tracker.fold(event));
-    tracker.settle();
+    tracker.allot();
     let mut settings = FamilySettings::new(IpFamily::V4);
     settings.detector = Some(LocalDetector::Cidr("10.128.0.0/16".parse().unwrap()));
     // The node itself is in a source range.

@@ -60,7 +60,7 @@ async fn tools_with_rules(family: IpFamily, flavor: Flavor) -> Result<Option<Too
     if flavor == Flavor::Nft && Nft::open_if_there()?.is_none() {
         return Ok(None);
     }
-    let (mut tools, fault) = tools::find_to_look(family, flavor).await;
+    let (mut tools, fault) = tools::find_to_inspect(family, flavor).await;
     let holds = holds_rules(&mut tools).await;
     match (holds, fault) {
         (Ok(false), _) => Ok(None),
@@ -116,7 +116,7 @@ pub async fn after_first_sync(config: &Config, flavors: Vec<(IpFamily, Flavor)>)
             Flavor::Legacy => Flavor::Nft,
         };
         failures.extend(remove_other_modes(config.mode, family, flavor).await.err());
-        failures.extend(settle_other_flavor(config, family, other).await.err());
+        failures.extend(clean_other_flavor(config, family, other).await.err());
     }
     let others = modes().filter(|(mode, _)| *mode != config.mode);
     failures.extend(others.flat_map(|(_, mode)| remove_objects(mode, config)));
@@ -139,7 +139,7 @@ async fn remove_other_modes(running: Mode, family: IpFamily, flavor: Flavor) -> 
     Ok(())
 }
 
-async fn settle_other_flavor(config: &Config, family: IpFamily, other: Flavor) -> Result<()> {
+async fn clean_other_flavor(config: &Config, family: IpFamily, other: Flavor) -> Result<()> {
     if tools_with_rules(family, other).await?.is_none() {
         return Ok(());
     }

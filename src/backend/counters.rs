@@ -259,9 +259,12 @@ impl<K: PartialEq> ServiceCounters<K> {
             let error = format!("{error:#}");
             match self.is_blind {
                 false => {
-                    tracing::warn!(error, "cannot read the kernel's counters; Service metrics stand still")
+                    tracing::warn!(
+                        error,
+                        "cannot read the kernel's counters; Service metrics do not grow meanwhile"
+                    )
                 }
-                true => tracing::debug!(error, "still cannot read the kernel's counters"),
+                true => tracing::debug!(error, "the kernel's counters still cannot be read"),
             }
         }
         if self.is_blind != read.is_err() {

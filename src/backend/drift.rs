@@ -16,9 +16,9 @@ use std::rc::Rc;
 /// More chains than this are counted and not named.
 const MOST_NAMED: usize = 100;
 
-/// After as many resyncs in a row they come no less often: an hour apart, with looks two seconds apart.
+/// After as many resyncs in a row they come no less often: an hour apart, with a verification every two seconds.
 const MOST_DOUBLINGS: u32 = 7;
-/// Looks that pass after the first resync; twice as many after each of the next.
+/// Verifications that pass after the first resync; twice as many after each of the next.
 const FIRST_REST: u32 = 15;
 
 /// Notices of what other programs did were lost, so that everything has to be written once more: at once, and ever more
@@ -28,7 +28,7 @@ struct ResyncBackoff {
     is_wanted: bool,
     /// Resyncs in a row.
     resyncs: u32,
-    /// Looks that pass before the next resync.
+    /// Verifications that pass before the next resync.
     rest: u32,
 }
 
@@ -42,7 +42,7 @@ impl ResyncBackoff {
         self.is_wanted = false;
     }
 
-    /// Whether everything is to be written now; asked once at each look.
+    /// Whether everything is to be written now; asked once by each verification.
     fn is_due(&mut self) -> bool {
         if self.rest > 0 {
             self.rest -= 1;
@@ -100,9 +100,9 @@ impl<K: Copy + Ord> Lost<K> {
     }
 }
 
-/// Watches the tables of one family.
+/// Detects what drifted in the tables of one family.
 #[derive(Debug, Default)]
-pub(super) struct TableWatch {
+pub(super) struct DriftDetector {
     detection: DriftDetection,
     /// We are told of what other programs do.
     listens: bool,
@@ -111,9 +111,9 @@ pub(super) struct TableWatch {
     backoff: ResyncBackoff,
 }
 
-impl TableWatch {
+impl DriftDetector {
     pub(super) fn new(detection: DriftDetection) -> Self {
-        TableWatch { detection, ..TableWatch::default() }
+        DriftDetector { detection, ..DriftDetector::default() }
     }
 
     /// Everything is about to be written: what other programs did before does not matter any more.
@@ -148,16 +148,16 @@ impl TableWatch {
         Ok(())
     }
 
-    /// What drifted since the last look.
+    /// What drifted since this was last called.
     ///
     /// # Errors
     /// When the tables cannot be read.
-    pub(super) async fn look<C: OurChains>(
+    pub(super) async fn verify<C: OurChains>(
         &mut self,
         tools: &mut impl Xtables,
         chains: &C,
         expected: impl FnOnce() -> Vec<(C::Key, Expected)>,
-        look: VerifyDepth,
+        depth: VerifyDepth,
     ) -> Result<Lost<C::Key>> {
         if self.detection == DriftDetection::Off {
             return Ok(Lost::default());
@@ -169,8 +169,8 @@ impl TableWatch {
         let has_moved = self.left != Some(stamp);
         let is_due = match tools.flavor() {
             // Their stamp is their size, which a rule in another's place does not change.
-            Flavor::Legacy => has_moved || look == VerifyDepth::Thorough,
-            Flavor::Nft => has_moved && look == VerifyDepth::Thorough,
+            Flavor::Legacy => has_moved || depth == VerifyDepth::Thorough,
+            Flavor::Nft => has_moved && depth == VerifyDepth::Thorough,
         };
         if !is_due {
             return Ok(Lost::default());
@@ -180,7 +180,7 @@ impl TableWatch {
         for (key, what) in differences.chains {
             lost.add(chains, key, what, None);
         }
-        // What is written again is looked at again.
+        // What is written again is compared again.
         self.left = (lost.chains.is_empty() && lost.shared.is_empty()).then_some(stamp);
         Ok(lost)
     }
@@ -219,12 +219,12 @@ impl TableWatch {
 mod tests {
     use super::*;
 
-    /// The looks at which everything is written while that is wanted at each.
-    fn due(looks: u32, backoff: &mut ResyncBackoff) -> Vec<u32> {
+    /// The verifications after which everything is written while that is wanted at each.
+    fn due(rounds: u32, backoff: &mut ResyncBackoff) -> Vec<u32> {
         let mut due = Vec::new();
-        for look in 0..looks {
+        for round in 0..rounds {
             backoff.want();
-            due.extend(backoff.is_due().then_some(look));
+            due.extend(backoff.is_due().then_some(round));
         }
         due
     }
@@ -233,7 +233,7 @@ mod tests {
     fn everything_is_written_at_once_and_then_ever_more_seldom_while_something_is_lost_each_time() {
         let due = due(10_000, &mut ResyncBackoff::default());
         assert_eq!(due[..6], [0, 16, 47, 108, 229, 470]);
-        assert_eq!(due[due.len() - 1] - due[due.len() - 2], 1921, "an hour, with looks two seconds apart");
+        assert_eq!(due[due.len() - 1] - due[due.len() - 2], 1921, "an hour, at two seconds each");
     }
 
     #[test]

@@ -19,6 +19,7 @@ pub mod nftables;
 mod options;
 mod packet_trace;
 mod quarantine;
+mod restore;
 mod rule;
 mod service_metrics;
 mod slow;
@@ -26,7 +27,9 @@ mod usable;
 
 pub use counters::{Detail, Measured, Measurement, Measuring, Series};
 pub use foreign::{ChainRules, ForeignEffect, ForeignRule, KnownPart, foreign_rules};
-pub use mode::{InspectedNode, Inspection, ModeFacts, Opening, ProxyMode, Requirement, open};
+pub use mode::{
+    InspectedNode, Inspection, ModeFacts, Opening, ProxyMode, Requirement, StandingObjects, choose, open,
+};
 pub use packet_trace::{Packet, SERVER_RULE, TraceOutcome, TracedEndpoint};
 pub use usable::{flavor, usable_tools};
 
@@ -59,7 +62,7 @@ pub trait Dataplane: Any {
     ///
     /// # Errors
     /// When the kernel cannot be read, which says nothing about its state.
-    fn verify(&mut self, look: VerifyDepth) -> LocalBoxFuture<'_, anyhow::Result<Vec<Deviation>>>;
+    fn verify(&mut self, depth: VerifyDepth) -> LocalBoxFuture<'_, anyhow::Result<Vec<Deviation>>>;
 
     /// The flavour of the iptables tools that it writes with; `None` if it needs none.
     fn flavor(&self) -> Option<Flavor>;

@@ -1,14 +1,14 @@
 //! Proxy modes. Below `config`, [`open`] is the one place that tells them apart.
 
 use super::{Dataplane, Difference, KernelObject, Packet, SharedNames, TraceOutcome};
-use crate::config::{Config, DriftDetection, Mode};
+use crate::config::{Config, DriftDetection, Mode, ModeChoice};
 use crate::kernel::iptables::{RuleKind, Tools};
 use crate::kernel::nft::Monitor;
 use crate::kernel::nftables::Generations;
 use crate::metrics::{MetricSet, Metrics};
 use crate::model::IpFamily;
 use crate::plan::{FamilySettings, Plan};
-use anyhow::{Result, anyhow};
+use anyhow::{Result, anyhow, bail};
 use futures::future::LocalBoxFuture;
 use std::cell::OnceCell;
 use std::collections::BTreeSet;
@@ -26,6 +26,27 @@ pub fn open(mode: Mode) -> &'static dyn ProxyMode {
     }
 }
 
+/// The mode that `auto` stands for on this node: nftables where the kernel has all that `check` asks it for, else iptables.
+#[must_use]
+pub fn choose() -> ModeChoice {
+    match missing(&open(Mode::Nftables).requirements()) {
+        None => ModeChoice {
+            mode: Mode::Nftables,
+            reason: "the kernel has all that mode nftables needs".to_owned(),
+        },
+        Some(missing) => {
+            ModeChoice { mode: Mode::Iptables, reason: format!("mode nftables cannot run: {missing}") }
+        }
+    }
+}
+
+/// The first thing without which a mode does not start.
+fn missing(requirements: &[Requirement]) -> Option<String> {
+    let is_missing = |it: &&Requirement| it.is_vital && it.found.is_err();
+    let Requirement { name, found, .. } = requirements.iter().find(is_missing)?;
+    Some(format!("{name}: {}", found.as_ref().err()?))
+}
+
 /// All that a mode does differently from another: its dataplanes, what it asks of a node, and how its objects are
 /// looked at and removed.
 pub trait ProxyMode: Sync {
@@ -37,7 +58,7 @@ pub trait ProxyMode: Sync {
     /// # Errors
     /// Names what the kernel lacks.
     fn probe(&self, _config: &Config) -> Result<()> {
-        Ok(())
+        missing(&self.requirements()).map_or(Ok(()), |missing| bail!("{missing}"))
     }
 
     /// The dataplane of a family. Nothing of the node is changed by opening it.
@@ -97,14 +118,23 @@ pub trait ProxyMode: Sync {
         packet: &'a Packet,
     ) -> LocalBoxFuture<'a, Result<Vec<TraceOutcome>>>;
 
+    /// What the kernel has of this mode, ours or kube-proxy's, besides iptables rules, for `check`.
+    fn standing_objects(&self) -> Option<StandingObjects> {
+        None
+    }
+
     /// The rules of this mode whose names another mode uses, too.
-    fn standing(&self) -> SharedNames;
+    fn standing(&self) -> SharedNames {
+        SharedNames::default()
+    }
 
     /// Whether tables hold rules that this mode, ours or kube-proxy's, made.
     ///
     /// # Errors
     /// When the tables cannot be read.
-    fn holds_rules<'a>(&'a self, tools: &'a mut Tools) -> LocalBoxFuture<'a, Result<bool>>;
+    fn holds_rules<'a>(&'a self, _tools: &'a mut Tools) -> LocalBoxFuture<'a, Result<bool>> {
+        Box::pin(async { Ok(false) })
+    }
 
     /// Empties chains of this mode that lead into chains of another, so that either can go.
     ///
@@ -120,9 +150,11 @@ pub trait ProxyMode: Sync {
     /// All that went wrong, in one.
     fn remove_rules<'a>(
         &'a self,
-        tools: &'a mut Tools,
-        standing: &'a SharedNames,
-    ) -> LocalBoxFuture<'a, Result<bool>>;
+        _tools: &'a mut Tools,
+        _standing: &'a SharedNames,
+    ) -> LocalBoxFuture<'a, Result<bool>> {
+        Box::pin(async { Ok(false) })
+    }
 
     /// Removes what else this mode, ours or kube-proxy's, left in the kernel; says what it removed, and what went wrong.
     fn remove_objects(&self, _config: &Config) -> Vec<Result<String>> {
@@ -142,10 +174,10 @@ pub struct ModeFacts {
     pub localhost_node_ports: bool,
     /// Switches IPv4 forwarding on by itself.
     pub switches_forwarding_on: bool,
-    /// IPVS virtual servers of Services are its own.
-    pub has_virtual_servers: bool,
-    /// The nftables table of Services is its own, and it writes without the iptables tools.
-    pub has_nft_table: bool,
+    /// It writes iptables rules, and needs the tools for that.
+    pub writes_iptables: bool,
+    /// It tells addresses that a Service may get from others.
+    pub uses_service_cidrs: bool,
 }
 
 /// Something of the kernel that a mode needs.
@@ -161,11 +193,24 @@ pub struct Requirement {
     pub is_vital: bool,
 }
 
+/// What the kernel has of a mode, whichever proxy made it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StandingObjects {
+    /// What kind of object, in a word or two.
+    pub name: &'static str,
+    /// What was found, `None` for nothing; or why that is not known.
+    pub found: Result<Option<String>, String>,
+    /// What it does while another mode runs.
+    pub effect: &'static str,
+    /// What to do about it then.
+    pub remedy: &'static str,
+}
+
 /// What the dataplanes of both families are opened with.
 pub struct Opening<'a> {
     /// The configuration.
     pub config: &'a Config,
-    /// Where dataplanes that program the kernel count; without, they only look.
+    /// Where dataplanes that program the kernel count; without, they only read.
     pub metrics: Option<&'a Arc<Metrics>>,
     /// Which transactions of nf_tables were ours, of either family.
     pub generations: Generations,
@@ -184,9 +229,9 @@ impl<'a> Opening<'a> {
         }
     }
 
-    /// To look at what is programmed.
+    /// To inspect what is programmed.
     #[must_use]
-    pub fn to_look(config: &'a Config) -> Self {
+    pub fn to_inspect(config: &'a Config) -> Self {
         Opening { config, metrics: None, generations: Generations::default(), monitor: OnceCell::new() }
     }
 

@@ -45,7 +45,12 @@ impl Options {
         }
         for (kind, reason) in &found {
             if self.told.insert(kind.name) {
-                tracing::warn!(option = kind.name, reason, "left out of all rules: {}", kind.need.words());
+                tracing::warn!(
+                    option = kind.name,
+                    reason,
+                    "rules are written without this option: {}",
+                    kind.need.words()
+                );
             }
         }
         self.refused = Some(found.iter().map(|(kind, _)| kind.name).collect());

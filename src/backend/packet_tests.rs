@@ -73,7 +73,7 @@ pub(super) fn snapshot(case: &PacketCase) -> Snapshot {
         };
         tracker.fold(event);
     }
-    tracker.settle();
+    tracker.allot();
     tracker.snapshot().clone()
 }
 

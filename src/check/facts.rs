@@ -1,6 +1,6 @@
 //! What is asked, and what was found out about the node: plain data.
 
-use crate::backend::Requirement;
+use crate::backend::{Requirement, StandingObjects};
 use crate::config::Mode;
 use crate::kernel::iptables::{Flavor, RuleKind, Version};
 use crate::kernel::process::Neighbour;
@@ -14,6 +14,8 @@ use std::net::SocketAddr;
 pub struct CheckRequest {
     /// The dataplane.
     pub mode: Mode,
+    /// Why it is this one, where the mode `auto` was asked for.
+    pub chosen_because: Option<String>,
     /// The flavour of iptables to use; `None` is the one in use.
     pub flavor: Option<Flavor>,
     /// Node ports are to answer on 127.0.0.1, too.
@@ -72,10 +74,8 @@ pub struct Facts {
     pub tools: PerFamily<Result<ToolFacts, String>>,
     /// Whether the tables of the flavour that is not used hold rules for Services.
     pub other_flavor: PerFamily<Result<bool, String>>,
-    /// Whether nftables mode of kube-proxy has its table here.
-    pub nft_table: PerFamily<Result<bool, String>>,
-    /// How many IPVS virtual servers there are; without IPVS, none.
-    pub virtual_servers: Result<usize, String>,
+    /// What the kernel has of each mode besides iptables rules.
+    pub standing: Vec<(Mode, StandingObjects)>,
     /// What the mode needs besides iptables rules.
     pub requirements: Vec<Requirement>,
     /// An interface is a bridge.

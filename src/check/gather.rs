@@ -2,10 +2,10 @@
 
 use super::facts::{CheckRequest, Facts, SysctlValue, ToolFacts};
 use super::settings;
-use crate::backend::{self, ProxyMode};
+use crate::backend::{self, ProxyMode, StandingObjects};
+use crate::config::Mode;
 use crate::kernel::addresses::interface_addresses;
 use crate::kernel::iptables::{self, Flavor, Trial, Xtables as _};
-use crate::kernel::ipvs::{KernelIpvs, VirtualServers as _};
 use crate::kernel::nft::{Nft, Part};
 use crate::kernel::sysctl::Sysctls;
 use crate::kernel::{links, process, sockets};
@@ -14,8 +14,6 @@ use anyhow::Result;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-/// The table of kube-proxy's nftables mode.
-const NFT_TABLE: &str = "kube-proxy";
 /// The chain of either mode that only a proxy makes; kubelet has chains of its own.
 const PROXY_CHAIN: &str = "KUBE-SERVICES";
 
@@ -34,8 +32,7 @@ pub async fn gather(request: &CheckRequest) -> Facts {
         capabilities: process::capabilities().unwrap_or_default(),
         tools: PerFamily { v4: words(v4), v6: words(v6) },
         other_flavor: PerFamily { v4: other_v4, v6: other_v6 },
-        nft_table: PerFamily::build(|family| words(has_nft_table(family))),
-        virtual_servers: words(virtual_servers()),
+        standing: standing_objects(),
         requirements: mode.requirements(),
         has_bridge: links::has_bridge(),
         has_ipv6_address: addresses[1].iter().any(|it| is_own(it.address)),
@@ -60,11 +57,11 @@ fn read_settings() -> BTreeMap<&'static str, SysctlValue> {
 
 async fn tools(mode: &dyn ProxyMode, family: IpFamily, flavor: Option<Flavor>) -> Result<ToolFacts> {
     let mut tools = iptables::find(family, flavor).await?;
-    let looked = async {
+    let tried = async {
         tools.check_nat_table().await?;
         Ok(iptables::refused(&mut tools, &mode.rule_kinds(family), Trial::Write).await?)
     };
-    let (nat_table, refused) = match looked.await.map_err(|error: anyhow::Error| format!("{error:#}")) {
+    let (nat_table, refused) = match tried.await.map_err(|error: anyhow::Error| format!("{error:#}")) {
         Ok(refused) => (Ok(()), refused),
         Err(error) => (Err(error), Vec::new()),
     };
@@ -72,7 +69,7 @@ async fn tools(mode: &dyn ProxyMode, family: IpFamily, flavor: Option<Flavor>) -
 }
 
 /// Whether the flavour that is not used has rules of a proxy. Tables that do not exist are not made
-/// by looking.
+/// by that.
 async fn other_flavor(family: IpFamily, used: &Result<ToolFacts>) -> Result<bool> {
     // Without tools, the one that is looked for is the only finding.
     let Ok(used) = used else { return Ok(false) };
@@ -83,28 +80,17 @@ async fn other_flavor(family: IpFamily, used: &Result<ToolFacts>) -> Result<bool
         Flavor::Nft => Flavor::Legacy,
         Flavor::Legacy => Flavor::Nft,
     };
-    let (mut tools, _) = iptables::find_to_look(family, other).await;
+    let (mut tools, _) = iptables::find_to_inspect(family, other).await;
     let mut found = false;
-    let mut look = |part: Part<&str>| match part {
+    let mut visit = |part: Part<&str>| match part {
         Part::Start => found = false,
         Part::Item(chain) => found |= chain == PROXY_CHAIN,
     };
-    tools.chains("nat", &mut look).await?;
+    tools.chains("nat", &mut visit).await?;
     Ok(found)
 }
 
-fn has_nft_table(family: IpFamily) -> Result<bool> {
-    let Some(mut nft) = Nft::open_if_there()? else { return Ok(false) };
-    let mut found = false;
-    // It has chains as long as it is in use.
-    nft.chains(family, NFT_TABLE, &mut |part| found = matches!(part, Part::Item(_)))?;
-    Ok(found)
-}
-
-fn virtual_servers() -> Result<usize> {
-    // Asking over netlink would load IPVS; its settings are there as long as it is.
-    if Sysctls::default().read(settings::IPVS_CONNTRACK).is_err() {
-        return Ok(0);
-    }
-    Ok(KernelIpvs::open()?.list()?.len())
+fn standing_objects() -> Vec<(Mode, StandingObjects)> {
+    let of = |mode| Some((mode, backend::open(mode).standing_objects()?));
+    Mode::ALL.into_iter().filter_map(of).collect()
 }

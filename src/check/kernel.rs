@@ -7,8 +7,10 @@ use crate::kernel::iptables::{Flavor, Need, RuleKind, Version};
 use crate::model::IpFamily;
 
 pub(super) fn judge(facts: &Facts, request: &CheckRequest) -> Vec<CheckResult> {
-    let mut findings = vec![permissions(facts)];
-    if !backend::open(request.mode).facts().has_nft_table {
+    let chosen = request.chosen_because.as_ref();
+    let chosen = chosen.map(|why| CheckResult::ok("mode auto", format!("{}: {why}", request.mode.as_str())));
+    let mut findings: Vec<CheckResult> = chosen.into_iter().chain([permissions(facts, request)]).collect();
+    if backend::open(request.mode).facts().writes_iptables {
         findings.push(tools(facts, IpFamily::V4));
         findings.push(match settings::ipv6_is_off(facts) {
             true => CheckResult::ok("iptables (IPv6)", "IPv6 is switched off on this host: IPv4 only"),
@@ -19,12 +21,13 @@ pub(super) fn judge(facts: &Facts, request: &CheckRequest) -> Vec<CheckResult> {
     findings
 }
 
-fn permissions(facts: &Facts) -> CheckResult {
+fn permissions(facts: &Facts, request: &CheckRequest) -> CheckResult {
     const CHECK: &str = "permissions";
+    let runs_tools = backend::open(request.mode).facts().writes_iptables;
     let legacy = |family| facts.tools.get(family).as_ref().is_ok_and(|it| it.flavor == Flavor::Legacy);
     let lacking = if !facts.may(Facts::NET_ADMIN) {
         "CAP_NET_ADMIN"
-    } else if IpFamily::ALL.into_iter().any(legacy) && !facts.may(Facts::NET_RAW) {
+    } else if runs_tools && IpFamily::ALL.into_iter().any(legacy) && !facts.may(Facts::NET_RAW) {
         "CAP_NET_RAW, which legacy iptables needs"
     } else {
         return CheckResult::ok(CHECK, "CAP_NET_ADMIN");
@@ -55,7 +58,7 @@ fn tools(facts: &Facts, family: IpFamily) -> CheckResult {
     match (&found.nat_table, found.refused.is_empty()) {
         (Err(error), _) if !facts.may(Facts::NET_ADMIN) => CheckResult::problem(
             check,
-            format!("{name}; its tables could not be looked at: {error}"),
+            format!("{name}; its tables could not be read: {error}"),
             "run this check as root",
         ),
         (Err(error), _) => broken(format!("{name}: {error}"), nat_remedy(facts, found)),

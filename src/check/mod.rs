@@ -61,10 +61,10 @@ impl CheckResult {
         CheckResult { level: Level::Broken, ..CheckResult::problem(check, message, advice) }
     }
 
-    /// What could not be looked at, and why.
+    /// What could not be read, and why.
     fn unknown(check: impl Into<String>, reason: &str, facts: &Facts) -> Self {
         let advice = if facts.is_root { "see the reason" } else { "run this check as root" };
-        CheckResult::problem(check, format!("could not be looked at: {reason}"), advice)
+        CheckResult::problem(check, format!("could not be read: {reason}"), advice)
     }
 }
 

@@ -2,13 +2,15 @@
 
 use super::CheckResult;
 use super::facts::{CheckRequest, Facts, ProxyState};
-use crate::backend;
+use crate::backend::StandingObjects;
+use crate::config::Mode;
 use crate::model::{IpFamily, PerFamily};
 
 pub(super) fn judge(facts: &Facts, request: &CheckRequest) -> Vec<CheckResult> {
     let mut findings = vec![processes(facts)];
     findings.extend(request.proxy.as_ref().map(running_proxy));
-    findings.extend([other_flavor(facts), nft_table(facts, request), virtual_servers(facts, request)]);
+    findings.push(other_flavor(facts));
+    findings.extend(facts.standing.iter().map(|it| standing_objects(it, facts, request.mode)));
     findings
 }
 
@@ -32,11 +34,11 @@ fn processes(facts: &Facts) -> CheckResult {
         found.map(|it| format!("{} (process {})", it.name, it.pid)).collect::<Vec<_>>().join(", ")
     };
     if facts.proxies.iter().any(|it| !it.is_ours) {
-        let message = format!("at work: {}", named(false));
+        let message = format!("running: {}", named(false));
         return CheckResult::broken(CHECK, message, "stop one of the two: they overwrite each other's rules");
     }
     match facts.proxies.len() {
-        0 => CheckResult::ok(CHECK, "no process is one"),
+        0 => CheckResult::ok(CHECK, "none runs"),
         1 => CheckResult::ok(CHECK, format!("none but {}", named(true))),
         _ => CheckResult::broken(
             CHECK,
@@ -70,36 +72,16 @@ fn other_flavor(facts: &Facts) -> CheckResult {
     }
 }
 
-fn nft_table(facts: &Facts, request: &CheckRequest) -> CheckResult {
-    const CHECK: &str = "nftables mode";
-    match families(&facts.nft_table) {
-        Err(error) => CheckResult::unknown(CHECK, error, facts),
-        Ok(found) if found.is_empty() => CheckResult::ok(CHECK, "left nothing behind"),
-        Ok(found) if backend::open(request.mode).facts().has_nft_table => CheckResult::ok(
-            CHECK,
-            format!("the table is there ({}); the proxy takes it over", found.join(", ")),
-        ),
-        Ok(found) => CheckResult::problem(
-            CHECK,
-            format!("kube-proxy's table kube-proxy is there ({})", found.join(", ")),
-            "stop that proxy; its table is removed once our rules stand",
-        ),
-    }
-}
-
-fn virtual_servers(facts: &Facts, request: &CheckRequest) -> CheckResult {
-    const CHECK: &str = "IPVS virtual servers";
-    let are_ours = backend::open(request.mode).facts().has_virtual_servers;
-    match &facts.virtual_servers {
-        Err(error) => CheckResult::unknown(CHECK, error, facts),
-        Ok(0) => CheckResult::ok(CHECK, "none"),
-        Ok(count) if are_ours => {
-            CheckResult::ok(CHECK, format!("{count}; the proxy takes over those of Services"))
+/// What a mode has in the kernel: taken over by this mode, in the way of another.
+fn standing_objects((mode, objects): &(Mode, StandingObjects), facts: &Facts, running: Mode) -> CheckResult {
+    match &objects.found {
+        Err(error) => CheckResult::unknown(objects.name, error, facts),
+        Ok(None) => CheckResult::ok(objects.name, "none"),
+        Ok(Some(found)) if *mode == running => {
+            CheckResult::ok(objects.name, format!("{found}; the proxy takes over what is of Services"))
         }
-        Ok(count) => CheckResult::problem(
-            CHECK,
-            format!("{count} are there, left by a proxy in mode ipvs: packets go to them, not by our rules"),
-            "stop that proxy and run kube-proxy-rs --cleanup",
-        ),
+        Ok(Some(found)) => {
+            CheckResult::problem(objects.name, format!("{found}: {}", objects.effect), objects.remedy)
+        }
     }
 }

@@ -98,7 +98,7 @@ fn claimed(listeners: &[Listener], request: &CheckRequest) -> CheckResult {
         }
         let inside: Vec<String> = inside.into_iter().collect();
         let message =
-            format!("{first}-{last} are for Services, but others listen there: {}", some_of(&inside));
+            format!("{first}-{last} are for Services, but other programs listen there: {}", some_of(&inside));
         return CheckResult::problem(
             CHECK,
             message,
@@ -116,7 +116,8 @@ fn claimed(listeners: &[Listener], request: &CheckRequest) -> CheckResult {
     let (health_checks, node_ports): (Vec<String>, Vec<String>) =
         (of(Purpose::HealthCheck), of(Purpose::NodePort));
     if !health_checks.is_empty() {
-        let message = format!("health-check node ports that others listen on: {}", some_of(&health_checks));
+        let message =
+            format!("health-check node ports that other programs listen on: {}", some_of(&health_checks));
         return CheckResult::broken(
             CHECK,
             message,
@@ -124,7 +125,7 @@ fn claimed(listeners: &[Listener], request: &CheckRequest) -> CheckResult {
         );
     }
     if !node_ports.is_empty() {
-        let message = format!("others listen on them, and get no traffic: {}", some_of(&node_ports));
+        let message = format!("other programs listen on them and get no traffic: {}", some_of(&node_ports));
         return CheckResult::problem(CHECK, message, "give these programs other ports");
     }
     CheckResult::ok(CHECK, format!("no other program listens on the {} that Services claim", ports.len()))

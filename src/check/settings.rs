@@ -6,7 +6,7 @@ use crate::backend;
 use crate::model::NotForwarding;
 
 /// What is read, relative to /proc/sys.
-pub(super) const NAMES: [&str; 12] = [
+pub(super) const NAMES: [&str; 11] = [
     FORWARD_V4,
     FORWARD_V6,
     NO_IPV6,
@@ -18,7 +18,6 @@ pub(super) const NAMES: [&str; 12] = [
     CONNTRACK_COUNT,
     LOCAL_PORTS,
     RESERVED_PORTS,
-    IPVS_CONNTRACK,
 ];
 const FORWARD_V4: &str = "net/ipv4/ip_forward";
 const FORWARD_V6: &str = "net/ipv6/conf/all/forwarding";
@@ -33,8 +32,6 @@ const CONNTRACK_COUNT: &str = "net/netfilter/nf_conntrack_count";
 pub(super) const LOCAL_PORTS: &str = "net/ipv4/ip_local_port_range";
 /// Those that it does not, although they are among them.
 pub(super) const RESERVED_PORTS: &str = "net/ipv4/ip_local_reserved_ports";
-/// There as long as IPVS is.
-pub(super) const IPVS_CONNTRACK: &str = "net/ipv4/vs/conntrack";
 
 pub(super) fn judge(facts: &Facts, request: &CheckRequest) -> Vec<CheckResult> {
     let mut findings = vec![forward_v4(facts, request), forward_v6(facts, request)];

@@ -2,7 +2,7 @@
 
 use super::facts::{SysctlValue, ToolFacts};
 use super::*;
-use crate::backend::Requirement;
+use crate::backend::{Requirement, StandingObjects};
 use crate::config::Mode;
 use crate::kernel::iptables::{Flavor, Need, RuleKind, Version};
 use crate::kernel::process::Neighbour;
@@ -35,6 +35,11 @@ fn settings() -> Vec<(&'static str, &'static str)> {
     ]
 }
 
+fn standing(found: Result<Option<&str>, String>) -> StandingObjects {
+    let found = found.map(|found| found.map(str::to_owned));
+    StandingObjects { name: "virtual servers", found, effect: "they are in the way", remedy: "stop it" }
+}
+
 fn fit() -> Facts {
     let setting = |(name, value): (_, &str)| (name, SysctlValue { value: value.to_owned(), writable: true });
     Facts {
@@ -42,8 +47,7 @@ fn fit() -> Facts {
         capabilities: Facts::NET_ADMIN | Facts::NET_RAW,
         tools: PerFamily { v4: Ok(tools()), v6: Ok(tools()) },
         other_flavor: PerFamily { v4: Ok(false), v6: Ok(false) },
-        nft_table: PerFamily { v4: Ok(false), v6: Ok(false) },
-        virtual_servers: Ok(0),
+        standing: vec![(Mode::Ipvs, standing(Ok(None)))],
         requirements: Vec::new(),
         has_bridge: true,
         has_ipv6_address: true,
@@ -56,6 +60,7 @@ fn fit() -> Facts {
 fn wanted(mode: Mode) -> CheckRequest {
     CheckRequest {
         mode,
+        chosen_because: None,
         flavor: None,
         localhost_node_ports: true,
         node_port_range: (30000, 32767),
@@ -151,8 +156,7 @@ type Change = fn(&mut Facts);
     |f: &mut Facts| f.proxies = vec![Neighbour { pid: 7, name: "kube-proxy-rs".into(), is_ours: true }; 2],
     "Broken other proxies", "stop")]
 #[case::other_flavor(|f: &mut Facts| f.other_flavor.v6 = Ok(true), "Problem other flavour's rules", "--cleanup-other-flavor")]
-#[case::nft_table(|f: &mut Facts| f.nft_table.v4 = Ok(true), "Problem nftables mode", "stop")]
-#[case::virtual_servers(|f: &mut Facts| f.virtual_servers = Ok(3), "Problem IPVS virtual servers", "--cleanup")]
+#[case::virtual_servers(|f: &mut Facts| f.standing[0].1 = standing(Ok(Some("3"))), "Problem virtual servers", "stop it")]
 fn one_thing_wrong_is_one_complaint_with_what_to_do(
     #[case] change: Change,
     #[case] complaint: &str,
@@ -172,7 +176,7 @@ fn one_thing_wrong_is_one_complaint_with_what_to_do(
 #[case::no_ipvs(|f: &mut Facts| f.requirements = vec![required(Err("no"), true)], &["Broken ipvs"])]
 #[case::no_driver(|f: &mut Facts| f.requirements = vec![required(Err("no"), false)], &["Problem ipvs"])]
 #[case::forwarding_is_switched_on_by_the_proxy(|f: &mut Facts| set(f, "net/ipv4/ip_forward", "0"), &[])]
-#[case::virtual_servers_are_taken_over(|f: &mut Facts| f.virtual_servers = Ok(3), &[])]
+#[case::virtual_servers_are_taken_over(|f: &mut Facts| f.standing[0].1 = standing(Ok(Some("3"))), &[])]
 fn ipvs_mode_asks_for_more_and_does_more(#[case] change: Change, #[case] wanted_complaints: &[&str]) {
     let mut facts = fit();
     change(&mut facts);
@@ -232,12 +236,11 @@ fn without_root_nothing_fails_that_only_root_can_see() {
     facts.tools.v4.as_mut().unwrap().nat_table = Err(denied());
     facts.tools.v6 = Err(denied());
     facts.other_flavor.v4 = Err(denied());
-    facts.nft_table.v4 = Err(denied());
-    facts.virtual_servers = Err(denied());
+    facts.standing[0].1 = standing(Err(denied()));
     let findings = judge(&facts, &wanted(Mode::Iptables));
     assert!(is_fit(&findings), "{findings:?}");
-    let unseen = findings.iter().filter(|it| it.message.contains("could not be looked at")).count();
-    assert_eq!(unseen, 5, "{findings:?}");
+    let unseen = findings.iter().filter(|it| it.message.contains("could not be read")).count();
+    assert_eq!(unseen, 4, "{findings:?}");
 }
 
 #[test]

@@ -1,8 +1,8 @@
 //! From a tree of values to the types of the configuration file, as strictly as kube-proxy.
 //!
 //! Nothing is converted: text stands in quotes or is no number, a number is no duration. The exception is
-//! kube-proxy's: a whole number may be written with a point or an exponent. Null leaves a field as it is.
-//! Every complaint has a line and a field.
+//! kube-proxy's: a whole number may be written with a point or an exponent. Null leaves a field at its default;
+//! in a list or a map of the user's own keys it is zero or empty. Every complaint has a line and a field.
 
 use super::number;
 use super::yaml::{Entry, Fault, Node, Path, Value, plain};
@@ -67,7 +67,6 @@ impl Decoder<'_, '_> {
 
     fn integer(&self) -> Result<i128, Fault> {
         match self.node.value {
-            Value::Null => Ok(0),
             Value::Integer(value) => Ok(value),
             Value::Float(value) if value.fract() == 0.0 => Ok(value as i128),
             _ => Err(self.wrong(WHOLE_NUMBER)),
@@ -141,7 +140,6 @@ impl<'de> Deserializer<'de> for Decoder<'_, '_> {
 
     fn deserialize_f64<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Fault> {
         match self.node.value {
-            Value::Null => visitor.visit_f64(0.0),
             Value::Integer(value) => visitor.visit_f64(value as f64),
             Value::Float(value) if value.is_finite() => visitor.visit_f64(value),
             _ => Err(self.wrong("a number")),
@@ -169,13 +167,6 @@ impl<'de> Deserializer<'de> for Decoder<'_, '_> {
         self.deserialize_str(visitor)
     }
 
-    fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Fault> {
-        match self.node.value {
-            Value::Null => visitor.visit_none(),
-            _ => visitor.visit_some(self),
-        }
-    }
-
     fn deserialize_newtype_struct<V: Visitor<'de>>(
         self,
         _: &'static str,
@@ -185,11 +176,7 @@ impl<'de> Deserializer<'de> for Decoder<'_, '_> {
     }
 
     fn deserialize_seq<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Fault> {
-        let items: &[Node] = match &self.node.value {
-            Value::Null => &[],
-            Value::List(items) => items,
-            _ => return Err(self.wrong("a list")),
-        };
+        let Value::List(items) = &self.node.value else { return Err(self.wrong("a list")) };
         visitor.visit_seq(Items { items: items.iter().enumerate(), path: self.path, unknown: self.unknown })
     }
 
@@ -211,12 +198,13 @@ impl<'de> Deserializer<'de> for Decoder<'_, '_> {
     }
 
     serde::forward_to_deserialize_any! {
-        i128 u128 char bytes byte_buf unit unit_struct tuple tuple_struct enum identifier
+        i128 u128 char bytes byte_buf option unit unit_struct tuple tuple_struct enum identifier
     }
 }
 
 impl<'n, 'u> Decoder<'n, 'u> {
-    /// Visits the fields of a map; those that are not known are noted and left out.
+    /// Visits the fields of a map. Those that are not known are noted and left out; known ones that are null
+    /// are as absent.
     fn fields<'de, V: Visitor<'de>>(
         self,
         must_be: &str,
@@ -229,7 +217,8 @@ impl<'n, 'u> Decoder<'n, 'u> {
             _ => return Err(self.wrong(must_be)),
         };
         let is_known = |entry: &&Entry| known.is_none_or(|known| known.contains(&entry.key.as_str()));
-        let (read, left): (Vec<_>, Vec<_>) = entries.iter().partition(is_known);
+        let (mut read, left): (Vec<_>, Vec<_>) = entries.iter().partition(is_known);
+        read.retain(|entry| known.is_none() || !matches!(entry.node.value, Value::Null));
         self.unknown.extend(left.into_iter().map(|entry| {
             let meant = known.unwrap_or_default().iter().find(|name| name.eq_ignore_ascii_case(&entry.key));
             let hint = meant.map(|name| format!("; {name} is one")).unwrap_or_default();

@@ -183,14 +183,8 @@ impl<'de> Deserialize<'de> for GoDuration {
 }
 
 /// Decodes the one field that upstream also takes as a number, of nanoseconds: `logging.flushFrequency`.
-pub(super) fn or_nanoseconds<'de, D: Deserializer<'de>>(input: D) -> Result<Option<GoDuration>, D::Error> {
-    struct OrNanoseconds(GoDuration);
-    impl<'de> Deserialize<'de> for OrNanoseconds {
-        fn deserialize<D: Deserializer<'de>>(input: D) -> Result<Self, D::Error> {
-            input.deserialize_any(DurationVisitor { nanoseconds: true }).map(OrNanoseconds)
-        }
-    }
-    Option::<OrNanoseconds>::deserialize(input).map(|found| found.map(|found| found.0))
+pub(super) fn or_nanoseconds<'de, D: Deserializer<'de>>(input: D) -> Result<GoDuration, D::Error> {
+    input.deserialize_any(DurationVisitor { nanoseconds: true })
 }
 
 struct DurationVisitor {

@@ -1,7 +1,9 @@
 //! Where each value of the effective configuration comes from, and in what two of them differ.
 
-use super::file::{API_VERSION, KIND, parse as parse_file};
-use super::{CommandLine, ConfigError, ConfigFile, Effective, Resolved, parse, resolve};
+use super::file::given;
+use super::record::{API_VERSION, KIND};
+use super::resolve::record;
+use super::{CommandLine, ConfigError, ConfigFile, Effective, Host, Resolved, parse, resolve};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -11,23 +13,23 @@ use std::fmt::Write as _;
 ///
 /// # Errors
 /// Every complaint about the file or the settings.
-pub fn explain(
+pub fn explain<'a>(
     line: &CommandLine,
     file: &ConfigFile,
-    hostname: &str,
+    host: impl Into<Host<'a>>,
 ) -> Result<(String, Vec<String>), ConfigError> {
-    let Resolved { effective, notices, .. } = resolve(line, Some(file), hostname)?;
-    let (given, _) = parse_file(file).map_err(|complaints| ConfigError { complaints })?;
-    let given = serde_json::to_value(given).map(|value| flatten(&value)).unwrap_or_default();
-    let defaults = defaults(hostname).map(|defaults| defaults.settings()).unwrap_or_default();
+    let host = host.into();
+    let Resolved { effective, notices, .. } = resolve(line, Some(file), host)?;
+    let (of_file, given) = (without_flags(file, &host), given(file));
+    let empty = ConfigFile { path: file.path.clone(), content: empty().into_bytes() };
+    let defaults = without_flags(&empty, &host);
     let mut text = String::new();
     for (path, value) in effective.settings() {
-        let source = if given.contains_key(&path) && given.get(&path) != defaults.get(&path) {
-            "file"
-        } else if defaults.get(&path) == Some(&value) {
-            if given.contains_key(&path) { "file, same as default" } else { "default" }
-        } else {
-            "flag"
+        let source = match (given.contains(&path), of_file.get(&path), defaults.get(&path)) {
+            (_, of_file, _) if of_file != Some(&value) => "flag",
+            (false, ..) => "default",
+            (true, _, default) if default == Some(&value) => "file, same as default",
+            (true, ..) => "file",
         };
         // Writing into a string cannot fail.
         let _ = writeln!(text, "{path}: {value}  # {source}");
@@ -35,12 +37,16 @@ pub fn explain(
     Ok((text, notices))
 }
 
-/// What an empty file without any flags means.
-fn defaults(hostname: &str) -> Option<Effective> {
-    let line = parse(std::iter::empty::<String>()).ok()?;
-    let content = format!("apiVersion: {API_VERSION}\nkind: {KIND}\n").into_bytes();
-    let empty = ConfigFile { path: "defaults".into(), content };
-    resolve(&line, Some(&empty), hostname).ok().map(|resolved| resolved.effective)
+/// A file that leaves everything at its default.
+fn empty() -> String {
+    format!("apiVersion: {API_VERSION}\nkind: {KIND}\n")
+}
+
+/// What a file means without any flags.
+fn without_flags(file: &ConfigFile, host: &Host<'_>) -> BTreeMap<String, String> {
+    let line = parse(std::iter::empty::<String>()).ok();
+    let record = line.and_then(|line| record(&line, Some(file), (host, &mut Vec::new())).ok());
+    record.map(|(record, _)| Effective(record).settings()).unwrap_or_default()
 }
 
 impl Effective {
@@ -86,10 +92,8 @@ fn flatten(value: &Value) -> BTreeMap<String, String> {
 mod tests {
     use super::*;
 
-    const HEAD: &str = "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\n";
-
     fn config_file(body: &str) -> ConfigFile {
-        ConfigFile { path: "config.yaml".into(), content: format!("{HEAD}{body}").into_bytes() }
+        ConfigFile { path: "config.yaml".into(), content: format!("{}{body}", empty()).into_bytes() }
     }
 
     fn effective(file: &str) -> Effective {
@@ -100,7 +104,9 @@ mod tests {
     #[test]
     fn every_value_says_where_it_comes_from() {
         let line = parse(["-v=4"]).unwrap();
-        let file = config_file("mode: ipvs\niptables: {masqueradeBit: 14, masqueradeAll: true}\n");
+        let body =
+            "mode: ipvs\niptables: {masqueradeBit: 14, masqueradeAll: true}\nlogging: {verbosity: 2}\n";
+        let file = config_file(body);
         let (text, notices) = explain(&line, &file, "node-0").unwrap();
         assert_eq!(notices, Vec::<String>::new());
         for expected in [
@@ -108,6 +114,7 @@ mod tests {
             "iptables.masqueradeAll: true  # file",
             "iptables.masqueradeBit: 14  # file, same as default",
             "ipvs.strictARP: false  # default",
+            "ipvs.syncPeriod: \"30s\"  # default",
             "logging.verbosity: 4  # flag",
         ] {
             assert!(text.lines().any(|found| found == expected), "{expected} is missing in\n{text}");

@@ -1,7 +1,7 @@
 //! The flags, spelled as kube-proxy spells them.
 //!
 //! Every flag of kube-proxy is here under its own name, with its type and default, next to the
-//! few of our own. What the values mean together is settled in `settings` and `validate`.
+//! few of our own. What the values mean together is decided in `record` and `validate`.
 
 use super::duration::GoDuration;
 use super::values::{self, Gate, Verbosity, VmoduleRule};
@@ -204,7 +204,7 @@ pub(super) struct LoggingFlags {
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Dataplane")]
 pub(super) struct ModeFlags {
-    /// `iptables` or `ipvs`; iptables when empty
+    /// `iptables`, `ipvs`, `nftables`, or `auto` for nftables where the kernel is fit and iptables elsewhere; iptables when empty
     #[arg(long, visible_alias = "mode", value_name = "MODE", default_value = "", hide_default_value = true)]
     pub(super) proxy_mode: String,
     /// Which iptables tools to run

@@ -1,6 +1,6 @@
 //! The configuration: parsed, completed, checked and handed out in sections.
 //!
-//! Flags and file become one unchecked record (`settings`), the record is validated as a whole,
+//! Flags or file fill one unchecked record (`record`), defaults complete it, it is validated as a whole,
 //! and only then becomes a [`Config`] whose types leave nothing to check. Nothing in here reads a
 //! file, the environment or the host: the caller passes in the file's content and the host's name.
 
@@ -11,9 +11,10 @@ mod duration;
 mod explain;
 mod file;
 mod flags;
+mod from_flags;
 mod number;
+mod record;
 mod resolve;
-mod settings;
 mod validate;
 mod values;
 mod verbs;
@@ -31,7 +32,7 @@ pub use duration::GoDuration;
 pub use explain::explain;
 pub use file::ConfigFile;
 pub use flags::{DriftDetection, Flags, FlavorChoice, ServiceMetricsDetail};
-pub use resolve::{ConfigError, Resolved, resolve};
+pub use resolve::{ConfigError, Host, ModeChoice, Resolved, resolve};
 pub use verbs::{Explain, Form, ListServices, Render, Target};
 pub use write::Effective;
 

@@ -1,6 +1,6 @@
 //! From a command line and a file's text to a [`Config`].
 
-use super::settings::Settings;
+use super::record::KubeProxyConfiguration;
 use super::{
     CommandLine, Config, ConfigFile, ConntrackConfig, DetectLocal, Effective, ExternalIpConfig,
     IptablesConfig, IpvsConfig, LogFormat, LoggingConfig, Mode, NodePortAddressesSetting, NodePortConfig,
@@ -12,6 +12,33 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 
+/// The mode that each node chooses by itself.
+pub(super) const AUTO: &str = "auto";
+
+/// The mode that `auto` stands for on a node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ModeChoice {
+    /// The mode.
+    pub mode: Mode,
+    /// Why, for the log.
+    pub reason: String,
+}
+
+/// What a configuration is resolved for.
+#[derive(Clone, Copy)]
+pub struct Host<'a> {
+    /// The kernel's name for this host.
+    pub name: &'a str,
+    /// Chooses what mode `auto` stands for; `None` where the outcome may not depend on this host.
+    pub choose_mode: Option<fn() -> ModeChoice>,
+}
+
+impl<'a> From<&'a str> for Host<'a> {
+    fn from(name: &'a str) -> Self {
+        Host { name, choose_mode: None }
+    }
+}
+
 /// A configuration to run with.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Resolved {
@@ -21,6 +48,8 @@ pub struct Resolved {
     pub effective: Effective,
     /// What was accepted but has no effect, one sentence each, to be logged as warnings.
     pub notices: Vec<String>,
+    /// What mode `auto` stands for, if it was asked for.
+    pub choice: Option<ModeChoice>,
 }
 
 /// Everything that is wrong with a configuration.
@@ -44,74 +73,75 @@ impl fmt::Display for ConfigError {
 
 /// Puts flags and file together, fills in defaults and checks the result.
 ///
-/// `file` is the file that `--config` names; `hostname` is the kernel's name for this host, used
-/// where no override is given.
+/// `file` is the file that `--config` names; the host's name is used where no override is given.
 ///
 /// # Errors
 /// Every complaint about the file or the settings.
-pub fn resolve(
+pub fn resolve<'a>(
     line: &CommandLine,
     file: Option<&ConfigFile>,
-    hostname: &str,
+    host: impl Into<Host<'a>>,
 ) -> Result<Resolved, ConfigError> {
-    let mut notices = Vec::new();
-    let settings = settings(line, file, &mut notices).map_err(|complaints| ConfigError { complaints })?;
-    let mut complaints = validate::complaints(&settings);
-    let node_name = node_name(line, &settings, hostname).map_err(|error| complaints.push(error));
+    let (host, mut notices) = (host.into(), Vec::new());
+    let (record, choice) =
+        record(line, file, (&host, &mut notices)).map_err(|complaints| ConfigError { complaints })?;
+    let mut complaints = validate::complaints(&record);
+    let node_name = node_name(line, &record, host.name).map_err(|error| complaints.push(error));
     let (Ok(node_name), true) = (node_name, complaints.is_empty()) else {
         return Err(ConfigError { complaints });
     };
     notices.extend(flag_notices(line));
-    if settings.serving.enable_profiling {
+    if record.enable_profiling {
         notices.push(
             "setting enableProfiling (or its flag) has no effect: there are no profiles of a Go runtime, \
              and /debug/pprof answers with status 501"
                 .to_owned(),
         );
     }
-    notices.extend(gate_notices(&settings.feature_gates));
-    notices.extend(setting_notices(&settings));
-    let effective = Effective::of(&settings);
-    Ok(Resolved { config: config(line, &settings, node_name), effective, notices })
+    notices.extend(gate_notices(&record.feature_gates));
+    notices.extend(setting_notices(&record));
+    Ok(Resolved { config: config(line, &record, node_name), effective: Effective(record), notices, choice })
 }
 
-/// The completed record, and what had to be said about the file.
-pub(super) fn settings(
+/// The completed record, what had to be said about the file, and what mode `auto` was found to stand for.
+pub(super) fn record(
     line: &CommandLine,
     file: Option<&ConfigFile>,
-    notices: &mut Vec<String>,
-) -> Result<Settings, Vec<String>> {
-    let mut settings = match file {
+    (host, notices): (&Host<'_>, &mut Vec<String>),
+) -> Result<(KubeProxyConfiguration, Option<ModeChoice>), Vec<String>> {
+    let mut record = match file {
         Some(file) => {
-            let (file, unused) = file::parse(file)?;
+            let (mut record, unused) = file::parse(file)?;
             notices.extend(unused);
             let unused = |section| format!("{section} in the configuration file has no effect on Linux");
-            notices.extend(file.unused_sections().into_iter().map(unused));
+            notices.extend(record.unused_sections().map(unused));
             notices.extend(
                 line.overruled_by_file()
                     .map(|flag| format!("flag --{flag} is ignored because --config is given")),
             );
-            file.into_settings()
+            record.fill_zeros_of_file();
+            record
         }
-        None => Settings::from_flags(&line.flags),
+        None => KubeProxyConfiguration::from_flags(&line.flags),
     };
-    if let Some(flag) = values::non_empty(&line.flags.general.hostname_override) {
-        settings.hostname_override = flag.trim().to_lowercase();
+    record.overlay(line);
+    let choice = host.choose_mode.filter(|_| record.mode == AUTO).map(|choose| choose());
+    if let Some(choice) = &choice {
+        choice.mode.as_str().clone_into(&mut record.mode);
     }
-    settings.overlay(line);
-    settings.complete();
-    Ok(settings)
+    record.complete(choice.is_some());
+    Ok((record, choice))
 }
 
 /// The flag beats the file, the file beats the host; trimmed and in lower case.
-fn node_name(line: &CommandLine, settings: &Settings, hostname: &str) -> Result<String, String> {
+fn node_name(line: &CommandLine, record: &KubeProxyConfiguration, hostname: &str) -> Result<String, String> {
     let clean = |name: &str| name.trim().to_lowercase();
     if let Some(flag) = values::non_empty(&line.flags.general.hostname_override) {
         return values::non_empty(&clean(flag))
             .map(str::to_owned)
             .ok_or_else(|| "empty hostname-override is invalid".to_owned());
     }
-    let name = values::non_empty(&settings.hostname_override).unwrap_or(hostname);
+    let name = values::non_empty(&record.hostname_override).unwrap_or(hostname);
     values::non_empty(&clean(name)).map(str::to_owned).ok_or_else(|| "empty hostname is invalid".to_owned())
 }
 
@@ -152,8 +182,8 @@ fn gate_notices(gates: &BTreeMap<String, bool>) -> impl Iterator<Item = String> 
 }
 
 /// What is accepted for compatibility and does nothing.
-fn setting_notices(settings: &Settings) -> Vec<String> {
-    let (client, logging) = (&settings.client, &settings.logging);
+fn setting_notices(record: &KubeProxyConfiguration) -> Vec<String> {
+    let (client, logging) = (&record.client_connection, &record.logging);
     let buffered = |size: &str| !matches!(size, "" | "0");
     let minutes = super::GoDuration::from_secs(15 * 60);
     [
@@ -161,11 +191,11 @@ fn setting_notices(settings: &Settings) -> Vec<String> {
         ("clientConnection.burst", client.burst != 10),
         ("logging.vmodule", !logging.vmodule.is_empty()),
         ("logging.flushFrequency", logging.flush_frequency != super::GoDuration::from_secs(5)),
-        ("logging.options.text.splitStream", logging.text.split_stream),
-        ("logging.options.json.splitStream", logging.json.split_stream),
-        ("logging.options.text.infoBufferSize", buffered(&logging.text.info_buffer_size)),
-        ("logging.options.json.infoBufferSize", buffered(&logging.json.info_buffer_size)),
-        ("configSyncPeriod", settings.config_sync_period != minutes),
+        ("logging.options.text.splitStream", logging.options.text.split_stream),
+        ("logging.options.json.splitStream", logging.options.json.split_stream),
+        ("logging.options.text.infoBufferSize", buffered(&logging.options.text.info_buffer_size)),
+        ("logging.options.json.infoBufferSize", buffered(&logging.options.json.info_buffer_size)),
+        ("configSyncPeriod", record.config_sync_period != minutes),
     ]
     .into_iter()
     .filter(|(_, set)| *set)
@@ -173,73 +203,63 @@ fn setting_notices(settings: &Settings) -> Vec<String> {
     .collect()
 }
 
-/// That of the mode's section.
-fn masquerade_bit(settings: &Settings) -> i32 {
-    match settings.mode.as_str() {
-        "nftables" => settings.nftables_masquerade_bit,
-        _ => settings.masquerade_bit,
-    }
-}
-
-/// Builds the sections out of settings that passed validation.
-fn config(line: &CommandLine, settings: &Settings, node_name: String) -> Config {
-    let (serving, traffic) = (&settings.serving, &line.flags.traffic);
+/// Builds the sections out of a record that passed validation.
+fn config(line: &CommandLine, record: &KubeProxyConfiguration, node_name: String) -> Config {
+    let (masquerade_all, masquerade_bit) = record.masquerade();
+    let (period, min_period) = record.sync_periods();
     let address = |text: &str| values::non_empty(text).and_then(|text| values::socket_address(text).ok());
     Config {
-        mode: Mode::named(&settings.mode).unwrap_or(Mode::Iptables),
+        mode: record.mode(),
         node_name,
-        sources: sources(line, settings),
+        sources: sources(line, record),
         iptables: IptablesConfig {
-            masquerade_bit: u8::try_from(masquerade_bit(settings)).unwrap_or_default(),
-            masquerade_all: settings.masquerade_all,
-            localhost_node_ports: settings.localhost_node_ports,
+            masquerade_bit: u8::try_from(masquerade_bit).unwrap_or_default(),
+            masquerade_all,
+            localhost_node_ports: record.iptables.localhost_node_ports,
             flavor: line.flags.mode.iptables_flavor,
             cleanup_other_flavor: line.flags.mode.cleanup_other_flavor,
             dispatch_tree_threshold: line.flags.mode.iptables_dispatch_tree_threshold,
         },
-        ipvs: ipvs(settings, line),
-        sync: SyncConfig {
-            period: settings.sync_period.to_duration(),
-            min_period: settings.min_sync_period.to_duration(),
-        },
-        detect_local: detect_local(settings),
+        ipvs: ipvs(record, line),
+        sync: SyncConfig { period: period.to_duration(), min_period: min_period.to_duration() },
+        detect_local: detect_local(record),
         node_ports: NodePortConfig {
-            addresses: node_port_addresses(&settings.node_port_addresses),
-            range: traffic.service_node_port_range,
+            addresses: node_port_addresses(&record.node_port_addresses),
+            range: line.flags.traffic.service_node_port_range,
         },
-        external_ips: external_ips(line, settings),
+        external_ips: external_ips(line, record),
         drift_detection: line.flags.serving.drift_detection,
         service_limits: service_limits(line),
         service_metrics: line.flags.serving.service_metrics,
         service_metrics_limit: line.flags.serving.service_metrics_limit,
         node_readiness_taint: line.flags.general.node_readiness_taint.clone(),
-        bind_address: parse_ip(&serving.bind_address).unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED)),
-        healthz: address(&serving.healthz_bind_address),
-        metrics: address(&serving.metrics_bind_address),
+        bind_address: parse_ip(&record.bind_address).unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED)),
+        healthz: address(&record.healthz_bind_address),
+        metrics: address(&record.metrics_bind_address),
         control_socket: values::non_empty(&line.flags.serving.control_socket).map(PathBuf::from),
-        bind_address_hard_fail: serving.bind_address_hard_fail,
+        bind_address_hard_fail: record.bind_address_hard_fail,
         logging: LoggingConfig {
-            verbosity: u8::try_from(settings.logging.verbosity).unwrap_or(u8::MAX),
-            format: if settings.logging.format == "json" { LogFormat::Json } else { LogFormat::Text },
+            verbosity: u8::try_from(record.logging.verbosity).unwrap_or(u8::MAX),
+            format: if record.logging.format == "json" { LogFormat::Json } else { LogFormat::Text },
         },
-        conntrack: conntrack(line, settings),
-        oom_score_adj: settings.oom_score_adj,
+        conntrack: conntrack(line, record),
+        oom_score_adj: record.oom_score_adj,
     }
 }
 
-fn sources(line: &CommandLine, settings: &Settings) -> Sources {
+fn sources(line: &CommandLine, record: &KubeProxyConfiguration) -> Sources {
     let client = &line.flags.client;
     Sources {
         manifests: client.manifests.clone(),
-        kubeconfig: values::non_empty(&settings.client.kubeconfig).map(PathBuf::from),
+        kubeconfig: values::non_empty(&record.client_connection.kubeconfig).map(PathBuf::from),
         master: values::non_empty(&client.master).map(str::to_owned),
-        content_type: settings.client.content_type.clone(),
-        accept_content_types: settings.client.accept_content_types.clone(),
+        content_type: record.client_connection.content_type.clone(),
+        accept_content_types: record.client_connection.accept_content_types.clone(),
     }
 }
 
-fn ipvs(settings: &Settings, line: &CommandLine) -> IpvsConfig {
-    let ipvs = &settings.ipvs;
+fn ipvs(record: &KubeProxyConfiguration, line: &CommandLine) -> IpvsConfig {
+    let ipvs = &record.ipvs;
     IpvsConfig {
         scheduler: values::non_empty(&ipvs.scheduler).unwrap_or("rr").to_owned(),
         exclude_cidrs: ipvs.exclude_cidrs.iter().filter_map(|cidr| parse_cidr(cidr)).collect(),
@@ -252,14 +272,14 @@ fn ipvs(settings: &Settings, line: &CommandLine) -> IpvsConfig {
     }
 }
 
-fn detect_local(settings: &Settings) -> DetectLocal {
-    let detect = &settings.detect_local;
-    match detect.mode.as_str() {
+fn detect_local(record: &KubeProxyConfiguration) -> DetectLocal {
+    let detect = &record.detect_local;
+    match record.detect_local_mode.as_str() {
         "NodeCIDR" => DetectLocal::NodeCidr,
         "BridgeInterface" => DetectLocal::BridgeInterface(detect.bridge_interface.clone()),
         "InterfaceNamePrefix" => DetectLocal::InterfaceNamePrefix(detect.interface_name_prefix.clone()),
         _ => {
-            let cidrs: Vec<Cidr> = detect.cluster_cidrs.iter().filter_map(|cidr| parse_cidr(cidr)).collect();
+            let cidrs: Vec<Cidr> = record.cluster_cidrs().filter_map(parse_cidr).collect();
             DetectLocal::ClusterCidr(PerFamily::build(|family| {
                 cidrs.iter().copied().find(|cidr| IpFamily::of_cidr(cidr) == family)
             }))
@@ -293,24 +313,19 @@ fn service_limits(line: &CommandLine) -> ServiceLimits {
     }
 }
 
-fn external_ips(line: &CommandLine, settings: &Settings) -> ExternalIpConfig {
+fn external_ips(line: &CommandLine, record: &KubeProxyConfiguration) -> ExternalIpConfig {
     let flags = &line.flags.traffic;
     ExternalIpConfig {
-        enabled: settings.feature_gates.get(EXTERNAL_IPS_GATE).copied().unwrap_or(true),
+        enabled: record.feature_gates.get(EXTERNAL_IPS_GATE).copied().unwrap_or(true),
         strict: flags.strict_external_ips,
-        cluster_cidrs: settings
-            .detect_local
-            .cluster_cidrs
-            .iter()
-            .filter_map(|cidr| parse_cidr(cidr))
-            .collect(),
+        cluster_cidrs: record.cluster_cidrs().filter_map(parse_cidr).collect(),
         service_cidrs: flags.service_cluster_ip_range.clone(),
         node_cidrs: flags.node_ip_range.clone(),
     }
 }
 
-fn conntrack(line: &CommandLine, settings: &Settings) -> ConntrackConfig {
-    let conntrack = &settings.conntrack;
+fn conntrack(line: &CommandLine, record: &KubeProxyConfiguration) -> ConntrackConfig {
+    let conntrack = &record.conntrack;
     ConntrackConfig {
         max_per_core: u32::try_from(conntrack.max_per_core).unwrap_or_default(),
         min: u32::try_from(conntrack.min).unwrap_or_default(),

@@ -1,6 +1,6 @@
 //! Tables over every flag and every field of the file.
 
-use super::settings::Settings;
+use super::record::KubeProxyConfiguration;
 use super::*;
 use crate::model::IpFamily;
 use rstest::rstest;
@@ -34,9 +34,34 @@ fn from_file(body: &str) -> Resolved {
     resolve(&line(&["--config", "c"]), Some(&file(body)), "host-1").unwrap()
 }
 
-fn settings_of(args: &[&str], body: Option<&str>) -> Settings {
+fn record_of(args: &[&str], body: Option<&str>) -> KubeProxyConfiguration {
     let file = body.map(file);
-    resolve::settings(&line(args), file.as_ref(), &mut Vec::new()).unwrap()
+    resolve::record(&line(args), file.as_ref(), (&"host-1".into(), &mut Vec::new())).unwrap().0
+}
+
+#[test]
+fn mode_auto_is_the_mode_that_the_node_chooses_with_its_section_of_the_file() {
+    const BODY: &str = "mode: auto\nnftables: {masqueradeBit: 3}\niptables: {masqueradeBit: 4}\n";
+    fn chosen(mode: Mode) -> ModeChoice {
+        ModeChoice { mode, reason: "it is so".to_owned() }
+    }
+    let choices: [(fn() -> ModeChoice, u8); 2] =
+        [(|| chosen(Mode::Nftables), 3), (|| chosen(Mode::Iptables), 4)];
+    for (choose, bit) in choices {
+        let host = Host { name: "host-1", choose_mode: Some(choose) };
+        let from_file = resolve(&line(&["--config=c"]), Some(&file(BODY)), host).unwrap();
+        let from_flags = resolve(&line(&["--mode=auto"]), None, host).unwrap();
+        for resolved in [&from_file, &from_flags] {
+            assert_eq!(resolved.choice, Some(choose()));
+            assert_eq!(resolved.config.mode, choose().mode);
+            assert_eq!(resolved.effective.settings()["mode"], format!("{:?}", choose().mode.as_str()));
+            // On all nodes alike, whichever mode each of them chooses.
+            assert_eq!(resolved.config.node_ports.addresses, NodePortAddressesSetting::Primary);
+        }
+        assert_eq!(from_file.config.iptables.masquerade_bit, bit);
+        let named = resolve(&line(&["--mode=ipvs"]), None, host).unwrap();
+        assert_eq!((named.config.mode, named.choice), (Mode::Ipvs, None));
+    }
 }
 
 fn secs(seconds: u64) -> Duration {
@@ -56,7 +81,7 @@ fn default_config() -> Config {
     Config {
         mode: Mode::Iptables,
         node_name: "host-1".to_owned(),
-        sources: Sources { content_type: file::CONTENT_TYPE.to_owned(), ..Sources::default() },
+        sources: Sources { content_type: record::CONTENT_TYPE.to_owned(), ..Sources::default() },
         iptables: IptablesConfig {
             masquerade_bit: 14,
             masquerade_all: false,
@@ -118,7 +143,7 @@ fn without_flags_the_defaults_are_kube_proxys() {
 
 #[test]
 fn an_empty_file_means_the_same_as_no_flags() {
-    assert_eq!(settings_of(&["--config", "c"], Some("")), settings_of(&[], None));
+    assert_eq!(record_of(&["--config", "c"], Some("")), record_of(&[], None));
     assert_eq!(from_file("").config, default_config());
 }
 
@@ -637,7 +662,8 @@ windowsRunAsService: false
 
 #[test]
 fn the_file_may_be_json() {
-    let text = format!(r#"{{"apiVersion":"{}","kind":"{}","mode":"ipvs"}}"#, file::API_VERSION, file::KIND);
+    let text =
+        format!(r#"{{"apiVersion":"{}","kind":"{}","mode":"ipvs"}}"#, record::API_VERSION, record::KIND);
     let resolved = resolve(&line(&["--config=c"]), Some(&config_file(text)), "host-1").unwrap();
     assert_eq!(resolved.config.mode, Mode::Ipvs);
 }
@@ -701,11 +727,11 @@ fn logging_flags_beat_the_file_and_their_vmodule_rules_come_first() {
         "--logging-format=text",
     ];
     let body = "logging: {verbosity: 2, format: json, vmodule: [{filePattern: b, verbosity: 2}]}";
-    let logging = settings_of(&args, Some(body)).logging;
+    let logging = record_of(&args, Some(body)).logging;
     assert_eq!((logging.verbosity, logging.format.as_str()), (5, "text"));
     let patterns: Vec<_> = logging.vmodule.iter().map(|rule| rule.file_pattern.as_str()).collect();
     assert_eq!(patterns, ["a", "b"]);
-    assert!(logging.text.split_stream);
+    assert!(logging.options.text.split_stream);
     assert_eq!(logging.flush_frequency, GoDuration::from_secs(1));
 }
 
@@ -729,7 +755,8 @@ fn a_blank_node_name_is_an_error() {
 #[case(&["--conntrack-udp-timeout=-1s"], "KubeProxyLinuxConfiguration.KubeProxyConntrackConfiguration.UDPTimeout:")]
 #[case(&["--conntrack-udp-timeout-stream=-1s"], "KubeProxyLinuxConfiguration.KubeProxyConntrackConfiguration.UDPStreamTimeout:")]
 #[case(&["--oom-score-adj=1001"], "KubeProxyLinuxConfiguration.OOMScoreAdj: Invalid value: 1001: must be within the range [-1000, 1000]")]
-#[case(&["--mode=userspace"], "Mode.ProxyMode: Invalid value: \"userspace\": must be iptables, ipvs, nftables or blank")]
+#[case(&["--mode=auto"], "Mode.ProxyMode: Invalid value: \"auto\": depends on the node's kernel")]
+#[case(&["--mode=userspace"], "Mode.ProxyMode: Invalid value: \"userspace\": must be iptables, ipvs, nftables, auto or blank")]
 #[case(&["--kube-api-burst=-1"], "ClientConnection.Burst: Invalid value: -1")]
 #[case(&["--config-sync-period=0s"], "ConfigSyncPeriod: Invalid value: \"0s\": must be greater than 0")]
 #[case(&["--iptables-sync-period=1s", "--iptables-min-sync-period=2s"], "SyncPeriod: Invalid value: \"1s\": must be greater than or equal to KubeProxyConfiguration.MinSyncPeriod")]

@@ -1,7 +1,7 @@
 //! How values may be written: tables over every field of the file and every flag, found by asking the
 //! record and the command line themselves, so that a new one is in the table.
 
-use super::file::{FileConfig, parse as parse_file};
+use super::file::parse as parse_file;
 use super::tests::{config_file, file};
 use super::*;
 use rstest::rstest;
@@ -86,12 +86,12 @@ fn assert_refused(path: &str, value: &str) {
 
 #[test]
 fn the_table_has_every_field_of_a_kind() {
-    let source = include_str!("file.rs");
-    let durations = source.matches(": Option<GoDuration>,\n").count();
+    let source = include_str!("record.rs");
+    let durations = source.matches(": GoDuration,\n").count();
     assert_eq!(fields_of(Kind::Duration).len(), durations, "{:?}", fields_of(Kind::Duration));
-    let integers = source.matches(": Option<i32>,\n").count() + source.matches(": Option<u32>,\n").count();
+    let integers = source.matches(": i32,\n").count() + source.matches(": u32,\n").count();
     assert_eq!(fields_of(Kind::Integer).len(), integers + 1, "and the verbosity of a vmodule rule");
-    let booleans = source.matches(": Option<bool>,\n").count();
+    let booleans = source.matches(": bool,\n").count();
     assert_eq!(
         fields_of(Kind::Bool).len(),
         booleans + 2,
@@ -247,7 +247,8 @@ fn lists_are_lists() {
 fn null_and_absent_are_the_same(#[values("null", "~", "")] value: &str) {
     for (path, _) in fields().into_iter().filter(|(path, _)| !path.contains("/0") && !path.ends_with("/A")) {
         // Without a value, braces are in the way of the field after it.
-        assert_eq!(decoded(&path, value), Ok(Value::Null), "{path}: {value}");
+        let absent = serde_json::to_value(record::KubeProxyConfiguration::default()).unwrap();
+        assert_eq!(decoded(&path, value), Ok(absent.pointer(&path).unwrap().clone()), "{path}: {value}");
     }
 }
 
@@ -281,7 +282,7 @@ fn what_stands_around_the_document_is_not_said(#[case] before: &str, #[case] aft
     for end in ["\n", "\r\n"] {
         let text = format!("{before}{head}mode: ipvs\n{after}").replace('\n', end);
         let (config, notices) = parse_file(&config_file(text.clone())).unwrap();
-        assert_eq!((config.mode.as_deref(), notices), (Some("ipvs"), Vec::new()), "{text:?}");
+        assert_eq!((config.mode.as_str(), notices), ("ipvs", Vec::new()), "{text:?}");
     }
 }
 
@@ -293,7 +294,7 @@ fn what_stands_around_the_document_is_not_said(#[case] before: &str, #[case] aft
 #[case("---\n---\na: b\n", 4)]
 fn a_second_document_is_said_and_ignored(#[case] after: &str, #[case] line: usize) {
     let (config, notices) = parse_file(&file(&format!("mode: ipvs\n{after}"))).unwrap();
-    assert_eq!(config.mode.as_deref(), Some("ipvs"));
+    assert_eq!(config.mode, "ipvs");
     let want = "only the first YAML document of a file counts; what follows here is ignored";
     assert_eq!(notices, [format!("config.yaml:{line}: {want}")]);
 }
@@ -304,16 +305,14 @@ fn an_anchor_and_a_merge_stand_for_their_fields() {
         "iptables: &periods {syncPeriod: 7s, minSyncPeriod: 2s}\nnftables: {<<: *periods, syncPeriod: 9s}\n";
     let (config, notices) = parse_file(&file(body)).unwrap();
     assert_eq!(notices, Vec::<String>::new());
-    let FileConfig { nftables: Some(nftables), .. } = config else { panic!("no section") };
-    let secs = GoDuration::from_secs;
-    assert_eq!((nftables.sync_period, nftables.min_sync_period), (Some(secs(9)), Some(secs(2))));
+    let (secs, nftables) = (GoDuration::from_secs, config.nftables);
+    assert_eq!((nftables.sync_period, nftables.min_sync_period), (secs(9), secs(2)));
 }
 
 #[test]
 fn of_a_section_that_stands_there_twice_the_last_one_counts() {
     let (config, notices) = parse_file(&file("conntrack: {min: 1}\nconntrack: {maxPerCore: 2}\n")).unwrap();
-    let conntrack = config.conntrack.unwrap();
-    assert_eq!((conntrack.min, conntrack.max_per_core), (None, Some(2)));
+    assert_eq!((config.conntrack.min, config.conntrack.max_per_core), (131_072, 2));
     assert_eq!(notices.len(), 1, "{notices:?}");
 }
 

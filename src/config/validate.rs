@@ -1,31 +1,31 @@
 //! All complaints about a configuration at once, under the paths that upstream uses.
 
 use super::duration::GoDuration;
-use super::settings::{ConntrackSettings, DetectLocalSettings, IpvsSettings, ServingSettings, Settings};
-use super::values;
+use super::record::{Conntrack, Ipvs, KubeProxyConfiguration, Logging};
+use super::resolve::AUTO;
+use super::{Mode, values};
 use crate::model::{IpFamily, parse_cidr, parse_ip};
 use std::fmt::Debug;
 
-/// Modes that a configuration may name; the ones we do not have yet are refused with a reason.
-const MODES: [&str; 3] = ["iptables", "ipvs", "nftables"];
 const DETECT_LOCAL_MODES: [&str; 4] = ["ClusterCIDR", "NodeCIDR", "BridgeInterface", "InterfaceNamePrefix"];
 
-/// Checks everything and returns every complaint; empty means that the settings can be used.
-pub(super) fn complaints(settings: &Settings) -> Vec<String> {
+/// Checks everything and returns every complaint; empty means that the record can be used.
+pub(super) fn complaints(record: &KubeProxyConfiguration) -> Vec<String> {
     let mut list = Complaints::default();
-    bits(settings, &mut list);
-    if settings.mode == "ipvs" {
-        ipvs(&settings.ipvs, &mut list);
+    bits(record, &mut list);
+    if record.mode() == Mode::Ipvs {
+        ipvs(&record.ipvs, &mut list);
     }
-    conntrack(&settings.conntrack, &mut list);
-    list.range("KubeProxyLinuxConfiguration.OOMScoreAdj", settings.oom_score_adj, -1000, 1000);
-    mode(&settings.mode, &mut list);
-    list.at_least_zero("ClientConnection.Burst", &settings.client.burst, settings.client.burst < 0);
-    periods(settings, &mut list);
-    serving(&settings.serving, &mut list);
-    node_port_addresses(&settings.node_port_addresses, &mut list);
-    detect_local(&settings.detect_local, &mut list);
-    logging(settings, &mut list);
+    conntrack(&record.conntrack, &mut list);
+    list.range("KubeProxyLinuxConfiguration.OOMScoreAdj", record.oom_score_adj, -1000, 1000);
+    mode(&record.mode, &mut list);
+    let burst = record.client_connection.burst;
+    list.at_least_zero("ClientConnection.Burst", &burst, burst < 0);
+    periods(record, &mut list);
+    serving(record, &mut list);
+    node_port_addresses(&record.node_port_addresses, &mut list);
+    detect_local(record, &mut list);
+    logging(&record.logging, &mut list);
     list.0
 }
 
@@ -60,14 +60,14 @@ impl Complaints {
     }
 }
 
-fn bits(settings: &Settings, list: &mut Complaints) {
-    list.range("KubeProxyIPTablesConfiguration.MasqueradeBit", settings.masquerade_bit, 0, 31);
-    if settings.mode == "nftables" {
-        list.range("KubeProxyNFTablesConfiguration.MasqueradeBit", settings.nftables_masquerade_bit, 0, 31);
+fn bits(record: &KubeProxyConfiguration, list: &mut Complaints) {
+    list.range("KubeProxyIPTablesConfiguration.MasqueradeBit", record.iptables.masquerade_bit, 0, 31);
+    if record.mode() == Mode::Nftables {
+        list.range("KubeProxyNFTablesConfiguration.MasqueradeBit", record.nftables.masquerade_bit, 0, 31);
     }
 }
 
-fn ipvs(ipvs: &IpvsSettings, list: &mut Complaints) {
+fn ipvs(ipvs: &Ipvs, list: &mut Complaints) {
     for (field, value) in [
         ("TCPTimeout", ipvs.tcp_timeout),
         ("TCPFinTimeout", ipvs.tcp_fin_timeout),
@@ -86,7 +86,7 @@ fn check_cidr(path: &str, cidr: &str, list: &mut Complaints) {
     }
 }
 
-fn conntrack(conntrack: &ConntrackSettings, list: &mut Complaints) {
+fn conntrack(conntrack: &Conntrack, list: &mut Complaints) {
     let path = |field: &str| format!("KubeProxyLinuxConfiguration.KubeProxyConntrackConfiguration.{field}");
     for (field, value) in [("MaxPerCore", conntrack.max_per_core), ("Min", conntrack.min)] {
         list.at_least_zero(&path(field), &value, value < 0);
@@ -102,51 +102,52 @@ fn conntrack(conntrack: &ConntrackSettings, list: &mut Complaints) {
 }
 
 fn mode(mode: &str, list: &mut Complaints) {
-    if !MODES.contains(&mode) {
-        let allowed = "must be iptables, ipvs, nftables or blank (blank means iptables)";
-        list.invalid("Mode.ProxyMode", &mode, allowed);
+    if Mode::named(mode).is_none() && mode != AUTO {
+        let modes = Mode::ALL.map(Mode::as_str).join(", ");
+        let allowed = format!("must be {modes}, {AUTO} or blank (blank means iptables)");
+        list.invalid("Mode.ProxyMode", &mode, &allowed);
+    }
+    if mode == AUTO {
+        list.invalid("Mode.ProxyMode", &mode, "depends on the node's kernel: name the mode here");
     }
 }
 
-fn periods(settings: &Settings, list: &mut Complaints) {
-    let positive = "must be greater than 0";
-    for (path, value) in
-        [("ConfigSyncPeriod", settings.config_sync_period), ("SyncPeriod", settings.sync_period)]
-    {
+fn periods(record: &KubeProxyConfiguration, list: &mut Complaints) {
+    let (period, least) = record.sync_periods();
+    for (path, value) in [("ConfigSyncPeriod", record.config_sync_period), ("SyncPeriod", period)] {
         if value <= GoDuration::ZERO {
-            list.duration(path, value, positive);
+            list.duration(path, value, "must be greater than 0");
         }
     }
-    list.not_negative("MinSyncPeriod", settings.min_sync_period);
-    if settings.min_sync_period > settings.sync_period {
-        let least = settings.min_sync_period;
+    list.not_negative("MinSyncPeriod", least);
+    if least > period {
         list.duration(
             "SyncPeriod",
-            settings.sync_period,
+            period,
             &format!("must be greater than or equal to KubeProxyConfiguration.MinSyncPeriod ({least})"),
         );
     }
 }
 
-fn serving(serving: &ServingSettings, list: &mut Complaints) {
-    if parse_ip(&serving.bind_address).is_none() {
+fn serving(record: &KubeProxyConfiguration, list: &mut Complaints) {
+    if parse_ip(&record.bind_address).is_none() {
         list.invalid(
             "BindAddress",
-            &serving.bind_address,
+            &record.bind_address,
             "not a valid textual representation of an IP address",
         );
     }
     // Upstream refuses an empty metrics address although nothing else speaks against it; here it
     // turns the server off, as for healthz.
     for (path, address) in [
-        ("HealthzBindAddress", &serving.healthz_bind_address),
-        ("MetricsBindAddress", &serving.metrics_bind_address),
+        ("HealthzBindAddress", &record.healthz_bind_address),
+        ("MetricsBindAddress", &record.metrics_bind_address),
     ] {
         if let Some(Err(reason)) = values::non_empty(address).map(values::socket_address) {
             list.invalid(path, address, &reason);
         }
     }
-    let shown = &serving.show_hidden_metrics_for_version;
+    let shown = &record.show_hidden_metrics_for_version;
     if !shown.is_empty() && shown != super::PREVIOUS_MINOR {
         let reason = format!(
             "must be omitted or have the value {:?}; only the previous minor version is allowed",
@@ -171,44 +172,42 @@ fn node_port_addresses(addresses: &[String], list: &mut Complaints) {
     }
 }
 
-fn detect_local(detect: &DetectLocalSettings, list: &mut Complaints) {
-    let mode = detect.mode.as_str();
+fn detect_local(record: &KubeProxyConfiguration, list: &mut Complaints) {
+    let mode = record.detect_local_mode.as_str();
     if !DETECT_LOCAL_MODES.contains(&mode) {
         let reason = format!("must be {} or blank", DETECT_LOCAL_MODES.join(", "));
         list.invalid("DetectLocalMode", &mode, &reason);
     }
-    if mode == "BridgeInterface" && detect.bridge_interface.is_empty() {
+    if mode == "BridgeInterface" && record.detect_local.bridge_interface.is_empty() {
         list.invalid(
             "DetectLocalConfiguration.InterfaceName",
             &"",
             "cannot be empty in mode BridgeInterface",
         );
     }
-    if mode == "InterfaceNamePrefix" && detect.interface_name_prefix.is_empty() {
+    if mode == "InterfaceNamePrefix" && record.detect_local.interface_name_prefix.is_empty() {
         let reason = "cannot be empty in mode InterfaceNamePrefix";
         list.invalid("DetectLocalConfiguration.InterfacePrefix", &"", reason);
     }
     if mode == "ClusterCIDR" {
-        cluster_cidrs(&detect.cluster_cidrs, list);
+        cluster_cidrs(record, list);
     }
 }
 
-fn cluster_cidrs(cidrs: &[String], list: &mut Complaints) {
+fn cluster_cidrs(record: &KubeProxyConfiguration, list: &mut Complaints) {
     let path = "DetectLocalConfiguration.ClusterCIDRs";
-    for cidr in cidrs {
-        check_cidr(path, cidr, list);
-    }
+    record.cluster_cidrs().for_each(|cidr| check_cidr(path, cidr, list));
+    let all = &record.cluster_cidr;
     let families: Vec<IpFamily> =
-        cidrs.iter().filter_map(|cidr| parse_cidr(cidr)).map(|cidr| IpFamily::of_cidr(&cidr)).collect();
-    if cidrs.len() > 2 {
-        list.invalid(path, &cidrs.join(","), "only one CIDR of each IP family is allowed");
+        record.cluster_cidrs().filter_map(parse_cidr).map(|cidr| IpFamily::of_cidr(&cidr)).collect();
+    if record.cluster_cidrs().count() > 2 {
+        list.invalid(path, all, "only one CIDR of each IP family is allowed");
     } else if families.len() == 2 && families[0] == families[1] {
-        list.invalid(path, &cidrs.join(","), "two CIDRs must be of different IP families");
+        list.invalid(path, all, "two CIDRs must be of different IP families");
     }
 }
 
-fn logging(settings: &Settings, list: &mut Complaints) {
-    let logging = &settings.logging;
+fn logging(logging: &Logging, list: &mut Complaints) {
     if !["text", "json"].contains(&logging.format.as_str()) {
         list.invalid("logging.format", &logging.format, "Unsupported log format, must be text or json");
     }

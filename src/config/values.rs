@@ -98,14 +98,8 @@ pub(super) fn quantity(text: &str) -> Result<String, String> {
 }
 
 /// Decodes a field that is a quantity, which may be written as a number.
-pub(super) fn quantity_field<'de, D: Deserializer<'de>>(input: D) -> Result<Option<String>, D::Error> {
-    struct Quantity(String);
-    impl<'de> Deserialize<'de> for Quantity {
-        fn deserialize<D: Deserializer<'de>>(input: D) -> Result<Self, D::Error> {
-            input.deserialize_any(QuantityVisitor).map(Quantity)
-        }
-    }
-    Option::<Quantity>::deserialize(input).map(|found| found.map(|found| found.0))
+pub(super) fn quantity_field<'de, D: Deserializer<'de>>(input: D) -> Result<String, D::Error> {
+    input.deserialize_any(QuantityVisitor)
 }
 
 struct QuantityVisitor;

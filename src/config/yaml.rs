@@ -132,6 +132,19 @@ impl Node {
         was_there
     }
 
+    /// The paths of all values below this one; a list is one value, and null is none.
+    pub(super) fn leaves(&self, path: &Path, into: &mut BTreeSet<String>) {
+        match &self.value {
+            Value::Null => {}
+            Value::Map(entries) => {
+                entries.iter().for_each(|entry| entry.node.leaves(&path.child(&entry.key), into));
+            }
+            _ => {
+                into.insert(path.to_string());
+            }
+        }
+    }
+
     fn size(&self) -> usize {
         1 + match &self.value {
             Value::List(items) => items.iter().map(Node::size).sum(),

@@ -103,8 +103,11 @@ fn view(state: &LoopState<'_>, name: &ServiceName, with_kernel: bool) -> Option<
     let LoopState { identity, tracker, families } = *state;
     let snapshot = tracker.snapshot();
     let record = snapshot.services.get(name).filter(|record| record.service.is_some())?;
-    let one =
-        Snapshot { services: BTreeMap::from([(name.clone(), record.clone())]), node: snapshot.node.clone() };
+    let one = Snapshot {
+        services: BTreeMap::from([(name.clone(), record.clone())]),
+        node: snapshot.node.clone(),
+        ..Snapshot::default()
+    };
     let part = |family: &FamilySync| {
         let plan = family.plan_of(&one).with_endpoint_count(tracker.endpoints(family.family()));
         let wanted = if with_kernel { family.wanted(&plan) } else { Vec::new() };
@@ -181,7 +184,11 @@ pub fn node_page(state: &LoopState<'_>, after: Option<&str>) -> NodePage {
             record.slices.iter().map(|slice| slice.endpoints.len() * slice.ports.len()).sum::<usize>();
         page.insert(name.clone(), record.clone());
     }
-    let page = Snapshot { services: page, node: snapshot.node.clone() };
+    let page = Snapshot {
+        services: page,
+        node: snapshot.node.clone(),
+        service_cidrs: snapshot.service_cidrs.clone(),
+    };
     let wanted = |family: &FamilySync| {
         let refused = page.services.keys().filter(|name| family.refused(name).is_some()).cloned().collect();
         let plan = family.plan_of(&page).without(&refused);

@@ -55,7 +55,7 @@ pub(super) fn objects(facts: &FamilyFacts, expected: Expected) -> Vec<Finding> {
         let tables = facts.unseen_tables.join(", ");
         found.push(finding(
             (Code::ForeignNftTable, Severity::Note),
-            format!("{family} packets also pass nftables tables of other programs, whose rules are not looked at: {tables}"),
+            format!("{family} packets also pass nftables tables of other programs, whose rules are not traced: {tables}"),
             "nft list table shows their rules; the counters of a rule that drops or rejects show whether it is the cause.",
         ));
     }

@@ -68,8 +68,10 @@ fn kind_finding(kind: &Kind, is_served: bool) -> Option<Finding> {
         ),
         Kind::OtherProxy(name) => note(
             Code::OtherProxy,
-            format!("the label service.kubernetes.io/service-proxy-name makes it the business of {name:?}"),
-            "Remove the label, or look at that other proxy.",
+            format!(
+                "another proxy serves it: its label service.kubernetes.io/service-proxy-name is {name:?}"
+            ),
+            "Remove the label, or ask that proxy about the Service.",
         ),
         Kind::NoClusterIp => Some(finding(
             (Code::NoClusterIp, Severity::Problem),
@@ -78,8 +80,8 @@ fn kind_finding(kind: &Kind, is_served: bool) -> Option<Finding> {
         )),
         Kind::Ordinary if !is_served => Some(finding(
             (Code::NotSeenYet, Severity::Broken),
-            "the API server has this Service, and the proxy has not heard of it",
-            "See kube-proxy-rs status: is the watch alive? Which kubeconfig does the proxy use?",
+            "the API server has this Service, but the proxy does not know it",
+            "See kube-proxy-rs status for the watch of Services, and compare the kubeconfig of the proxy with this one.",
         )),
         Kind::Ordinary => None,
     }

@@ -17,7 +17,7 @@ pub(super) fn trace(view: Option<&ServiceView>, node: &NodeState) -> Vec<Finding
             (Verdict::Untouched, Some(_)) if decision.to.ip().is_loopback() => Some(finding(
                 (Code::NoFrontend, Severity::Note),
                 format!("node ports do not answer on the loopback address of {at}"),
-                "Mode iptables answers there for IPv4, unless --iptables-localhost-nodeports is off; use an address of \
+                "Only mode iptables answers there, for IPv4, unless --iptables-localhost-nodeports is off; use an address of \
                  the node.",
             )),
             // What is missing in the kernel is named already.

@@ -379,7 +379,7 @@ fn an_answer_out_of_an_old_picture_says_how_old_it_is() {
     let lost = report(&sound(), told_by(api(false, 44.6)));
     assert_eq!(codes(&lost), [Code::StalePicture]);
     let text = lost.to_string();
-    assert!(text.contains("Picture 45 s old\n") && text.contains("connection refused"), "{text}");
+    assert!(text.contains("Objects 45 s old\n") && text.contains("connection refused"), "{text}");
     assert!(!text.contains("Nothing is wrong"), "{text}");
     assert_eq!(codes(&report(&sound(), told_by(api(true, 0.0)))), []);
 }

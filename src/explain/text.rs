@@ -105,7 +105,7 @@ pub(super) fn write_proxy(f: &mut fmt::Formatter<'_>, proxy: Option<&ProxyState>
         writeln!(f, "        {reason}")?;
     }
     let age = proxy.api.as_ref().filter(|api| !api.connected).map(|api| api.age_seconds);
-    age.map_or(Ok(()), |age| writeln!(f, "Picture {age:.0} s old"))
+    age.map_or(Ok(()), |age| writeln!(f, "Objects {age:.0} s old"))
 }
 
 /// What is missing with a minus sign, what is not wanted with a plus sign.

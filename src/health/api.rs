@@ -27,7 +27,7 @@ impl Api {
     pub(super) fn new(now: Now) -> Self {
         let watch =
             || Watch { since: now, connected: false, listed: false, last_event: None, last_error: None };
-        let watches = ObjectKind::ALL.into_iter().map(|kind| (kind, watch())).collect();
+        let watches = ObjectKind::NEEDED.into_iter().map(|kind| (kind, watch())).collect();
         Api { server: String::new(), watches }
     }
 
@@ -102,11 +102,11 @@ mod tests {
     }
 
     #[test]
-    fn the_picture_ages_from_the_first_failure_until_every_watch_is_open_again() {
+    fn the_snapshot_ages_from_the_first_failure_until_every_watch_is_open_again() {
         let at = moments();
         let mut api = Api::new(at(0));
         assert_eq!((api.view(at(3)).connected, api.view(at(3)).age_seconds), (false, 3.0));
-        for kind in ObjectKind::ALL {
+        for kind in ObjectKind::NEEDED {
             api.tell(kind, WatchNews::Event, at(4));
         }
         let view = api.view(at(100));

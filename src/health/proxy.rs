@@ -525,7 +525,7 @@ mod tests {
         assert_eq!((healthy, why.as_str()), (false, "IPv4: the last sync failed: the lock is taken"));
         let (healthy, why, live) = judged(&|health, times| {
             health.watching("https://192.0.2.1/", times.at(0));
-            ObjectKind::ALL.iter().for_each(|kind| health.watch(*kind, WatchNews::Event, times.at(1)));
+            ObjectKind::NEEDED.iter().for_each(|kind| health.watch(*kind, WatchNews::Event, times.at(1)));
             health.watch(ObjectKind::Service, WatchNews::Failed("connection refused"), times.at(5));
         });
         assert!(!healthy && live == 200, "a lost API server is no reason to restart the proxy");

@@ -1,4 +1,4 @@
-//! All that is known about how well the kernel follows the picture: `/readyz` of the metrics server, what the status
+//! All that is known about how well the kernel follows the snapshot: `/readyz` of the metrics server, what the status
 //! pages show, and the one word that the health port answers.
 
 use super::proxy::{Family, Now};

@@ -82,7 +82,7 @@ impl ServicePorts {
     /// Takes over what a plan says that is in force now: opens and closes ports, and sets counts.
     /// A Service that the kernel refuses has no endpoints here, whatever the plan says. Returns
     /// the ports that another process turned out to hold.
-    pub async fn settle(&mut self, plan: &Plan<'_>, refused: &BTreeSet<ServiceName>) -> Vec<PortTaken> {
+    pub async fn update(&mut self, plan: &Plan<'_>, refused: &BTreeSet<ServiceName>) -> Vec<PortTaken> {
         self.fold(plan, refused);
         let addresses = addresses(plan);
         if addresses != self.addresses {
@@ -304,12 +304,12 @@ mod tests {
             Setup { ports, health, settings, start, refused: BTreeSet::new() }
         }
 
-        async fn settle(&mut self, records: &[ServiceRecord]) -> Vec<PortTaken> {
+        async fn update(&mut self, records: &[ServiceRecord]) -> Vec<PortTaken> {
             let named = records.iter().map(|it| (it.service.as_ref().unwrap().name.clone(), it.clone()));
             let snapshot = Snapshot { services: named.collect(), ..Snapshot::default() };
             let here = [IpAddr::from([127, 0, 0, 1])];
             let plan = Plan::new(&self.settings, &snapshot, Scope::All).with_local_addresses(&here);
-            self.ports.settle(&plan, &self.refused).await
+            self.ports.update(&plan, &self.refused).await
         }
     }
 
@@ -332,7 +332,7 @@ mod tests {
         let away = EndpointFacts::new(true, true, false, false);
         let terminating = EndpointFacts::new(false, true, true, true);
         let two = [(1, local()), (2, local()), (3, away), (4, terminating)];
-        assert_eq!(setup.settle(&[record("web", port, &two)]).await, []);
+        assert_eq!(setup.update(&[record("web", port, &two)]).await, []);
         let text = ask(port).await.unwrap();
         assert!(text.starts_with("HTTP/1.1 200 OK\r\n"), "{text}");
         for header in [
@@ -346,7 +346,7 @@ mod tests {
                     \t\"localEndpoints\": 2,\n\t\"serviceProxyHealthy\": true\n}";
         assert!(text.ends_with(&format!("\r\n\r\n{body}")), "{text}");
 
-        setup.settle(&[record("web", port, &two[2..])]).await;
+        setup.update(&[record("web", port, &two[2..])]).await;
         let text = ask(port).await.unwrap();
         assert!(text.starts_with("HTTP/1.1 503 "), "{text}");
         assert!(text.contains("X-Load-Balancing-Endpoint-Weight: 0\r\n"), "{text}");
@@ -356,12 +356,12 @@ mod tests {
     async fn a_service_that_the_kernel_refuses_has_no_endpoints_here() {
         let (mut setup, port) = (Setup::new(), free_port().await);
         setup.refused.insert(name("web"));
-        setup.settle(&[record("web", port, &[(1, local())])]).await;
+        setup.update(&[record("web", port, &[(1, local())])]).await;
         let text = ask(port).await.unwrap();
         assert!(text.starts_with("HTTP/1.1 503 "), "{text}");
         assert!(text.contains("\"localEndpoints\": 0"), "{text}");
         setup.refused.clear();
-        setup.settle(&[record("web", port, &[(1, local())])]).await;
+        setup.update(&[record("web", port, &[(1, local())])]).await;
         assert!(ask(port).await.unwrap().starts_with("HTTP/1.1 200 "));
     }
 
@@ -371,7 +371,7 @@ mod tests {
         let at_start = Now { steady: setup.start, wall: SystemTime::UNIX_EPOCH };
         setup.health.updated(IpFamily::V4, at_start);
         setup.health.queued(IpFamily::V4, at_start);
-        setup.settle(&[record("web", port, &[(1, local())])]).await;
+        setup.update(&[record("web", port, &[(1, local())])]).await;
         let text = ask(port).await.unwrap();
         assert!(text.starts_with("HTTP/1.1 503 "), "{text}");
         assert!(text.contains("\"serviceProxyHealthy\": false"), "{text}");
@@ -380,13 +380,13 @@ mod tests {
     #[tokio::test]
     async fn ports_open_and_close_with_their_services_and_can_change_hands() {
         let (mut setup, first, second) = (Setup::new(), free_port().await, free_port().await);
-        setup.settle(&[record("a", first, &[(1, local())])]).await;
+        setup.update(&[record("a", first, &[(1, local())])]).await;
         assert!(ask(first).await.is_some());
-        let taken = setup.settle(&[record("a", second, &[]), record("b", first, &[(1, local())])]).await;
+        let taken = setup.update(&[record("a", second, &[]), record("b", first, &[(1, local())])]).await;
         assert_eq!(taken, []);
         assert!(ask(first).await.unwrap().contains("\"name\": \"b\""));
         assert!(ask(second).await.unwrap().contains("\"name\": \"a\""));
-        setup.settle(&[]).await;
+        setup.update(&[]).await;
         assert_eq!((ask(first).await, ask(second).await), (None, None));
     }
 
@@ -395,7 +395,7 @@ mod tests {
         let mut setup = Setup::new();
         let squatter = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = squatter.local_addr().unwrap().port();
-        let taken = setup.settle(&[record("web", port, &[(1, local())])]).await;
+        let taken = setup.update(&[record("web", port, &[(1, local())])]).await;
         assert_eq!(taken.len(), 1);
         assert_eq!((&taken[0].service, taken[0].port), (&name("web"), port));
         assert!(taken[0].reason.contains("in use"), "{}", taken[0].reason);
@@ -412,11 +412,11 @@ mod tests {
         let (mut setup, first, second) = (Setup::new(), free_port().await, free_port().await);
         setup.ports.slots = Slots::new(SlotLimits { listeners: 1, ..SlotLimits::within(1024) });
         let records = [record("a", first, &[(1, local())]), record("b", second, &[])];
-        let taken = setup.settle(&records).await;
+        let taken = setup.update(&records).await;
         assert_eq!((taken.len(), &taken[0].service), (1, &name("b")));
         assert!(taken[0].reason.contains("file descriptors"), "{}", taken[0].reason);
         assert!(ask(first).await.is_some());
-        setup.settle(&records[1..]).await;
+        setup.update(&records[1..]).await;
         assert!(ask(second).await.is_some(), "there is room now");
     }
 
@@ -430,10 +430,10 @@ mod tests {
         let [first, second] = squatters.each_ref().map(|it| it.local_addr().unwrap().port());
         let ports = |taken: Vec<PortTaken>| taken.iter().map(|it| it.port).collect::<Vec<u16>>();
         let nothing: Vec<u16> = Vec::new();
-        assert_eq!(ports(setup.settle(&[record("web", first, &[])]).await), [first]);
-        assert_eq!(ports(setup.settle(&[record("web", second, &[])]).await), [second]);
-        assert_eq!(ports(setup.settle(&[record("web", second, &[])]).await), nothing);
-        assert_eq!(ports(setup.settle(&[]).await), nothing);
-        assert_eq!(ports(setup.settle(&[record("web", second, &[])]).await), [second]);
+        assert_eq!(ports(setup.update(&[record("web", first, &[])]).await), [first]);
+        assert_eq!(ports(setup.update(&[record("web", second, &[])]).await), [second]);
+        assert_eq!(ports(setup.update(&[record("web", second, &[])]).await), nothing);
+        assert_eq!(ports(setup.update(&[]).await), nothing);
+        assert_eq!(ports(setup.update(&[record("web", second, &[])]).await), [second]);
     }
 }

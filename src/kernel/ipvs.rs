@@ -154,7 +154,7 @@ impl VirtualServers for KernelIpvs {
             visit(at, &reals);
         };
         if let Err(error) = ipvs_rs::visit_table(&mut take) {
-            tracing::debug!(%error, "the table of virtual servers cannot be read; each is asked for");
+            tracing::debug!(%error, "the table of virtual servers cannot be read; each is asked for by itself");
         }
     }
 
@@ -181,7 +181,7 @@ impl VirtualServers for KernelIpvs {
                 ServerOperation::RemoveReal(at, address) => batch.remove_real_server(&key(at), *address),
             }
         }
-        let refused = self.ipvs.run(&mut batch).context("changing IPVS")?;
+        let refused = self.ipvs.run(&mut batch).context("changing IPVS virtual servers")?;
         Ok(refused.iter().filter_map(describe).collect())
     }
 

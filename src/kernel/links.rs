@@ -109,13 +109,16 @@ impl Links for KernelLinks {
     fn addresses_changed(&mut self, family: IpFamily) -> Result<bool> {
         let notices = self.notices.get_mut(family);
         if let Some(notices) = notices {
-            return notices.any().context("listening to changes of addresses");
+            return notices.any().context("asking the kernel for changes of interface addresses");
         }
         let group = match family {
             IpFamily::V4 => V4_ADDRESS_GROUP,
             IpFamily::V6 => V6_ADDRESS_GROUP,
         };
-        *notices = Some(Notices::of(Protocol::Route, group).context("listening to changes of addresses")?);
+        *notices = Some(
+            Notices::of(Protocol::Route, group)
+                .context("asking the kernel for changes of interface addresses")?,
+        );
         Ok(true)
     }
 

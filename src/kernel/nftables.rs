@@ -1,8 +1,8 @@
 //! nf_tables, as the nftables dataplane uses it.
 
 use nftables_rs::{
-    Batch, Error, Generation, ListedChain, ListedElement, ListedRule, ListedSet, ListedTable, Nftables, Part,
-    TableName,
+    Batch, Element, Error, Generation, ListedChain, ListedElement, ListedRule, ListedSet, ListedTable,
+    Nftables, Part, TableName,
 };
 use std::cell::Cell;
 use std::rc::Rc;
@@ -100,6 +100,18 @@ pub trait Ruleset {
         set: &str,
         visit: &mut dyn FnMut(Part<ListedElement<'_>>),
     ) -> Result<bool, Error>;
+
+    /// Reads the element of a set that has this key; says whether there is one. It costs the same in a set of any size.
+    ///
+    /// # Errors
+    /// If the kernel cannot be read.
+    fn element(
+        &mut self,
+        table: TableName<'_>,
+        set: &str,
+        key: &Element<'_>,
+        read: &mut dyn FnMut(ListedElement<'_>),
+    ) -> Result<bool, Error>;
 }
 
 impl Ruleset for Nftables {
@@ -146,6 +158,16 @@ impl Ruleset for Nftables {
         visit: &mut dyn FnMut(Part<ListedElement<'_>>),
     ) -> Result<bool, Error> {
         Nftables::elements(self, table, set, visit)
+    }
+
+    fn element(
+        &mut self,
+        table: TableName<'_>,
+        set: &str,
+        key: &Element<'_>,
+        read: &mut dyn FnMut(ListedElement<'_>),
+    ) -> Result<bool, Error> {
+        Nftables::element(self, table, set, key, read)
     }
 }
 

@@ -83,7 +83,7 @@ impl fmt::Display for ApiConnection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let state = match (self.connected, self.listed) {
             (true, _) => "connected".to_owned(),
-            (false, true) => format!("NOT CONNECTED, the picture is {:.0} s old", self.age_seconds),
+            (false, true) => format!("NOT CONNECTED, the objects are {:.0} s old", self.age_seconds),
             (false, false) => "NOT CONNECTED, nothing is known yet".to_owned(),
         };
         writeln!(f, "API server {} {state}", self.server)?;
@@ -102,8 +102,8 @@ impl fmt::Display for ApiConnection {
 }
 
 impl ObjectKind {
-    /// All kinds.
-    pub const ALL: [ObjectKind; 3] = [ObjectKind::Service, ObjectKind::EndpointSlice, ObjectKind::Node];
+    /// The kinds without which nothing is programmed in full.
+    pub const NEEDED: [ObjectKind; 3] = [ObjectKind::Service, ObjectKind::EndpointSlice, ObjectKind::Node];
 
     /// The plural name of the resource, as in URLs.
     #[must_use]
@@ -112,6 +112,7 @@ impl ObjectKind {
             ObjectKind::Service => "services",
             ObjectKind::EndpointSlice => "endpointslices",
             ObjectKind::Node => "nodes",
+            ObjectKind::ServiceCidr => "servicecidrs",
         }
     }
 }
@@ -140,7 +141,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lost_server_is_named_with_its_cause_and_the_age_of_the_picture() {
+    fn a_lost_server_is_named_with_its_cause_and_the_age_of_the_objects() {
         let complaint = |connected, listed, error| connection(connected, listed, error).complaint();
         assert_eq!(complaint(true, true, Some("an old error")), None);
         assert_eq!(
@@ -163,7 +164,7 @@ mod tests {
         let text = connection(false, true, Some("refused")).to_string();
         assert_eq!(
             text,
-            "API server https://192.0.2.1:6443/ NOT CONNECTED, the picture is 45 s old\n           services       \
+            "API server https://192.0.2.1:6443/ NOT CONNECTED, the objects are 45 s old\n           services       \
              CLOSED since 2026-01-02T03:04:05Z, last event never, last error 2026-01-02T03:04:06Z: refused\n"
         );
     }

@@ -1,7 +1,9 @@
 //! The types that pass between rooms.
 
-use super::{EndpointSlice, FrontendKind, IpFamily, NodeFacts, Service, ServiceName, SliceName, Wanted};
-use std::collections::BTreeMap;
+use super::{
+    Cidr, EndpointSlice, FrontendKind, IpFamily, NodeFacts, Service, ServiceName, SliceName, Wanted,
+};
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -15,6 +17,8 @@ pub enum ObjectKind {
     EndpointSlice,
     /// core/v1 Node, ours only.
     Node,
+    /// networking.k8s.io/v1 ServiceCIDR; watched where the dataplane has a use for it.
+    ServiceCidr,
 }
 
 /// What a source (API server or manifests) tells `state`.
@@ -39,6 +43,10 @@ pub enum WatchEvent {
     Node(Arc<NodeFacts>),
     /// Our Node is gone.
     NodeGone,
+    /// A ServiceCIDR appeared or changed: its name and its networks.
+    ServiceCidr(Arc<str>, Box<[Cidr]>),
+    /// A ServiceCIDR is gone.
+    ServiceCidrGone(Arc<str>),
     /// All that the source cannot tell at the moment, in place of what it could not before.
     Problems(Box<[SourceProblem]>),
     /// The API server is about to be reached at one of these.
@@ -118,7 +126,7 @@ impl ServiceRecord {
     }
 }
 
-/// The whole picture: every Service with its slices, and our node.
+/// A snapshot: every Service with its slices, and our node.
 ///
 /// There is one, owned by the sync loop together with the tracker that changes it; the rest
 /// get it by reference for the length of a pass, so it is never copied.
@@ -128,4 +136,6 @@ pub struct Snapshot {
     pub services: BTreeMap<ServiceName, ServiceRecord>,
     /// Our node.
     pub node: Arc<NodeFacts>,
+    /// The networks that cluster IPs are given out from, as far as the source tells; both families'.
+    pub service_cidrs: BTreeSet<Cidr>,
 }

@@ -69,6 +69,8 @@ pub struct FamilySettings {
     pub localhost_node_ports: bool,
     /// External IPs lead to their Services; an operator can switch that off.
     pub external_ips: bool,
+    /// The networks of this family that cluster IPs are given out from, as far as they are known, each once.
+    pub service_cidrs: Vec<Cidr>,
     /// How much of one Service is programmed at most; what its object asks for is within them already.
     pub limits: ServiceLimits,
 }
@@ -101,6 +103,7 @@ impl FamilySettings {
             node_port_addresses: NodePortAddresses::All,
             localhost_node_ports: family == IpFamily::V4,
             external_ips: true,
+            service_cidrs: Vec::new(),
             limits: ServiceLimits::NONE,
         }
     }

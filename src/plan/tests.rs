@@ -100,8 +100,11 @@ impl Setup {
         let record = ServiceRecord { service: Some(Box::new(service)), slices, ..ServiceRecord::default() };
         let node =
             NodeFacts { name: "node-0".into(), zone: self.zone.map(Arc::from), ..NodeFacts::default() };
-        let snapshot =
-            Snapshot { services: [(ServiceName::new("shop", "web"), record)].into(), node: Arc::new(node) };
+        let snapshot = Snapshot {
+            services: [(ServiceName::new("shop", "web"), record)].into(),
+            node: Arc::new(node),
+            ..Snapshot::default()
+        };
         let mut settings = FamilySettings::new(IpFamily::V4);
         settings.node_ip = [192, 168, 50, 4].into();
         look(&Plan::new(&settings, &snapshot, Scope::All))

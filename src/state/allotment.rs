@@ -1,7 +1,7 @@
 //! Which Service has which frontend, and which goes without: it is another's, or the node's, a pod's, the API
 //! server's.
 //!
-//! Claims are collected as events come in and settled once before a pass, so that a list in which many Services
+//! Claims are collected as events come in and decided once before a pass, so that a list in which many Services
 //! claim one frontend costs no more than any other.
 
 use super::claims::{Claim, Claims, Place, claims_of};
@@ -44,8 +44,8 @@ pub(super) struct Allotment {
     told: ApiServers,
     /// The same, with its endpoints where it is reached at its cluster IP.
     api_servers: ApiServers,
-    /// What has changed since the last settlement concerns these.
-    unsettled: BTreeSet<ServiceName>,
+    /// What has changed since the last decision concerns these.
+    undecided: BTreeSet<ServiceName>,
     /// What stands. All has been told.
     known: BTreeMap<ServiceName, Findings>,
 }
@@ -70,7 +70,7 @@ impl Allotment {
             for address in IpFamily::ALL.into_iter().filter_map(|family| *service.cluster_ips.get(family)) {
                 self.reconsider(Place::whole(address), node);
             }
-            self.unsettled.insert(service.name.clone());
+            self.undecided.insert(service.name.clone());
         }
     }
 
@@ -93,7 +93,7 @@ impl Allotment {
 
     /// The node has other addresses or pod networks.
     pub(super) fn node_changed(&mut self) {
-        self.unsettled.extend(self.claims.all().map(|claim| claim.service.clone()));
+        self.undecided.extend(self.claims.all().map(|claim| claim.service.clone()));
     }
 
     /// What stands, in the order of Services.
@@ -106,13 +106,13 @@ impl Allotment {
         self.known.get(name)
     }
 
-    /// Settles what has changed.
-    pub(super) fn settle(&mut self, snapshot: &Snapshot) -> Vec<Verdict> {
+    /// Decides anew what has changed.
+    pub(super) fn allot(&mut self, snapshot: &Snapshot) -> Vec<Verdict> {
         self.endpoints.read(&snapshot.services);
         self.find_api_servers(snapshot);
-        let unsettled = std::mem::take(&mut self.unsettled);
+        let undecided = std::mem::take(&mut self.undecided);
         let judge = Judge { allotment: self, snapshot };
-        let judged: Vec<_> = unsettled.into_iter().map(|name| judge.judge(name)).collect();
+        let judged: Vec<_> = undecided.into_iter().map(|name| judge.judge(name)).collect();
         judged.into_iter().map(|(name, refused, found)| self.verdict(name, refused, found)).collect()
     }
 
@@ -147,15 +147,15 @@ impl Allotment {
             None => {
                 let own = node.addresses.iter().chain(&self.reserved.node_addresses);
                 let own = own.map(|address| Place { address: Some(*address), ..place });
-                self.unsettled
+                self.undecided
                     .extend(own.flat_map(|place| self.claims.at(place)).map(|it| it.service.clone()));
             }
         }
-        self.unsettled.extend(self.claims.at(place).map(|claim| claim.service.clone()));
+        self.undecided.extend(self.claims.at(place).map(|claim| claim.service.clone()));
     }
 
     fn reconsider_address(&mut self, address: IpAddr) {
-        self.unsettled.extend(self.claims.on(address).map(|claim| claim.service.clone()));
+        self.undecided.extend(self.claims.on(address).map(|claim| claim.service.clone()));
     }
 
     /// Finds where the API server is reached now. At its cluster IP it is reached at its endpoints, too.
@@ -187,7 +187,7 @@ impl Allotment {
         for at in changed {
             self.reconsider_address(at.ip());
             let ports = self.claims.on_node().filter(|claim| claim.place.port == at.port());
-            self.unsettled.extend(ports.map(|claim| claim.service.clone()));
+            self.undecided.extend(ports.map(|claim| claim.service.clone()));
         }
     }
 

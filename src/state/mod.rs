@@ -1,4 +1,4 @@
-//! Events in, one picture out: folds what the sources tell into a `Snapshot` and remembers which
+//! Events in, one snapshot out: folds what the sources tell into a `Snapshot` and remembers which
 //! Services changed since the last pass.
 //!
 //! Pure: no I/O, no clock. It decides nothing about traffic, with one exception that needs memory across
@@ -9,6 +9,7 @@ mod bounds;
 mod claims;
 mod endpoints;
 mod owners;
+mod service_cidrs;
 mod tracker;
 
 pub use bounds::OverBound;

@@ -92,7 +92,7 @@ impl fmt::Display for AddressOwner {
         let words = match self {
             AddressOwner::ApiServer => "where this node reaches the API server",
             AddressOwner::ApiServerAddress => {
-                "at the address where this node reaches the API server, and IPVS mode would take all its ports"
+                "at the address where this node reaches the API server, and in this mode a Service takes all ports of an address"
             }
             AddressOwner::Special(range) => range,
             AddressOwner::Node => "this node's own address",

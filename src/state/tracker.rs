@@ -3,6 +3,7 @@
 use super::allotment::{Allotment, Findings};
 use super::bounds::{Bounds, OverBound};
 use super::owners::{FrontendConflict, Reserved, ReservedClaim};
+use super::service_cidrs::ServiceCidrs;
 use crate::model::{
     EndpointSlice, IpFamily, NodeFacts, ObjectKind, PerFamily, Service, ServiceLimits, ServiceName,
     SliceName, Snapshot, SourceProblem, WatchEvent,
@@ -17,6 +18,8 @@ pub struct ChangedObjects {
     pub services: BTreeSet<ServiceName>,
     /// Our node's zone, addresses or pod networks changed: every Service may route differently.
     pub node: bool,
+    /// The networks of cluster IPs changed; no Service is concerned.
+    pub service_cidrs: bool,
     /// Trigger times (milliseconds since 1970) of the endpoint changes, for the latency metric.
     pub triggered: Vec<i64>,
 }
@@ -36,7 +39,7 @@ impl ChangedObjects {
     /// Whether there is nothing to do.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.services.is_empty() && !self.node
+        self.services.is_empty() && !self.node && !self.service_cidrs
     }
 }
 
@@ -56,6 +59,7 @@ pub struct Tracker {
     snapshot: Snapshot,
     /// Where a slice is filed: its Service can change, and a removal names only the slice.
     slice_services: HashMap<SliceName, ServiceName>,
+    service_cidrs: ServiceCidrs,
     allotment: Allotment,
     bounds: Bounds,
     /// How many endpoints of a slice are refused; a slice without any is not there.
@@ -83,7 +87,7 @@ struct Unlisted {
 }
 
 impl Tracker {
-    /// An empty picture. `node` is what is known of the node before its object is seen;
+    /// An empty snapshot. `node` is what is known of the node before its object is seen;
     /// trigger times before `started` (milliseconds since 1970) are not reported.
     #[must_use]
     pub fn new(node: NodeFacts, started: i64) -> Self {
@@ -91,14 +95,14 @@ impl Tracker {
         Tracker { snapshot, started, ..Tracker::default() }
     }
 
-    /// The same picture, knowing which addresses are not for Services to claim.
+    /// The same snapshot, knowing which addresses are not for Services to claim.
     #[must_use]
     pub fn reserving(mut self, reserved: Reserved) -> Self {
         self.allotment.reserved = reserved;
         self
     }
 
-    /// The same picture, of Services within these limits.
+    /// The same snapshot, of Services within these limits.
     #[must_use]
     pub fn limiting(mut self, limits: ServiceLimits) -> Self {
         self.bounds.limits = limits;
@@ -116,7 +120,7 @@ impl Tracker {
         }
     }
 
-    /// The picture as it is now.
+    /// The snapshot as it is now.
     #[must_use]
     pub fn snapshot(&self) -> &Snapshot {
         &self.snapshot
@@ -141,7 +145,7 @@ impl Tracker {
         *self.endpoints.get(family)
     }
 
-    /// Frontends that Services ask for and other Services have, as of the last settlement.
+    /// Frontends that Services ask for and other Services have, as of the last decision.
     pub fn conflicts(&self) -> impl Iterator<Item = &FrontendConflict> {
         self.allotment.standing().flat_map(|found| &found.conflicts)
     }
@@ -152,7 +156,7 @@ impl Tracker {
         self.allotment.of(name).map_or(&[], |found| &found.conflicts)
     }
 
-    /// Frontends that Services ask for and that are none for Services, as of the last settlement.
+    /// Frontends that Services ask for and that are none for Services, as of the last decision.
     pub fn claims(&self) -> impl Iterator<Item = &ReservedClaim> {
         self.allotment.standing().flat_map(|found| &found.claims)
     }
@@ -203,17 +207,17 @@ impl Tracker {
         &self.allotment
     }
 
-    /// What changed of a family since this was last called for it. Claims are settled first.
+    /// What changed of a family since this was last called for it. Claims are decided first.
     pub fn take_changes(&mut self, family: IpFamily) -> ChangedObjects {
-        self.settle();
+        self.allot();
         let mut changes = std::mem::take(self.changes.get_mut(family));
         changes.triggered = std::mem::take(self.triggers.get_mut(family)).into_values().flatten().collect();
         changes
     }
 
-    /// What Services newly ask for and cannot have, since this was last called. Claims are settled first.
+    /// What Services newly ask for and cannot have, since this was last called. Claims are decided first.
     pub fn take_disputes(&mut self) -> Disputes {
-        self.settle();
+        self.allot();
         let mut disputes = std::mem::take(&mut self.disputes);
         // A list can name the owner of a frontend last.
         disputes.conflicts.retain(|it| self.conflicts_of(&it.service).contains(it));
@@ -222,9 +226,9 @@ impl Tracker {
         disputes
     }
 
-    /// Settles which Service has which frontend, by all that has been folded in.
-    pub fn settle(&mut self) {
-        for verdict in self.allotment.settle(&self.snapshot) {
+    /// Decides which Service has which frontend, by all that has been folded in.
+    pub fn allot(&mut self) {
+        for verdict in self.allotment.allot(&self.snapshot) {
             if let Some(record) = self.snapshot.services.get_mut(&verdict.service)
                 && record.refused != verdict.refused
             {
@@ -241,17 +245,19 @@ impl Tracker {
     /// How many Services wait for a pass.
     #[must_use]
     pub fn pending(&self) -> usize {
-        self.changes.v4.services.union(&self.changes.v6.services).count()
+        let (v4, v6) = (&self.changes.v4.services, &self.changes.v6.services);
+        // It is asked with every event, and most clusters have one family.
+        if v4.is_empty() || v6.is_empty() { v4.len() + v6.len() } else { v4.union(v6).count() }
     }
 
-    /// Whether `take_changes` would yield something to do. Claims are settled first.
+    /// Whether `take_changes` would yield something to do. Claims are decided first.
     #[must_use]
     pub fn has_changes(&mut self, family: IpFamily) -> bool {
-        self.settle();
+        self.allot();
         !self.changes.get(family).is_empty()
     }
 
-    /// Folds one event into the picture.
+    /// Folds one event into the snapshot.
     pub fn fold(&mut self, event: WatchEvent) {
         match event {
             WatchEvent::Listing(kind) => self.begin_list(kind),
@@ -263,6 +269,14 @@ impl Tracker {
             WatchEvent::Node(node) => self.fold_node(node),
             // The last facts stay in force: a deleted Node object moves no traffic (kube-proxy).
             WatchEvent::NodeGone => {}
+            WatchEvent::ServiceCidr(name, cidrs) => {
+                self.service_cidrs.fold(name, cidrs);
+                self.settle_service_cidrs();
+            }
+            WatchEvent::ServiceCidrGone(name) => {
+                self.service_cidrs.remove(&name);
+                self.settle_service_cidrs();
+            }
             WatchEvent::Problems(problems) => self.problems = problems,
             WatchEvent::ApiServer(addresses) => self.allotment.tell_api_server(&addresses),
         }
@@ -287,6 +301,7 @@ impl Tracker {
                 }
                 self.unlisted.slices = Some(self.slice_services.keys().cloned().collect());
             }
+            ObjectKind::ServiceCidr => self.service_cidrs.begin_list(),
             ObjectKind::Node => {}
         }
     }
@@ -303,6 +318,10 @@ impl Tracker {
                 for name in self.unlisted.slices.take().unwrap_or_default() {
                     self.remove_slice(&name);
                 }
+            }
+            ObjectKind::ServiceCidr => {
+                self.service_cidrs.end_list();
+                self.settle_service_cidrs();
             }
             ObjectKind::Node => {}
         }
@@ -435,6 +454,15 @@ impl Tracker {
         if self.snapshot.services.get(name).is_some_and(empty) {
             self.snapshot.services.remove(name);
         }
+    }
+
+    /// Notes the families whose networks of cluster IPs are others than before.
+    fn settle_service_cidrs(&mut self) {
+        let now = self.service_cidrs.all();
+        for differing in self.snapshot.service_cidrs.symmetric_difference(&now) {
+            self.changes.get_mut(IpFamily::of_cidr(differing)).service_cidrs = true;
+        }
+        self.snapshot.service_cidrs = now;
     }
 
     fn fold_node(&mut self, node: Arc<NodeFacts>) {

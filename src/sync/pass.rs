@@ -2,7 +2,7 @@
 
 use super::report::{PassKind, PassOutcome};
 use crate::backend::{Applied, Dataplane, Deviation, KernelObject, Refusal, VerifyDepth};
-use crate::model::{IpFamily, NodeFacts, ServiceName, Snapshot};
+use crate::model::{IpFamily, ServiceName, Snapshot};
 use crate::plan::{FamilySettings, NodePortAddresses, Plan, Scope};
 use crate::state::{ChangedObjects, Tracker};
 use anyhow::{Context, Result, bail};
@@ -15,8 +15,8 @@ const MOST_TRIGGERED: usize = 10_000;
 /// Reads this node's addresses of a family, each once, sorted.
 pub type ReadAddresses = Box<dyn Fn(IpFamily) -> Result<Vec<IpAddr>>>;
 
-/// Makes a family's settings of what is known of our Node.
-pub type MakeSettings = Box<dyn Fn(&NodeFacts) -> FamilySettings>;
+/// Makes a family's settings of what is known of our Node and of the networks of cluster IPs.
+pub type MakeSettings = Box<dyn Fn(&Snapshot) -> FamilySettings>;
 
 /// One family's dataplane, and what its plans are made of.
 pub struct FamilySync {
@@ -56,9 +56,9 @@ impl FamilySync {
         }
     }
 
-    /// Has the settings made again when what is known of our Node changes.
+    /// Has the settings made again when what they are made of changes.
     #[must_use]
-    pub fn following_node(mut self, make_settings: MakeSettings) -> Self {
+    pub fn following(mut self, make_settings: MakeSettings) -> Self {
         self.make_settings = Some(make_settings);
         self
     }
@@ -81,7 +81,7 @@ impl FamilySync {
         self.settings.node_port_ips(&self.addresses)
     }
 
-    /// Makes the next pass look at the kernel and write everything again.
+    /// Makes the next pass list what is in the kernel and write everything again.
     pub fn forget(&mut self) {
         self.dataplane.forget();
     }
@@ -100,8 +100,9 @@ impl FamilySync {
         changes: &ChangedObjects,
     ) -> (PassKind, PassOutcome) {
         let kind = self.next_kind(changes);
-        if let Some(make_settings) = self.make_settings.as_ref().filter(|_| kind == PassKind::Full) {
-            self.settings = make_settings(&tracker.snapshot().node);
+        let is_due = kind == PassKind::Full || changes.service_cidrs;
+        if let Some(make_settings) = self.make_settings.as_ref().filter(|_| is_due) {
+            self.settings = make_settings(tracker.snapshot());
         }
         self.triggered.extend(&changes.triggered);
         self.triggered.truncate(MOST_TRIGGERED);
@@ -119,7 +120,7 @@ impl FamilySync {
         }
     }
 
-    /// Services that the next pass has to look at, whatever else changes.
+    /// Services that are in the scope of the next pass, whatever else changes.
     pub(super) fn take_unfinished(&mut self) -> BTreeSet<ServiceName> {
         std::mem::take(&mut self.unfinished)
     }
@@ -150,11 +151,11 @@ impl FamilySync {
         refusal.map(|refusal| refusal.reason.as_str())
     }
 
-    /// Learns what the backend knows of the node once it has looked, and changes nothing.
+    /// Reads what a plan and what is wanted depend on, and changes nothing.
     ///
     /// # Errors
     /// When the kernel cannot be read.
-    pub async fn look(&mut self) -> Result<()> {
+    pub async fn learn(&mut self) -> Result<()> {
         self.dataplane.learn().await?;
         self.addresses = self.read_addresses()?;
         Ok(())
@@ -207,8 +208,8 @@ impl FamilySync {
     ///
     /// # Errors
     /// When the kernel cannot be read.
-    pub(super) async fn verify(&mut self, look: VerifyDepth) -> Result<Vec<Deviation>> {
-        self.dataplane.verify(look).await
+    pub(super) async fn verify(&mut self, depth: VerifyDepth) -> Result<Vec<Deviation>> {
+        self.dataplane.verify(depth).await
     }
 }
 

@@ -96,16 +96,12 @@ impl PostSync {
     }
 
     /// Does what follows from a plan that is in force now, but for the Services that are refused.
-    pub(super) async fn settle(
-        &mut self,
-        plan: &Plan<'_>,
-        refused: &BTreeSet<ServiceName>,
-    ) -> PostSyncResult {
+    pub(super) async fn run(&mut self, plan: &Plan<'_>, refused: &BTreeSet<ServiceName>) -> PostSyncResult {
         if let Some(conntrack) = &self.conntrack {
             conntrack.update(Update::of(plan));
         }
         let taken = match &mut self.ports {
-            Some(ports) => ports.get_mut(plan.family()).settle(plan, refused).await,
+            Some(ports) => ports.get_mut(plan.family()).update(plan, refused).await,
             None => Vec::new(),
         };
         PostSyncResult { no_local: self.count_no_local(plan), taken, node_port_ips: plan.node_port_ips() }

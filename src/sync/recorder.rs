@@ -152,7 +152,7 @@ impl MetricsRecorder {
             tracing::warn!(%family, what = %it, "changed by another program; written again");
         }
         if drift.len() > MOST_SHOWN {
-            tracing::warn!(%family, what = note, "changed by another program, in all");
+            tracing::warn!(%family, what = note, "changed by another program; written again, and not all of it is named");
         }
         let note = format!("{family}: {note}; written again");
         self.warn(None, "RulesChangedByOthers", "Sync", note);
@@ -267,7 +267,7 @@ impl Recorder for MetricsRecorder {
         for finding in found {
             match finding {
                 Deviation::Drift(it) => drift.push(it),
-                Deviation::Outdated(what) => tracing::info!(%family, what, "writing everything again"),
+                Deviation::Outdated(what) => tracing::info!(%family, what, "everything is written again"),
             }
         }
         self.record_drift(family, &drift);
@@ -278,7 +278,7 @@ impl Recorder for MetricsRecorder {
         if std::mem::replace(self.unverified.get_mut(family), true) {
             return;
         }
-        tracing::warn!(%family, error = format!("{error:#}"), "cannot check the kernel's rules");
+        tracing::warn!(%family, error = format!("{error:#}"), "cannot verify what is in the kernel; trying again in 2 s");
     }
 
     fn conflicts(&mut self, conflicts: &[FrontendConflict]) {

@@ -75,7 +75,7 @@ pub trait Recorder {
     fn passed(&mut self, report: &SyncReport);
 
     /// What followed from a pass that succeeded.
-    fn post_synced(&mut self, family: IpFamily, settled: &PostSyncResult);
+    fn post_synced(&mut self, family: IpFamily, result: &PostSyncResult);
 
     /// Health-check node ports could not be opened: another program has them.
     fn taken(&mut self, taken: &[PortTaken]);
@@ -95,7 +95,7 @@ pub trait Recorder {
     /// Services ask for more than is programmed of one.
     fn over_bounds(&mut self, over: &[OverBound]);
 
-    /// What of the picture is left out or doubtful now.
+    /// What of the snapshot is left out or doubtful now.
     fn doubted(&mut self, tracker: &Tracker);
 
     /// What the source cannot tell now.

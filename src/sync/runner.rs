@@ -16,7 +16,7 @@ use tokio::time::Instant;
 
 /// How often each family verifies what it wrote. As long as no other program changed anything, that costs one small
 /// question to the kernel.
-const CHECK_PERIOD: Duration = Duration::from_secs(2);
+const VERIFY_PERIOD: Duration = Duration::from_secs(2);
 /// The loop's periods.
 #[derive(Clone, Copy, Debug)]
 pub struct Periods {
@@ -82,9 +82,9 @@ impl<R: Recorder> Runner<R> {
         if self.tracker.is_complete() {
             self.request_what_changed();
         }
-        self.tell_picture();
-        let mut check = tokio::time::interval(CHECK_PERIOD);
-        check.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        self.tell_snapshot();
+        let mut verification = tokio::time::interval(VERIFY_PERIOD);
+        verification.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut queries = self.queries.take();
         loop {
             let next = self.next_pass();
@@ -94,7 +94,7 @@ impl<R: Recorder> Runner<R> {
                     None => return,
                 },
                 () = sleep_until(next) => self.sync().await,
-                _ = check.tick() => self.check().await,
+                _ = verification.tick() => self.verify().await,
                 query = query::next(&mut queries) => query(&self.state()),
             }
         }
@@ -113,10 +113,10 @@ impl<R: Recorder> Runner<R> {
         if self.tracker.is_complete() {
             self.request_what_changed();
         }
-        self.tell_picture();
+        self.tell_snapshot();
     }
 
-    fn tell_picture(&mut self) {
+    fn tell_snapshot(&mut self) {
         self.tell_seen();
         self.recorder.node(&self.tracker.snapshot().node);
         self.recorder.problems(self.tracker.problems());
@@ -198,8 +198,8 @@ impl<R: Recorder> Runner<R> {
             ended = if applied.newly_refused().next().is_some() { Ended::Refusing } else { Ended::Well };
             let left_out = applied.refused.iter().map(|refusal| refusal.service.clone()).collect();
             let plan = family.plan(tracker.snapshot(), &changes, report.kind);
-            let settled = post_sync.settle(&plan, &left_out).await;
-            recorder.post_synced(family.family(), &settled);
+            let result = post_sync.run(&plan, &left_out).await;
+            recorder.post_synced(family.family(), &result);
         }
         schedule.end(Instant::now(), ended, periods);
         if is_unfinished {
@@ -207,18 +207,18 @@ impl<R: Recorder> Runner<R> {
         }
     }
 
-    /// Looks whether the kernel still has what each family wrote, and the node its addresses; if not, there is
-    /// a pass at once.
-    async fn check(&mut self) {
+    /// Verifies that the kernel still has what each family wrote, and the node its addresses; if not, there is a
+    /// pass at once.
+    async fn verify(&mut self) {
         let taken = self.post_sync.retry();
         self.recorder.taken(&taken);
         let now = Instant::now();
-        let look = if self.thorough_from <= now { VerifyDepth::Thorough } else { VerifyDepth::Quick };
+        let depth = if self.thorough_from <= now { VerifyDepth::Thorough } else { VerifyDepth::Quick };
         let mut fine = true;
         for family in &mut self.families {
             let schedule = self.schedules.get_mut(family.family());
             fine &= schedule.is_synced();
-            match found_changed(family, look, &mut self.recorder).await {
+            match found_changed(family, depth, &mut self.recorder).await {
                 Ok(false) => {}
                 Ok(true) => {
                     fine = false;
@@ -231,8 +231,8 @@ impl<R: Recorder> Runner<R> {
                 }
             }
         }
-        if look == VerifyDepth::Thorough {
-            self.thorough_from = now + self.periods.sync.saturating_sub(CHECK_PERIOD);
+        if depth == VerifyDepth::Thorough {
+            self.thorough_from = now + self.periods.sync.saturating_sub(VERIFY_PERIOD);
         }
         if fine {
             self.post_sync.works();
@@ -243,14 +243,14 @@ impl<R: Recorder> Runner<R> {
 /// Whether the kernel has something else than we left there, or the node other addresses.
 async fn found_changed(
     family: &mut FamilySync,
-    look: VerifyDepth,
+    depth: VerifyDepth,
     recorder: &mut impl Recorder,
 ) -> Result<bool> {
     let moved = family.addresses_changed().unwrap_or_else(|error| {
         recorder.unverified(family.family(), &error);
         false
     });
-    let found = family.verify(look).await?;
+    let found = family.verify(depth).await?;
     recorder.verified(family.family(), &found);
     Ok(moved || !found.is_empty())
 }

@@ -6,7 +6,7 @@ use crate::backend::iptables::{Features, Iptables};
 use crate::health::PortTaken;
 use crate::kernel::fake::iptables::FakeXtables;
 use crate::kernel::iptables::Flavor;
-use crate::model::{Cidr, IpFamily, NodeFacts, ObjectKind, SourceProblem, WatchEvent};
+use crate::model::{Cidr, IpFamily, NodeFacts, ObjectKind, Snapshot, SourceProblem, WatchEvent};
 use crate::plan::{FamilySettings, LocalDetector, NodePortAddresses};
 use crate::state::{FrontendConflict, OverBound, ReservedClaim, Tracker};
 use crate::testing::cluster;
@@ -56,9 +56,9 @@ impl Recorder for Diary {
         self.note(format!("{outcome} {:?} {}", report.kind, report.services));
     }
 
-    fn post_synced(&mut self, _: IpFamily, settled: &PostSyncResult) {
-        if *settled != PostSyncResult::default() {
-            self.note(format!("settled: {settled:?}"));
+    fn post_synced(&mut self, _: IpFamily, result: &PostSyncResult) {
+        if *result != PostSyncResult::default() {
+            self.note(format!("post-sync: {result:?}"));
         }
     }
 
@@ -387,7 +387,7 @@ async fn the_loop_ends_with_its_source_and_leaves_the_rules() {
 }
 
 /// Node ports on the node's primary address, and local pods told by their network.
-fn by_node(node: &NodeFacts) -> FamilySettings {
+fn by_node(Snapshot { node, .. }: &Snapshot) -> FamilySettings {
     let own: Vec<Cidr> = node.address(IpFamily::V4).map(Cidr::from).into_iter().collect();
     FamilySettings {
         node_port_addresses: NodePortAddresses::Within(own),
@@ -402,7 +402,7 @@ async fn what_rules_depend_on_of_our_node_is_followed_without_a_restart() {
     let backend = Iptables::new(FakeXtables::default(), IpFamily::V4, Features::default());
     let addresses = Box::new(|_| Ok(["10.0.0.1", "10.0.0.2"].map(|ip| ip.parse().unwrap()).to_vec()));
     let settings = FamilySettings::new(IpFamily::V4);
-    let family = FamilySync::new(Box::new(backend), settings, addresses).following_node(Box::new(by_node));
+    let family = FamilySync::new(Box::new(backend), settings, addresses).following(Box::new(by_node));
     let mut runner = runner_of(family, &diary);
     let (sender, mut events) = mpsc::channel(16);
     let node = |address: &str, pods: &str| {

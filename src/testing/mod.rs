@@ -16,4 +16,5 @@ pub mod proxy;
 pub mod remote_api;
 pub mod sink;
 pub mod stub_api;
+pub mod thorough;
 pub mod traffic;

@@ -34,7 +34,7 @@ pub fn rules(text: &str) -> Vec<String> {
     let node = NodeFacts { name: NODE.into(), ..NodeFacts::default() };
     let mut tracker = Tracker::new(node, 0);
     manifest(text).into_iter().for_each(|event| tracker.fold(event));
-    tracker.settle();
+    tracker.allot();
     let mut inputs = Vec::new();
     for family in IpFamily::ALL {
         let settings = FamilySettings::new(family);

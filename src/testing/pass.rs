@@ -6,7 +6,7 @@ use crate::plan::{FamilySettings, LocalDetector, Plan, Scope};
 use crate::state::Tracker;
 use anyhow::Result;
 
-/// An empty picture of our node, and settings that tell its pods by their network.
+/// An empty snapshot of our node, and settings that tell its pods by their network.
 #[must_use]
 pub fn start(family: IpFamily) -> (Tracker, FamilySettings) {
     let node = NodeFacts { name: "node-0".into(), zone: Some("z0".into()), ..NodeFacts::default() };
@@ -19,7 +19,7 @@ pub fn start(family: IpFamily) -> (Tracker, FamilySettings) {
 }
 
 /// Tells a tracker all Services and slices that another one knows.
-pub fn copy_picture(from: &Tracker, to: &mut Tracker) {
+pub fn copy_snapshot(from: &Tracker, to: &mut Tracker) {
     for record in from.snapshot().services.values() {
         let service = record.service.iter().cloned().map(WatchEvent::Service);
         let slices = record.slices.iter().cloned().map(|slice| WatchEvent::Slice(Box::new(slice)));

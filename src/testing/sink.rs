@@ -7,7 +7,8 @@ use crate::kernel::nft::{Act, Concerns, ForeignWrite, Heard, Part};
 use crate::kernel::nftables::Ruleset;
 use anyhow::Result;
 use nftables_rs::{
-    Batch, Error, Generation, ListedChain, ListedElement, ListedRule, ListedSet, ListedTable, TableName,
+    Batch, Element, Error, Generation, ListedChain, ListedElement, ListedRule, ListedSet, ListedTable,
+    TableName,
 };
 use std::cell::Cell;
 use std::fmt;
@@ -211,6 +212,17 @@ impl Ruleset for ElementSink {
     fn sets(&mut self, _: TableName<'_>, visit: &mut dyn FnMut(Part<ListedSet<'_>>)) -> Result<(), Error> {
         self.list(visit);
         Ok(())
+    }
+
+    fn element(
+        &mut self,
+        _: TableName<'_>,
+        _: &str,
+        _: &Element<'_>,
+        _: &mut dyn FnMut(ListedElement<'_>),
+    ) -> Result<bool, Error> {
+        self.listings += 1;
+        Ok(false)
     }
 
     fn elements(

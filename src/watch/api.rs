@@ -1,4 +1,4 @@
-//! The API server as a source: three watches side by side.
+//! The API server as a source: three watches side by side, and a fourth where ServiceCIDRs are asked for.
 //!
 //! Of kube's own log lines, the target `kube_client::client`, which logs whole bodies, should be filtered below
 //! ERROR: `stream` logs all that matters, once.
@@ -8,8 +8,9 @@ use super::endpoint_slices::EndpointSlices;
 use super::node::OwnNode;
 use super::requests::Negotiation;
 pub use super::requests::{Accept, Bounds};
+use super::service_cidrs::ServiceCidrs;
 use super::services::Services;
-use super::stream::{Shared, Stream};
+use super::stream::{Closed, Shared, Stream};
 use crate::model::{ObjectKind, WatchEvent, WatchNews};
 use std::fmt;
 use std::ops::RangeInclusive;
@@ -46,7 +47,9 @@ pub struct WatchOptions {
     pub bounds: Bounds,
     /// The node ports that the cluster is said to give out; other ports are used with a warning.
     pub node_port_range: RangeInclusive<u16>,
-    /// Told how each watch is doing.
+    /// Watch ServiceCIDRs, too.
+    pub service_cidrs: bool,
+    /// Told how each watch is doing, but for the one of ServiceCIDRs, without which all else works.
     pub observer: WatchObserver,
 }
 
@@ -82,12 +85,13 @@ impl Default for WatchOptions {
             accept: Accept::default(),
             bounds: Bounds::default(),
             node_port_range: 30_000..=32_767,
+            service_cidrs: false,
             observer: WatchObserver::default(),
         }
     }
 }
 
-/// Watches Services, EndpointSlices and the Node `node_name` until the receiver is dropped.
+/// Watches Services, EndpointSlices, the Node `node_name` and, if asked to, ServiceCIDRs until the receiver is dropped.
 ///
 /// Failures are logged and retried. A full channel makes the watches wait, and the server with them.
 pub async fn run(
@@ -97,15 +101,23 @@ pub async fn run(
     options: WatchOptions,
 ) {
     let node_name: Arc<str> = node_name.into();
+    let has_service_cidrs = options.service_cidrs;
     let services = Services { node_port_range: options.node_port_range.clone() };
     let negotiation = Arc::new(Negotiation::new(options.accept.clone()));
     let shared = Arc::new(Shared { options, negotiation, answered: Notify::new() });
     let mut services = Stream::new(services, connection.clone(), sender.clone(), shared.clone());
     let slices = EndpointSlices { node_name: node_name.clone() };
     let mut slices = Stream::new(slices, connection.clone(), sender.clone(), shared.clone());
+    let mut cidrs = Stream::new(ServiceCidrs, connection.clone(), sender.clone(), shared.clone());
+    let cidrs = async {
+        match has_service_cidrs {
+            true => cidrs.follow().await,
+            false => Closed,
+        }
+    };
     let mut node = Stream::new(OwnNode { name: node_name }, connection, sender.clone(), shared);
     tokio::select! {
         () = sender.closed() => {}
-        _ = async { tokio::join!(services.follow(), slices.follow(), node.follow()) } => {}
+        _ = async { tokio::join!(services.follow(), slices.follow(), node.follow(), cidrs) } => {}
     }
 }

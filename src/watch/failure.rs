@@ -74,6 +74,11 @@ impl Failure {
         matches!(&self.cause, Cause::Status(status) if status.code == 410)
     }
 
+    /// Whether the server does not have such objects, or not for us.
+    pub(super) fn is_not_offered(&self) -> bool {
+        matches!(&self.cause, Cause::Status(status) if [403, 404].contains(&status.code))
+    }
+
     /// Whether a watch cannot go on from its version, so that a list is due at once.
     pub(super) fn needs_list(&self) -> bool {
         // Some change could not be read, and which one it was we cannot know.

@@ -1,7 +1,7 @@
 //! Entry points for fuzzers: whatever an API server sends, reading it comes to an end.
 
 use super::convert;
-use super::objects::{ApiObject, EndpointSliceObject, NodeObject, ServiceObject};
+use super::objects::{ApiObject, EndpointSliceObject, NodeObject, ServiceCidrObject, ServiceObject};
 use super::wire::{Cutter, Decoded, Encoding, Event, Page};
 use bytes::Bytes;
 
@@ -40,6 +40,7 @@ fn object(encoding: Encoding, bytes: &Bytes) {
         drop(convert::endpoint_slice(&object, "node"));
     });
     object_of::<NodeObject>(encoding, bytes, |object| drop(convert::node(&object)));
+    object_of::<ServiceCidrObject>(encoding, bytes, |object| drop(convert::service_cidr(&object)));
 }
 
 fn object_of<K: ApiObject>(encoding: Encoding, bytes: &Bytes, convert: impl FnOnce(K)) {

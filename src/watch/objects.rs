@@ -2,7 +2,7 @@
 //!
 //! JSON and protobuf fill the same types, so that what becomes of an object does not depend on how it came. The numbers
 //! of the fields are those of Kubernetes' published definitions: `generated.proto` in `k8s.io/api/core/v1`,
-//! `k8s.io/api/discovery/v1` and `k8s.io/apimachinery/pkg/apis/meta/v1`. Fields without a line here are skipped. To
+//! `k8s.io/api/discovery/v1`, `k8s.io/api/networking/v1` and `k8s.io/apimachinery/pkg/apis/meta/v1`. Fields without a line here are skipped. To
 //! prost `required` means that a default stands in for what is absent.
 //!
 //! The types are lenient on purpose: an object that fails to decode is lost until the next list, so
@@ -69,6 +69,7 @@ macro_rules! api_object {
 api_object!(ServiceObject, "Service", "/api/v1", "services");
 api_object!(EndpointSliceObject, "EndpointSlice", "/apis/discovery.k8s.io/v1", "endpointslices");
 api_object!(NodeObject, "Node", "/api/v1", "nodes");
+api_object!(ServiceCidrObject, "ServiceCIDR", "/apis/networking.k8s.io/v1", "servicecidrs");
 
 /// `metadata` of every object. `managedFields` alone can be half of an object; it is skipped.
 #[derive(Clone, PartialEq, Message, Deserialize)]
@@ -429,6 +430,28 @@ pub struct NodeAddress {
     #[prost(string, required, tag = "2")]
     #[serde(default, deserialize_with = "nullable")]
     pub address: String,
+}
+
+/// networking.k8s.io/v1 ServiceCIDR.
+#[derive(Clone, PartialEq, Message, Deserialize)]
+pub struct ServiceCidrObject {
+    /// Name, version, labels.
+    #[prost(message, required, tag = "1")]
+    #[serde(default, deserialize_with = "nullable")]
+    pub metadata: ObjectMeta,
+    /// What is asked for.
+    #[prost(message, required, tag = "2")]
+    #[serde(default, deserialize_with = "nullable")]
+    pub spec: ServiceCidrSpec,
+}
+
+/// `spec` of a ServiceCIDR.
+#[derive(Clone, PartialEq, Message, Deserialize)]
+pub struct ServiceCidrSpec {
+    /// Networks that cluster IPs are given out from, at most one of each IP family.
+    #[prost(string, repeated, tag = "1")]
+    #[serde(default, deserialize_with = "nullable")]
+    pub cidrs: Vec<String>,
 }
 
 fn namespace(meta: &ObjectMeta) -> &str {

@@ -12,7 +12,7 @@ use super::client::Connection;
 use super::convert::{Converted, named};
 use super::failure::{Bound, Cause, Failure};
 use super::objects::ApiObject;
-use super::outage::{Backoff, Outage};
+use super::outage::{Backoff, Outage, random};
 use super::requests::{Collection, Negotiation};
 use super::watcher::{Event, ListMode, Times, Watcher};
 use super::wire::Decoded;
@@ -21,8 +21,13 @@ use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::pin::pin;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::sync::{Notify, mpsc};
 use tokio::time::Instant;
+
+/// For this time at least and twice of it at most, a server is not asked again for what it does not offer: an upgrade of the
+/// cluster, or a changed role, can make a difference.
+const UNOFFERED_PAUSE: Duration = Duration::from_secs(600);
 
 /// What is watched, and what becomes of it.
 pub(super) trait Source {
@@ -30,6 +35,8 @@ pub(super) trait Source {
     type Object: ApiObject;
     /// The same for the rest of the program.
     const KIND: ObjectKind;
+    /// All else works without it: a server need not have it, and the observer is not told of the watch.
+    const IS_OPTIONAL: bool = false;
 
     /// The label selector.
     fn labels(&self) -> &'static str;
@@ -236,7 +243,7 @@ impl<S: Source> Stream<S> {
     fn fall_back(&mut self, reason: &str) {
         self.stream_failed = true;
         if self.outage.failures() == 0 {
-            tracing::info!(resource = Self::plural(), reason, "the streaming list failed, listing in pages");
+            tracing::info!(resource = Self::plural(), reason, "the streaming list failed; listing in pages");
         } else {
             tracing::debug!(resource = Self::plural(), reason, "the streaming list failed again");
         }
@@ -293,6 +300,9 @@ impl<S: Source> Stream<S> {
     }
 
     fn observe(&self, news: WatchNews<'_>) {
+        if S::IS_OPTIONAL {
+            return;
+        }
         (self.shared.options.observer.0)(S::KIND, news);
     }
 
@@ -367,6 +377,10 @@ impl<S: Source> Stream<S> {
     async fn recover(&mut self, failure: &Failure) -> Remedy {
         // The list that this ends, if there is one, gets its full time again.
         self.listing = None;
+        if S::IS_OPTIONAL && failure.is_not_offered() {
+            self.go_without(failure).await;
+            return Remedy::StartOver;
+        }
         if !self.paged && !self.listed {
             self.fall_back(&failure.to_string());
             return Remedy::StartOver;
@@ -387,12 +401,22 @@ impl<S: Source> Stream<S> {
         if moved || !failure.leaves_version() { Remedy::StartOver } else { Remedy::Continue }
     }
 
+    /// The server does not have these objects, or not for us. That is said once.
+    async fn go_without(&mut self, failure: &Failure) {
+        let (error, resource) = (failure.to_string(), Self::plural());
+        self.outage.failed(&error);
+        if self.outage.failures() == 1 {
+            tracing::info!(resource, error, "the API server does not offer these; going on without them");
+        }
+        tokio::time::sleep(UNOFFERED_PAUSE.mul_f64(1.0 + random())).await;
+    }
+
     /// Waits for nothing, unless such lists follow each other.
     async fn wait_to_list(&mut self, failure: &Failure) {
         let pause = self.lists.next();
         if failure.is_expired() && pause.is_zero() {
             self.retries.start_over();
-            tracing::info!(resource = Self::plural(), "the version has expired, listing again");
+            tracing::info!(resource = Self::plural(), "the resource version has expired; listing again");
         } else {
             self.report(failure.verb.as_str(), &failure.to_string());
         }

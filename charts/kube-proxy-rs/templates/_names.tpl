@@ -65,11 +65,12 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 {{- end }}
 {{- end -}}
 
-{{/* Whether NET_RAW is needed: legacy tables and rules that name sets open a raw socket. Which mode another ConfigMap
-has is not known here. */}}
+{{/* Whether NET_RAW is needed: legacy tables and rules that name sets open a raw socket; mode nftables runs no tool. Which mode
+another ConfigMap has is not known here. */}}
 {{- define "kube-proxy-rs.needsRaw" -}}
 {{- $unknown := and .Values.existingConfigMap (not .Values.runAsUser) -}}
-{{- if or (ne .Values.iptablesFlavor "nft") (eq .Values.mode "ipvs") $unknown -}}
+{{- $legacy := and (ne .Values.iptablesFlavor "nft") (ne .Values.mode "nftables") -}}
+{{- if or $legacy (eq .Values.mode "ipvs") $unknown -}}
 yes
 {{- end -}}
 {{- end -}}

@@ -10,7 +10,10 @@ use super::{IpFamily, Lab, Place, Protocol, SocketAddr, launch, wait_for_markers
 
 #[rstest]
 #[ignore = "needs ip_vs; make test-ipvs"]
-fn sctp_is_balanced_like_tcp(#[values(IpFamily::V4, IpFamily::V6)] family: IpFamily) {
+fn sctp_is_balanced_like_tcp(
+    #[values(IpFamily::V4, IpFamily::V6)] family: IpFamily,
+    #[values("ipvs", "nftables")] mode: &str,
+) {
     let lab = Lab::create().unwrap();
     let mut servers = PodServers::builder();
     for place in Place::SERVERS {
@@ -20,11 +23,23 @@ fn sctp_is_balanced_like_tcp(#[values(IpFamily::V4, IpFamily::V6)] family: IpFam
     let _servers = servers.start().unwrap();
     let cases = [to_everybody(), to_the_local_ones()];
     let objects: Vec<_> = cases.iter().flat_map(PacketCase::objects).collect();
-    let flags = ["--proxy-mode=ipvs"];
+    let flags = [&*format!("--proxy-mode={mode}"), "--nodeport-addresses=0.0.0.0/0,::/0"];
     let mut proxy = launch(lab.node(), &flags).start(&objects).unwrap();
-    wait_for_markers(&mut proxy, lab.node());
+    match mode {
+        "ipvs" => wait_for_markers(&mut proxy, lab.node()),
+        _ => crate::nftables::wait_for_markers(&mut proxy, lab.node()),
+    }
     let failures = crate::packets::send_all(&lab, &cases, family);
     assert!(failures.is_empty(), "packets went astray:\n{}", failures.join("\n"));
+}
+
+/// Mode nftables on another kernel than most tests run on, an older one as a rule.
+#[rstest]
+#[ignore = "needs the virtual machine's kernel; make test-ipvs"]
+fn mode_nftables_sends_every_packet_where_the_table_says(
+    #[values(IpFamily::V4, IpFamily::V6)] family: IpFamily,
+) {
+    crate::nftables::send_the_packet_table(family);
 }
 
 fn to_everybody() -> PacketCase {

@@ -24,7 +24,8 @@ fn named() -> fn(&[u8]) {
 
 fn seeds() {
     let Some(folder) = std::env::var_os("FUZZ_SEEDS") else { return };
-    let status = fuzz::seeds::write(folder.as_ref()).map_err(|error| eprintln!("cannot write seeds: {error}"));
+    let status =
+        fuzz::seeds::write(folder.as_ref()).map_err(|error| eprintln!("cannot write seeds: {error}"));
     std::process::exit(i32::from(status.is_err()));
 }
 

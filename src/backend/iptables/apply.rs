@@ -4,12 +4,12 @@ use super::baseline::Baseline;
 use super::chains::{JUMPS, TABLES};
 use super::desired::Desired;
 use super::diff::{Changes, Step};
-use super::input::{self, Input};
 use super::names::{CANARY, ChainId};
+use super::restore_input::{self, RestoreInput};
 use crate::backend::jumps;
 use crate::backend::options::OptionsRefused;
 use crate::backend::quarantine::Quarantine;
-use crate::backend::slow::tell_if_slow;
+use crate::backend::restore::Restored;
 use crate::kernel::iptables::{Place, RestoreError, TRIAL, Xtables};
 use crate::model::ServiceName;
 use anyhow::Result;
@@ -21,9 +21,7 @@ const SHOWN_AROUND: usize = 1;
 /// What the runs of a pass did.
 #[derive(Debug, Default)]
 pub(super) struct Outcome {
-    pub(super) calls: usize,
-    /// Rules written to the nat and to the filter table.
-    pub(super) written: [usize; 2],
+    pub(super) restored: Restored,
     /// Chains that could not be deleted: rules of another process jump to them.
     pub(super) stuck: BTreeSet<ChainId>,
     /// What the current run wrote, or may have written.
@@ -94,42 +92,28 @@ impl<X: Xtables> Run<'_, '_, X> {
             }
             let error = self.suspect_options(&step, error).await?;
             match self.changes.halves(&step) {
-                parts if parts.len() > 1 => open.extend(parts.into_iter().rev()),
+                steps if steps.len() > 1 => open.extend(steps.into_iter().rev()),
                 _ => self.give_up(&step, error).await?,
             }
         }
         Ok(if self.quarantine.len() == known { End::Done } else { End::Refused })
     }
 
-    /// Sends an input; a second time if it is refused, because another writer can get in between (nft has no lock).
     async fn send(&mut self, step: &Step) -> Result<(), RestoreError> {
-        match self.send_once(self.desired, step).await {
-            Err(error @ (RestoreError::Refused { .. } | RestoreError::Unable { .. })) => {
-                tracing::debug!(%error, "trying once more");
-                self.send_once(self.desired, step).await
-            }
-            sent => sent,
-        }
+        let (desired, changes, baseline) = (self.desired, self.changes, self.baseline);
+        let input = RestoreInput { desired, changes, baseline, step };
+        self.outcome.restored.send(self.tools, || input.pieces(), || content(changes, step)).await
     }
 
-    async fn send_once(&mut self, desired: &Desired<'_>, step: &Step) -> Result<(), RestoreError> {
+    async fn send_without_options(&mut self, plain: &Desired<'_>, step: &Step) -> Result<(), RestoreError> {
         let (changes, baseline) = (self.changes, self.baseline);
-        let input = Input { desired, changes, baseline, step };
-        self.restore(input.pieces(), || content(changes, step)).await
+        let input = RestoreInput { desired: plain, changes, baseline, step };
+        self.outcome.restored.send_once(self.tools, input.pieces(), || content(changes, step)).await
     }
 
-    async fn restore(
-        &mut self,
-        pieces: impl Iterator<Item = String>,
-        at: impl Fn() -> String,
-    ) -> Result<(), RestoreError> {
-        self.outcome.calls += 1;
-        let (mut written, mut is_filter) = ([0, 0], false);
-        let mut counted = pieces.inspect(|piece| count_rules(piece, &mut is_filter, &mut written));
-        tell_if_slow(self.tools.restore(&mut counted), at).await?;
-        self.outcome.written[0] += written[0];
-        self.outcome.written[1] += written[1];
-        Ok(())
+    /// Sends an input of one piece that is no step.
+    async fn send_text(&mut self, text: String, about: impl Fn() -> String) -> Result<(), RestoreError> {
+        self.outcome.restored.send_once(self.tools, std::iter::once(text), about).await
     }
 
     /// Before anything else is suspected of having made an input be refused, it is tried without options.
@@ -150,7 +134,7 @@ impl<X: Xtables> Run<'_, '_, X> {
         }
         tracing::warn!(%error, input = self.shown(step, &error), "input refused; looking for the cause");
         if let Some(plain) = self.desired.without_options()
-            && self.send_once(&plain, step).await.is_ok()
+            && self.send_without_options(&plain, step).await.is_ok()
         {
             return Err(anyhow::Error::new(error).context(OptionsRefused));
         }
@@ -182,8 +166,8 @@ impl<X: Xtables> Run<'_, '_, X> {
     async fn empty(&mut self, chains: &[ChainId]) -> Result<(), RestoreError> {
         let declared: String = chains.iter().map(|id| format!(":{id} - [0:0]\n")).collect();
         let at = || format!("emptying {} chains", chains.len());
-        match self.restore(std::iter::once(format!("*nat\n{declared}COMMIT\n")), at).await {
-            // Refused, it holds what it held, which the next look finds.
+        match self.send_text(format!("*nat\n{declared}COMMIT\n"), at).await {
+            // Refused, it holds what it held, which the next verification finds.
             Ok(()) | Err(RestoreError::Refused { .. } | RestoreError::TimedOut { .. }) => Ok(()),
             Err(error) => Err(error),
         }
@@ -211,9 +195,9 @@ impl<X: Xtables> Run<'_, '_, X> {
     }
 
     async fn try_rules(&mut self, services: &[&ServiceName]) -> Result<(), RestoreError> {
-        let trial = input::trial(self.desired, TRIAL, services);
+        let trial = restore_input::trial(self.desired, TRIAL, services);
         let at = || format!("trying rules that lead to {} Services", services.len());
-        self.restore(std::iter::once(trial), at).await
+        self.send_text(trial, at).await
     }
 
     /// The lines at fault, which are rendered again for it, or what the input is about.
@@ -221,7 +205,7 @@ impl<X: Xtables> Run<'_, '_, X> {
         let (desired, changes, baseline) = (self.desired, self.changes, self.baseline);
         match error {
             RestoreError::Refused { line: Some(line), .. } => {
-                lines_around(Input { desired, changes, baseline, step }.pieces(), *line)
+                lines_around(RestoreInput { desired, changes, baseline, step }.pieces(), *line)
             }
             _ => content(changes, step),
         }
@@ -258,14 +242,4 @@ fn content(changes: &Changes, step: &Step) -> String {
         largest.name,
         largest.write.len(),
     )
-}
-
-/// Counts the rules in a piece of an input, by table.
-fn count_rules(piece: &str, is_filter: &mut bool, written: &mut [usize; 2]) {
-    for line in piece.lines() {
-        if line.starts_with('*') {
-            *is_filter = line == "*filter";
-        }
-        written[usize::from(*is_filter)] += usize::from(line.starts_with("-A "));
-    }
 }

@@ -3,8 +3,8 @@
 use super::chains::{Chain, Fixed, Holds, JUMPS};
 use super::desired::{ChainPrint, Fingerprint, FixedPrint};
 use super::diff::{Changes, ServiceChange, Step};
+use super::dispatch_tree::{Content, Destinations, DispatchTree};
 use super::names::ChainId;
-use super::tree::{Content, Destinations, Tree};
 use crate::backend::listing::{Expected, OurChains, SharedRule};
 use crate::backend::rule::{ChainHash, Name};
 use crate::model::{IpFamily, ServiceName};
@@ -24,9 +24,9 @@ pub struct Baseline {
     /// What `KUBE-SERVICES` leads to.
     pub(super) destinations: Destinations,
     /// How many chains the tree has; `None` where all rules stand in `KUBE-SERVICES` itself.
-    pub(super) nets: Option<usize>,
+    pub(super) tree_chains: Option<usize>,
     /// Chains of the tree whose content is not known.
-    pub(super) unknown_nets: BTreeSet<ChainId>,
+    pub(super) unknown_prefixes: BTreeSet<ChainId>,
     /// Services that the next sync looks at, whatever its scope: a chain of theirs drifted, or they take several
     /// passes.
     pub(super) unfinished: BTreeSet<ServiceName>,
@@ -83,15 +83,18 @@ impl Baseline {
     }
 
     /// Notes what some inputs wrote, of a run that did not come to its end.
-    pub(super) fn commit_part(&mut self, family: IpFamily, changes: &Changes, inputs: Vec<Step>) {
+    pub(super) fn commit_steps(&mut self, family: IpFamily, changes: &Changes, inputs: Vec<Step>) {
         self.set_up = true;
         for step in inputs {
             step.fixed.iter().for_each(|chain| self.fixed[chain.index()] = None);
-            if !step.nets.is_empty() {
+            if !step.prefixes.is_empty() {
                 // All of the tree is written again.
-                let old = self.nets.take().map(|_| Tree::new(family, &self.destinations, None).all());
-                let nets = old.iter().flatten().chain(&changes.write_nets);
-                self.surplus.extend(nets.filter(|it| !it.net.is_root()).map(|it| it.net.chain()));
+                let old = self
+                    .tree_chains
+                    .take()
+                    .map(|_| DispatchTree::new(family, &self.destinations, None).all());
+                let prefixes = old.iter().flatten().chain(&changes.write_prefixes);
+                self.surplus.extend(prefixes.filter(|it| !it.prefix.is_root()).map(|it| it.prefix.chain()));
             }
             for change in step.services.iter().filter_map(|index| changes.services.get(*index)) {
                 self.note_chains(change, changes);
@@ -118,8 +121,8 @@ impl Baseline {
         self.strays.retain(|id| !changes.is_full && !changes.delete.contains(id));
         self.strays.extend(stuck);
         self.surplus.clear();
-        self.unknown_nets.clear();
-        self.nets = changes.nets;
+        self.unknown_prefixes.clear();
+        self.tree_chains = changes.tree_chains;
         for change in changes.services {
             self.note(change.name, change.print);
         }
@@ -132,7 +135,7 @@ impl Baseline {
 
     /// All our rules of the nat and of the filter table, fixed ones included.
     pub(super) fn rules(&self) -> [usize; 2] {
-        let jumps = self.nets.unwrap_or_default();
+        let jumps = self.tree_chains.unwrap_or_default();
         let fixed = |is_filter| {
             let of_table = Fixed::all().filter(move |chain| chain.is_filter() == is_filter);
             of_table.filter_map(|chain| self.fixed[chain.index()]).map(ChainHash::rules).sum::<u32>()
@@ -152,12 +155,12 @@ impl Baseline {
         };
         expected.extend(self.services.values().flat_map(|print| print.chains.iter()).map(own));
         expected.extend(self.surplus.iter().map(|id| (Chain::Own(*id), Expected::Unknown)));
-        if self.nets.is_some() {
-            let tree = Tree::new(family, &self.destinations, None);
-            let nets = tree.all().into_iter().filter(|chain| !chain.net.is_root());
-            expected.extend(nets.map(|chain| {
-                let id = chain.net.chain();
-                let is_unknown = self.unknown_nets.contains(&id);
+        if self.tree_chains.is_some() {
+            let tree = DispatchTree::new(family, &self.destinations, None);
+            let prefixes = tree.all().into_iter().filter(|chain| !chain.prefix.is_root());
+            expected.extend(prefixes.map(|chain| {
+                let id = chain.prefix.chain();
+                let is_unknown = self.unknown_prefixes.contains(&id);
                 let hash = || Expected::Rules(tree.hash(&chain.content).short());
                 (Chain::Own(id), if is_unknown { Expected::Unknown } else { hash() })
             }));
@@ -176,9 +179,9 @@ impl Baseline {
         }
         let Some(own) = self.fixed[chain.index()] else { return Some((key, Expected::Unknown)) };
         let mut hash = ChainHash::EMPTY;
-        match (chain, self.nets) {
+        match (chain, self.tree_chains) {
             (Fixed::Services, Some(_)) => {
-                let tree = Tree::new(family, &self.destinations, None);
+                let tree = DispatchTree::new(family, &self.destinations, None);
                 hash.append(tree.hash(&Content::Jumps(tree.root())));
             }
             _ if chain.holds() == Holds::Dispatch => {
@@ -230,9 +233,10 @@ impl Baseline {
             self.unfinished.insert(name.clone());
         }
         // What no Service has is of the tree, or another program made it.
-        let (nets, surplus) =
-            lost.into_iter().partition::<BTreeSet<_>, _>(|id| self.nets.is_some() && id.is_net());
-        self.unknown_nets.extend(nets);
+        let (prefixes, surplus) = lost
+            .into_iter()
+            .partition::<BTreeSet<_>, _>(|id| self.tree_chains.is_some() && id.is_of_prefix());
+        self.unknown_prefixes.extend(prefixes);
         self.surplus.extend(surplus);
     }
 }

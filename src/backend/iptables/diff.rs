@@ -3,8 +3,8 @@
 use super::baseline::Baseline;
 use super::chains::{Fixed, Holds};
 use super::desired::{ChainPrint, Desired, Fingerprint};
+use super::dispatch_tree::{Content, DispatchTree, Edits, Prefix, PrefixChain};
 use super::names::ChainId;
-use super::tree::{Content, Edits, Net, NetChain, Tree};
 use crate::backend::rule::ChainHash;
 use crate::model::ServiceName;
 use crate::plan::Scope;
@@ -31,11 +31,11 @@ pub struct Changes {
     /// What changes of that to which `KUBE-SERVICES` leads.
     pub(super) edits: Edits,
     /// How many chains the tree has afterwards; `None` for no tree.
-    pub(super) nets: Option<usize>,
+    pub(super) tree_chains: Option<usize>,
     /// Chains of the tree to write.
-    pub(super) write_nets: Vec<NetChain>,
+    pub(super) write_prefixes: Vec<PrefixChain>,
     /// Where `KUBE-SERVICES` leads if there is a tree.
-    pub(super) root: Vec<Net>,
+    pub(super) root: Vec<Prefix>,
     /// Services of which something changed.
     pub(super) services: Vec<ServiceChange>,
     /// Chains that nothing will use any more.
@@ -75,8 +75,8 @@ impl ServiceChange {
 pub(super) struct Step {
     /// Chains to write of those that always stand.
     pub(super) fixed: BTreeSet<Fixed>,
-    /// Which of `Changes::write_nets` to write.
-    pub(super) nets: Range<usize>,
+    /// Which of `Changes::write_prefixes` to write.
+    pub(super) prefixes: Range<usize>,
     /// Which of `Changes::services` to write.
     pub(super) services: Vec<usize>,
     /// Which of `Changes::delete` to delete.
@@ -87,12 +87,12 @@ impl Changes {
     /// Whether there is nothing to do.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        let written = !(self.services.is_empty() && self.write_nets.is_empty() && self.delete.is_empty());
+        let written = !(self.services.is_empty() && self.write_prefixes.is_empty() && self.delete.is_empty());
         !(self.set_up || written) && self.fixed.is_empty()
     }
 
-    /// Of a Service whose chains to write name more than `piece` chains, only a part is written, what is led to first.
-    pub(super) fn between(baseline: &Baseline, desired: &Desired<'_>, piece: usize) -> Self {
+    /// Of a Service whose chains to write name more than `most` chains, only some are written, what is led to first.
+    pub(super) fn between(baseline: &Baseline, desired: &Desired<'_>, most: usize) -> Self {
         let is_wanted = |chain: &Fixed| {
             let wanted = desired.fixed[chain.index()];
             chain.holds() != Holds::Nothing && wanted.is_some() && wanted != baseline.fixed[chain.index()]
@@ -105,7 +105,7 @@ impl Changes {
             ..Changes::default()
         };
         for (name, print) in &desired.services {
-            changes.compare(baseline, name, (print.as_ref(), piece));
+            changes.compare(baseline, name, (print.as_ref(), most));
         }
         if matches!(desired.plan.scope(), Scope::All) {
             changes.remove_missing(baseline, desired);
@@ -126,7 +126,7 @@ impl Changes {
         &mut self,
         baseline: &Baseline,
         name: &ServiceName,
-        (new, piece): (Option<&Arc<Fingerprint>>, usize),
+        (new, most): (Option<&Arc<Fingerprint>>, usize),
     ) {
         let old = baseline.services.get(name);
         if old == new {
@@ -138,11 +138,11 @@ impl Changes {
         // What leads to it changes as a whole.
         let divisible =
             |new: &&Arc<Fingerprint>| !before.leads_somewhere() || before.dispatch == new.dispatch;
-        let is_large = write.iter().map(|chain| chain.names()).sum::<usize>() > piece;
+        let is_large = write.iter().map(|chain| chain.names()).sum::<usize>() > most;
         let next = new.filter(|_| is_large).filter(divisible).map(|new| {
             // One Service at a time.
             write = if self.unfinished.is_empty() {
-                first_piece(std::mem::take(&mut write), piece)
+                first_chains(std::mem::take(&mut write), most)
             } else {
                 Vec::new()
             };
@@ -176,42 +176,42 @@ impl Changes {
     /// Settles whether there is a tree, and what changes of it. What leads to Services stands in `KUBE-SERVICES` or there.
     fn lead(&mut self, baseline: &Baseline, desired: &Desired<'_>) {
         let family = desired.plan.family();
-        let tree = Tree::new(family, &baseline.destinations, Some(&self.edits));
-        let old = Tree::new(family, &baseline.destinations, None);
+        let tree = DispatchTree::new(family, &baseline.destinations, Some(&self.edits));
+        let old = DispatchTree::new(family, &baseline.destinations, None);
         let has_tree = self.edits.rules > desired.features.tree_threshold;
-        let (mut write, delete) = match (baseline.nets, has_tree) {
+        let (mut write, delete) = match (baseline.tree_chains, has_tree) {
             (None, false) => return,
-            (Some(_), false) => (Vec::new(), old.all().into_iter().map(|chain| chain.net).rev().collect()),
+            (Some(_), false) => (Vec::new(), old.all().into_iter().map(|chain| chain.prefix).rev().collect()),
             (None, true) => {
                 let all = tree.all();
-                self.nets = Some(all.len().saturating_sub(1));
+                self.tree_chains = Some(all.len().saturating_sub(1));
                 (all, Vec::new())
             }
             (Some(known), true) => {
                 let change = tree.change();
-                self.nets = Some(known.saturating_add_signed(change.grown_by));
+                self.tree_chains = Some(known.saturating_add_signed(change.grown_by));
                 (change.write, change.delete)
             }
         };
-        if baseline.nets.is_some() && has_tree {
+        if baseline.tree_chains.is_some() && has_tree {
             // Services' rules are not in this chain, so that it is written only for other reasons.
             let own = Fixed::Services.index();
-            let is_root_written = write.iter().any(|chain| chain.net.is_root());
+            let is_root_written = write.iter().any(|chain| chain.prefix.is_root());
             if desired.fixed[own] == baseline.fixed[own] && !is_root_written {
                 self.fixed.remove(&Fixed::Services);
             } else {
                 self.fixed.insert(Fixed::Services);
             }
-            write.extend(damaged_nets(baseline, tree, &write));
+            write.extend(damaged_prefixes(baseline, tree, &write));
         } else {
             self.fixed.insert(Fixed::Services);
         }
         if has_tree && self.fixed.contains(&Fixed::Services) {
             self.root = tree.root();
         }
-        self.delete.extend(delete.into_iter().filter(|net: &Net| !net.is_root()).map(Net::chain));
-        self.write_nets = write;
-        self.write_nets.retain(|chain| !chain.net.is_root());
+        self.delete.extend(delete.into_iter().filter(|prefix: &Prefix| !prefix.is_root()).map(Prefix::chain));
+        self.write_prefixes = write;
+        self.write_prefixes.retain(|chain| !chain.prefix.is_root());
     }
 
     fn remove_missing(&mut self, baseline: &Baseline, desired: &Desired<'_>) {
@@ -235,8 +235,8 @@ impl Changes {
         for id in prints.flat_map(|print| print.ids()) {
             strays.remove(&id);
         }
-        for chain in &self.write_nets {
-            strays.remove(&chain.net.chain());
+        for chain in &self.write_prefixes {
+            strays.remove(&chain.prefix.chain());
         }
         if self.unfinished.is_empty() {
             self.deletes_strays = !strays.is_empty();
@@ -255,12 +255,12 @@ impl Changes {
         let is_written = |index: &usize| !self.services[*index].write.is_empty();
         let all = Step {
             fixed: self.fixed.clone(),
-            nets: 0..self.write_nets.len(),
+            prefixes: 0..self.write_prefixes.len(),
             services: (0..self.services.len()).filter(is_written).collect(),
             delete: 0..self.delete.len(),
         };
         if self.weight(&all) > most_chains {
-            return self.parts(&all, most_chains);
+            return self.split(&all, most_chains);
         }
         // Foreign rules may refer to what is left of earlier runs, which must not stop the rest.
         let first = if self.deletes_strays { 0..0 } else { all.delete.clone() };
@@ -268,42 +268,44 @@ impl Changes {
         [Step { delete: first, ..all }, last].into_iter().filter(|step| !step.is_empty()).collect()
     }
 
-    /// The parts of an input that was refused, about half as large; one that cannot be cut is the only part.
+    /// A step whose input was refused, as steps about half as large; one that cannot be split is the only one.
     pub(super) fn halves(&self, step: &Step) -> Vec<Step> {
-        self.parts(step, (self.weight(step) / 2).max(1))
+        self.split(step, (self.weight(step) / 2).max(1))
     }
 
     /// How many chains an input names.
     fn weight(&self, step: &Step) -> usize {
         let services = step.services.iter().map(|index| self.services[*index].names());
-        let nets = self.write_nets[step.nets.clone()].iter().map(weight);
-        services.chain(nets).sum::<usize>().saturating_add(step.delete.len())
+        let prefixes = self.write_prefixes[step.prefixes.clone()].iter().map(weight);
+        services.chain(prefixes).sum::<usize>().saturating_add(step.delete.len())
     }
 
-    /// A step in parts: what marks and masquerades first, then the Services' chains, then what leads into them (of a tree
+    /// Splits a step: what marks and masquerades first, then the Services' chains, then what leads into them (of a tree
     /// the smallest networks first, `KUBE-SERVICES` last), and only then what is left over goes.
-    fn parts(&self, step: &Step, most_chains: usize) -> Vec<Step> {
+    fn split(&self, step: &Step, most_chains: usize) -> Vec<Step> {
         let (dispatch, own): (BTreeSet<Fixed>, _) =
             step.fixed.iter().partition(|chain| chain.holds() == Holds::Dispatch);
         let names = step.services.iter().map(|index| self.services[*index].names());
-        let services = batches(names, most_chains).into_iter().map(|part| step.services[part].to_vec());
-        let nets = batches(self.write_nets[step.nets.clone()].iter().map(weight), most_chains);
-        let nets = nets.into_iter().map(|part| step.nets.start + part.start..step.nets.start + part.end);
+        let services = batches(names, most_chains).into_iter().map(|range| step.services[range].to_vec());
+        let prefixes = batches(self.write_prefixes[step.prefixes.clone()].iter().map(weight), most_chains);
+        let prefixes = prefixes
+            .into_iter()
+            .map(|range| step.prefixes.start + range.start..step.prefixes.start + range.end);
         let deletes = step.delete.clone().step_by(most_chains);
         let deletes = deletes.map(|start| start..step.delete.end.min(start.saturating_add(most_chains)));
-        let mut parts = vec![Step { fixed: own, ..Step::default() }];
-        parts.extend(services.map(|services| Step { services, ..Step::default() }));
-        parts.extend(nets.map(|nets| Step { nets, ..Step::default() }));
-        parts.push(Step { fixed: dispatch, ..Step::default() });
-        parts.extend(deletes.map(|delete| Step { delete, ..Step::default() }));
-        parts.retain(|step| !step.is_empty());
-        parts
+        let mut steps = vec![Step { fixed: own, ..Step::default() }];
+        steps.extend(services.map(|services| Step { services, ..Step::default() }));
+        steps.extend(prefixes.map(|prefixes| Step { prefixes, ..Step::default() }));
+        steps.push(Step { fixed: dispatch, ..Step::default() });
+        steps.extend(deletes.map(|delete| Step { delete, ..Step::default() }));
+        steps.retain(|step| !step.is_empty());
+        steps
     }
 }
 
 /// Those of a Service's chains that are written first: they name at most `most` chains, and jump only to each other
 /// and to chains that stand.
-fn first_piece(mut chains: Vec<ChainPrint>, most: usize) -> Vec<ChainPrint> {
+fn first_chains(mut chains: Vec<ChainPrint>, most: usize) -> Vec<ChainPrint> {
     // None jumps to an earlier one.
     chains.sort_unstable_by_key(|chain| chain.id);
     let mut names = 0;
@@ -316,19 +318,24 @@ fn first_piece(mut chains: Vec<ChainPrint>, most: usize) -> Vec<ChainPrint> {
 }
 
 /// The chains of the tree that another program has changed, but for those that are written anyway.
-fn damaged_nets(baseline: &Baseline, tree: Tree<'_>, written: &[NetChain]) -> Vec<NetChain> {
-    if baseline.unknown_nets.is_empty() {
+fn damaged_prefixes(
+    baseline: &Baseline,
+    tree: DispatchTree<'_>,
+    written: &[PrefixChain],
+) -> Vec<PrefixChain> {
+    if baseline.unknown_prefixes.is_empty() {
         return Vec::new();
     }
-    let is_written = |net: Net| written.iter().any(|chain| chain.net == net);
-    let is_damaged = |it: &NetChain| baseline.unknown_nets.contains(&it.net.chain()) && !is_written(it.net);
+    let is_written = |prefix: Prefix| written.iter().any(|chain| chain.prefix == prefix);
+    let is_damaged =
+        |it: &PrefixChain| baseline.unknown_prefixes.contains(&it.prefix.chain()) && !is_written(it.prefix);
     tree.all().into_iter().filter(is_damaged).collect()
 }
 
 /// How many chains one of the tree counts for.
-fn weight(chain: &NetChain) -> usize {
+fn weight(chain: &PrefixChain) -> usize {
     let rules = match &chain.content {
-        Content::Jumps(nets) => nets.len(),
+        Content::Jumps(prefixes) => prefixes.len(),
         Content::Rules(rules) => rules.len(),
     };
     rules.div_ceil(RULES_OF_A_CHAIN).max(1)
@@ -352,12 +359,12 @@ fn batches(weights: impl Iterator<Item = usize>, most: usize) -> Vec<Range<usize
 
 impl Step {
     pub(super) fn only_deletes(&self) -> bool {
-        self.fixed.is_empty() && self.nets.is_empty() && self.services.is_empty()
+        self.fixed.is_empty() && self.prefixes.is_empty() && self.services.is_empty()
     }
 
     /// It writes chains of Services and nothing else.
     pub(super) fn only_services(&self) -> bool {
-        self.fixed.is_empty() && self.nets.is_empty() && self.delete.is_empty()
+        self.fixed.is_empty() && self.prefixes.is_empty() && self.delete.is_empty()
     }
 
     fn is_empty(&self) -> bool {

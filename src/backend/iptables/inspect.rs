@@ -55,7 +55,7 @@ pub(super) fn leads_into_tree(rule: &str) -> bool {
         .target
         .chain()
         .and_then(|chain| ChainId::parse(&chain.to_string()))
-        .is_some_and(|id| id.is_net())
+        .is_some_and(|id| id.is_of_prefix())
 }
 
 /// What a rule does, as a hash.

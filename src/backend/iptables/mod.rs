@@ -2,8 +2,8 @@
 //! kube-proxy programs them, in either flavour of the tools.
 //!
 //! `docs/dataplane-iptables.md` says what is programmed and why. Here, `names`, `chains`, `base`, `render`, `parts` and
-//! `desired` say what is wanted, `baseline` what is believed to be there, `diff` and `tree` what to do about it and in
-//! which order, `input` how iptables-restore is told, and `apply` tells it.
+//! `desired` say what is wanted, `baseline` what is believed to be there, `diff` and `dispatch_tree` what to do about it
+//! and in which order, `restore_input` how iptables-restore is told, and `apply` tells it.
 
 mod apply;
 mod base;
@@ -12,7 +12,7 @@ mod chains;
 mod cleanup;
 mod desired;
 mod diff;
-mod input;
+mod dispatch_tree;
 mod inspect;
 mod kinds;
 mod meters;
@@ -20,8 +20,8 @@ mod mode;
 mod names;
 mod parts;
 mod render;
+mod restore_input;
 mod setup;
-mod tree;
 
 pub use base::Features;
 pub use baseline::Baseline;
@@ -32,7 +32,7 @@ pub use diff::Changes;
 pub use mode::IptablesMode;
 
 use super::counters::{Measuring, ServiceCounters};
-use super::drift::TableWatch;
+use super::drift::DriftDetector;
 use super::kinds::RANDOM_FULLY;
 use super::listing;
 use super::options::Options;
@@ -53,7 +53,7 @@ use names::{ChainId, INVALID_DROPPED, LOCALHOST_ACCEPTED};
 use std::collections::BTreeSet;
 
 /// A Service with more chains to write than this many times what an input of a first sync names takes several passes.
-const PIECE: usize = 4;
+const INPUTS_OF_A_SERVICE: usize = 4;
 
 /// How many chains one input holds. The nft-backed tool searches its chains one by one, so large
 /// inputs take it minutes; the legacy tool rewrites the whole table at each call, so there
@@ -76,7 +76,7 @@ pub struct Iptables<X> {
     /// What is in the kernel, as far as we know; `None` when nothing is known.
     baseline: Option<Baseline>,
     quarantine: Quarantine,
-    watch: TableWatch,
+    drift: DriftDetector,
     /// What Services carried, if that is measured.
     counters: Option<ServiceCounters<ChainId>>,
 }
@@ -93,7 +93,7 @@ impl<X: Xtables> Iptables<X> {
             family,
             baseline: None,
             quarantine: Quarantine::default(),
-            watch: TableWatch::default(),
+            drift: DriftDetector::default(),
             counters: None,
         }
     }
@@ -108,7 +108,7 @@ impl<X: Xtables> Iptables<X> {
     /// Sets how drift is detected.
     #[must_use]
     pub fn detecting(mut self, detection: DriftDetection) -> Self {
-        self.watch = TableWatch::new(detection);
+        self.drift = DriftDetector::new(detection);
         self
     }
 
@@ -125,8 +125,8 @@ impl<X: Xtables> Iptables<X> {
     }
 
     /// How many chains of one Service a pass writes.
-    fn piece(&self) -> usize {
-        self.most_chains.saturating_mul(PIECE)
+    fn most_of_a_service(&self) -> usize {
+        self.most_chains.saturating_mul(INPUTS_OF_A_SERVICE)
     }
 
     /// Reads the counters that are about to be set to zero, if Services are measured; returns which these are.
@@ -165,7 +165,8 @@ pub fn render_inputs(plan: &Plan<'_>, features: &Features, flavor: Flavor) -> Ve
     let changes = Changes::between(&baseline, &desired, usize::MAX);
     let steps = changes.steps(most_chains(flavor));
     let text = |step: &diff::Step| {
-        let input = input::Input { desired: &desired, changes: &changes, baseline: &baseline, step };
+        let input =
+            restore_input::RestoreInput { desired: &desired, changes: &changes, baseline: &baseline, step };
         input.pieces().collect()
     };
     steps.iter().map(text).collect()
@@ -182,8 +183,8 @@ impl<X: Xtables> Iptables<X> {
     /// What separates the kernel from what is wanted, as far as we know.
     pub fn diff(&self, desired: &Desired<'_>) -> Changes {
         match &self.baseline {
-            Some(baseline) => Changes::between(baseline, desired, self.piece()),
-            None => Changes::between(&Baseline::default(), desired, self.piece()),
+            Some(baseline) => Changes::between(baseline, desired, self.most_of_a_service()),
+            None => Changes::between(&Baseline::default(), desired, self.most_of_a_service()),
         }
     }
 
@@ -191,14 +192,14 @@ impl<X: Xtables> Iptables<X> {
     /// are listened to, and it is known which options rules can have.
     async fn observe(&mut self) -> Result<Baseline> {
         let mut strays = BTreeSet::new();
-        let mut look = |part: Part<&str>| match part {
+        let mut visit = |part: Part<&str>| match part {
             Part::Start => strays.clear(),
             Part::Item(chain) => strays.extend(ChainId::parse(chain)),
         };
-        self.watch.begin(&mut self.tools, &TableChains::default());
-        self.tools.chains("nat", &mut look).await.context("listing the chains of the nat table")?;
+        self.drift.begin(&mut self.tools, &TableChains::default());
+        self.tools.chains("nat", &mut visit).await.context("listing the chains of the nat table")?;
         let counters = [INVALID_DROPPED, LOCALHOST_ACCEPTED].map(|name| self.tools.ensure_counter(name));
-        self.learn_options(counters, Trial::Write).await.context("trying what rules can have")?;
+        self.learn_options(counters, Trial::Write).await.context("trying which options rules can have")?;
         Ok(Baseline::observed(strays))
     }
 
@@ -216,7 +217,7 @@ impl<X: Xtables> Iptables<X> {
         loop {
             let left_out = self.quarantine.names();
             let desired = Desired::of(&plan.without(&left_out), &self.features, &baseline.unfinished);
-            let changes = Changes::between(&baseline, &desired, self.piece());
+            let changes = Changes::between(&baseline, &desired, self.most_of_a_service());
             if !changes.is_empty() {
                 began_anew.extend(self.measure_before(&changes));
             }
@@ -232,15 +233,15 @@ impl<X: Xtables> Iptables<X> {
             let end = run.run(self.most_chains).await?;
             if end == End::Done {
                 baseline.commit(changes, desired.fixed, std::mem::take(&mut outcome.stuck));
-                if outcome.calls > 0 {
-                    self.watch.wrote(&mut self.tools)?;
+                if outcome.restored.calls > 0 {
+                    self.drift.wrote(&mut self.tools)?;
                     self.measure_after(&desired, &began_anew);
                 }
                 let applied = self.applied(&baseline, &outcome);
                 self.baseline = Some(baseline);
                 return Ok(applied);
             }
-            baseline.commit_part(self.family, &changes, std::mem::take(&mut outcome.inputs));
+            baseline.commit_steps(self.family, &changes, std::mem::take(&mut outcome.inputs));
             if end == End::Doubtful {
                 self.compare(&mut baseline).await.context("comparing the tables after a refusal")?;
                 is_verified = true;
@@ -261,24 +262,24 @@ impl<X: Xtables> Iptables<X> {
         let count = |kind, total, written| ObjectCount { kind, total, written };
         Applied {
             objects: vec![
-                count(KernelObjectKind::FilterRules, filter, outcome.written[1]),
-                count(KernelObjectKind::NatRules, nat, outcome.written[0]),
+                count(KernelObjectKind::FilterRules, filter, outcome.restored.filter_rules),
+                count(KernelObjectKind::NatRules, nat, outcome.restored.nat_rules),
             ],
-            calls: outcome.calls,
+            calls: outcome.restored.calls,
             refused: self.quarantine.refusals(),
             unfinished: baseline.unfinished.clone(),
         }
     }
 
     /// Finds what other programs changed, and notes it in the baseline.
-    async fn check(&mut self, look: VerifyDepth) -> Result<Vec<Deviation>> {
+    async fn try_verify(&mut self, depth: VerifyDepth) -> Result<Vec<Deviation>> {
         let Some(baseline) = &mut self.baseline else { return Ok(Vec::new()) };
         if let Some(counters) = &mut self.counters {
             counters.round(&mut ChainCounters::new(&mut self.tools));
         }
         let (family, known) = (self.family, &*baseline);
         let expected = || known.expected(family);
-        let lost = self.watch.look(&mut self.tools, &known.chains(), expected, look).await?;
+        let lost = self.drift.verify(&mut self.tools, &known.chains(), expected, depth).await?;
         baseline.lose(lost.chains.keys(), &lost.shared);
         if lost.is_unknown {
             self.baseline = None;
@@ -299,8 +300,8 @@ impl<X: Xtables + 'static> Dataplane for Iptables<X> {
         })
     }
 
-    fn verify(&mut self, look: VerifyDepth) -> LocalBoxFuture<'_, Result<Vec<Deviation>>> {
-        Box::pin(self.check(look))
+    fn verify(&mut self, depth: VerifyDepth) -> LocalBoxFuture<'_, Result<Vec<Deviation>>> {
+        Box::pin(self.try_verify(depth))
     }
 
     fn flavor(&self) -> Option<Flavor> {

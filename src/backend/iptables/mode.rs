@@ -32,8 +32,8 @@ impl ProxyMode for IptablesMode {
             by_address: false,
             localhost_node_ports: true,
             switches_forwarding_on: false,
-            has_virtual_servers: false,
-            has_nft_table: false,
+            writes_iptables: true,
+            uses_service_cidrs: false,
         }
     }
 
@@ -83,7 +83,7 @@ impl ProxyMode for IptablesMode {
         node: &'a InspectedNode<'a>,
         wanted: &'a [KernelObject],
     ) -> LocalBoxFuture<'a, Result<Inspection>> {
-        Box::pin(async move { look_at_rules(node.tools()?, wanted).await })
+        Box::pin(async move { inspect_rules(node.tools()?, wanted).await })
     }
 
     fn holds_only_services(&self, object: &str) -> bool {
@@ -128,7 +128,7 @@ fn join(inputs: &[String]) -> String {
     }
 }
 
-async fn look_at_rules(tools: &Tools, wanted: &[KernelObject]) -> Result<Inspection> {
+async fn inspect_rules(tools: &Tools, wanted: &[KernelObject]) -> Result<Inspection> {
     let mut chains = Chains::of(tools, wanted).await?;
     let mut inspection = Inspection::default();
     for object in wanted {

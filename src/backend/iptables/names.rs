@@ -63,7 +63,7 @@ pub(super) struct ChainId {
 impl Ord for ChainId {
     fn cmp(&self, other: &Self) -> Ordering {
         let rank = |id: &ChainId| match id.kind {
-            ChainKind::Svc if id.is_net() => 0,
+            ChainKind::Svc if id.is_of_prefix() => 0,
             ChainKind::Svl if id.is_part() => 2,
             ChainKind::Sep => 3,
             _ => 1,
@@ -102,11 +102,11 @@ impl ChainId {
     /// The chain of a network in the tree that leads to Services. It carries a prefix that
     /// kube-proxy sweeps: after a roll-back to it no foreign-looking chain of ours may hold on to
     /// chains that it wants to delete. The level goes first, for the order.
-    pub(super) fn of_net(level: u8, net: &str) -> Self {
+    pub(super) fn of_prefix(level: u8, prefix: &str) -> Self {
         let mut hash = [0; 10];
         hash[..3].copy_from_slice(&NET);
         hash[3] = level;
-        hash[4..].copy_from_slice(&digest(net)[..6]);
+        hash[4..].copy_from_slice(&digest(prefix)[..6]);
         ChainId { kind: ChainKind::Svc, hash }
     }
 
@@ -135,7 +135,7 @@ impl ChainId {
     }
 
     /// Whether it is of the tree of networks.
-    pub(super) fn is_net(&self) -> bool {
+    pub(super) fn is_of_prefix(&self) -> bool {
         self.kind == ChainKind::Svc && self.hash[..3] == NET
     }
 

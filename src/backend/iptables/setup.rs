@@ -18,7 +18,7 @@ pub(super) fn prepare(settings: &FamilySettings) -> Result<()> {
     if settings.localhost_node_ports {
         Sysctls::default()
             .ensure(ROUTE_LOCALNET, "1")
-            .context("node ports on localhost need it; --iptables-localhost-nodeports=false does without")?;
+            .context("node ports on 127.0.0.1 need this setting; --iptables-localhost-nodeports=false does without them")?;
     }
     Ok(())
 }

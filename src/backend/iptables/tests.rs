@@ -39,7 +39,7 @@ impl Bench {
     pub(super) fn afresh(&self, flavor: Flavor) -> Bench {
         let mut fresh = Bench::new(self.settings.family, flavor, usize::MAX)
             .with_tree_above(self.backend.features.tree_threshold);
-        pass::copy_picture(&self.tracker, &mut fresh.tracker);
+        pass::copy_snapshot(&self.tracker, &mut fresh.tracker);
         fresh
     }
 
@@ -80,9 +80,9 @@ impl Bench {
 
     /// What listing the tables shows, whether they tell what other programs do or not.
     pub(super) async fn listed(&mut self) -> Vec<String> {
-        let watch = std::mem::replace(&mut self.backend.watch, TableWatch::new(DriftDetection::Poll));
-        let (found, _) = self.look_thoroughly().await;
-        self.backend.watch = watch;
+        let drift = std::mem::replace(&mut self.backend.drift, DriftDetector::new(DriftDetection::Poll));
+        let (found, _) = self.verify_thoroughly().await;
+        self.backend.drift = drift;
         found
     }
 
@@ -519,18 +519,18 @@ async fn a_jump_that_was_changed_is_named() {
 }
 
 impl Bench {
-    /// What a quick look finds, and how often something was read for it.
-    async fn look(&mut self) -> (Vec<String>, usize) {
-        self.look_as(VerifyDepth::Quick).await
+    /// What a quick verification finds, and how often something was read for it.
+    async fn verify_quickly(&mut self) -> (Vec<String>, usize) {
+        self.verify_as(VerifyDepth::Quick).await
     }
 
-    async fn look_thoroughly(&mut self) -> (Vec<String>, usize) {
-        self.look_as(VerifyDepth::Thorough).await
+    async fn verify_thoroughly(&mut self) -> (Vec<String>, usize) {
+        self.verify_as(VerifyDepth::Thorough).await
     }
 
-    async fn look_as(&mut self, look: VerifyDepth) -> (Vec<String>, usize) {
+    async fn verify_as(&mut self, depth: VerifyDepth) -> (Vec<String>, usize) {
         let before = self.backend.tools().readings;
-        let found = self.backend.verify(look).await.unwrap();
+        let found = self.backend.verify(depth).await.unwrap();
         let text = |finding| match finding {
             Deviation::Drift(drift) => drift.to_string(),
             other => format!("{other:?}"),
@@ -539,7 +539,7 @@ impl Bench {
     }
 }
 
-/// A cluster that is programmed and has been looked at once.
+/// A cluster that is programmed and has been verified once.
 async fn large() -> Bench {
     let mut bench = Bench::new(IpFamily::V4, Flavor::Nft, 500).with_tree_above(100);
     for number in 0..400 {
@@ -547,7 +547,11 @@ async fn large() -> Bench {
         bench.tracker.fold(crate::testing::cluster::slice(number, 5));
     }
     bench.sync().await.unwrap();
-    assert_eq!(bench.look().await, (vec![], 0), "no other program wrote, so there is nothing to look for");
+    assert_eq!(
+        bench.verify_quickly().await,
+        (vec![], 0),
+        "no other program wrote, so there is nothing to look for"
+    );
     bench
 }
 
@@ -567,10 +571,10 @@ async fn a_rule_in_anothers_place_is_found_at_once_and_nothing_is_read_for_it() 
     for chain in [&chains[0], &chains[chains.len() / 2], chains.last().unwrap()] {
         replace_rule(bench.backend.tools(), chain);
         let what = format!("chain {chain} of table nat was changed by meddler");
-        assert_eq!(bench.look().await, (vec![what], 0));
+        assert_eq!(bench.verify_quickly().await, (vec![what], 0));
         bench.sync().await.unwrap();
         assert_eq!(bench.tables(), &good);
-        assert_eq!(bench.look().await.0, Vec::<String>::new());
+        assert_eq!(bench.verify_quickly().await.0, Vec::<String>::new());
     }
 }
 
@@ -582,12 +586,16 @@ async fn what_is_not_ours_costs_no_reading_whoever_writes_it() {
         tools.meddle("filter", |filter| filter.get_mut("INPUT").unwrap().push("-j ACCEPT".to_owned()));
     };
     theirs(bench.backend.tools());
-    assert_eq!(bench.look().await, (vec![], 0));
+    assert_eq!(bench.verify_quickly().await, (vec![], 0));
     for round in 0..3 {
         theirs(bench.backend.tools());
         bench.tracker.fold(crate::testing::cluster::slice(round, 3));
         bench.sync().await.unwrap();
-        assert_eq!(bench.look().await, (vec![], 0), "our own changes do not look like foreign ones");
+        assert_eq!(
+            bench.verify_quickly().await,
+            (vec![], 0),
+            "our own changes do not look like foreign ones"
+        );
     }
 }
 
@@ -599,7 +607,7 @@ async fn what_others_did_before_a_change_of_ours_is_found_after_it() {
     bench.tracker.fold(crate::testing::cluster::slice(7, 3));
     bench.sync().await.unwrap();
     let what = format!("chain {chain} of table nat was changed by meddler");
-    assert_eq!(bench.look().await.0, [what]);
+    assert_eq!(bench.verify_quickly().await.0, [what]);
 }
 
 #[tokio::test]
@@ -625,7 +633,10 @@ async fn what_was_not_heard_is_mended_by_writing_everything_at_once_and_then_eve
     bench.backend.forget();
     bench.sync().await.unwrap();
     replace_rule(bench.backend.tools(), &chain);
-    assert_eq!(bench.look().await.0, [format!("chain {chain} of table nat was changed by meddler")]);
+    assert_eq!(
+        bench.verify_quickly().await.0,
+        [format!("chain {chain} of table nat was changed by meddler")]
+    );
 }
 
 #[tokio::test]
@@ -648,7 +659,7 @@ async fn a_lost_rule_is_mended_by_writing_its_chain_alone() {
         assert!(harmed.len() > 50);
         for (table, chain) in harmed {
             bench.backend.tools().meddle(table, |table| drop(table.get_mut(chain).unwrap().pop()));
-            let (found, _) = bench.look_thoroughly().await;
+            let (found, _) = bench.verify_thoroughly().await;
             assert_eq!(found.len(), 1, "{found:?}");
             assert!(found[0].starts_with(&format!("chain {chain} of table {table} ")), "{found:?}");
             bench.backend.tools().inputs.clear();
@@ -670,7 +681,10 @@ async fn a_chain_of_ours_that_is_none_of_ours_goes_again() {
         .backend
         .tools()
         .meddle("nat", |nat| drop(nat.insert(chain.to_owned(), vec!["-j RETURN".to_owned()])));
-    assert_eq!(bench.look().await.0, [format!("chain {chain} of table nat was changed by meddler")]);
+    assert_eq!(
+        bench.verify_quickly().await.0,
+        [format!("chain {chain} of table nat was changed by meddler")]
+    );
     bench.sync().await.unwrap();
     assert_eq!(bench.tables(), &good);
 }
@@ -702,7 +716,7 @@ async fn a_damaged_service_that_goes_or_changes_before_it_is_mended_leaves_nothi
 async fn of_very_many_changed_chains_a_hundred_are_named() {
     let mut bench = large().await;
     bench.backend.tools().flush("nat");
-    let (found, _) = bench.look().await;
+    let (found, _) = bench.verify_quickly().await;
     let named = found.iter().filter(|what| what.starts_with("chain ")).count();
     assert_eq!(named, 100);
     assert!(found.iter().any(|what| what.contains("more chains that were changed")), "{found:?}");
@@ -716,8 +730,8 @@ async fn legacy() -> Bench {
         bench.tracker.fold(crate::testing::cluster::slice(number, 5));
     }
     bench.sync().await.unwrap();
-    assert_eq!(bench.look().await, (vec![], 0));
-    assert_eq!(bench.look_thoroughly().await, (vec![], LISTING));
+    assert_eq!(bench.verify_quickly().await, (vec![], 0));
+    assert_eq!(bench.verify_thoroughly().await, (vec![], LISTING));
     bench
 }
 
@@ -743,11 +757,11 @@ async fn a_rule_in_anothers_place_is_found_in_a_legacy_table() {
     let good = bench.tables().clone();
     for chain in good["nat"].keys().filter(|name| name.starts_with("KUBE-S")).step_by(17) {
         replace_with_like(bench.backend.tools(), chain);
-        assert_eq!(bench.look().await, (vec![], 0), "its size is the same");
-        assert_eq!(bench.look_thoroughly().await, (vec![has_other_rules(chain)], LISTING));
+        assert_eq!(bench.verify_quickly().await, (vec![], 0), "its size is the same");
+        assert_eq!(bench.verify_thoroughly().await, (vec![has_other_rules(chain)], LISTING));
         bench.sync().await.unwrap();
         assert_eq!(bench.tables(), &good);
-        assert_eq!(bench.look_thoroughly().await, (vec![], LISTING));
+        assert_eq!(bench.verify_thoroughly().await, (vec![], LISTING));
     }
 }
 
@@ -759,7 +773,7 @@ async fn a_rule_is_found_in_anothers_place_in_whatever_chain_we_have_just_writte
         bench.tracker.fold(crate::testing::cluster::slice(7, 3));
         bench.tracker.fold(WatchEvent::ServiceGone(crate::testing::cluster::name(3)));
         bench.sync().await.unwrap();
-        assert_eq!(bench.look_thoroughly().await, (vec![], LISTING));
+        assert_eq!(bench.verify_thoroughly().await, (vec![], LISTING));
         let after = bench.tables()["nat"].clone();
         let is_written = |name: &&String| (before.get(*name) != after.get(*name)) == harms_written;
         let chains: Vec<_> =
@@ -769,7 +783,7 @@ async fn a_rule_is_found_in_anothers_place_in_whatever_chain_we_have_just_writte
             replace_with_like(bench.backend.tools(), chain);
         }
         let what: Vec<_> = chains.into_iter().map(|chain| has_other_rules(chain)).collect();
-        assert_eq!(bench.look_thoroughly().await, (what, LISTING));
+        assert_eq!(bench.verify_thoroughly().await, (what, LISTING));
     }
 }
 
@@ -780,7 +794,7 @@ async fn rules_of_legacy_tables_in_another_order_are_found() {
     let is_long = |(name, rules): &(&String, &Vec<String>)| name.starts_with("KUBE-SVC-") && rules.len() > 3;
     let (chain, _) = all.iter().find(is_long).unwrap();
     bench.backend.tools().meddle("nat", |nat| nat.get_mut(chain).unwrap().swap(1, 2));
-    assert_eq!(bench.look_thoroughly().await, (vec![has_other_rules(chain)], LISTING));
+    assert_eq!(bench.verify_thoroughly().await, (vec![has_other_rules(chain)], LISTING));
 }
 
 #[tokio::test]
@@ -793,15 +807,15 @@ async fn rules_are_known_by_what_they_say_and_not_by_how_it_is_put() {
                 .replace("-m tcp -p tcp", "-p tcp -m tcp");
         }
     });
-    assert_eq!(bench.look_thoroughly().await.0, Vec::<String>::new());
+    assert_eq!(bench.verify_thoroughly().await.0, Vec::<String>::new());
 }
 
 #[tokio::test]
-async fn what_could_not_be_listed_is_an_error_and_is_listed_at_the_next_look() {
+async fn what_could_not_be_listed_is_an_error_and_is_listed_by_the_next_verification() {
     let mut bench = legacy().await;
     bench.backend.tools().listing_fails = true;
     assert!(bench.backend.verify(VerifyDepth::Thorough).await.is_err());
-    assert_eq!(bench.look_thoroughly().await, (vec![], LISTING));
+    assert_eq!(bench.verify_thoroughly().await, (vec![], LISTING));
 }
 
 #[tokio::test]
@@ -812,14 +826,14 @@ async fn a_jump_that_was_changed_in_a_legacy_table_is_named() {
         *rule = rule.replace("portals", "portalz");
     });
     let what = "jump PREROUTING to KUBE-SERVICES in table nat is gone or was changed";
-    assert_eq!(bench.look_thoroughly().await.0, [what]);
+    assert_eq!(bench.verify_thoroughly().await.0, [what]);
 }
 
 #[tokio::test]
 async fn what_others_put_into_a_canary_is_left_alone() {
     let mut bench = legacy().await;
     bench.backend.tools().meddle("nat", |nat| nat.get_mut(CANARY).unwrap().push("-j RETURN".to_owned()));
-    assert_eq!(bench.look_thoroughly().await, (vec![], LISTING));
+    assert_eq!(bench.verify_thoroughly().await, (vec![], LISTING));
 }
 
 #[tokio::test]
@@ -829,7 +843,7 @@ async fn rules_where_there_should_be_none_show_in_a_legacy_table() {
         filter.get_mut("KUBE-EXTERNAL-SERVICES").unwrap().push("-j ACCEPT".to_owned());
     });
     let what = "chain KUBE-EXTERNAL-SERVICES of table filter has rules and should have none";
-    assert_eq!(bench.look_thoroughly().await.0, [what]);
+    assert_eq!(bench.verify_thoroughly().await.0, [what]);
 }
 
 #[tokio::test]
@@ -843,10 +857,10 @@ async fn a_chain_of_a_legacy_table_that_others_hold_has_to_be_empty() {
     }
     bench.sync().await.unwrap();
     assert_eq!(bench.tables()["nat"].keys().filter(|name| ChainId::parse(name).is_some()).count(), 1);
-    assert_eq!(bench.look_thoroughly().await.0, Vec::<String>::new());
+    assert_eq!(bench.verify_thoroughly().await.0, Vec::<String>::new());
     bench.backend.tools().meddle("nat", |nat| nat.get_mut(&held).unwrap().push("-j ACCEPT".to_owned()));
     let what = format!("chain {held} of table nat has rules and should have none");
-    assert_eq!(bench.look_thoroughly().await.0, [what]);
+    assert_eq!(bench.verify_thoroughly().await.0, [what]);
 }
 
 #[tokio::test]
@@ -855,7 +869,7 @@ async fn a_refused_service_leaves_nothing_to_be_found() {
     bench.backend.tools().refused = vec!["s-000007:".to_owned()];
     bench.backend.forget();
     assert_eq!(bench.sync().await.unwrap().refused.len(), 1);
-    assert_eq!(bench.look_thoroughly().await.0, Vec::<String>::new());
+    assert_eq!(bench.verify_thoroughly().await.0, Vec::<String>::new());
 }
 
 /// The tools find the place of a chain that comes out of order by looking at all that they know.
@@ -864,7 +878,7 @@ fn chains_are_declared_in_the_order_of_their_names() {
     let mut bench = Bench::new(IpFamily::V4, Flavor::Nft, usize::MAX);
     let mut generator = Generator::new(5);
     (0..300).for_each(|_| bench.tracker.fold(generator.event()));
-    bench.tracker.settle();
+    bench.tracker.allot();
     let plan = crate::plan::Plan::new(&bench.settings, bench.tracker.snapshot(), Scope::All);
     let features = Features { tree_threshold: 10, ..Features::default() };
     let inputs = render_inputs(&plan, &features, Flavor::Nft);

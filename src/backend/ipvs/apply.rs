@@ -4,9 +4,10 @@ use super::Kernel;
 use super::cleanup;
 use super::desired::Fact;
 use super::diff::{Changes, Object};
-use super::input;
 use super::names::{INTERFACE, SetId};
+use super::restore_input;
 use crate::backend::jumps;
+use crate::backend::restore::Restored;
 use crate::kernel::ipset::SetSpec;
 use crate::kernel::iptables::{RestoreError, Xtables};
 use crate::kernel::ipvs::{Reason, Refused as RefusedServer};
@@ -36,8 +37,9 @@ pub(super) struct Apply<'a, X> {
     pub(super) upstream_compat: bool,
     /// Schedulers that turn out to be missing are added.
     pub(super) missing_schedulers: &'a mut BTreeSet<Arc<str>>,
-    /// Requests to the kernel and calls of tools.
-    pub(super) calls: usize,
+    /// Requests to the kernel.
+    pub(super) requests: usize,
+    pub(super) restored: Restored,
 }
 
 pub(super) fn set_spec(id: SetId, name: &str, family: IpFamily) -> SetSpec<'_> {
@@ -53,7 +55,7 @@ impl<X: Xtables> Apply<'_, X> {
             self.set_up()?;
         }
         for (id, entries) in &changes.add_entries {
-            self.calls += 1;
+            self.requests += 1;
             let no = self.kernel.sets.add(set_spec(*id, &id.name(self.family), self.family), entries)?;
             refused
                 .extend(no.into_iter().map(|(entry, reason)| refused_fact(Fact::Entry(*id, entry), reason)));
@@ -65,13 +67,14 @@ impl<X: Xtables> Apply<'_, X> {
             self.jump().await?;
         }
         refused.extend(self.operate(&changes.servers).await?);
-        self.calls += usize::from(!changes.add_addresses.is_empty() || !changes.delete_addresses.is_empty());
+        self.requests +=
+            usize::from(!changes.add_addresses.is_empty() || !changes.delete_addresses.is_empty());
         let links = &mut self.kernel.links;
         let no = links.change_addresses(INTERFACE, &changes.add_addresses, &changes.delete_addresses)?;
         refused.extend(no.into_iter().map(|(address, reason)| refused_fact(Fact::Address(address), reason)));
         refused.extend(self.operate(&changes.removed).await?);
         for (id, entries) in &changes.delete_entries {
-            self.calls += 1;
+            self.requests += 1;
             self.kernel.sets.delete(set_spec(*id, &id.name(self.family), self.family), entries)?;
         }
         Ok(refused)
@@ -89,7 +92,7 @@ impl<X: Xtables> Apply<'_, X> {
     /// Leads packets into our chains, which restoring the rules has made, and no longer into those that are not
     /// wanted any more.
     async fn jump(&mut self) -> Result<()> {
-        jumps::ensure(self.tools, input::jumps(self.upstream_compat)).await?;
+        jumps::ensure(self.tools, restore_input::jumps(self.upstream_compat)).await?;
         if self.upstream_compat {
             cleanup::remove_additions(self.tools, self.kernel, self.family).await?;
         }
@@ -97,12 +100,8 @@ impl<X: Xtables> Apply<'_, X> {
     }
 
     async fn restore(&mut self, rules: &str) -> Result<()> {
-        self.calls += 1;
-        let sent = self.tools.restore(&mut std::iter::once(rules.to_owned())).await;
-        let Err(error) = sent else { return Ok(()) };
-        tracing::debug!(%error, "trying once more");
-        self.calls += 1;
-        let sent = self.tools.restore(&mut std::iter::once(rules.to_owned())).await;
+        let input = || std::iter::once(rules.to_owned());
+        let sent = self.restored.send(self.tools, input, || "the rules of IPVS mode".to_owned()).await;
         sent.map_err(|error| {
             let line = match &error {
                 RestoreError::Refused { line: Some(line), .. } => rules.lines().nth(line.saturating_sub(1)),
@@ -118,7 +117,7 @@ impl<X: Xtables> Apply<'_, X> {
     async fn operate(&mut self, operations: &[ServerOperation]) -> Result<Vec<Refused>> {
         let mut refused = Vec::new();
         for chunk in operations.chunks(MOST_OPERATIONS) {
-            self.calls += 1;
+            self.requests += 1;
             let no = self.kernel.servers.run(chunk).context("programming virtual servers")?;
             refused.extend(no.into_iter().filter(|no| !is_done_already(no, chunk)));
             tokio::task::yield_now().await;

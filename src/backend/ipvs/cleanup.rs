@@ -2,9 +2,9 @@
 
 use super::Kernel;
 use super::desired::{Baseline, Fact};
-use super::input::{self, CHAINS, Features};
 use super::names::{INTERFACE, SetId};
 use super::observe::{self, Addresses};
+use super::restore_input::{self, CHAINS, Features};
 use crate::backend::SharedNames;
 use crate::kernel::iptables::{Place, Xtables};
 use crate::kernel::nft::Part;
@@ -35,7 +35,7 @@ pub(in crate::backend) async fn remove_rules(
     }
     let mut outcomes = Vec::new();
     // The tools refuse to look for a jump to a chain that does not exist.
-    for jump in input::jumps(false).filter(|jump| there.contains(&(jump.table, jump.to))) {
+    for jump in restore_input::jumps(false).filter(|jump| there.contains(&(jump.table, jump.to))) {
         if !standing.has_jump(jump.table, jump.from, &jump.arguments()) {
             let place = Place { table: jump.table, chain: jump.from };
             outcomes.push(("jump", tools.delete_rule_throughout(place, &jump.arguments()).await));
@@ -94,9 +94,9 @@ pub(in crate::backend) fn standing() -> SharedNames {
 }
 
 fn in_force(upstream_compat: bool) -> SharedNames {
-    let chains = input::chains(upstream_compat).iter();
+    let chains = restore_input::chains(upstream_compat).iter();
     let chains = chains.flat_map(|(table, chains)| chains.iter().map(|chain| (*table, *chain)));
-    let jumps = input::jumps(upstream_compat).map(|jump| (jump.table, jump.from, jump.arguments()));
+    let jumps = restore_input::jumps(upstream_compat).map(|jump| (jump.table, jump.from, jump.arguments()));
     SharedNames { chains: chains.collect(), jumps: jumps.collect() }
 }
 
@@ -167,14 +167,14 @@ fn remove_servers(kernel: &mut Kernel, features: &Features, found: &Baseline) ->
 async fn existing_chains(tools: &mut impl Xtables) -> Result<BTreeSet<(&'static str, &'static str)>> {
     let mut found = BTreeSet::new();
     for (table, chains) in CHAINS {
-        let mut look = |part: Part<&str>| match part {
+        let mut visit = |part: Part<&str>| match part {
             Part::Start => found.retain(|(known, _)| *known != table),
             Part::Item(chain) => {
                 let ours = chains.iter().copied().find(|ours| *ours == chain);
                 found.extend(ours.map(|ours| (table, ours)));
             }
         };
-        tools.chains(table, &mut look).await?;
+        tools.chains(table, &mut visit).await?;
     }
     Ok(found)
 }

@@ -1,8 +1,8 @@
 //! What is wanted of the kernel, Service by Service, and what we believe is there.
 
-use super::input::ChainHashes;
 use super::names::SetId;
 use super::render::{self, RenderContext};
+use super::restore_input::ChainHashes;
 use crate::model::{Frontend, RealServer, ServiceName, SetEntry, VirtualServer};
 use crate::plan::{Plan, Scope};
 use std::collections::{BTreeMap, BTreeSet};
@@ -92,8 +92,8 @@ impl Held {
 pub struct Baseline {
     /// Chains, jumps, sets and the interface stand.
     pub(super) set_up: bool,
-    /// Something has been carried out since the kernel was looked at.
-    pub(super) is_settled: bool,
+    /// Changes have been carried out since the kernel was observed: all of it has been compared with what was wanted.
+    pub(super) is_compared: bool,
     /// The rules of our chains, as last written; a chain that another program has changed is missing.
     pub(super) rules: ChainHashes,
     /// Each Service's part, as last carried out.

@@ -1,8 +1,8 @@
 //! What separates the wanted from what is there, in an order that is safe at every step.
 
 use super::desired::{Baseline, Desired, Fact, Held, Server, ServicePart};
-use super::input::{ChainHashes, Features, Rules};
 use super::names::SetId;
+use super::restore_input::{ChainHashes, Features, Rules};
 use crate::model::{Cidr, Frontend, Protocol, RealServer, ServerOperation, ServiceName, SetEntry};
 use std::collections::hash_map::DefaultHasher;
 use std::collections::{BTreeMap, BTreeSet};
@@ -48,7 +48,7 @@ pub struct Changes {
 
 impl Changes {
     pub(super) fn between(baseline: &Baseline, desired: &Desired<'_>, features: &Features) -> Self {
-        let (set_up, is_full) = (!baseline.set_up, !baseline.is_settled);
+        let (set_up, is_full) = (!baseline.set_up, !baseline.is_compared);
         let mut changes = Changes { set_up, is_full, ..Changes::default() };
         changes.services = changed_services(baseline, desired);
         changes.count_facts(baseline, desired.covers_all);
@@ -95,7 +95,7 @@ impl Changes {
 
     /// Notes that all of it was done.
     pub(super) fn commit(self, baseline: &mut Baseline) {
-        (baseline.set_up, baseline.is_settled) = (true, true);
+        (baseline.set_up, baseline.is_compared) = (true, true);
         baseline.rules = self.hashes;
         baseline.damaged.clear();
         baseline.missing.clear();

@@ -62,7 +62,7 @@ fn real(real: &RealServer) -> String {
 ///
 /// # Errors
 /// When the kernel cannot be asked.
-pub(super) fn look(
+pub(super) fn found(
     kernel: &mut Kernel,
     family: IpFamily,
     wanted: &[KernelObject],

@@ -39,8 +39,8 @@ pub(super) fn rule_kinds(family: IpFamily) -> Vec<RuleKind> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::backend::ipvs::input::{Features, Rules, jumps};
     use crate::backend::ipvs::names::SetId;
+    use crate::backend::ipvs::restore_input::{Features, Rules, jumps};
     use crate::backend::kinds::{golden_rules, needs};
     use crate::model::{Cidr, Frontend, IpvsScheduler, Protocol};
     use crate::plan::{FamilySettings, LocalDetector};

@@ -2,7 +2,7 @@
 //! and the few iptables rules around them.
 //!
 //! `docs/dataplane-ipvs.md` says what is programmed and why. Here, `names`, `render`, `desired` and
-//! `input` say what is wanted, `diff` what to do about it and in which order, `apply` does it,
+//! `restore_input` say what is wanted, `diff` what to do about it and in which order, `apply` does it,
 //! `drain` lets connections end before their real server goes, and `observe` looks at the kernel.
 
 mod apply;
@@ -11,7 +11,6 @@ mod connections;
 mod desired;
 mod diff;
 mod drain;
-mod input;
 mod inspect;
 mod kinds;
 mod meters;
@@ -20,6 +19,7 @@ mod mode;
 mod names;
 mod observe;
 mod render;
+mod restore_input;
 mod setup;
 mod text;
 mod verify;
@@ -29,15 +29,16 @@ pub(super) use cleanup::{empty_chains, remove_rules, standing};
 pub use connections::ConnectionCounts;
 pub use desired::{Baseline, Desired};
 pub use diff::Changes;
-pub use input::Features;
 pub use mode::IpvsMode;
+pub use restore_input::Features;
 
 use super::counters::{Measuring, ServiceCounters};
-use super::drift::TableWatch;
+use super::drift::DriftDetector;
 use super::kinds::RANDOM_FULLY;
 use super::listing::Expected;
 use super::options::Options;
 use super::quarantine::Quarantine;
+use super::restore::Restored;
 use super::{Applied, Dataplane, Deviation, KernelObject, KernelObjectKind, ObjectCount, VerifyDepth};
 use crate::config::DriftDetection;
 use crate::kernel::ipset::Ipsets;
@@ -51,15 +52,15 @@ use apply::Refused;
 use cleanup::Removed;
 use connections::Counting;
 use futures::future::LocalBoxFuture;
-use input::{ChainHashes, TableChains};
 use meters::{ServerCounters, Statistics};
 use observe::Addresses;
 use render::RenderContext;
+use restore_input::{ChainHashes, TableChains};
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 pub(super) use text::render_text;
-use verify::{Compared, Watch};
+use verify::{Compared, VerifyRounds};
 
 /// Refusals that an error tells about.
 const SHOWN_REFUSALS: usize = 3;
@@ -87,8 +88,8 @@ pub struct Ipvs<X> {
     /// What is in the kernel, as far as we know; `None` when nothing is known.
     baseline: Option<Baseline>,
     quarantine: Quarantine,
-    tables: TableWatch,
-    watch: Watch,
+    tables: DriftDetector,
+    rounds: VerifyRounds,
     detection: DriftDetection,
     counting: Option<Counting>,
     /// What Services carried, if that is measured.
@@ -108,8 +109,8 @@ impl<X: Xtables> Ipvs<X> {
             missing_schedulers: BTreeSet::new(),
             baseline: None,
             quarantine: Quarantine::default(),
-            tables: TableWatch::default(),
-            watch: Watch::default(),
+            tables: DriftDetector::default(),
+            rounds: VerifyRounds::default(),
             detection: DriftDetection::default(),
             counting: None,
             counters: None,
@@ -119,7 +120,7 @@ impl<X: Xtables> Ipvs<X> {
     /// Sets how drift is detected.
     #[must_use]
     pub fn detecting(mut self, detection: DriftDetection) -> Self {
-        (self.tables, self.detection) = (TableWatch::new(detection), detection);
+        (self.tables, self.detection) = (DriftDetector::new(detection), detection);
         self
     }
 
@@ -179,14 +180,15 @@ impl<X: Xtables> Ipvs<X> {
     ///
     /// Only when everything was compared with what is there: before that another program may
     /// be the cause, which is no Service's fault, and a new comparison mends it.
-    async fn carry_out(&mut self, changes: Changes, baseline: &mut Baseline) -> Result<usize> {
+    async fn carry_out(&mut self, changes: Changes, baseline: &mut Baseline) -> Result<(usize, Restored)> {
         let mut apply = apply::Apply {
             tools: &mut self.tools,
             kernel: &mut self.kernel,
             family: self.family,
             upstream_compat: self.features.upstream_compat,
             missing_schedulers: &mut self.missing_schedulers,
-            calls: 0,
+            requests: 0,
+            restored: Restored::default(),
         };
         let schedulers = apply.missing_schedulers.len();
         let refused = if changes.is_empty() { Vec::new() } else { apply.run(&changes).await? };
@@ -203,9 +205,9 @@ impl<X: Xtables> Ipvs<X> {
             }
             wanting.try_for_each(|service| self.quarantine.add(service, reason))?;
         }
-        let calls = apply.calls;
+        let (requests, restored) = (apply.requests, apply.restored);
         changes.commit(baseline);
-        Ok(calls)
+        Ok((requests, restored))
     }
 }
 
@@ -217,15 +219,9 @@ fn shown(refused: &[Refused]) -> String {
 
 /// The rules of a table.
 fn count_rules(hashes: &ChainHashes, table: &str) -> usize {
-    let index = input::CHAINS.iter().position(|(known, _)| *known == table);
+    let index = restore_input::CHAINS.iter().position(|(known, _)| *known == table);
     let of_table = hashes.iter().filter(|((table, _), _)| Some(usize::from(*table)) == index);
     of_table.map(|(_, hash)| usize::try_from(hash.rules()).unwrap_or(usize::MAX)).sum()
-}
-
-/// Rules of a table in an input.
-fn count_written(input: &str, table: &str) -> usize {
-    let section = input.split('*').find(|section| section.starts_with(table));
-    section.map_or(0, |section| section.lines().filter(|line| line.starts_with("-A ")).count())
 }
 
 impl<X: Xtables> Ipvs<X> {
@@ -234,7 +230,7 @@ impl<X: Xtables> Ipvs<X> {
         let addresses = Addresses::read(&mut self.kernel, self.family)?;
         let baseline = observe::all(&mut self.kernel, self.family, &self.features, &addresses)
             .context("listing what IPVS mode left in the kernel")?;
-        self.learn_options(Trial::Write).await.context("trying what rules can have")?;
+        self.learn_options(Trial::Write).await.context("trying which options rules can have")?;
         self.node_addresses = addresses.node;
         let chains = self.chains();
         self.tables.begin(&mut self.tools, &chains);
@@ -266,10 +262,10 @@ impl<X: Xtables> Ipvs<X> {
         Ok(applied)
     }
 
-    async fn check(&mut self, look: VerifyDepth) -> Result<Vec<Deviation>> {
+    async fn try_verify(&mut self, depth: VerifyDepth) -> Result<Vec<Deviation>> {
         let Some(mut baseline) = self.baseline.take() else { return Ok(Vec::new()) };
         let found = match self.tend(&mut baseline) {
-            Ok(()) => self.compare(&mut baseline, look).await,
+            Ok(()) => self.compare(&mut baseline, depth).await,
             Err(error) => Err(error),
         };
         let is_outdated = found.iter().flatten().any(|finding| matches!(finding, Deviation::Outdated(_)));
@@ -281,22 +277,23 @@ impl<X: Xtables> Ipvs<X> {
         let left_out = self.quarantine.names();
         let desired = self.render(&plan.without(&left_out));
         let changes = self.diff(baseline, &desired);
-        let (input, drain) = (changes.rules.clone().unwrap_or_default(), changes.drain.clone());
+        let drain = changes.drain.clone();
         let programmed = changes.operations();
         let new = if self.counters.is_some() { changes.new_servers() } else { BTreeSet::new() };
         let carried_out = self.carry_out(changes, baseline).await;
-        let calls = carried_out.inspect_err(|error| self.options.failed(error))?;
+        let (requests, restored) = carried_out.inspect_err(|error| self.options.failed(error))?;
         self.tables.wrote(&mut self.tools)?;
         drain::sweep(self.kernel.servers.as_mut(), drain, baseline)?;
         self.measure(&desired, &new);
-        let count = |kind, table: &str| {
-            let (total, written) = (count_rules(&baseline.rules, table), count_written(&input, table));
-            ObjectCount { kind, total, written }
+        let count = |kind, table: &str, written| ObjectCount {
+            kind,
+            total: count_rules(&baseline.rules, table),
+            written,
         };
         let (virtual_servers, real_servers) = baseline.ours;
         let objects = vec![
-            count(KernelObjectKind::FilterRules, "filter"),
-            count(KernelObjectKind::NatRules, "nat"),
+            count(KernelObjectKind::FilterRules, "filter", restored.filter_rules),
+            count(KernelObjectKind::NatRules, "nat", restored.nat_rules),
             ObjectCount {
                 kind: KernelObjectKind::VirtualServers,
                 total: virtual_servers,
@@ -305,13 +302,13 @@ impl<X: Xtables> Ipvs<X> {
             ObjectCount { kind: KernelObjectKind::RealServers, total: real_servers, written: 0 },
         ];
         let refused = self.quarantine.refusals();
-        Ok(Applied { objects, calls, refused, unfinished: BTreeSet::new() })
+        Ok(Applied { objects, calls: requests + restored.calls, refused, unfinished: BTreeSet::new() })
     }
 
-    async fn compare(&mut self, baseline: &mut Baseline, look: VerifyDepth) -> Result<Vec<Deviation>> {
-        self.watch.addresses_due |=
-            self.kernel.links.addresses_changed(self.family)? || look == VerifyDepth::Thorough;
-        let addresses = match self.watch.addresses_due {
+    async fn compare(&mut self, baseline: &mut Baseline, depth: VerifyDepth) -> Result<Vec<Deviation>> {
+        self.rounds.addresses_due |=
+            self.kernel.links.addresses_changed(self.family)? || depth == VerifyDepth::Thorough;
+        let addresses = match self.rounds.addresses_due {
             true => Some(Addresses::read(&mut self.kernel, self.family)?),
             false => None,
         };
@@ -319,13 +316,13 @@ impl<X: Xtables> Ipvs<X> {
             return Ok(vec![Deviation::Outdated("the node's addresses changed")]);
         }
         if self.detection == DriftDetection::Off {
-            self.watch.addresses_due = false;
+            self.rounds.addresses_due = false;
             return Ok(Vec::new());
         }
         let chains = self.chains();
         let known = &baseline.rules;
         let expected = || known.iter().map(|(key, hash)| (*key, Expected::Rules(hash.short()))).collect();
-        let lost = self.tables.look(&mut self.tools, &chains, expected, look).await?;
+        let lost = self.tables.verify(&mut self.tools, &chains, expected, depth).await?;
         baseline.rules.retain(|key, _| !lost.chains.contains_key(key));
         baseline.set_up &= lost.shared.is_empty();
         let compared = Compared {
@@ -335,8 +332,8 @@ impl<X: Xtables> Ipvs<X> {
             addresses: addresses.as_ref(),
             baseline,
         };
-        let drift = self.watch.check(compared, look)?;
-        self.watch.addresses_due = false;
+        let drift = self.rounds.verify(compared, depth)?;
+        self.rounds.addresses_due = false;
         Ok(lost.findings().into_iter().chain(drift.into_iter().map(Deviation::Drift)).collect())
     }
 
@@ -366,8 +363,8 @@ impl<X: Xtables + 'static> Dataplane for Ipvs<X> {
         Box::pin(self.try_sync(plan))
     }
 
-    fn verify(&mut self, look: VerifyDepth) -> LocalBoxFuture<'_, Result<Vec<Deviation>>> {
-        Box::pin(self.check(look))
+    fn verify(&mut self, depth: VerifyDepth) -> LocalBoxFuture<'_, Result<Vec<Deviation>>> {
+        Box::pin(self.try_verify(depth))
     }
 
     fn flavor(&self) -> Option<Flavor> {

@@ -1,19 +1,22 @@
 //! Mode ipvs to the rooms above.
 
-use super::input::CHAINS;
 use super::inspect::{self, Surroundings};
 use super::metrics::{Counted, show};
 use super::names::INTERFACE;
+use super::restore_input::CHAINS;
 use super::{Features, Ipvs, Kernel, Removed, cleanup, kinds, render_text, setup};
 use crate::backend::mode::{InspectedNode, Inspection, ModeFacts, Opening, ProxyMode, Requirement};
 use crate::backend::service_metrics::measuring;
-use crate::backend::{Dataplane, Difference, KernelObject, Packet, SharedNames, TraceOutcome, usable};
+use crate::backend::{
+    Dataplane, Difference, KernelObject, Packet, SharedNames, StandingObjects, TraceOutcome, usable,
+};
 use crate::config::Config;
 use crate::kernel::addresses::interface_addresses;
 use crate::kernel::ipset::{Ipsets as _, KernelIpsets, SetSpec};
 use crate::kernel::iptables::{RuleKind, Tools, Version, Xtables as _};
-use crate::kernel::ipvs::{KernelIpvs, Timeouts};
+use crate::kernel::ipvs::{KernelIpvs, Timeouts, VirtualServers as _};
 use crate::kernel::links;
+use crate::kernel::sysctl::Sysctls;
 use crate::metrics::MetricSet;
 use crate::model::{Frontend, IpFamily, IpvsScheduler, SetType};
 use crate::plan::{FamilySettings, Plan};
@@ -21,6 +24,9 @@ use anyhow::{Context, Result};
 use futures::future::LocalBoxFuture;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
+
+/// A setting that is there as long as IPVS is.
+const LOADED_IPVS: &str = "net/ipv4/vs/conntrack";
 
 /// Virtual servers of IPVS.
 pub struct IpvsMode;
@@ -33,8 +39,8 @@ impl ProxyMode for IpvsMode {
             // IPVS does not take packets from 127.0.0.0/8.
             localhost_node_ports: false,
             switches_forwarding_on: true,
-            has_virtual_servers: true,
-            has_nft_table: false,
+            writes_iptables: true,
+            uses_service_cidrs: false,
         }
     }
 
@@ -115,7 +121,7 @@ impl ProxyMode for IpvsMode {
         node: &'a InspectedNode<'a>,
         wanted: &'a [KernelObject],
     ) -> LocalBoxFuture<'a, Result<Inspection>> {
-        Box::pin(async move { look_at_servers(node.family, wanted) })
+        Box::pin(async move { inspect_servers(node.family, wanted) })
     }
 
     fn holds_only_services(&self, _object: &str) -> bool {
@@ -143,6 +149,15 @@ impl ProxyMode for IpvsMode {
             }
             let around = Surroundings::read(&mut Kernel::open()?, to)?;
             Ok(inspect::trace(&chains, &around, packet))
+        })
+    }
+
+    fn standing_objects(&self) -> Option<StandingObjects> {
+        Some(StandingObjects {
+            name: "IPVS virtual servers",
+            found: virtual_servers().map_err(|error| format!("{error:#}")),
+            effect: "a proxy in mode ipvs left them, and packets go to them, not by our rules",
+            remedy: "stop that proxy and run kube-proxy-rs --cleanup",
         })
     }
 
@@ -221,6 +236,16 @@ fn scheduler(config: &Config) -> Result<IpvsScheduler> {
     IpvsScheduler::parse(name).with_context(|| format!("--ipvs-scheduler {name} is none of {}", known()))
 }
 
+/// How many virtual servers there are, in words.
+fn virtual_servers() -> Result<Option<String>> {
+    // Asking over netlink would load IPVS; its settings are there as long as it is.
+    if Sysctls::default().read(LOADED_IPVS).is_err() {
+        return Ok(None);
+    }
+    let count = KernelIpvs::open()?.list()?.len();
+    Ok((count > 0).then(|| format!("{count} are there")))
+}
+
 fn has_dummy() -> bool {
     let is_there = |family| {
         let addresses = interface_addresses(family).unwrap_or_default();
@@ -235,9 +260,9 @@ fn ask_ipset() -> Result<()> {
     KernelIpsets::open()?.count(spec).map(drop)
 }
 
-fn look_at_servers(family: IpFamily, wanted: &[KernelObject]) -> Result<Inspection> {
+fn inspect_servers(family: IpFamily, wanted: &[KernelObject]) -> Result<Inspection> {
     let mut kernel = Kernel::open()?;
-    let all = inspect::look(&mut kernel, family, wanted)?;
+    let all = inspect::found(&mut kernel, family, wanted)?;
     let mut inspection = Inspection::default();
     for (object, lines) in wanted.iter().zip(all) {
         let Some(lines) = lines else {

@@ -3,8 +3,8 @@
 use super::Kernel;
 use super::apply::set_spec;
 use super::desired::{Baseline, Fact, Held, Server};
-use super::input::Features;
 use super::names::{INTERFACE, SetId};
+use super::restore_input::Features;
 use crate::model::{Frontend, IpFamily, IpvsScheduler, Protocol, RealServer, SetEntry, VirtualServer};
 use anyhow::Result;
 use std::collections::{BTreeMap, BTreeSet};

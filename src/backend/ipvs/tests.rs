@@ -57,7 +57,7 @@ impl Bench {
 
     /// The same picture for another node.
     fn picture_for(&self, mut other: Bench) -> Bench {
-        pass::copy_picture(&self.tracker, &mut other.tracker);
+        pass::copy_snapshot(&self.tracker, &mut other.tracker);
         other
     }
 
@@ -77,7 +77,7 @@ impl Bench {
         pass::run(&mut self.tracker, &self.settings, &mut self.backend).await
     }
 
-    fn is_settled(&mut self) -> bool {
+    fn is_in_line(&mut self) -> bool {
         let plan = Plan::new(&self.settings, self.tracker.snapshot(), Scope::All);
         let baseline = self.backend.baseline.as_ref().unwrap();
         let desired = self.backend.render(&plan);
@@ -85,18 +85,18 @@ impl Bench {
         changes.is_empty()
     }
 
-    /// The first thing that a quick look finds.
+    /// The first thing that a quick verification finds.
     async fn verify(&mut self) -> Option<String> {
-        self.look(VerifyDepth::Quick).await.into_iter().next()
+        self.found(VerifyDepth::Quick).await.into_iter().next()
     }
 
-    /// All that a thorough look finds.
+    /// All that a thorough verification finds.
     async fn find(&mut self) -> Vec<String> {
-        self.look(VerifyDepth::Thorough).await
+        self.found(VerifyDepth::Thorough).await
     }
 
-    async fn look(&mut self, look: VerifyDepth) -> Vec<String> {
-        let found = self.backend.verify(look).await.unwrap();
+    async fn found(&mut self, depth: VerifyDepth) -> Vec<String> {
+        let found = self.backend.verify(depth).await.unwrap();
         let words = |finding: &Deviation| match finding {
             Deviation::Drift(drift) => drift.to_string(),
             Deviation::Outdated(what) => (*what).to_owned(),
@@ -192,7 +192,7 @@ async fn incremental_and_full_syncs_meet_in_the_same_kernel() {
             let mut fresh = bench.afresh();
             fresh.sync().await.unwrap();
             assert_eq!(bench.kernel(), fresh.kernel(), "seed {seed}");
-            assert!(bench.is_settled(), "seed {seed}: a second look finds nothing to do");
+            assert!(bench.is_in_line(), "seed {seed}: a second comparison finds nothing to do");
             assert_eq!(bench.verify().await, None, "seed {seed}");
             let found = bench.backend.observe().await.unwrap();
             assert!(
@@ -276,7 +276,7 @@ async fn an_endpoint_with_connections_is_drained_and_gets_its_weight_back() {
     let drained = [("10.128.1.1:8080".to_owned(), 1), ("10.128.1.2:8080".to_owned(), 0)];
     assert_eq!(bench.reals(&at), drained);
     assert_eq!(bench.verify().await, None);
-    assert!(bench.is_settled());
+    assert!(bench.is_in_line());
 
     // Our restart does not cut it off, nor does a change of something else.
     let mut other = bench.restarted();
@@ -496,7 +496,7 @@ async fn every_harm_is_noticed_and_healed() {
     let (mut bench, _) = bench_with_web(Protocol::Tcp, &[1, 2]).await;
     assert_eq!(bench.verify().await, None);
     bench.backend.tools.flush("nat");
-    let found = bench.look(VerifyDepth::Quick).await;
+    let found = bench.found(VerifyDepth::Quick).await;
     for what in
         ["jump PREROUTING to KUBE-SERVICES", "chain KUBE-SERVICES of table nat was changed by meddler"]
     {
@@ -544,7 +544,7 @@ async fn a_restart_asks_as_many_questions_however_many_services_there_are() {
         let mut next = bench.restarted();
         bench.node.state().asked = (0, 0);
         next.sync().await.unwrap();
-        assert!(next.is_settled());
+        assert!(next.is_in_line());
         questions.push(bench.node.state().asked.0);
     }
     assert_eq!(questions[0], questions[1]);

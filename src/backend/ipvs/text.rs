@@ -2,9 +2,9 @@
 
 use super::desired::{Baseline, Desired};
 use super::diff::Changes;
-use super::input::{self, Features};
 use super::names::{INTERFACE, SetId};
 use super::render::{RenderContext, node_port_ips};
+use super::restore_input::{self, Features};
 use crate::model::{
     Frontend, IpFamily, Protocol, RealServer, ServerOperation, SetEntry, SetType, VirtualServer,
 };
@@ -41,7 +41,7 @@ pub(in crate::backend) fn render_text(
     lines.extend(changes.rules.iter().flat_map(|rules| rules.lines()).map(str::to_owned));
     lines.push(format!("# {tool}, where they are missing"));
     lines.extend(
-        input::jumps(features.upstream_compat)
+        restore_input::jumps(features.upstream_compat)
             .map(|jump| format!("-t {} -I {} {}", jump.table, jump.from, jump.arguments())),
     );
     lines.push("# ipvsadm --restore".to_owned());

@@ -3,9 +3,9 @@
 
 use super::desired::{Baseline, Desired};
 use super::diff::Changes;
-use super::input::{self, Features};
 use super::inspect::{Surroundings, trace};
 use super::render::{RenderContext, node_port_ips};
+use super::restore_input::{self, Features};
 use crate::backend::KernelObject;
 use crate::backend::packet_tests::{Fate, sent, settings, snapshot};
 use crate::backend::packet_trace::TraceOutcome;
@@ -70,7 +70,7 @@ fn chains(rules: &str) -> Vec<KernelObject> {
             chains.entry(format!("{table} {chain}")).or_default().push(rule.to_owned());
         }
     }
-    for jump in input::jumps(false) {
+    for jump in restore_input::jumps(false) {
         // Each was inserted at the top, so the last one stands first.
         chains.entry(format!("{} {}", jump.table, jump.from)).or_default().insert(0, jump.arguments());
     }

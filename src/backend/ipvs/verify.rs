@@ -14,26 +14,26 @@ use std::net::IpAddr;
 use std::ops::Bound;
 use std::sync::Arc;
 
-/// Virtual servers whose real servers one quick look reads.
-const CHECKED_AT_ONCE: usize = 10;
-/// Up to this many virtual servers in the kernel, every look lists them; above, only every so often, so that a look
-/// costs the same however many there are.
-const LISTED_AT_EVERY_CHECK: usize = 100;
+/// Virtual servers whose real servers one quick verification reads.
+const VERIFIED_AT_ONCE: usize = 10;
+/// Up to this many virtual servers in the kernel, every verification lists them; above, one in several, so that it costs
+/// the same however many there are.
+const LISTED_IN_EVERY_ROUND: usize = 100;
 
-/// Where the rounds of looking have got to.
+/// How far the rounds of verification have got.
 #[derive(Debug, Default)]
-pub(super) struct Watch {
-    /// Quick looks so far.
-    looks: usize,
+pub(super) struct VerifyRounds {
+    /// Verifications so far.
+    rounds: usize,
     /// Virtual servers of both families, foreign ones included, when they were listed last.
     listed: usize,
-    /// The virtual server whose real servers were looked at last.
+    /// The virtual server whose real servers were read last.
     last: Option<Frontend>,
     /// Addresses may have changed since they were last compared.
     pub(super) addresses_due: bool,
 }
 
-/// What a look compares with what.
+/// What is compared with what.
 pub(super) struct Compared<'a> {
     pub(super) kernel: &'a mut Kernel,
     pub(super) family: IpFamily,
@@ -43,23 +43,23 @@ pub(super) struct Compared<'a> {
     pub(super) baseline: &'a mut Baseline,
 }
 
-impl Watch {
+impl VerifyRounds {
     /// What of ours is missing or different.
-    pub(super) fn check(&mut self, mut with: Compared<'_>, look: VerifyDepth) -> Result<Vec<Drift>> {
+    pub(super) fn verify(&mut self, mut with: Compared<'_>, depth: VerifyDepth) -> Result<Vec<Drift>> {
         let mut drift: Vec<Drift> = with
             .addresses
             .and_then(|addresses| compare_addresses(&addresses.on_interface, with.baseline))
             .into_iter()
             .collect();
         for id in SetId::in_use(with.upstream_compat) {
-            drift.extend(compare_set(&mut with, id, look)?);
+            drift.extend(compare_set(&mut with, id, depth)?);
         }
-        self.looks += 1;
-        let is_turn = self.looks.is_multiple_of(1 + self.listed / LISTED_AT_EVERY_CHECK);
-        let reals = self.compare_real_servers(with.kernel, with.baseline, look)?;
+        self.rounds += 1;
+        let is_turn = self.rounds.is_multiple_of(1 + self.listed / LISTED_IN_EVERY_ROUND);
+        let reals = self.compare_real_servers(with.kernel, with.baseline, depth)?;
         // A virtual server that is gone has no real servers either: it is to be named, too.
         let mut differing: BTreeSet<Frontend> = reals.keys().copied().collect();
-        if look == VerifyDepth::Thorough || is_turn || !reals.is_empty() {
+        if depth == VerifyDepth::Thorough || is_turn || !reals.is_empty() {
             let servers = self.compare_servers(with.kernel, with.baseline)?;
             differing.extend(servers.iter().map(|(at, _)| at));
             drift.extend(servers.into_iter().map(|(_, drift)| drift));
@@ -102,9 +102,9 @@ impl Watch {
         &mut self,
         kernel: &mut Kernel,
         baseline: &Baseline,
-        look: VerifyDepth,
+        depth: VerifyDepth,
     ) -> Result<BTreeMap<Frontend, Drift>> {
-        let suspects: Vec<Frontend> = match look {
+        let suspects: Vec<Frontend> = match depth {
             VerifyDepth::Thorough => suspects(kernel, baseline).into_iter().collect(),
             VerifyDepth::Quick => self.next_in_turn(baseline),
         };
@@ -120,9 +120,9 @@ impl Watch {
 
     fn next_in_turn(&mut self, baseline: &Baseline) -> Vec<Frontend> {
         let start = self.last.map_or(Bound::Unbounded, Bound::Excluded);
-        let turn: Vec<Frontend> = ours(baseline, start).take(CHECKED_AT_ONCE).map(|(at, _)| *at).collect();
-        // The end is reached: the next look starts over.
-        self.last = turn.last().copied().filter(|_| turn.len() == CHECKED_AT_ONCE);
+        let turn: Vec<Frontend> = ours(baseline, start).take(VERIFIED_AT_ONCE).map(|(at, _)| *at).collect();
+        // The end is reached: the next round starts over.
+        self.last = turn.last().copied().filter(|_| turn.len() == VERIFIED_AT_ONCE);
         turn
     }
 }
@@ -190,11 +190,11 @@ fn compare_addresses(found: &BTreeSet<IpAddr>, baseline: &mut Baseline) -> Optio
     is_missing.then(|| Drift::new(DriftKind::Interface, INTERFACE, what()))
 }
 
-/// A quick look only counts the entries.
-fn compare_set(with: &mut Compared<'_>, id: SetId, look: VerifyDepth) -> Result<Option<Drift>> {
+/// A quick verification only counts the entries.
+fn compare_set(with: &mut Compared<'_>, id: SetId, depth: VerifyDepth) -> Result<Option<Drift>> {
     let name = id.name(with.family);
     let spec = set_spec(id, &name, with.family);
-    if look == VerifyDepth::Quick
+    if depth == VerifyDepth::Quick
         && with.kernel.sets.count(spec)? == Some(with.baseline.set_sizes[id.index()])
     {
         return Ok(None);

@@ -3,8 +3,9 @@
 use super::baseline::Baseline;
 use super::desired::Part;
 use super::diff::{Change, Writes};
-use super::element::{Content, with_wire};
+use super::element::{Content, ElementId, with_wire};
 use super::layout::{Item, Layout};
+use super::meters::is_counted;
 use super::names::SetId;
 use super::observe;
 use crate::kernel::nftables::{Generations, Ruleset};
@@ -52,7 +53,7 @@ impl Watched {
     }
 
     /// Notes that a transaction of ours was made on top of one generation, and which one there is now.
-    fn committed(&mut self, before: Generation, now: Generation) {
+    pub(super) fn committed(&mut self, before: Generation, now: Generation) {
         if now == before.next() {
             self.ours.note(before, now);
         } else {
@@ -66,6 +67,14 @@ impl Watched {
 #[derive(Debug, thiserror::Error)]
 #[error("the table is not as it was left: {0}")]
 pub(super) struct Surprise(String);
+
+/// Whose elements the kernel refused.
+enum Blame {
+    /// These changes', with the kernel's words.
+    Changes(Vec<(usize, String)>),
+    /// It does not say: before Linux 5.19, no element is named.
+    Unnamed(String),
+}
 
 /// One pass's writes.
 pub(super) struct Writing<'a, K> {
@@ -82,6 +91,10 @@ pub(super) struct Writing<'a, K> {
     /// Elements written.
     pub(super) written: usize,
     pub(super) refused: Vec<(ServiceName, String)>,
+    /// Elements that count, written now: they begin at zero.
+    pub(super) counted: BTreeSet<ElementId>,
+    /// Affinity does not lead to some endpoint any more.
+    pub(super) is_affinity_lost: bool,
     /// Transactions that should have deleted chains of an earlier proxy and were refused.
     pub(super) failed_sweeps: usize,
 }
@@ -105,6 +118,8 @@ impl<'a, K: Ruleset> Writing<'a, K> {
             calls: 0,
             written: 0,
             refused: Vec::new(),
+            counted: BTreeSet::new(),
+            is_affinity_lost: false,
             failed_sweeps: 0,
         }
     }
@@ -125,8 +140,13 @@ impl<'a, K: Ruleset> Writing<'a, K> {
 
     /// Writes what was taken. What Services share and none of them has any more goes with the last of them.
     pub(super) fn flush(&mut self, layout: &Layout, is_last: bool) -> Result<()> {
-        let mut changes = std::mem::take(&mut self.pending);
         self.pending_elements = 0;
+        let changes = std::mem::take(&mut self.pending);
+        self.write(changes, layout, is_last)
+    }
+
+    /// The same of these. What is too much for the kernel's memory is written in halves.
+    fn write(&mut self, mut changes: Vec<Change>, layout: &Layout, is_last: bool) -> Result<()> {
         let (added, deleted) = loop {
             let mut writes = Writes::of(&changes, self.baseline);
             if is_last {
@@ -144,10 +164,23 @@ impl<'a, K: Ruleset> Writing<'a, K> {
             match self.commit() {
                 Ok(()) => {
                     self.written += writes.add.len() + writes.delete.len();
+                    self.counted.extend(writes.add.iter().map(|(id, ..)| *id).filter(is_counted));
+                    self.is_affinity_lost |= loses_affinity(&writes);
                     break (writes.added_hairpins().collect(), writes.deleted_hairpins().collect());
                 }
+                Err(error) if is_short_of_memory(&error) && self.can_halve(&changes) => {
+                    tracing::warn!(%error, services = changes.len(), "a transaction is written in halves");
+                    return self.write_halves(changes, layout, is_last);
+                }
+                Err(error) if is_short_of_memory(&error) => return Err(error.into()),
                 Err(Error::Refused(refused)) => {
-                    let guilty = self.blame(&refused, &writes)?;
+                    let guilty = match self.blame(&refused, &writes)? {
+                        Blame::Changes(guilty) => guilty,
+                        Blame::Unnamed(_) if self.can_halve(&changes) => {
+                            return self.write_halves(changes, layout, is_last);
+                        }
+                        Blame::Unnamed(reason) => vec![(0, reason)],
+                    };
                     self.leave_out(&mut changes, &guilty)?;
                 }
                 Err(error) => return Err(error.into()),
@@ -164,8 +197,19 @@ impl<'a, K: Ruleset> Writing<'a, K> {
         Ok(())
     }
 
+    fn write_halves(&mut self, mut changes: Vec<Change>, layout: &Layout, is_last: bool) -> Result<()> {
+        let rest = changes.split_off(changes.len() / 2);
+        self.write(changes, layout, false)?;
+        self.write(rest, layout, is_last)
+    }
+
+    /// What replaces the whole table has to do so at once.
+    fn can_halve(&self, changes: &[Change]) -> bool {
+        changes.len() > 1 && !self.baseline.structure.is_unfit
+    }
+
     /// Which changes the kernel refused, and its words.
-    fn blame(&self, refused: &[Refused], writes: &Writes<'_>) -> Result<Vec<(usize, String)>> {
+    fn blame(&self, refused: &[Refused], writes: &Writes<'_>) -> Result<Blame> {
         let mut guilty = Vec::new();
         for refused in refused {
             let is_of_others =
@@ -176,10 +220,13 @@ impl<'a, K: Ruleset> Writing<'a, K> {
                 (Some(Operation::AddElements), Some(index)) if !is_unseen => {
                     guilty.push((index, words(refused, writes)));
                 }
+                (Some(Operation::AddElements), None) if refused.element.is_none() && self.is_sure => {
+                    return Ok(Blame::Unnamed(words(refused, writes)));
+                }
                 _ => return Err(Surprise(words(refused, writes)).into()),
             }
         }
-        Ok(guilty)
+        Ok(Blame::Changes(guilty))
     }
 
     fn leave_out(&mut self, changes: &mut [Change], guilty: &[(usize, String)]) -> Result<()> {
@@ -277,7 +324,7 @@ impl<'a, K: Ruleset> Writing<'a, K> {
             self.batch.clear();
             write_elements(&mut self.batch, self.table, &writes);
             match self.commit() {
-                Ok(()) => {}
+                Ok(()) => self.is_affinity_lost |= loses_affinity(&writes),
                 Err(Error::Refused(refused)) => {
                     let words = refused.first().map(|refused| words(refused, &writes)).unwrap_or_default();
                     return Err(Surprise(words).into());
@@ -336,7 +383,7 @@ impl<'a, K: Ruleset> Writing<'a, K> {
                 Err(Error::Refused(refused)) => {
                     self.failed_sweeps += 1;
                     let error = Error::Refused(refused);
-                    tracing::debug!(%error, "chains of an earlier proxy are still in use; the next look deletes them");
+                    tracing::debug!(%error, "chains of an earlier proxy are still in use; a later verification deletes them");
                 }
                 Err(error) => return Err(error.into()),
             }
@@ -367,6 +414,22 @@ impl<'a, K: Ruleset> Writing<'a, K> {
         }
         self.watched.forget();
         self.kernel.commit(&mut self.batch, None)
+    }
+}
+
+/// Whether clients may be led where nothing leads any more.
+fn loses_affinity(writes: &Writes<'_>) -> bool {
+    writes.delete.iter().any(|(id, _)| matches!(id.set, SetId::AffinityEndpoints(_)))
+}
+
+/// Whether it is the kernel's memory, or the socket's, that a transaction was too large for.
+fn is_short_of_memory(error: &Error) -> bool {
+    let is_short = |errno: i32| [libc::ENOMEM, libc::ENOBUFS, libc::EMSGSIZE].contains(&errno);
+    match error {
+        Error::Refused(refused) => refused.iter().any(|refused| is_short(refused.errno)),
+        Error::Netlink(netlink::Error::Io { source, .. }) => source.raw_os_error().is_some_and(is_short),
+        Error::Netlink(error) => error.errno().is_some_and(is_short),
+        _ => false,
     }
 }
 

@@ -70,7 +70,8 @@ fn label(set: SetId) -> Label {
         | SetId::FirewallSources
         | SetId::Clients(_)
         | SetId::Affinity(..)
-        | SetId::AffinityEndpoints(_) => Label::None,
+        | SetId::AffinityEndpoints(_)
+        | SetId::Counted(_) => Label::None,
     }
 }
 

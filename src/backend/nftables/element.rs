@@ -305,7 +305,9 @@ pub(super) fn read(
             let same = end.destination(Plane::Services)? == at;
             Key::Source(at, cidr(first, end.address()?).filter(|_| same)?)
         }
-        SetId::AffinityEndpoints(plane) => Key::Endpoint(parts.destination(plane)?, parts.endpoint()?),
+        SetId::AffinityEndpoints(plane) | SetId::Counted(plane) => {
+            Key::Endpoint(parts.destination(plane)?, parts.endpoint()?)
+        }
         SetId::Clients(_) => return None,
     };
     let to = match element.data {
@@ -352,6 +354,7 @@ mod tests {
             of(SetId::FirewallSources, Key::Source(service, endpoint.address.into())),
             of(SetId::Affinity(Plane::Services, 60), Key::Destination(service)),
             of(SetId::AffinityEndpoints(Plane::NodePorts), Key::Endpoint(node_port, endpoint)),
+            of(SetId::Counted(Plane::Services), Key::Endpoint(service, endpoint)),
         ]
     }
 
@@ -394,6 +397,7 @@ mod tests {
             "firewall-sources { 10.96.0.1 . udp . 53 . 10.244.1.5 }",
             "affinity-services-60 { 10.96.0.1 . udp . 53 }",
             "affinity-nodeport-endpoints { sctp . 30080 . 10.244.1.5 . 8080 }",
+            "counted-endpoints { 10.96.0.1 . udp . 53 . 10.244.1.5 . 8080 }",
         ];
         assert_eq!(texts, want);
     }

@@ -173,7 +173,7 @@ fn the_fixtures_are_decided_as_by_kube_proxys_own_rules() {
         let node = NodeFacts { name: NODE_NAME.into(), ..NodeFacts::default() };
         let mut tracker = Tracker::new(node, i64::MAX);
         events.into_iter().for_each(|event| tracker.fold(event));
-        tracker.settle();
+        tracker.allot();
         for (family, ip) in [(IpFamily::V4, "ip"), (IpFamily::V6, "ip6")] {
             let rules = folder.join(format!("expected/nftables/{name}.{ip}.nft"));
             let settings = settings(flags, family);

@@ -1,5 +1,6 @@
 //! Looking at the table for people who ask.
 
+use super::Features;
 use super::apply::write_rules;
 use super::element::{self, Content};
 use super::layout::Layout;
@@ -16,7 +17,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 fn set_named(name: &str) -> Option<SetId> {
-    let mut all = SetId::all(Class::LARGEST, &[]);
+    let mut all = SetId::all(Class::LARGEST, &[]).chain(SetId::COUNTED);
     all.find(|id| id.name() == name).or_else(|| SetId::of_timeout(name))
 }
 
@@ -52,7 +53,7 @@ fn emptied_chains(kernel: &mut impl Ruleset, family: IpFamily) -> Result<Vec<Dif
         Part::Start => filled.clear(),
         Part::Item(rule) => _ = filled.insert(rule.chain.to_owned()),
     })?;
-    let layout = Layout::bare(family);
+    let layout = Layout::bare(family, &Features::default());
     let mut usual = Batch::new();
     write_rules(&mut usual, &layout);
     let needed: BTreeSet<String> = usual.rules().map(|rule| rule.chain.to_owned()).collect();
@@ -131,7 +132,8 @@ fn key_lengths(kernel: &mut nftables_rs::Nftables, family: IpFamily) -> Result<B
 
 /// How those rules are written that are the same whatever the settings.
 fn known_texts(family: IpFamily, rules: &Batch) -> BTreeMap<String, Vec<String>> {
-    let layout = Layout::bare(family);
+    let counting = Features { counts: true, ..Features::default() };
+    let layout = Layout::bare(family, &counting);
     let mut usual = Batch::new();
     write_rules(&mut usual, &layout);
     let mut known = BTreeMap::new();

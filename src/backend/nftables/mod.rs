@@ -6,12 +6,14 @@
 
 mod apply;
 mod baseline;
+mod clients;
 mod desired;
 mod diff;
 mod element;
 mod found;
 mod inspect;
 mod layout;
+mod meters;
 mod mode;
 mod names;
 mod observe;
@@ -24,12 +26,13 @@ mod verify;
 
 pub use mode::NftablesMode;
 
+use super::counters::{Measuring, ServiceCounters};
 use super::quarantine::Quarantine;
 use super::{Applied, Dataplane, Deviation, KernelObject, KernelObjectKind, ObjectCount, VerifyDepth};
 use crate::config::DriftDetection;
 use crate::kernel::iptables::Flavor;
 use crate::kernel::nftables::{Generations, Ruleset};
-use crate::model::{Cidr, IpFamily, ServiceName};
+use crate::model::{IpFamily, ServiceName};
 use crate::plan::{FamilySettings, NodePortAddresses, Plan, Scope, ServicePlan};
 use anyhow::{Context, Result};
 use apply::{Surprise, Watched, Writing};
@@ -39,6 +42,7 @@ use diff::Change;
 use element::{ElementId, Key};
 use futures::future::LocalBoxFuture;
 use layout::{Layout, Settings};
+use meters::ElementCounters;
 use names::{NODE_PORT_ADDRESSES, SetId};
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -51,13 +55,17 @@ const FEW: usize = 400;
 /// After a comparison of all elements, the next waits for one look for each of this many elements.
 const ELEMENTS_A_LOOK: usize = 5_000;
 
+/// After remembered clients were looked through, the next time waits for one look for each of this many: at most a twentieth of
+/// the time goes into it.
+const CLIENTS_A_LOOK: usize = 20_000;
+
 /// What the mode does beyond what is settled for every mode.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Features {
     /// The bit of the mark that says "masquerade".
     pub masquerade_mark: u32,
-    /// Where ClusterIPs come from, as far as it is known.
-    pub service_cidrs: Vec<Cidr>,
+    /// Connections are counted by destination and endpoint.
+    pub counts: bool,
 }
 
 /// Reads this node's addresses of a family.
@@ -78,6 +86,12 @@ pub struct Nftables<K> {
     addresses: Vec<IpAddr>,
     /// Looks since all elements were compared.
     looks: usize,
+    /// Clients may be remembered that lead where nothing leads any more.
+    are_clients_due: bool,
+    /// Looks before clients are looked through again.
+    clients_rest: usize,
+    /// What Services carried, if that is measured.
+    counters: Option<ServiceCounters<ElementId>>,
     /// Is told when chains of an earlier proxy could not be deleted.
     on_failed_sweep: Box<dyn Fn()>,
 }
@@ -96,6 +110,9 @@ impl<K: Ruleset> Nftables<K> {
             watched: Watched::default(),
             addresses: Vec::new(),
             looks: 0,
+            are_clients_due: false,
+            clients_rest: 0,
+            counters: None,
             on_failed_sweep: Box::new(|| ()),
         }
     }
@@ -121,6 +138,13 @@ impl<K: Ruleset> Nftables<K> {
         self
     }
 
+    /// Makes it measure what Services carry.
+    #[must_use]
+    pub(super) fn measuring(mut self, measuring: Option<Measuring>) -> Self {
+        self.counters = measuring.map(ServiceCounters::new);
+        self
+    }
+
     /// The kernel that it works on.
     pub fn kernel(&mut self) -> &mut K {
         &mut self.kernel
@@ -128,8 +152,8 @@ impl<K: Ruleset> Nftables<K> {
 
     fn observe(&mut self) -> Result<Baseline> {
         self.watched.forget();
-        let baseline =
-            observe::all(&mut self.kernel, &Layout::bare(self.family)).context("reading the table")?;
+        let baseline = observe::all(&mut self.kernel, &Layout::bare(self.family, &self.layouts.features))
+            .context("reading the table")?;
         self.watched.know(self.kernel.generation()?);
         self.watched.is_compare_due = false;
         self.looks = 0;
@@ -143,9 +167,10 @@ impl<K: Ruleset> Nftables<K> {
             None => self.observe()?,
         };
         self.quarantine.begin(plan);
+        self.read_before(plan);
         let applied = match self.program(plan, &mut baseline, false).await {
             Err(error) if error.is::<Surprise>() => {
-                tracing::info!(family = %self.family, %error, "comparing what is there");
+                tracing::info!(family = %self.family, %error, "the kernel refused changes; comparing the table with what was written");
                 let found = self.compare(plan.settings, &mut baseline)?;
                 if found.is_lost {
                     return Err(error);
@@ -156,6 +181,13 @@ impl<K: Ruleset> Nftables<K> {
         };
         self.baseline = Some(baseline);
         Ok(applied)
+    }
+
+    /// Reads what is counted of few Services before they are written.
+    fn read_before(&mut self, plan: &Plan<'_>) {
+        if let (Some(counters), Scope::Only(names)) = (&mut self.counters, plan.scope()) {
+            counters.read_before(names.iter(), &mut ElementCounters::new(&mut self.kernel, self.family));
+        }
     }
 
     /// The addresses of this node, where node ports answer on all of them.
@@ -189,7 +221,8 @@ impl<K: Ruleset> Nftables<K> {
         writing.begin(layouts.get(plan.settings, &writing.baseline.structure))?;
         let addresses = plan.node_port_ips().unwrap_or_else(|| self.addresses.clone());
         let node = (node_name(), Some(node_part(addresses)));
-        for (name, part) in std::iter::once(node).chain(parts(plan, &names)) {
+        let counts = layouts.features.counts;
+        for (name, part) in std::iter::once(node).chain(parts(plan, &names, counts)) {
             writing.need(part.as_ref());
             let change = Change::of(writing.baseline, name, part);
             if writing.push(change) {
@@ -205,7 +238,12 @@ impl<K: Ruleset> Nftables<K> {
         (0..writing.failed_sweeps).for_each(|_| (self.on_failed_sweep)());
         let (calls, written) = (writing.calls, writing.written);
         let refused = std::mem::take(&mut writing.refused);
+        let counted = std::mem::take(&mut writing.counted);
+        self.are_clients_due |= writing.is_affinity_lost || names.is_none();
         refused.iter().try_for_each(|(service, reason)| self.quarantine.add(service, reason))?;
+        if let Some(counters) = &mut self.counters {
+            counters.update(plan, &meters::meters, &|id| counted.contains(id));
+        }
         Ok(Applied {
             objects: vec![ObjectCount {
                 kind: KernelObjectKind::Elements,
@@ -223,7 +261,31 @@ impl<K: Ruleset> Nftables<K> {
         let found = self.look(&mut baseline, look);
         let is_lost = found.as_ref().is_ok_and(|(_, is_lost)| *is_lost);
         self.baseline = (!is_lost).then_some(baseline);
+        let is_rested = self.clients_rest == 0;
+        self.clients_rest = self.clients_rest.saturating_sub(1);
+        if !is_lost && is_rested && std::mem::take(&mut self.are_clients_due) {
+            self.sweep_clients();
+        }
         found.map(|(findings, _)| findings)
+    }
+
+    /// Deletes remembered clients that lead where nothing leads any more. That is a transaction of our own.
+    fn sweep_clients(&mut self) {
+        let before = self.kernel.generation().ok().filter(|now| self.watched.known() == Some(*now));
+        match clients::sweep(&mut self.kernel, self.family) {
+            Ok(swept) => {
+                self.clients_rest = swept.seen / CLIENTS_A_LOOK;
+                tracing::debug!(family = %self.family, ?swept, "remembered clients looked through");
+                if let (Some(before), Ok(now)) = (before, self.kernel.generation()) {
+                    self.watched.committed(before, now);
+                }
+            }
+            Err(error) => {
+                let error = format!("{error:#}");
+                tracing::debug!(family = %self.family, error, "the next look forgets clients");
+                self.are_clients_due = true;
+            }
+        }
     }
 
     /// What other processes have changed, and whether nothing can be relied on.
@@ -282,8 +344,9 @@ fn take_scope(plan: &Plan<'_>, baseline: &mut Baseline) -> Option<BTreeSet<Servi
 fn parts<'p>(
     plan: &'p Plan<'_>,
     names: &'p Option<BTreeSet<ServiceName>>,
+    counts: bool,
 ) -> Box<dyn Iterator<Item = (ServiceName, Option<Part>)> + 'p> {
-    let part = |service: ServicePlan<'_>| render::service(&service);
+    let part = move |service: ServicePlan<'_>| render::service(&service, counts);
     match names {
         None => Box::new(plan.services().map(move |service| (service.name.clone(), Some(part(service))))),
         Some(names) => Box::new(names.iter().map(move |name| (name.clone(), plan.service(name).map(part)))),
@@ -321,8 +384,7 @@ impl Layouts {
 
     fn get(&mut self, family: &FamilySettings, structure: &Structure) -> &Layout {
         let timeouts = structure.timeouts.iter().copied().collect();
-        let features = (self.features.masquerade_mark, &*self.features.service_cidrs);
-        let settings = Settings::new(family, features, (structure.largest, timeouts));
+        let settings = Settings::new(family, &self.features, (structure.largest, timeouts));
         if self.made.as_ref().is_none_or(|made| made.settings != settings) {
             self.settings = Some(family.clone());
             self.made = None;
@@ -341,7 +403,12 @@ impl<K: Ruleset + 'static> Dataplane for Nftables<K> {
     }
 
     fn verify(&mut self, look: VerifyDepth) -> LocalBoxFuture<'_, Result<Vec<Deviation>>> {
-        Box::pin(async move { self.check(look) })
+        Box::pin(async move {
+            if let Some(counters) = &mut self.counters {
+                counters.round(&mut ElementCounters::new(&mut self.kernel, self.family));
+            }
+            self.check(look)
+        })
     }
 
     fn flavor(&self) -> Option<Flavor> {
@@ -361,7 +428,7 @@ impl<K: Ruleset + 'static> Dataplane for Nftables<K> {
     }
 
     fn wanted(&self, plan: &Plan<'_>) -> Vec<KernelObject> {
-        text::wanted(plan)
+        text::wanted(plan, self.layouts.features.counts)
     }
 }
 

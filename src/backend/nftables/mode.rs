@@ -3,15 +3,16 @@
 use super::baseline::Structure;
 use super::{Features, Layouts, Nftables, inspect, probe, render, text};
 use crate::backend::mode::{InspectedNode, Inspection, ModeFacts, Opening, ProxyMode, Requirement};
-use crate::backend::{Dataplane, KernelObject, Packet, SharedNames, TraceOutcome};
+use crate::backend::service_metrics::measuring;
+use crate::backend::{Dataplane, KernelObject, Packet, StandingObjects, TraceOutcome};
 use crate::config::{Config, ServiceMetricsDetail};
 use crate::kernel::addresses::local_addresses;
-use crate::kernel::iptables::{RuleKind, Tools};
-use crate::kernel::nft::Nft;
+use crate::kernel::iptables::RuleKind;
+use crate::kernel::nft::{Nft, Part};
 use crate::metrics::MetricSet;
 use crate::model::IpFamily;
 use crate::plan::{FamilySettings, Plan};
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use futures::future::LocalBoxFuture;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -26,16 +27,9 @@ impl ProxyMode for NftablesMode {
             by_address: false,
             localhost_node_ports: false,
             switches_forwarding_on: false,
-            has_virtual_servers: false,
-            has_nft_table: true,
+            writes_iptables: false,
+            uses_service_cidrs: true,
         }
-    }
-
-    fn probe(&self, config: &Config) -> Result<()> {
-        if config.service_metrics != ServiceMetricsDetail::Off {
-            bail!("--service-metrics cannot be used with --proxy-mode=nftables; leave it off");
-        }
-        probe::kernel()
     }
 
     fn dataplane<'a>(
@@ -47,8 +41,10 @@ impl ProxyMode for NftablesMode {
             let kernel = nftables_rs::Nftables::open()?;
             let addresses = Box::new(local_addresses);
             let dataplane = Nftables::new(kernel, settings.family, features(opening.config), addresses);
-            let dataplane = dataplane.detecting(opening.config.drift_detection);
-            let dataplane = dataplane.counting_with(opening.generations.clone());
+            let dataplane = dataplane
+                .detecting(opening.config.drift_detection)
+                .counting_with(opening.generations.clone())
+                .measuring(measuring(opening, settings.family));
             let Some(metrics) = opening.metrics.cloned() else {
                 return Ok(Box::new(dataplane) as Box<dyn Dataplane>);
             };
@@ -66,7 +62,7 @@ impl ProxyMode for NftablesMode {
         let addresses: Vec<IpAddr> = node_addresses.iter().copied().collect();
         let plan = plan.with_local_addresses(&addresses);
         let mut needs = Structure::default();
-        plan.services().for_each(|service| needs.need(&render::service(&service)));
+        plan.services().for_each(|service| needs.need(&render::service(&service, false)));
         let mut layouts = Layouts::new(features(config));
         let node_ports = plan.node_port_ips().unwrap_or_else(|| addresses.clone());
         Ok(text::table(&plan, layouts.get(plan.settings, &needs), node_ports))
@@ -79,9 +75,7 @@ impl ProxyMode for NftablesMode {
     fn requirements(&self) -> Vec<Requirement> {
         vec![Requirement {
             name: "nf_tables",
-            found: probe::kernel()
-                .map(|()| "has all that rules and sets are made of")
-                .map_err(|error| format!("{error:#}")),
+            found: probe::kernel().map_err(|error| format!("{error:#}")),
             remedy: "load the module that is named on the node, or use --mode=iptables",
             is_vital: true,
         }]
@@ -112,20 +106,13 @@ impl ProxyMode for NftablesMode {
         })
     }
 
-    fn standing(&self) -> SharedNames {
-        SharedNames::default()
-    }
-
-    fn holds_rules<'a>(&'a self, _tools: &'a mut Tools) -> LocalBoxFuture<'a, Result<bool>> {
-        Box::pin(async { Ok(false) })
-    }
-
-    fn remove_rules<'a>(
-        &'a self,
-        _tools: &'a mut Tools,
-        _standing: &'a SharedNames,
-    ) -> LocalBoxFuture<'a, Result<bool>> {
-        Box::pin(async { Ok(false) })
+    fn standing_objects(&self) -> Option<StandingObjects> {
+        Some(StandingObjects {
+            name: "nftables table",
+            found: tables().map_err(|error| format!("{error:#}")),
+            effect: "a proxy in mode nftables left it, and its rules are in force beside ours",
+            remedy: "stop that proxy; the table is removed once our rules stand",
+        })
     }
 
     fn remove_objects(&self, _config: &Config) -> Vec<Result<String>> {
@@ -138,6 +125,18 @@ impl ProxyMode for NftablesMode {
     }
 }
 
+/// The tables that are there, in words. A table has chains as long as it is in use.
+fn tables() -> Result<Option<String>> {
+    let Some(mut nft) = Nft::open_if_there()? else { return Ok(None) };
+    let mut names = Vec::new();
+    for family in IpFamily::ALL {
+        let mut is_there = false;
+        nft.chains(family, super::names::TABLE, &mut |part| is_there = matches!(part, Part::Item(_)))?;
+        names.extend(is_there.then(|| super::names::table(family).to_string()));
+    }
+    Ok((!names.is_empty()).then(|| format!("{} is there", names.join(" and "))))
+}
+
 fn remove_table(family: IpFamily) -> Result<bool> {
     let Some(mut nft) = Nft::open_if_there()? else { return Ok(false) };
     nft.delete_table(family, super::names::TABLE)
@@ -147,6 +146,6 @@ fn remove_table(family: IpFamily) -> Result<bool> {
 fn features(config: &Config) -> Features {
     Features {
         masquerade_mark: 1 << u32::from(config.iptables.masquerade_bit),
-        service_cidrs: config.external_ips.service_cidrs.clone(),
+        counts: config.service_metrics != ServiceMetricsDetail::Off,
     }
 }

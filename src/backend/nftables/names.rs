@@ -151,9 +151,15 @@ pub(super) enum SetId {
     Affinity(Plane, u32),
     /// What affinity may lead to.
     AffinityEndpoints(Plane),
+    /// Destination and endpoint, with how many connections went this way.
+    Counted(Plane),
 }
 
 impl SetId {
+    /// Those that are there where connections are counted.
+    pub(super) const COUNTED: [SetId; 2] =
+        [SetId::Counted(Plane::Services), SetId::Counted(Plane::NodePorts)];
+
     pub(super) fn name(self) -> Cow<'static, str> {
         let fixed = match self {
             SetId::ClusterIps => "cluster-ips",
@@ -170,6 +176,7 @@ impl SetId {
             SetId::AffinityEndpoints(plane) => {
                 plane.pick("affinity-endpoints", "affinity-nodeport-endpoints")
             }
+            SetId::Counted(plane) => plane.pick("counted-endpoints", "counted-nodeport-endpoints"),
             SetId::Class(kind, class) => return kind.class_set(class).into(),
             SetId::Affinity(plane, seconds) => {
                 let prefix = plane.pick("affinity-services", "affinity-nodeports");
@@ -218,6 +225,10 @@ impl SetId {
             }
             SetId::Affinity(..) => return None,
             SetId::AffinityEndpoints(plane) => plane.pick("destination . endpoint", "node port . endpoint"),
+            SetId::Counted(plane) => plane.pick(
+                "destination . endpoint, counting connections",
+                "node port . endpoint, counting connections",
+            ),
         };
         Some(fixed.into())
     }
@@ -260,6 +271,7 @@ pub(super) const SERVICES: &str = "services";
 pub(super) const AFFINITY_LEARN: &str = "affinity-learn";
 pub(super) const AFFINITY_SERVICES: &str = "affinity-services";
 pub(super) const AFFINITY_NODE_PORTS: &str = "affinity-nodeports";
+pub(super) const COUNT_CONNECTIONS: &str = "count-connections";
 
 #[cfg(test)]
 mod tests {
@@ -280,7 +292,7 @@ mod tests {
 
     #[test]
     fn names_are_distinct() {
-        let ids: Vec<_> = SetId::all(Class::USUAL, &[60, 10_800]).collect();
+        let ids: Vec<_> = SetId::all(Class::USUAL, &[60, 10_800]).chain(SetId::COUNTED).collect();
         let names: BTreeSet<_> = ids.iter().map(|id| id.name()).collect();
         assert_eq!(names.len(), ids.len());
         assert!(names.contains("local-nodeports-1024"));

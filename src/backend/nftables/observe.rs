@@ -3,7 +3,7 @@
 use super::baseline::{Baseline, Shared, Structure, hairpin_of};
 use super::element::{self, Endpoint};
 use super::found::{Found, Print, Strange};
-use super::layout::{BASE_CHAINS, Layout, is_compatible};
+use super::layout::{Layout, is_compatible};
 use super::names::{Class, Kind, SetId, table};
 use crate::kernel::nftables::Ruleset;
 use crate::model::{IpFamily, Protocol};
@@ -51,8 +51,10 @@ pub(super) fn structure(kernel: &mut impl Ruleset, layout: &Layout) -> Result<St
     if !structure.is_there {
         return Ok(structure);
     }
-    let ids: HashMap<String, SetId> =
-        SetId::all(Class::LARGEST, &[]).map(|id| (id.name().into_owned(), id)).collect();
+    let ids: HashMap<String, SetId> = SetId::all(Class::LARGEST, &[])
+        .chain(SetId::COUNTED)
+        .map(|id| (id.name().into_owned(), id))
+        .collect();
     let id_of = |name: &str| ids.get(name).copied().or_else(|| SetId::of_timeout(name));
     kernel.sets(layout.table, &mut |part| {
         let listed = match part {
@@ -72,23 +74,23 @@ pub(super) fn structure(kernel: &mut impl Ruleset, layout: &Layout) -> Result<St
             Some(_) => structure.is_unfit = true,
         }
     })?;
-    chains(kernel, layout.table, &mut structure)?;
+    chains(kernel, layout, &mut structure)?;
     if structure.is_unfit {
         structure.sets.clear();
     }
     Ok(structure)
 }
 
-fn chains(kernel: &mut impl Ruleset, table: TableName<'_>, structure: &mut Structure) -> Result<()> {
+fn chains(kernel: &mut impl Ruleset, layout: &Layout, structure: &mut Structure) -> Result<()> {
     let picks =
         Kind::ALL.into_iter().flat_map(|kind| Class::LARGEST.up_to().map(move |class| kind.chain(class)));
-    let ours: BTreeSet<String> = picks.chain(Layout::fixed_chains().map(str::to_owned)).collect();
-    kernel.chains(table, &mut |part| {
+    let ours: BTreeSet<String> = picks.chain(layout.fixed_chains().map(str::to_owned)).collect();
+    kernel.chains(layout.table, &mut |part| {
         let chain: Chain<'_> = match part {
             Part::Start => return structure.surplus_chains.clear(),
             Part::Item(listed) => listed.chain,
         };
-        let base = BASE_CHAINS.into_iter().find(|(name, ..)| *name == chain.name);
+        let base = layout.base_chains().find(|(name, ..)| *name == chain.name);
         let found = chain.base.map(|it| (it.kind, it.hook, it.priority));
         match base {
             Some((_, kind, hook, priority)) => {

@@ -38,6 +38,7 @@ const SOURCE: u8 = 7;
 const ENDPOINT: u8 = 8;
 const HAIRPIN: u8 = 9;
 const NODE_PORT_IP: u8 = 10;
+const COUNTED: u8 = 11;
 
 const IS_NODE_PORT: u8 = 4;
 
@@ -117,6 +118,7 @@ impl Writer {
             SetId::ClusterIps => CLUSTER_IP,
             SetId::FirewallSources => SOURCE,
             SetId::AffinityEndpoints(_) => ENDPOINT,
+            SetId::Counted(_) => COUNTED,
             SetId::Hairpin => HAIRPIN,
             SetId::NodePortIps => NODE_PORT_IP,
             // These follow from lists, or packets make them.
@@ -269,6 +271,7 @@ impl Reader<'_> {
                 of(SetId::FirewallSources, Key::Source(at, cidr))
             }
             ENDPOINT => of(SetId::AffinityEndpoints(plane), Key::Endpoint(at, self.endpoint()?)),
+            COUNTED => of(SetId::Counted(plane), Key::Endpoint(at, self.endpoint()?)),
             _ => None,
         }
     }
@@ -292,7 +295,7 @@ mod tests {
             for family in IpFamily::ALL {
                 let settings = FamilySettings::new(family);
                 for service in Plan::new(&settings, tracker.snapshot(), Scope::All).services() {
-                    let part = render::service(&service);
+                    let part = render::service(&service, seed % 2 == 0);
                     let kinds = part.members.iter().map(|member| std::mem::discriminant(&member.id.set));
                     seen.extend(kinds.map(|kind| format!("{kind:?}")));
                     assert_eq!(Packed::of(&part).unpack(), part);

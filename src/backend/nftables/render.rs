@@ -8,12 +8,13 @@ use crate::plan::{PortPlan, ServicePlan, Target};
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 
-/// One Service's part. Endpoints have their numbers in the order of the plan.
-pub(super) fn service(plan: &ServicePlan<'_>) -> Part {
+/// One Service's part, with elements that count connections if these are wanted. Endpoints have their numbers in the order of the
+/// plan.
+pub(super) fn service(plan: &ServicePlan<'_>, counts: bool) -> Part {
     let mut part = Part::default();
     for (index, port) in (0..).zip(&plan.ports) {
         part.ports.push(port.name.port.clone());
-        Port { plan: port, index, part: &mut part }.render();
+        Port { plan: port, index, counts, part: &mut part }.render();
     }
     part.members.sort_unstable();
     part.members.dedup_by_key(|member| member.id);
@@ -23,6 +24,7 @@ pub(super) fn service(plan: &ServicePlan<'_>) -> Part {
 struct Port<'p> {
     plan: &'p PortPlan,
     index: u16,
+    counts: bool,
     part: &'p mut Part,
 }
 
@@ -109,9 +111,17 @@ impl Port<'_> {
             let endpoints = endpoints.clone();
             self.part.lists.push(List { port: self.index, is_local: *is_local, at, endpoints });
         }
-        let Some(seconds) = self.plan.affinity_seconds else { return };
+        if !self.counts && self.plan.affinity_seconds.is_none() {
+            return;
+        }
         let reachable: BTreeSet<Endpoint> =
             lists.iter().flat_map(|(_, endpoints)| endpoints.iter().copied()).collect();
+        if self.counts {
+            for endpoint in &reachable {
+                self.member(SetId::Counted(at.plane()), Key::Endpoint(at, *endpoint));
+            }
+        }
+        let Some(seconds) = self.plan.affinity_seconds else { return };
         if !reachable.is_empty() {
             self.mark(SetId::Affinity(at.plane(), seconds), at);
         }

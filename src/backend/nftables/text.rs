@@ -40,10 +40,10 @@ fn by_sets(name: &ServiceName, part: &Part, sets: &mut BTreeMap<SetId, BTreeSet<
 }
 
 /// What a plan of few Services needs, by sets. The numbers of endpoints are left out: which of them is which is no matter.
-pub(super) fn wanted(plan: &Plan<'_>) -> Vec<KernelObject> {
+pub(super) fn wanted(plan: &Plan<'_>, counts: bool) -> Vec<KernelObject> {
     let mut sets = BTreeMap::new();
     for service in plan.services() {
-        by_sets(service.name, &render::service(&service), &mut sets);
+        by_sets(service.name, &render::service(&service, counts), &mut sets);
     }
     let object = |(set, lines): (SetId, BTreeSet<String>)| KernelObject {
         name: format!("set {}", set.name()),
@@ -96,7 +96,7 @@ pub(super) fn table(plan: &Plan<'_>, layout: &Layout, addresses: Vec<IpAddr>) ->
     let mut sets = BTreeMap::new();
     by_sets(&super::node_name(), &node_part(addresses), &mut sets);
     for service in plan.services() {
-        by_sets(service.name, &render::service(&service), &mut sets);
+        by_sets(service.name, &render::service(&service, layout.settings.counts), &mut sets);
     }
     for (set, lines) in sets {
         let lines: Vec<String> = lines.into_iter().collect();
@@ -137,6 +137,9 @@ fn set_text(set: &Set<'_>) -> String {
     }
     if set.flags.contains(SetFlags::DYNAMIC) {
         text.push_str("\t\tflags dynamic,timeout\n");
+    }
+    if set.counter {
+        text.push_str("\t\tcounter\n");
     }
     if let Some(timeout) = set.timeout {
         let _ = writeln!(text, "\t\ttimeout {}s", timeout.as_secs());

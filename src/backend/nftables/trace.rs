@@ -43,7 +43,7 @@ impl Model {
         let (mut needs, mut sets) = (Structure::default(), Sets::new());
         let node_ports = plan.node_port_ips().unwrap_or_else(|| addresses.to_vec());
         let mut parts = vec![(ServiceName::new("", ""), node_part(node_ports))];
-        parts.extend(plan.services().map(|service| (service.name.clone(), render::service(&service))));
+        parts.extend(plan.services().map(|service| (service.name.clone(), render::service(&service, false))));
         for (name, part) in parts {
             needs.need(&part);
             part.items(&name).iter().for_each(|(id, content)| add(&mut sets, id, content));
@@ -51,7 +51,7 @@ impl Model {
                 add(&mut sets, &ElementId::hairpin(protocol, endpoint), &Content::default());
             }
         }
-        let mut layouts = Layouts::new(Features { masquerade_mark: 0x4000, service_cidrs: Vec::new() });
+        let mut layouts = Layouts::new(Features { masquerade_mark: 0x4000, ..Features::default() });
         let layout = layouts.get(settings, &needs);
         let mut rules = Batch::new();
         write_rules(&mut rules, layout);

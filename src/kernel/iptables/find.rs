@@ -89,9 +89,9 @@ pub async fn find(family: IpFamily, flavor: Option<Flavor>) -> Result<Tools> {
     }
 }
 
-/// The tools of a family and flavour for looking: where no tool works, with the reason, ones that only see what the
+/// The tools of a family and flavour for inspection: where no tool works, with the reason, ones that only see what the
 /// kernel shows without a tool: the chains of nf_tables, and whether a legacy table is empty.
-pub async fn find_to_look(family: IpFamily, flavor: Flavor) -> (Tools, Option<anyhow::Error>) {
+pub async fn find_to_inspect(family: IpFamily, flavor: Flavor) -> (Tools, Option<anyhow::Error>) {
     match find(family, Some(flavor)).await {
         Ok(tools) => (tools, None),
         Err(error) => {
@@ -142,7 +142,7 @@ async fn flavor_in_use(family: IpFamily) -> Result<Flavor> {
         ),
         (Ok(_), Ok((programs, version))) => {
             if nft_has_marks(family)
-                .context("cannot look at the node's rules; this needs root or CAP_NET_ADMIN")?
+                .context("cannot list the rules of the node; this needs root or CAP_NET_ADMIN")?
             {
                 return Ok(Flavor::Nft);
             }
@@ -174,11 +174,11 @@ async fn legacy_has_marks(family: IpFamily, mut legacy: Tools) -> Result<bool> {
         return Ok(false);
     }
     let mut found = false;
-    let mut look = |part: Part<&str>| match part {
+    let mut visit = |part: Part<&str>| match part {
         Part::Start => found = false,
         Part::Item(chain) => found |= MARKS.contains(&chain),
     };
-    super::Xtables::chains(&mut legacy, "mangle", &mut look).await?;
+    super::Xtables::chains(&mut legacy, "mangle", &mut visit).await?;
     Ok(found)
 }
 

@@ -9,7 +9,7 @@ mod saved;
 mod tools;
 mod trial;
 
-pub use find::{Version, find, find_to_look};
+pub use find::{Version, find, find_to_inspect};
 pub use lock::LockHeld;
 pub use tools::Tools;
 pub(super) use trial::inputs as trial_inputs;

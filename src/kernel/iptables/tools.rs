@@ -180,7 +180,7 @@ impl Tools {
         let has_changes = Cell::new(false);
         let (tool, start) = (self.programs.restore, Instant::now());
         let mut pieces = pieces.inspect(|piece| {
-            tracing::trace!(tool, rules = piece.as_str(), "sending rules");
+            tracing::trace!(tool, rules = piece.as_str(), "rules for iptables-restore");
             has_changes.set(has_changes.get() || changes_anything(piece));
         });
         let feeding = timeout(RESTORE_LIMIT, self.feed(child, &mut pieces));
@@ -197,7 +197,11 @@ impl Tools {
             .map_err(|_| RestoreError::TimedOut { tool, after: RESTORE_LIMIT })?
             .map_err(|error| self.unable(error))?;
         if start.elapsed() >= LONG_RESTORE {
-            tracing::warn!(tool, seconds = start.elapsed().as_secs(), "the tool took long for one input");
+            tracing::warn!(
+                tool,
+                seconds = start.elapsed().as_secs(),
+                "iptables-restore took long for one input"
+            );
         }
         if status.success() {
             return Ok(message.replace('\n', "; "));
@@ -356,7 +360,11 @@ impl Xtables for Tools {
         match Nfacct::probe().and_then(|mut counters| counters.ensure(name)) {
             Ok(()) => true,
             Err(error) => {
-                tracing::debug!(counter = name, error = format!("{error:#}"), "no packet counter");
+                tracing::debug!(
+                    counter = name,
+                    error = format!("{error:#}"),
+                    "the kernel has no such nfacct counter; its metric is left out"
+                );
                 false
             }
         }

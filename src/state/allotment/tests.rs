@@ -342,7 +342,7 @@ fn in_ipvs_mode_the_whole_address_is_the_api_servers_unless_it_is_this_nodes() {
         let changes = fold(&mut tracker, [web.event(), api_server(API, is_own)]);
         assert_eq!(lacks(&tracker, "web"), wanted);
         let text = "Service shop/web: spec.externalIPs: 203.0.113.1 port 80/tcp is at the address where this node \
-                    reaches the API server, and IPVS mode would take all its ports; it is not used";
+                    reaches the API server, and in this mode a Service takes all ports of an address; it is not used";
         assert_eq!(told(&changes), if is_own { vec![] } else { vec![text] });
     }
 }
@@ -591,10 +591,10 @@ fn the_order_of_events_does_not_matter() {
         for event in all {
             tracker.fold(event);
             if !at_once {
-                tracker.settle();
+                tracker.allot();
             }
         }
-        tracker.settle();
+        tracker.allot();
         let refused = tracker.snapshot().services.iter().map(|(name, it)| (name.clone(), it.refused.clone()));
         (
             refused.collect::<Vec<_>>(),

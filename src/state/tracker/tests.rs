@@ -144,7 +144,7 @@ fn add_and_delete_leave_no_residue() {
     assert!(tracker.snapshot().services.is_empty());
     assert!(tracker.slice_services.is_empty());
     assert_eq!(tracker.endpoints(IpFamily::V4), 0);
-    tracker.settle();
+    tracker.allot();
     assert!(tracker.allotment.is_empty());
 }
 

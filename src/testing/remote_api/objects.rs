@@ -65,7 +65,9 @@ impl Objects {
             Resource::Services | Resource::EndpointSlices => {
                 Api::namespaced_with(self.client.clone(), NAMESPACE, &kind)
             }
-            Resource::Nodes | Resource::Namespaces => Api::all_with(self.client.clone(), &kind),
+            Resource::Nodes | Resource::Namespaces | Resource::ServiceCidrs => {
+                Api::all_with(self.client.clone(), &kind)
+            }
         }
     }
 

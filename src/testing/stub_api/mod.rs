@@ -41,12 +41,19 @@ pub enum Resource {
     Nodes,
     /// core/v1 Namespaces. Only what is written over HTTP needs one.
     Namespaces,
+    /// networking.k8s.io/v1 ServiceCIDRs.
+    ServiceCidrs,
 }
 
 impl Resource {
     /// All of them.
-    pub const ALL: [Resource; 4] =
-        [Resource::Services, Resource::EndpointSlices, Resource::Nodes, Resource::Namespaces];
+    pub const ALL: [Resource; 5] = [
+        Resource::Services,
+        Resource::EndpointSlices,
+        Resource::Nodes,
+        Resource::Namespaces,
+        Resource::ServiceCidrs,
+    ];
 
     pub(super) fn of(object: &Value) -> Option<Resource> {
         Resource::ALL.into_iter().find(|resource| object["kind"] == resource.kind())
@@ -60,6 +67,7 @@ impl Resource {
             Resource::EndpointSlices => "EndpointSlice",
             Resource::Nodes => "Node",
             Resource::Namespaces => "Namespace",
+            Resource::ServiceCidrs => "ServiceCIDR",
         }
     }
 
@@ -69,6 +77,7 @@ impl Resource {
         match self {
             Resource::Services | Resource::Nodes | Resource::Namespaces => "v1",
             Resource::EndpointSlices => "discovery.k8s.io/v1",
+            Resource::ServiceCidrs => "networking.k8s.io/v1",
         }
     }
 
@@ -80,6 +89,7 @@ impl Resource {
             Resource::EndpointSlices => "/apis/discovery.k8s.io/v1/endpointslices",
             Resource::Nodes => "/api/v1/nodes",
             Resource::Namespaces => "/api/v1/namespaces",
+            Resource::ServiceCidrs => "/apis/networking.k8s.io/v1/servicecidrs",
         }
     }
 
@@ -261,7 +271,7 @@ struct Shared {
     version: watch::Sender<u64>,
     commands: broadcast::Sender<Command>,
     /// How many watches of each resource are open.
-    open: Mutex<[usize; 4]>,
+    open: Mutex<[usize; Resource::ALL.len()]>,
 }
 
 /// A test that panicked while it held a lock has failed anyway.

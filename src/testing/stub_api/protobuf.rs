@@ -201,12 +201,16 @@ const STATUS: &[Field] = &[
     ("code", 6, Number),
 ];
 
+const SERVICE_CIDR: &[Field] =
+    &[("metadata", 1, Message(META)), ("spec", 2, Message(&[("cidrs", 1, Each(&Text))]))];
+
 fn fields_of(kind: &str) -> &'static [Field] {
     match kind {
         "Service" => SERVICE,
         "EndpointSlice" => SLICE,
         "Node" => NODE,
         "Namespace" => NAMESPACE,
+        "ServiceCIDR" => SERVICE_CIDR,
         _ => STATUS,
     }
 }

@@ -198,7 +198,11 @@ impl Shared {
         match next {
             Ok(next) => {
                 let files = changed.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
-                tracing::info!(url = &*next.url, files, "connecting with what has changed");
+                tracing::info!(
+                    url = &*next.url,
+                    files,
+                    "the kubeconfig or its credential files changed; connecting with the new ones"
+                );
                 *current = next;
             }
             Err(error) => current.complain(format!("{error:#}")),

@@ -16,7 +16,7 @@ pub(super) enum Stamp {
 impl Stamp {
     pub(super) fn of_file(path: impl Into<PathBuf>) -> Self {
         let path = path.into();
-        let seen = look(&path);
+        let seen = read_stamp(&path);
         Stamp::File { path, seen }
     }
 
@@ -34,7 +34,7 @@ impl Stamp {
     /// Whether nothing has changed.
     pub(super) fn holds(&self) -> bool {
         match self {
-            Stamp::File { path, seen } => look(path) == *seen,
+            Stamp::File { path, seen } => read_stamp(path) == *seen,
             Stamp::Plugin { refused, .. } => !refused,
         }
     }
@@ -50,7 +50,7 @@ impl fmt::Display for Stamp {
 }
 
 /// Links are followed: the kubelet turns one to replace files.
-fn look(path: &Path) -> Option<(u64, i64, i64, u64)> {
+fn read_stamp(path: &Path) -> Option<(u64, i64, i64, u64)> {
     let metadata = std::fs::metadata(path).ok()?;
     Some((metadata.ino(), metadata.mtime(), metadata.mtime_nsec(), metadata.len()))
 }

@@ -7,10 +7,12 @@
 mod names;
 mod nodes;
 mod parse;
+mod service_cidrs;
 mod services;
 mod slices;
 
 pub use nodes::node;
+pub use service_cidrs::service_cidr;
 pub use services::{node_ports_outside, service};
 pub use slices::endpoint_slice;
 

@@ -47,7 +47,7 @@ pub(super) struct Catalog {
     /// The files at the last look.
     seen: Files,
     /// Looks since the files were read.
-    looks: u32,
+    rounds: u32,
     /// Looks in a row that found a file changed since the one before.
     waits: u32,
     /// A file or a folder could not be read then.
@@ -68,7 +68,7 @@ impl Catalog {
             options,
             read: None,
             seen: Files::new(),
-            looks: 0,
+            rounds: 0,
             waits: 0,
             failed: false,
             in_force: BTreeMap::new(),
@@ -83,9 +83,9 @@ impl Catalog {
     pub(super) fn update(&mut self) -> Update {
         let (files, unlisted) = self.list();
         let has_settled = std::mem::replace(&mut self.seen, files.clone()) == files;
-        self.looks += 1;
+        self.rounds += 1;
         if let Some(read) = &self.read {
-            let is_due = self.failed && self.looks >= RETRY;
+            let is_due = self.failed && self.rounds >= RETRY;
             if *read == files && !is_due {
                 self.waits = 0;
                 return Update::default();
@@ -95,7 +95,7 @@ impl Catalog {
             }
         }
         let Some(reading) = self.read_all(&files, &unlisted) else { return self.wait() };
-        (self.looks, self.waits, self.read) = (0, 0, Some(files));
+        (self.rounds, self.waits, self.read) = (0, 0, Some(files));
         self.last_good.retain(self.seen.iter().map(|(path, _)| path.as_path()));
         self.compare(reading)
     }

@@ -103,7 +103,7 @@ impl Reader<'_> {
             }
         };
         converted.issues.extend(unknown.into_iter().map(unknown_field));
-        if let Some(event) = self.settle(&key, place, converted) {
+        if let Some(event) = self.report(&key, place, converted) {
             self.content.objects.push(Usable { key, place, text, event });
         }
     }
@@ -139,7 +139,7 @@ impl Reader<'_> {
     }
 
     /// Reports what is wrong with an object. Its value stays if there is no error among that.
-    fn settle(&mut self, key: &Key, place: Location, converted: Converted<WatchEvent>) -> Option<WatchEvent> {
+    fn report(&mut self, key: &Key, place: Location, converted: Converted<WatchEvent>) -> Option<WatchEvent> {
         let mut issues = converted.issues;
         let is_first = self.seen.insert(key.clone());
         if !is_first {

@@ -33,7 +33,7 @@ use tokio::sync::mpsc;
 use tracing::{error, info, warn};
 
 /// How often the files are looked at.
-const LOOK: Duration = Duration::from_millis(500);
+const READ_PERIOD: Duration = Duration::from_millis(500);
 /// For how long they have to stay as they are before they are read: a writer may pause.
 const SETTLE: Duration = Duration::from_millis(250);
 
@@ -216,7 +216,7 @@ pub async fn run(
     }
     loop {
         tokio::select! {
-            () = tokio::time::sleep(if unsettled { SETTLE } else { LOOK }) => {}
+            () = tokio::time::sleep(if unsettled { SETTLE } else { READ_PERIOD }) => {}
             () = sender.closed() => return Ok(()),
         }
         let (next, update) = update_aside(catalog).await?;

@@ -90,6 +90,7 @@ impl Live {
                 let folder = format!("{}/", self.folder.path().display());
                 self.problems = problems.iter().map(|it| it.to_string().replace(&folder, "")).collect();
             }
+            WatchEvent::ServiceCidr(..) | WatchEvent::ServiceCidrGone(_) => panic!("not read from manifests"),
             WatchEvent::ApiServer(_) => panic!("manifests have no API server"),
         }
     }

@@ -7,6 +7,7 @@
 //!   then 0. Destinations with one endpoint are in no class.
 //! - Affinity is learnt after the translation: the client and the destination lead to the endpoint.
 
+use super::Features;
 use super::names::*;
 use crate::model::{Cidr, IpFamily};
 use crate::plan::{FamilySettings, LocalDetector, NodePortAddresses};
@@ -40,6 +41,8 @@ pub(super) struct Settings {
     pub(super) node_ports: NodePorts,
     /// The class of the largest list.
     pub(super) largest: Class,
+    /// Connections are counted by destination and endpoint.
+    pub(super) counts: bool,
     /// Each timeout of affinity that is in use, in seconds, sorted. Without any there are no rules of affinity.
     pub(super) timeouts: Vec<u32>,
 }
@@ -47,21 +50,21 @@ pub(super) struct Settings {
 impl Settings {
     pub(super) fn new(
         family: &FamilySettings,
-        (masquerade_mark, service_cidrs): (u32, &[Cidr]),
+        features: &Features,
         (largest, timeouts): (Class, Vec<u32>),
     ) -> Self {
-        let of_family = |cidr: &&Cidr| IpFamily::of_cidr(cidr) == family.family;
         Settings {
             family: family.family,
-            masquerade_mark,
+            masquerade_mark: features.masquerade_mark,
             masquerade_all: family.masquerade_all,
             detector: family.detector.clone(),
-            service_cidrs: service_cidrs.iter().filter(of_family).copied().collect(),
+            service_cidrs: family.service_cidrs.clone(),
             node_ports: match family.node_port_addresses {
                 NodePortAddresses::All => NodePorts::AtAll,
                 NodePortAddresses::Within(_) => NodePorts::AtAddresses,
             },
             largest,
+            counts: features.counts,
             timeouts,
         }
     }
@@ -90,6 +93,9 @@ pub(super) const BASE_CHAINS: [(&str, &str, Hook, i32); 10] = [
     ("filter-output", "filter", Hook::Output, 0),
     ("nat-postrouting", "nat", Hook::Postrouting, 100),
 ];
+
+/// Where connections are counted, there is one more: what is delivered on this node passes no postrouting.
+const COUNTING_CHAIN: (&str, &str, Hook, i32) = ("nat-input", "nat", Hook::Input, 100);
 
 /// Chains to jump to.
 const CHECK_CHAINS: [&str; 5] =
@@ -149,9 +155,9 @@ impl Layout {
     }
 
     /// That of a node of which nothing is known: it has all sets, of what types they are depends on the family alone.
-    pub(super) fn bare(family: IpFamily) -> Layout {
+    pub(super) fn bare(family: IpFamily, features: &Features) -> Layout {
         let settings = FamilySettings::new(family);
-        Layout::new(Settings::new(&settings, (0, &[]), (Class::USUAL, Vec::new())))
+        Layout::new(Settings::new(&settings, features, (Class::USUAL, Vec::new())))
     }
 
     /// What is listed as the table.
@@ -161,7 +167,13 @@ impl Layout {
 
     /// The named sets and maps.
     pub(super) fn sets(&self) -> impl Iterator<Item = SetId> {
-        SetId::all(self.settings.largest, &self.settings.timeouts)
+        let counted = SetId::COUNTED.into_iter().filter(|_| self.settings.counts);
+        SetId::all(self.settings.largest, &self.settings.timeouts).chain(counted)
+    }
+
+    /// The chains that hang on hooks.
+    pub(super) fn base_chains(&self) -> impl Iterator<Item = (&'static str, &'static str, Hook, i32)> {
+        BASE_CHAINS.into_iter().chain(self.settings.counts.then_some(COUNTING_CHAIN))
     }
 
     /// Hands out a set as the kernel is to have it.
@@ -188,21 +200,23 @@ impl Layout {
     }
 
     /// The names of chains that are there whatever classes there are.
-    pub(super) fn fixed_chains() -> impl Iterator<Item = &'static str> {
-        CHECK_CHAINS.into_iter().chain(DISPATCH_CHAINS)
+    pub(super) fn fixed_chains(&self) -> impl Iterator<Item = &'static str> {
+        let counting = self.settings.counts.then_some(COUNT_CONNECTIONS);
+        CHECK_CHAINS.into_iter().chain(DISPATCH_CHAINS).chain(counting)
     }
 
     /// Whether packets come to a chain from a hook.
     pub(super) fn is_base(chain: &str) -> bool {
-        BASE_CHAINS.iter().any(|(name, ..)| *name == chain)
+        BASE_CHAINS.iter().chain([&COUNTING_CHAIN]).any(|(name, ..)| *name == chain)
     }
 
     fn visit_chains(&self, visit: &mut dyn FnMut(Item<'_>)) {
         let picks = Kind::ALL.into_iter().flat_map(|kind| self.picks(kind).map(|(_, _, chain)| chain));
-        for name in CHECK_CHAINS.into_iter().chain(picks).chain(DISPATCH_CHAINS) {
+        let counting = self.settings.counts.then_some(COUNT_CONNECTIONS);
+        for name in CHECK_CHAINS.into_iter().chain(picks).chain(DISPATCH_CHAINS).chain(counting) {
             visit(Item::Chain(&Chain::new(self.table, name)));
         }
-        for (name, kind, hook, priority) in BASE_CHAINS {
+        for (name, kind, hook, priority) in self.base_chains() {
             let base = Some(BaseChain { kind, hook, priority, policy: None });
             visit(Item::Chain(&Chain { base, ..Chain::new(self.table, name) }));
         }

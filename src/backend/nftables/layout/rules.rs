@@ -85,6 +85,9 @@ impl Layout {
             self.affinity_learn(&mut rules);
             self.affinity_guards(&mut rules);
         }
+        if self.settings.counts {
+            self.count_connections(&mut rules);
+        }
         self.base(&mut rules);
     }
 
@@ -251,12 +254,32 @@ impl Layout {
         }
     }
 
+    /// Counts a connection where it leads from its destination to its endpoint: the sets of these count what they match.
+    fn count_connections(&self, rules: &mut Rules<'_, '_>) {
+        let endpoint_of = |original: &[Part]| original.iter().chain(ENDPOINT).copied().collect::<Vec<_>>();
+        let counted = |plane| set(SetId::Counted(plane));
+        let service = rules
+            .protocol(COUNT_CONNECTIONS)
+            .match_in(counted(Plane::Services), &endpoint_of(ORIGINAL_SERVICE));
+        rules.add(COUNT_CONNECTIONS, service);
+        let node_port = rules
+            .protocol(COUNT_CONNECTIONS)
+            .match_in(set(SetId::NodePortIps), &[Part::OriginalDestination])
+            .match_in(counted(Plane::NodePorts), &endpoint_of(ORIGINAL_NODE_PORT));
+        rules.add(COUNT_CONNECTIONS, node_port);
+    }
+
     /// What the chains on hooks do.
     fn base(&self, rules: &mut Rules<'_, '_>) {
         let match_new = || self.steps().match_new();
-        for (name, kind, hook, priority) in BASE_CHAINS {
+        let count = || self.steps().match_translated().verdict(Verdict::Jump(COUNT_CONNECTIONS));
+        for (name, kind, hook, priority) in self.base_chains() {
             let jumps = match (kind, hook, priority) {
-                ("nat", Hook::Postrouting, _) => vec![self.steps().verdict(Verdict::Jump(MASQUERADING))],
+                ("nat", Hook::Postrouting, _) => {
+                    let masquerade = self.steps().verdict(Verdict::Jump(MASQUERADING));
+                    self.settings.counts.then(count).into_iter().chain([masquerade]).collect()
+                }
+                ("nat", Hook::Input, _) => vec![count()],
                 ("nat", ..) => vec![self.steps().verdict(Verdict::Jump(SERVICES))],
                 (_, _, -110) => vec![match_new().verdict(Verdict::Jump(FIREWALL_CHECK))],
                 (_, _, -90) => vec![match_new().match_translated().verdict(Verdict::Jump(AFFINITY_LEARN))],

@@ -85,6 +85,7 @@ pub(super) fn set<'a>(family: IpFamily, table: TableName<'a>, (id, name): (SetId
         SetId::Firewall => set(of(Plane::Services, types.destination)),
         SetId::FirewallSources => Set { flags: SetFlags::INTERVAL, ..set(types.source_of_service) },
         SetId::AffinityEndpoints(plane) => set(of(plane, types.endpoint_of)),
+        SetId::Counted(plane) => Set { counter: true, ..set(of(plane, types.endpoint_of)) },
         SetId::Clients(plane) => Set {
             flags: SetFlags::DYNAMIC | SetFlags::TIMEOUT,
             size: Some(MOST_CLIENTS),

@@ -5,9 +5,9 @@ use super::baseline::Baseline;
 use super::chains::{Chain, Fixed, Holds};
 use super::desired::{Desired, destination};
 use super::diff::{Changes, Step};
+use super::dispatch_tree::{Content, Prefix, PrefixChain};
 use super::names::ChainId;
 use super::render;
-use super::tree::{Content, Net, NetChain};
 use crate::backend::lines::{Text, line};
 use crate::backend::rule::Rule;
 use crate::model::ServiceName;
@@ -19,7 +19,7 @@ use std::fmt;
 const PIECE: usize = 64 * 1024;
 
 /// One input.
-pub(super) struct Input<'a> {
+pub(super) struct RestoreInput<'a> {
     pub(super) desired: &'a Desired<'a>,
     pub(super) changes: &'a Changes,
     /// What was there before.
@@ -27,12 +27,12 @@ pub(super) struct Input<'a> {
     pub(super) step: &'a Step,
 }
 
-/// A part of an input whose text is short; Services are the only thing there can be many of.
-enum Part<'a> {
+/// A fragment of an input whose text is short; Services are the only thing there can be many of.
+enum Fragment<'a> {
     Text(String),
     /// A Service's rules in these dispatch chains.
     Dispatch(ServicePlan<'a>, Of),
-    Net(&'a NetChain),
+    Prefix(&'a PrefixChain),
     Chains(usize),
     Declaration(ChainId),
     Deletion(ChainId),
@@ -46,14 +46,14 @@ enum Of {
     Chain(Fixed),
 }
 
-impl<'a> Input<'a> {
+impl<'a> RestoreInput<'a> {
     /// The text, in pieces.
     pub(super) fn pieces(&self) -> impl Iterator<Item = String> + use<'_, 'a> {
-        let mut parts = self.filter_parts().chain(self.nat_parts());
+        let mut fragments = self.filter_fragments().chain(self.nat_fragments());
         std::iter::from_fn(move || {
             let mut text = Text::default();
-            for part in parts.by_ref() {
-                self.write(part, &mut text);
+            for fragment in fragments.by_ref() {
+                self.write(fragment, &mut text);
                 if text.len() >= PIECE {
                     break;
                 }
@@ -62,7 +62,7 @@ impl<'a> Input<'a> {
         })
     }
 
-    fn filter_parts(&self) -> Box<dyn Iterator<Item = Part<'a>> + '_> {
+    fn filter_fragments(&self) -> Box<dyn Iterator<Item = Fragment<'a>> + '_> {
         let chains = self.fixed_of("filter");
         if chains.is_empty() {
             return Box::new(std::iter::empty());
@@ -72,18 +72,19 @@ impl<'a> Input<'a> {
         chains.iter().for_each(|chain| declare(&mut head, chain));
         self.write_fixed(&mut head, "filter");
         let dispatch = chains.into_iter().filter(|chain| chain.holds() == Holds::Dispatch);
-        let services = self.members(dispatch.collect()).map(|service| Part::Dispatch(service, Of::Filter));
+        let services =
+            self.members(dispatch.collect()).map(|service| Fragment::Dispatch(service, Of::Filter));
         Box::new(
-            std::iter::once(Part::Text(head.into_string()))
+            std::iter::once(Fragment::Text(head.into_string()))
                 .chain(services)
-                .chain(std::iter::once(Part::Text("COMMIT\n".into()))),
+                .chain(std::iter::once(Fragment::Text("COMMIT\n".into()))),
         )
     }
 
-    fn nat_parts(&self) -> Box<dyn Iterator<Item = Part<'a>> + '_> {
+    fn nat_fragments(&self) -> Box<dyn Iterator<Item = Fragment<'a>> + '_> {
         let (chains, deletes) = (self.fixed_of("nat"), self.deleted());
-        let nets = &self.changes.write_nets[self.step.nets.clone()];
-        if chains.is_empty() && self.step.services.is_empty() && nets.is_empty() && deletes.is_empty() {
+        let prefixes = &self.changes.write_prefixes[self.step.prefixes.clone()];
+        if chains.is_empty() && self.step.services.is_empty() && prefixes.is_empty() && deletes.is_empty() {
             return Box::new(std::iter::empty());
         }
         let (has_services, has_node_ports) =
@@ -96,21 +97,21 @@ impl<'a> Input<'a> {
             write_jumps(&mut rules, Fixed::Services, &self.changes.root);
             base::node_port_jumps(&self.desired.plan, &mut |chain, rule| write_rule(&mut tail, chain, &rule));
         }
-        let is_linear = has_services && self.changes.nets.is_none();
+        let is_linear = has_services && self.changes.tree_chains.is_none();
         let dispatched = is_linear.then(|| self.dispatched()).into_iter().flatten();
         let node_ports =
             has_node_ports.then(|| self.members([Fixed::NodePorts].into())).into_iter().flatten();
         Box::new(
-            std::iter::once(Part::Text(head.into_string()))
-                .chain(self.declared(nets).into_iter().map(Part::Declaration))
-                .chain(std::iter::once(Part::Text(rules.into_string())))
-                .chain(dispatched.map(|service| Part::Dispatch(service, Of::Chain(Fixed::Services))))
-                .chain(node_ports.map(|service| Part::Dispatch(service, Of::Chain(Fixed::NodePorts))))
-                .chain(nets.iter().map(Part::Net))
-                .chain(self.step.services.iter().map(|index| Part::Chains(*index)))
-                .chain(deletes.iter().map(|id| Part::Deletion(*id)))
-                .chain(std::iter::once(Part::Text(tail.into_string())))
-                .chain(std::iter::once(Part::Text("COMMIT\n".into()))),
+            std::iter::once(Fragment::Text(head.into_string()))
+                .chain(self.declared(prefixes).into_iter().map(Fragment::Declaration))
+                .chain(std::iter::once(Fragment::Text(rules.into_string())))
+                .chain(dispatched.map(|service| Fragment::Dispatch(service, Of::Chain(Fixed::Services))))
+                .chain(node_ports.map(|service| Fragment::Dispatch(service, Of::Chain(Fixed::NodePorts))))
+                .chain(prefixes.iter().map(Fragment::Prefix))
+                .chain(self.step.services.iter().map(|index| Fragment::Chains(*index)))
+                .chain(deletes.iter().map(|id| Fragment::Deletion(*id)))
+                .chain(std::iter::once(Fragment::Text(tail.into_string())))
+                .chain(std::iter::once(Fragment::Text("COMMIT\n".into()))),
         )
     }
 
@@ -136,10 +137,10 @@ impl<'a> Input<'a> {
 
     /// The chains to declare, in the order of their names. The nft flavour keeps them so, and finds the place of one that
     /// comes out of order by looking at all of them.
-    fn declared(&self, nets: &[NetChain]) -> Vec<ChainId> {
+    fn declared(&self, prefixes: &[PrefixChain]) -> Vec<ChainId> {
         let own = self.step.services.iter().flat_map(|index| &self.changes.services[*index].write);
         let mut chains: Vec<ChainId> = own.chain(self.deleted()).copied().collect();
-        chains.extend(nets.iter().map(|chain| chain.net.chain()));
+        chains.extend(prefixes.iter().map(|chain| chain.prefix.chain()));
         chains.sort_by_cached_key(ChainId::name);
         chains
     }
@@ -168,14 +169,14 @@ impl<'a> Input<'a> {
         wanted.collect::<Vec<_>>().into_iter().filter_map(move |name| plan.service(&name))
     }
 
-    fn write(&self, part: Part<'a>, text: &mut Text) {
-        match part {
-            Part::Text(lines) => text.push_str(&lines),
-            Part::Dispatch(service, of) => self.write_dispatch(&service, of, text),
-            Part::Net(chain) => self.write_net(chain, text),
-            Part::Chains(index) => self.write_chains(index, text),
-            Part::Declaration(id) => declare(text, id),
-            Part::Deletion(id) => line!(text, "-X {id}"),
+    fn write(&self, fragment: Fragment<'a>, text: &mut Text) {
+        match fragment {
+            Fragment::Text(lines) => text.push_str(&lines),
+            Fragment::Dispatch(service, of) => self.write_dispatch(&service, of, text),
+            Fragment::Prefix(chain) => self.write_prefix(chain, text),
+            Fragment::Chains(index) => self.write_chains(index, text),
+            Fragment::Declaration(id) => declare(text, id),
+            Fragment::Deletion(id) => line!(text, "-X {id}"),
         }
     }
 
@@ -192,10 +193,10 @@ impl<'a> Input<'a> {
         });
     }
 
-    fn write_net(&self, chain: &NetChain, text: &mut Text) {
-        let id = chain.net.chain();
+    fn write_prefix(&self, chain: &PrefixChain, text: &mut Text) {
+        let id = chain.prefix.chain();
         match &chain.content {
-            Content::Jumps(nets) => write_jumps(text, id, nets),
+            Content::Jumps(prefixes) => write_jumps(text, id, prefixes),
             Content::Rules(rules) => {
                 for (address, name) in rules {
                     let Some(service) = self.desired.plan.service(name) else { continue };
@@ -249,6 +250,6 @@ fn write_rule(text: &mut Text, chain: impl fmt::Display, rule: &Rule<'_>) {
     line!(text, "-A {chain} {rule}");
 }
 
-fn write_jumps(text: &mut Text, chain: impl fmt::Display, nets: &[Net]) {
-    nets.iter().for_each(|net| net.with_jump(|rule| write_rule(text, &chain, rule)));
+fn write_jumps(text: &mut Text, chain: impl fmt::Display, prefixes: &[Prefix]) {
+    prefixes.iter().for_each(|prefix| prefix.with_jump(|rule| write_rule(text, &chain, rule)));
 }

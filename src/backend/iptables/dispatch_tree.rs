@@ -23,7 +23,7 @@ const CUT: u32 = 4;
 
 /// A network whose prefix length is a multiple of four.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Net {
+pub(super) struct Prefix {
     /// Cuts above it. First in the order: a network comes after those that enclose it.
     level: u8,
     family: IpFamily,
@@ -31,14 +31,14 @@ pub(super) struct Net {
     bits: u128,
 }
 
-impl Net {
+impl Prefix {
     pub(super) fn root(family: IpFamily) -> Self {
-        Net { level: 0, family, bits: 0 }
+        Prefix { level: 0, family, bits: 0 }
     }
 
     fn of(address: IpAddr) -> Self {
         let family = IpFamily::of(address);
-        Net { level: deepest(family), family, bits: bits(address) }
+        Prefix { level: deepest(family), family, bits: bits(address) }
     }
 
     pub(super) fn is_root(self) -> bool {
@@ -55,14 +55,15 @@ impl Net {
 
     /// The network of a level that encloses this one.
     fn above(self, level: u8) -> Self {
-        let cut = Net { level, ..self };
-        Net { bits: self.bits & !cut.host_bits(), ..cut }
+        let cut = Prefix { level, ..self };
+        Prefix { bits: self.bits & !cut.host_bits(), ..cut }
     }
 
-    fn parts(self) -> impl Iterator<Item = Net> {
+    /// The networks that a cut makes of this one.
+    fn below(self) -> impl Iterator<Item = Prefix> {
         let level = self.level + 1;
-        let part = move |number: u128| number << (128 - CUT * u32::from(level));
-        (0..1 << CUT).map(move |number| Net { level, bits: self.bits | part(number), ..self })
+        let place = move |number: u128| number << (128 - CUT * u32::from(level));
+        (0..1 << CUT).map(move |number| Prefix { level, bits: self.bits | place(number), ..self })
     }
 
     #[cfg(test)]
@@ -86,11 +87,11 @@ impl Net {
 
     /// The name of its chain.
     pub(super) fn chain(self) -> ChainId {
-        ChainId::of_net(self.level, &self.to_string())
+        ChainId::of_prefix(self.level, &self.to_string())
     }
 }
 
-impl fmt::Display for Net {
+impl fmt::Display for Prefix {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(&self.cidr(), f)
     }
@@ -197,15 +198,15 @@ impl Edits {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Content {
     /// Jumps to these networks.
-    Jumps(Vec<Net>),
+    Jumps(Vec<Prefix>),
     /// The rules of these Services, by destination.
     Rules(Vec<(IpAddr, ServiceName)>),
 }
 
 /// A chain of the tree to write.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct NetChain {
-    pub(super) net: Net,
+pub(super) struct PrefixChain {
+    pub(super) prefix: Prefix,
     pub(super) content: Content,
 }
 
@@ -213,16 +214,16 @@ pub(super) struct NetChain {
 #[derive(Debug, Default)]
 pub(super) struct TreeChange {
     /// The smallest networks first, so that every jump finds its target; the root last.
-    pub(super) write: Vec<NetChain>,
+    pub(super) write: Vec<PrefixChain>,
     /// The largest networks first.
-    pub(super) delete: Vec<Net>,
+    pub(super) delete: Vec<Prefix>,
     /// How many chains there are more, or fewer, afterwards, not counting the root.
     pub(super) grown_by: isize,
 }
 
 /// The tree of some destinations.
 #[derive(Clone, Copy)]
-pub(super) struct Tree<'a> {
+pub(super) struct DispatchTree<'a> {
     family: IpFamily,
     base: &'a Destinations,
     edits: Option<&'a Edits>,
@@ -235,31 +236,32 @@ enum Shape {
     Jumps,
 }
 
-impl<'a> Tree<'a> {
+impl<'a> DispatchTree<'a> {
     /// The tree as it is, or with edits.
     pub(super) fn new(family: IpFamily, base: &'a Destinations, edits: Option<&'a Edits>) -> Self {
-        Tree { family, base, edits }
+        DispatchTree { family, base, edits }
     }
 
     /// The destinations in a network, each with what it has; in no order.
-    fn within(self, net: Net) -> impl Iterator<Item = (u128, &'a [Entry])> {
+    fn within(self, prefix: Prefix) -> impl Iterator<Item = (u128, &'a [Entry])> {
         let edited = move |address: &u128| self.edits.is_some_and(|it| it.by_address.contains_key(address));
-        let kept = self.base.by_address.range(net.range()).map(|(address, entries)| (*address, &**entries));
-        let edits = self.edits.map(|edits| edits.by_address.range(net.range()));
+        let kept =
+            self.base.by_address.range(prefix.range()).map(|(address, entries)| (*address, &**entries));
+        let edits = self.edits.map(|edits| edits.by_address.range(prefix.range()));
         let edits = edits.into_iter().flatten().map(|(address, entries)| (*address, entries.as_slice()));
         kept.filter(move |(address, _)| !edited(address))
             .chain(edits.filter(|(_, entries)| !entries.is_empty()))
     }
 
-    fn is_empty(self, net: Net) -> bool {
-        self.within(net).next().is_none()
+    fn is_empty(self, prefix: Prefix) -> bool {
+        self.within(prefix).next().is_none()
     }
 
     /// Whether it has too many rules for one chain.
-    fn is_large(self, net: Net) -> bool {
-        let rules = self.within(net).flat_map(|(_, entries)| entries).map(Entry::count);
+    fn is_large(self, prefix: Prefix) -> bool {
+        let rules = self.within(prefix).flat_map(|(_, entries)| entries).map(Entry::count);
         let mut sum = 0;
-        net.is_root()
+        prefix.is_root()
             || rules.into_iter().any(|rules| {
                 sum += rules;
                 sum > MOST_RULES
@@ -267,44 +269,45 @@ impl<'a> Tree<'a> {
     }
 
     /// The smallest network around all that is in this one.
-    fn common(self, net: Net) -> Net {
+    fn common(self, prefix: Prefix) -> Prefix {
         let edited = |address: &u128| self.edits.is_some_and(|it| it.by_address.contains_key(address));
-        let kept =
-            || self.base.by_address.range(net.range()).map(|(address, _)| *address).filter(|it| !edited(it));
-        let edits = self.edits.map(|edits| edits.by_address.range(net.range())).into_iter().flatten();
+        let kept = || {
+            self.base.by_address.range(prefix.range()).map(|(address, _)| *address).filter(|it| !edited(it))
+        };
+        let edits = self.edits.map(|edits| edits.by_address.range(prefix.range())).into_iter().flatten();
         let mut new = edits.filter(|(_, entries)| !entries.is_empty()).map(|(address, _)| *address);
         let first = kept().next().into_iter().chain(new.clone().next()).min();
         let last = kept().next_back().into_iter().chain(new.next_back()).max();
-        let (Some(first), Some(last)) = (first, last) else { return net };
+        let (Some(first), Some(last)) = (first, last) else { return prefix };
         let equal = (first ^ last).leading_zeros() / CUT;
         let level = u8::try_from(equal).unwrap_or(u8::MAX).min(deepest(self.family));
-        Net { bits: first, ..net }.above(level.max(net.level))
+        Prefix { bits: first, ..prefix }.above(level.max(prefix.level))
     }
 
-    fn shape(self, net: Net) -> Shape {
-        if net.is_root() {
+    fn shape(self, prefix: Prefix) -> Shape {
+        if prefix.is_root() {
             return Shape::Jumps;
         }
-        if !self.is_large(net.above(net.level - 1)) || self.is_empty(net) {
+        if !self.is_large(prefix.above(prefix.level - 1)) || self.is_empty(prefix) {
             return Shape::Absent;
         }
-        if !self.is_large(net) || net.level == deepest(self.family) {
+        if !self.is_large(prefix) || prefix.level == deepest(self.family) {
             return Shape::Rules;
         }
-        if self.common(net) == net { Shape::Jumps } else { Shape::Absent }
+        if self.common(prefix) == prefix { Shape::Jumps } else { Shape::Absent }
     }
 
-    fn jumps(self, net: Net) -> Vec<Net> {
-        let parts = net.parts().filter(|part| !self.is_empty(*part));
-        parts.map(|part| if self.is_large(part) { self.common(part) } else { part }).collect()
+    fn jumps(self, prefix: Prefix) -> Vec<Prefix> {
+        let below = prefix.below().filter(|prefix| !self.is_empty(*prefix));
+        below.map(|prefix| if self.is_large(prefix) { self.common(prefix) } else { prefix }).collect()
     }
 
-    fn content(self, net: Net, shape: Shape) -> Content {
+    fn content(self, prefix: Prefix, shape: Shape) -> Content {
         if shape == Shape::Jumps {
-            return Content::Jumps(self.jumps(net));
+            return Content::Jumps(self.jumps(prefix));
         }
         let mut rules: Vec<(u128, &ServiceName)> = Vec::new();
-        for (address, entries) in self.within(net) {
+        for (address, entries) in self.within(prefix) {
             rules.extend(entries.iter().map(|entry| (address, &entry.service)));
         }
         rules.sort_unstable();
@@ -320,15 +323,17 @@ impl<'a> Tree<'a> {
     }
 
     /// Where the root leads.
-    pub(super) fn root(self) -> Vec<Net> {
-        self.jumps(Net::root(self.family))
+    pub(super) fn root(self) -> Vec<Prefix> {
+        self.jumps(Prefix::root(self.family))
     }
 
     /// The hash of the rules of a chain with this content.
     pub(super) fn hash(self, content: &Content) -> ChainHash {
         let mut hash = ChainHash::EMPTY;
         match content {
-            Content::Jumps(nets) => nets.iter().for_each(|net| net.with_jump(|rule| hash.push(rule))),
+            Content::Jumps(prefixes) => {
+                prefixes.iter().for_each(|prefix| prefix.with_jump(|rule| hash.push(rule)))
+            }
             Content::Rules(rules) => rules.iter().for_each(|(address, service)| {
                 let entries = self.base.by_address.get(&bits(*address));
                 let entry = entries.and_then(|all| all.iter().find(|entry| entry.service == *service));
@@ -339,33 +344,33 @@ impl<'a> Tree<'a> {
     }
 
     /// Every chain of the tree, in the order in which they are written.
-    pub(super) fn all(self) -> Vec<NetChain> {
-        let mut open = vec![Net::root(self.family)];
+    pub(super) fn all(self) -> Vec<PrefixChain> {
+        let mut open = vec![Prefix::root(self.family)];
         let mut chains = Vec::new();
-        while let Some(net) = open.pop() {
-            let content = self.content(net, self.shape(net));
-            if let Content::Jumps(nets) = &content {
-                open.extend(nets);
+        while let Some(prefix) = open.pop() {
+            let content = self.content(prefix, self.shape(prefix));
+            if let Content::Jumps(prefixes) = &content {
+                open.extend(prefixes);
             }
-            chains.push(NetChain { net, content });
+            chains.push(PrefixChain { prefix, content });
         }
-        chains.sort_unstable_by_key(|chain| std::cmp::Reverse(chain.net));
+        chains.sort_unstable_by_key(|chain| std::cmp::Reverse(chain.prefix));
         chains
     }
 
     /// What separates the tree without its edits from the tree with them.
     pub(super) fn change(self) -> TreeChange {
-        let old = Tree { edits: None, ..self };
+        let old = DispatchTree { edits: None, ..self };
         let mut change = TreeChange::default();
         let Some(edits) = self.edits else { return change };
-        for net in self.touched(old) {
-            let (before, after) = (old.shape(net), self.shape(net));
-            let rewritten = after == Shape::Rules && edits.by_address.range(net.range()).next().is_some();
-            let redirected = || after == Shape::Jumps && old.jumps(net) != self.jumps(net);
+        for prefix in self.touched(old) {
+            let (before, after) = (old.shape(prefix), self.shape(prefix));
+            let rewritten = after == Shape::Rules && edits.by_address.range(prefix.range()).next().is_some();
+            let redirected = || after == Shape::Jumps && old.jumps(prefix) != self.jumps(prefix);
             if after == Shape::Absent {
-                change.delete.extend((before != Shape::Absent).then_some(net));
+                change.delete.extend((before != Shape::Absent).then_some(prefix));
             } else if before != after || rewritten || redirected() {
-                change.write.push(NetChain { net, content: self.content(net, after) });
+                change.write.push(PrefixChain { prefix, content: self.content(prefix, after) });
             }
             change.grown_by += isize::from(after != Shape::Absent) - isize::from(before != Shape::Absent);
         }
@@ -374,11 +379,11 @@ impl<'a> Tree<'a> {
     }
 
     /// The networks whose chains the edits may change: those around an edited destination, and the
-    /// parts of any that is cut now and was not, or the other way round.
-    fn touched(self, old: Tree<'_>) -> BTreeSet<Net> {
-        let mut touched = BTreeSet::from([Net::root(self.family)]);
+    /// networks below any that is cut now and was not, or the other way round.
+    fn touched(self, old: DispatchTree<'_>) -> BTreeSet<Prefix> {
+        let mut touched = BTreeSet::from([Prefix::root(self.family)]);
         for address in self.edits.iter().flat_map(|edits| edits.by_address.keys()) {
-            let destination = Net::of(self.address(*address));
+            let destination = Prefix::of(self.address(*address));
             for level in 1..=destination.level {
                 let (part, whole) = (destination.above(level), destination.above(level - 1));
                 let (was, is) = (old.is_large(whole), self.is_large(whole));
@@ -386,7 +391,7 @@ impl<'a> Tree<'a> {
                     break;
                 }
                 if was != is {
-                    touched.extend(whole.parts());
+                    touched.extend(whole.below());
                 }
                 touched.insert(part);
             }
@@ -432,8 +437,8 @@ mod tests {
         edits
     }
 
-    fn chains(tree: Tree<'_>) -> BTreeMap<Net, Content> {
-        tree.all().into_iter().map(|chain| (chain.net, chain.content)).collect()
+    fn chains(tree: DispatchTree<'_>) -> BTreeMap<Prefix, Content> {
+        tree.all().into_iter().map(|chain| (chain.prefix, chain.content)).collect()
     }
 
     #[test]
@@ -442,20 +447,20 @@ mod tests {
             let family = IpFamily::ALL[usize::from(seed % 2 == 1)];
             let mut random = Generator::new(seed);
             let mut base = Destinations::default();
-            let mut grown = chains(Tree::new(family, &base, None));
+            let mut grown = chains(DispatchTree::new(family, &base, None));
             for round in 0..20 {
                 let edits = random_edits(&base, family, &mut random);
-                let change = Tree::new(family, &base, Some(&edits)).change();
+                let change = DispatchTree::new(family, &base, Some(&edits)).change();
                 let before = grown.len();
                 for chain in change.write {
-                    grown.insert(chain.net, chain.content);
+                    grown.insert(chain.prefix, chain.content);
                 }
-                for net in &change.delete {
-                    assert!(grown.remove(net).is_some());
+                for prefix in &change.delete {
+                    assert!(grown.remove(prefix).is_some());
                 }
                 assert_eq!(change.grown_by, grown.len().cast_signed() - before.cast_signed());
                 base.commit(edits);
-                let built = chains(Tree::new(family, &base, None));
+                let built = chains(DispatchTree::new(family, &base, None));
                 assert_eq!(grown, built, "seed {seed}, round {round}");
                 let rules: usize = base.by_address.values().flat_map(|it| it.iter()).map(Entry::count).sum();
                 assert_eq!(base.rules, rules);
@@ -473,17 +478,17 @@ mod tests {
                 edits.set(&base, &service(number), (address(family, &mut random), rules(1)));
             }
             base.commit(edits);
-            let tree = Tree::new(family, &base, None);
+            let tree = DispatchTree::new(family, &base, None);
             let chains = chains(tree);
             for bits in base.by_address.keys() {
                 let address = tree.address(*bits);
-                let (mut net, mut jumps) = (Net::root(family), 0);
-                while let Content::Jumps(nets) = &chains[&net] {
-                    let next: Vec<_> = nets.iter().filter(|net| net.holds(address)).collect();
-                    assert_eq!(next.len(), 1, "{address} in {net}");
-                    (net, jumps) = (*next[0], jumps + 1);
+                let (mut prefix, mut jumps) = (Prefix::root(family), 0);
+                while let Content::Jumps(prefixes) = &chains[&prefix] {
+                    let next: Vec<_> = prefixes.iter().filter(|prefix| prefix.holds(address)).collect();
+                    assert_eq!(next.len(), 1, "{address} in {prefix}");
+                    (prefix, jumps) = (*next[0], jumps + 1);
                 }
-                let Content::Rules(rules) = &chains[&net] else { unreachable!() };
+                let Content::Rules(rules) = &chains[&prefix] else { unreachable!() };
                 assert!(rules.iter().any(|(found, _)| *found == address));
                 assert!(jumps <= 7, "{address} is {jumps} jumps away");
             }
@@ -492,10 +497,10 @@ mod tests {
 
     #[test]
     fn networks_read_as_prefixes() {
-        let net = Net::of("10.96.17.5".parse().unwrap());
-        assert_eq!(net.above(5).to_string(), "10.96.16.0/20");
-        assert_eq!(net.to_string(), "10.96.17.5/32");
-        assert_eq!(Net::of("fd00:96::1".parse().unwrap()).above(8).to_string(), "fd00:96::/32");
-        assert_eq!(Net::root(IpFamily::V4).to_string(), "0.0.0.0/0");
+        let prefix = Prefix::of("10.96.17.5".parse().unwrap());
+        assert_eq!(prefix.above(5).to_string(), "10.96.16.0/20");
+        assert_eq!(prefix.to_string(), "10.96.17.5/32");
+        assert_eq!(Prefix::of("fd00:96::1".parse().unwrap()).above(8).to_string(), "fd00:96::/32");
+        assert_eq!(Prefix::root(IpFamily::V4).to_string(), "0.0.0.0/0");
     }
 }
