@@ -93,6 +93,7 @@ const COMMANDS: &[(&str, Option<i32>)] = &[
     ("services --output jsonpath={.items[*].name} --control-socket FOLDER/control.sock", Some(0)),
     ("services --problems --control-socket FOLDER/control.sock", Some(1)),
     ("explain 10.96.0.9:81 --control-socket FOLDER/control.sock", Some(2)),
+    ("bug-report --help", Some(0)),
     ("version", Some(0)),
     ("completion bash", Some(0)),
     ("status --control-socket FOLDER/control.sock", Some(0)),

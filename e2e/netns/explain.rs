@@ -211,8 +211,9 @@ fn explain_runs_as_many_tools_for_a_thousand_ports_as_for_twenty() {
     let few = runs("large/few");
     assert!(few > 0, "the tools were not counted");
     assert_eq!([runs("large/ports"), runs("large/endpoints")], [few, few]);
-    // Both families.
-    assert!(runs("--all") <= 2 * few, "more than {few} for each family");
+    // Both families, of which one has no Services: its few chains of the nat table are read one by one.
+    let all = runs("--all");
+    assert!(all <= 3 * few, "{all} for a whole node, {few} for a Service");
 }
 
 #[test]
