@@ -234,14 +234,4 @@ impl Ruleset for ElementSink {
         self.list(visit);
         Ok(false)
     }
-
-    fn element(
-        &mut self,
-        _: TableName<'_>,
-        _: &str,
-        _: &Element<'_>,
-        _: &mut dyn FnMut(ListedElement<'_>),
-    ) -> Result<bool, Error> {
-        Ok(false)
-    }
 }

@@ -52,21 +52,21 @@ impl Watched {
         self.known = None;
     }
 
-    /// The same of a transaction that was not meant for what is known: what others did before is still to be looked at.
-    pub(super) fn committed_unseen(&mut self, before: Generation, now: Generation) {
-        if now == before.next() {
-            self.ours.note(before, now);
-        }
-    }
-
     /// Notes that a transaction of ours was made on top of one generation, and which one there is now.
-    pub(super) fn committed(&mut self, before: Generation, now: Generation) {
+    fn committed(&mut self, before: Generation, now: Generation) {
         if now == before.next() {
             self.ours.note(before, now);
         } else {
             self.is_compare_due |= now != before;
         }
         self.know(now);
+    }
+
+    /// The same of a transaction that does not stand on what is known: what other processes did before is still to be compared.
+    pub(super) fn committed_unseen(&mut self, before: Generation, now: Generation) {
+        if now == before.next() {
+            self.ours.note(before, now);
+        }
     }
 }
 
