@@ -75,7 +75,9 @@ fn expect_served_without(option: &str, (lab, proxy, flavor): (&Lab, &Proxy, Flav
     }
     let told = || {
         let log = proxy.log();
-        log.lines().filter(|line| line.contains("left out of all rules") && line.contains(option)).count()
+        log.lines()
+            .filter(|line| line.contains("rules are written without this option") && line.contains(option))
+            .count()
     };
     wait_until("it is told once in each family", SYNC, || told() == 2)
         .unwrap_or_else(|error| panic!("{error}: {}", proxy.log_tail()));

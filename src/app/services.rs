@@ -94,9 +94,11 @@ impl Wanted<'_> {
     /// That there is nothing, in kubectl's words.
     fn nothing(&self) -> String {
         let what = if self.asked.problems { "No problems found" } else { "No resources found" };
+        let kernel =
+            if self.asked.problems { " The kernel is not read: explain --all reads it." } else { "" };
         match &self.asked.namespace {
-            Some(namespace) => format!("{what} in {namespace} namespace."),
-            None => format!("{what}."),
+            Some(namespace) => format!("{what} in {namespace} namespace.{kernel}"),
+            None => format!("{what}.{kernel}"),
         }
     }
 }

@@ -56,7 +56,8 @@ pub(super) fn objects(facts: &FamilyFacts, expected: Expected) -> Vec<Finding> {
         found.push(finding(
             (Code::ForeignNftTable, Severity::Note),
             format!("{family} packets also pass nftables tables of other programs, whose rules are not traced: {tables}"),
-            "nft list table shows their rules; the counters of a rule that drops or rejects show whether it is the cause.",
+            "nft list table FAMILY NAME shows the rules of one. Whether a rule that drops or rejects is the cause, a counter in it \
+             shows, or nft monitor trace.",
         ));
     }
     found.extend(facts.bridged.as_ref().map(bridged));

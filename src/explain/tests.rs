@@ -361,6 +361,15 @@ fn told_by(api: ApiConnection) -> NodeState {
     NodeState { proxy: Some(proxy), ..NodeState::default() }
 }
 
+/// Such as one whose rules another program deletes, found between two deletions.
+#[test]
+fn nothing_found_is_not_said_to_be_all_while_the_proxy_is_degraded() {
+    let proxy = ProxyState { healthy: false, ..ProxyState::default() };
+    let text = report(&sound(), NodeState { proxy: Some(proxy), ..NodeState::default() }).to_string();
+    assert!(text.contains("but the proxy is degraded: kube-proxy-rs status"), "{text}");
+    assert!(!text.contains("Nothing is wrong"), "{text}");
+}
+
 #[test]
 fn an_answer_out_of_an_old_picture_says_how_old_it_is() {
     let watch = |connected| WatchState {

@@ -72,7 +72,7 @@ impl Report {
     fn write_findings(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.findings.is_empty() {
             let seen = if self.is_looked_at { "that can be seen from this node" } else { "with the objects" };
-            return writeln!(f, "\nNothing is wrong {seen}.");
+            return write_nothing(f, self.proxy.as_ref(), seen);
         }
         writeln!(f, "\nFindings")?;
         for (index, finding) in self.findings.iter().enumerate() {
@@ -85,6 +85,21 @@ impl Report {
             }
         }
         Ok(())
+    }
+}
+
+/// That nothing was found; not that nothing is wrong, where the proxy itself is in trouble.
+pub(super) fn write_nothing(
+    f: &mut fmt::Formatter<'_>,
+    proxy: Option<&ProxyState>,
+    seen: &str,
+) -> fmt::Result {
+    match proxy {
+        Some(proxy) if !proxy.healthy => writeln!(
+            f,
+            "\nNothing else is wrong at this moment {seen}, but the proxy is degraded: kube-proxy-rs status says why."
+        ),
+        _ => writeln!(f, "\nNothing is wrong {seen}."),
     }
 }
 

@@ -5,7 +5,7 @@ use super::facts::{NodeState, ProxyState};
 use super::findings::{self, Finding, severity_words};
 use super::kernel::{Expected, objects, obstacle_finding};
 use super::report::kernel_is_right;
-use super::text::{kernel_words, write_differences, write_proxy};
+use super::text::{kernel_words, write_differences, write_nothing, write_proxy};
 use super::view::ServiceView;
 use crate::backend::{Difference, KernelObject};
 use crate::model::IpFamily;
@@ -185,7 +185,7 @@ impl fmt::Display for NodeReport {
         writeln!(f, "\nKernel  {}", kernel_words(self.kernel_is_right))?;
         write_differences(f, &self.differences)?;
         if self.findings.is_empty() {
-            return writeln!(f, "\nNothing is wrong that can be seen from this node.");
+            return write_nothing(f, self.proxy.as_ref(), "that can be seen from this node");
         }
         writeln!(f, "\nFindings")?;
         let mut rest = self.findings.as_slice();

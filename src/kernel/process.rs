@@ -111,7 +111,7 @@ pub struct Neighbour {
     pub pid: u32,
     /// Its name, as the kernel has it: at most 15 bytes.
     pub name: String,
-    /// It runs the same program as we do.
+    /// It runs the same program as we do, or one of its name.
     pub is_ours: bool,
 }
 
@@ -133,7 +133,8 @@ pub fn neighbours(names: &[&str]) -> Vec<Neighbour> {
             continue;
         }
         let program = fs::metadata(entry.path().join("exe")).ok().map(|it| (it.dev(), it.ino()));
-        let is_ours = program.is_some() && program == own_program;
+        // A program that was replaced meanwhile, by an upgrade, still has the name.
+        let is_ours = name == env!("CARGO_PKG_NAME") || (program.is_some() && program == own_program);
         found.push(Neighbour { pid, name: name.to_owned(), is_ours });
     }
     found.sort_by_key(|it| it.pid);
