@@ -10,7 +10,7 @@ use kube_proxy_rs::testing::netns::Namespace;
 use kube_proxy_rs::testing::packets::{
     Packet, PacketCase, Place, SERVICE_PORT, ServedBy, Target, Verdict, cases, cases_by_flags,
 };
-use kube_proxy_rs::testing::proxy::{Flavor, Launch, Proxy, metric_sum, metrics, save, wait_until};
+use kube_proxy_rs::testing::proxy::{Flavor, Launch, Proxy, save, wait_until};
 use kube_proxy_rs::testing::thorough::thorough;
 use kube_proxy_rs::testing::traffic::Answer;
 use rstest::rstest;
@@ -19,6 +19,7 @@ use serde_json::Value;
 use crate::BINARY;
 use crate::requests::{Requests, StopOnDrop};
 use crate::resilience::{bulk_services, exposed_case};
+use crate::sabotage::drift;
 
 /// For what takes a few seconds, or far longer on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -127,7 +128,7 @@ fn a_flush_is_healed_and_what_another_process_changes_is_mended() {
     ];
     for harm in std::iter::repeat_n(&harms, thorough(1, 25)).flatten() {
         assert!(is_served(&lab, &case, IpFamily::V4), "before {harm}");
-        let drifts = || metric_sum(&metrics(lab.node()).unwrap(), "kubeproxy_rs_drift_total");
+        let drifts = || drift(lab.node());
         let before = drifts();
         lab.node().output("nft", &[harm]).unwrap();
         wait_until("it is named", PATIENCE, || drifts() > before)
