@@ -75,10 +75,10 @@ golden: ## rewrite the golden files from what is rendered now; review the diff
 api: ## the watch tests; with KUBEBUILDER_ASSETS set, also against a real API server
 	$(CARGO) test --locked --test apiserver
 
-# Tests wait for periods to pass, so one more runs than there are processors.
+# Tests wait for periods to pass: two for each processor keep it busy.
 netns: deps ## real packets and the reference's fixtures, in network namespaces; needs root
 	@[ "$$(id -u)" = 0 ] || { echo "make netns: needs root, for network namespaces and iptables" >&2; exit 1; }
-	$(CARGO) test --locked --test fixtures --test netns -- --test-threads $$(($$(nproc) + 1))
+	$(CARGO) test --locked --test fixtures --test netns -- --test-threads $$(($$(nproc) * 2))
 	$(CARGO) test --locked -p nftables-rs --test live --test packets -- --ignored
 
 # SHOTS=FOLDER keeps what the browser showed.
