@@ -106,7 +106,7 @@ impl Allotment {
         self.known.get(name)
     }
 
-    /// Decides anew what has changed.
+    /// Decides again about what has changed.
     pub(super) fn allot(&mut self, snapshot: &Snapshot) -> Vec<Verdict> {
         self.endpoints.read(&snapshot.services);
         self.find_api_servers(snapshot);

@@ -17,9 +17,9 @@ use std::rc::Rc;
 
 /// Levels of the tree of networks, and some to spare.
 const DEEPEST: usize = 16;
-/// The table that holds a chain for each Service port and endpoint: where at most so many of it are wanted, they are read one
-/// by one. The other tables are read whole.
+/// The table that holds a chain for each Service port and endpoint.
 const LARGE_TABLE: &str = "nat";
+/// Up to this many wanted chains of it are read one by one. The other tables are read whole.
 const MOST_SINGLE_CHAINS: usize = 12;
 
 /// Chains of iptables rules.

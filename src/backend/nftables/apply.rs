@@ -8,10 +8,11 @@ use super::layout::{Item, Layout};
 use super::meters::is_counted;
 use super::names::SetId;
 use super::observe;
-use crate::kernel::nftables::{Generations, Ruleset};
+use super::watched::Watched;
+use crate::kernel::nftables::Ruleset;
 use crate::model::ServiceName;
 use anyhow::{Context, Result, anyhow};
-use nftables_rs::{Batch, Error, Generation, Operation, Refused, TableName, Value};
+use nftables_rs::{Batch, Error, Operation, Refused, TableName, Value};
 use std::collections::BTreeSet;
 
 /// Where anybody listens to nf_tables' events, the kernel holds 8 KB for each changed element until a transaction is done.
@@ -26,49 +27,6 @@ const MOST_REFUSALS: usize = 100;
 
 /// So often a transaction is tried on top of what others have done meanwhile; then whatever they do.
 const ATTEMPTS: usize = 3;
-
-/// Whether the ruleset was changed by others.
-#[derive(Debug, Default)]
-pub(super) struct Watched {
-    /// The generation that we know, ours or one that was looked at.
-    known: Option<Generation>,
-    /// Others have made transactions since elements were compared last.
-    pub(super) is_compare_due: bool,
-    /// What this process did since, whichever family it was for.
-    pub(super) ours: Generations,
-}
-
-impl Watched {
-    /// The generation up to which all is known.
-    pub(super) fn known(&self) -> Option<Generation> {
-        self.known.map(|known| self.ours.after(known))
-    }
-
-    pub(super) fn know(&mut self, now: Generation) {
-        self.known = Some(now);
-    }
-
-    pub(super) fn forget(&mut self) {
-        self.known = None;
-    }
-
-    /// Notes that a transaction of ours was made on top of one generation, and which one there is now.
-    fn committed(&mut self, before: Generation, now: Generation) {
-        if now == before.next() {
-            self.ours.note(before, now);
-        } else {
-            self.is_compare_due |= now != before;
-        }
-        self.know(now);
-    }
-
-    /// The same of a transaction that does not stand on what is known: what other processes did before is still to be compared.
-    pub(super) fn committed_unseen(&mut self, before: Generation, now: Generation) {
-        if now == before.next() {
-            self.ours.note(before, now);
-        }
-    }
-}
 
 /// The kernel does not have what it was believed to have.
 #[derive(Debug, thiserror::Error)]

@@ -1,8 +1,8 @@
 //! Clients that affinity remembers. Packets make these elements, and time removes them, after hours. Until then they lead even
 //! to endpoints that are gone, or of a Service that has no affinity any more.
 
-use super::apply::Watched;
 use super::names::{Plane, SetId, table};
+use super::watched::Watched;
 use crate::kernel::nftables::Ruleset;
 use crate::model::IpFamily;
 use anyhow::Result;

@@ -14,7 +14,7 @@ use anyhow::Result;
 use nftables_rs::ListedElement;
 use std::net::SocketAddr;
 
-/// So many elements are read in the time that other modes take for one question: each takes the kernel some 5 µs.
+/// Elements that are read in the time that other modes take for one question: each takes the kernel some 5 µs.
 const ELEMENTS_A_QUESTION: usize = 20;
 
 /// The series of a Service, with the elements that count them.

@@ -23,6 +23,7 @@ mod probe;
 mod render;
 mod text;
 mod verify;
+mod watched;
 
 pub use mode::NftablesMode;
 
@@ -35,7 +36,7 @@ use crate::kernel::nftables::{Generations, Ruleset};
 use crate::model::{IpFamily, ServiceName};
 use crate::plan::{FamilySettings, NodePortAddresses, Plan, Scope, ServicePlan};
 use anyhow::{Context, Result};
-use apply::{Surprise, Watched, Writing};
+use apply::{Surprise, Writing};
 use baseline::{Baseline, Structure};
 use desired::{Member, Part};
 use diff::Change;
@@ -47,6 +48,7 @@ use names::{NODE_PORT_ADDRESSES, SetId};
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use verify::Looked;
+use watched::Watched;
 
 /// At most this many Services are compared one by one with what was written for them. Of more, as of all, elements may go from one
 /// to the other, so they are compared with all that is there.

@@ -507,7 +507,7 @@ fn changed_networks_of_cluster_ips_change_the_rules_and_no_element() {
     });
 }
 
-/// Whoever was led to an endpoint that is gone, or by a Service that has no affinity any more, is led anew.
+/// A client that was led to an endpoint that is gone, or by a Service that has no affinity any more, gets an endpoint again.
 #[test]
 fn clients_that_lead_nowhere_are_forgotten_by_the_next_look() {
     live(async || {

@@ -4,7 +4,7 @@ use serde_json::Value;
 
 /// At most this many are told of one object.
 const MOST: usize = 20;
-/// Two names are alike if so many letters at most have to be changed.
+/// Two names are alike if at most this many letters have to be changed.
 const MOST_CHANGES: usize = 3;
 
 /// What may be in a value.

@@ -8,7 +8,7 @@ use crate::testing::cluster;
 use std::net::UdpSocket;
 
 const DRAWS: usize = 20_000;
-/// Sent before they are counted; so many fit into the buffer of one socket.
+/// Packets sent before they are counted: as many as fit into the buffer of one socket.
 const AT_ONCE: usize = 200;
 /// No endpoints, in order, may have this much more or less than their share together.
 const TOLERANCE: f64 = 0.03;
