@@ -174,7 +174,7 @@ impl Ground {
         self.expect_served(other);
         let complaint = format!(
             "spec.externalIPs: {API_SERVER} port 81/tcp is at the address where this node reaches the API server, and \
-             IPVS mode would take all its ports; it is not used"
+             in this mode a Service takes all ports of an address; it is not used"
         );
         self.expect_told(other.name, ("ExternalIPRefused", &complaint, "api-server-address"));
         self.server.disconnect();
