@@ -21,8 +21,12 @@ pub(super) struct Shared {
 #[derive(Debug)]
 pub(super) struct Structure {
     pub(super) is_there: bool,
-    /// It has sets of our names of which other things are made: all has to be made again, in one transaction.
+    /// It has other flags, or sets of our names of which other things are made: all has to be made again, in one transaction.
     pub(super) is_unfit: bool,
+    /// It is to be owned, and its owner is gone.
+    pub(super) is_orphan: bool,
+    /// The netlink port of the other socket that owns it.
+    pub(super) owner: Option<u32>,
     /// Those of our sets that are there.
     pub(super) sets: BTreeSet<SetId>,
     /// What the rules were made of; `None` if they are not known.
@@ -42,6 +46,8 @@ impl Default for Structure {
         Structure {
             is_there: false,
             is_unfit: false,
+            is_orphan: false,
+            owner: None,
             sets: BTreeSet::new(),
             rules: None,
             surplus_sets: BTreeSet::new(),

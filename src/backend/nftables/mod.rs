@@ -17,6 +17,7 @@ mod meters;
 mod mode;
 mod names;
 mod observe;
+mod ownership;
 mod pack;
 mod packet_trace;
 mod probe;
@@ -68,6 +69,8 @@ pub struct Features {
     pub masquerade_mark: u32,
     /// Connections are counted by destination and endpoint.
     pub counts: bool,
+    /// The table is this process's alone.
+    pub owns_table: bool,
 }
 
 /// Reads this node's addresses of a family.

@@ -15,6 +15,7 @@ use std::collections::BTreeMap;
 use std::process::Command;
 
 mod draws;
+mod owned;
 mod sabotage;
 
 /// Runs a test in a fresh network namespace.
@@ -41,10 +42,13 @@ fn addresses(family: IpFamily) -> Result<Vec<IpAddr>> {
 
 impl Bench {
     fn new(family: IpFamily) -> Bench {
+        Bench::with(family, Features { masquerade_mark: 0x4000, ..Features::default() })
+    }
+
+    fn with(family: IpFamily, features: Features) -> Bench {
         let (tracker, mut settings) = pass::start(family);
         let cidr = if family == IpFamily::V4 { "10.96.0.0/16" } else { "fd00:96::/112" };
         settings.service_cidrs = vec![cidr.parse().unwrap()];
-        let features = Features { masquerade_mark: 0x4000, ..Features::default() };
         let kernel = nftables_rs::Nftables::open().unwrap();
         let backend = Nftables::new(kernel, family, features, Box::new(addresses));
         Bench { tracker, settings, backend }
@@ -52,7 +56,13 @@ impl Bench {
 
     /// A new process.
     fn restarted(self) -> Bench {
-        let mut next = Bench::new(self.settings.family);
+        let features = self.backend.layouts.features.clone();
+        self.restarted_with(features)
+    }
+
+    /// A new process, set otherwise.
+    fn restarted_with(self, features: Features) -> Bench {
+        let mut next = Bench::with(self.settings.family, features);
         pass::copy_snapshot(&self.tracker, &mut next.tracker);
         next.settings = self.settings;
         next
@@ -262,6 +272,7 @@ fn what_others_change_is_named_and_mended_alone() {
             ("nft insert rule ip kube-proxy services drop".to_owned(), "services"),
             ("nft add chain ip kube-proxy other".to_owned(), "other"),
             ("nft add set ip kube-proxy other '{ type ipv4_addr; }'".to_owned(), "other"),
+            ("nft add table ip kube-proxy '{ flags dormant; }'".to_owned(), "was replaced"),
             ("nft delete table ip kube-proxy".to_owned(), "is gone"),
             ("nft flush ruleset".to_owned(), "is gone"),
         ] {
@@ -376,6 +387,10 @@ impl Refusing {
 }
 
 impl Ruleset for Refusing {
+    fn port(&self) -> u32 {
+        self.kernel.port()
+    }
+
     fn generation(&mut self) -> Result<nftables_rs::Generation, nftables_rs::Error> {
         self.kernel.generation()
     }
