@@ -1,7 +1,7 @@
 //! Telling the kernel: a few hundred Services at a time, then rules, then what is to go.
 
 use super::baseline::Baseline;
-use super::desired::Part;
+use super::desired::ServiceElements;
 use super::diff::{Change, Writes};
 use super::element::{Content, ElementId, with_wire};
 use super::layout::{Item, Layout};
@@ -90,8 +90,8 @@ impl<'a, K: Ruleset> Writing<'a, K> {
     }
 
     /// Notes what a Service needs of the structure.
-    pub(super) fn need(&mut self, part: Option<&Part>) {
-        part.into_iter().for_each(|part| self.baseline.structure.need(part));
+    pub(super) fn need(&mut self, elements: Option<&ServiceElements>) {
+        elements.into_iter().for_each(|elements| self.baseline.structure.need(elements));
     }
 
     /// Takes a change; says whether there are enough for a transaction.

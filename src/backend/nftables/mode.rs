@@ -98,7 +98,7 @@ impl ProxyMode for NftablesMode {
         node: &'a InspectedNode<'a>,
         wanted: &'a [KernelObject],
     ) -> LocalBoxFuture<'a, Result<Inspection>> {
-        Box::pin(async move { inspect::look(&mut nftables_rs::Nftables::open()?, node.family, wanted) })
+        Box::pin(async move { inspect::inspect(&mut nftables_rs::Nftables::open()?, node.family, wanted) })
     }
 
     fn holds_only_services(&self, _object: &str) -> bool {

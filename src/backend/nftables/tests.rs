@@ -96,8 +96,8 @@ impl Bench {
         })
     }
 
-    async fn verify(&mut self, look: VerifyDepth) -> Vec<String> {
-        let found = self.backend.verify(look).await.unwrap();
+    async fn verify(&mut self, depth: VerifyDepth) -> Vec<String> {
+        let found = self.backend.verify(depth).await.unwrap();
         found.iter().map(|finding| format!("{finding:?}")).collect()
     }
 }
@@ -207,7 +207,7 @@ fn incremental_and_full_syncs_meet_in_the_same_table() {
                 bench.backend.forget();
                 bench.sync().await;
                 let after = bench.backend.kernel().generation().unwrap();
-                assert_eq!(after, generation, "seed {seed} round {round}: a second look finds nothing to do");
+                assert_eq!(after, generation, "seed {seed} round {round}: a second sync finds nothing to do");
             }
         });
     }
@@ -287,7 +287,7 @@ fn what_others_change_is_named_and_mended_alone() {
         run("nft add table ip other");
         assert_eq!(bench.verify(VerifyDepth::Quick).await, [""; 0], "it is not about us");
         run("nft flush set ip kube-proxy cluster-ips");
-        // Nothing has looked since; the pass itself finds out.
+        // Nothing has verified since; the pass itself finds out.
         bench.tracker.fold(WatchEvent::ServiceGone(ServiceName::new("ns", "svc-3")));
         bench.sync().await;
         bench.verify(VerifyDepth::Thorough).await;
@@ -620,7 +620,7 @@ async fn what_the_other_family_writes_is_not_taken_for_drift() {
     for (tracker, settings, backend) in &mut families {
         tracker.fold(cluster::service(1));
         pass::run(tracker, settings, backend).await.unwrap();
-        // The first look after a full pass looks through remembered clients.
+        // The first verification after a full pass sweeps remembered clients.
         backend.verify(VerifyDepth::Quick).await.unwrap();
     }
     let [(tracker, settings, v4), (.., v6)] = &mut families;
@@ -631,9 +631,9 @@ async fn what_the_other_family_writes_is_not_taken_for_drift() {
             v6.kernel().others_write();
         }
         for family in [&mut *v4, &mut *v6] {
-            let looks = family.kernel().listings;
+            let listings = family.kernel().listings;
             family.verify(VerifyDepth::Quick).await.unwrap();
-            assert_eq!(family.kernel().listings > looks, foreign, "{:?}", family.family);
+            assert_eq!(family.kernel().listings > listings, foreign, "{:?}", family.family);
         }
     }
 }

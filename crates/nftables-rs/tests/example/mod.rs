@@ -10,7 +10,7 @@ use std::time::Duration;
 mod elements;
 mod steps;
 
-pub use steps::{Part, Steps};
+pub use steps::{KeyPart, Steps};
 
 /// The example for one family.
 #[derive(Clone, Copy, Debug)]
@@ -34,9 +34,10 @@ const PORT: DataType = DataType::INET_SERVICE;
 const NUMBER: TypeOf = TypeOf::Numgen { kind: NumgenKind::RANDOM, modulus: 2, offset: 0 };
 const HOUR: Duration = Duration::from_secs(3600);
 
-const SERVICE: &[Part] = &[Part::Destination, Part::Protocol, Part::Port];
-const NUMBERED: &[Part] = &[Part::Destination, Part::Protocol, Part::Port, Part::Random(2)];
-const ORIGINAL_SERVICE: &[Part] = &[Part::OriginalDestination, Part::Protocol, Part::OriginalPort];
+const SERVICE: &[KeyPart] = &[KeyPart::Destination, KeyPart::Protocol, KeyPart::Port];
+const NUMBERED: &[KeyPart] = &[KeyPart::Destination, KeyPart::Protocol, KeyPart::Port, KeyPart::Random(2)];
+const ORIGINAL_SERVICE: &[KeyPart] =
+    &[KeyPart::OriginalDestination, KeyPart::Protocol, KeyPart::OriginalPort];
 
 /// Names of sets, in the order of their numbers from 1.
 const SETS: [&str; 5] = ["blocked", "services", "endpoints", "sources", "clients"];
@@ -121,7 +122,7 @@ impl Example {
         };
         let of_three = |id, chain, take: &dyn Fn(Steps) -> Steps| {
             let anonymous = SetRef { name: "__set%d", id: Some(id) };
-            let steps = take(steps().match_in(anonymous, &[Part::Protocol]));
+            let steps = take(steps().match_in(anonymous, &[KeyPart::Protocol]));
             ExampleRule { anonymous: Some(anonymous), ..rule(chain, steps) }
         };
         let clients = set("clients");
@@ -130,7 +131,7 @@ impl Example {
         let forget = |steps: Steps| {
             steps.learn(DynsetOperation::DELETE, clients, ORIGINAL_SERVICE, None).verdict(Verdict::Drop)
         };
-        let refused = steps().match_in(set("blocked"), &[Part::Destination]).reject();
+        let refused = steps().match_in(set("blocked"), &[KeyPart::Destination]).reject();
         vec![
             rule("pick", steps().translate_by(set("endpoints"), NUMBERED)),
             of_three(6, "learn", &learn),

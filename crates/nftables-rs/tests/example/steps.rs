@@ -8,7 +8,7 @@ use std::time::Duration;
 
 /// A part of a key, and where it comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Part {
+pub enum KeyPart {
     Source,
     Destination,
     Protocol,
@@ -27,7 +27,7 @@ pub struct Steps {
     pub list: Vec<Expression<'static>>,
 }
 
-const ENDPOINT: &[Part] = &[Part::Destination, Part::Port];
+const ENDPOINT: &[KeyPart] = &[KeyPart::Destination, KeyPart::Port];
 
 const FIRST: Register = Register::word(0);
 const CT_NEW: u32 = 8;
@@ -49,43 +49,48 @@ impl Steps {
     }
 
     /// Where the addresses of a packet are, and how long they are.
-    fn address(&self, part: Part) -> (u32, u32) {
+    fn address(&self, part: KeyPart) -> (u32, u32) {
         match (self.is_ipv6(), part) {
-            (false, Part::Source) => (12, 4),
+            (false, KeyPart::Source) => (12, 4),
             (false, _) => (16, 4),
-            (true, Part::Source) => (8, 16),
+            (true, KeyPart::Source) => (8, 16),
             (true, _) => (24, 16),
         }
     }
 
     /// How many registers a part takes.
-    fn words(&self, part: Part) -> u8 {
-        let is_address = matches!(part, Part::Source | Part::Destination | Part::OriginalDestination);
+    fn words(&self, part: KeyPart) -> u8 {
+        let is_address =
+            matches!(part, KeyPart::Source | KeyPart::Destination | KeyPart::OriginalDestination);
         if is_address && self.is_ipv6() { 4 } else { 1 }
     }
 
-    fn load_part(self, part: Part, at: u8) -> Steps {
+    fn load_part(self, part: KeyPart, at: u8) -> Steps {
         let to = Register::word(at);
         let original = Some(Direction::Original);
         let expression = match part {
-            Part::Source | Part::Destination => {
+            KeyPart::Source | KeyPart::Destination => {
                 let (offset, len) = self.address(part);
                 Expression::Payload { to, base: PayloadBase::NETWORK, offset, len }
             }
-            Part::Protocol => Expression::Meta { to, key: MetaKey::L4PROTO },
-            Part::Port => Expression::Payload { to, base: PayloadBase::TRANSPORT, offset: 2, len: 2 },
-            Part::OriginalDestination => {
+            KeyPart::Protocol => Expression::Meta { to, key: MetaKey::L4PROTO },
+            KeyPart::Port => Expression::Payload { to, base: PayloadBase::TRANSPORT, offset: 2, len: 2 },
+            KeyPart::OriginalDestination => {
                 let key = if self.is_ipv6() { CtKey::DESTINATION_IPV6 } else { CtKey::DESTINATION_IPV4 };
                 Expression::Ct { to, key, direction: original }
             }
-            Part::OriginalPort => Expression::Ct { to, key: CtKey::PROTO_DESTINATION, direction: original },
-            Part::Random(modulus) => Expression::Numgen { to, kind: NumgenKind::RANDOM, modulus, offset: 0 },
+            KeyPart::OriginalPort => {
+                Expression::Ct { to, key: CtKey::PROTO_DESTINATION, direction: original }
+            }
+            KeyPart::Random(modulus) => {
+                Expression::Numgen { to, kind: NumgenKind::RANDOM, modulus, offset: 0 }
+            }
         };
         self.step(expression)
     }
 
     /// Loads the parts one after the other; says where the next one would go.
-    fn load(mut self, parts: &[Part], mut at: u8) -> (Steps, u8) {
+    fn load(mut self, parts: &[KeyPart], mut at: u8) -> (Steps, u8) {
         for part in parts {
             let words = self.words(*part);
             self = self.load_part(*part, at);
@@ -98,14 +103,14 @@ impl Steps {
         self.step(Expression::Lookup { set, key: FIRST, to, inverse })
     }
 
-    pub fn match_in(self, set: SetRef<'static>, key: &[Part]) -> Steps {
+    pub fn match_in(self, set: SetRef<'static>, key: &[KeyPart]) -> Steps {
         self.load(key, 0).0.look_up(set, None, false)
     }
 
     /// As nft writes it: it turns the protocol round, one byte of two, which changes nothing.
     pub fn match_no_source(self, set: SetRef<'static>) -> Steps {
-        let (steps, protocol) = self.load(&[Part::Destination], 0);
-        let (steps, port) = steps.load(&[Part::Protocol], protocol);
+        let (steps, protocol) = self.load(&[KeyPart::Destination], 0);
+        let (steps, port) = steps.load(&[KeyPart::Protocol], protocol);
         let register = Register::word(protocol);
         let turned = steps.step(Expression::ByteOrder {
             from: register,
@@ -114,7 +119,7 @@ impl Steps {
             len: 1,
             size: 2,
         });
-        turned.load(&[Part::Port, Part::Source], port).0.look_up(set, None, true)
+        turned.load(&[KeyPart::Port, KeyPart::Source], port).0.look_up(set, None, true)
     }
 
     fn compare(self, comparison: Comparison, value: Value) -> Steps {
@@ -168,9 +173,9 @@ impl Steps {
     }
 
     /// Translates the destination to the endpoint that a map has for the key.
-    pub fn translate_by(self, map: SetRef<'static>, key: &[Part]) -> Steps {
+    pub fn translate_by(self, map: SetRef<'static>, key: &[KeyPart]) -> Steps {
         let family = self.family;
-        let port = Register::word(self.words(Part::Destination));
+        let port = Register::word(self.words(KeyPart::Destination));
         self.load(key, 0).0.look_up(map, Some(FIRST), false).step(Expression::Nat {
             kind: NatKind::Destination,
             family,
@@ -185,10 +190,10 @@ impl Steps {
         self,
         operation: DynsetOperation,
         map: SetRef<'static>,
-        destination: &[Part],
+        destination: &[KeyPart],
         timeout: Option<Duration>,
     ) -> Steps {
-        let (steps, at) = self.load(&[Part::Source], 0);
+        let (steps, at) = self.load(&[KeyPart::Source], 0);
         let (steps, at) = steps.load(destination, at);
         // nft begins with a register of 128 bits; with IPv6 there are too few of them.
         let data = if steps.is_ipv6() { at } else { at.next_multiple_of(4) };
