@@ -74,7 +74,7 @@ fn with_wanted_name<'a>(expression: Expression<'a>) -> Expression<'a> {
 
 fn is_like(found: &ListedRule<'_>, wanted: &ExampleRule) -> bool {
     let expressions: Vec<_> = found.expressions().map(|found| with_wanted_name(found.unwrap())).collect();
-    let by_name = |wanted: &Expression<'static>| match wanted.clone() {
+    let by_name = |wanted: &Expression<'static>| match *wanted {
         Expression::Lookup { set, key, to, inverse } => {
             Expression::Lookup { set: set.name.into(), key, to, inverse }
         }
