@@ -67,7 +67,7 @@ pub trait Dataplane: Any {
     /// The flavour of the iptables tools that it writes with; `None` if it needs none.
     fn flavor(&self) -> Option<Flavor>;
 
-    /// Makes the next sync look at the kernel and write everything.
+    /// Makes the next sync look at the whole kernel.
     fn forget(&mut self);
 
     /// Whether Services, of this process or an earlier one, are in the kernel.

@@ -267,7 +267,9 @@ impl Recorder for MetricsRecorder {
         for finding in found {
             match finding {
                 Deviation::Drift(it) => drift.push(it),
-                Deviation::Outdated(what) => tracing::info!(%family, what, "everything is written again"),
+                Deviation::Outdated(what) => {
+                    tracing::info!(%family, what, "the kernel is compared with what is wanted")
+                }
             }
         }
         self.record_drift(family, &drift);
