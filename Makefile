@@ -79,7 +79,7 @@ api: ## the watch tests; with KUBEBUILDER_ASSETS set, also against a real API se
 netns: deps ## real packets and the reference's fixtures, in network namespaces; needs root
 	@[ "$$(id -u)" = 0 ] || { echo "make netns: needs root, for network namespaces and iptables" >&2; exit 1; }
 	$(CARGO) test --locked --test fixtures --test netns -- --test-threads $$(($$(nproc) * 2))
-	$(CARGO) test --locked -p nftables-rs --test live --test packets -- --ignored
+	$(CARGO) test --locked -p nftables-rs --test live -- --ignored
 
 # SHOTS=FOLDER keeps what the browser showed.
 page-test: ## the status page in headless Chromium: two widths, light and dark, healthy and degraded; needs root

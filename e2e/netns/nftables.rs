@@ -203,6 +203,39 @@ fn connections_outlive_the_change_from_iptables_mode_and_back(
     held.ping().expect("an open connection outlives both changes");
 }
 
+/// The kernel takes `owner` with `persist` since 6.9; `check` says so of an older one.
+#[test]
+fn an_owned_table_outlives_a_flush_and_a_restart_and_its_owner_is_named() {
+    let lab = Lab::create().unwrap();
+    let case = exposed_case();
+    let owning = ["--proxy-mode=nftables", "--nftables-own-table"];
+    let checked = lab.node().output(BINARY, &[&["check"], &owning[..]].concat());
+    let checked = checked.unwrap_or_else(|error| format!("{error:#}"));
+    assert!(checked.contains("nf_tables owner"), "{checked}");
+    if checked.contains("Linux 6.9") {
+        return;
+    }
+    let mut proxy = launch(lab.node(), &owning).start(&case.objects()).unwrap();
+    wait_for_markers(&mut proxy, lab.node());
+    lab.node().output("nft", &["flush", "ruleset"]).unwrap();
+    assert!(is_served(&lab, &case, IpFamily::V4) && is_served(&lab, &case, IpFamily::V6));
+    let refused = format!("{:#}", lab.node().output(BINARY, &["--cleanup"]).unwrap_err());
+    let words = "the nftables table ip kube-proxy is owned by another process (kube-proxy-rs, netlink port ";
+    assert!(refused.contains(words), "{refused}");
+    proxy.terminate().unwrap();
+    assert!(is_served(&lab, &case, IpFamily::V4), "the table outlives its owner");
+    launch(lab.node(), &owning).start_again(&mut proxy).unwrap();
+    let is_owned = || {
+        lab.node()
+            .output("nft", &["add", "table", "ip", "kube-proxy"])
+            .is_err_and(|error| format!("{error:#}").contains("not permitted"))
+    };
+    wait_until("the next process owns it", PATIENCE, is_owned).unwrap();
+    proxy.terminate().unwrap();
+    lab.node().output(BINARY, &["--cleanup"]).unwrap();
+    assert!(!lab.node().output("nft", &["list", "tables"]).unwrap().contains("kube-proxy"));
+}
+
 /// As the manifests run it, and without any tool to be found.
 #[test]
 fn it_needs_net_admin_and_no_tool() {

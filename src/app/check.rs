@@ -43,6 +43,7 @@ async fn request(config: &Config) -> Result<CheckRequest> {
         mode: config.mode,
         chosen_because: None,
         flavor: backend::flavor(config),
+        extras: backend::open(config.mode).extras(config),
         localhost_node_ports: config.iptables.localhost_node_ports
             && backend::open(config.mode).facts().localhost_node_ports,
         node_port_range: config.node_ports.range,

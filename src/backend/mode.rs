@@ -92,6 +92,11 @@ pub trait ProxyMode: Sync {
         Vec::new()
     }
 
+    /// What the configuration asks of the kernel that the mode can do without, each looked for now.
+    fn extras(&self, _config: &Config) -> Vec<Requirement> {
+        Vec::new()
+    }
+
     /// Looks at the kernel for `explain`.
     ///
     /// # Errors

@@ -28,6 +28,8 @@ pub struct CheckRequest {
     pub has_ipv6_endpoints: Option<bool>,
     /// What the proxy that runs here says of itself; `None` where none can be asked.
     pub proxy: Option<ProxyState>,
+    /// What the configuration asks of the kernel that the mode can do without.
+    pub extras: Vec<Requirement>,
     /// The ports that Services claim on this node; `None` if no Services were named.
     pub service_ports: Option<Vec<ServicePortUse>>,
 }

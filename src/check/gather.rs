@@ -33,7 +33,7 @@ pub async fn gather(request: &CheckRequest) -> Facts {
         tools: PerFamily { v4: words(v4), v6: words(v6) },
         other_flavor: PerFamily { v4: other_v4, v6: other_v6 },
         standing: standing_objects(),
-        requirements: mode.requirements(),
+        requirements: mode.requirements().into_iter().chain(request.extras.iter().cloned()).collect(),
         has_bridge: links::has_bridge(),
         has_ipv6_address: addresses[1].iter().any(|it| is_own(it.address)),
         settings: read_settings(),

@@ -65,6 +65,7 @@ fn wanted(mode: Mode) -> CheckRequest {
         localhost_node_ports: true,
         node_port_range: (30000, 32767),
         servers: vec![("healthz", "0.0.0.0:10256".parse().unwrap())],
+        extras: Vec::new(),
         service_ports: None,
         has_ipv6_endpoints: None,
         proxy: None,

@@ -43,6 +43,7 @@ const EFFECTIVE_WITH_CONFIG: &[&str] = &[
     "service-metrics-limit",
     "conntrack-strict",
     "iptables-dispatch-tree-threshold",
+    "nftables-own-table",
     "service-node-port-range",
     "service-cluster-ip-range",
     "node-ip-range",

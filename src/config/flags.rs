@@ -216,6 +216,9 @@ pub(super) struct ModeFlags {
     /// Above this many rules in `KUBE-SERVICES`, a tree of chains leads to the Services
     #[arg(long, value_name = "RULES", default_value_t = super::DISPATCH_TREE_THRESHOLD)]
     pub(super) iptables_dispatch_tree_threshold: u32,
+    /// Own the nftables tables (nftables, Linux 6.9 or later): no other process can change or flush them
+    #[arg(long)]
+    pub(super) nftables_own_table: bool,
     /// Bit of the packet mark that asks for masquerading (iptables and ipvs), 0 to 31
     #[arg(long, value_name = "BIT", default_value_t = 14)]
     pub(super) iptables_masquerade_bit: i32,

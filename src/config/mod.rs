@@ -65,6 +65,8 @@ pub struct Config {
     pub iptables: IptablesConfig,
     /// For the IPVS dataplane.
     pub ipvs: IpvsConfig,
+    /// For the nftables dataplane.
+    pub nftables: NftablesConfig,
     /// When to sync.
     pub sync: SyncConfig,
     /// How to tell the traffic of local pods.
@@ -163,6 +165,13 @@ pub struct IptablesConfig {
     pub cleanup_other_flavor: bool,
     /// Above this many rules in `KUBE-SERVICES`, a tree of chains leads to the Services.
     pub dispatch_tree_threshold: u32,
+}
+
+/// The nftables dataplane, besides what it has in common with the iptables one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct NftablesConfig {
+    /// The tables are owned by the process: no other one can change or flush them.
+    pub own_table: bool,
 }
 
 /// The IPVS dataplane.

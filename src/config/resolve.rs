@@ -3,8 +3,8 @@
 use super::record::KubeProxyConfiguration;
 use super::{
     CommandLine, Config, ConfigFile, ConntrackConfig, DetectLocal, Effective, ExternalIpConfig,
-    IptablesConfig, IpvsConfig, LogFormat, LoggingConfig, Mode, NodePortAddressesSetting, NodePortConfig,
-    Sources, SyncConfig, file, validate, values,
+    IptablesConfig, IpvsConfig, LogFormat, LoggingConfig, Mode, NftablesConfig, NodePortAddressesSetting,
+    NodePortConfig, Sources, SyncConfig, file, validate, values,
 };
 use crate::model::{Cidr, IpFamily, PerFamily, ServiceLimits, parse_cidr, parse_ip};
 use std::collections::BTreeMap;
@@ -221,6 +221,7 @@ fn config(line: &CommandLine, record: &KubeProxyConfiguration, node_name: String
             dispatch_tree_threshold: line.flags.mode.iptables_dispatch_tree_threshold,
         },
         ipvs: ipvs(record, line),
+        nftables: NftablesConfig { own_table: line.flags.mode.nftables_own_table },
         sync: SyncConfig { period: period.to_duration(), min_period: min_period.to_duration() },
         detect_local: detect_local(record),
         node_ports: NodePortConfig {

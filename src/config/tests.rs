@@ -100,6 +100,7 @@ fn default_config() -> Config {
             upstream_compat: false,
             connection_metrics: 0,
         },
+        nftables: NftablesConfig { own_table: false },
         sync: SyncConfig { period: secs(30), min_period: secs(1) },
         detect_local: DetectLocal::ClusterCidr(PerFamily::default()),
         node_ports: NodePortConfig { addresses: NodePortAddressesSetting::All, range: (30000, 32767) },
@@ -221,6 +222,7 @@ const OUR_FLAGS: &[(&str, &str, bool)] = &[
     ("cleanup-other-flavor", "false", true),
     ("drift-detection", "events", true),
     ("iptables-dispatch-tree-threshold", "500", true),
+    ("nftables-own-table", "false", true),
     ("service-node-port-range", "30000-32767", true),
     ("service-cluster-ip-range", "", true),
     ("node-ip-range", "", true),
@@ -292,6 +294,7 @@ fn every_flag_has_a_row_in_the_documentation() {
 #[case(&["--kube-api-content-type=application/json"], |c: &mut Config| c.sources.content_type = "application/json".into())]
 #[case(&["--master", "https://a"], |c: &mut Config| c.sources.master = Some("https://a".to_owned()))]
 #[case(&["--manifests", "a,b", "--manifests=c"], |c: &mut Config| c.sources.manifests = vec!["a".into(), "b".into(), "c".into()])]
+#[case(&["--nftables-own-table"], |c: &mut Config| c.nftables.own_table = true)]
 #[case(&["--iptables-dispatch-tree-threshold=0"], |c: &mut Config| c.iptables.dispatch_tree_threshold = 0)]
 #[case(&["--iptables-masquerade-bit=31"], |c: &mut Config| c.iptables.masquerade_bit = 31)]
 #[case(&["--masquerade-all"], |c: &mut Config| c.iptables.masquerade_all = true)]

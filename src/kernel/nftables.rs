@@ -45,6 +45,9 @@ impl Generations {
 /// Lists go through `visit`; at [`Part::Start`], which comes first and whenever a list starts over, what was seen before is to
 /// be forgotten.
 pub trait Ruleset {
+    /// The netlink port of our socket: tables that it owns are listed with it.
+    fn port(&self) -> u32;
+
     /// The number of the ruleset's state: each transaction that changes something, of any process, makes the next.
     ///
     /// # Errors
@@ -115,6 +118,10 @@ pub trait Ruleset {
 }
 
 impl Ruleset for Nftables {
+    fn port(&self) -> u32 {
+        Nftables::port(self)
+    }
+
     fn generation(&mut self) -> Result<Generation, Error> {
         Nftables::generation(self)
     }

@@ -1,4 +1,4 @@
-//! Sockets that listen or take datagrams: read from /proc, with the programs that hold them where we may look.
+//! Sockets that listen or take datagrams, and netlink sockets: read from /proc, with the programs that hold them where we may look.
 
 use crate::model::Protocol;
 use anyhow::{Context, Result};
@@ -49,6 +49,25 @@ pub fn listeners() -> Result<Vec<Listener>> {
     let listener =
         |(protocol, address, inode)| Listener { protocol, address, program: programs.get(&inode).cloned() };
     Ok(found.into_iter().map(listener).collect())
+}
+
+/// `NETLINK_NETFILTER`.
+const NETFILTER: &str = "12";
+
+/// The name of a process that holds the netfilter netlink socket of a port, where it can be found out.
+#[must_use]
+pub fn netfilter_program(port: u32) -> Option<String> {
+    let text = std::fs::read_to_string("/proc/thread-self/net/netlink").ok()?;
+    let inode = text.lines().find_map(|line| parse_netlink(line, port))?;
+    programs(&HashSet::from([inode])).remove(&inode)
+}
+
+/// A line of that file: the inode, if it is this socket. The fields are: address, protocol, port, …, inode.
+fn parse_netlink(line: &str, port: u32) -> Option<u64> {
+    let fields: Vec<&str> = line.split_ascii_whitespace().collect();
+    let is_it = *fields.get(1)? == NETFILTER && fields.get(2)?.parse() == Ok(port);
+    is_it.then_some(())?;
+    fields.get(9)?.parse().ok()
 }
 
 /// A line of such a file: address and inode, if it is in this state. The head line is in none.
@@ -103,7 +122,7 @@ fn programs(inodes: &HashSet<u64>) -> HashMap<u64, String> {
 #[cfg(any(test, feature = "testing"))]
 pub(super) fn read_anything(text: &str) {
     for line in text.lines() {
-        let _ = (parse(line, TCP_LISTEN), parse(line, UDP_UNCONNECTED));
+        let _ = (parse(line, TCP_LISTEN), parse(line, UDP_UNCONNECTED), parse_netlink(line, 1));
     }
 }
 
@@ -111,6 +130,20 @@ pub(super) fn read_anything(text: &str) {
 mod tests {
     use super::*;
     use std::net::{TcpListener, UdpSocket};
+
+    #[test]
+    fn the_program_behind_a_netlink_port_is_named() {
+        let head = "sk               Eth Pid        Groups   Rmem     Wmem     Dump  Locks    Drops    Inode";
+        assert_eq!(parse_netlink(head, 1), None);
+        let line = "0000000000000000 12  4294963181 00000000 0        0        0     2        0        4711";
+        assert_eq!(parse_netlink(line, 4_294_963_181), Some(4711));
+        assert_eq!(parse_netlink(line, 12), None);
+        let of_routes = line.replace("12 ", "0  ");
+        assert_eq!(parse_netlink(&of_routes, 4_294_963_181), None);
+        let socket = netlink::Socket::open(netlink::Protocol::Netfilter).unwrap();
+        let ours = std::fs::read_to_string("/proc/self/comm").unwrap();
+        assert_eq!(netfilter_program(socket.port()).as_deref(), Some(ours.trim_end()));
+    }
 
     #[test]
     fn lines_of_either_family_are_read_and_the_head_is_not() {

@@ -178,6 +178,10 @@ impl ElementSink {
 }
 
 impl Ruleset for ElementSink {
+    fn port(&self) -> u32 {
+        1
+    }
+
     fn generation(&mut self) -> Result<Generation, Error> {
         Ok(self.generation.get())
     }

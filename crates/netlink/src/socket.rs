@@ -83,6 +83,7 @@ pub struct Socket {
     socket: netlink_sys::Socket,
     receive: Box<[u8]>,
     seq: u32,
+    port: u32,
 }
 
 pub(crate) fn io_error(doing: &'static str) -> impl FnOnce(io::Error) -> Error {
@@ -105,14 +106,20 @@ impl Socket {
     /// If the kernel lacks the protocol or refuses the socket.
     pub fn open(protocol: Protocol) -> Result<Socket, Error> {
         let mut socket = netlink_sys::Socket::new(protocol.number()).map_err(io_error("open socket"))?;
-        socket.bind_auto().map_err(io_error("bind socket"))?;
+        let port = socket.bind_auto().map_err(io_error("bind socket"))?.port_number();
         socket.connect(&netlink_sys::SocketAddr::new(0, 0)).map_err(io_error("connect to the kernel"))?;
         // Both only make errors more readable; kernels before 4.12 lack them.
         let _ = socket.set_ext_ack(true);
         let _ = socket.set_cap_ack(true);
         socket::setsockopt(&socket, sockopt::ReceiveTimeout, &TimeVal::seconds(TIME_LIMIT_SECONDS))
             .map_err(|errno| Error::Io { doing: "set the time limit", source: errno.into() })?;
-        Ok(Socket { socket, receive: vec![0; RECEIVE_LEN].into_boxed_slice(), seq: 0 })
+        Ok(Socket { socket, receive: vec![0; RECEIVE_LEN].into_boxed_slice(), seq: 0, port })
+    }
+
+    /// The port, by which the kernel tells sockets of a protocol in one network namespace apart.
+    #[must_use]
+    pub fn port(&self) -> u32 {
+        self.port
     }
 
     /// Sends one request and waits for its acknowledgement; `visit` sees what comes before it.

@@ -51,6 +51,12 @@ impl Nftables {
         Ok(Nftables { socket, request: MsgBuf::new() })
     }
 
+    /// The netlink port of this handle's socket: what it owns is listed with it ([`ListedTable::owner`]).
+    #[must_use]
+    pub fn port(&self) -> u32 {
+        self.socket.port()
+    }
+
     /// The ruleset's generation.
     ///
     /// # Errors

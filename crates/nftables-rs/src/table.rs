@@ -80,10 +80,11 @@ flags! {
     TableFlags {
         /// Its chains see no packets.
         DORMANT = 1;
-        /// Only the socket that made it may change it, and it goes when that socket is closed. Not for a table
-        /// that is there. Linux 5.12.
+        /// Only the socket that made it may change it, and it goes when that socket is closed. The flag cannot be given
+        /// to a table that is there without it, nor taken away. Linux 5.12.
         OWNER = 2;
-        /// An owned table outlives its owner's socket, and may then be adopted. Linux 6.9.
+        /// An owned table outlives its owner's socket: it then has this flag alone, and the socket that adds it again,
+        /// with both flags, owns it. Linux 6.9.
         PERSIST = 4;
     }
 }

@@ -4,10 +4,10 @@
 //! installed, it must list what was written.
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used, clippy::expect_used, clippy::disallowed_methods)]
 
-mod layout;
+mod example;
 mod netns;
 
-use layout::{Item, Layout, Local, NodePorts, Settings};
+use example::{Example, ExampleRule};
 use netns::{Namespace, has_nft, sh};
 use nftables_rs::{
     Batch, Chain, Data, DataType, Element, Error, Expression, Family, ListedRule, NetlinkError, Nftables,
@@ -72,184 +72,114 @@ fn with_wanted_name<'a>(expression: Expression<'a>) -> Expression<'a> {
     }
 }
 
-fn is_like(found: &ListedRule<'_>, wanted: &Rule<'_>) -> bool {
+fn is_like(found: &ListedRule<'_>, wanted: &ExampleRule) -> bool {
     let expressions: Vec<_> = found.expressions().map(|found| with_wanted_name(found.unwrap())).collect();
-    (found.table, found.chain, found.comment) == (wanted.table, wanted.chain, wanted.comment)
-        && expressions == wanted.expressions
-}
-
-/// Every object of the layout is there as it was written, and nothing else.
-fn assert_reads_back(nft: &mut Nftables, layout: &Layout) {
-    assert_chains_read_back(nft, layout);
-    assert_sets_read_back(nft, layout);
-    assert_rules_read_back(nft, layout);
-}
-
-fn assert_chains_read_back(nft: &mut Nftables, layout: &Layout) {
-    let mut chains = Vec::new();
-    layout.visit(&mut |item| {
-        if let Item::Chain(chain) = item {
-            chains.push(format!("{chain:?}"));
+    let by_name = |wanted: &Expression<'static>| match *wanted {
+        Expression::Lookup { set, key, to, inverse } => {
+            Expression::Lookup { set: set.name.into(), key, to, inverse }
         }
-    });
-    let mut found = Vec::new();
-    nft.chains(layout.table, &mut |part| match part {
-        Part::Start => found.clear(),
+        Expression::Dynset { set, operation, key, data, timeout } => {
+            Expression::Dynset { set: set.name.into(), operation, key, data, timeout }
+        }
+        other => other,
+    };
+    let wanted_expressions: Vec<_> = wanted.expressions.iter().map(by_name).collect();
+    (found.chain, found.comment) == (wanted.chain, wanted.comment) && expressions == wanted_expressions
+}
+
+/// Every object of the example is there as it was written, and nothing else.
+fn assert_reads_back(nft: &mut Nftables, example: &Example) {
+    let mut chains = Vec::new();
+    nft.chains(example.table, &mut |part| match part {
+        Part::Start => chains.clear(),
         Part::Item(mut listed) => {
             // Base chains without a policy have one: accept.
             listed.chain.base.iter_mut().for_each(|base| base.policy = None);
-            found.push(format!("{:?}", listed.chain));
+            chains.push(format!("{:?}", listed.chain));
         }
     })
     .unwrap();
-    assert_eq!(found, chains);
-}
+    let wanted: Vec<String> = example.chains().iter().map(|chain| format!("{chain:?}")).collect();
+    assert_eq!(chains, wanted);
 
-fn assert_sets_read_back(nft: &mut Nftables, layout: &Layout) {
-    let mut sets = Vec::new();
-    layout.visit(&mut |item| match item {
-        Item::Set(set) if !set.name.starts_with("__set") => sets.push(set.name.to_owned()),
-        _ => {}
-    });
-    let mut found = Vec::new();
-    nft.sets(layout.table, &mut |part| match part {
-        Part::Start => found.clear(),
+    let wanted = example.sets();
+    let mut names = Vec::new();
+    nft.sets(example.table, &mut |part| match part {
+        Part::Start => names.clear(),
         Part::Item(listed) if listed.name.starts_with("__set") => {}
         Part::Item(listed) => {
-            found.push(listed.name.to_owned());
-            layout.visit(&mut |item| {
-                if let Item::Set(set) = item
-                    && set.name == listed.name
-                {
-                    assert!(listed.is_like(set), "{listed:?} is not {set:?}");
-                }
-            });
+            let set = wanted.iter().find(|set| set.name == listed.name).unwrap();
+            assert!(listed.is_like(set), "{listed:?} is not {set:?}");
+            names.push(listed.name.to_owned());
         }
     })
     .unwrap();
-    assert_eq!(found, sets);
-}
+    assert_eq!(names, wanted.iter().map(|set| set.name).collect::<Vec<_>>());
 
-/// Rules are listed chain by chain, in the order in which the chains were made.
-fn assert_rules_read_back(nft: &mut Nftables, layout: &Layout) {
-    let mut wanted: BTreeMap<String, usize> = BTreeMap::new();
-    layout.visit(&mut |item| {
-        if let Item::Rule(rule) = item {
-            *wanted.entry(rule.chain.to_owned()).or_default() += 1;
-        }
-    });
-    let mut found: BTreeMap<String, usize> = BTreeMap::new();
-    nft.rules(layout.table, None, &mut |part| match part {
-        Part::Start => found.clear(),
+    // Chain by chain, in the order in which the chains were made.
+    let wanted = example.rules();
+    let mut next = 0;
+    nft.rules(example.table, None, &mut |part| match part {
+        Part::Start => next = 0,
         Part::Item(listed) => {
-            let index = found.entry(listed.chain.to_owned()).or_default();
-            let mut nth = 0;
-            layout.visit(&mut |item| {
-                if let Item::Rule(rule) = item
-                    && rule.chain == listed.chain
-                {
-                    assert!(nth != *index || is_like(&listed, rule), "{listed:?} is not {rule:?}");
-                    nth += 1;
-                }
-            });
-            *index += 1;
+            assert!(is_like(&listed, &wanted[next]), "{listed:?} is not {:?}", wanted[next]);
+            next += 1;
         }
     })
     .unwrap();
-    assert_eq!(found, wanted);
+    assert_eq!(next, wanted.len());
 }
 
 #[test]
 #[ignore = "needs root and nf_tables"]
-fn the_layout_reads_back_as_written_and_nft_lists_and_loads_it() {
-    for settings in [Family::Ipv4, Family::Ipv6].into_iter().flat_map(variants) {
+fn the_example_reads_back_as_written_and_nft_lists_and_loads_it() {
+    for family in [Family::Ipv4, Family::Ipv6] {
         in_fresh_netns(move |nft| {
-            let layout = Layout::new(settings.clone());
+            let example = Example::new(family);
             let mut batch = Batch::new();
-            layout.write(&mut batch);
+            example.write(&mut batch, true);
             nft.commit(&mut batch, None).unwrap();
-            assert_reads_back(nft, &layout);
+            assert_reads_back(nft, &example);
             if has_nft() {
                 let listed = sh("nft list ruleset");
-                let file = std::env::temp_dir().join(format!("nftables-rs-{}.nft", std::process::id()));
-                std::fs::write(&file, &listed).unwrap();
-                let loaded = Namespace::new().sh(&format!("nft -f {}; nft list ruleset", file.display()));
-                std::fs::remove_file(file).unwrap();
-                assert_eq!(loaded, listed, "{settings:?}");
+                assert!(listed.contains("delete @clients"), "{listed}");
+                // Version 1.0.6 runs out of registers on what is learnt of IPv6 clients.
+                if family == Family::Ipv4 {
+                    assert_eq!(loaded(&listed), listed);
+                }
             }
         });
     }
 }
 
-/// Every setting in each of its forms.
-fn variants(family: Family) -> Vec<Settings> {
-    let example = Settings::example(family);
-    let Local::Prefixes(mut prefixes) = example.local.clone() else { panic!("prefixes") };
-    // A length that is no whole number of bytes.
-    let address = if family == Family::Ipv6 { "fd00:20::" } else { "172.16.0.0" };
-    prefixes.push((address.parse().unwrap(), 12));
-    let classes = (1..=10).map(|power| 1 << power).collect();
-    vec![
-        example.clone(),
-        Settings { classes, tries: 8, ..example.clone() },
-        Settings { local: Local::Prefixes(prefixes.clone()), service_prefixes: prefixes, ..example.clone() },
-        Settings { local: Local::Interfaces("cali"), node_ports: NodePorts::AtAll, ..example.clone() },
-        Settings { local: Local::Unknown, masquerade_mark: 1 << 31, ..example.clone() },
-        Settings { masquerade_all: true, affinity_timeouts: vec![10_800, 60], ..example },
-    ]
+/// What nft lists of a ruleset that it has loaded.
+fn loaded(ruleset: &str) -> String {
+    let file = std::env::temp_dir().join(format!("nftables-rs-{}.nft", std::process::id()));
+    std::fs::write(&file, ruleset).unwrap();
+    let listed = Namespace::new().sh(&format!("nft -f {}; nft list ruleset", file.display()));
+    std::fs::remove_file(file).unwrap();
+    listed
 }
 
 #[test]
 #[ignore = "needs root and nf_tables"]
-fn affinity_of_ipv6_lists_as_that_of_ipv4() {
-    let listing = |family| {
-        Namespace::new().run(move || {
-            let mut batch = Batch::new();
-            let settings = Settings { has_affinity_rules: true, ..Settings::example(family) };
-            let layout = Layout::new(settings);
-            layout.write(&mut batch);
-            let mut nft = Nftables::open().unwrap();
-            nft.commit(&mut batch, None).unwrap();
-            assert_reads_back(&mut nft, &layout);
-            if has_nft() { sh("nft list ruleset") } else { String::new() }
-        })
-    };
-    let (ipv4, ipv6) = (listing(Family::Ipv4), listing(Family::Ipv6));
-    let of_affinity = |listing: &str| -> Vec<String> {
-        listing.lines().filter(|line| line.contains("proto-dst")).map(str::to_owned).collect()
-    };
-    let expected: Vec<String> = of_affinity(&ipv4)
-        .iter()
-        .map(|line| line.replace("ip saddr", "ip6 saddr").replace("ip daddr", "ip6 daddr"))
-        .collect();
-    assert_eq!(of_affinity(&ipv6), expected);
-    assert_eq!(expected.len(), if ipv4.is_empty() { 0 } else { 6 });
-}
-
-#[test]
-#[ignore = "needs root and nf_tables"]
-fn elements_of_services_read_back_and_nft_lists_them_as_if_it_had_loaded_them() {
+fn elements_read_back_and_nft_lists_them_as_if_it_had_loaded_them() {
     for (family, text) in [
         (Family::Ipv4, include_str!("recorded/elements-ip.nft")),
         (Family::Ipv6, include_str!("recorded/elements-ip6.nft")),
     ] {
         in_fresh_netns(move |nft| {
-            let layout = Layout::new(Settings::example(family));
+            let example = Example::new(family);
             let mut batch = Batch::new();
-            layout.write(&mut batch);
-            layout.write_elements(&mut batch, text);
-            let written = batch.elements();
+            example.write(&mut batch, family == Family::Ipv4);
+            let of_rules = batch.elements();
+            example.write_elements(&mut batch, text);
+            let written = batch.elements() - of_rules;
             nft.commit(&mut batch, None).unwrap();
 
             let mut found = 0;
-            let mut sets = Vec::new();
-            nft.sets(layout.table, &mut |part| match part {
-                Part::Start => sets.clear(),
-                Part::Item(listed) => sets.push(listed.name.to_owned()),
-            })
-            .unwrap();
-            for set in &sets {
-                nft.elements(layout.table, set, &mut |part| {
+            for set in example.sets() {
+                nft.elements(example.table, set.name, &mut |part| {
                     found += usize::from(matches!(part, Part::Item(_)))
                 })
                 .unwrap();
@@ -259,7 +189,7 @@ fn elements_of_services_read_back_and_nft_lists_them_as_if_it_had_loaded_them() 
                 let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/recorded");
                 let listed = sh("nft list ruleset");
                 let by_nft = Namespace::new().sh(&format!(
-                    "nft -f {folder}/layout-{family}.nft; nft -f {folder}/elements-{family}.nft; nft list ruleset"
+                    "nft -f {folder}/example-{family}.nft; nft -f {folder}/elements-{family}.nft; nft list ruleset"
                 ));
                 assert_eq!(sorted(&listed), sorted(&by_nft));
             }

@@ -6,9 +6,9 @@
 #![cfg(target_endian = "little")]
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used, clippy::expect_used)]
 
-mod layout;
+mod example;
 
-use layout::{Layout, Settings};
+use example::Example;
 use nftables_rs::{
     BaseChain, Batch, Chain, Comparison, CtKey, Data, DataType, Direction, DynsetOperation, Element,
     Expression, Family, FibFlags, FibResult, Hook, MetaKey, NatFlags, NatKind, NumgenKind, PayloadBase,
@@ -101,44 +101,44 @@ fn assert_same(batch: &Batch, recording: &str) {
 }
 
 #[test]
-fn the_layout_is_written_as_nft_writes_it() {
+fn the_example_is_written_as_nft_writes_it() {
     for (family, recording) in
-        [(Family::Ipv4, recorded!("layout-ip.hex")), (Family::Ipv6, recorded!("layout-ip6.hex"))]
+        [(Family::Ipv4, recorded!("example-ip.hex")), (Family::Ipv6, recorded!("example-ip6.hex"))]
     {
         let mut batch = Batch::new();
-        Layout::new(Settings::example(family)).write(&mut batch);
+        Example::new(family).write(&mut batch, family == Family::Ipv4);
         assert_same(&batch, recording);
     }
 }
 
 #[test]
-fn elements_of_services_are_written_as_nft_writes_them() {
+fn elements_are_written_as_nft_writes_them() {
     for (family, text, recording) in [
         (Family::Ipv4, recorded!("elements-ip.nft"), recorded!("elements-ip.hex")),
         (Family::Ipv6, recorded!("elements-ip6.nft"), recorded!("elements-ip6.hex")),
     ] {
         let mut batch = Batch::new();
-        Layout::new(Settings::example(family)).write_elements(&mut batch, text);
+        Example::new(family).write_elements(&mut batch, text);
         assert_same(&batch, recording);
     }
 }
 
 #[test]
 fn changes_and_deletions_are_written_as_nft_writes_them() {
-    let table = TableName::new(Family::Ipv4, "kube-proxy");
-    let layout = Layout::new(Settings::example(Family::Ipv4));
+    let example = Example::new(Family::Ipv4);
+    let table = example.table;
     let mut batch = Batch::new();
     let expressions = &[Expression::COUNTER];
-    batch.insert_rule(&Rule { table, chain: "services", expressions, comment: None });
-    batch.delete_rule(table, "services", 1);
-    batch.flush_chain(table, "services");
-    batch.flush_set(table, "services-2");
+    batch.insert_rule(&Rule { table, chain: "prerouting", expressions, comment: None });
+    batch.delete_rule(table, "prerouting", 1);
+    batch.flush_chain(table, "prerouting");
+    batch.flush_set(table, "services");
     let elements: Vec<_> =
         recorded!("changes.nft").lines().filter(|line| line.contains(" element ")).collect();
     assert_eq!(elements.len(), 4);
-    layout.write_elements(&mut batch, &elements.join("\n"));
-    batch.delete_chain(table, "affinity-services");
-    batch.delete_set(table, "affinity-endpoints");
+    example.write_elements(&mut batch, &elements.join("\n"));
+    batch.delete_chain(table, "learn");
+    batch.delete_set(table, "clients");
     batch.flush_table(table);
     batch.delete_table(table);
     assert_same(&batch, recorded!("changes.hex"));
@@ -152,7 +152,7 @@ fn address_and_port(last: u8) -> Value {
     Value::concat(&[&[192, 0, 2, last], &80_u16.to_be_bytes()])
 }
 
-/// Sets of all kinds that the layout has not, each with its elements.
+/// Sets of all kinds that the example has not, each with its elements.
 fn other_sets(batch: &mut Batch) {
     let set = |id, name, key| Set { id, ..Set::new(TABLE, name, key) };
     let id = |name, id| SetRef { name, id: Some(id) };
@@ -238,7 +238,7 @@ fn look_up(name: &'static str, id: u32) -> Expression<'static> {
     Expression::Lookup { set, key: FIRST, to: Some(Register::VERDICT), inverse: false }
 }
 
-/// Rules with all expressions and forms that the layout has not: the first of them, all but one without a comment.
+/// Rules with all expressions and forms that the example has not: the first of them, all but one without a comment.
 fn first_rules() -> Vec<Vec<Expression<'static>>> {
     let set_mark = [
         Expression::COUNTER,
@@ -325,7 +325,7 @@ fn other_translations() -> Vec<Vec<Expression<'static>>> {
 }
 
 #[test]
-fn what_the_layout_has_not_is_written_as_nft_writes_it() {
+fn what_the_example_has_not_is_written_as_nft_writes_it() {
     let mut batch = Batch::new();
     batch.add_table(&Table { flags: TableFlags::DORMANT, comment: Some("a table"), ..Table::new(TABLE) });
     other_chains(&mut batch);

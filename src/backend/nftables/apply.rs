@@ -1,7 +1,7 @@
 //! Telling the kernel: a few hundred Services at a time, then rules, then what is to go.
 
 use super::baseline::Baseline;
-use super::desired::Part;
+use super::desired::ServiceElements;
 use super::diff::{Change, Writes};
 use super::element::{Content, ElementId, with_wire};
 use super::layout::{Item, Layout};
@@ -37,7 +37,7 @@ pub(super) struct Surprise(String);
 enum Blame {
     /// These changes', with the kernel's words.
     Changes(Vec<(usize, String)>),
-    /// It does not say: before Linux 5.19, no element is named.
+    /// It does not say: before Linux 5.19 (b53c11664250, in 5.15.165 as well), no element is named.
     Unnamed(String),
 }
 
@@ -90,8 +90,8 @@ impl<'a, K: Ruleset> Writing<'a, K> {
     }
 
     /// Notes what a Service needs of the structure.
-    pub(super) fn need(&mut self, part: Option<&Part>) {
-        part.into_iter().for_each(|part| self.baseline.structure.need(part));
+    pub(super) fn need(&mut self, elements: Option<&ServiceElements>) {
+        elements.into_iter().for_each(|elements| self.baseline.structure.need(elements));
     }
 
     /// Takes a change; says whether there are enough for a transaction.
@@ -234,9 +234,15 @@ impl<'a, K: Ruleset> Writing<'a, K> {
         structure.is_there = true;
     }
 
-    /// Makes a table that is not there, with all but what hangs on hooks, so that no packet comes to it. When a rule is added that looks a
-    /// map up, the kernel goes through all of the map's elements; now there are none.
+    /// Becomes the owner of a table that has none and is to have one. Makes a table that is not there, with all but what hangs on
+    /// hooks, so that no packet comes to it. When a rule is added that looks a map up, the kernel goes through all of the map's
+    /// elements; now there are none.
     pub(super) fn begin(&mut self, layout: &Layout) -> Result<()> {
+        if std::mem::take(&mut self.baseline.structure.is_orphan) {
+            self.batch.clear();
+            self.batch.add_table(&layout.table());
+            self.commit().context("becoming the table's owner")?;
+        }
         if self.baseline.structure.is_there {
             return Ok(());
         }

@@ -1,6 +1,6 @@
 //! What we believe is in the kernel.
 
-use super::desired::{Numbered, Part};
+use super::desired::{Numbered, ServiceElements};
 use super::element::{ElementId, Endpoint, Item, Key};
 use super::found::{Found, Print};
 use super::layout::Settings;
@@ -21,8 +21,12 @@ pub(super) struct Shared {
 #[derive(Debug)]
 pub(super) struct Structure {
     pub(super) is_there: bool,
-    /// It has sets of our names of which other things are made: all has to be made again, in one transaction.
+    /// It has other flags, or sets of our names of which other things are made: all has to be made again, in one transaction.
     pub(super) is_unfit: bool,
+    /// It is to be owned, and its owner is gone.
+    pub(super) is_orphan: bool,
+    /// The netlink port of the other socket that owns it.
+    pub(super) owner: Option<u32>,
     /// Those of our sets that are there.
     pub(super) sets: BTreeSet<SetId>,
     /// What the rules were made of; `None` if they are not known.
@@ -42,6 +46,8 @@ impl Default for Structure {
         Structure {
             is_there: false,
             is_unfit: false,
+            is_orphan: false,
+            owner: None,
             sets: BTreeSet::new(),
             rules: None,
             surplus_sets: BTreeSet::new(),
@@ -59,8 +65,8 @@ impl Structure {
     }
 
     /// Notes what a Service needs.
-    pub(super) fn need(&mut self, part: &Part) {
-        let (largest, timeouts) = part.needs();
+    pub(super) fn need(&mut self, elements: &ServiceElements) {
+        let (largest, timeouts) = elements.needs();
         self.largest = self.largest.max(largest.unwrap_or(Class::USUAL));
         self.timeouts.extend(timeouts);
     }
@@ -70,9 +76,9 @@ impl Structure {
 #[derive(Debug, Default)]
 pub(super) struct Baseline {
     pub(super) structure: Structure,
-    /// Each Service's part, as last written.
-    parts: BTreeMap<ServiceName, Packed>,
-    /// Elements of no Service in `parts`.
+    /// Each Service's elements, as last written.
+    packed: BTreeMap<ServiceName, Packed>,
+    /// Elements of no Service in `packed`.
     pub(super) found: Found,
     pub(super) hairpins: BTreeMap<(Protocol, Endpoint), Shared>,
     /// Services whose elements another process has changed. What is left of them is among those found.
@@ -91,54 +97,59 @@ pub(super) struct Old {
 
 impl Baseline {
     /// All Services that are known, with their elements.
-    pub(super) fn services(&self) -> impl Iterator<Item = (&ServiceName, Part)> {
-        self.parts.iter().map(|(name, packed)| (name, packed.unpack()))
+    pub(super) fn services(&self) -> impl Iterator<Item = (&ServiceName, ServiceElements)> {
+        self.packed.iter().map(|(name, packed)| (name, packed.unpack()))
     }
 
     /// What is there of a Service that is to be as `wanted`.
-    pub(super) fn old(&mut self, name: &ServiceName, wanted: Option<&Part>) -> Old {
-        if let Some(packed) = self.parts.get(name) {
-            let part = packed.unpack();
+    pub(super) fn old(&mut self, name: &ServiceName, wanted: Option<&ServiceElements>) -> Old {
+        if let Some(packed) = self.packed.get(name) {
+            let elements = packed.unpack();
             return Old {
-                items: prints(part.items(name)),
-                numbered: part.numbered(),
-                hairpins: part.hairpins(),
+                items: prints(elements.items(name)),
+                numbered: elements.numbered(),
+                hairpins: elements.hairpins(),
             };
         }
-        let (items, numbered) = wanted.map(|part| self.found.take_lists(part)).unwrap_or_default();
+        let (items, numbered) = wanted.map(|elements| self.found.take_lists(elements)).unwrap_or_default();
         Old { items, numbered, hairpins: BTreeSet::new() }
     }
 
     /// Notes that a Service now is as it says.
-    pub(super) fn note(&mut self, name: &ServiceName, part: Option<&Part>) {
+    pub(super) fn note(&mut self, name: &ServiceName, elements: Option<&ServiceElements>) {
         self.damaged.remove(name);
-        match part {
-            Some(part) => self.parts.insert(name.clone(), Packed::of(part)),
-            None => self.parts.remove(name),
+        match elements {
+            Some(elements) => self.packed.insert(name.clone(), Packed::of(elements)),
+            None => self.packed.remove(name),
         };
     }
 
     /// Forgets of a Service which elements it has; they are among those found then.
     pub(super) fn unsettle(&mut self, name: &ServiceName) {
-        let Some(packed) = self.parts.remove(name) else { return };
-        let part = packed.unpack();
-        self.found.extend(prints(part.items(name)));
-        self.release(&part.hairpins());
+        let Some(packed) = self.packed.remove(name) else { return };
+        let elements = packed.unpack();
+        self.found.extend(prints(elements.items(name)));
+        self.release(&elements.hairpins());
     }
 
     /// The same of all.
     pub(super) fn unsettle_all(&mut self) {
-        for (name, packed) in std::mem::take(&mut self.parts) {
+        for (name, packed) in std::mem::take(&mut self.packed) {
             self.found.extend(prints(packed.unpack().items(&name)));
         }
         self.hairpins.values_mut().for_each(|shared| shared.users = 0);
     }
 
     /// Notes that another process has changed a Service's elements, and which of them are there now.
-    pub(super) fn damage(&mut self, name: &ServiceName, part: &Part, there: Vec<(ElementId, Print)>) {
-        self.parts.remove(name);
+    pub(super) fn damage(
+        &mut self,
+        name: &ServiceName,
+        elements: &ServiceElements,
+        there: Vec<(ElementId, Print)>,
+    ) {
+        self.packed.remove(name);
         self.found.extend(there);
-        self.release(&part.hairpins());
+        self.release(&elements.hairpins());
         self.damaged.insert(name.clone());
     }
 
@@ -164,7 +175,7 @@ impl Baseline {
 
     /// Whether Services are there.
     pub(super) fn holds_services(&self) -> bool {
-        !self.parts.is_empty() || self.found.has_any_of(SetId::ClusterIps)
+        !self.packed.is_empty() || self.found.has_any_of(SetId::ClusterIps)
     }
 }
 

@@ -12,7 +12,7 @@ use std::collections::BTreeSet;
 /// Deleted in one transaction at most.
 const AT_ONCE: usize = 3_500;
 
-/// What was looked at, and what of it deleted.
+/// How many clients were read, and how many of them deleted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Swept {
     pub(super) seen: usize,

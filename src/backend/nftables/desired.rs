@@ -1,4 +1,4 @@
-//! One Service's part of the table.
+//! One Service's elements of the table.
 
 use super::element::{Content, Destination, ElementId, Endpoint, Item, Key};
 use super::names::{Class, Kind, SetId};
@@ -9,7 +9,7 @@ use std::sync::Arc;
 /// Endpoints that traffic to a destination is balanced over. Their places are the numbers by which they are drawn.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct List {
-    /// Which of the part's ports it is of.
+    /// Which of its ports it is of.
     pub(super) port: u16,
     pub(super) is_local: bool,
     pub(super) at: Destination,
@@ -30,13 +30,13 @@ impl List {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Member {
     pub(super) id: ElementId,
-    /// Which of the part's ports it is of.
+    /// Which of its ports it is of.
     pub(super) port: u16,
 }
 
-/// One Service's part.
+/// What is in the table for one Service; for the node, its own elements.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Part {
+pub(super) struct ServiceElements {
     /// The names of its ports, as in comments after the Service's name; empty where a port has none.
     pub(super) ports: Vec<Box<str>>,
     /// One for each destination and kind of list; none is empty.
@@ -99,7 +99,7 @@ impl Labels {
     }
 }
 
-impl Part {
+impl ServiceElements {
     /// All its elements but those that Services share, each once.
     pub(super) fn items(&self, service: &ServiceName) -> Vec<Item> {
         let labels = Labels::of(service, &self.ports);

@@ -1,7 +1,7 @@
 //! What separates a Service as it is to be from what is there of it, and many of them as one transaction.
 
 use super::baseline::{Baseline, Old, hairpin_of};
-use super::desired::Part;
+use super::desired::ServiceElements;
 use super::element::{Content, ElementId, Endpoint, Item};
 use super::found::Print;
 use crate::model::{Protocol, ServiceName};
@@ -12,7 +12,7 @@ use std::collections::BTreeSet;
 pub(super) struct Change {
     pub(super) name: ServiceName,
     /// What it is to be; `None` if nothing.
-    pub(super) part: Option<Part>,
+    pub(super) elements: Option<ServiceElements>,
     /// All that is there of it.
     old: Old,
     pub(super) delete: Vec<ElementId>,
@@ -23,12 +23,16 @@ pub(super) struct Change {
 
 impl Change {
     /// Compares a Service with what is there of it, which is taken from among what was found.
-    pub(super) fn of(baseline: &mut Baseline, name: ServiceName, mut part: Option<Part>) -> Change {
-        let mut old = baseline.old(&name, part.as_ref());
+    pub(super) fn of(
+        baseline: &mut Baseline,
+        name: ServiceName,
+        mut elements: Option<ServiceElements>,
+    ) -> Change {
+        let mut old = baseline.old(&name, elements.as_ref());
         let mut wanted = Vec::new();
-        if let Some(part) = &mut part {
-            part.keep_numbers(&old.numbered);
-            wanted = part.items(&name);
+        if let Some(elements) = &mut elements {
+            elements.keep_numbers(&old.numbered);
+            wanted = elements.items(&name);
         }
         old.items.sort_unstable_by_key(|(id, _)| *id);
         let is_old = |id: &ElementId| old.items.binary_search_by_key(id, |(id, _)| *id).is_ok();
@@ -37,9 +41,9 @@ impl Change {
         let claimed: Vec<_> = claimed.filter_map(|(id, _)| Some((*id, baseline.found.remove(id)?))).collect();
         old.items.extend(claimed);
         old.items.sort_unstable_by_key(|(id, _)| *id);
-        let shared = part.as_ref().map(Part::hairpins).unwrap_or_default();
+        let shared = elements.as_ref().map(ServiceElements::hairpins).unwrap_or_default();
         let (delete, add) = compare(&old.items, wanted);
-        Change { name, part, old, delete, add, shared }
+        Change { name, elements, old, delete, add, shared }
     }
 
     /// How many elements it changes.
@@ -49,7 +53,7 @@ impl Change {
 
     /// Makes it leave nothing of the Service.
     pub(super) fn take_back(&mut self) {
-        self.part = None;
+        self.elements = None;
         self.delete = self.old.items.iter().map(|(id, _)| *id).collect();
         self.add.clear();
         self.shared.clear();
@@ -59,7 +63,7 @@ impl Change {
     pub(super) fn commit(self, baseline: &mut Baseline) {
         baseline.share(&self.old.hairpins, &self.shared);
         baseline.elements = (baseline.elements + self.add.len()).saturating_sub(self.delete.len());
-        baseline.note(&self.name, self.part.as_ref());
+        baseline.note(&self.name, self.elements.as_ref());
     }
 }
 

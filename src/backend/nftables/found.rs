@@ -3,7 +3,7 @@
 //! After a restart these are all: 70,000 for 10,000 Services of 5 endpoints. So they are held as the kernel has them, one record after
 //! the other, and looked up by their order.
 
-use super::desired::{Numbered, Part};
+use super::desired::{Numbered, ServiceElements};
 use super::element::{self, Content, ElementId, Endpoint};
 use super::names::{Class, SetId};
 use crate::model::IpFamily;
@@ -130,17 +130,17 @@ impl Found {
     }
 
     /// Takes what looks like an earlier form of a Service's lists: the numbers of their destinations, and their classes.
-    pub(super) fn take_lists(&mut self, part: &Part) -> (Vec<(ElementId, Print)>, Numbered) {
+    pub(super) fn take_lists(&mut self, wanted: &ServiceElements) -> (Vec<(ElementId, Print)>, Numbered) {
         let (mut taken, mut numbered) = (Vec::new(), Numbered::new());
         if self.left == 0 {
             return (taken, numbered);
         }
-        for list in &part.lists {
+        for list in &wanted.lists {
             let (kind, at) = (list.kind(), list.at);
             let classes =
                 Class::LARGEST.up_to().map(|class| ElementId::destination(SetId::Class(kind, class), at));
             taken.extend(classes.filter_map(|id| Some((id, self.remove(&id)?))));
-            let wanted = u32::try_from(list.endpoints.len()).unwrap_or(u32::MAX);
+            let endpoints = u32::try_from(list.endpoints.len()).unwrap_or(u32::MAX);
             let numbers = numbered.entry((list.is_local, at)).or_default();
             for number in 0.. {
                 let id = ElementId::endpoint(kind, at, number);
@@ -149,7 +149,7 @@ impl Found {
                         numbers.extend(print.to.map(|to| (number, to)));
                         taken.push((id, print));
                     }
-                    None if number >= wanted => break,
+                    None if number >= endpoints => break,
                     None => {}
                 }
             }

@@ -1,4 +1,4 @@
-//! Looking at the table for people who ask.
+//! Reading the table for people who ask.
 
 use super::Features;
 use super::apply::write_rules;
@@ -22,7 +22,7 @@ fn set_named(name: &str) -> Option<SetId> {
 }
 
 /// What the kernel has of wanted elements.
-pub(super) fn look(
+pub(super) fn inspect(
     kernel: &mut impl Ruleset,
     family: IpFamily,
     wanted: &[KernelObject],

@@ -19,9 +19,9 @@ const ELEMENTS_A_QUESTION: usize = 20;
 
 /// The series of a Service, with the elements that count them.
 pub(super) fn meters(service: &ServicePlan<'_>, detail: Detail) -> Vec<CounterSeries<ElementId>> {
-    let part = render::service(service, true);
+    let elements = render::service(service, true);
     let of_port = |(index, port): (u16, &PortPlan)| {
-        let counting = part.members.iter().filter(|member| member.port == index);
+        let counting = elements.members.iter().filter(|member| member.port == index);
         let counting: Vec<ElementId> = counting.map(|member| member.id).filter(is_counted).collect();
         port_meters(port, &counting, detail)
     };

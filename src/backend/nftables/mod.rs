@@ -2,7 +2,7 @@
 //!
 //! `docs/dataplane-nftables.md` says what is programmed and why. Here, `layout` says which chains, rules, sets and maps there
 //! are, `render`, `desired` and `element` what a Service is in them, `diff` what to do about it, `apply` does it, `observe` and
-//! `verify` look at the kernel.
+//! `verify` read the kernel.
 
 mod apply;
 mod baseline;
@@ -17,6 +17,7 @@ mod meters;
 mod mode;
 mod names;
 mod observe;
+mod ownership;
 mod pack;
 mod packet_trace;
 mod probe;
@@ -38,7 +39,7 @@ use crate::plan::{FamilySettings, NodePortAddresses, Plan, Scope, ServicePlan};
 use anyhow::{Context, Result};
 use apply::{Surprise, Writing};
 use baseline::{Baseline, Structure};
-use desired::{Member, Part};
+use desired::{Member, ServiceElements};
 use diff::Change;
 use element::{ElementId, Key};
 use futures::future::LocalBoxFuture;
@@ -47,19 +48,19 @@ use meters::ElementCounters;
 use names::{NODE_PORT_ADDRESSES, SetId};
 use std::collections::BTreeSet;
 use std::net::IpAddr;
-use verify::Looked;
+use verify::Verified;
 use watched::Watched;
 
 /// At most this many Services are compared one by one with what was written for them. Of more, as of all, elements may go from one
 /// to the other, so they are compared with all that is there.
 const FEW: usize = 400;
 
-/// After a comparison of all elements, the next waits for one look for each of this many elements.
-const ELEMENTS_A_LOOK: usize = 5_000;
+/// After a comparison of all elements, the next waits for one verification for each of this many elements.
+const ELEMENTS_A_VERIFICATION: usize = 5_000;
 
-/// After remembered clients were looked through, the next time waits for one look for each of this many: at most a twentieth of
+/// After remembered clients were swept, the next sweep waits for one verification for each of this many: at most a twentieth of
 /// the time goes into it.
-const CLIENTS_A_LOOK: usize = 20_000;
+const CLIENTS_A_VERIFICATION: usize = 20_000;
 
 /// What the mode does beyond what is settled for every mode.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -68,6 +69,8 @@ pub struct Features {
     pub masquerade_mark: u32,
     /// Connections are counted by destination and endpoint.
     pub counts: bool,
+    /// The table is this process's alone.
+    pub owns_table: bool,
 }
 
 /// Reads this node's addresses of a family.
@@ -86,11 +89,11 @@ pub struct Nftables<K> {
     layouts: Layouts,
     /// The node's addresses at the last pass, where node ports answer on all of them.
     addresses: Vec<IpAddr>,
-    /// Looks since all elements were compared.
-    looks: usize,
+    /// Verifications since all elements were compared.
+    verifications: usize,
     /// Clients may be remembered that lead where nothing leads any more.
     are_clients_due: bool,
-    /// Looks before clients are looked through again.
+    /// Verifications before clients are swept again.
     clients_rest: usize,
     /// What Services carried, if that is measured.
     counters: Option<ServiceCounters<ElementId>>,
@@ -111,7 +114,7 @@ impl<K: Ruleset> Nftables<K> {
             quarantine: Quarantine::default(),
             watched: Watched::default(),
             addresses: Vec::new(),
-            looks: 0,
+            verifications: 0,
             are_clients_due: false,
             clients_rest: 0,
             counters: None,
@@ -158,7 +161,7 @@ impl<K: Ruleset> Nftables<K> {
             .context("reading the table")?;
         self.watched.know(self.kernel.generation()?);
         self.watched.is_compare_due = false;
-        self.looks = 0;
+        self.verifications = 0;
         Ok(baseline)
     }
 
@@ -203,14 +206,14 @@ impl<K: Ruleset> Nftables<K> {
     }
 
     /// Compares everything with what is believed to be there.
-    fn compare(&mut self, settings: &FamilySettings, baseline: &mut Baseline) -> Result<Looked> {
+    fn compare(&mut self, settings: &FamilySettings, baseline: &mut Baseline) -> Result<Verified> {
         let layout = self.layouts.get(settings, &baseline.structure);
-        let mut looked = verify::structure(&mut self.kernel, layout, baseline)?;
-        if !looked.is_lost {
-            looked.drift.extend(verify::elements(&mut self.kernel, layout, baseline)?);
-            (self.watched.is_compare_due, self.looks) = (false, 0);
+        let mut verified = verify::structure(&mut self.kernel, layout, baseline)?;
+        if !verified.is_lost {
+            verified.drift.extend(verify::elements(&mut self.kernel, layout, baseline)?);
+            (self.watched.is_compare_due, self.verifications) = (false, 0);
         }
-        Ok(looked)
+        Ok(verified)
     }
 
     /// Brings the kernel in line with a plan.
@@ -222,11 +225,11 @@ impl<K: Ruleset> Nftables<K> {
         writing.sweep_strange()?;
         writing.begin(layouts.get(plan.settings, &writing.baseline.structure))?;
         let addresses = plan.node_port_ips().unwrap_or_else(|| self.addresses.clone());
-        let node = (node_name(), Some(node_part(addresses)));
+        let node = (node_name(), Some(node_elements(addresses)));
         let counts = layouts.features.counts;
-        for (name, part) in std::iter::once(node).chain(parts(plan, &names, counts)) {
-            writing.need(part.as_ref());
-            let change = Change::of(writing.baseline, name, part);
+        for (name, elements) in std::iter::once(node).chain(service_elements(plan, &names, counts)) {
+            writing.need(elements.as_ref());
+            let change = Change::of(writing.baseline, name, elements);
             if writing.push(change) {
                 writing.flush(layouts.get(plan.settings, &writing.baseline.structure), false)?;
                 // The other tasks of this process get their turn.
@@ -258,9 +261,9 @@ impl<K: Ruleset> Nftables<K> {
         })
     }
 
-    fn check(&mut self, look: VerifyDepth) -> Result<Vec<Deviation>> {
+    fn try_verify(&mut self, depth: VerifyDepth) -> Result<Vec<Deviation>> {
         let Some(mut baseline) = self.baseline.take() else { return Ok(Vec::new()) };
-        let found = self.look(&mut baseline, look);
+        let found = self.find_drift(&mut baseline, depth);
         let is_lost = found.as_ref().is_ok_and(|(_, is_lost)| *is_lost);
         self.baseline = (!is_lost).then_some(baseline);
         let is_rested = self.clients_rest == 0;
@@ -275,19 +278,19 @@ impl<K: Ruleset> Nftables<K> {
     fn sweep_clients(&mut self) {
         match clients::sweep(&mut self.kernel, &mut self.watched, self.family) {
             Ok(swept) => {
-                self.clients_rest = swept.seen / CLIENTS_A_LOOK;
-                tracing::debug!(family = %self.family, ?swept, "remembered clients looked through");
+                self.clients_rest = swept.seen / CLIENTS_A_VERIFICATION;
+                tracing::debug!(family = %self.family, ?swept, "remembered clients swept");
             }
             Err(error) => {
                 let error = format!("{error:#}");
-                tracing::debug!(family = %self.family, error, "the next look forgets clients");
+                tracing::debug!(family = %self.family, error, "the next verification forgets clients");
                 self.are_clients_due = true;
             }
         }
     }
 
     /// What other processes have changed, and whether nothing can be relied on.
-    fn look(&mut self, baseline: &mut Baseline, look: VerifyDepth) -> Result<(Vec<Deviation>, bool)> {
+    fn find_drift(&mut self, baseline: &mut Baseline, depth: VerifyDepth) -> Result<(Vec<Deviation>, bool)> {
         let Some(settings) = self.layouts.settings.clone() else { return Ok((Vec::new(), false)) };
         if settings.node_port_addresses == NodePortAddresses::All
             && (self.read_addresses)(self.family)? != self.addresses
@@ -300,15 +303,16 @@ impl<K: Ruleset> Nftables<K> {
             writing.sweep_chains()?;
             (0..writing.failed_sweeps).for_each(|_| (self.on_failed_sweep)());
         }
-        self.looks += 1;
+        self.verifications += 1;
         let now = self.kernel.generation()?;
         let is_changed = self.watched.known() != Some(now);
         if self.detection == DriftDetection::Off || !is_changed && !self.watched.is_compare_due {
             return Ok((Vec::new(), false));
         }
         // Another process changed something, ours or not.
-        let is_due = look == VerifyDepth::Thorough || self.looks > baseline.elements / ELEMENTS_A_LOOK;
-        let looked = match is_due {
+        let is_due = depth == VerifyDepth::Thorough
+            || self.verifications > baseline.elements / ELEMENTS_A_VERIFICATION;
+        let verified = match is_due {
             true => self.compare(&settings, baseline)?,
             false => {
                 self.watched.is_compare_due = true;
@@ -316,13 +320,13 @@ impl<K: Ruleset> Nftables<K> {
                 verify::structure(&mut self.kernel, layout, baseline)?
             }
         };
-        // What was done after that is seen by the next look.
+        // What was done after that is seen by the next verification.
         self.watched.know(now);
-        Ok((looked.drift.into_iter().map(Deviation::Drift).collect(), looked.is_lost))
+        Ok((verified.drift.into_iter().map(Deviation::Drift).collect(), verified.is_lost))
     }
 }
 
-/// The Services to look at; `None` for all. What is known of them is put where it is compared by keys if they are many.
+/// The Services to compare; `None` for all. What is known of them is put where it is compared by keys if they are many.
 fn take_scope(plan: &Plan<'_>, baseline: &mut Baseline) -> Option<BTreeSet<ServiceName>> {
     if matches!(plan.scope(), Scope::All) {
         baseline.unsettle_all();
@@ -339,15 +343,15 @@ fn take_scope(plan: &Plan<'_>, baseline: &mut Baseline) -> Option<BTreeSet<Servi
 }
 
 /// What Services are to be, in the order of names.
-fn parts<'p>(
+fn service_elements<'p>(
     plan: &'p Plan<'_>,
     names: &'p Option<BTreeSet<ServiceName>>,
     counts: bool,
-) -> Box<dyn Iterator<Item = (ServiceName, Option<Part>)> + 'p> {
-    let part = move |service: ServicePlan<'_>| render::service(&service, counts);
+) -> Box<dyn Iterator<Item = (ServiceName, Option<ServiceElements>)> + 'p> {
+    let render = move |service: ServicePlan<'_>| render::service(&service, counts);
     match names {
-        None => Box::new(plan.services().map(move |service| (service.name.clone(), Some(part(service))))),
-        Some(names) => Box::new(names.iter().map(move |name| (name.clone(), plan.service(name).map(part)))),
+        None => Box::new(plan.services().map(move |service| (service.name.clone(), Some(render(service))))),
+        Some(names) => Box::new(names.iter().map(move |name| (name.clone(), plan.service(name).map(render)))),
     }
 }
 
@@ -357,13 +361,13 @@ fn node_name() -> ServiceName {
 }
 
 /// The node's own elements: the addresses that answer on node ports.
-fn node_part(addresses: Vec<IpAddr>) -> Part {
+fn node_elements(addresses: Vec<IpAddr>) -> ServiceElements {
     let usable = addresses.into_iter().filter(|address| !address.is_loopback());
     let member = |address| {
         let id = ElementId { set: SetId::NodePortIps, key: Key::Address(address) };
         Member { id, port: 0 }
     };
-    Part { members: usable.map(member).collect(), ..Part::default() }
+    ServiceElements { members: usable.map(member).collect(), ..ServiceElements::default() }
 }
 
 /// The structure, made again only when something that it depends on changes.
@@ -400,12 +404,12 @@ impl<K: Ruleset + 'static> Dataplane for Nftables<K> {
         Box::pin(self.try_sync(plan))
     }
 
-    fn verify(&mut self, look: VerifyDepth) -> LocalBoxFuture<'_, Result<Vec<Deviation>>> {
+    fn verify(&mut self, depth: VerifyDepth) -> LocalBoxFuture<'_, Result<Vec<Deviation>>> {
         Box::pin(async move {
             if let Some(counters) = &mut self.counters {
                 counters.round(&mut ElementCounters::new(&mut self.kernel, self.family));
             }
-            self.check(look)
+            self.try_verify(depth)
         })
     }
 

@@ -1,7 +1,7 @@
 //! Mode nftables to the rooms above.
 
 use super::baseline::Structure;
-use super::{Features, Layouts, Nftables, inspect, probe, render, text};
+use super::{Features, Layouts, Nftables, inspect, observe, probe, render, text};
 use crate::backend::mode::{InspectedNode, Inspection, ModeFacts, Opening, ProxyMode, Requirement};
 use crate::backend::service_metrics::measuring;
 use crate::backend::{Dataplane, KernelObject, Packet, StandingObjects, TraceOutcome};
@@ -12,7 +12,7 @@ use crate::kernel::nft::{Nft, Part};
 use crate::metrics::MetricSet;
 use crate::model::IpFamily;
 use crate::plan::{FamilySettings, Plan};
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 use futures::future::LocalBoxFuture;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -40,7 +40,8 @@ impl ProxyMode for NftablesMode {
         Box::pin(async move {
             let kernel = nftables_rs::Nftables::open()?;
             let addresses = Box::new(local_addresses);
-            let dataplane = Nftables::new(kernel, settings.family, features(opening.config), addresses);
+            let features = Features { owns_table: can_own_table(opening), ..features(opening.config) };
+            let dataplane = Nftables::new(kernel, settings.family, features, addresses);
             let dataplane = dataplane
                 .detecting(opening.config.drift_detection)
                 .counting_with(opening.generations.clone())
@@ -81,12 +82,23 @@ impl ProxyMode for NftablesMode {
         }]
     }
 
+    fn extras(&self, config: &Config) -> Vec<Requirement> {
+        let found = || probe::owned_table().map_err(|error| format!("{error:#}"));
+        let owned_table = || Requirement {
+            name: "nf_tables owner",
+            found: found(),
+            remedy: "the tables are made without an owner; leave out --nftables-own-table, or use a newer kernel",
+            is_vital: false,
+        };
+        config.nftables.own_table.then(owned_table).into_iter().collect()
+    }
+
     fn inspect<'a>(
         &'a self,
         node: &'a InspectedNode<'a>,
         wanted: &'a [KernelObject],
     ) -> LocalBoxFuture<'a, Result<Inspection>> {
-        Box::pin(async move { inspect::look(&mut nftables_rs::Nftables::open()?, node.family, wanted) })
+        Box::pin(async move { inspect::inspect(&mut nftables_rs::Nftables::open()?, node.family, wanted) })
     }
 
     fn holds_only_services(&self, _object: &str) -> bool {
@@ -137,14 +149,39 @@ fn tables() -> Result<Option<String>> {
     Ok((!names.is_empty()).then(|| format!("{} is there", names.join(" and "))))
 }
 
-fn remove_table(family: IpFamily) -> Result<bool> {
+/// Removes the table; says whether there was one.
+pub(super) fn remove_table(family: IpFamily) -> Result<bool> {
     let Some(mut nft) = Nft::open_if_there()? else { return Ok(false) };
     nft.delete_table(family, super::names::TABLE)
+        .map_err(|error| match owner(family) {
+            Some(owner) => anyhow!(owner),
+            None => error,
+        })
         .with_context(|| format!("removing the nftables table of {family}"))
+}
+
+/// Which other process owns the table, in words.
+fn owner(family: IpFamily) -> Option<String> {
+    let mut kernel = nftables_rs::Nftables::open().ok()?;
+    observe::foreign_owner(&mut kernel, super::names::table(family)).ok()?
+}
+
+/// Whether tables are to be owned by this process, and the kernel has that.
+fn can_own_table(opening: &Opening<'_>) -> bool {
+    let tried = || {
+        let missing = |error: &anyhow::Error| {
+            let error = format!("{error:#}");
+            tracing::warn!(error, "--nftables-own-table has no effect");
+        };
+        probe::owned_table().inspect_err(missing).is_ok()
+    };
+    let is_wanted = opening.config.nftables.own_table && opening.metrics.is_some();
+    is_wanted && tried()
 }
 
 fn features(config: &Config) -> Features {
     Features {
+        owns_table: false,
         masquerade_mark: 1 << u32::from(config.iptables.masquerade_bit),
         counts: config.service_metrics != ServiceMetricsDetail::Off,
     }

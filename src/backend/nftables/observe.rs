@@ -5,23 +5,42 @@ use super::element::{self, Endpoint};
 use super::found::{Found, Print, Strange};
 use super::layout::{Layout, is_compatible};
 use super::names::{Class, Kind, SetId, table};
+use super::ownership::{self, Standing};
 use crate::kernel::nftables::Ruleset;
+use crate::kernel::sockets::netfilter_program;
 use crate::model::{IpFamily, Protocol};
 use anyhow::{Result, bail};
-use nftables_rs::{Batch, Chain, Element, Expression, ListedRule, Part, SetFlags, SetRef, TableName, Value};
+use nftables_rs::{
+    Batch, Chain, Element, Expression, ListedRule, Part, SetFlags, SetRef, Table, TableName, Value,
+};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 /// How often reading starts over because others change the ruleset meanwhile.
 const ATTEMPTS: usize = 10;
 
-/// Whether the table is there.
-pub(super) fn is_there(kernel: &mut impl Ruleset, table: TableName<'_>) -> Result<bool> {
-    let mut found = false;
+/// How the table stands to the wanted one; `None` if it is not there.
+fn standing(kernel: &mut impl Ruleset, wanted: &Table<'_>) -> Result<Option<Standing>> {
+    let (mut found, us) = (None, (wanted.flags, kernel.port()));
     kernel.tables(&mut |part| match part {
-        Part::Start => found = false,
-        Part::Item(listed) => found |= listed.table.name == table,
+        Part::Start => found = None,
+        Part::Item(listed) if listed.table.name == wanted.name => {
+            found = Some(Standing::of(listed.table.flags, listed.owner, us));
+        }
+        Part::Item(_) => {}
     })?;
     Ok(found)
+}
+
+/// Why this process cannot change the table, if another one owns it.
+pub(super) fn foreign_owner(kernel: &mut impl Ruleset, table: TableName<'_>) -> Result<Option<String>> {
+    match standing(kernel, &Table::new(table))? {
+        Some(Standing::OfAnother(owner)) => Ok(Some(refusal(table, owner))),
+        _ => Ok(None),
+    }
+}
+
+fn refusal(table: TableName<'_>, owner: u32) -> String {
+    ownership::refusal(table, owner, netfilter_program(owner).as_deref())
 }
 
 /// Everything that is there.
@@ -29,6 +48,9 @@ pub(super) fn all(kernel: &mut impl Ruleset, layout: &Layout) -> Result<Baseline
     for _ in 0..ATTEMPTS {
         let before = kernel.generation()?;
         let structure = structure(kernel, layout)?;
+        if let Some(owner) = structure.owner {
+            bail!("{}", refusal(layout.table, owner));
+        }
         let mut baseline = Baseline::default();
         baseline.structure = structure;
         if baseline.structure.is_there && !baseline.structure.is_unfit {
@@ -47,9 +69,14 @@ pub(super) fn all(kernel: &mut impl Ruleset, layout: &Layout) -> Result<Baseline
 
 /// Which sets and chains are there, whatever they hold.
 pub(super) fn structure(kernel: &mut impl Ruleset, layout: &Layout) -> Result<Structure> {
-    let mut structure = Structure { is_there: is_there(kernel, layout.table)?, ..Structure::default() };
-    if !structure.is_there {
-        return Ok(structure);
+    let mut structure = Structure::default();
+    let Some(standing) = standing(kernel, &layout.table())? else { return Ok(structure) };
+    structure.is_there = true;
+    match standing {
+        Standing::Fit => {}
+        Standing::Orphan => structure.is_orphan = true,
+        Standing::Unfit => structure.is_unfit = true,
+        Standing::OfAnother(owner) => (structure.is_unfit, structure.owner) = (true, Some(owner)),
     }
     let ids: HashMap<String, SetId> = SetId::all(Class::LARGEST, &[])
         .chain(SetId::COUNTED)

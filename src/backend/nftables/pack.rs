@@ -1,29 +1,29 @@
-//! A Service's part in few bytes: what is in the kernel is remembered for every Service, and is needed only when one changes.
+//! A Service's elements in few bytes: what is in the kernel is remembered for every Service, and is needed only when one changes.
 
-use super::desired::{List, Member, Part};
+use super::desired::{List, Member, ServiceElements};
 use super::element::{Destination, ElementId, Endpoint, Key};
 use super::names::SetId;
 use crate::model::{Cidr, Protocol};
 use std::net::IpAddr;
 
-/// A part, packed.
+/// A Service's elements, packed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Packed(Box<[u8]>);
 
 impl Packed {
-    pub(super) fn of(part: &Part) -> Packed {
+    pub(super) fn of(elements: &ServiceElements) -> Packed {
         let mut bytes = Writer(Vec::new());
-        bytes.count(part.ports.len());
-        part.ports.iter().for_each(|port| bytes.text(port));
-        bytes.count(part.lists.len());
-        part.lists.iter().for_each(|list| bytes.list(list));
-        part.members.iter().for_each(|member| bytes.member(member));
+        bytes.count(elements.ports.len());
+        elements.ports.iter().for_each(|port| bytes.text(port));
+        bytes.count(elements.lists.len());
+        elements.lists.iter().for_each(|list| bytes.list(list));
+        elements.members.iter().for_each(|member| bytes.member(member));
         Packed(bytes.0.into())
     }
 
-    pub(super) fn unpack(&self) -> Part {
+    pub(super) fn unpack(&self) -> ServiceElements {
         // What `of` wrote reads back.
-        Reader(&self.0).part().unwrap_or_default()
+        Reader(&self.0).elements().unwrap_or_default()
     }
 }
 
@@ -160,18 +160,18 @@ fn number(protocol: Protocol) -> u8 {
 struct Reader<'a>(&'a [u8]);
 
 impl Reader<'_> {
-    fn part(&mut self) -> Option<Part> {
-        let mut part = Part::default();
+    fn elements(&mut self) -> Option<ServiceElements> {
+        let mut elements = ServiceElements::default();
         for _ in 0..self.number()? {
-            part.ports.push(self.text()?);
+            elements.ports.push(self.text()?);
         }
         for _ in 0..self.number()? {
-            part.lists.push(self.list()?);
+            elements.lists.push(self.list()?);
         }
         while !self.0.is_empty() {
-            part.members.push(self.member()?);
+            elements.members.push(self.member()?);
         }
-        Some(part)
+        Some(elements)
     }
 
     fn byte(&mut self) -> Option<u8> {
@@ -286,7 +286,7 @@ mod tests {
     use crate::testing::generate::Generator;
 
     #[test]
-    fn parts_of_all_kinds_read_back() {
+    fn elements_of_all_kinds_read_back() {
         let mut seen = std::collections::BTreeSet::new();
         for seed in 0..30 {
             let (mut tracker, _) = crate::testing::pass::start(IpFamily::V4);
@@ -295,10 +295,10 @@ mod tests {
             for family in IpFamily::ALL {
                 let settings = FamilySettings::new(family);
                 for service in Plan::new(&settings, tracker.snapshot(), Scope::All).services() {
-                    let part = render::service(&service, seed % 2 == 0);
-                    let kinds = part.members.iter().map(|member| std::mem::discriminant(&member.id.set));
+                    let elements = render::service(&service, seed % 2 == 0);
+                    let kinds = elements.members.iter().map(|member| std::mem::discriminant(&member.id.set));
                     seen.extend(kinds.map(|kind| format!("{kind:?}")));
-                    assert_eq!(Packed::of(&part).unpack(), part);
+                    assert_eq!(Packed::of(&elements).unpack(), elements);
                 }
             }
         }

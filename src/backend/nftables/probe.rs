@@ -4,6 +4,7 @@ use super::Features;
 use super::apply::write_rules;
 use super::layout::{Layout, Settings};
 use super::names::{Class, PROBE_TABLE, SetId, table};
+use super::ownership::OWNED;
 use crate::model::IpFamily;
 use crate::plan::FamilySettings;
 use anyhow::{Context, Result, bail};
@@ -17,7 +18,7 @@ pub(super) fn kernel() -> Result<&'static str> {
     let mut nft = nftables_rs::Nftables::open()?;
     let mut names_elements = true;
     nft.generation().context("the kernel has no nf_tables, or this process may not use it")?;
-    let all = Features { masquerade_mark: 1, counts: true };
+    let all = Features { masquerade_mark: 1, counts: true, owns_table: false };
     for family in IpFamily::ALL {
         let smallest = Class::of(2).unwrap_or(Class::USUAL);
         let settings = Settings::new(&FamilySettings::new(family), &all, (smallest, vec![60]));
@@ -48,10 +49,36 @@ pub(super) fn kernel() -> Result<&'static str> {
     Ok(match names_elements {
         true => "has all that rules and sets are made of",
         false => {
-            "has all that rules and sets are made of; it does not say which element it refuses, as before Linux 5.19: a Service \
-             that it refuses is found by writing ever fewer at once"
+            "has all that rules and sets are made of; it does not say which element it refuses, as before Linux 5.19 (5.15.165 in \
+             that series): a Service that it refuses is found by writing ever fewer at once"
         }
     })
+}
+
+/// Whether a table can be owned and outlive its owner, tried in a transaction that the kernel refuses in the end.
+///
+/// # Errors
+/// If it cannot; says since when kernels can.
+pub(super) fn owned_table() -> Result<&'static str> {
+    let mut nft = nftables_rs::Nftables::open()?;
+    let name = TableName { name: PROBE_TABLE, ..table(IpFamily::V4) };
+    let mut batch = Batch::new();
+    batch.add_table(&Table { flags: OWNED, ..Table::new(name) });
+    batch.delete_table(TableName { name: NEVER, ..name });
+    let refused = match nft.commit(&mut batch, None) {
+        Err(Error::Refused(refused)) => refused,
+        Err(error) => return Err(error).context("trying nf_tables"),
+        Ok(()) => bail!("the nf_tables table {NEVER} was there"),
+    };
+    match refused.iter().find(|it| it.operation == Some(Operation::AddTable)) {
+        None => Ok("the kernel lets a process own the tables"),
+        Some(refused) if refused.errno == libc::EOPNOTSUPP => {
+            bail!(
+                "the kernel has no tables that are owned and outlive their owner (owner, persist: Linux 6.9)"
+            )
+        }
+        Some(refused) => bail!("{refused}"),
+    }
 }
 
 /// No table has this name.

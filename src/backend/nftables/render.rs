@@ -1,6 +1,6 @@
 //! What a Service's plan means as elements.
 
-use super::desired::{List, Member, Part};
+use super::desired::{List, Member, ServiceElements};
 use super::element::{Destination, ElementId, Endpoint, Key};
 use super::names::SetId;
 use crate::model::{Cidr, TrafficPolicy, Verdict};
@@ -8,24 +8,24 @@ use crate::plan::{PortPlan, ServicePlan, Target};
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 
-/// One Service's part, with elements that count connections if these are wanted. Endpoints have their numbers in the order of the
+/// One Service's elements, with those that count connections if these are wanted. Endpoints have their numbers in the order of the
 /// plan.
-pub(super) fn service(plan: &ServicePlan<'_>, counts: bool) -> Part {
-    let mut part = Part::default();
+pub(super) fn service(plan: &ServicePlan<'_>, counts: bool) -> ServiceElements {
+    let mut elements = ServiceElements::default();
     for (index, port) in (0..).zip(&plan.ports) {
-        part.ports.push(port.name.port.clone());
-        Port { plan: port, index, counts, part: &mut part }.render();
+        elements.ports.push(port.name.port.clone());
+        Port { plan: port, index, counts, elements: &mut elements }.render();
     }
-    part.members.sort_unstable();
-    part.members.dedup_by_key(|member| member.id);
-    part
+    elements.members.sort_unstable();
+    elements.members.dedup_by_key(|member| member.id);
+    elements
 }
 
 struct Port<'p> {
     plan: &'p PortPlan,
     index: u16,
     counts: bool,
-    part: &'p mut Part,
+    elements: &'p mut ServiceElements,
 }
 
 impl Port<'_> {
@@ -54,7 +54,7 @@ impl Port<'_> {
     }
 
     fn member(&mut self, set: SetId, key: Key) {
-        self.part.members.push(Member { id: ElementId { set, key }, port: self.index });
+        self.elements.members.push(Member { id: ElementId { set, key }, port: self.index });
     }
 
     fn mark(&mut self, set: SetId, at: Destination) {
@@ -109,7 +109,7 @@ impl Port<'_> {
     fn lists(&mut self, at: Destination, lists: &[(bool, Vec<Endpoint>)]) {
         for (is_local, endpoints) in lists.iter().filter(|(_, endpoints)| !endpoints.is_empty()) {
             let endpoints = endpoints.clone();
-            self.part.lists.push(List { port: self.index, is_local: *is_local, at, endpoints });
+            self.elements.lists.push(List { port: self.index, is_local: *is_local, at, endpoints });
         }
         if !self.counts && self.plan.affinity_seconds.is_none() {
             return;

@@ -15,6 +15,7 @@ use std::collections::BTreeMap;
 use std::process::Command;
 
 mod draws;
+mod owned;
 mod sabotage;
 
 /// Runs a test in a fresh network namespace.
@@ -41,10 +42,13 @@ fn addresses(family: IpFamily) -> Result<Vec<IpAddr>> {
 
 impl Bench {
     fn new(family: IpFamily) -> Bench {
+        Bench::with(family, Features { masquerade_mark: 0x4000, ..Features::default() })
+    }
+
+    fn with(family: IpFamily, features: Features) -> Bench {
         let (tracker, mut settings) = pass::start(family);
         let cidr = if family == IpFamily::V4 { "10.96.0.0/16" } else { "fd00:96::/112" };
         settings.service_cidrs = vec![cidr.parse().unwrap()];
-        let features = Features { masquerade_mark: 0x4000, ..Features::default() };
         let kernel = nftables_rs::Nftables::open().unwrap();
         let backend = Nftables::new(kernel, family, features, Box::new(addresses));
         Bench { tracker, settings, backend }
@@ -52,7 +56,13 @@ impl Bench {
 
     /// A new process.
     fn restarted(self) -> Bench {
-        let mut next = Bench::new(self.settings.family);
+        let features = self.backend.layouts.features.clone();
+        self.restarted_with(features)
+    }
+
+    /// A new process, set otherwise.
+    fn restarted_with(self, features: Features) -> Bench {
+        let mut next = Bench::with(self.settings.family, features);
         pass::copy_snapshot(&self.tracker, &mut next.tracker);
         next.settings = self.settings;
         next
@@ -86,8 +96,8 @@ impl Bench {
         })
     }
 
-    async fn verify(&mut self, look: VerifyDepth) -> Vec<String> {
-        let found = self.backend.verify(look).await.unwrap();
+    async fn verify(&mut self, depth: VerifyDepth) -> Vec<String> {
+        let found = self.backend.verify(depth).await.unwrap();
         found.iter().map(|finding| format!("{finding:?}")).collect()
     }
 }
@@ -197,7 +207,7 @@ fn incremental_and_full_syncs_meet_in_the_same_table() {
                 bench.backend.forget();
                 bench.sync().await;
                 let after = bench.backend.kernel().generation().unwrap();
-                assert_eq!(after, generation, "seed {seed} round {round}: a second look finds nothing to do");
+                assert_eq!(after, generation, "seed {seed} round {round}: a second sync finds nothing to do");
             }
         });
     }
@@ -262,6 +272,7 @@ fn what_others_change_is_named_and_mended_alone() {
             ("nft insert rule ip kube-proxy services drop".to_owned(), "services"),
             ("nft add chain ip kube-proxy other".to_owned(), "other"),
             ("nft add set ip kube-proxy other '{ type ipv4_addr; }'".to_owned(), "other"),
+            ("nft add table ip kube-proxy '{ flags dormant; }'".to_owned(), "was replaced"),
             ("nft delete table ip kube-proxy".to_owned(), "is gone"),
             ("nft flush ruleset".to_owned(), "is gone"),
         ] {
@@ -276,7 +287,7 @@ fn what_others_change_is_named_and_mended_alone() {
         run("nft add table ip other");
         assert_eq!(bench.verify(VerifyDepth::Quick).await, [""; 0], "it is not about us");
         run("nft flush set ip kube-proxy cluster-ips");
-        // Nothing has looked since; the pass itself finds out.
+        // Nothing has verified since; the pass itself finds out.
         bench.tracker.fold(WatchEvent::ServiceGone(ServiceName::new("ns", "svc-3")));
         bench.sync().await;
         bench.verify(VerifyDepth::Thorough).await;
@@ -376,6 +387,10 @@ impl Refusing {
 }
 
 impl Ruleset for Refusing {
+    fn port(&self) -> u32 {
+        self.kernel.port()
+    }
+
     fn generation(&mut self) -> Result<nftables_rs::Generation, nftables_rs::Error> {
         self.kernel.generation()
     }
@@ -605,7 +620,7 @@ async fn what_the_other_family_writes_is_not_taken_for_drift() {
     for (tracker, settings, backend) in &mut families {
         tracker.fold(cluster::service(1));
         pass::run(tracker, settings, backend).await.unwrap();
-        // The first look after a full pass looks through remembered clients.
+        // The first verification after a full pass sweeps remembered clients.
         backend.verify(VerifyDepth::Quick).await.unwrap();
     }
     let [(tracker, settings, v4), (.., v6)] = &mut families;
@@ -616,9 +631,9 @@ async fn what_the_other_family_writes_is_not_taken_for_drift() {
             v6.kernel().others_write();
         }
         for family in [&mut *v4, &mut *v6] {
-            let looks = family.kernel().listings;
+            let listings = family.kernel().listings;
             family.verify(VerifyDepth::Quick).await.unwrap();
-            assert_eq!(family.kernel().listings > looks, foreign, "{:?}", family.family);
+            assert_eq!(family.kernel().listings > listings, foreign, "{:?}", family.family);
         }
     }
 }

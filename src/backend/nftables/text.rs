@@ -1,10 +1,10 @@
 //! The table as nft reads it: for people, and for tests.
 
-use super::desired::Part;
+use super::desired::ServiceElements;
 use super::element::{ElementId, Item};
 use super::layout::{self, Layout};
 use super::names::SetId;
-use super::{node_part, render};
+use super::{node_elements, render};
 use crate::backend::KernelObject;
 use crate::model::ServiceName;
 use crate::plan::Plan;
@@ -28,12 +28,12 @@ fn element((id, content): &Item) -> String {
     text
 }
 
-/// A part's elements, by sets. Services share some.
-fn by_sets(name: &ServiceName, part: &Part, sets: &mut BTreeMap<SetId, BTreeSet<String>>) {
-    for item in part.items(name) {
+/// A Service's elements, by sets. Services share some.
+fn by_sets(name: &ServiceName, elements: &ServiceElements, sets: &mut BTreeMap<SetId, BTreeSet<String>>) {
+    for item in elements.items(name) {
         sets.entry(item.0.set).or_default().insert(element(&item));
     }
-    for (protocol, endpoint) in part.hairpins() {
+    for (protocol, endpoint) in elements.hairpins() {
         let id = ElementId::hairpin(protocol, endpoint);
         sets.entry(id.set).or_default().insert(id.key.to_string());
     }
@@ -94,7 +94,7 @@ pub(super) fn table(plan: &Plan<'_>, layout: &Layout, addresses: Vec<IpAddr>) ->
     });
     text.push_str("}\n");
     let mut sets = BTreeMap::new();
-    by_sets(&super::node_name(), &node_part(addresses), &mut sets);
+    by_sets(&super::node_name(), &node_elements(addresses), &mut sets);
     for service in plan.services() {
         by_sets(service.name, &render::service(&service, layout.settings.counts), &mut sets);
     }

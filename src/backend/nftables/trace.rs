@@ -5,7 +5,7 @@ use super::baseline::Structure;
 use super::element::{Content, ElementId, with_wire};
 use super::names::SetId;
 use super::packet_trace::{Found, PacketTrace};
-use super::{Features, Layouts, node_part, render, text};
+use super::{Features, Layouts, node_elements, render, text};
 use crate::backend::packet_tests::{Fate, is_local, sent, settings, snapshot};
 use crate::backend::packet_trace::{Packet, TraceOutcome};
 use crate::model::{IpFamily, ServiceName, Snapshot};
@@ -16,7 +16,7 @@ use rstest::rstest;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-/// What of a Service's part is looked up.
+/// What of a Service's elements is looked up.
 type Sets = BTreeMap<String, Vec<(Vec<u8>, Option<Vec<u8>>, Vec<u8>)>>;
 
 fn add(sets: &mut Sets, id: &ElementId, content: &Content) {
@@ -42,12 +42,13 @@ impl Model {
         let plan = Plan::new(settings, snapshot, Scope::All).with_local_addresses(addresses);
         let (mut needs, mut sets) = (Structure::default(), Sets::new());
         let node_ports = plan.node_port_ips().unwrap_or_else(|| addresses.to_vec());
-        let mut parts = vec![(ServiceName::new("", ""), node_part(node_ports))];
-        parts.extend(plan.services().map(|service| (service.name.clone(), render::service(&service, false))));
-        for (name, part) in parts {
-            needs.need(&part);
-            part.items(&name).iter().for_each(|(id, content)| add(&mut sets, id, content));
-            for (protocol, endpoint) in part.hairpins() {
+        let mut services = vec![(ServiceName::new("", ""), node_elements(node_ports))];
+        services
+            .extend(plan.services().map(|service| (service.name.clone(), render::service(&service, false))));
+        for (name, elements) in services {
+            needs.need(&elements);
+            elements.items(&name).iter().for_each(|(id, content)| add(&mut sets, id, content));
+            for (protocol, endpoint) in elements.hairpins() {
                 add(&mut sets, &ElementId::hairpin(protocol, endpoint), &Content::default());
             }
         }

@@ -3,7 +3,7 @@
 
 use super::apply::write_rules;
 use super::baseline::Baseline;
-use super::desired::Part;
+use super::desired::ServiceElements;
 use super::element::ElementId;
 use super::found::{Found, Print};
 use super::layout::Layout;
@@ -18,9 +18,9 @@ use nftables_rs::Batch;
 /// More elements of a set that are not ours are counted, not named.
 const NAMED: usize = 3;
 
-/// What a look at sets, chains and rules found.
+/// What other processes changed.
 #[derive(Debug, Default)]
-pub(super) struct Looked {
+pub(super) struct Verified {
     pub(super) drift: Vec<Drift>,
     /// Nothing of what was there can be relied on.
     pub(super) is_lost: bool,
@@ -31,14 +31,14 @@ pub(super) fn structure(
     kernel: &mut impl Ruleset,
     layout: &Layout,
     baseline: &mut Baseline,
-) -> Result<Looked> {
-    let mut looked = Looked::default();
-    let mut note = |kind, name: &str, what: &str| looked.drift.push(Drift::new(kind, name, what));
+) -> Result<Verified> {
+    let mut verified = Verified::default();
+    let mut note = |kind, name: &str, what: &str| verified.drift.push(Drift::new(kind, name, what));
     let found = observe::structure(kernel, layout)?;
     if !found.is_there || found.is_unfit {
         let what = if found.is_there { "was replaced" } else { "is gone" };
         note(DriftKind::Table, TABLE, what);
-        return Ok(Looked { is_lost: true, ..looked });
+        return Ok(Verified { is_lost: true, ..verified });
     }
     let structure = &mut baseline.structure;
     for set in structure.sets.difference(&found.sets) {
@@ -59,16 +59,16 @@ pub(super) fn structure(
     structure.sets = found.sets;
     structure.surplus_sets = found.surplus_sets;
     structure.surplus_chains = found.surplus_chains;
-    if !looked.drift.is_empty() {
+    if !verified.drift.is_empty() {
         structure.rules = None;
     }
-    Ok(looked)
+    Ok(verified)
 }
 
 /// A Service whose elements are not as they were written.
 struct Damaged {
     name: ServiceName,
-    part: Part,
+    elements: ServiceElements,
     there: Vec<(ElementId, Print)>,
     what: (SetId, String),
 }
@@ -82,12 +82,12 @@ pub(super) fn elements(
     let read = observe::elements(kernel, layout.settings.family, &baseline.structure.sets)?;
     let mut left = read.found;
     let damaged: Vec<Damaged> =
-        baseline.services().filter_map(|(name, part)| compare(name, part, &mut left)).collect();
+        baseline.services().filter_map(|(name, elements)| compare(name, elements, &mut left)).collect();
     // Whatever was found before is among what is there now.
     baseline.found.clear();
     let mut drift: Vec<Drift> = damaged.iter().map(|it| of_set(it.what.0, it.what.1.clone())).collect();
     for damaged in damaged {
-        baseline.damage(&damaged.name, &damaged.part, damaged.there);
+        baseline.damage(&damaged.name, &damaged.elements, damaged.there);
     }
     for (key, shared) in &mut baseline.hairpins {
         let is_there = read.hairpins.contains(key);
@@ -114,10 +114,10 @@ fn of_set(set: SetId, what: String) -> Drift {
 }
 
 /// Takes a Service's elements from those that are there.
-fn compare(name: &ServiceName, part: Part, left: &mut Found) -> Option<Damaged> {
+fn compare(name: &ServiceName, elements: ServiceElements, left: &mut Found) -> Option<Damaged> {
     let (mut there, mut what) = (Vec::new(), None);
     let whose = if name.namespace().is_empty() { "the node" } else { name.as_str() };
-    for (id, content) in part.items(name) {
+    for (id, content) in elements.items(name) {
         match left.remove(&id) {
             Some(print) => {
                 if print != Print::of(&content) {
@@ -128,7 +128,7 @@ fn compare(name: &ServiceName, part: Part, left: &mut Found) -> Option<Damaged> 
             None => _ = what.get_or_insert_with(|| (id.set, format!("lacks {} of {whose}", id.key))),
         }
     }
-    what.map(|what| Damaged { name: name.clone(), part, there, what })
+    what.map(|what| Damaged { name: name.clone(), elements, there, what })
 }
 
 /// Elements that nothing of ours has.

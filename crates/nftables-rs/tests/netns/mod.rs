@@ -44,15 +44,6 @@ impl Namespace {
         let script = script.to_owned();
         self.run(move || sh(&script))
     }
-
-    /// Joins it to another by a pair of interfaces, of which each gets a name and is up.
-    pub fn join(&self, name: &str, other: &Namespace, other_name: &str) {
-        let other_thread = other.run(nix::unistd::gettid);
-        self.sh(&format!(
-            "ip link add {name} type veth peer name {other_name} netns {other_thread}; ip link set {name} up"
-        ));
-        other.sh(&format!("ip link set {other_name} up"));
-    }
 }
 
 impl Drop for Namespace {

@@ -9,9 +9,10 @@
 
 use super::Features;
 use super::names::*;
+use super::ownership::OWNED;
 use crate::model::{Cidr, IpFamily};
 use crate::plan::{FamilySettings, LocalDetector, NodePortAddresses};
-use nftables_rs::{BaseChain, Chain, Element, Hook, Rule, Set, SetRef, Table, TableName};
+use nftables_rs::{BaseChain, Chain, Element, Hook, Rule, Set, SetRef, Table, TableFlags, TableName};
 
 mod rules;
 mod sets;
@@ -43,6 +44,8 @@ pub(super) struct Settings {
     pub(super) largest: Class,
     /// Connections are counted by destination and endpoint.
     pub(super) counts: bool,
+    /// The table is this process's alone.
+    pub(super) owns_table: bool,
     /// Each timeout of affinity that is in use, in seconds, sorted. Without any there are no rules of affinity.
     pub(super) timeouts: Vec<u32>,
 }
@@ -65,6 +68,7 @@ impl Settings {
             },
             largest,
             counts: features.counts,
+            owns_table: features.owns_table,
             timeouts,
         }
     }
@@ -162,7 +166,8 @@ impl Layout {
 
     /// What is listed as the table.
     pub(super) fn table(&self) -> Table<'static> {
-        Table { comment: Some(TABLE_COMMENT), ..Table::new(self.table) }
+        let flags = if self.settings.owns_table { OWNED } else { TableFlags::NONE };
+        Table { comment: Some(TABLE_COMMENT), flags, ..Table::new(self.table) }
     }
 
     /// The named sets and maps.

@@ -1,6 +1,6 @@
 //! Rules, chain by chain.
 
-use super::steps::{ENDPOINT, Part, Steps};
+use super::steps::{ENDPOINT, KeyPart, Steps};
 use super::*;
 use nftables_rs::{Comparison, DynsetOperation, FibFlags, SetFlags, SetType, TypeOf, Verdict};
 use std::time::Duration;
@@ -8,14 +8,16 @@ use std::time::Duration;
 /// How often a class's chain draws before it settles for the lower half, whose endpoints then have at most 0.4 % more.
 const TRIES: usize = 8;
 
-const SERVICE: &[Part] = &[Part::Destination, Part::Protocol, Part::Port];
-const NODE_PORT: &[Part] = &[Part::Protocol, Part::Port];
-const CLIENT_OF_SERVICE: &[Part] = &[Part::Source, Part::Destination, Part::Protocol, Part::Port];
-const CLIENT_OF_NODE_PORT: &[Part] = &[Part::Source, Part::Protocol, Part::Port];
+const SERVICE: &[KeyPart] = &[KeyPart::Destination, KeyPart::Protocol, KeyPart::Port];
+const NODE_PORT: &[KeyPart] = &[KeyPart::Protocol, KeyPart::Port];
+const CLIENT_OF_SERVICE: &[KeyPart] =
+    &[KeyPart::Source, KeyPart::Destination, KeyPart::Protocol, KeyPart::Port];
+const CLIENT_OF_NODE_PORT: &[KeyPart] = &[KeyPart::Source, KeyPart::Protocol, KeyPart::Port];
 /// After the translation, what the destination was is known to connection tracking.
-const ORIGINAL_SERVICE: &[Part] = &[Part::OriginalDestination, Part::Protocol, Part::OriginalPort];
-const ORIGINAL_NODE_PORT: &[Part] = &[Part::Protocol, Part::OriginalPort];
-const HAIRPIN: &[Part] = &[Part::Source, Part::Destination, Part::Protocol, Part::Port];
+const ORIGINAL_SERVICE: &[KeyPart] =
+    &[KeyPart::OriginalDestination, KeyPart::Protocol, KeyPart::OriginalPort];
+const ORIGINAL_NODE_PORT: &[KeyPart] = &[KeyPart::Protocol, KeyPart::OriginalPort];
+const HAIRPIN: &[KeyPart] = &[KeyPart::Source, KeyPart::Destination, KeyPart::Protocol, KeyPart::Port];
 
 /// A fixed set, to look things up in.
 fn set(id: SetId) -> SetRef<'static> {
@@ -27,7 +29,7 @@ fn set(id: SetId) -> SetRef<'static> {
 }
 
 /// What a packet's destination is looked up by.
-fn destination(plane: Plane) -> &'static [Part] {
+fn destination(plane: Plane) -> &'static [KeyPart] {
     match plane {
         Plane::Services => SERVICE,
         Plane::NodePorts => NODE_PORT,
@@ -106,12 +108,14 @@ impl Layout {
             let none = self.steps().match_in(set(SetId::Reject(plane)), destination(plane));
             rules.add(chain, none.reject());
         }
-        let invalid = self.steps().match_in(set(SetId::ClusterIps), &[Part::Destination]).reject();
+        let invalid = self.steps().match_in(set(SetId::ClusterIps), &[KeyPart::Destination]).reject();
         let comment = Some("Reject traffic to invalid ports of ClusterIPs");
         rules.add_with(CLUSTER_IPS_CHECK, invalid, comment);
         for cidr in &self.settings.service_cidrs {
-            let unallocated =
-                self.steps().match_prefix(Part::Destination, *cidr, Comparison::EQUAL).verdict(Verdict::Drop);
+            let unallocated = self
+                .steps()
+                .match_prefix(KeyPart::Destination, *cidr, Comparison::EQUAL)
+                .verdict(Verdict::Drop);
             let comment = Some("Drop traffic to unallocated ClusterIPs");
             rules.add_with(CLUSTER_IPS_CHECK, unallocated, comment);
         }
@@ -140,7 +144,7 @@ impl Layout {
     /// Translates to the endpoint of a random number.
     fn endpoint(&self, kind: Kind, modulus: u32) -> Steps<'static> {
         let mut key = destination(kind.plane).to_vec();
-        key.push(Part::Random(modulus));
+        key.push(KeyPart::Random(modulus));
         self.steps().translate_by(set(SetId::Endpoints(kind)), &key)
     }
 
@@ -193,7 +197,7 @@ impl Layout {
     }
 
     fn services(&self, rules: &mut Rules<'_, '_>) {
-        let cluster_ip = self.steps().match_in(set(SetId::ClusterIps), &[Part::Destination]);
+        let cluster_ip = self.steps().match_in(set(SetId::ClusterIps), &[KeyPart::Destination]);
         let mark = self.settings.masquerade_mark;
         match &self.settings.detector {
             _ if self.settings.masquerade_all => {
@@ -209,7 +213,7 @@ impl Layout {
         }
         self.external(rules, SERVICES, (Plane::Services, EXTERNAL_LOCAL));
         let to_node = match self.settings.node_ports {
-            NodePorts::AtAddresses => self.steps().match_in(set(SetId::NodePortIps), &[Part::Destination]),
+            NodePorts::AtAddresses => self.steps().match_in(set(SetId::NodePortIps), &[KeyPart::Destination]),
             NodePorts::AtAll => self.steps().match_local(FibFlags::DESTINATION).match_not_loopback(),
         };
         rules.add(SERVICES, to_node.verdict(Verdict::Goto(NODE_PORTS)));
@@ -256,7 +260,7 @@ impl Layout {
 
     /// Counts a connection where it leads from its destination to its endpoint: the sets of these count what they match.
     fn count_connections(&self, rules: &mut Rules<'_, '_>) {
-        let endpoint_of = |original: &[Part]| original.iter().chain(ENDPOINT).copied().collect::<Vec<_>>();
+        let endpoint_of = |original: &[KeyPart]| original.iter().chain(ENDPOINT).copied().collect::<Vec<_>>();
         let counted = |plane| set(SetId::Counted(plane));
         let service = rules
             .protocol(COUNT_CONNECTIONS)
@@ -264,7 +268,7 @@ impl Layout {
         rules.add(COUNT_CONNECTIONS, service);
         let node_port = rules
             .protocol(COUNT_CONNECTIONS)
-            .match_in(set(SetId::NodePortIps), &[Part::OriginalDestination])
+            .match_in(set(SetId::NodePortIps), &[KeyPart::OriginalDestination])
             .match_in(counted(Plane::NodePorts), &endpoint_of(ORIGINAL_NODE_PORT));
         rules.add(COUNT_CONNECTIONS, node_port);
     }
@@ -298,7 +302,7 @@ impl Layout {
 
     fn match_node_address(&self, steps: Steps<'static>) -> Steps<'static> {
         match self.settings.node_ports {
-            NodePorts::AtAddresses => steps.match_in(set(SetId::NodePortIps), &[Part::Destination]),
+            NodePorts::AtAddresses => steps.match_in(set(SetId::NodePortIps), &[KeyPart::Destination]),
             NodePorts::AtAll => steps.match_not_loopback(),
         }
     }
@@ -307,5 +311,5 @@ impl Layout {
 fn match_original_node_port<'a>(steps: Steps<'a>, node_ports: &'a str) -> Steps<'a> {
     steps
         .match_in(node_ports.into(), ORIGINAL_NODE_PORT)
-        .match_in(set(SetId::NodePortIps), &[Part::OriginalDestination])
+        .match_in(set(SetId::NodePortIps), &[KeyPart::OriginalDestination])
 }

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 /// A part of a key, and where it comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Part {
+pub(super) enum KeyPart {
     Source,
     Destination,
     Protocol,
@@ -32,7 +32,7 @@ pub(super) struct Steps<'a> {
     pub(super) text: String,
 }
 
-pub(super) const ENDPOINT: &[Part] = &[Part::Destination, Part::Port];
+pub(super) const ENDPOINT: &[KeyPart] = &[KeyPart::Destination, KeyPart::Port];
 
 const FIRST: Register = Register::word(0);
 const CT_NEW: u32 = 8;
@@ -76,20 +76,20 @@ impl<'a> Steps<'a> {
         if self.is_ipv6() { "ip6" } else { "ip" }
     }
 
-    fn part_text(&self, part: Part) -> String {
+    fn part_text(&self, part: KeyPart) -> String {
         let ip = self.ip();
         match part {
-            Part::Source => format!("{ip} saddr"),
-            Part::Destination => format!("{ip} daddr"),
-            Part::Protocol => "meta l4proto".to_owned(),
-            Part::Port => "th dport".to_owned(),
-            Part::OriginalDestination => format!("ct original {ip} daddr"),
-            Part::OriginalPort => "ct original proto-dst".to_owned(),
-            Part::Random(modulus) => format!("numgen random mod {modulus}"),
+            KeyPart::Source => format!("{ip} saddr"),
+            KeyPart::Destination => format!("{ip} daddr"),
+            KeyPart::Protocol => "meta l4proto".to_owned(),
+            KeyPart::Port => "th dport".to_owned(),
+            KeyPart::OriginalDestination => format!("ct original {ip} daddr"),
+            KeyPart::OriginalPort => "ct original proto-dst".to_owned(),
+            KeyPart::Random(modulus) => format!("numgen random mod {modulus}"),
         }
     }
 
-    fn key_text(&self, key: &[Part]) -> String {
+    fn key_text(&self, key: &[KeyPart]) -> String {
         let parts: Vec<String> = key.iter().map(|part| self.part_text(*part)).collect();
         parts.join(" . ")
     }
@@ -99,43 +99,48 @@ impl<'a> Steps<'a> {
     }
 
     /// Where the addresses of a packet are, and how long they are.
-    fn address(&self, part: Part) -> (u32, u32) {
+    fn address(&self, part: KeyPart) -> (u32, u32) {
         match (self.is_ipv6(), part) {
-            (false, Part::Source) => (12, 4),
+            (false, KeyPart::Source) => (12, 4),
             (false, _) => (16, 4),
-            (true, Part::Source) => (8, 16),
+            (true, KeyPart::Source) => (8, 16),
             (true, _) => (24, 16),
         }
     }
 
     /// How many registers a part takes.
-    fn words(&self, part: Part) -> u8 {
-        let is_address = matches!(part, Part::Source | Part::Destination | Part::OriginalDestination);
+    fn words(&self, part: KeyPart) -> u8 {
+        let is_address =
+            matches!(part, KeyPart::Source | KeyPart::Destination | KeyPart::OriginalDestination);
         if is_address && self.is_ipv6() { 4 } else { 1 }
     }
 
-    fn load_part(self, part: Part, at: u8) -> Steps<'a> {
+    fn load_part(self, part: KeyPart, at: u8) -> Steps<'a> {
         let to = Register::word(at);
         let original = Some(Direction::Original);
         let expression = match part {
-            Part::Source | Part::Destination => {
+            KeyPart::Source | KeyPart::Destination => {
                 let (offset, len) = self.address(part);
                 Expression::Payload { to, base: PayloadBase::NETWORK, offset, len }
             }
-            Part::Protocol => Expression::Meta { to, key: MetaKey::L4PROTO },
-            Part::Port => Expression::Payload { to, base: PayloadBase::TRANSPORT, offset: 2, len: 2 },
-            Part::OriginalDestination => {
+            KeyPart::Protocol => Expression::Meta { to, key: MetaKey::L4PROTO },
+            KeyPart::Port => Expression::Payload { to, base: PayloadBase::TRANSPORT, offset: 2, len: 2 },
+            KeyPart::OriginalDestination => {
                 let key = if self.is_ipv6() { CtKey::DESTINATION_IPV6 } else { CtKey::DESTINATION_IPV4 };
                 Expression::Ct { to, key, direction: original }
             }
-            Part::OriginalPort => Expression::Ct { to, key: CtKey::PROTO_DESTINATION, direction: original },
-            Part::Random(modulus) => Expression::Numgen { to, kind: NumgenKind::RANDOM, modulus, offset: 0 },
+            KeyPart::OriginalPort => {
+                Expression::Ct { to, key: CtKey::PROTO_DESTINATION, direction: original }
+            }
+            KeyPart::Random(modulus) => {
+                Expression::Numgen { to, kind: NumgenKind::RANDOM, modulus, offset: 0 }
+            }
         };
         self.step(expression)
     }
 
     /// Loads the parts one after the other; says where the next one would go.
-    fn load(mut self, parts: &[Part], mut at: u8) -> (Steps<'a>, u8) {
+    fn load(mut self, parts: &[KeyPart], mut at: u8) -> (Steps<'a>, u8) {
         for part in parts {
             let words = self.words(*part);
             self = self.load_part(*part, at);
@@ -148,25 +153,25 @@ impl<'a> Steps<'a> {
         self.step(Expression::Lookup { set, key: FIRST, to, inverse })
     }
 
-    pub(super) fn match_in(self, set: SetRef<'a>, key: &[Part]) -> Steps<'a> {
+    pub(super) fn match_in(self, set: SetRef<'a>, key: &[KeyPart]) -> Steps<'a> {
         let text = format!("{} @{}", self.key_text(key), set.name);
         self.load(key, 0).0.look_up(set, None, false).say(&text)
     }
 
     /// Which of TCP, UDP and SCTP it is, by an anonymous set of these.
     pub(super) fn match_protocols(self, set: SetRef<'a>) -> Steps<'a> {
-        self.load(&[Part::Protocol], 0).0.look_up(set, None, false).say("meta l4proto { tcp, udp, sctp }")
+        self.load(&[KeyPart::Protocol], 0).0.look_up(set, None, false).say("meta l4proto { tcp, udp, sctp }")
     }
 
-    pub(super) fn match_not_in(self, set: SetRef<'a>, key: &[Part]) -> Steps<'a> {
+    pub(super) fn match_not_in(self, set: SetRef<'a>, key: &[KeyPart]) -> Steps<'a> {
         let text = format!("{} != @{}", self.key_text(key), set.name);
         self.load(key, 0).0.look_up(set, None, true).say(&text)
     }
 
     /// As nft writes it: it turns the protocol round, one byte of two, which changes nothing.
     pub(super) fn match_no_source(self, set: SetRef<'a>) -> Steps<'a> {
-        let (steps, protocol) = self.load(&[Part::Destination], 0);
-        let (steps, port) = steps.load(&[Part::Protocol], protocol);
+        let (steps, protocol) = self.load(&[KeyPart::Destination], 0);
+        let (steps, port) = steps.load(&[KeyPart::Protocol], protocol);
         let register = Register::word(protocol);
         let turned = steps.step(Expression::ByteOrder {
             from: register,
@@ -175,9 +180,9 @@ impl<'a> Steps<'a> {
             len: 1,
             size: 2,
         });
-        let key = [Part::Destination, Part::Protocol, Part::Port, Part::Source];
+        let key = [KeyPart::Destination, KeyPart::Protocol, KeyPart::Port, KeyPart::Source];
         let text = format!("{} != @{}", turned.key_text(&key), set.name);
-        turned.load(&[Part::Port, Part::Source], port).0.look_up(set, None, true).say(&text)
+        turned.load(&[KeyPart::Port, KeyPart::Source], port).0.look_up(set, None, true).say(&text)
     }
 
     fn compare(self, comparison: Comparison, value: Value) -> Steps<'a> {
@@ -205,7 +210,7 @@ impl<'a> Steps<'a> {
     }
 
     /// Compares the first bits of an address. Whole bytes need no mask.
-    pub(super) fn match_prefix(self, part: Part, cidr: Cidr, comparison: Comparison) -> Steps<'a> {
+    pub(super) fn match_prefix(self, part: KeyPart, cidr: Cidr, comparison: Comparison) -> Steps<'a> {
         let (offset, len) = self.address(part);
         let network = match cidr.prefix_len() == cidr.max_prefix_len() {
             true => cidr.addr().to_string(),
@@ -229,7 +234,7 @@ impl<'a> Steps<'a> {
     /// Matches, or with `NOT_EQUAL` does not match, what comes from this node's pods.
     pub(super) fn match_detected(self, detector: &LocalDetector, comparison: Comparison) -> Steps<'a> {
         match detector {
-            LocalDetector::Cidr(cidr) => self.match_prefix(Part::Source, *cidr, comparison),
+            LocalDetector::Cidr(cidr) => self.match_prefix(KeyPart::Source, *cidr, comparison),
             LocalDetector::InterfacePrefix(prefix) => {
                 let text = format!("iifname {}\"{prefix}*\"", not(comparison));
                 self.match_interface(prefix.as_bytes(), comparison).say(&text)
@@ -259,7 +264,7 @@ impl<'a> Steps<'a> {
             IpFamily::V4 => LOOPBACK_IPV4.into(),
             IpFamily::V6 => Cidr::from(IpAddr::V6(Ipv6Addr::LOCALHOST)),
         };
-        self.match_prefix(Part::Destination, loopback, Comparison::NOT_EQUAL)
+        self.match_prefix(KeyPart::Destination, loopback, Comparison::NOT_EQUAL)
     }
 
     fn change_mark(self, mask: u32, xor: u32) -> Steps<'a> {
@@ -285,9 +290,9 @@ impl<'a> Steps<'a> {
     }
 
     /// Translates the destination to the endpoint that a map has for the key.
-    pub(super) fn translate_by(self, map: SetRef<'a>, key: &[Part]) -> Steps<'a> {
+    pub(super) fn translate_by(self, map: SetRef<'a>, key: &[KeyPart]) -> Steps<'a> {
         let family = if self.is_ipv6() { Family::Ipv6 } else { Family::Ipv4 };
-        let port = Register::word(self.words(Part::Destination));
+        let port = Register::word(self.words(KeyPart::Destination));
         let text = format!("dnat {} to {} map @{}", self.ip(), self.key_text(key), map.name);
         let nat = Expression::Nat {
             kind: NatKind::Destination,
@@ -304,14 +309,14 @@ impl<'a> Steps<'a> {
         self,
         operation: DynsetOperation,
         map: SetRef<'a>,
-        destination: &[Part],
+        destination: &[KeyPart],
         timeout: Option<Duration>,
     ) -> Steps<'a> {
         let verb = if operation == DynsetOperation::DELETE { "delete" } else { "update" };
-        let client = format!("{} . {}", self.part_text(Part::Source), self.key_text(destination));
+        let client = format!("{} . {}", self.part_text(KeyPart::Source), self.key_text(destination));
         let lives = timeout.map(|it| format!(" timeout {}s", it.as_secs())).unwrap_or_default();
         let text = format!("{verb} @{} {{ {client}{lives} : {} }}", map.name, self.key_text(ENDPOINT));
-        let (steps, at) = self.load(&[Part::Source], 0);
+        let (steps, at) = self.load(&[KeyPart::Source], 0);
         let (steps, at) = steps.load(destination, at);
         // nft begins with a register of 128 bits; with IPv6 there are too few of them.
         let data = if steps.is_ipv6() { at } else { at.next_multiple_of(4) };

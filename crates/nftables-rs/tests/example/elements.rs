@@ -1,6 +1,6 @@
-//! The elements of Services, from the text of a test.
+//! Elements, from the text of a test.
 
-use super::Layout;
+use super::{Example, SETS, set as set_ref};
 use nftables_rs::{Batch, Data, Element, Value};
 use std::net::{Ipv4Addr, Ipv6Addr};
 
@@ -24,8 +24,8 @@ impl Owned {
     }
 }
 
-impl Layout {
-    /// Writes the elements of lines such as `add element ip kube-proxy services-2 { 10.96.0.1 . tcp . 80 comment "x" }`, and
+impl Example {
+    /// Writes the elements of lines such as `add element ip example services { 10.96.0.1 . tcp . 80 comment "x" }`, and
     /// likewise with `delete`.
     pub fn write_elements(&self, batch: &mut Batch, text: &str) {
         for line in text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#')) {
@@ -35,7 +35,7 @@ impl Layout {
             };
             assert_eq!(format!("{family} {table}"), self.table.to_string());
             let elements = list.trim_end_matches(" }").split(", ").map(|element| parse(set, element));
-            let set = self.set(set);
+            let set = SETS.into_iter().find(|name| *name == set).map(set_ref).expect(line);
             let mut list = match verb {
                 "add" => batch.add_elements(self.table, set),
                 _ => batch.delete_elements(self.table, set.name),
@@ -57,7 +57,7 @@ pub fn parse(set: &str, text: &str) -> Owned {
         Some((key, comment)) => (key, Some(comment.trim_matches('"').to_owned())),
         None => (key, None),
     };
-    let is_numbered = set.ends_with("-endpoints") && !set.starts_with("affinity");
+    let is_numbered = set == "endpoints";
     let parts: Vec<&str> = key.split(" . ").collect();
     let (mut first, mut last) = (Value::EMPTY, Value::EMPTY);
     for (index, text) in parts.iter().enumerate() {
@@ -71,7 +71,7 @@ pub fn parse(set: &str, text: &str) -> Owned {
         data.split(" . ").for_each(|text| value.push(&part(text).0));
         value.as_bytes().to_vec()
     });
-    let key_end = (set == "firewall-sources").then(|| last.as_bytes().to_vec());
+    let key_end = (set == "sources").then(|| last.as_bytes().to_vec());
     Owned { key: first.as_bytes().to_vec(), key_end, data, comment }
 }
 

@@ -1,16 +1,14 @@
 //! Expressions, put together to what rules need.
 
-use super::Prefix;
 use nftables_rs::{
     ByteOrderChange, Comparison, CtKey, Direction, DynsetOperation, Expression, Family, FibFlags, FibResult,
     MetaKey, NatFlags, NatKind, NumgenKind, PayloadBase, Register, Reject, SetRef, Value, Verdict,
 };
-use std::net::IpAddr;
 use std::time::Duration;
 
 /// A part of a key, and where it comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Part {
+pub enum KeyPart {
     Source,
     Destination,
     Protocol,
@@ -24,24 +22,24 @@ pub enum Part {
 
 /// A rule that is being put together.
 #[derive(Clone, Debug)]
-pub struct Steps<'a> {
+pub struct Steps {
     family: Family,
-    pub list: Vec<Expression<'a>>,
+    pub list: Vec<Expression<'static>>,
 }
 
-pub const ENDPOINT: &[Part] = &[Part::Destination, Part::Port];
+const ENDPOINT: &[KeyPart] = &[KeyPart::Destination, KeyPart::Port];
 
 const FIRST: Register = Register::word(0);
 const CT_NEW: u32 = 8;
 const CT_STATUS_DNAT: u32 = 0x20;
 const ADDRESS_IS_LOCAL: u32 = 2;
 
-impl<'a> Steps<'a> {
-    pub fn new(family: Family) -> Steps<'a> {
+impl Steps {
+    pub fn new(family: Family) -> Steps {
         Steps { family, list: Vec::new() }
     }
 
-    fn step(mut self, expression: Expression<'a>) -> Steps<'a> {
+    fn step(mut self, expression: Expression<'static>) -> Steps {
         self.list.push(expression);
         self
     }
@@ -51,43 +49,48 @@ impl<'a> Steps<'a> {
     }
 
     /// Where the addresses of a packet are, and how long they are.
-    fn address(&self, part: Part) -> (u32, u32) {
+    fn address(&self, part: KeyPart) -> (u32, u32) {
         match (self.is_ipv6(), part) {
-            (false, Part::Source) => (12, 4),
+            (false, KeyPart::Source) => (12, 4),
             (false, _) => (16, 4),
-            (true, Part::Source) => (8, 16),
+            (true, KeyPart::Source) => (8, 16),
             (true, _) => (24, 16),
         }
     }
 
     /// How many registers a part takes.
-    fn words(&self, part: Part) -> u8 {
-        let is_address = matches!(part, Part::Source | Part::Destination | Part::OriginalDestination);
+    fn words(&self, part: KeyPart) -> u8 {
+        let is_address =
+            matches!(part, KeyPart::Source | KeyPart::Destination | KeyPart::OriginalDestination);
         if is_address && self.is_ipv6() { 4 } else { 1 }
     }
 
-    fn load_part(self, part: Part, at: u8) -> Steps<'a> {
+    fn load_part(self, part: KeyPart, at: u8) -> Steps {
         let to = Register::word(at);
         let original = Some(Direction::Original);
         let expression = match part {
-            Part::Source | Part::Destination => {
+            KeyPart::Source | KeyPart::Destination => {
                 let (offset, len) = self.address(part);
                 Expression::Payload { to, base: PayloadBase::NETWORK, offset, len }
             }
-            Part::Protocol => Expression::Meta { to, key: MetaKey::L4PROTO },
-            Part::Port => Expression::Payload { to, base: PayloadBase::TRANSPORT, offset: 2, len: 2 },
-            Part::OriginalDestination => {
+            KeyPart::Protocol => Expression::Meta { to, key: MetaKey::L4PROTO },
+            KeyPart::Port => Expression::Payload { to, base: PayloadBase::TRANSPORT, offset: 2, len: 2 },
+            KeyPart::OriginalDestination => {
                 let key = if self.is_ipv6() { CtKey::DESTINATION_IPV6 } else { CtKey::DESTINATION_IPV4 };
                 Expression::Ct { to, key, direction: original }
             }
-            Part::OriginalPort => Expression::Ct { to, key: CtKey::PROTO_DESTINATION, direction: original },
-            Part::Random(modulus) => Expression::Numgen { to, kind: NumgenKind::RANDOM, modulus, offset: 0 },
+            KeyPart::OriginalPort => {
+                Expression::Ct { to, key: CtKey::PROTO_DESTINATION, direction: original }
+            }
+            KeyPart::Random(modulus) => {
+                Expression::Numgen { to, kind: NumgenKind::RANDOM, modulus, offset: 0 }
+            }
         };
         self.step(expression)
     }
 
     /// Loads the parts one after the other; says where the next one would go.
-    fn load(mut self, parts: &[Part], mut at: u8) -> (Steps<'a>, u8) {
+    fn load(mut self, parts: &[KeyPart], mut at: u8) -> (Steps, u8) {
         for part in parts {
             let words = self.words(*part);
             self = self.load_part(*part, at);
@@ -96,22 +99,18 @@ impl<'a> Steps<'a> {
         (self, at)
     }
 
-    fn look_up(self, set: SetRef<'a>, to: Option<Register>, inverse: bool) -> Steps<'a> {
+    fn look_up(self, set: SetRef<'static>, to: Option<Register>, inverse: bool) -> Steps {
         self.step(Expression::Lookup { set, key: FIRST, to, inverse })
     }
 
-    pub fn match_in(self, set: SetRef<'a>, key: &[Part]) -> Steps<'a> {
+    pub fn match_in(self, set: SetRef<'static>, key: &[KeyPart]) -> Steps {
         self.load(key, 0).0.look_up(set, None, false)
     }
 
-    pub fn match_not_in(self, set: SetRef<'a>, key: &[Part]) -> Steps<'a> {
-        self.load(key, 0).0.look_up(set, None, true)
-    }
-
     /// As nft writes it: it turns the protocol round, one byte of two, which changes nothing.
-    pub fn match_no_source(self, set: SetRef<'a>) -> Steps<'a> {
-        let (steps, protocol) = self.load(&[Part::Destination], 0);
-        let (steps, port) = steps.load(&[Part::Protocol], protocol);
+    pub fn match_no_source(self, set: SetRef<'static>) -> Steps {
+        let (steps, protocol) = self.load(&[KeyPart::Destination], 0);
+        let (steps, port) = steps.load(&[KeyPart::Protocol], protocol);
         let register = Register::word(protocol);
         let turned = steps.step(Expression::ByteOrder {
             from: register,
@@ -120,102 +119,63 @@ impl<'a> Steps<'a> {
             len: 1,
             size: 2,
         });
-        turned.load(&[Part::Port, Part::Source], port).0.look_up(set, None, true)
+        turned.load(&[KeyPart::Port, KeyPart::Source], port).0.look_up(set, None, true)
     }
 
-    fn compare(self, comparison: Comparison, value: Value) -> Steps<'a> {
+    fn compare(self, comparison: Comparison, value: Value) -> Steps {
         self.step(Expression::Cmp { register: FIRST, comparison, value })
     }
 
-    fn mask(self, mask: Value, xor: Value) -> Steps<'a> {
+    fn mask(self, mask: Value, xor: Value) -> Steps {
         self.step(Expression::Bitwise { from: FIRST, to: FIRST, mask, xor })
     }
 
-    fn has_bit(self, bit: u32) -> Steps<'a> {
+    fn has_bit(self, bit: u32) -> Steps {
         self.mask(Value::host(bit), Value::host(0)).compare(Comparison::NOT_EQUAL, Value::host(0))
     }
 
-    fn ct(self, key: CtKey) -> Steps<'a> {
+    fn ct(self, key: CtKey) -> Steps {
         self.step(Expression::Ct { to: FIRST, key, direction: None })
     }
 
-    pub fn match_new(self) -> Steps<'a> {
+    pub fn match_new(self) -> Steps {
         self.ct(CtKey::STATE).has_bit(CT_NEW)
     }
 
-    pub fn match_translated(self) -> Steps<'a> {
+    pub fn match_translated(self) -> Steps {
         self.ct(CtKey::STATUS).has_bit(CT_STATUS_DNAT)
     }
 
-    /// Compares the first bits of an address. Whole bytes need no mask.
-    pub fn match_prefix(self, part: Part, (address, bits): Prefix, comparison: Comparison) -> Steps<'a> {
-        let (offset, len) = self.address(part);
-        let octets = match address {
-            IpAddr::V4(address) => address.octets().to_vec(),
-            IpAddr::V6(address) => address.octets().to_vec(),
-        };
-        let whole_bytes = usize::from(bits / 8);
-        let payload = |len| Expression::Payload { to: FIRST, base: PayloadBase::NETWORK, offset, len };
-        if bits % 8 == 0 && bits > 0 {
-            let len = u32::try_from(whole_bytes).unwrap();
-            return self.step(payload(len)).compare(comparison, Value::new(&octets[..whole_bytes]));
-        }
-        let mask: Vec<u8> = (0..octets.len())
-            .map(|index| match whole_bytes.cmp(&index) {
-                std::cmp::Ordering::Greater => 0xff,
-                std::cmp::Ordering::Equal => !(0xff >> (bits % 8)),
-                std::cmp::Ordering::Less => 0,
-            })
-            .collect();
-        let zeros = vec![0; octets.len()];
-        // Bits beyond the prefix would never match.
-        let start: Vec<u8> = octets.iter().zip(&mask).map(|(octet, mask)| octet & mask).collect();
-        self.step(payload(len))
-            .mask(Value::new(&mask), Value::new(&zeros))
-            .compare(comparison, Value::new(&start))
-    }
-
-    /// Compares the start of the incoming interface's name.
-    pub fn match_interface(self, prefix: &str, comparison: Comparison) -> Steps<'a> {
-        self.step(Expression::Meta { to: FIRST, key: MetaKey::IIFNAME })
-            .compare(comparison, Value::new(prefix.as_bytes()))
-    }
-
-    pub fn match_local(self, flags: FibFlags) -> Steps<'a> {
+    pub fn match_local_source(self) -> Steps {
+        let flags = FibFlags::SOURCE;
         self.step(Expression::Fib { to: FIRST, result: FibResult::ADDRESS_TYPE, flags })
             .compare(Comparison::EQUAL, Value::host(ADDRESS_IS_LOCAL))
     }
 
-    pub fn match_not_loopback(self) -> Steps<'a> {
-        let loopback = if self.is_ipv6() { ("::1", 128) } else { ("127.0.0.0", 8) };
-        let prefix = (loopback.0.parse().unwrap(), loopback.1);
-        self.match_prefix(Part::Destination, prefix, Comparison::NOT_EQUAL)
-    }
-
-    fn change_mark(self, mask: u32, xor: u32) -> Steps<'a> {
+    fn change_mark(self, mask: u32, xor: u32) -> Steps {
         self.step(Expression::Meta { to: FIRST, key: MetaKey::MARK })
             .mask(Value::host(mask), Value::host(xor))
             .step(Expression::SetMeta { key: MetaKey::MARK, from: FIRST })
     }
 
     /// Sets a bit of the mark.
-    pub fn mark(self, bit: u32) -> Steps<'a> {
+    pub fn mark(self, bit: u32) -> Steps {
         self.change_mark(!bit, bit)
     }
 
     /// Matches if the mark has the bit, and clears it.
-    pub fn unmark(self, bit: u32) -> Steps<'a> {
+    pub fn unmark(self, bit: u32) -> Steps {
         self.step(Expression::Meta { to: FIRST, key: MetaKey::MARK }).has_bit(bit).change_mark(u32::MAX, bit)
     }
 
-    pub fn masquerade(self) -> Steps<'a> {
+    pub fn masquerade(self) -> Steps {
         self.step(Expression::Masquerade { flags: NatFlags::FULLY_RANDOM })
     }
 
     /// Translates the destination to the endpoint that a map has for the key.
-    pub fn translate_by(self, map: SetRef<'a>, key: &[Part]) -> Steps<'a> {
+    pub fn translate_by(self, map: SetRef<'static>, key: &[KeyPart]) -> Steps {
         let family = self.family;
-        let port = Register::word(self.words(Part::Destination));
+        let port = Register::word(self.words(KeyPart::Destination));
         self.load(key, 0).0.look_up(map, Some(FIRST), false).step(Expression::Nat {
             kind: NatKind::Destination,
             family,
@@ -229,11 +189,11 @@ impl<'a> Steps<'a> {
     pub fn learn(
         self,
         operation: DynsetOperation,
-        map: SetRef<'a>,
-        destination: &[Part],
+        map: SetRef<'static>,
+        destination: &[KeyPart],
         timeout: Option<Duration>,
-    ) -> Steps<'a> {
-        let (steps, at) = self.load(&[Part::Source], 0);
+    ) -> Steps {
+        let (steps, at) = self.load(&[KeyPart::Source], 0);
         let (steps, at) = steps.load(destination, at);
         // nft begins with a register of 128 bits; with IPv6 there are too few of them.
         let data = if steps.is_ipv6() { at } else { at.next_multiple_of(4) };
@@ -242,13 +202,13 @@ impl<'a> Steps<'a> {
         steps.step(Expression::Dynset { set: map, operation, key: FIRST, data, timeout })
     }
 
-    pub fn reject(self) -> Steps<'a> {
+    pub fn reject(self) -> Steps {
         let answer =
             if self.is_ipv6() { Reject::PORT_UNREACHABLE_IPV6 } else { Reject::PORT_UNREACHABLE_IPV4 };
         self.step(Expression::Reject(answer))
     }
 
-    pub fn verdict(self, verdict: Verdict<'a>) -> Steps<'a> {
+    pub fn verdict(self, verdict: Verdict<'static>) -> Steps {
         self.step(Expression::Verdict(verdict))
     }
 }
