@@ -26,7 +26,10 @@ mod slow;
 mod usable;
 
 pub use counters::{Detail, Measured, Measurement, Measuring, Series};
-pub use foreign::{ChainRules, ForeignEffect, ForeignRule, KnownPart, foreign_rules};
+pub use foreign::{
+    ChainRules, ForeignEffect, ForeignRule, ForeignSurroundings, ForeignTable, KnownPart, OurRules,
+    PacketHook, Stage, TracedPast, foreign_rules, past_foreign_rules,
+};
 pub use mode::{
     InspectedNode, Inspection, ModeFacts, Opening, ProxyMode, Requirement, StandingObjects, choose, open,
 };

@@ -9,10 +9,12 @@ pub(super) struct Row {
     pub(super) undo: &'static str,
     /// What is worth a note.
     pub(super) notes: &'static [&'static str],
+    /// What else is, where the proxy writes to the nat table of the tools.
+    pub(super) iptables_notes: &'static [&'static str],
 }
 
 const fn row(name: &'static str, rules: &'static str) -> Row {
-    Row { name, rules, undo: "", notes: &[] }
+    Row { name, rules, undo: "", notes: &[], iptables_notes: &[] }
 }
 
 pub(super) const ROWS: &[Row] = &[
@@ -123,7 +125,6 @@ COMMIT
 END"),
     Row {
         undo: "nft delete table inet firewalld",
-        notes: &["foreign-nft-table"],
         ..row("firewalld in a table of its own", "nft -f - <<'END'
 table inet firewalld {
   chain filter_FORWARD {
@@ -158,7 +159,7 @@ END"),
 -A ufw-user-forward -d 10.128.0.0/16 -j ACCEPT
 COMMIT
 END"),
-    Row { notes: &["foreign-translation"], ..row("Istio's ambient mode", "$IPT-restore -n <<'END'
+    Row { notes: &["foreign-translation"], iptables_notes: &["foreign-accept"], ..row("Istio's ambient mode", "$IPT-restore -n <<'END'
 *mangle
 :ISTIO_PRERT - [0:0]
 -A PREROUTING -j ISTIO_PRERT

@@ -425,6 +425,7 @@ fn ct(traveller: &TracedPacket, key: CtKey) -> Option<Vec<u8>> {
 
 impl TracedPacket {
     fn ends(self, verdict: model::Verdict<TracedEndpoint>) -> TraceOutcome {
-        TraceOutcome { verdict, chance: self.chance, rules: self.trail, remembered: self.remembered }
+        let TracedPacket { chance, trail, remembered, .. } = self;
+        TraceOutcome { verdict, chance, rules: trail, remembered, doubts: Vec::new() }
     }
 }
