@@ -110,6 +110,12 @@ fn is_served(lab: &Lab, case: &PacketCase, family: IpFamily) -> bool {
     matches!(client.ask(Protocol::Tcp, at), Answer::Answered { .. })
 }
 
+/// The lab's first IPv6 packet may be lost while link-local addresses are tentative.
+fn wait_until_served(lab: &Lab, case: &PacketCase) {
+    let served = || IpFamily::ALL.into_iter().all(|family| is_served(lab, case, family));
+    wait_until("both families are served", PATIENCE, served).unwrap();
+}
+
 #[test]
 fn a_flush_is_healed_and_what_another_process_changes_is_mended() {
     let lab = Lab::create().unwrap();
@@ -217,8 +223,17 @@ fn an_owned_table_outlives_a_flush_and_a_restart_and_its_owner_is_named() {
     }
     let mut proxy = launch(lab.node(), &owning).start(&case.objects()).unwrap();
     wait_for_markers(&mut proxy, lab.node());
+    wait_until_served(&lab, &case);
     lab.node().output("nft", &["flush", "ruleset"]).unwrap();
     assert!(is_served(&lab, &case, IpFamily::V4) && is_served(&lab, &case, IpFamily::V6));
+    let socket = proxy.control_socket();
+    let about = [
+        format!("packets/{}", case.service_name()),
+        "--control-socket".to_owned(),
+        socket.display().to_string(),
+    ];
+    let (report, _) = crate::explain::explain(lab.node(), &about.each_ref().map(String::as_str));
+    assert_eq!(report["kernelIsRight"], true, "another process may read it: {report}");
     let refused = format!("{:#}", lab.node().output(BINARY, &["--cleanup"]).unwrap_err());
     let words = "the nftables table ip kube-proxy is owned by another process (kube-proxy-rs, netlink port ";
     assert!(refused.contains(words), "{refused}");
@@ -252,7 +267,7 @@ fn it_needs_net_admin_and_no_tool() {
     let binary = program.to_str().unwrap();
     let mut proxy = Launch { binary, ..launch(lab.node(), MODE) }.start(&case.objects()).unwrap();
     wait_for_markers(&mut proxy, lab.node());
-    assert!(is_served(&lab, &case, IpFamily::V4) && is_served(&lab, &case, IpFamily::V6));
+    wait_until_served(&lab, &case);
     let log = proxy.log_tail();
     assert!(log.lines().all(|line| !line.starts_with('E') && !line.contains("cannot remove")), "{log}");
 }

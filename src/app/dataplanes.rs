@@ -3,7 +3,7 @@
 use super::{conntrack, consistency};
 use crate::backend::{self, Dataplane, Opening};
 use crate::config::{Config, DetectLocal, NodePortAddressesSetting};
-use crate::kernel::addresses::node_addresses;
+use crate::kernel::addresses::{node_addresses, reading_when_changed};
 use crate::kernel::iptables::Flavor;
 use crate::metrics::Metrics;
 use crate::model::{Cidr, IpFamily, NodeFacts, PerFamily, ServiceLimits, Snapshot};
@@ -151,7 +151,8 @@ impl Dataplanes {
                 let settings = self::settings(&config, family, &snapshot.node);
                 FamilySettings { service_cidrs: service_cidrs(&config, family, told), ..settings }
             });
-            FamilySync::new(dataplane, settings, Box::new(node_addresses)).following(make_settings)
+            FamilySync::new(dataplane, settings, Box::new(reading_when_changed(node_addresses)))
+                .following(make_settings)
         };
         Dataplanes { families: usable.into_iter().map(family_sync).collect(), flavors }
     }

@@ -1,10 +1,16 @@
 //! The addresses of this machine's interfaces.
 
-use crate::model::{IpFamily, SERVICES_INTERFACE};
+use crate::model::{IpFamily, PerFamily, SERVICES_INTERFACE};
 use anyhow::{Context, Result};
+use netlink::{Notices, Protocol};
 use nix::ifaddrs::getifaddrs;
 use nix::sys::socket::SockaddrStorage;
+use std::cell::RefCell;
 use std::net::IpAddr;
+
+/// The multicast groups that tell of addresses (`RTNLGRP_IPV4_IFADDR`, `RTNLGRP_IPV6_IFADDR`).
+const V4_ADDRESS_GROUP: u32 = 5;
+const V6_ADDRESS_GROUP: u32 = 9;
 
 /// One address on one interface.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -51,6 +57,50 @@ pub fn node_addresses(family: IpFamily) -> Result<Vec<IpAddr>> {
     Ok(distinct(found.filter(|entry| entry.interface != SERVICES_INTERFACE)))
 }
 
+/// What the kernel tells of addresses that come and go.
+#[derive(Debug, Default)]
+pub struct AddressNotices(PerFamily<Option<Notices>>);
+
+impl AddressNotices {
+    /// Whether addresses of one family may have come or gone since the last call; true at the first. Costs next to nothing,
+    /// however many there are.
+    ///
+    /// # Errors
+    /// When the kernel does not tell of changes.
+    pub fn any(&mut self, family: IpFamily) -> Result<bool> {
+        let doing = "asking the kernel for changes of interface addresses";
+        let notices = self.0.get_mut(family);
+        if let Some(notices) = notices {
+            return notices.any().context(doing);
+        }
+        let group = match family {
+            IpFamily::V4 => V4_ADDRESS_GROUP,
+            IpFamily::V6 => V6_ADDRESS_GROUP,
+        };
+        *notices = Some(Notices::of(Protocol::Route, group).context(doing)?);
+        Ok(true)
+    }
+}
+
+/// Makes a function that reads addresses again only after the kernel told of a change: listing them lists all interfaces, which is the
+/// dearest part of a small change on a node with many pods. Where the kernel does not tell, they are read each time.
+pub fn reading_when_changed(
+    read: impl Fn(IpFamily) -> Result<Vec<IpAddr>>,
+) -> impl Fn(IpFamily) -> Result<Vec<IpAddr>> {
+    let state = RefCell::new((AddressNotices::default(), PerFamily::<Option<Vec<IpAddr>>>::default()));
+    move |family| {
+        let (notices, known) = &mut *state.borrow_mut();
+        let known = known.get_mut(family);
+        if notices.any(family).unwrap_or(true) {
+            *known = None;
+        }
+        if let Some(known) = known {
+            return Ok(known.clone());
+        }
+        Ok(known.insert(read(family)?).clone())
+    }
+}
+
 fn distinct(found: impl Iterator<Item = InterfaceAddress>) -> Vec<IpAddr> {
     let mut addresses: Vec<_> = found.map(|entry| entry.address).collect();
     addresses.sort_unstable();
@@ -70,6 +120,28 @@ fn ip_address(address: &SockaddrStorage) -> Option<IpAddr> {
 mod tests {
     use super::*;
     use crate::kernel::fresh_netns::{in_fresh_netns, run};
+
+    #[test]
+    fn addresses_are_read_again_only_after_one_came_or_went() {
+        in_fresh_netns(|| {
+            let times = std::cell::Cell::new(0);
+            let read = reading_when_changed(|family| {
+                times.set(times.get() + 1);
+                local_addresses(family)
+            });
+            let there = |text: &str| read(IpFamily::V4).unwrap().contains(&text.parse().unwrap());
+            assert!(!there("192.0.2.9") && !there("192.0.2.9"));
+            assert_eq!(times.get(), 1);
+            run("ip link add v0 type veth peer name v1; ip address add 192.0.2.9/24 dev v0");
+            assert!(there("192.0.2.9") && there("192.0.2.9"));
+            run("ip address del 192.0.2.9/24 dev v0");
+            assert!(!there("192.0.2.9") && !there("192.0.2.9"));
+            assert_eq!(times.get(), 3);
+            run("ip address add 192.0.2.9/24 dev v0; ip link del v0");
+            assert!(!there("192.0.2.9"), "it went with its interface");
+            assert!(read(IpFamily::V6).is_ok());
+        });
+    }
 
     #[test]
     fn addresses_are_listed_once_per_family_in_order() {

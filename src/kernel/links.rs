@@ -1,9 +1,9 @@
 //! Dummy interfaces and their addresses, over rtnetlink.
 
-use super::addresses::{InterfaceAddress, interface_addresses};
-use crate::model::{IpFamily, PerFamily};
+use super::addresses::{AddressNotices, InterfaceAddress, interface_addresses};
+use crate::model::IpFamily;
 use anyhow::{Context, Result, bail};
-use netlink::{MsgBuf, Notices, Protocol, Socket};
+use netlink::{MsgBuf, Protocol, Socket};
 use nix::net::if_::if_nametoindex;
 use std::net::IpAddr;
 use std::path::Path;
@@ -15,9 +15,6 @@ const DELETE_ADDRESS: u16 = 21;
 const LINK_NAME: u16 = 3;
 const LINK_INFO: u16 = 18;
 const INFO_KIND: u16 = 1;
-/// The multicast groups that tell of addresses.
-const V4_ADDRESS_GROUP: u32 = 5;
-const V6_ADDRESS_GROUP: u32 = 9;
 const ADDRESS: u16 = 1;
 const LOCAL_ADDRESS: u16 = 2;
 const CREATE: u16 = 0x400;
@@ -71,7 +68,7 @@ pub trait Links {
 pub struct KernelLinks {
     socket: Socket,
     request: MsgBuf,
-    notices: PerFamily<Option<Notices>>,
+    notices: AddressNotices,
 }
 
 impl KernelLinks {
@@ -81,7 +78,7 @@ impl KernelLinks {
     /// When rtnetlink cannot be reached.
     pub fn open() -> Result<KernelLinks> {
         let socket = Socket::open(Protocol::Route).context("cannot reach the kernel's interfaces")?;
-        Ok(KernelLinks { socket, request: MsgBuf::new(), notices: PerFamily::default() })
+        Ok(KernelLinks { socket, request: MsgBuf::new(), notices: AddressNotices::default() })
     }
 }
 
@@ -107,19 +104,7 @@ impl Links for KernelLinks {
     }
 
     fn addresses_changed(&mut self, family: IpFamily) -> Result<bool> {
-        let notices = self.notices.get_mut(family);
-        if let Some(notices) = notices {
-            return notices.any().context("asking the kernel for changes of interface addresses");
-        }
-        let group = match family {
-            IpFamily::V4 => V4_ADDRESS_GROUP,
-            IpFamily::V6 => V6_ADDRESS_GROUP,
-        };
-        *notices = Some(
-            Notices::of(Protocol::Route, group)
-                .context("asking the kernel for changes of interface addresses")?,
-        );
-        Ok(true)
+        self.notices.any(family)
     }
 
     fn change_addresses(

@@ -6,7 +6,7 @@ use crate::backend::mode::{InspectedNode, Inspection, ModeFacts, Opening, ProxyM
 use crate::backend::service_metrics::measuring;
 use crate::backend::{Dataplane, KernelObject, Packet, StandingObjects, TraceOutcome};
 use crate::config::{Config, ServiceMetricsDetail};
-use crate::kernel::addresses::local_addresses;
+use crate::kernel::addresses::{local_addresses, reading_when_changed};
 use crate::kernel::iptables::RuleKind;
 use crate::kernel::nft::{Nft, Part};
 use crate::metrics::MetricSet;
@@ -39,7 +39,7 @@ impl ProxyMode for NftablesMode {
     ) -> LocalBoxFuture<'a, Result<Box<dyn Dataplane>>> {
         Box::pin(async move {
             let kernel = nftables_rs::Nftables::open()?;
-            let addresses = Box::new(local_addresses);
+            let addresses = Box::new(reading_when_changed(local_addresses));
             let features = Features { owns_table: can_own_table(opening), ..features(opening.config) };
             let dataplane = Nftables::new(kernel, settings.family, features, addresses);
             let dataplane = dataplane
