@@ -152,8 +152,29 @@ fn a_trace_past_foreign_rules_ends_where_the_packet_does(
         }));
         shell(&lab, flavor, case, act.undo);
     }
+    failures.extend(judges_the_running_mode(&lab, &proxy, name));
     proxy.terminate().unwrap();
     assert!(failures.is_empty(), "{}", failures.join("\n"));
+}
+
+/// Without a mode on its command line, `check` judges that of the proxy that runs.
+fn judges_the_running_mode(lab: &Lab, proxy: &Proxy, mode: &str) -> Vec<String> {
+    let socket = proxy.control_socket();
+    let ask = |flags: &[&str]| {
+        let mut command = lab.node().command(BINARY);
+        command.args(["check", "-o", "json", "--control-socket"]).arg(&socket).args(flags);
+        let report: Value = serde_json::from_slice(&command.output().unwrap().stdout).unwrap();
+        (
+            report["mode"].as_str().unwrap().to_owned(),
+            report["findings"][0]["message"].as_str().unwrap().to_owned(),
+        )
+    };
+    let (running, asked) = (ask(&[]), ask(&["--proxy-mode=iptables"]));
+    let is_right = running.0 == mode
+        && running.1.contains("that of the proxy that runs here")
+        && asked.0 == "iptables"
+        && asked.1.contains("in mode nftables") == (mode == "nftables");
+    if is_right { Vec::new() } else { vec![format!("check judged {running:?} and {asked:?}")] }
 }
 
 fn mode_words(name: &str, flavor: Flavor) -> String {

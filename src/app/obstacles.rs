@@ -37,6 +37,9 @@ const BEHIND: [Stage; 3] = [
     Stage { hook: PacketHook::Output, is_translated: true },
 ];
 
+/// On the way to an endpoint on this node itself.
+const HERE: [Stage; 1] = [Stage { hook: PacketHook::Input, is_translated: true }];
+
 /// Whom a rule concerns.
 #[derive(Default)]
 struct Concerned<'v> {
@@ -124,11 +127,16 @@ impl Surroundings {
                 it.endpoints.extend(&used);
             }
         };
-        // What goes to the node itself is not forwarded.
-        for to in used.iter().copied().filter(|to| !own.contains(&to.ip())) {
-            let out_interface = outgoing.entry(to.ip()).or_insert_with(|| self.out_interface(to)).clone();
-            let packet = unknown(to, protocol, OurRules::Translate);
-            note(self.met(&BEHIND, &KnownPart { is_translated: true, out_interface, ..packet }), to, true);
+        for to in used.iter().copied() {
+            let packet = KnownPart { is_translated: true, ..unknown(to, protocol, OurRules::Translate) };
+            // What goes to the node itself is not forwarded.
+            let rules = if own.contains(&to.ip()) {
+                self.met(&HERE, &KnownPart { to_is_local: true, ..packet })
+            } else {
+                let out_interface = outgoing.entry(to.ip()).or_insert_with(|| self.out_interface(to)).clone();
+                self.met(&BEHIND, &KnownPart { out_interface, ..packet })
+            };
+            note(rules, to, true);
         }
         for to in port.frontends.iter().filter_map(|frontend| frontend.address.parse().ok()) {
             let packet = unknown(to, protocol, OurRules::Translate);

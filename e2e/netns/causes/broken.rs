@@ -96,6 +96,7 @@ pub(super) const ROWS: &[Row] = &[
     row("a chain of another program lets packets out before they are translated", iptables, &["foreign-accept"], "$IPT -t nat -N bypass; $IPT -t nat -I PREROUTING -j bypass; $IPT -t nat -A bypass -d 10.96.0.10 -j ACCEPT"),
     // Which of two chains for translation is asked first depends on when each was made.
     Row { status: 0, ..row("another translation stands beside ours", nftables, &["foreign-translation"], "$IPT -t nat -I PREROUTING -d 10.96.0.10 -p tcp --dport 80 -j DNAT --to-destination 203.0.113.9") },
+    row("what is for the node itself is dropped, and an endpoint is there", every, &["foreign-drop-rule"], "$IPT -A INPUT -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT; $IPT -A INPUT -i lo -j ACCEPT; $IPT -A INPUT -p tcp --dport 22 -j ACCEPT; $IPT -A INPUT -p tcp -m tcp --dport 8099 -j DROP"),
     row("a chain of the mangle table drops", every, &["foreign-drop-rule"], "$IPT -t mangle -N guard; $IPT -t mangle -I FORWARD -j guard; $IPT -t mangle -A guard -d 10.128.0.0/16 -j DROP"),
     Row { undo: "iptables-legacy -P FORWARD ACCEPT; iptables-legacy -F", ..row("legacy tables drop beside those of nf_tables", not_legacy, &["foreign-drop-rule"], "iptables-legacy -P FORWARD DROP") },
     Row { undo: "iptables-legacy -P FORWARD ACCEPT; iptables-legacy -F", ..row("legacy tables have a rule beside those of nf_tables", not_legacy, &["foreign-drop-rule"], "iptables-legacy -A FORWARD -d 10.128.0.0/16 -j DROP") },

@@ -256,7 +256,8 @@ COMMIT
 -A AWS-SNAT-CHAIN-0 -d 10.0.0.0/8 -j RETURN
 COMMIT
 END"),
-    row("Tailscale", "$IPT-restore -n <<'END'
+    // Clients of its network that come another way do not get to the node.
+    Row { notes: &["foreign-drop-rule"], ..row("Tailscale", "$IPT-restore -n <<'END'
 *filter
 :ts-forward - [0:0]
 :ts-input - [0:0]
@@ -268,7 +269,7 @@ END"),
 -A ts-forward -o tailscale0 -j ACCEPT
 -A ts-input -s 100.64.0.0/10 ! -i tailscale0 -j DROP
 COMMIT
-END"),
+END") },
     row("fail2ban", "$IPT-restore -n <<'END'
 *filter
 :f2b-sshd - [0:0]
