@@ -6,20 +6,28 @@ use rustls::pki_types::CertificateDer;
 use rustls::server::{ClientHello, ResolvesServerCert, WebPkiClientVerifier};
 use rustls::sign::CertifiedKey;
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tokio_rustls::TlsAcceptor;
-
-/// Certificates of clients, by how they came.
-type Clients = Arc<Mutex<Vec<Vec<u8>>>>;
 
 /// Ends TLS and passes on what is inside.
 pub(crate) struct TlsFront {
     address: SocketAddr,
     config: Arc<Mutex<Arc<ServerConfig>>>,
-    clients: Clients,
+    seen: Arc<Seen>,
     accepting: JoinHandle<()>,
+}
+
+/// What has come from clients.
+#[derive(Default)]
+struct Seen {
+    handshakes: AtomicUsize,
+    /// Certificates of clients, by how they came.
+    clients: Mutex<Vec<Vec<u8>>>,
+    hang_up: Notify,
 }
 
 impl Drop for TlsFront {
@@ -50,6 +58,13 @@ pub(crate) fn server_with_key_of(shown: &Identity, owned: &Identity) -> ServerCo
     ServerConfig::builder().with_no_client_auth().with_cert_resolver(resolver)
 }
 
+/// A server of HTTP/2.
+pub(crate) fn server_of_http2(identity: &Identity) -> ServerConfig {
+    let mut config = server(identity);
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    config
+}
+
 /// A server that lets in clients of one authority only.
 pub(crate) fn server_for_clients_of(identity: &Identity, authority: &Identity) -> ServerConfig {
     let mut roots = rustls::RootCertStore::empty();
@@ -64,9 +79,9 @@ impl TlsFront {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let config = Arc::new(Mutex::new(Arc::new(config)));
-        let clients = Clients::default();
-        let accepting = tokio::spawn(accept(listener, config.clone(), clients.clone(), behind));
-        TlsFront { address, config, clients, accepting }
+        let seen = Arc::<Seen>::default();
+        let accepting = tokio::spawn(accept(listener, config.clone(), seen.clone(), behind));
+        TlsFront { address, config, seen, accepting }
     }
 
     pub(crate) fn address(&self) -> SocketAddr {
@@ -84,26 +99,40 @@ impl TlsFront {
 
     /// Whether a client has shown this certificate.
     pub(crate) fn has_seen(&self, client: &Identity) -> bool {
-        self.clients.lock().unwrap().iter().any(|shown| shown[..] == client.certificate.der()[..])
+        self.seen.clients.lock().unwrap().iter().any(|shown| shown[..] == client.certificate.der()[..])
+    }
+
+    /// How many connections there have been.
+    pub(crate) fn handshakes(&self) -> usize {
+        self.seen.handshakes.load(Ordering::Relaxed)
+    }
+
+    /// Ends all connections.
+    pub(crate) fn hang_up(&self) {
+        self.seen.hang_up.notify_waiters();
     }
 }
 
 async fn accept(
     listener: TcpListener,
     config: Arc<Mutex<Arc<ServerConfig>>>,
-    clients: Clients,
+    seen: Arc<Seen>,
     behind: SocketAddr,
 ) {
     while let Ok((stream, _)) = listener.accept().await {
         let acceptor = TlsAcceptor::from(config.lock().unwrap().clone());
-        let clients = clients.clone();
+        let seen = seen.clone();
         tokio::spawn(async move {
             // Clients that do not trust us hang up.
             let Ok(mut outside) = acceptor.accept(stream).await else { return };
             let shown = outside.get_ref().1.peer_certificates().and_then(<[CertificateDer<'_>]>::first);
-            clients.lock().unwrap().extend(shown.map(|client| client.to_vec()));
+            seen.clients.lock().unwrap().extend(shown.map(|client| client.to_vec()));
+            seen.handshakes.fetch_add(1, Ordering::Relaxed);
             let mut inside = TcpStream::connect(behind).await.unwrap();
-            let _ = tokio::io::copy_bidirectional(&mut outside, &mut inside).await;
+            tokio::select! {
+                _ = tokio::io::copy_bidirectional(&mut outside, &mut inside) => {}
+                () = seen.hang_up.notified() => {}
+            }
         });
     }
 }

@@ -1,7 +1,7 @@
 //! Which server we accept as the API server, and which user it takes us for.
 
 use crate::certificates::{Identity, authority, called, with};
-use crate::front::{TlsFront, server, server_for_clients_of, server_with_key_of};
+use crate::front::{TlsFront, server, server_for_clients_of, server_of_http2, server_with_key_of};
 use crate::objects::service;
 use crate::picture::{Picture, hurried};
 use crate::server::Stub;
@@ -67,13 +67,18 @@ impl Secured {
         answer.map(drop).map_err(|error| format!("{:#}", anyhow::Error::from(error)))
     }
 
+    /// Until there have been so many requests.
+    async fn until_seen(&self, wanted: usize) {
+        while self.server.seen().len() < wanted {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
     /// A change that no request of before can tell of.
     async fn next_watch(&self, picture: &mut Picture) {
         let wanted = self.server.seen().len() + 3;
         self.server.disconnect();
-        while self.server.seen().len() < wanted {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
+        self.until_seen(wanted).await;
         self.server.put(service("db", 11));
         picture.until_it_shows(&[DB, WEB]).await;
     }
@@ -189,4 +194,26 @@ async fn a_client_certificate_that_is_replaced_is_used_from_the_next_request_on(
     secured.next_watch(&mut picture).await;
     assert!(secured.front.has_seen(&second));
     assert_eq!(picture.lists[&ObjectKind::Service], 1);
+}
+
+/// Connections at the start, and after one end of all of them.
+#[rstest::rstest]
+#[case::http2(server_of_http2, [1, 2])]
+#[case::http1(server, [3, 6])]
+#[tokio::test]
+async fn all_watches_share_one_connection_where_the_server_speaks_http2(
+    #[case] server: fn(&Identity) -> ServerConfig,
+    #[case] wanted: [usize; 2],
+) {
+    let own = Identity::self_signed(called("server"));
+    let secured = Secured::start(server(&own)).await;
+    let mut picture = secured.watch(&[&own], json!({})).await;
+    picture.until_it_shows(&[WEB]).await;
+    secured.until_seen(3).await;
+    assert_eq!(secured.front.handshakes(), wanted[0]);
+    secured.front.hang_up();
+    secured.until_seen(6).await;
+    secured.server.put(service("db", 11));
+    picture.until_it_shows(&[DB, WEB]).await;
+    assert_eq!(secured.front.handshakes(), wanted[1]);
 }

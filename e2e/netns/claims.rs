@@ -174,7 +174,7 @@ impl Ground {
         self.expect_served(other);
         let complaint = format!(
             "spec.externalIPs: {API_SERVER} port 81/tcp is at the address where this node reaches the API server, and \
-             in this mode a Service takes all ports of an address; it is not used"
+             in this mode a Service takes all ports of an address; this Service is programmed without it"
         );
         self.expect_told(other.name, ("ExternalIPRefused", &complaint, "api-server-address"));
         self.server.disconnect();
@@ -226,7 +226,7 @@ fn a_service_does_not_get_the_address_at_which_the_api_server_is_reached(
         });
     } else {
         let complaint = format!(
-            "spec.externalIPs: {API_SERVER} is the address of an endpoint of Service default/kubernetes; it is not used"
+            "spec.externalIPs: {API_SERVER} is the address of an endpoint of Service default/kubernetes; this Service is programmed without it"
         );
         ground.expect_told(other.name, ("ExternalIPRefused", &complaint, "external-ip-refused"));
     }
@@ -243,7 +243,7 @@ pub(crate) fn expect_api_server_kept(flavor: Flavor, flags: &'static [&'static s
     thief.put(&ground.server);
     ground.expect_served(thief);
     let complaint = format!(
-        "spec.externalIPs: {API_SERVER} port {port}/tcp is where this node reaches the API server; it is not used"
+        "spec.externalIPs: {API_SERVER} port {port}/tcp is where this node reaches the API server; this Service is programmed without it"
     );
     ground.expect_told(thief.name, ("ExternalIPRefused", &complaint, "api-server-address"));
 
@@ -296,7 +296,7 @@ pub(crate) fn expect_older_one_served(flavor: Flavor, flags: &'static [&'static 
     ground.wait("the neighbour answers, too", || answers(81) == "remote-1");
     assert_eq!(answers(80), "local-1");
     let complaint = "spec.externalIPs: 203.0.113.9 port 80/tcp belongs to Service shop/b-old \
-                     (status.loadBalancer.ingress); it is not used";
+                     (status.loadBalancer.ingress); this Service is programmed without it";
     ground.expect_told(YOUNG.name, ("ExternalIPConflict", complaint, "address-taken"));
     let gauge = "kubeproxy_rs_contested_addresses 1\n";
     ground.wait("the metric counts it", || metrics(ground.lab.node()).is_ok_and(|text| text.contains(gauge)));

@@ -11,6 +11,7 @@ mod cleanup;
 mod conntrack;
 mod dispatch;
 mod explain;
+mod foreign;
 mod health;
 mod hostile;
 mod ipvs;

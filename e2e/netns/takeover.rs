@@ -154,6 +154,15 @@ fn a_proxy_that_writes_its_rules_again_each_time_is_told_of_once_and_makes_the_n
     assert_eq!(status.status.code(), Some(1));
     let status = String::from_utf8_lossy(&status.stdout);
     assert!(status.contains("DEGRADED") && status.contains("stop the other"), "{status}");
+    // What has happened so far stays known, also when the other program is gone.
+    let who =
+        if flavor == Flavor::Nft { "the process is iptables-" } else { "which program does it is not known" };
+    // Lines of the status are broken where they are long.
+    let words = status.split_whitespace().collect::<Vec<_>>().join(" ");
+    assert!(words.contains("other programs have changed our rules") && words.contains(who), "{status}");
+    let (report, _) =
+        crate::explain::explain(&node, &["--all", "--control-socket", socket.to_str().unwrap()]);
+    assert!(crate::explain::codes(&report).contains("repeated-drift"), "{report:#}");
     let log = proxy.log();
     let lines = |words: &str| log.lines().filter(|line| line.contains(words)).count();
     assert_eq!(lines("is another service proxy, such as kube-proxy"), 1, "{log}");

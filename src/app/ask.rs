@@ -6,12 +6,13 @@ use super::output::{Answer, complain};
 use super::print::structured;
 use super::read_api::{FIRST_ANSWER, client_options};
 use super::whole;
-use crate::config::{Config, Explain, Form, Target};
+use crate::config::{Config, Explain, Form, Mode, Target};
 use crate::explain::{
     self, ApiFacts, Kind, NodePage, NodeState, ProxyState, Report, Row, ServiceView, Services, Wide,
 };
 use crate::http;
 use crate::kernel::addresses::local_addresses;
+use crate::kernel::iptables::Flavor;
 use crate::model::{IpFamily, Protocol, ServiceName, excerpt};
 use crate::sync::LoopState;
 use crate::watch::client::Connection;
@@ -74,9 +75,24 @@ pub(super) struct Running {
     /// How many endpoints Services have, by family; absent while the loop is busy.
     #[serde(default)]
     endpoints: BTreeMap<String, usize>,
+    /// Mode and tools; absent while the loop is busy.
+    #[serde(default)]
+    mode: String,
+    #[serde(default)]
+    flavor: String,
 }
 
 impl Running {
+    /// The mode that it runs in, where that is known.
+    pub(super) fn mode(&self) -> Option<Mode> {
+        Mode::named(&self.mode)
+    }
+
+    /// The flavour of its iptables tools, where it runs any.
+    pub(super) fn flavor(&self) -> Option<Flavor> {
+        [Flavor::Nft, Flavor::Legacy].into_iter().find(|it| it.as_str() == self.flavor)
+    }
+
     /// Whether Services have endpoints of a family; `None` where that is not known.
     pub(super) fn has_endpoints(&self, family: IpFamily) -> Option<bool> {
         if self.endpoints.is_empty() {

@@ -76,7 +76,7 @@ async fn gathered(config: &Config, effective: &Effective) -> Vec<Part> {
         Part::of("configuration-of-this-command.yaml", asked),
         Part::of("configuration-of-the-proxy.json", running),
         Part::of("status.json", text(ask::status(config, &Form::Json).await)),
-        Part::of("check.txt", text(check::check(config, None, &Form::Text).await)),
+        Part::of("check.txt", text(check::check(config, (None, false), &Form::Text).await)),
         Part::of("services.json", text(services::services(config, &list).await)),
         Part::of("explain-all.json", text(ask::explain(config, &all).await)),
         Part::of("rules.txt", rules.map(String::into_bytes)),

@@ -4,17 +4,16 @@
 use super::obstacles::{Surroundings, bridged, protocol};
 use super::output::complain;
 use crate::backend::{
-    self, InspectedNode, Inspection, KernelObject, Packet, ProxyMode, SERVER_RULE, TraceOutcome,
+    self, InspectedNode, Inspection, KernelObject, Packet, ProxyMode, SERVER_RULE, TracedPast,
 };
 use crate::config::{Config, Explain, Mode};
 use crate::explain::{
-    Decision, EndpointView, FamilyFacts, FamilyView, Flows, Node, NodeState, Obstacle, PortFlows, PortView,
+    Decision, EndpointView, FamilyFacts, FamilyView, Flows, Node, NodeState, PortFlows, PortView,
     ServiceView, Tracking,
 };
 use crate::kernel::addresses::local_addresses;
 use crate::kernel::conntrack::{Conntrack, Destination, Part};
 use crate::kernel::iptables::{Flavor, Tools, Xtables as _};
-use crate::kernel::nft::Nft;
 use crate::kernel::sysctl::Sysctls;
 use crate::model::{IpFamily, Protocol, Verdict};
 use anyhow::Result;
@@ -50,21 +49,47 @@ pub(super) async fn around(config: &Config, view: &ServiceView, asked: &Explain)
         let own = or_warn("the node's addresses are unknown", local_addresses(of)).unwrap_or_default();
         let inspected = InspectedNode { family: of, tools: tools.as_ref(), addresses: &own };
         let services = [(view.service.as_str(), family)];
-        let looked = inspect(mode, &inspected, &services, &family.wanted).await;
-        let found = looked.as_ref().map(|(_, inspection)| inspection.found.clone()).unwrap_or_default();
-        node.families.push(FamilyFacts { bridged: bridged(of, [family]), ..family_facts(of, looked) });
-        for packet in packets((of, family), asked, &own) {
-            // Where the kernel could not be read, what should be there decides.
-            let objects = if found.is_empty() { &family.wanted } else { &found };
-            match mode.trace(&inspected, objects, &packet).await {
-                Ok(outcomes) => {
-                    node.decisions.extend(outcomes.iter().map(|outcome| decision(outcome, &packet)))
-                }
+        let packets = packets((of, family), asked, &own);
+        let looked = inspect(mode, &inspected, &family.wanted, !packets.is_empty()).await;
+        node.families.push(FamilyFacts {
+            bridged: bridged(of, [family]),
+            ..family_facts((of, &own), looked.as_ref(), &services)
+        });
+        node.weights.extend(looked.iter().flat_map(|it| weights(&it.inspection.found)));
+        for packet in packets {
+            match trace(mode, &inspected, (looked.as_ref().ok(), &family.wanted), &packet).await {
+                Ok(decisions) => node.decisions.extend(decisions),
                 Err(error) => complain(format_args!("Warning: the packet was not traced: {error:#}")),
             }
         }
     }
     node
+}
+
+/// The weights that virtual servers have their real servers at.
+fn weights(found: &[KernelObject]) -> impl Iterator<Item = (SocketAddr, u32)> {
+    let lines = found.iter().flat_map(|object| &object.lines);
+    lines.filter_map(|line| {
+        let (address, weight) = line.strip_prefix("real server ")?.split_once(" weight ")?;
+        Some((address.parse().ok()?, weight.parse().ok()?))
+    })
+}
+
+/// All that can become of a packet.
+async fn trace(
+    mode: &dyn ProxyMode,
+    node: &InspectedNode<'_>,
+    (looked, wanted): (Option<&Looked>, &[KernelObject]),
+    packet: &Packet,
+) -> Result<Vec<Decision>> {
+    // Where the kernel could not be read, what should be there decides.
+    let found = looked.map(|it| it.inspection.found.as_slice()).filter(|found| !found.is_empty());
+    let outcomes = mode.trace(node, found.unwrap_or(wanted), packet).await?;
+    let (nothing, unread) = (Surroundings::default(), ["the rules of other programs".to_owned()]);
+    let (around, unseen) =
+        looked.map_or((&nothing, unread.as_slice()), |it| (&it.around, it.around.unseen.as_slice()));
+    let past = around.past(outcomes, packet, node.addresses);
+    Ok(past.iter().map(|it| decision(it, unseen, packet)).collect())
 }
 
 /// Everything there is to be seen around all Services: what is read for one is read once for all.
@@ -84,9 +109,9 @@ pub(super) async fn around_all(config: &Config, node: &Node) -> NodeState {
             node.services.iter().flat_map(|view| view.families.iter().map(|it| (view.service.as_str(), it)));
         let services: Vec<(&str, &FamilyView)> =
             parts.filter(|(_, it)| it.ip_family() == Some(*of)).collect();
-        let looked = inspect(mode, &inspected, &services, wanted).await;
+        let looked = inspect(mode, &inspected, wanted, false).await;
         let bridged = bridged(*of, services.iter().map(|(_, family)| *family));
-        state.families.push(FamilyFacts { bridged, ..family_facts(*of, looked) });
+        state.families.push(FamilyFacts { bridged, ..family_facts((*of, &own), looked.as_ref(), &services) });
     }
     state
 }
@@ -148,30 +173,23 @@ pub(super) fn tracked() -> Result<String> {
     Ok(text)
 }
 
-/// Whether the kernel has what is wanted, and which rules of other programs stand in the way of these Services.
+/// What was read of the kernel.
+struct Looked {
+    around: Surroundings,
+    inspection: Inspection,
+}
+
+/// Reads whether the kernel has what is wanted, and the rules of other programs; with those that only a traced packet
+/// meets, if there is one.
 async fn inspect(
     mode: &dyn ProxyMode,
     inspected: &InspectedNode<'_>,
-    services: &[(&str, &FamilyView)],
     wanted: &[KernelObject],
-) -> Result<(Vec<Obstacle>, Inspection)> {
-    let obstacles = match inspected.tools() {
-        Ok(tools) => {
-            let around = Surroundings::read(tools, inspected.family).await?;
-            let mut found = around.obstacles(services.iter().copied(), inspected.addresses);
-            if tools.flavor() == Flavor::Nft {
-                let legacy = Surroundings::of_legacy(inspected.family).await;
-                let legacy = or_warn("legacy tables are not looked at", legacy).flatten();
-                let beside = legacy.map(|it| it.obstacles(services.iter().copied(), inspected.addresses));
-                found.extend(beside.into_iter().flatten());
-            }
-            found
-        }
-        // Nothing of this mode is written with them.
-        Err(_) if !mode.facts().writes_iptables => Vec::new(),
-        Err(error) => return Err(error),
-    };
-    Ok((obstacles, mode.inspect(inspected, wanted).await?))
+    traces: bool,
+) -> Result<Looked> {
+    let has_ours = mode.facts().writes_iptables;
+    let around = Surroundings::read(inspected.tools(), inspected.family, (has_ours, traces)).await?;
+    Ok(Looked { around, inspection: mode.inspect(inspected, wanted).await? })
 }
 
 /// What was found; where it could not be looked for, a warning and nothing.
@@ -179,26 +197,25 @@ fn or_warn<T>(what: &str, found: Result<T>) -> Option<T> {
     found.map_err(|error| complain(format_args!("Warning: {what}: {error:#}"))).ok()
 }
 
-fn family_facts(of: IpFamily, looked: Result<(Vec<Obstacle>, Inspection)>) -> FamilyFacts {
+fn family_facts(
+    (of, own): (IpFamily, &[IpAddr]),
+    looked: Result<&Looked, &anyhow::Error>,
+    services: &[(&str, &FamilyView)],
+) -> FamilyFacts {
     let forwarding = match of {
         IpFamily::V4 => "net/ipv4/ip_forward",
         IpFamily::V6 => "net/ipv6/conf/all/forwarding",
     };
     let forwards = Sysctls::default().read(forwarding).ok().map(|value| value != "0");
-    let unseen = or_warn("nftables tables of other programs are not looked for", unseen_tables(of));
-    let unseen_tables = unseen.unwrap_or_default();
-    let facts = FamilyFacts { family: of.to_string(), forwards, unseen_tables, ..FamilyFacts::default() };
+    let facts = FamilyFacts { family: of.to_string(), forwards, ..FamilyFacts::default() };
     match looked {
-        Ok((obstacles, Inspection { differences, .. })) => FamilyFacts { obstacles, differences, ..facts },
+        Ok(Looked { around, inspection }) => FamilyFacts {
+            obstacles: around.obstacles(services.iter().copied(), own),
+            unseen_tables: around.unseen.clone(),
+            differences: inspection.differences.clone(),
+            ..facts
+        },
         Err(error) => FamilyFacts { unreadable: Some(format!("{error:#}")), ..facts },
-    }
-}
-
-/// The nftables tables of other programs that packets of a family meet.
-fn unseen_tables(family: IpFamily) -> Result<Vec<String>> {
-    match Nft::open_if_there()? {
-        Some(mut nft) => Ok(nft.foreign_tables(family)?.into_iter().collect()),
-        None => Ok(Vec::new()),
     }
 }
 
@@ -356,7 +373,7 @@ fn packets((of, family): (IpFamily, &FamilyView), asked: &Explain, own: &[IpAddr
         return Vec::new();
     };
     let is_own = own.contains(&source) || source.is_loopback();
-    let interface = asked.interface.clone().or_else(|| (!is_own).then(|| "another".to_owned()));
+    let interface = asked.interface.clone().or_else(|| (!is_own).then(|| Packet::SOME_INTERFACE.to_owned()));
     let protocols = protocols(family, destination, asked.protocol);
     let packet = |protocol| Packet { interface: interface.clone(), source, destination, protocol };
     protocols.into_iter().map(packet).collect()
@@ -373,8 +390,9 @@ fn protocols(family: &FamilyView, to: SocketAddr, wanted: Option<Protocol>) -> B
     if found.is_empty() { family.ports.iter().take(1).map(protocol).collect() } else { found }
 }
 
-/// An outcome, and the rule that decides: the last one that sends the packet somewhere.
-fn decision(outcome: &TraceOutcome, packet: &Packet) -> Decision {
+/// An outcome, and the rule that decides: a foreign one, or the last of ours that sends the packet somewhere.
+fn decision(past: &TracedPast, unseen: &[String], packet: &Packet) -> Decision {
+    let TracedPast { outcome, decided_by, may } = past;
     let (endpoint, target) = match outcome.verdict {
         Verdict::Served(endpoint) => (Some(endpoint), Some("-j DNAT")),
         Verdict::Refused => (None, Some("-j REJECT")),
@@ -383,6 +401,11 @@ fn decision(outcome: &TraceOutcome, packet: &Packet) -> Decision {
     };
     let decides =
         |rule: &&String| target.is_some_and(|target| rule.contains(target) || rule.starts_with(SERVER_RULE));
+    let ours = || outcome.rules.iter().rev().find(decides).cloned();
+    let may = may.iter().map(|rule| format!("{rule}: this may {}", rule.effect.verb(false)));
+    let doubts =
+        outcome.doubts.iter().map(|rule| format!("{rule}: what this asks of the packet is not known"));
+    let unseen = unseen.iter().map(|what| format!("{what}: not read, and may stop it"));
     Decision {
         to: packet.destination,
         protocol: packet.protocol.to_string(),
@@ -390,7 +413,8 @@ fn decision(outcome: &TraceOutcome, packet: &Packet) -> Decision {
         endpoint: endpoint.map(|endpoint| endpoint.address),
         masqueraded: endpoint.is_some_and(|endpoint| endpoint.masqueraded),
         percent: outcome.chance * 100.0,
-        decided_by: outcome.rules.iter().rev().find(decides).cloned(),
+        decided_by: decided_by.as_ref().map(ToString::to_string).or_else(ours),
         rules: outcome.rules.clone(),
+        may: may.chain(doubts).chain(unseen).collect(),
     }
 }

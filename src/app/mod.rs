@@ -29,6 +29,7 @@ mod source;
 mod status;
 mod style;
 mod supervisor;
+mod tables_beside;
 mod whole;
 
 use crate::backend::{self, cleanup};
@@ -88,7 +89,7 @@ fn act(line: &CommandLine) -> Result<ExitCode> {
         Action::Completion(shell) => return Ok(completion(*shell)?.deliver()),
         _ => {}
     }
-    let Resolved { config, effective, notices, choice } = resolve(line)?;
+    let Resolved { config, effective, notices, choice, names_mode } = resolve(line)?;
     // People who ask want the answer only.
     let asked = match &line.action {
         Action::Explain(asked) => block_on(ask::explain(&config, asked)),
@@ -99,7 +100,7 @@ fn act(line: &CommandLine) -> Result<ExitCode> {
         }
         _ => {
             start_logging(line, config.logging, &notices)?;
-            return act_with_log(line, config, (&effective, choice.as_ref()));
+            return act_with_log(line, config, (&effective, choice.as_ref(), names_mode));
         }
     };
     Ok(asked?.deliver())
@@ -108,14 +109,14 @@ fn act(line: &CommandLine) -> Result<ExitCode> {
 fn act_with_log(
     line: &CommandLine,
     config: Config,
-    (effective, choice): (&Effective, Option<&ModeChoice>),
+    (effective, choice, names_mode): (&Effective, Option<&ModeChoice>, bool),
 ) -> Result<ExitCode> {
     if let (Action::Run | Action::InitOnly, Some(ModeChoice { mode, reason })) = (&line.action, choice) {
         tracing::info!(mode = mode.as_str(), reason, "--proxy-mode=auto: this node's mode is chosen");
     }
     match &line.action {
         Action::Render(asked) => Ok(render::render(&config, asked)?.deliver()),
-        Action::CheckNode(form) => Ok(block_on(check::check(&config, choice, form))?.deliver()),
+        Action::CheckNode(form) => Ok(block_on(check::check(&config, (choice, names_mode), form))?.deliver()),
         Action::WriteConfig(path) => {
             let text = effective.to_yaml().map_err(anyhow::Error::msg)?;
             replace_file::replace(path, &text)?;

@@ -1,57 +1,87 @@
-//! Rules of other programs in the way of Services' packets: read once for a family, then walked for each Service.
+//! Rules of other programs in the way of Services' packets: read once for a family, then walked for each Service and each
+//! traced packet.
 
-use crate::backend::{ChainRules, ForeignEffect, ForeignRule, KnownPart, foreign_rules};
+use super::tables_beside;
+use crate::backend::{
+    ForeignEffect, ForeignRule, ForeignSurroundings, ForeignTable, KnownPart, OurRules, Packet, PacketHook,
+    Stage, TraceOutcome, TracedPast, foreign_rules, past_foreign_rules,
+};
 use crate::explain::{Bridged, EndpointView, FamilyView, Obstacle, PortView};
 use crate::kernel::addresses::{InterfaceAddress, interface_addresses};
-use crate::kernel::iptables::{Flavor, Place, Tools, find};
+use crate::kernel::iptables::Tools;
+use crate::kernel::links;
 use crate::kernel::sysctl::Sysctls;
-use crate::kernel::{links, xtables_info};
 use crate::model::{IpFamily, Protocol};
 use anyhow::Result;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 /// The rules that Services' packets meet besides our own.
+#[derive(Debug, Default)]
 pub(super) struct Surroundings {
-    /// What stands before a rule, where it is not of the tools that the proxy uses.
-    prefix: &'static str,
-    filter: ChainRules,
-    /// The tables whose rules see a packet before the Services' rules do.
-    before_ours: [(&'static str, ChainRules); 2],
+    tables: Vec<ForeignTable>,
+    /// What packets meet and could not be read, each with the reason.
+    pub(super) unseen: Vec<String>,
     interfaces: Vec<InterfaceAddress>,
 }
 
+/// Before a rule can translate packets.
+const BEFORE: [Stage; 2] = [
+    Stage { hook: PacketHook::Prerouting, is_translated: false },
+    Stage { hook: PacketHook::Output, is_translated: false },
+];
+/// On the way to an endpoint on another node, or in a pod.
+const BEHIND: [Stage; 3] = [
+    Stage { hook: PacketHook::Prerouting, is_translated: true },
+    Stage { hook: PacketHook::Forward, is_translated: true },
+    Stage { hook: PacketHook::Output, is_translated: true },
+];
+
+/// On the way to an endpoint on this node itself.
+const HERE: [Stage; 1] = [Stage { hook: PacketHook::Input, is_translated: true }];
+
+/// Whom a rule concerns.
+#[derive(Default)]
+struct Concerned<'v> {
+    obstacle: Option<Obstacle>,
+    at: BTreeSet<SocketAddr>,
+    services: BTreeSet<&'v str>,
+    /// Used endpoints of these Services.
+    endpoints: BTreeSet<SocketAddr>,
+}
+
+/// What makes rules the same: their words, whether they are certain, and the node's own address that they concern.
+type Known<'v> = BTreeMap<(String, bool, Option<IpAddr>), Concerned<'v>>;
+
 impl Surroundings {
-    /// Reads them, with as many processes as there are tables.
+    /// Reads them, with as many processes as there are tables: those of the proxy's tools and of the other flavour, and those
+    /// that other programs made of nf_tables. `has_ours`: the proxy writes rules with the tools. `traces`: packets are traced,
+    /// which meet more chains.
     ///
     /// # Errors
-    /// The tools' words.
-    pub(super) async fn read(tools: &Tools, family: IpFamily) -> Result<Surroundings> {
-        Ok(Surroundings {
-            prefix: "",
-            filter: tools.table("filter").await?,
-            before_ours: before_ours(tools).await?,
-            interfaces: interface_addresses(family).unwrap_or_default(),
-        })
+    /// Where the proxy's own tables cannot be read: the tools' words.
+    pub(super) async fn read(
+        tools: Result<&Tools>,
+        family: IpFamily,
+        (has_ours, traces): (bool, bool),
+    ) -> Result<Surroundings> {
+        let (tables, unseen) = tables_beside::read(tools, family, (has_ours, traces)).await?;
+        Ok(Surroundings { tables, unseen, interfaces: interface_addresses(family).unwrap_or_default() })
     }
 
-    /// Reads the legacy tables beside those of nf_tables: packets meet both. A table that is not there is not made.
-    ///
-    /// # Errors
-    /// The tools' words.
-    pub(super) async fn of_legacy(family: IpFamily) -> Result<Option<Surroundings>> {
-        let is_used = |table: &str| xtables_info::num_entries(family, table).is_ok_and(|size| size.is_some());
-        if !["filter", "nat", "raw"].into_iter().any(is_used) {
-            return Ok(None);
-        }
-        let tools = find(family, Some(Flavor::Legacy)).await?;
-        let nat = tools.table_in_use("nat").await?;
-        Ok(Some(Surroundings {
-            prefix: "iptables-legacy: ",
-            filter: if is_used("filter") { tools.table("filter").await? } else { ChainRules::new() },
-            before_ours: [("raw", tools.table_in_use("raw").await?), ("nat", nat)],
-            interfaces: interface_addresses(family).unwrap_or_default(),
-        }))
+    /// What becomes of a traced packet among these rules.
+    pub(super) fn past(
+        &self,
+        outcomes: Vec<TraceOutcome>,
+        packet: &Packet,
+        own: &[IpAddr],
+    ) -> Vec<TracedPast> {
+        let around = ForeignSurroundings {
+            tables: &self.tables,
+            is_local: &|address| address.is_loopback() || own.contains(&address),
+            out_interface: &|to| self.out_interface(to),
+        };
+        past_foreign_rules(outcomes, packet, &around)
     }
 
     /// What stands in the way of these Services' packets; each rule once, with the Services that it concerns.
@@ -60,46 +90,66 @@ impl Surroundings {
         services: impl IntoIterator<Item = (&'v str, &'v FamilyView)>,
         own: &[IpAddr],
     ) -> Vec<Obstacle> {
-        let mut found: BTreeMap<Obstacle, BTreeSet<&str>> = BTreeMap::new();
-        let mut outgoing = HashMap::new();
+        let (mut known, mut outgoing) = (Known::new(), HashMap::new());
         for (service, family) in services {
-            for obstacle in self.of_family(family, own, &mut outgoing) {
-                found.entry(obstacle).or_default().insert(service);
+            for port in &family.ports {
+                self.of_port((service, port), own, &mut known, &mut outgoing);
             }
         }
-        let with_services = |(obstacle, services): (Obstacle, BTreeSet<&str>)| Obstacle {
-            rule: format!("{}{}", self.prefix, obstacle.rule),
-            services: services.into_iter().map(str::to_owned).collect(),
-            ..obstacle
+        let whole = |it: Concerned<'_>| {
+            let Concerned { obstacle, at, services, endpoints } = it;
+            let of_endpoints = obstacle.as_ref()?.of_endpoints.map(|_| endpoints.len());
+            let services = services.into_iter().map(str::to_owned).collect();
+            obstacle.map(|obstacle| Obstacle { at, of_endpoints, services, ..obstacle })
         };
-        found.into_iter().map(with_services).collect()
+        known.into_values().filter_map(whole).collect()
     }
 
-    /// Forwarded packets meet rules on their way to an endpoint, and others before our rules see them.
-    fn of_family(
+    /// Packets meet rules before our rules see them, and on their way to an endpoint.
+    fn of_port<'v>(
         &self,
-        family: &FamilyView,
+        (service, port): (&'v str, &'v PortView),
         own: &[IpAddr],
+        known: &mut Known<'v>,
         outgoing: &mut HashMap<IpAddr, Option<String>>,
-    ) -> BTreeSet<Obstacle> {
-        let mut found = BTreeSet::new();
-        for port in &family.ports {
-            let used = port.endpoints.iter().filter(|endpoint| endpoint.is_used());
+    ) {
+        let protocol = protocol(port);
+        let used = port.endpoints.iter().filter(|endpoint| endpoint.is_used());
+        let used: BTreeSet<SocketAddr> = used.filter_map(EndpointView::address).collect();
+        let mut note = |rules: Vec<ForeignRule>, to: SocketAddr, is_endpoint: bool| {
+            let local = (!is_endpoint && own.contains(&to.ip())).then_some(to.ip());
+            for rule in rules {
+                let it = known.entry((rule.to_string(), rule.is_certain, local)).or_default();
+                let of_endpoints = is_endpoint.then_some(0);
+                it.obstacle.get_or_insert_with(|| Obstacle { of_endpoints, ..Obstacle::of(&rule, local) });
+                it.at.insert(to);
+                it.services.insert(service);
+                it.endpoints.extend(&used);
+            }
+        };
+        for to in used.iter().copied() {
+            let packet = KnownPart { is_translated: true, ..unknown(to, protocol, OurRules::Translate) };
             // What goes to the node itself is not forwarded.
-            let forwarded = used.filter(|endpoint| !own.contains(&endpoint.ip));
-            for to in forwarded.filter_map(EndpointView::address) {
+            let rules = if own.contains(&to.ip()) {
+                self.met(&HERE, &KnownPart { to_is_local: true, ..packet })
+            } else {
                 let out_interface = outgoing.entry(to.ip()).or_insert_with(|| self.out_interface(to)).clone();
-                let packet = KnownPart { to, protocol: protocol(port), out_interface };
-                let rules = foreign_rules(&self.filter, "FORWARD", &packet).into_iter();
-                found.extend(rules.map(|rule| Obstacle::of(&rule, None)));
-            }
-            for to in port.frontends.iter().filter_map(|frontend| frontend.address.parse().ok()) {
-                for (table, chains) in &self.before_ours {
-                    found.extend(met_before_ours(chains, table, (to, protocol(port)), own));
-                }
-            }
+                self.met(&BEHIND, &KnownPart { out_interface, ..packet })
+            };
+            note(rules, to, true);
         }
-        found
+        for to in port.frontends.iter().filter_map(|frontend| frontend.address.parse().ok()) {
+            let packet = unknown(to, protocol, OurRules::Translate);
+            let to_is_local = own.contains(&to.ip());
+            note(self.met(&BEFORE, &KnownPart { to_is_local, ..packet }), to, false);
+        }
+    }
+
+    /// The rules that a packet of any client meets.
+    fn met(&self, stages: &[Stage], packet: &KnownPart) -> Vec<ForeignRule> {
+        let tables = || self.tables.iter();
+        let all = stages.iter().flat_map(|stage| tables().flat_map(|it| foreign_rules(it, *stage, packet)));
+        all.filter(|rule| rule.effect != ForeignEffect::Masquerades).collect()
     }
 
     /// The interface by which packets leave for an address: the one that has the address that the kernel would send
@@ -107,6 +157,20 @@ impl Surroundings {
     fn out_interface(&self, to: SocketAddr) -> Option<String> {
         let from = source_towards(to)?;
         self.interfaces.iter().find(|it| it.address == from).map(|it| it.interface.clone())
+    }
+}
+
+/// A packet of any client.
+fn unknown(to: SocketAddr, protocol: Protocol, ours: OurRules) -> KnownPart {
+    KnownPart {
+        to,
+        protocol,
+        from: None,
+        in_interface: None,
+        out_interface: None,
+        to_is_local: false,
+        is_translated: false,
+        ours,
     }
 }
 
@@ -145,60 +209,6 @@ pub(super) fn bridged<'v>(
     // A pod alone on its bridge has no neighbour there.
     let bridges: Vec<String> = interfaces.into_iter().filter(|name| links::bridge_ports(name) > 1).collect();
     (!bridges.is_empty()).then_some(Bridged { bridges, setting, is_loaded: value.is_some() })
-}
-
-async fn before_ours(tools: &Tools) -> Result<[(&'static str, ChainRules); 2]> {
-    let mut nat = ChainRules::new();
-    for chain in ["PREROUTING", "OUTPUT"] {
-        let rules = tools.rules(Place { table: "nat", chain }).await?.unwrap_or_default();
-        nat.insert(chain.to_owned(), rules);
-    }
-    // The rest of the table is nearly all Services', so that it is read only where it has to be.
-    if nat.values().flatten().any(|rule| leads_to_foreign_chain(rule)) {
-        nat = tools.table("nat").await?;
-    }
-    for ours in ["KUBE-SERVICES", "KUBE-POSTROUTING"] {
-        nat.entry(ours.to_owned()).or_default();
-    }
-    Ok([("raw", tools.table_in_use("raw").await?), ("nat", nat)])
-}
-
-/// Whether a rule's target is a chain that is not a service proxy's.
-fn leads_to_foreign_chain(rule: &str) -> bool {
-    const TARGETS: [&str; 14] = [
-        "ACCEPT",
-        "DROP",
-        "RETURN",
-        "DNAT",
-        "REDIRECT",
-        "NOTRACK",
-        "CT",
-        "MARK",
-        "LOG",
-        "REJECT",
-        "CONNMARK",
-        "SNAT",
-        "MASQUERADE",
-        "TPROXY",
-    ];
-    let mut words = rule.split_whitespace().skip_while(|word| !["-j", "-g"].contains(word)).skip(1);
-    words.next().is_some_and(|target| !TARGETS.contains(&target) && !target.starts_with("KUBE-"))
-}
-
-fn met_before_ours(
-    chains: &ChainRules,
-    table: &str,
-    (to, protocol): (SocketAddr, Protocol),
-    own: &[IpAddr],
-) -> Vec<Obstacle> {
-    let packet = KnownPart { to, protocol, out_interface: None };
-    let local = own.contains(&to.ip()).then_some(to.ip());
-    let rules = ["PREROUTING", "OUTPUT"].into_iter().flat_map(|start| foreign_rules(chains, start, &packet));
-    let wanted = |rule: &ForeignRule| match table {
-        "raw" => rule.effect != ForeignEffect::Redirects,
-        _ => rule.effect == ForeignEffect::Redirects,
-    };
-    rules.filter(wanted).map(|rule| Obstacle::of(&rule, local)).collect()
 }
 
 /// The protocol of a port.

@@ -152,7 +152,11 @@ impl Status {
                     escaped(why)
                 )
             });
-            format!("<tr>{cells}</tr>{}", failure.unwrap_or_default())
+            let repeated = it
+                .repeated_drift
+                .as_ref()
+                .map(|what| format!("<tr class=\"failure\"><td colspan=\"6\">{}</td></tr>", escaped(what)));
+            format!("<tr>{cells}</tr>{}{}", failure.unwrap_or_default(), repeated.unwrap_or_default())
         };
         let rows: String = self.readiness.families.iter().map(row).collect();
         if rows.is_empty() {
@@ -251,6 +255,9 @@ impl fmt::Display for Status {
             )?;
             if it.last_drift.is_some() {
                 writeln!(f, "           last drift: {}", drift(it))?;
+            }
+            if let Some(repeated) = &it.repeated_drift {
+                writeln!(f, "           {repeated}")?;
             }
             if let Some(failure) = &it.failure {
                 writeln!(f, "           last sync FAILED: {failure}")?;

@@ -26,7 +26,10 @@ mod slow;
 mod usable;
 
 pub use counters::{Detail, Measured, Measurement, Measuring, Series};
-pub use foreign::{ChainRules, ForeignEffect, ForeignRule, KnownPart, foreign_rules};
+pub use foreign::{
+    ChainRules, ForeignEffect, ForeignRule, ForeignSurroundings, ForeignTable, KnownPart, OurRules,
+    PacketHook, Stage, TracedPast, foreign_rules, past_foreign_rules,
+};
 pub use mode::{
     InspectedNode, Inspection, ModeFacts, Opening, ProxyMode, Requirement, StandingObjects, choose, open,
 };
@@ -67,7 +70,7 @@ pub trait Dataplane: Any {
     /// The flavour of the iptables tools that it writes with; `None` if it needs none.
     fn flavor(&self) -> Option<Flavor>;
 
-    /// Makes the next sync look at the kernel and write everything.
+    /// Makes the next sync look at the whole kernel.
     fn forget(&mut self);
 
     /// Whether Services, of this process or an earlier one, are in the kernel.

@@ -5,6 +5,8 @@ use crate::model::{Frontend, Protocol, RealServer, SetEntry, Verdict};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
+/// What begins the names of chains of service proxies.
+const OURS: &str = "KUBE-";
 /// Rules that one packet meets at most, so that rules in a circle end.
 const MOST_RULES: usize = 256;
 
@@ -19,6 +21,11 @@ pub struct Packet {
     pub destination: SocketAddr,
     /// Its protocol.
     pub protocol: Protocol,
+}
+
+impl Packet {
+    /// An interface that is not known, and not the loopback interface.
+    pub const SOME_INTERFACE: &'static str = "another";
 }
 
 /// What a virtual server's step begins with among the rules that a packet meets.
@@ -44,6 +51,8 @@ pub struct TraceOutcome {
     pub rules: Vec<String>,
     /// The lists that remember the client afterwards.
     pub remembered: Option<String>,
+    /// Rules in our chains that are not ours and may decide: what they ask of the packet is not known here.
+    pub doubts: Vec<String>,
 }
 
 /// The chains of all tables, the sets that their rules ask, and the virtual servers.
@@ -93,6 +102,7 @@ struct TracedPacket {
     remembered: Option<String>,
     end: Option<Target>,
     trail: Vec<String>,
+    doubts: Vec<String>,
 }
 
 impl Tables {
@@ -100,6 +110,15 @@ impl Tables {
     pub(super) fn add<'r>(&mut self, table: &str, chain: &str, rules: impl Iterator<Item = &'r str>) {
         let known = self.chains.entry((table.to_owned(), chain.to_owned())).or_default();
         known.extend(rules.map(str::to_owned));
+    }
+
+    /// Adds those rules of a chain that are ours: all of a chain of ours, and in another one the jumps to ours.
+    pub(super) fn add_ours<'r>(&mut self, table: &str, chain: &str, rules: impl Iterator<Item = &'r str>) {
+        let is_ours = |name: &str| name.starts_with(OURS);
+        let leads_to_ours = |text: &&str| {
+            Parsed::of(text).rule().target.chain().is_some_and(|target| is_ours(&target.to_string()))
+        };
+        self.add(table, chain, rules.filter(|text| is_ours(chain) || leads_to_ours(text)));
     }
 
     /// Adds a set with these entries.
@@ -138,6 +157,7 @@ impl PacketTrace<'_> {
             remembered: remembered.map(str::to_owned),
             end: None,
             trail: Vec::new(),
+            doubts: Vec::new(),
         };
         let mut outcomes = Vec::new();
         for traced in self.pass(if outgoing { SENT } else { ARRIVES }, vec![first]) {
@@ -225,8 +245,11 @@ impl PacketTrace<'_> {
             let parsed = Parsed::of(text);
             let rule = parsed.rule();
             let mut next = Vec::new();
-            for traced in inside {
+            for mut traced in inside {
                 let chance = self.chance_of(&traced, &rule);
+                if self.is_doubtful(&traced, &rule) {
+                    traced.doubts.push(format!("{table} {chain}: {text}"));
+                }
                 if chance < 1.0 {
                     next.push(TracedPacket { chance: traced.chance * (1.0 - chance), ..traced.clone() });
                 }
@@ -279,6 +302,13 @@ impl PacketTrace<'_> {
     /// The chance that a packet passes a rule's matches.
     fn chance_of(&self, traced: &TracedPacket, rule: &Rule<'_>) -> f64 {
         rule.asks().map(|wanted| self.passes(traced, wanted)).product()
+    }
+
+    /// Whether it hangs on what is not known whether a rule takes the packet.
+    fn is_doubtful(&self, traced: &TracedPacket, rule: &Rule<'_>) -> bool {
+        let is_known = |wanted: &&Match<'_>| !matches!(wanted.asks, Asks::Unknown(_));
+        let may = |wanted: &Match<'_>| self.passes(traced, wanted) > 0.0;
+        rule.asks().any(|it| !is_known(&it)) && rule.asks().filter(is_known).all(may)
     }
 
     fn passes(&self, traced: &TracedPacket, wanted: &Match<'_>) -> f64 {
@@ -345,6 +375,7 @@ impl PacketTrace<'_> {
 
 impl TracedPacket {
     fn ends(self, verdict: Verdict<TracedEndpoint>) -> TraceOutcome {
-        TraceOutcome { verdict, chance: self.chance, rules: self.trail, remembered: self.remembered }
+        let TracedPacket { chance, trail, remembered, doubts, .. } = self;
+        TraceOutcome { verdict, chance, rules: trail, remembered, doubts }
     }
 }

@@ -14,8 +14,8 @@ use std::net::SocketAddr;
 pub struct CheckRequest {
     /// The dataplane.
     pub mode: Mode,
-    /// Why it is this one, where the mode `auto` was asked for.
-    pub chosen_because: Option<String>,
+    /// Why it is this one.
+    pub mode_source: ModeSource,
     /// The flavour of iptables to use; `None` is the one in use.
     pub flavor: Option<Flavor>,
     /// Node ports are to answer on 127.0.0.1, too.
@@ -32,6 +32,22 @@ pub struct CheckRequest {
     pub extras: Vec<Requirement>,
     /// The ports that Services claim on this node; `None` if no Services were named.
     pub service_ports: Option<Vec<ServicePortUse>>,
+}
+
+/// Why a node is judged for a mode.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ModeSource {
+    /// Flags or the configuration file name it; the proxy that runs here may have another one.
+    Asked {
+        /// That one.
+        beside: Option<Mode>,
+    },
+    /// `auto` chose it, for this reason.
+    Auto(String),
+    /// The proxy that runs here has it.
+    Running,
+    /// It is the default.
+    Default,
 }
 
 /// How the proxy that runs here is doing, in its own words.

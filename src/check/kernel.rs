@@ -1,15 +1,13 @@
 //! Permissions, tools and what the kernel can do.
 
-use super::facts::{CheckRequest, Facts, ToolFacts};
+use super::facts::{CheckRequest, Facts, ModeSource, ToolFacts};
 use super::{CheckResult, settings};
 use crate::backend::{self, Requirement};
 use crate::kernel::iptables::{Flavor, Need, RuleKind, Version};
 use crate::model::IpFamily;
 
 pub(super) fn judge(facts: &Facts, request: &CheckRequest) -> Vec<CheckResult> {
-    let chosen = request.chosen_because.as_ref();
-    let chosen = chosen.map(|why| CheckResult::ok("mode auto", format!("{}: {why}", request.mode.as_str())));
-    let mut findings: Vec<CheckResult> = chosen.into_iter().chain([permissions(facts, request)]).collect();
+    let mut findings = vec![judged_mode(request), permissions(facts, request)];
     if backend::open(request.mode).facts().writes_iptables {
         findings.push(tools(facts, IpFamily::V4));
         findings.push(match settings::ipv6_is_off(facts) {
@@ -19,6 +17,24 @@ pub(super) fn judge(facts: &Facts, request: &CheckRequest) -> Vec<CheckResult> {
     }
     findings.extend(facts.requirements.iter().map(|requirement| required(requirement, facts)));
     findings
+}
+
+/// For which mode the other questions are answered.
+fn judged_mode(request: &CheckRequest) -> CheckResult {
+    const CHECK: &str = "mode";
+    let mode = request.mode.as_str();
+    match &request.mode_source {
+        ModeSource::Auto(why) => CheckResult::ok(CHECK, format!("{mode}, chosen by auto: {why}")),
+        ModeSource::Running => CheckResult::ok(CHECK, format!("{mode}, that of the proxy that runs here")),
+        ModeSource::Default => {
+            CheckResult::ok(CHECK, format!("{mode}, the default: --proxy-mode names another"))
+        }
+        ModeSource::Asked { beside: None } => CheckResult::ok(CHECK, format!("{mode}, as asked")),
+        ModeSource::Asked { beside: Some(running) } => CheckResult::ok(
+            CHECK,
+            format!("{mode}, as asked; the proxy that runs here is in mode {}", running.as_str()),
+        ),
+    }
 }
 
 fn permissions(facts: &Facts, request: &CheckRequest) -> CheckResult {

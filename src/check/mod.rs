@@ -15,7 +15,7 @@ mod settings;
 #[cfg(test)]
 mod tests;
 
-pub use facts::{CheckRequest, Facts, ProxyState, Purpose, ServicePortUse};
+pub use facts::{CheckRequest, Facts, ModeSource, ProxyState, Purpose, ServicePortUse};
 pub use gather::gather;
 pub use print::Report;
 

@@ -60,7 +60,7 @@ fn fit() -> Facts {
 fn wanted(mode: Mode) -> CheckRequest {
     CheckRequest {
         mode,
-        chosen_because: None,
+        mode_source: ModeSource::Default,
         flavor: None,
         localhost_node_ports: true,
         node_port_range: (30000, 32767),

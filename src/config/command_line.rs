@@ -349,12 +349,17 @@ fn dashed(arg: String) -> String {
 /// The commands that find something out. One that cannot ends with 3, so that 1 always is an answer.
 const QUESTIONS: [&str; 5] = ["bug-report", "check", "explain", "services", "status"];
 
+/// What is said where `explain` is not told what to explain.
+const NO_TARGET: &str = "Error: explain what? kube-proxy-rs explain NAMESPACE/NAME (a Service), IP:PORT (whatever answers there) or \
+    --all (this node); --client IP --to IP:PORT beside a Service trace a packet. See kube-proxy-rs explain --help\n";
+
 fn stop(error: &clap::Error, asks: bool) -> FlagStop {
     let text = error.render().to_string();
     if !error.use_stderr() {
         return FlagStop { text, exit_code: 0 };
     }
     let text = text.strip_prefix("error: ").map_or_else(|| text.clone(), |rest| format!("Error: {rest}"));
+    let text = if text.contains("Usage: explain <TARGET>") { NO_TARGET.to_owned() } else { text };
     FlagStop { text, exit_code: if asks { 3 } else { 1 } }
 }
 

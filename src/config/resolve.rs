@@ -50,6 +50,8 @@ pub struct Resolved {
     pub notices: Vec<String>,
     /// What mode `auto` stands for, if it was asked for.
     pub choice: Option<ModeChoice>,
+    /// A flag or the file names a mode; otherwise it is the default one.
+    pub names_mode: bool,
 }
 
 /// Everything that is wrong with a configuration.
@@ -100,7 +102,9 @@ pub fn resolve<'a>(
     }
     notices.extend(gate_notices(&record.feature_gates));
     notices.extend(setting_notices(&record));
-    Ok(Resolved { config: config(line, &record, node_name), effective: Effective(record), notices, choice })
+    let names_mode = line.gave("proxy-mode") || file.is_some_and(|file| file::given(file).contains("mode"));
+    let config = config(line, &record, node_name);
+    Ok(Resolved { config, effective: Effective(record), notices, choice, names_mode })
 }
 
 /// The completed record, what had to be said about the file, and what mode `auto` was found to stand for.

@@ -1,10 +1,10 @@
 //! What was found on the node and at the API server, besides the plan.
 
 use super::view::PortView;
-use crate::backend::{Difference, ForeignEffect, ForeignRule};
+use crate::backend::{Difference, ForeignEffect, ForeignRule, PacketHook};
 use crate::model::{ApiConnection, Verdict};
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
 /// What the API has of a Service, looked at without the selectors of the watches.
@@ -48,6 +48,17 @@ pub struct ProxyState {
     /// The connection to the API server; absent where objects come from manifests.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub api: Option<ApiConnection>,
+    /// What it knows of its families.
+    #[serde(skip_serializing)]
+    pub families: BTreeMap<String, ProxyFamily>,
+}
+
+/// What a proxy knows of one family.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ProxyFamily {
+    /// That other programs changed its rules again and again, in a sentence.
+    pub repeated_drift: Option<String>,
 }
 
 impl ProxyState {
@@ -113,7 +124,7 @@ pub struct FamilyFacts {
     pub unreadable: Option<String>,
     /// Foreign rules that may stop packets forwarded to the endpoints.
     pub obstacles: Vec<Obstacle>,
-    /// nftables tables of other programs that packets meet and whose rules are not looked at: `inet firewalld`.
+    /// Tables of other programs that packets meet and whose rules could not be read, each with the reason.
     pub unseen_tables: Vec<String>,
     /// Bridges with endpoints of this node whose packets go past the rules, with the setting that says so.
     pub bridged: Option<Bridged>,
@@ -152,19 +163,27 @@ pub struct Decision {
     pub decided_by: Option<String>,
     /// All rules on the way.
     pub rules: Vec<String>,
+    /// Rules that may decide otherwise, in sentences.
+    pub may: Vec<String>,
 }
 
 /// A rule of another program in the way of the Service's packets.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Obstacle {
-    /// The rule with its chain, or the policy of a chain.
+    /// The rule with its table and the way to it, or the policy of a chain.
     pub rule: String,
     /// What it does to them.
     pub effect: ForeignEffect,
     /// It does so to every packet; another one depends on more than the packet's destination.
     pub is_certain: bool,
+    /// Which clients' packets meet it.
+    pub clients: String,
     /// The frontend's address, where this node has it: then the node may mean to answer itself.
     pub local: Option<IpAddr>,
+    /// The endpoints that it concerns, or the frontends where it stands before their rules.
+    pub at: BTreeSet<SocketAddr>,
+    /// How many endpoints the Services concerned have; `None` where `at` has frontends.
+    pub of_endpoints: Option<usize>,
     /// The Services whose packets meet it.
     pub services: Vec<String>,
 }
@@ -173,8 +192,21 @@ impl Obstacle {
     /// A foreign rule, with the frontend that it concerns where the node has its address.
     #[must_use]
     pub fn of(rule: &ForeignRule, local: Option<IpAddr>) -> Obstacle {
-        let (effect, is_certain) = (rule.effect, rule.is_certain);
-        Obstacle { rule: rule.words(), effect, is_certain, local, services: Vec::new() }
+        let clients = match (rule.clients(), rule.hook) {
+            (Some(network), _) => network.to_owned(),
+            (None, PacketHook::Output | PacketHook::Postrouting) => "this node itself".to_owned(),
+            (None, _) => "pods and other hosts".to_owned(),
+        };
+        Obstacle {
+            rule: rule.to_string(),
+            effect: rule.effect,
+            is_certain: rule.is_certain,
+            clients,
+            local,
+            at: BTreeSet::new(),
+            of_endpoints: None,
+            services: Vec::new(),
+        }
     }
 }
 
@@ -203,4 +235,6 @@ pub struct NodeState {
     pub node_port_range: Option<(u16, u16)>,
     /// The traced packet.
     pub decisions: Vec<Decision>,
+    /// The weights of real servers, where a virtual server chooses by weight.
+    pub weights: BTreeMap<SocketAddr, u32>,
 }

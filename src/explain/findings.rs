@@ -60,10 +60,12 @@ pub enum Code {
     KernelUnreadable,
     /// A rule of another program may drop forwarded packets.
     ForeignDropRule,
-    /// nftables tables of other programs stand in the way and are not looked at.
+    /// Tables of other programs stand in the way and could not be read.
     ForeignNftTable,
     /// A rule of another program sends packets to the Service elsewhere.
     ForeignTranslation,
+    /// A rule of another program lets packets to the Service out of the nat table before they are translated.
+    ForeignAccept,
     /// A rule of another program keeps packets to the Service out of connection tracking.
     NotTracked,
     /// Packets between pods of one bridge go past the rules.
@@ -102,6 +104,8 @@ pub enum Code {
     ClientOfOtherFamily,
     /// What the proxy knows is not current: a watch of the API server is closed.
     StalePicture,
+    /// Other programs have changed the proxy's rules again and again.
+    RepeatedDrift,
 }
 
 impl Code {
@@ -191,6 +195,7 @@ pub(super) fn all(view: Option<&ServiceView>, node: &NodeState) -> Vec<Finding> 
     found.extend(trace(view, node));
     found.extend(other_family(node));
     found.extend(stale_picture(node));
+    found.extend(repeated_drift(node));
     found.sort_by_key(|finding| finding.severity);
     found.dedup();
     found
@@ -428,6 +433,18 @@ pub(super) fn stale_picture(node: &NodeState) -> Option<Finding> {
         "Services and endpoints may have changed since. The rules go on working as they are; see kube-proxy-rs status \
          for each watch, and whether the API server answers: kubectl get --raw /readyz.",
     ))
+}
+
+/// The kernel may be right now, and was not each time.
+pub(super) fn repeated_drift(node: &NodeState) -> Vec<Finding> {
+    let families = node.proxy.iter().flat_map(|proxy| &proxy.families);
+    let sentences = families.filter_map(|(family, it)| Some((family, it.repeated_drift.as_ref()?)));
+    let advice = "Find the program and have it leave the chains and tables of the proxy alone. The log names each change, and \
+                  kubeproxy_rs_drift_total counts them.";
+    let found = |(family, what): (&String, &String)| {
+        finding((Code::RepeatedDrift, Severity::Problem), format!("{family}: {what}"), advice)
+    };
+    sentences.map(found).collect()
 }
 
 pub(super) fn whole_node(node: &NodeState) -> Option<Finding> {

@@ -55,9 +55,9 @@ pub(super) fn objects(facts: &FamilyFacts, expected: Expected) -> Vec<Finding> {
         let tables = facts.unseen_tables.join(", ");
         found.push(finding(
             (Code::ForeignNftTable, Severity::Note),
-            format!("{family} packets also pass nftables tables of other programs, whose rules are not traced: {tables}"),
-            "nft list table FAMILY NAME shows the rules of one. Whether a rule that drops or rejects is the cause, a counter in it \
-             shows, or nft monitor trace.",
+            format!("{family} packets also meet rules of other programs that could not be read: {tables}"),
+            "Run this where the tools nft and iptables are installed. nft list table FAMILY NAME shows the rules of a table; \
+             nft monitor trace shows which of them packets meet.",
         ));
     }
     found.extend(facts.bridged.as_ref().map(bridged));
@@ -98,37 +98,54 @@ fn bridged(it: &Bridged) -> Finding {
 
 /// A rule of another program. What only may happen is a note, and so is what the node does with an address of its own.
 pub(super) fn obstacle_finding(obstacle: &Obstacle, family: &str) -> Finding {
-    let Obstacle { rule, effect, is_certain, local, .. } = obstacle;
+    let Obstacle { rule, effect, is_certain, local, clients, .. } = obstacle;
     let severity = if *is_certain && local.is_none() { Severity::Broken } else { Severity::Note };
     let does = |certain: &'static str, possible: &'static str| if *is_certain { certain } else { possible };
-    match effect {
-        ForeignEffect::Stops => finding(
-            (Code::ForeignDropRule, severity),
-            format!(
-                "{rule}: {} {family} packets on their way to the endpoints",
-                does("this stops", "this may stop")
-            ),
+    let (code, does, whose, advice) = match effect {
+        ForeignEffect::Drops | ForeignEffect::Refuses | ForeignEffect::Masquerades => (
+            Code::ForeignDropRule,
+            does("this stops", "this may stop"),
+            String::new(),
             "Find the program that writes it (a firewall, Docker, the network plugin), and have it accept traffic to pods.",
         ),
-        ForeignEffect::Redirects => finding(
-            (Code::ForeignTranslation, severity),
-            format!(
-                "{rule}: {} packets to the Service elsewhere, before the Service's rules see them",
-                does("this sends", "this may send")
-            ),
+        ForeignEffect::Redirects => (
+            Code::ForeignTranslation,
+            does("this sends elsewhere", "this may send elsewhere"),
+            ", before the Service's rules see them".to_owned(),
             "Remove the rule of the other program, or have it leave out the Service's addresses.",
         ),
-        ForeignEffect::Untracks => finding(
-            (Code::NotTracked, severity),
+        ForeignEffect::Bypasses => (
+            Code::ForeignAccept,
+            does("this lets past the Service's rules", "this may let past the Service's rules"),
+            ", which leave the nat table here".to_owned(),
+            "Move the rule behind the jump to KUBE-SERVICES, or have it leave out the Service's addresses.",
+        ),
+        ForeignEffect::Untracks => (
+            Code::NotTracked,
+            does("this keeps out of connection tracking", "this may keep out of connection tracking"),
             format!(
-                "{rule}: packets to the Service {} tracked, and without tracking no rule can translate their \
-                 destination{}",
-                does("are not", "may not be"),
+                ", and without tracking no rule can translate their destination{}",
                 local.map(|ip| format!("; this node has the address {ip} itself")).unwrap_or_default()
             ),
             "NodeLocal DNSCache means to do so for the address of the DNS Service, which it answers itself. Otherwise \
              remove the rule from the raw table.",
         ),
+    };
+    let message = format!("{rule}: {does} {family} packets from {clients} to {}{whose}", met_at(obstacle));
+    finding((code, severity), message, advice)
+}
+
+/// What packets are on their way to, and how much of it is concerned.
+fn met_at(obstacle: &Obstacle) -> String {
+    let named: Vec<String> = obstacle.at.iter().take(MOST_OBJECTS).map(ToString::to_string).collect();
+    let more = obstacle.at.len().saturating_sub(MOST_OBJECTS);
+    let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+    let named = format!("{}{more}", named.join(", "));
+    match obstacle.of_endpoints {
+        Some(all) if all == obstacle.at.len() && all > 1 => format!("all {all} endpoints"),
+        Some(1) => format!("the only endpoint ({named})"),
+        Some(all) => format!("{} of {all} endpoints ({named})", obstacle.at.len()),
+        None => named,
     }
 }
 

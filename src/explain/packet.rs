@@ -22,6 +22,11 @@ pub(super) fn trace(view: Option<&ServiceView>, node: &NodeState) -> Vec<Finding
             )),
             // What is missing in the kernel is named already.
             (_, Some(_)) if differs => None,
+            (Verdict::Untouched, Some(_)) if decision.decided_by.is_some() => Some(finding(
+                (Code::TraceStopped, Severity::Problem),
+                format!("the traced packet to {at} does not get to the Service's rules: {by}"),
+                "Remove the rule of the other program, or have it leave out the Service's addresses.",
+            )),
             (Verdict::Untouched, Some(_)) => Some(finding(
                 (Code::TraceUntaken, Severity::Broken),
                 format!("no rule takes the traced packet to {at}, which the Service should answer at"),

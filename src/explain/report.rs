@@ -5,6 +5,8 @@ use super::findings::{self, Finding, Severity};
 use super::view::ServiceView;
 use crate::backend::Difference;
 use serde::Serialize;
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
 
 /// What `explain` says.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -27,6 +29,9 @@ pub struct Report {
     pub trace: Vec<Decision>,
     /// The kernel is as it should be; `null` when that cannot be found out.
     pub kernel_is_right: Option<bool>,
+    /// The weights of endpoints, where the kernel has such.
+    #[serde(skip)]
+    pub(super) weights: BTreeMap<SocketAddr, u32>,
     /// The kernel was looked at.
     #[serde(skip)]
     pub(super) is_looked_at: bool,
@@ -57,6 +62,7 @@ impl Report {
             flows: node.flows,
             proxy: node.proxy,
             trace: node.decisions,
+            weights: node.weights,
         }
     }
 

@@ -221,12 +221,23 @@ fn difference(is_gone: bool, missing: &[&str], surplus: &[&str]) -> Difference {
 
 fn obstacle(effect: ForeignEffect, is_certain: bool, local: Option<&str>) -> Obstacle {
     let local = local.map(|ip| ip.parse().unwrap());
-    Obstacle { rule: "-A FORWARD -j DROP".to_owned(), effect, is_certain, local, services: Vec::new() }
+    Obstacle {
+        rule: "filter FORWARD: -j DROP".to_owned(),
+        effect,
+        is_certain,
+        clients: "pods and other hosts".to_owned(),
+        local,
+        at: ["10.128.0.5:8080".parse().unwrap()].into(),
+        of_endpoints: Some(2),
+        services: Vec::new(),
+    }
 }
 
 #[test]
 fn a_rule_that_only_may_be_in_the_way_is_a_note() {
-    for effect in [ForeignEffect::Stops, ForeignEffect::Redirects, ForeignEffect::Untracks] {
+    for effect in
+        [ForeignEffect::Drops, ForeignEffect::Redirects, ForeignEffect::Bypasses, ForeignEffect::Untracks]
+    {
         for (is_certain, local, wanted) in [
             (true, None, Severity::Broken),
             (false, None, Severity::Note),
@@ -244,7 +255,7 @@ fn a_rule_that_only_may_be_in_the_way_is_a_note() {
 #[case::rule_deleted(kernel(|it| it.differences.push(difference(false, &["-j A"], &[]))), Code::KernelObjectMissing)]
 #[case::chain_deleted(kernel(|it| it.differences.push(difference(true, &[], &[]))), Code::KernelObjectMissing)]
 #[case::stale(kernel(|it| it.differences.push(difference(false, &[], &["-j OLD"]))), Code::KernelStateStale)]
-#[case::foreign_drop(kernel(|it| it.obstacles.push(obstacle(ForeignEffect::Stops, true, None))), Code::ForeignDropRule)]
+#[case::foreign_drop(kernel(|it| it.obstacles.push(obstacle(ForeignEffect::Drops, true, None))), Code::ForeignDropRule)]
 #[case::forwarding_off(kernel(|it| it.forwards = Some(false)), Code::ForwardingOff)]
 #[case::conntrack_full(NodeState { tracking: Some(Tracking { count: 99, max: 100 }), ..NodeState::default() }, Code::ConntrackFull)]
 fn a_kernel_that_is_not_as_it_should_be_is_named(#[case] node: NodeState, #[case] cause: Code) {
@@ -311,8 +322,9 @@ fn traced(to: &str, verdict: Verdict) -> NodeState {
         endpoint: None,
         masqueraded: false,
         percent: 100.0,
-        decided_by: Some("filter FORWARD: -j DROP".to_owned()),
+        decided_by: (verdict != Verdict::Untouched).then(|| "filter FORWARD: -j DROP".to_owned()),
         rules: Vec::new(),
+        may: Vec::new(),
     };
     NodeState { decisions: vec![decision], ..NodeState::default() }
 }
@@ -330,6 +342,54 @@ fn a_trace_that_ends_elsewhere_is_not_nothing(
     let report = report(&sound(), traced(to, verdict));
     assert_eq!(codes(&report), wanted);
     assert_eq!(report.to_string().contains("Nothing is wrong"), wanted.is_empty());
+}
+
+#[test]
+fn a_trace_that_another_program_may_end_says_so_and_one_that_it_ends_quotes_the_rule() {
+    let mut node = traced("10.96.0.10:80", Verdict::Served(()));
+    node.decisions[0].may =
+        vec!["filter FORWARD > guard: -m mark --mark 0x1 -j DROP: this may drop it".to_owned()];
+    let text = report(&sound(), node).to_string();
+    assert!(text.contains("unless a rule marked with ? decides otherwise"), "{text}");
+    assert!(text.contains("? filter FORWARD > guard: -m mark"), "{text}");
+
+    let mut node = traced("10.96.0.10:80", Verdict::Untouched);
+    node.decisions[0].decided_by = Some("raw PREROUTING: -j NOTRACK".to_owned());
+    let report = report(&sound(), node);
+    assert_eq!(codes(&report), [Code::TraceStopped]);
+    assert!(
+        report.to_string().contains("a rule of another program keeps it from the Service's rules"),
+        "{report}"
+    );
+}
+
+#[test]
+fn a_foreign_rule_names_the_endpoints_and_the_clients_that_it_concerns() {
+    let report = report(&sound(), kernel(|it| it.obstacles.push(obstacle(ForeignEffect::Drops, true, None))));
+    let wanted = "filter FORWARD: -j DROP: this stops IPv4 packets from pods and other hosts to 1 of 2 endpoints (10.128.0.5:8080)";
+    assert_eq!(report.findings[0].message, wanted);
+}
+
+#[test]
+fn repeated_drift_is_a_finding_as_long_as_the_proxy_remembers_it() {
+    let family =
+        ProxyFamily { repeated_drift: Some("other programs have changed our rules 143 times".to_owned()) };
+    let families = [("IPv4".to_owned(), family)].into();
+    let proxy = Some(ProxyState { healthy: true, families, ..ProxyState::default() });
+    let report = report(&sound(), NodeState { proxy, ..NodeState::default() });
+    assert_eq!((codes(&report), report.exit_status()), (vec![Code::RepeatedDrift], 0));
+    assert!(report.to_string().contains("IPv4: other programs have changed our rules 143 times"), "{report}");
+}
+
+#[test]
+fn the_weight_of_an_endpoint_is_the_kernels_or_its_part_of_new_connections() {
+    let mut all = report(&sound(), NodeState::default());
+    let used =
+        all.plan.as_ref().unwrap().families[0].ports[0].endpoints.iter().filter(|it| it.is_used()).count();
+    assert!(Wide(&all).to_string().contains(&format!("1/{used}")), "{}", Wide(&all));
+    let endpoint = all.plan.as_ref().unwrap().families[0].ports[0].endpoints[0].address().unwrap();
+    all.weights.insert(endpoint, 37);
+    assert!(Wide(&all).to_string().contains(" 37 "), "{}", Wide(&all));
 }
 
 #[test]

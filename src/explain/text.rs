@@ -8,7 +8,9 @@ use super::view::{EndpointView, FamilyView, PortView};
 use crate::backend::Difference;
 use crate::model::Verdict;
 use crate::plan::Unused;
+use std::collections::BTreeMap;
 use std::fmt;
+use std::net::SocketAddr;
 
 /// At most this many of a kind are shown; JSON has them all.
 const MOST_OUTCOMES: usize = 20;
@@ -36,7 +38,7 @@ impl Report {
             writeln!(f, "Node    {}{zone}, mode {}", view.node, view.mode)?;
             write_proxy(f, self.proxy.as_ref())?;
             for family in &view.families {
-                write_family(f, family, (self.flows.as_ref(), is_wide))?;
+                write_family(f, family, (self.flows.as_ref(), is_wide.then_some(&self.weights)))?;
             }
             let words = match self.is_looked_at {
                 true => kernel_words(self.kernel_is_right),
@@ -61,6 +63,9 @@ impl Report {
             for rule in &decision.rules {
                 let mark = if decision.decided_by.as_ref() == Some(rule) { "=>" } else { "  " };
                 writeln!(f, "        {mark} {rule}")?;
+            }
+            for may in &decision.may {
+                writeln!(f, "         ? {may}")?;
             }
         }
         if self.trace.len() > MOST_OUTCOMES {
@@ -142,7 +147,7 @@ pub(super) fn write_differences(f: &mut fmt::Formatter<'_>, differences: &[Diffe
 fn write_family(
     f: &mut fmt::Formatter<'_>,
     family: &FamilyView,
-    (flows, is_wide): (Option<&Flows>, bool),
+    (flows, weights): (Option<&Flows>, Option<&BTreeMap<SocketAddr, u32>>),
 ) -> fmt::Result {
     for port in &family.ports {
         writeln!(f, "\n{} port {}", family.family, port.label())?;
@@ -157,10 +162,10 @@ fn write_family(
         write_policies(f, port)?;
         writeln!(f, "  endpoints")?;
         let flows = flows.map(|flows| (flows, family.family.as_str()));
-        if is_wide && !port.endpoints.is_empty() {
-            write!(f, "{}", endpoint_table(port, flows))?;
+        if let Some(weights) = weights.filter(|_| !port.endpoints.is_empty()) {
+            write!(f, "{}", endpoint_table(port, (flows, weights)))?;
         }
-        for endpoint in port.endpoints.iter().filter(|_| !is_wide) {
+        for endpoint in port.endpoints.iter().filter(|_| weights.is_none()) {
             write_endpoint(f, endpoint, port, flows)?;
         }
         if port.endpoints.is_empty() {
@@ -171,7 +176,10 @@ fn write_family(
 }
 
 /// Every condition of each endpoint, its weight in the choice, and the connections that it has.
-fn endpoint_table(port: &PortView, flows: Option<(&Flows, &str)>) -> String {
+fn endpoint_table(
+    port: &PortView,
+    (flows, weights): (Option<(&Flows, &str)>, &BTreeMap<SocketAddr, u32>),
+) -> String {
     const HEAD: [&str; 8] =
         ["    ENDPOINT", "NODE", "READY", "SERVING", "TERMINATING", "WEIGHT", "CONNECTIONS", "USED"];
     let yes = |is: bool| if is { "yes" } else { "no" }.to_owned();
@@ -186,12 +194,24 @@ fn endpoint_table(port: &PortView, flows: Option<(&Flows, &str)>) -> String {
             yes(it.ready),
             yes(it.serving),
             yes(it.terminating),
-            u8::from(it.is_used()).to_string(),
+            weight(it, port, weights),
             connections.unwrap_or_else(|| "-".to_owned()),
             use_words(it, port.external.is_some()),
         ]
     };
     aligned(&HEAD, port.endpoints.iter().map(row).collect(), true)
+}
+
+/// The weight that the kernel has, or the part of new connections that it gets: those in use share them evenly.
+fn weight(endpoint: &EndpointView, port: &PortView, weights: &BTreeMap<SocketAddr, u32>) -> String {
+    let known = endpoint.address().and_then(|address| weights.get(&address));
+    let alike = |is_alike: fn(&EndpointView) -> bool| port.endpoints.iter().filter(|it| is_alike(it)).count();
+    match (known, endpoint.internal, endpoint.external) {
+        (Some(weight), ..) => weight.to_string(),
+        (None, None, _) => format!("1/{}", alike(|it| it.internal.is_none())),
+        (None, _, None) => format!("1/{}", alike(|it| it.external.is_none())),
+        (None, Some(_), Some(_)) => "0".to_owned(),
+    }
 }
 
 fn write_policies(f: &mut fmt::Formatter<'_>, port: &PortView) -> fmt::Result {
@@ -255,15 +275,20 @@ pub(super) fn unused_words(why: Unused) -> &'static str {
     }
 }
 
+/// Where a packet ends; what may keep it from that is listed below it.
 fn verdict_words(decision: &Decision) -> String {
     let sees = if decision.masqueraded { "one of the node's addresses" } else { "the client's address" };
-    match (decision.verdict, decision.endpoint) {
+    let is_ours = decision.decided_by.is_none();
+    let words = match (decision.verdict, decision.endpoint) {
         (Verdict::Served(()), Some(endpoint)) => format!("goes to endpoint {endpoint}, which sees {sees}"),
         (Verdict::Served(()), None) => "goes to an endpoint".to_owned(),
         (Verdict::Refused, _) => "is refused at once".to_owned(),
         (Verdict::Dropped, _) => "is dropped silently".to_owned(),
-        (Verdict::Untouched, _) => "no Service rule matches; routed unchanged".to_owned(),
-    }
+        (Verdict::Untouched, _) if is_ours => "no Service rule matches; routed unchanged".to_owned(),
+        (Verdict::Untouched, _) => "a rule of another program keeps it from the Service's rules".to_owned(),
+    };
+    let unless = if decision.may.is_empty() { "" } else { ", unless a rule marked with ? decides otherwise" };
+    format!("{words}{unless}")
 }
 
 fn answer_words(answer: Verdict) -> &'static str {

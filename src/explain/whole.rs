@@ -163,6 +163,7 @@ fn of_node(node: &Node, state: &NodeState) -> Vec<NodeFinding> {
         }));
     }
     let whole = findings::whole_node(state).into_iter().chain(findings::stale_picture(state));
+    let whole = whole.chain(findings::repeated_drift(state));
     found.extend(whole.map(|finding| NodeFinding { finding, services: Vec::new() }));
     found
 }

@@ -4,7 +4,8 @@ use super::api::Api;
 use super::readiness::{Doubtful, FamilyReadiness, MOST_NAMED, Readiness, RefusedObject};
 use crate::http::{Reply, Request, Routes};
 use crate::model::{
-    ApiConnection, IpFamily, NodeFacts, ObjectKind, PerFamily, SourceProblem, UtcTime, WatchNews, excerpt,
+    ApiConnection, IpFamily, NodeFacts, ObjectKind, PerFamily, SourceProblem, UtcTime, WatchNews, culprit,
+    excerpt,
 };
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -100,8 +101,58 @@ pub(super) struct Family {
     pub(super) refused: Vec<RefusedObject>,
     pub(super) drift_total: u64,
     pub(super) last_drift: Option<(SystemTime, String)>,
+    pub(super) drift: DriftHistory,
     /// The program that keeps changing our rules, in a sentence, if one does.
     contended: Option<String>,
+}
+
+/// How often other programs have changed our rules.
+#[derive(Clone, Debug, Default)]
+pub(super) struct DriftHistory {
+    /// Times that drift was found and repaired.
+    pub(super) times: u64,
+    /// The first time.
+    pub(super) since: Option<SystemTime>,
+    /// The last time.
+    last: Option<Instant>,
+    /// The program that was the last one known.
+    pub(super) by: Option<String>,
+}
+
+/// Drift that was found this many times is no accident.
+const REPEATED: u64 = 3;
+/// Repeated drift is of concern for so long after the last time.
+const CONCERN: Duration = Duration::from_secs(3600);
+
+impl DriftHistory {
+    fn add(&mut self, by: Option<&str>, now: Now) {
+        self.times = self.times.saturating_add(1);
+        self.since.get_or_insert(now.wall);
+        self.last = Some(now.steady);
+        self.by = by.map(str::to_owned).or(self.by.take());
+    }
+
+    fn is_recent(&self, now: Now) -> bool {
+        self.last.is_some_and(|last| now.steady.saturating_duration_since(last) < CONCERN)
+    }
+}
+
+impl Family {
+    /// That other programs have changed our rules again and again: how often, since when, what, and who.
+    pub(super) fn repeated_drift(&self) -> Option<String> {
+        let DriftHistory { times, since, by, .. } = &self.drift;
+        let (since, (last, what)) = ((*since)?, self.last_drift.as_ref()?);
+        let time = |time| UtcTime { nanosecond: 0, ..UtcTime::of(time) };
+        (*times >= REPEATED).then(|| {
+            format!(
+                "other programs have changed our rules {times} times since {}, the last time at {}: {what}; each time they \
+                 were written again, and until then traffic could go astray; {}",
+                time(since),
+                time(*last),
+                culprit(by.as_deref())
+            )
+        })
+    }
 }
 
 #[derive(Serialize)]
@@ -164,10 +215,11 @@ impl ProxyHealth {
         self.state().problems = problems.to_vec();
     }
 
-    /// Kernel objects of this family were not as we left them; `last` names one.
-    pub fn drifted(&self, family: IpFamily, count: u64, last: String, now: Now) {
+    /// So many kernel objects of this family were not as we left them, by this program if one is known; `last` names one.
+    pub fn drifted(&self, family: IpFamily, (count, by): (u64, Option<&str>), last: String, now: Now) {
         let mut state = self.state();
         let family = state.families.get_mut(family);
+        family.drift.add(by, now);
         family.drift_total = family.drift_total.saturating_add(count);
         family.last_drift = Some((now.wall, last));
     }
@@ -306,6 +358,8 @@ impl State {
             let failure = it.failure.as_ref().filter(|_| it.is_healthy(timeout, now));
             concerns.extend(failure.map(|why| format!("{family}: the last sync failed: {why}")));
             concerns.extend(it.refusals().map(|what| format!("{family}: {what}")));
+            let repeated = it.repeated_drift().filter(|_| it.contended.is_none() && it.drift.is_recent(now));
+            concerns.extend(repeated.map(|what| format!("{family}: {what}")));
         }
         let partial = self.problems.iter().filter(|problem| !problem.hides_objects);
         concerns.extend(partial.take(MOST_NAMED).map(ToString::to_string));
@@ -489,7 +543,12 @@ mod tests {
         health.updated(IpFamily::V4, times.at(5));
         let refused = RefusedObject { service: "shop/web".to_owned(), reason: "no memory".to_owned() };
         health.refused(IpFamily::V4, vec![refused.clone()]);
-        health.drifted(IpFamily::V4, 3, "chain KUBE-SERVICES of table nat is gone".to_owned(), times.at(6));
+        health.drifted(
+            IpFamily::V4,
+            (3, None),
+            "chain KUBE-SERVICES of table nat is gone".to_owned(),
+            times.at(6),
+        );
         let then = health.readiness(times.at(7));
         assert!(then.ready && !then.healthy, "{:?}", then.reasons);
         assert_eq!(then.concerns, ["IPv4: the kernel refuses the rules of Service shop/web"]);
@@ -500,6 +559,31 @@ mod tests {
         assert_eq!(family.drift_total, 3);
         assert_eq!(family.last_drift.as_deref(), Some("chain KUBE-SERVICES of table nat is gone"));
         assert_eq!(family.last_drift_time.as_deref(), Some("2023-11-14T22:13:26Z"));
+        assert_eq!((family.drift_times, family.repeated_drift.as_ref()), (1, None));
+    }
+
+    #[test]
+    fn drift_that_comes_back_is_of_concern_for_an_hour_and_never_forgotten() {
+        let (health, times) = start();
+        health.updated(IpFamily::V4, times.at(0));
+        for second in [10, 1000, 2000] {
+            let what = "chain KUBE-SERVICES of table nat is gone".to_owned();
+            let by = (second == 1000).then_some("iptables-restor");
+            health.drifted(IpFamily::V4, (2, by), what, times.at(second));
+        }
+        let then = health.readiness(times.at(2001));
+        assert!(then.ready && !then.healthy);
+        let [concern] = then.concerns.as_slice() else { panic!("{:?}", then.concerns) };
+        let wanted = "IPv4: other programs have changed our rules 3 times since 2023-11-14T22:13:30Z, the last time at \
+                      2023-11-14T22:46:40Z: chain KUBE-SERVICES of table nat is gone";
+        assert!(
+            concern.starts_with(wanted) && concern.contains("the process is iptables-restor"),
+            "{concern}"
+        );
+        let later = health.readiness(times.at(2000 + 3600));
+        assert!(later.healthy, "{:?}", later.concerns);
+        assert_eq!(later.families["IPv4"].repeated_drift.as_deref(), concern.strip_prefix("IPv4: "));
+        assert_eq!(later.families["IPv4"].drift_times, 3);
     }
 
     #[test]

@@ -64,6 +64,14 @@ pub struct FamilyReadiness {
     pub last_drift: Option<String>,
     /// When it was found, in UTC.
     pub last_drift_time: Option<String>,
+    /// How often such changes were found and repaired.
+    pub drift_times: u64,
+    /// When that was for the first time, in UTC.
+    pub drift_since: Option<String>,
+    /// The process that was the last one known.
+    pub drift_by: Option<String>,
+    /// Where it was no accident: how often, since when, what, and what is known of the program, in a sentence.
+    pub repeated_drift: Option<String>,
 }
 
 /// Endpoints and frontends that are not used, or should not be.
@@ -147,6 +155,10 @@ impl FamilyReadiness {
             drift_total: family.drift_total,
             last_drift: family.last_drift.as_ref().map(|(_, what)| what.clone()),
             last_drift_time: family.last_drift.as_ref().map(|(at, _)| time(*at)),
+            drift_times: family.drift.times,
+            drift_since: family.drift.since.map(time),
+            drift_by: family.drift.by.clone(),
+            repeated_drift: family.repeated_drift(),
         }
     }
 }

@@ -7,9 +7,11 @@ use anyhow::{Context, Result};
 use netlink::{Malformed, Message, MsgBuf, Protocol, Socket};
 use std::collections::BTreeSet;
 
+mod listing;
 mod monitor;
 mod rules;
 
+pub use listing::list_table;
 pub use monitor::{Act, Concerns, ForeignWrite, Heard, Monitor, Subscription};
 pub use netlink::Part;
 
@@ -126,19 +128,18 @@ impl Nft {
 }
 
 impl Nft {
-    /// The tables that no iptables tool and no service proxy makes and that have a chain which routed packets of a family
-    /// meet (hooks prerouting, forward and output), as `nft` names them: `inet firewalld`.
+    /// The tables that have a chain which routed packets of a family meet.
     ///
     /// # Errors
     /// If the kernel has no nf_tables, on lack of permission, or if the ruleset never held still.
-    pub fn foreign_tables(&mut self, family: IpFamily) -> Result<BTreeSet<String>> {
+    pub fn met_tables(&mut self, family: IpFamily) -> Result<MetTables> {
         self.begin(GET_CHAIN, 0);
-        let mut found = BTreeSet::new();
+        let mut found = MetTables::default();
         self.socket
             .dump(&mut self.request, &mut |part| {
                 match part {
-                    Part::Start => found.clear(),
-                    Part::Item(message) => found.extend(parse_foreign_table(&message, family)?),
+                    Part::Start => found = MetTables::default(),
+                    Part::Item(message) => parse_met_table(&message, family, &mut found)?,
                 }
                 Ok(())
             })
@@ -147,31 +148,46 @@ impl Nft {
     }
 }
 
+/// Tables whose chains routed packets meet.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct MetTables {
+    /// Those that no iptables tool and no service proxy makes, as `nft` names them: `inet firewalld`.
+    pub foreign: BTreeSet<String>,
+    /// Those of the iptables tools: `filter`.
+    pub of_tools: BTreeSet<String>,
+}
+
 /// The tables of the iptables tools, in the families of IP.
 const TOOLS_TABLES: [&str; 5] = ["filter", "nat", "mangle", "raw", "security"];
 /// The table of kube-proxy's nftables mode.
 const PROXY_TABLE: &str = "kube-proxy";
 /// The number of the family `inet`, which sees packets of both.
 const INET: u8 = 1;
-/// The hooks prerouting, forward and output.
-const HOOKS: [u32; 3] = [0, 2, 3];
+/// The hooks from prerouting to postrouting.
+const HOOKS: std::ops::RangeInclusive<u32> = 0..=4;
 
-/// The table of a chain that is another program's and is met by routed packets.
-fn parse_foreign_table(message: &Message<'_>, family: IpFamily) -> Result<Option<String>, Malformed> {
+/// Notes the table of a chain, if it is met by routed packets and no service proxy's.
+fn parse_met_table(message: &Message<'_>, family: IpFamily, found: &mut MetTables) -> Result<(), Malformed> {
     let of = message.payload.first().copied().unwrap_or_default();
     let is_concerned = of == INET || of == nfnetlink::number(family);
     if message.kind != NEW_CHAIN || !is_concerned {
-        return Ok(None);
+        return Ok(());
     }
     let chain = read_chain(message)?;
-    let is_known = chain.table == PROXY_TABLE || (of != INET && TOOLS_TABLES.contains(&chain.table));
-    let is_met = chain.hook.is_some_and(|hook| HOOKS.contains(&hook));
-    let name = match (of, family) {
+    if chain.table == PROXY_TABLE || !chain.hook.is_some_and(|hook| HOOKS.contains(&hook)) {
+        return Ok(());
+    }
+    let of_family = match (of, family) {
         (INET, _) => "inet",
         (_, IpFamily::V4) => "ip",
         (_, IpFamily::V6) => "ip6",
     };
-    Ok((is_met && !is_known).then(|| format!("{name} {}", chain.table)))
+    if of != INET && TOOLS_TABLES.contains(&chain.table) {
+        found.of_tools.insert(chain.table.to_owned());
+    } else {
+        found.foreign.insert(format!("{of_family} {}", chain.table));
+    }
+    Ok(())
 }
 
 /// Whether the kernel says that it has no nf_tables: no netfilter netlink at all, or none of that kind.
@@ -251,7 +267,7 @@ fn read_chain<'a>(message: &Message<'a>) -> Result<Chain<'a>, Malformed> {
 pub(super) fn read_anything(message: &Message<'_>) {
     let _ = parse_generation(message);
     let _ = IpFamily::ALL.map(|family| parse_chain(message, family, "nat").is_ok());
-    let _ = IpFamily::ALL.map(|family| parse_foreign_table(message, family).is_ok());
+    let _ = IpFamily::ALL.map(|family| parse_met_table(message, family, &mut MetTables::default()).is_ok());
     monitor::read_anything(message);
 }
 
@@ -274,14 +290,21 @@ mod tests {
     #[test]
     fn tables_of_other_programs_in_the_way_of_packets_are_found_and_those_of_the_tools_are_not() {
         in_fresh_netns(|| {
-            run("iptables-nft -t nat -N OURS");
+            run("iptables-nft -t nat -I PREROUTING -j ACCEPT");
             run("nft add table inet firewalld");
             run("nft 'add chain inet firewalld forward { type filter hook forward priority 10; }'");
             run("nft add table ip6 other");
             run("nft 'add chain ip6 other input { type filter hook input priority 10; }'");
-            let found = |family| Nft::open().unwrap().foreign_tables(family).unwrap();
-            assert_eq!(found(IpFamily::V4), BTreeSet::from(["inet firewalld".to_owned()]));
-            assert_eq!(found(IpFamily::V6), BTreeSet::from(["inet firewalld".to_owned()]));
+            run("nft add table ip kube-proxy");
+            run("nft 'add chain ip kube-proxy forward { type filter hook forward priority 0; }'");
+            let found = |family| Nft::open().unwrap().met_tables(family).unwrap();
+            let set = |names: &[&str]| names.iter().map(|it| (*it).to_owned()).collect();
+            let v4 = MetTables { foreign: set(&["inet firewalld"]), of_tools: set(&["nat"]) };
+            assert_eq!(found(IpFamily::V4), v4);
+            let v6 = MetTables { foreign: set(&["inet firewalld", "ip6 other"]), of_tools: set(&[]) };
+            assert_eq!(found(IpFamily::V6), v6);
+            let text = listing::blocking("inet firewalld");
+            assert!(text.contains("type filter hook forward priority 10;"), "{text}");
         });
     }
 

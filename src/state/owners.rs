@@ -148,7 +148,7 @@ impl ReservedClaim {
     /// What is wrong, without the Service's name.
     #[must_use]
     pub fn complaint(&self) -> String {
-        let outcome = if self.refused { "; it is not used" } else { "" };
+        let outcome = if self.refused { "; this Service is programmed without it" } else { "" };
         format!("{} is {}{outcome}", self.asked, self.owner)
     }
 }
@@ -177,7 +177,7 @@ impl FrontendConflict {
     #[must_use]
     pub fn complaint(&self) -> String {
         let FrontendConflict { asked, owner, owner_field, .. } = self;
-        format!("{asked} belongs to Service {owner} ({owner_field}); it is not used")
+        format!("{asked} belongs to Service {owner} ({owner_field}); this Service is programmed without it")
     }
 }
 

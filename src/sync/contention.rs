@@ -1,6 +1,7 @@
 //! Whether another program keeps changing what we write: drift that comes back after each repair. A second service proxy
 //! on the node causes that.
 
+use crate::model::culprit;
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
@@ -68,7 +69,8 @@ impl Contention {
         let by = self.by.as_ref().map(|by| format!(" ({by})")).unwrap_or_default();
         format!(
             "another program{by} changes our rules again after each repair: is another service proxy, such as \
-             kube-proxy, running on this node? Only one can; stop the other"
+             kube-proxy, running on this node? Only one can; stop the other ({})",
+            culprit(self.by.as_deref())
         )
     }
 }

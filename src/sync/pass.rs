@@ -81,7 +81,7 @@ impl FamilySync {
         self.settings.node_port_ips(&self.addresses)
     }
 
-    /// Makes the next pass list what is in the kernel and write everything again.
+    /// Makes the next pass look at the whole kernel, and believe nothing of it.
     pub fn forget(&mut self) {
         self.dataplane.forget();
     }

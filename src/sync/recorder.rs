@@ -136,9 +136,10 @@ impl MetricsRecorder {
             count => format!("{first}, and {} more", count - 1),
         };
         let (count, now) = (u64::try_from(drift.len()).unwrap_or(u64::MAX), (self.clock)());
-        self.health.drifted(family, count, note.clone(), now);
+        let by = drift.iter().find_map(|it| it.by.as_deref());
+        self.health.drifted(family, (count, by), note.clone(), now);
         let contention = self.contention.get_mut(family);
-        contention.drifted(drift.iter().find_map(|it| it.by.as_deref()), now.steady);
+        contention.drifted(by, now.steady);
         if contention.is_told() {
             let named: Vec<String> = drift.iter().take(MOST_SHOWN).map(ToString::to_string).collect();
             tracing::debug!(%family, what = named.join(", "), count, "changed again; written again");
@@ -267,7 +268,9 @@ impl Recorder for MetricsRecorder {
         for finding in found {
             match finding {
                 Deviation::Drift(it) => drift.push(it),
-                Deviation::Outdated(what) => tracing::info!(%family, what, "everything is written again"),
+                Deviation::Outdated(what) => {
+                    tracing::info!(%family, what, "the kernel is compared with what is wanted")
+                }
             }
         }
         self.record_drift(family, &drift);

@@ -36,6 +36,10 @@ fn not_legacy(mode: Mode) -> bool {
     mode != Mode::IptablesLegacy
 }
 
+fn legacy(mode: Mode) -> bool {
+    mode == Mode::IptablesLegacy
+}
+
 fn every(_: Mode) -> bool {
     true
 }
@@ -86,9 +90,14 @@ pub(super) const ROWS: &[Row] = &[
     row("IPv6 forwarding is dropped", every, &["foreign-drop-rule"], "$IP6T -P FORWARD DROP"),
     row("packets are kept out of connection tracking", every, &["not-tracked"], "$IPT -t raw -A PREROUTING -d 10.96.0.0/16 -j NOTRACK"),
     row("DNS is kept out of connection tracking", every, &["not-tracked"], "$IPT -t raw -A OUTPUT -p udp --dport 53 -j CT --notrack"),
-    row("another translation comes first", every, &["foreign-translation"], "$IPT -t nat -I PREROUTING -d 10.96.0.10 -p tcp --dport 80 -j DNAT --to-destination 203.0.113.9"),
-    row("a chain of another translation comes first", every, &["foreign-translation"], "$IPT -t nat -N CNI-HOSTPORT-DNAT; $IPT -t nat -I PREROUTING -j CNI-HOSTPORT-DNAT; $IPT -t nat -A CNI-HOSTPORT-DNAT -p tcp -d 192.0.2.10 --dport 80 -j DNAT --to-destination 203.0.113.9:80"),
-    row("a transparent proxy takes what the node sends", every, &["foreign-translation"], "$IPT -t nat -I OUTPUT -p tcp -d 10.96.0.0/16 -j REDIRECT --to-ports 15001"),
+    row("another translation comes first", iptables, &["foreign-translation"], "$IPT -t nat -I PREROUTING -d 10.96.0.10 -p tcp --dport 80 -j DNAT --to-destination 203.0.113.9"),
+    row("a chain of another translation comes first", iptables, &["foreign-translation"], "$IPT -t nat -N CNI-HOSTPORT-DNAT; $IPT -t nat -I PREROUTING -j CNI-HOSTPORT-DNAT; $IPT -t nat -A CNI-HOSTPORT-DNAT -p tcp -d 192.0.2.10 --dport 80 -j DNAT --to-destination 203.0.113.9:80"),
+    row("a transparent proxy takes what the node sends", iptables, &["foreign-translation"], "$IPT -t nat -I OUTPUT -p tcp -d 10.96.0.0/16 -j REDIRECT --to-ports 15001"),
+    row("a chain of another program lets packets out before they are translated", iptables, &["foreign-accept"], "$IPT -t nat -N bypass; $IPT -t nat -I PREROUTING -j bypass; $IPT -t nat -A bypass -d 10.96.0.10 -j ACCEPT"),
+    // Which of two chains for translation is asked first depends on when each was made.
+    Row { status: 0, ..row("another translation stands beside ours", nftables, &["foreign-translation"], "$IPT -t nat -I PREROUTING -d 10.96.0.10 -p tcp --dport 80 -j DNAT --to-destination 203.0.113.9") },
+    row("what is for the node itself is dropped, and an endpoint is there", every, &["foreign-drop-rule"], "$IPT -A INPUT -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT; $IPT -A INPUT -i lo -j ACCEPT; $IPT -A INPUT -p tcp --dport 22 -j ACCEPT; $IPT -A INPUT -p tcp -m tcp --dport 8099 -j DROP"),
+    row("a chain of the mangle table drops", every, &["foreign-drop-rule"], "$IPT -t mangle -N guard; $IPT -t mangle -I FORWARD -j guard; $IPT -t mangle -A guard -d 10.128.0.0/16 -j DROP"),
     Row { undo: "iptables-legacy -P FORWARD ACCEPT; iptables-legacy -F", ..row("legacy tables drop beside those of nf_tables", not_legacy, &["foreign-drop-rule"], "iptables-legacy -P FORWARD DROP") },
     Row { undo: "iptables-legacy -P FORWARD ACCEPT; iptables-legacy -F", ..row("legacy tables have a rule beside those of nf_tables", not_legacy, &["foreign-drop-rule"], "iptables-legacy -A FORWARD -d 10.128.0.0/16 -j DROP") },
     // Settings of the node.
@@ -100,10 +109,10 @@ pub(super) const ROWS: &[Row] = &[
         ..row("bridged packets go past the rules", every, &["bridged-past-rules"], "sysctl -qw net.bridge.bridge-nf-call-iptables=0
             for n in 0 1; do ip link add p$n type veth peer name q$n && ip link set p$n master cni0; done")
     },
-    // Tables that are not read are said not to be.
+    Row { undo: "iptables-nft -F", ..row("tables of nf_tables drop beside the legacy ones", legacy, &["foreign-drop-rule"], "iptables-nft -A FORWARD -d 10.128.0.0/16 -j DROP") },
+    // Tables that other programs made of nf_tables themselves.
     Row {
         undo: "nft delete table inet firewalld",
-        status: 0,
-        ..row("firewalld refuses in a table of its own", every, &["foreign-nft-table"], "nft add table inet firewalld && nft 'add chain inet firewalld filter_FORWARD { type filter hook forward priority 10; }' && nft add rule inet firewalld filter_FORWARD reject with icmpx type admin-prohibited")
+        ..row("firewalld refuses in a table of its own", every, &["foreign-drop-rule"], "nft add table inet firewalld && nft 'add chain inet firewalld filter_FORWARD { type filter hook forward priority 10; }' && nft add rule inet firewalld filter_FORWARD reject with icmpx type admin-prohibited")
     },
 ];

@@ -9,10 +9,12 @@ pub(super) struct Row {
     pub(super) undo: &'static str,
     /// What is worth a note.
     pub(super) notes: &'static [&'static str],
+    /// What else is, where the proxy writes to the nat table of the tools.
+    pub(super) iptables_notes: &'static [&'static str],
 }
 
 const fn row(name: &'static str, rules: &'static str) -> Row {
-    Row { name, rules, undo: "", notes: &[] }
+    Row { name, rules, undo: "", notes: &[], iptables_notes: &[] }
 }
 
 pub(super) const ROWS: &[Row] = &[
@@ -123,7 +125,6 @@ COMMIT
 END"),
     Row {
         undo: "nft delete table inet firewalld",
-        notes: &["foreign-nft-table"],
         ..row("firewalld in a table of its own", "nft -f - <<'END'
 table inet firewalld {
   chain filter_FORWARD {
@@ -158,7 +159,7 @@ END"),
 -A ufw-user-forward -d 10.128.0.0/16 -j ACCEPT
 COMMIT
 END"),
-    Row { notes: &["foreign-translation"], ..row("Istio's ambient mode", "$IPT-restore -n <<'END'
+    Row { notes: &["foreign-translation"], iptables_notes: &["foreign-accept"], ..row("Istio's ambient mode", "$IPT-restore -n <<'END'
 *mangle
 :ISTIO_PRERT - [0:0]
 -A PREROUTING -j ISTIO_PRERT
@@ -255,7 +256,8 @@ COMMIT
 -A AWS-SNAT-CHAIN-0 -d 10.0.0.0/8 -j RETURN
 COMMIT
 END"),
-    row("Tailscale", "$IPT-restore -n <<'END'
+    // Clients of its network that come another way do not get to the node.
+    Row { notes: &["foreign-drop-rule"], ..row("Tailscale", "$IPT-restore -n <<'END'
 *filter
 :ts-forward - [0:0]
 :ts-input - [0:0]
@@ -267,7 +269,7 @@ END"),
 -A ts-forward -o tailscale0 -j ACCEPT
 -A ts-input -s 100.64.0.0/10 ! -i tailscale0 -j DROP
 COMMIT
-END"),
+END") },
     row("fail2ban", "$IPT-restore -n <<'END'
 *filter
 :f2b-sshd - [0:0]

@@ -187,7 +187,8 @@ fn the_cause_is_named_and_no_other_one(
         let found = beside_the_services(&report);
         let is_alarm = |it: &&Value| it["severity"] != "note" && found.contains(it["code"].as_str().unwrap());
         let has_alarm = report["findings"].as_array().unwrap().iter().any(|it| is_alarm(&it));
-        let notes: BTreeSet<&str> = row.notes.iter().copied().collect();
+        let of_nat = if mode == Mode::Nftables { &[] } else { row.iptables_notes };
+        let notes: BTreeSet<&str> = row.notes.iter().chain(of_nat).copied().collect();
         if status != 0 || has_alarm || found != notes {
             failures.push(format!("{mode:?}: {}: {found:?}, {status}: {}", row.name, messages(&report)));
         }

@@ -6,7 +6,6 @@ use std::path::{Path, PathBuf};
 use kube_proxy_rs::testing::lab::lone_node;
 use kube_proxy_rs::testing::netns::Namespace;
 use kube_proxy_rs::testing::proxy::{Flavor, Folder, metrics, save};
-use rstest::rstest;
 
 use super::{
     BTreeMap, BTreeSet, LIMIT, addresses, deviations, launch, lines, rules, servers, strip, wait_until,
@@ -131,32 +130,38 @@ fn has_synced(node: &Namespace) -> bool {
     last.filter(|line| !line.ends_with(" 0")).count() == 2
 }
 
-/// Runs the program on a fixture until the node differs from the reference's by these and nothing else.
-fn expect_to_differ_by(allowed: &BTreeSet<String>, fixture: &Path, ways: &[&str]) {
+/// Runs the program on one fixture after the other, until the node differs from the reference's by what is
+/// allowed and nothing else: what one leaves behind would show in the next.
+fn expect_to_differ_by(allowed: fn(&str) -> BTreeSet<String>, fixtures: &[PathBuf], ways: &[&str]) {
     let node = fixture_node();
-    let name = name_of(fixture);
-    let expected = fixture.parent().unwrap().join("expected/ipvs").join(&name);
-    let text = fs::read_to_string(fixture).unwrap();
-    let flags: Vec<_> = ["--proxy-mode=ipvs"].iter().chain(ways).copied().chain(extra_flags(&text)).collect();
+    let text = |fixture: &Path| fs::read_to_string(fixture).unwrap();
+    let own = text(&fixtures[0]);
+    let flags: Vec<_> = ["--proxy-mode=ipvs"].iter().chain(ways).copied().chain(extra_flags(&own)).collect();
     let folder = Folder::create().unwrap();
     folder.write("kubernetes.yaml", KUBERNETES).unwrap();
-    let manifests =
-        [fixture.to_owned(), fixture.with_file_name("nodes.yaml"), folder.path().join("kubernetes.yaml")];
-    let proxy = launch(&node, &flags).start_on(&manifests).unwrap();
+    folder.write("nodes.yaml", &text(&fixtures[0].with_file_name("nodes.yaml"))).unwrap();
+    folder.write("fixture.yaml", &own).unwrap();
+    let proxy = launch(&node, &flags).start_on(&[folder.path()]).unwrap();
     let has_synced = wait_until("both families have been synced", LIMIT, || has_synced(&node));
-    assert!(has_synced.is_ok(), "{name}: {has_synced:?}; the program's log:\n{}", proxy.log_tail());
-    let mut found = BTreeSet::new();
-    let waited = wait_until("the state is as wanted", LIMIT, || {
-        found = differences(&node, &expected);
-        found == *allowed
-    });
-    if waited.is_err() {
+    assert!(has_synced.is_ok(), "{has_synced:?}; the program's log:\n{}", proxy.log_tail());
+    for fixture in fixtures {
+        folder.write("fixture.yaml", &text(fixture)).unwrap();
+        let name = name_of(fixture);
+        let expected = fixture.parent().unwrap().join("expected/ipvs").join(&name);
+        let allowed = allowed(&name);
+        let mut found = BTreeSet::new();
+        let waited = wait_until("the state is as wanted", LIMIT, || {
+            found = differences(&node, &expected);
+            found == allowed
+        });
         let list =
             |set: &BTreeSet<String>, other| set.difference(other).cloned().collect::<Vec<_>>().join("\n");
-        let (more, less) = (list(&found, allowed), list(allowed, &found));
-        let log = proxy.log_tail();
-        panic!(
-            "{name} differs by what nothing allows:\n{more}\nallowed, but not so:\n{less}\nits log:\n{log}"
+        assert!(
+            waited.is_ok(),
+            "{name} differs by what nothing allows:\n{}\nallowed, but not so:\n{}\nits log:\n{}",
+            list(&found, &allowed),
+            list(&allowed, &found),
+            proxy.log_tail()
         );
     }
 }
@@ -165,22 +170,34 @@ fn name_of(fixture: &Path) -> String {
     fixture.file_stem().unwrap().to_string_lossy().into_owned()
 }
 
-#[rstest]
-#[ignore = "needs ip_vs; make test-ipvs"]
-fn the_state_equals_that_of_the_reference_in_its_ways(
-    #[files("e2e/fixtures/*.yaml")]
-    #[exclude("nodes|detect-local-interface-prefix")]
-    fixture: PathBuf,
-) {
-    expect_to_differ_by(&BTreeSet::new(), &fixture, &["--ipvs-upstream-compat"]);
+/// The fixtures, in groups that need the same flags.
+fn groups() -> Vec<Vec<PathBuf>> {
+    let mut fixtures: Vec<_> =
+        fs::read_dir("e2e/fixtures").unwrap().map(|entry| entry.unwrap().path()).collect();
+    fixtures.retain(|path| path.extension().is_some_and(|extension| extension == "yaml"));
+    fixtures.retain(|path| !["nodes", "detect-local-interface-prefix"].contains(&&*name_of(path)));
+    fixtures.sort();
+    let mut groups = BTreeMap::<String, Vec<PathBuf>>::new();
+    for fixture in fixtures {
+        let flags = extra_flags(&fs::read_to_string(&fixture).unwrap()).join(" ");
+        groups.entry(flags).or_default().push(fixture);
+    }
+    assert!(groups.values().map(Vec::len).sum::<usize>() > 30);
+    groups.into_values().collect()
 }
 
-#[rstest]
+#[test]
 #[ignore = "needs ip_vs; make test-ipvs"]
-fn in_our_ways_the_state_differs_by_what_is_named_and_nothing_else(
-    #[files("e2e/fixtures/*.yaml")]
-    #[exclude("nodes|detect-local-interface-prefix")]
-    fixture: PathBuf,
-) {
-    expect_to_differ_by(&deviations::of(&name_of(&fixture)), &fixture, &[]);
+fn the_state_equals_that_of_the_reference_in_its_ways() {
+    for fixtures in groups() {
+        expect_to_differ_by(|_| BTreeSet::new(), &fixtures, &["--ipvs-upstream-compat"]);
+    }
+}
+
+#[test]
+#[ignore = "needs ip_vs; make test-ipvs"]
+fn in_our_ways_the_state_differs_by_what_is_named_and_nothing_else() {
+    for fixtures in groups() {
+        expect_to_differ_by(deviations::of, &fixtures, &[]);
+    }
 }

@@ -2,14 +2,13 @@
 //! program that never saw them makes of the end result.
 
 use kube_proxy_rs::testing::lab::{give_idle_uplink, lone_node};
+use kube_proxy_rs::testing::thorough::thorough;
 
 use super::{Flavor, LIMIT, Namespace, Proxy, launch, state, wait_for_markers, wait_until};
 use crate::sequences::World;
 
-const SEQUENCES: u64 = 50;
-/// The state is compared after every tenth sequence; a sync from nothing takes its time in an emulated
-/// machine.
-const COMPARED: u64 = 10;
+/// After how many sequences the state is compared; a sync from nothing takes its time in an emulated machine.
+const COMPARED: u64 = 5;
 /// Changes of one sequence.
 const CHANGES: usize = 4;
 const FLAGS: [&str; 2] = ["--proxy-mode=ipvs", "--ipvs-min-sync-period=0s"];
@@ -20,7 +19,7 @@ fn changes_add_up_to_what_a_full_sync_makes() {
     let node = fresh_node();
     let mut world = World::new(0);
     let mut proxy = launch(&node, &FLAGS).start(&[]).unwrap();
-    for seed in 0..SEQUENCES {
+    for seed in 0..thorough(10, 50) {
         world.seed(seed);
         for _ in 0..CHANGES {
             world.change();

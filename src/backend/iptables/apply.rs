@@ -66,7 +66,7 @@ pub(super) struct Run<'r, 'd, X> {
     pub(super) is_verified: bool,
 }
 
-impl<X: Xtables> Run<'_, '_, X> {
+impl<'r, X: Xtables> Run<'r, '_, X> {
     /// Sends input by input. One that is refused is cut into smaller ones, until each is taken or is about one Service or
     /// one chain. Once a Service is refused, nothing is written but Services' chains: what leads to them comes with the
     /// next run, which does without the Service.
@@ -176,10 +176,7 @@ impl<X: Xtables> Run<'_, '_, X> {
     /// Finds the Services whose rules in dispatch chains are refused, in a chain that nothing leads to: their traffic
     /// goes on meanwhile.
     async fn try_dispatch(&mut self) -> Result<()> {
-        let changes = self.changes;
-        let is_led_to = |name: &ServiceName| !changes.withheld.contains(name);
-        let changed = changes.services.iter().filter(|it| it.dispatch && is_led_to(&it.name));
-        let mut open = vec![changed.map(|change| &change.name).collect::<Vec<_>>()];
+        let mut open = vec![self.suspects()];
         while let Some(set) = open.pop().filter(|set| !set.is_empty()) {
             match (self.try_rules(&set).await, &set[..]) {
                 (Ok(()), _) => {}
@@ -192,6 +189,19 @@ impl<X: Xtables> Run<'_, '_, X> {
             }
         }
         Ok(self.try_rules(&[]).await?)
+    }
+
+    /// The Services whose rules in dispatch chains may be refused: those that change, or all where everything is looked
+    /// at, since what stands in a chain is written with it.
+    fn suspects(&self) -> Vec<&'r ServiceName> {
+        let (changes, desired) = (self.changes, self.desired);
+        let changed = changes.services.iter().filter(|it| it.dispatch).map(|it| &it.name);
+        let all = desired.services.iter().filter(|_| changes.is_full).map(|(name, _)| name);
+        let mut suspects: Vec<_> =
+            changed.chain(all).filter(|name| !changes.withheld.contains(*name)).collect();
+        suspects.sort_unstable();
+        suspects.dedup();
+        suspects
     }
 
     async fn try_rules(&mut self, services: &[&ServiceName]) -> Result<(), RestoreError> {

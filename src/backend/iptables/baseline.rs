@@ -1,7 +1,7 @@
 //! What we believe is in the kernel.
 
 use super::chains::{Chain, Fixed, Holds, JUMPS};
-use super::desired::{ChainPrint, Fingerprint, FixedPrint};
+use super::desired::{ChainPrint, Desired, Fingerprint, FixedPrint};
 use super::diff::{Changes, ServiceChange, Step};
 use super::dispatch_tree::{Content, Destinations, DispatchTree};
 use super::names::ChainId;
@@ -30,7 +30,9 @@ pub struct Baseline {
     /// Services that the next sync looks at, whatever its scope: a chain of theirs drifted, or they take several
     /// passes.
     pub(super) unfinished: BTreeSet<ServiceName>,
-    /// Per-Service chains that were found and of which nothing else is known: to be deleted when everything is written.
+    /// Nothing has been written since the tables were looked at.
+    pub(super) is_observed: bool,
+    /// Per-Service chains that an earlier run left: those that no Service needs are deleted last.
     pub(super) strays: BTreeSet<ChainId>,
     /// Those that another program has filled meanwhile, or that an earlier run left: to be deleted as soon as no
     /// Service needs several passes.
@@ -49,14 +51,24 @@ const SPARSE: [Fixed; 5] = [
 ];
 
 impl Baseline {
-    /// What was found of earlier runs: names of chains, nothing of their content.
+    /// The names of chains were found, and nothing is known of their content.
     pub(super) fn observed(strays: BTreeSet<ChainId>) -> Self {
-        Baseline { strays, ..Baseline::default() }
+        Baseline { is_observed: true, strays, ..Baseline::default() }
     }
 
-    /// Nothing has been written yet.
-    pub(super) fn is_fresh(&self) -> bool {
-        self.fixed == FixedPrint::default()
+    /// With everything that is wanted, but for Services of which a chain is missing.
+    pub(super) fn supposed(self, mut desired: Desired<'_>) -> Self {
+        let is_found = |print: &Fingerprint| print.ids().all(|id| self.strays.contains(&id));
+        desired.services.retain(|(_, print)| print.as_deref().is_some_and(is_found));
+        let changes = Changes::between(&Baseline::default(), &desired, usize::MAX);
+        let mut supposed = Baseline::default();
+        supposed.commit(changes, desired.fixed, BTreeSet::new());
+        let mut strays = self.strays;
+        if supposed.tree_chains.is_some() {
+            let tree = DispatchTree::new(desired.plan.family(), &supposed.destinations, None);
+            tree.all().into_iter().for_each(|it| _ = strays.remove(&it.prefix.chain()));
+        }
+        Baseline { set_up: false, is_observed: true, strays, ..supposed }
     }
 
     /// Notes that a Service is now as printed, or gone.
@@ -116,7 +128,7 @@ impl Baseline {
 
     /// Notes that changes took effect, but for chains that could not be deleted.
     pub(super) fn commit(&mut self, changes: Changes, fixed: FixedPrint, stuck: BTreeSet<ChainId>) {
-        self.set_up = true;
+        (self.set_up, self.is_observed) = (true, false);
         self.fixed = fixed;
         self.strays.retain(|id| !changes.is_full && !changes.delete.contains(id));
         self.strays.extend(stuck);

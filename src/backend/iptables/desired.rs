@@ -133,9 +133,9 @@ impl Fingerprint {
         let is_found = led_to.peek().is_some() && led_to.all(|chain| found.contains(&chain.id));
         let is_known = !self.chains.iter().any(|chain| chain.id.is_led_to() && chain.is_unknown());
         let nothing = Fingerprint::default();
-        let leads = match self.chains.is_empty() {
-            true if is_found => next,
-            _ if self.leads_somewhere() && is_known => self,
+        let leads = match is_known && !self.chains.is_empty() {
+            true if self.leads_somewhere() => self,
+            false if is_found => next,
             _ => &nothing,
         };
         Fingerprint {

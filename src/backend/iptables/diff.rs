@@ -24,7 +24,7 @@ const LARGER_CHANGE: usize = 4;
 pub struct Changes {
     /// Make the jumps from the built-in chains and the canaries.
     pub(super) set_up: bool,
-    /// Everything is written, against names of chains that were found.
+    /// Everything is looked at, against what an earlier run left.
     pub(super) is_full: bool,
     /// Chains to write of those that always stand.
     pub(super) fixed: BTreeSet<Fixed>,
@@ -99,7 +99,7 @@ impl Changes {
         };
         let mut changes = Changes {
             set_up: !baseline.set_up,
-            is_full: baseline.is_fresh(),
+            is_full: baseline.is_observed,
             fixed: Fixed::all().filter(is_wanted).collect(),
             edits: Edits::of(&baseline.destinations),
             ..Changes::default()

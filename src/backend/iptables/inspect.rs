@@ -113,7 +113,7 @@ pub(super) fn trace(
     let mut tables = Tables::default();
     for object in objects {
         let Some((table, chain)) = object.name.split_once(' ') else { continue };
-        tables.add(table, chain, object.lines.iter().map(String::as_str));
+        tables.add_ours(table, chain, object.lines.iter().map(String::as_str));
     }
     let is_local = |address: IpAddr| address.is_loopback() || node_addresses.contains(&address);
     PacketTrace { tables: &tables, is_local: &is_local }.trace(packet, None)

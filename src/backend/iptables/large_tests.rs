@@ -97,7 +97,7 @@ async fn a_large_service_keeps_its_traffic_over_changes_and_over_a_restart() {
     }
     bench.tracker.fold(WatchEvent::ServiceGone(name(20)));
     bench.tracker.fold(slice(LARGE, ENDPOINTS));
-    bench.backend.forget();
+    bench.forget_all();
     let mut passes = 0;
     while !bench.pass().await.unwrap().unfinished.is_empty() {
         passes += 1;
@@ -106,6 +106,37 @@ async fn a_large_service_keeps_its_traffic_over_changes_and_over_a_restart() {
     }
     assert!(passes > 8);
     bench.expect_like_fresh().await;
+}
+
+#[rstest]
+#[tokio::test]
+async fn after_a_restart_only_what_differs_is_written(
+    #[values(Flavor::Nft, Flavor::Legacy)] flavor: Flavor,
+    #[values(0, usize::MAX)] threshold: usize,
+) {
+    let mut bench = Bench::new(IpFamily::V4, flavor, 500).with_tree_above(threshold);
+    (0..30).for_each(|number| bench.add(number, 2));
+    bench.sync().await.unwrap();
+    let written = bench.backend.tools().inputs.len();
+    bench.backend.forget();
+    bench.sync().await.unwrap();
+    assert_eq!(bench.backend.tools().inputs[written..], [""; 0]);
+
+    // While it was down, an endpoint chain was changed, a Service came and one went.
+    bench.backend.tools().meddle("nat", |nat| {
+        let chain = nat.iter_mut().find(|(name, _)| name.starts_with("KUBE-SEP-")).unwrap();
+        chain.1.pop();
+    });
+    bench.add(30, 2);
+    bench.tracker.fold(WatchEvent::ServiceGone(name(4)));
+    bench.backend.forget();
+    bench.sync().await.unwrap();
+    let text = bench.backend.tools().inputs[written..].concat();
+    let endpoints = text.lines().filter(|line| line.starts_with("-A KUBE-SEP-") && line.contains("-j DNAT"));
+    assert_eq!(endpoints.count(), 3, "{text}");
+    let mut fresh = bench.afresh(flavor).with_tree_above(threshold);
+    fresh.sync().await.unwrap();
+    assert_eq!(bench.tables(), fresh.tables());
 }
 
 #[tokio::test]

@@ -188,7 +188,7 @@ impl<X: Xtables> Iptables<X> {
         }
     }
 
-    /// What of ours is in the kernel: names of chains, nothing of their content. From now on other programs' writes
+    /// The names of our chains in the kernel. From now on other programs' writes
     /// are listened to, and it is known which options rules can have.
     async fn observe(&mut self) -> Result<Baseline> {
         let mut strays = BTreeSet::new();
@@ -203,17 +203,36 @@ impl<X: Xtables> Iptables<X> {
         Ok(Baseline::observed(strays))
     }
 
+    /// What a first pass goes on from. Chains that an earlier run left, ours or kube-proxy's, are taken for what the plan
+    /// wants, and the tables are compared with that: only what differs is written.
+    async fn begin(&mut self, plan: &Plan<'_>) -> Result<Baseline> {
+        let observed = self.observe().await?;
+        if observed.strays.is_empty() {
+            return Ok(observed);
+        }
+        let strays = observed.strays.clone();
+        let mut supposed = observed.supposed(Desired::of(plan, &self.features, &BTreeSet::new()));
+        match self.compare(&mut supposed).await {
+            Ok(()) => Ok(supposed),
+            Err(error) => {
+                // Foreign rules that the tool cannot print do not stop it from writing ours.
+                let error = format!("{error:#}");
+                tracing::warn!(error, "cannot list the rules that an earlier run left; writing all of them");
+                Ok(Baseline::observed(strays))
+            }
+        }
+    }
+
     /// One pass. A run that the kernel refuses is followed by one without the Services at fault, or, before that, by a
     /// comparison of the tables.
     async fn try_sync(&mut self, plan: &Plan<'_>) -> Result<Applied> {
         let mut baseline = match self.baseline.take() {
             Some(baseline) => baseline,
-            None => self.observe().await.context("looking at the kernel")?,
+            None => self.begin(plan).await.context("looking at the kernel")?,
         };
         self.quarantine.begin(plan);
         let (mut outcome, mut began_anew) = (Outcome::default(), BTreeSet::new());
-        // Nothing that was there before is relied on when everything is written.
-        let mut is_verified = baseline.is_fresh();
+        let mut is_verified = baseline.is_observed;
         loop {
             let left_out = self.quarantine.names();
             let desired = Desired::of(&plan.without(&left_out), &self.features, &baseline.unfinished);

@@ -80,19 +80,19 @@ async fn an_option_that_is_refused_later_is_left_out_before_a_service_is_suspect
     let mut bench = bench(80);
     bench.sync().await.unwrap();
     bench.backend.tools().refused = vec![option.to_owned()];
-    bench.backend.forget();
+    bench.forget_all();
     let error = bench.sync().await.unwrap_err();
     assert!(error.is::<OptionsRefused>() && crate::backend::is_tool_failure(&error), "{error:#}");
-    bench.backend.forget();
+    bench.forget_all();
     assert_eq!(bench.sync().await.unwrap().refused, []);
     expect_plain(&mut bench, option).await;
 
     // Whatever it was, it has gone.
     bench.backend.tools().refused.clear();
     bench.backend.tools().failures = 2;
-    bench.backend.forget();
+    bench.forget_all();
     bench.sync().await.unwrap_err();
-    bench.backend.forget();
+    bench.forget_all();
     bench.sync().await.unwrap();
     let mut fresh = bench.afresh(Flavor::Nft);
     fresh.sync().await.unwrap();

@@ -78,7 +78,7 @@ async fn traffic_of_all_others_goes_on_while_the_one_at_fault_is_looked_for(
     bench.tracker.fold(service(REFUSED));
     bench.tracker.fold(slice(REFUSED, 2));
     if is_full {
-        bench.backend.forget();
+        bench.forget_all();
     }
     let applied = bench.sync().await.unwrap();
     assert_eq!(applied.newly_refused().map(|it| it.service.clone()).collect::<Vec<_>>(), [name(REFUSED)]);
@@ -218,9 +218,9 @@ async fn whatever_is_refused_the_kernel_is_as_if_the_refused_services_did_not_ex
             (0..=random.below(8)).for_each(|_| bench.tracker.fold(change(&mut random)));
             bench.backend.tools().refused = poison(&mut random);
             if random.below(4) == 0 {
-                bench.backend.forget();
+                bench.forget_all();
             }
-            // A Service that did not change is not suspected before everything is written again.
+            // A Service that did not change is not suspected before a full sync.
             let applied = match bench.sync().await {
                 Ok(applied) => applied,
                 Err(_) => bench.sync().await.unwrap(),

@@ -146,7 +146,7 @@ pub(super) fn trace(chains: &[KernelObject], around: &Surroundings, packet: &Pac
     let mut tables = Tables::default();
     for object in chains {
         let Some((table, chain)) = object.name.split_once(' ') else { continue };
-        tables.add(table, chain, object.lines.iter().map(String::as_str));
+        tables.add_ours(table, chain, object.lines.iter().map(String::as_str));
     }
     around.sets.iter().for_each(|(name, entries)| tables.add_set(name, entries.clone()));
     if let Some((at, reals)) = &around.server {

@@ -128,7 +128,7 @@ impl ProxyMode for IpvsMode {
         true
     }
 
-    /// By all rules of the tables, those of other programs included, the sets, and the virtual server.
+    /// By our rules in the tables, the sets, and the virtual server.
     fn trace<'a>(
         &'a self,
         node: &'a InspectedNode<'a>,

@@ -9,6 +9,7 @@ use nftables_rs::{
 };
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
+use std::rc::Rc;
 
 /// Chains lead no deeper than this.
 const DEEPEST: usize = 16;
@@ -30,9 +31,12 @@ pub(super) enum Found {
     Says(Says),
 }
 
+/// The rules of a chain, each with how it is written.
+type Steps<'a> = Vec<(Vec<Expression<'a>>, String)>;
+
 /// Walks packets through rules, on a node.
 pub(super) struct PacketTrace<'a, 'n> {
-    chains: BTreeMap<String, Vec<(Vec<Expression<'a>>, String)>>,
+    chains: BTreeMap<String, Rc<Steps<'a>>>,
     look_up: &'n mut LookUp<'n>,
     /// Whether an address is one of the node's own.
     is_local: &'n dyn Fn(IpAddr) -> bool,
@@ -95,7 +99,7 @@ impl<'a, 'n> PacketTrace<'a, 'n> {
         texts: &BTreeMap<String, Vec<String>>,
         (look_up, is_local): (&'n mut LookUp<'n>, &'n dyn Fn(IpAddr) -> bool),
     ) -> Self {
-        let mut chains: BTreeMap<String, Vec<(Vec<Expression<'a>>, String)>> = BTreeMap::new();
+        let mut chains: BTreeMap<String, Steps<'a>> = BTreeMap::new();
         for rule in rules.rules() {
             let steps: Vec<_> = rule.expressions().map_while(Result::ok).collect();
             let known = chains.entry(rule.chain.to_owned()).or_default();
@@ -103,6 +107,7 @@ impl<'a, 'n> PacketTrace<'a, 'n> {
             let text = text.cloned().unwrap_or_else(|| format!("{steps:?}"));
             known.push((steps, text));
         }
+        let chains = chains.into_iter().map(|(name, rules)| (name, Rc::new(rules))).collect();
         PacketTrace { chains, look_up, is_local }
     }
 
@@ -425,6 +430,7 @@ fn ct(traveller: &TracedPacket, key: CtKey) -> Option<Vec<u8>> {
 
 impl TracedPacket {
     fn ends(self, verdict: model::Verdict<TracedEndpoint>) -> TraceOutcome {
-        TraceOutcome { verdict, chance: self.chance, rules: self.trail, remembered: self.remembered }
+        let TracedPacket { chance, trail, remembered, .. } = self;
+        TraceOutcome { verdict, chance, rules: trail, remembered, doubts: Vec::new() }
     }
 }

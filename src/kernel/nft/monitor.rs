@@ -130,7 +130,8 @@ impl Monitor {
     /// # Errors
     /// If the kernel has no nf_tables, or without `CAP_NET_ADMIN`.
     pub fn open() -> Result<Rc<Monitor>> {
-        let listening = || "cannot read the kernel's notices of nf_tables; everything is written again";
+        let listening =
+            || "cannot read the kernel's notices of nf_tables; the tables are listed and compared";
         let notices = Notices::of(Protocol::Netfilter, GROUP).with_context(listening)?;
         notices.let_wait(MOST_WAITING).with_context(listening)?;
         let open = Transaction::default();
@@ -206,7 +207,7 @@ impl Inner {
         let read = notices.read(&mut |message| take(&message, listeners, child.as_mut(), open));
         let Err(error) = read else { return };
         if !matches!(error, Error::Overrun) {
-            tracing::debug!(%error, "cannot read the kernel's notices of nf_tables; everything is written again");
+            tracing::debug!(%error, "cannot read the kernel's notices of nf_tables; the tables are listed and compared");
         }
         *open = Transaction::default();
         listeners.iter_mut().for_each(|listener| listener.is_incomplete = true);

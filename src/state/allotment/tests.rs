@@ -210,7 +210,7 @@ fn an_external_address_that_is_somebody_elses_is_named_and_in_strictness_refused
         slice("shop/other", 80, &["10.200.0.8"]),
     ];
     let changes = fold(&mut tracker, others.into_iter().chain([web.event()]));
-    let outcome = if strict { "; it is not used" } else { "" };
+    let outcome = if strict { "; this Service is programmed without it" } else { "" };
     let wanted: Vec<String> = whose
         .iter()
         .map(|whose| format!("Service shop/web: {}: {address} is {whose}{outcome}", kind.field()))
@@ -305,7 +305,7 @@ fn where_the_api_server_is_reached_leads_to_no_service(
     let all: Vec<String> = events.into_iter().flat_map(|it| told(&fold(&mut tracker, [it]))).collect();
     assert_eq!(lacks(&tracker, name.as_str()), wanted);
     assert_eq!(all.len(), wanted.len());
-    let reason = "is where this node reaches the API server; it is not used";
+    let reason = "is where this node reaches the API server; this Service is programmed without it";
     assert!(all.iter().all(|text| text.contains(reason)), "{all:?}");
 }
 
@@ -328,7 +328,7 @@ fn a_node_port_is_in_the_way_where_the_api_server_is_on_this_node(
     let all = [lacks(&tracker, "thief"), lacks(&tracker, "web")].concat();
     assert_eq!(all, if wanted.is_empty() { &[HealthCheckNodePort] } else { wanted });
     let said = "Service shop/thief: spec.ports[].nodePort: 6443/tcp is where this node reaches the API server; \
-                it is not used";
+                this Service is programmed without it";
     assert!(wanted.is_empty() || told(&changes).iter().any(|text| text == said), "{changes:?}");
 }
 
@@ -342,7 +342,7 @@ fn in_ipvs_mode_the_whole_address_is_the_api_servers_unless_it_is_this_nodes() {
         let changes = fold(&mut tracker, [web.event(), api_server(API, is_own)]);
         assert_eq!(lacks(&tracker, "web"), wanted);
         let text = "Service shop/web: spec.externalIPs: 203.0.113.1 port 80/tcp is at the address where this node \
-                    reaches the API server, and in this mode a Service takes all ports of an address; it is not used";
+                    reaches the API server, and in this mode a Service takes all ports of an address; this Service is programmed without it";
         assert_eq!(told(&changes), if is_own { vec![] } else { vec![text] });
     }
 }
@@ -469,7 +469,7 @@ fn a_service_goes_without_the_contested_port_only() {
     let changes = fold(&mut tracker, [young.event(), old.event()]);
     assert_eq!(refused(&tracker, "young"), [(ExternalIp, "198.51.100.9".to_owned(), 1)]);
     let text = "Service shop/young: spec.externalIPs: 198.51.100.9 port 80/tcp belongs to Service shop/old \
-                (spec.externalIPs); it is not used";
+                (spec.externalIPs); this Service is programmed without it";
     assert_eq!(told(&changes), [text]);
 }
 

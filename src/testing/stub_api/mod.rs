@@ -17,7 +17,8 @@ mod write;
 
 pub use absent::Absent;
 use answer::Command;
-use hyper_util::rt::TokioIo;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::server::conn::auto;
 pub use load::{load_address, load_service, load_slice};
 pub use protobuf::in_protobuf;
 use serde_json::{Value, json};
@@ -484,7 +485,7 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>) {
         connections.spawn(async move {
             let service = hyper::service::service_fn(move |request| answer::answer(shared.clone(), request));
             // Clients hang up whenever they like.
-            let _ = hyper::server::conn::http1::Builder::new()
+            let _ = auto::Builder::new(TokioExecutor::new())
                 .serve_connection(TokioIo::new(stream), service)
                 .await;
         });

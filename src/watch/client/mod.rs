@@ -15,6 +15,7 @@ mod pem;
 mod proxy;
 mod stack;
 mod stamp;
+mod transport;
 mod trust;
 
 use anyhow::{Context, bail};

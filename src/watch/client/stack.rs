@@ -4,6 +4,7 @@ use super::connect::Connector;
 use super::kubeconfig::Settings;
 use super::pace::Pace;
 use super::proxy::{Dialler, Proxy};
+use super::transport::{PROTOCOLS, Transport};
 use super::trust::{Verifier, explain};
 use super::{Exchange, Observers};
 use crate::watch::failure::chain;
@@ -12,7 +13,6 @@ use http::uri::Scheme;
 use http::{Request, Response, Uri};
 use hyper::body::Incoming;
 use hyper_rustls::{DefaultServerNameResolver, FixedServerNameResolver, HttpsConnector, ResolveServerName};
-use hyper_util::rt::TokioExecutor;
 use kube::client::{Body, ConfigExt};
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
@@ -34,21 +34,21 @@ pub(super) type Stack = BoxCloneService<Request<Body>, Response<Incoming>, BoxEr
 /// Puts the stack together. What kube's own has on top, retries and a span for each request, is
 /// left out on purpose: the first hides outages, the second serves nothing here.
 pub(super) fn build(settings: Settings, observers: Observers) -> anyhow::Result<Stack> {
-    let tls = tls(&settings)?;
+    let mut tls = tls(&settings)?;
     let config = settings.config;
     let dialler = Dialler::new(settings.proxy, Connector::new(observers.dialling), tls.clone())?;
-    let https = HttpsConnector::new(dialler, tls, false, server_name(&config)?);
-    let dialler = hyper_util::client::legacy::Client::builder(TokioExecutor::new()).build::<_, Body>(https);
+    tls.alpn_protocols = PROTOCOLS.map(<[u8]>::to_vec).into();
+    let transport = Arc::new(Transport::new(HttpsConnector::new(dialler, tls, false, server_name(&config)?)));
     let pace = Arc::new(Pace::new(WATCH_PACE, WATCH_BURST));
     let send = tower::service_fn(move |request: Request<Body>| {
-        let (dialler, pace, observer) = (dialler.clone(), pace.clone(), observers.exchange.clone());
+        let (transport, pace, observer) = (transport.clone(), pace.clone(), observers.exchange.clone());
         async move {
             if is_watch(&request) {
                 pace.wait().await;
             }
             let host = request.uri().authority().map_or_else(String::new, ToString::to_string);
             let (method, start) = (request.method().clone(), Instant::now());
-            let answered = answer(dialler.request(request)).await;
+            let answered = answer(transport.send(request)).await;
             let status = answered.as_ref().ok().map(|response| response.status().as_u16());
             observer(&Exchange { method, host, status, elapsed: start.elapsed() });
             answered
@@ -95,11 +95,11 @@ fn server_name(config: &kube::Config) -> anyhow::Result<Arc<dyn ResolveServerNam
 }
 
 /// Waits for the head of an answer; how long its body takes is for the reader to judge.
-async fn answer<E: Into<BoxError>>(
-    response: impl Future<Output = Result<Response<Incoming>, E>>,
+async fn answer(
+    response: impl Future<Output = Result<Response<Incoming>, BoxError>>,
 ) -> Result<Response<Incoming>, BoxError> {
     match tokio::time::timeout(RESPONSE_TIMEOUT, response).await {
-        Ok(response) => response.map_err(|error| explain(error.into())),
+        Ok(response) => response.map_err(explain),
         Err(_) => Err(format!("no answer within {RESPONSE_TIMEOUT:?}").into()),
     }
 }

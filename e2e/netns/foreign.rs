@@ -1,0 +1,255 @@
+//! `explain` traces packets past the rules of other programs, to where they really go.
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use kube_proxy_rs::model::{IpFamily, Protocol};
+use kube_proxy_rs::testing::lab::Lab;
+use kube_proxy_rs::testing::packets::{Packet, PacketCase, Place, TARGET_PORT, cases};
+use kube_proxy_rs::testing::proxy::{Flavor, Launch, Proxy};
+use kube_proxy_rs::testing::traffic::Answer;
+use rstest::rstest;
+use serde_json::Value;
+
+use crate::BINARY;
+use crate::explain::explain;
+
+const SYNC: Duration = Duration::from_secs(120);
+/// How long silence must last to count as dropped.
+const SILENT: Duration = Duration::from_millis(400);
+/// Requests for each packet: one of two endpoints is not asked once in 2^16.
+const REQUESTS: usize = 16;
+
+/// What another program does, and what the trace must say of it.
+struct Act {
+    /// For a shell: `$IPT` are the tools of the mode, `$SERVICE` is the cluster IP.
+    act: &'static str,
+    undo: &'static str,
+    /// The trace is sure of it; otherwise it names the rule as one that may decide.
+    sure: bool,
+    /// What the trace quotes, where the packet meets it.
+    quotes: &'static str,
+}
+
+const ACTS: [Act; 13] = [
+    Act { act: "true", undo: "true", sure: true, quotes: "" },
+    Act {
+        act: "$IPT -N guard; $IPT -A guard -d 10.128.1.5 -j DROP; $IPT -I FORWARD -j guard; $IPT -I OUTPUT -j guard",
+        undo: "$IPT -D OUTPUT -j guard; $IPT -D FORWARD -j guard; $IPT -F guard; $IPT -X guard",
+        sure: true,
+        quotes: "> guard: -d 10.128.1.5/32 -j DROP",
+    },
+    Act {
+        act: "$IPT -P FORWARD DROP; $IPT -P OUTPUT DROP",
+        undo: "$IPT -P FORWARD ACCEPT; $IPT -P OUTPUT ACCEPT",
+        sure: true,
+        quotes: "the policy is DROP",
+    },
+    Act {
+        act: "$IPT -P FORWARD DROP; $IPT -N pods; $IPT -A FORWARD -j pods; $IPT -A pods -d 10.128.0.0/16 -j ACCEPT; $IPT -A pods -s 10.128.0.0/16 -j ACCEPT",
+        undo: "$IPT -P FORWARD ACCEPT; $IPT -D FORWARD -j pods; $IPT -F pods; $IPT -X pods",
+        sure: true,
+        quotes: "",
+    },
+    Act {
+        act: "$IPT -t raw -I PREROUTING -d $SERVICE -j CT --notrack; $IPT -t raw -I OUTPUT -d $SERVICE -j CT --notrack",
+        undo: "$IPT -t raw -F",
+        sure: true,
+        quotes: "--notrack",
+    },
+    Act {
+        act: "$IPT -t mangle -I PREROUTING -s 10.128.0.9 -d $SERVICE -j DROP",
+        undo: "$IPT -t mangle -D PREROUTING -s 10.128.0.9 -d $SERVICE -j DROP",
+        sure: true,
+        quotes: "mangle PREROUTING: -s 10.128.0.9/32",
+    },
+    Act {
+        act: "$IPT -I FORWARD -s 10.200.0.99 -p tcp --dport 8080 -j REJECT --reject-with tcp-reset",
+        undo: "$IPT -D FORWARD -s 10.200.0.99 -p tcp --dport 8080 -j REJECT --reject-with tcp-reset",
+        sure: true,
+        quotes: "filter FORWARD: -s 10.200.0.99/32",
+    },
+    Act {
+        act: "$IPT -I FORWARD -m mark --mark 0x1/0x1 -j DROP; $IPT -I OUTPUT -m mark --mark 0x1/0x1 -j DROP",
+        undo: "$IPT -D FORWARD -m mark --mark 0x1/0x1 -j DROP; $IPT -D OUTPUT -m mark --mark 0x1/0x1 -j DROP",
+        sure: false,
+        quotes: "-m mark --mark 0x1/0x1 -j DROP",
+    },
+    Act {
+        act: "$IPT -I FORWARD -m length --length 0:65535 -j DROP; $IPT -I OUTPUT -m length --length 0:65535 -j DROP",
+        undo: "$IPT -D FORWARD -m length --length 0:65535 -j DROP; $IPT -D OUTPUT -m length --length 0:65535 -j DROP",
+        sure: false,
+        quotes: "-m length --length 0:65535 -j DROP",
+    },
+    Act {
+        act: "nft add table inet own; nft 'add chain inet own forward { type filter hook forward priority 10; }'
+            nft add rule inet own forward ct status dnat ip daddr 10.128.1.5 reject with tcp reset
+            nft 'add chain inet own output { type filter hook output priority 10; }'; nft add rule inet own output ip daddr 10.128.1.5 drop",
+        undo: "nft delete table inet own",
+        sure: true,
+        quotes: "inet own",
+    },
+    Act {
+        act: "nft add table inet own; nft 'add set inet own blocked { type ipv4_addr; elements = { 10.128.1.5 }; }'
+            nft 'add chain inet own forward { type filter hook forward priority 10; }'; nft add rule inet own forward ip daddr @blocked drop
+            nft 'add chain inet own output { type filter hook output priority 10; }'; nft add rule inet own output ip daddr @blocked drop",
+        undo: "nft delete table inet own",
+        sure: false,
+        quotes: "inet own",
+    },
+    Act {
+        act: "$OTHER -I FORWARD -d 10.128.1.5 -j DROP; $OTHER -I OUTPUT -d 10.128.1.5 -j DROP",
+        undo: "$OTHER -F",
+        sure: true,
+        quotes: " filter ",
+    },
+    Act {
+        act: "$IPT -t nat -I POSTROUTING -s 10.128.0.0/16 -d 10.128.0.0/16 -j MASQUERADE",
+        undo: "$IPT -t nat -D POSTROUTING -s 10.128.0.0/16 -d 10.128.0.0/16 -j MASQUERADE",
+        sure: true,
+        quotes: "",
+    },
+];
+
+/// What can become of a packet, as a client sees it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Seen {
+    /// By which pod, which sees the client's own address.
+    Served(String, bool),
+    /// A refusal or none; of what leads nowhere, this node does not know which.
+    Not(Option<bool>),
+}
+
+/// Every sure word of the trace is what happens, and what it is not sure of it names with the rule.
+#[rstest]
+fn a_trace_past_foreign_rules_ends_where_the_packet_does(
+    #[values(("iptables", Flavor::Nft), ("iptables", Flavor::Legacy), ("nftables", Flavor::Nft))] mode: (
+        &str,
+        Flavor,
+    ),
+) {
+    let (name, flavor) = mode;
+    let lab = Lab::create().unwrap();
+    let all = cases();
+    let case =
+        all.iter().find(|it| it.name == "the_cluster_ip_keeps_the_source_inside_the_cluster_only").unwrap();
+    let flag = format!("--proxy-mode={name}");
+    let launch = Launch { binary: BINARY, namespace: lab.node(), flavor, flags: &[&flag] };
+    let mut proxy = launch.start(&case.objects()).unwrap();
+    match name {
+        "nftables" => crate::nftables::wait_for_markers(&mut proxy, lab.node()),
+        _ => proxy.wait_for_sync(lab.node(), flavor, SYNC).unwrap(),
+    }
+    let mut failures = Vec::new();
+    for act in &ACTS {
+        shell(&lab, flavor, case, act.act);
+        failures.extend(case.packets.iter().flat_map(|packet| {
+            let wrong = complaints(&lab, &proxy, (case, packet), act);
+            wrong.into_iter().map(move |it| {
+                format!("{}: {:?} {}: {it}", act.act, mode_words(name, flavor), packet.from.name())
+            })
+        }));
+        shell(&lab, flavor, case, act.undo);
+    }
+    failures.extend(judges_the_running_mode(&lab, &proxy, name));
+    proxy.terminate().unwrap();
+    assert!(failures.is_empty(), "{}", failures.join("\n"));
+}
+
+/// Without a mode on its command line, `check` judges that of the proxy that runs.
+fn judges_the_running_mode(lab: &Lab, proxy: &Proxy, mode: &str) -> Vec<String> {
+    let socket = proxy.control_socket();
+    let ask = |flags: &[&str]| {
+        let mut command = lab.node().command(BINARY);
+        command.args(["check", "-o", "json", "--control-socket"]).arg(&socket).args(flags);
+        let report: Value = serde_json::from_slice(&command.output().unwrap().stdout).unwrap();
+        (
+            report["mode"].as_str().unwrap().to_owned(),
+            report["findings"][0]["message"].as_str().unwrap().to_owned(),
+        )
+    };
+    let (running, asked) = (ask(&[]), ask(&["--proxy-mode=iptables"]));
+    let is_right = running.0 == mode
+        && running.1.contains("that of the proxy that runs here")
+        && asked.0 == "iptables"
+        && asked.1.contains("in mode nftables") == (mode == "nftables");
+    if is_right { Vec::new() } else { vec![format!("check judged {running:?} and {asked:?}")] }
+}
+
+fn mode_words(name: &str, flavor: Flavor) -> String {
+    format!("{name} {}", flavor.as_str())
+}
+
+fn shell(lab: &Lab, flavor: Flavor, case: &PacketCase, commands: &str) {
+    let own = flavor.as_str();
+    let other = if flavor == Flavor::Nft { "legacy" } else { "nft" };
+    let service = case.cluster_ip(IpFamily::V4);
+    let names = format!("IPT=iptables-{own} OTHER=iptables-{other} SERVICE={service}");
+    lab.node().output("sh", &["-c", &format!("{names}\nset -e\n{commands}")]).unwrap();
+}
+
+fn complaints(lab: &Lab, proxy: &Proxy, (case, packet): (&PacketCase, &Packet), act: &Act) -> Vec<String> {
+    let flow = case.flow(packet, IpFamily::V4);
+    let (client, to, socket) =
+        (flow.source.to_string(), flow.destination.to_string(), proxy.control_socket());
+    let service = format!("packets/{}", case.service_name());
+    let arguments =
+        [&service, "--client", &client, "--to", &to, "--control-socket", socket.to_str().unwrap()];
+    let (report, _) = explain(lab.node(), &arguments);
+    let trace = report["trace"].as_array().unwrap();
+    let seen = seen(lab, packet.from, (flow.source.to_string(), flow.destination));
+    let mut wrong = Vec::new();
+    let may: Vec<&str> =
+        trace.iter().flat_map(|it| it["may"].as_array().unwrap()).map(|it| it.as_str().unwrap()).collect();
+    let told: BTreeSet<Seen> = trace.iter().map(told).collect();
+    let agree = |seen: &Seen| {
+        told.iter().any(|told| match (told, seen) {
+            (Seen::Not(None), Seen::Not(_)) => true,
+            (told, seen) => told == seen,
+        })
+    };
+    if may.is_empty() && (!seen.iter().all(agree) || told.len() != seen.len()) {
+        wrong.push(format!("told for sure {told:?}, seen {seen:?}"));
+    }
+    if act.sure != may.is_empty() {
+        wrong.push(format!("may: {may:?}"));
+    }
+    let changes = !act.sure || seen.iter().any(|it| matches!(it, Seen::Not(_)));
+    if changes && !report["trace"].to_string().contains(act.quotes) {
+        wrong.push(format!("{:?} is not quoted: {}", act.quotes, report["trace"]));
+    }
+    wrong
+}
+
+fn told(decision: &Value) -> Seen {
+    let place = |endpoint: &str| {
+        let address: SocketAddr = endpoint.parse().unwrap();
+        assert_eq!(address.port(), TARGET_PORT);
+        let place = Place::SERVERS.into_iter().find(|it| it.address(IpFamily::V4) == address.ip());
+        place.unwrap().name().to_owned()
+    };
+    match decision["verdict"].as_str().unwrap() {
+        "served" => {
+            Seen::Served(place(decision["endpoint"].as_str().unwrap()), decision["masqueraded"] == false)
+        }
+        "refused" => Seen::Not(Some(true)),
+        "dropped" => Seen::Not(Some(false)),
+        _ => Seen::Not(None),
+    }
+}
+
+fn seen(lab: &Lab, from: Place, (source, to): (String, SocketAddr)) -> BTreeSet<Seen> {
+    let client = lab.client(from, IpFamily::V4).patience(SILENT);
+    let answers = client.ask_many(Protocol::Tcp, to, REQUESTS).into_iter();
+    answers
+        .map(|answer| match answer {
+            // The node itself sends from an address of its own in any case.
+            Answer::Answered { pod, source: by } => {
+                Seen::Served(pod, from != Place::Node && by.to_string() == source)
+            }
+            Answer::Refused => Seen::Not(Some(true)),
+            _ => Seen::Not(Some(false)),
+        })
+        .collect()
+}
