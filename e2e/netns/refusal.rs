@@ -54,6 +54,8 @@ fn a_service_that_the_legacy_tool_refuses_is_named_and_left_out_and_all_others_w
     proxy.wait_for_sync(&node, flavor, SYNC).unwrap();
     let rules = save(flavor, &node, false).unwrap();
     proxy.kill().unwrap();
+    // What is in place is not written again.
+    node.output("iptables-legacy", &["-t", "nat", "-F", "KUBE-SERVICES"]).unwrap();
 
     let folder = Folder::create().unwrap();
     let tools = folder.path().display();

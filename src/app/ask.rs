@@ -5,6 +5,7 @@ use super::offline::Offline;
 use super::output::{Answer, complain};
 use super::print::structured;
 use super::read_api::{FIRST_ANSWER, client_options};
+use super::status::HEALTHY;
 use super::whole;
 use crate::config::{Config, Explain, Form, Mode, Target};
 use crate::explain::{
@@ -368,13 +369,16 @@ pub(super) async fn status(config: &Config, form: &Form) -> Result<Answer> {
     let Some(socket) = &config.control_socket else {
         bail!("no proxy to ask: --control-socket is empty; give the path that the proxy was started with")
     };
-    let status: serde_json::Value = ask_daemon(socket, "/v1/status").await?;
-    let is_degraded = status["healthy"] == serde_json::Value::Bool(false);
-    let text = match structured("Status", &status, form)? {
-        Some(text) => text,
-        None => String::from_utf8_lossy(&answer_of(socket, "/v1/status.txt").await?).into_owned(),
+    // What is printed is what is judged: a second answer may come after another sync.
+    let (text, is_healthy) = if matches!(form, Form::Json | Form::Yaml | Form::JsonPath(_)) {
+        let status: serde_json::Value = ask_daemon(socket, "/v1/status").await?;
+        (structured("Status", &status, form)?.unwrap_or_default(), status["healthy"] != false)
+    } else {
+        let text = String::from_utf8_lossy(&answer_of(socket, "/v1/status.txt").await?).into_owned();
+        let is_healthy = text.starts_with(HEALTHY);
+        (text, is_healthy)
     };
-    Ok(Answer { text, status: u8::from(is_degraded), wraps: form == &Form::Text })
+    Ok(Answer { text, status: u8::from(!is_healthy), wraps: form == &Form::Text })
 }
 
 /// What the proxy that runs here answers to a path of its control socket.

@@ -12,6 +12,9 @@ use std::time::SystemTime;
 /// The page's style; nothing is loaded from anywhere.
 pub(super) const STYLE: &str = include_str!("status.css");
 
+/// How the text of a healthy proxy begins.
+pub(super) const HEALTHY: &str = "State      healthy";
+
 /// All that is shown.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -223,7 +226,7 @@ fn doubts(it: &Doubtful) -> String {
 
 impl fmt::Display for Status {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "State      {}", if self.readiness.healthy { "healthy" } else { "DEGRADED" })?;
+        writeln!(f, "{}", if self.readiness.healthy { HEALTHY } else { "State      DEGRADED" })?;
         for reason in self.reasons() {
             writeln!(f, "           {reason}")?;
         }

@@ -16,7 +16,7 @@ const WORDS: [(&str, &str); 14] = [
     ("FAILED", RED),
     ("PROBLEM", YELLOW),
     ("UNKNOWN", YELLOW),
-    ("State      healthy", GREEN),
+    (super::status::HEALTHY, GREEN),
     ("Proxy   healthy", GREEN),
     ("Kernel  as it should be", GREEN),
     ("broken ", RED),
