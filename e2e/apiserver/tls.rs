@@ -67,7 +67,7 @@ impl Secured {
         answer.map(drop).map_err(|error| format!("{:#}", anyhow::Error::from(error)))
     }
 
-    /// Until there have been so many requests.
+    /// Waits until there have been this many requests.
     async fn until_seen(&self, wanted: usize) {
         while self.server.seen().len() < wanted {
             tokio::time::sleep(Duration::from_millis(5)).await;

@@ -55,7 +55,7 @@ fn a_service_that_the_legacy_tool_refuses_is_named_and_left_out_and_all_others_w
     let rules = save(flavor, &node, false).unwrap();
     proxy.kill().unwrap();
     // What is in place is not written again.
-    node.output("iptables-legacy", &["-t", "nat", "-F", "KUBE-SERVICES"]).unwrap();
+    node.output("iptables-legacy", &["-t", "nat", "-F"]).unwrap();
 
     let folder = Folder::create().unwrap();
     let tools = folder.path().display();
