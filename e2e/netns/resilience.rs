@@ -197,7 +197,7 @@ fn one_changed_endpoint_among_a_thousand_services_writes_a_handful_of_rules(
 /// only when it is over, so there just for a second. Returns how many have.
 fn middle_of_sync(lab: &Lab, flavor: Flavor, before: usize) -> usize {
     let (count, limit): (&dyn Fn() -> String, _) = match flavor {
-        Flavor::Nft => (&|| lab.node().output("nft", &["list", "chains", "ip"]).unwrap(), 30),
+        Flavor::Nft => (&|| lab.node().output("nft", &["list", "chains", "ip"]).unwrap(), 120),
         Flavor::Legacy => (&|| save(flavor, lab.node(), false).unwrap(), 1),
     };
     let deadline = Instant::now() + Duration::from_secs(limit);
