@@ -17,8 +17,8 @@ mod write;
 
 pub use absent::Absent;
 use answer::Command;
+use hyper::server::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use hyper_util::server::conn::auto;
 pub use load::{load_address, load_service, load_slice};
 pub use protobuf::in_protobuf;
 use serde_json::{Value, json};
@@ -485,9 +485,14 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>) {
         connections.spawn(async move {
             let service = hyper::service::service_fn(move |request| answer::answer(shared.clone(), request));
             // Clients hang up whenever they like.
-            let _ = auto::Builder::new(TokioExecutor::new())
-                .serve_connection(TokioIo::new(stream), service)
-                .await;
+            let mut first = [0; 3];
+            // HTTP/2 begins with the method PRI.
+            if stream.peek(&mut first).await.is_ok_and(|_| &first == b"PRI") {
+                let connection = http2::Builder::new(TokioExecutor::new());
+                let _ = connection.serve_connection(TokioIo::new(stream), service).await;
+            } else {
+                let _ = http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
+            }
         });
         while connections.try_join_next().is_some() {}
     }
