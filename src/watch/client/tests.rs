@@ -188,3 +188,25 @@ async fn what_goes_on_from_one_server_is_not_sent_to_another() {
     let error = followed.connection.send(Some(&server), request).await.unwrap_err().to_string();
     assert!(error.contains("the kubeconfig names another server now: https://192.0.2.200:6443/"), "{error}");
 }
+
+#[tokio::test]
+async fn a_server_that_is_silent_in_the_handshake_is_dialled_again() {
+    const SOON: Duration = Duration::from_secs(20);
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let server = listener.local_addr().unwrap().to_string();
+    std::fs::write(file.path(), KUBECONFIG.replace("192.0.2.1:6443", &server)).unwrap();
+    let options = ClientOptions { kubeconfig: Some(file.path().to_owned()), master: None };
+    let connection = Connection::open(&options).await.unwrap();
+    for _ in 0..2 {
+        let connection = connection.clone();
+        let request = http::Request::get("/version").body(Body::empty()).unwrap();
+        let sending = tokio::spawn(async move { connection.send(None, request).await.map(drop) });
+        let _silent = tokio::time::timeout(SOON, listener.accept()).await.expect("it is dialled").unwrap();
+        tokio::time::pause();
+        tokio::time::advance(Duration::from_secs(11)).await;
+        tokio::time::resume();
+        let error = sending.await.unwrap().unwrap_err().to_string();
+        assert!(error.contains("no TLS and HTTP connection within 10s"), "{error}");
+    }
+}

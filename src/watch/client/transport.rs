@@ -19,6 +19,8 @@ use tower::{BoxError, ServiceExt};
 
 /// The protocols that are offered, the best first.
 pub(super) const PROTOCOLS: [&[u8]; 2] = [b"h2", b"http/1.1"];
+/// From dialling to the end of the handshakes. All requests wait for one attempt, so that it must come to an end.
+const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
 /// A server that is silent for this time is asked whether it is there, and has `PING_TIMEOUT` for the answer: as
 /// client-go. The kernel's probes end at a load balancer, these do not.
 const PING_AFTER: Duration = Duration::from_secs(30);
@@ -72,10 +74,12 @@ impl Transport {
         if let Some(attempt) = latest.as_ref().filter(|attempt| is_of_use(attempt)) {
             return attempt.clone();
         }
-        let attempt = open(self.connector.clone(), server.clone());
-        let attempt =
-            attempt.map(|opened| opened.map_err(|error| Arc::from(explain(error)))).boxed().shared();
-        latest.insert(attempt).clone()
+        let attempt = tokio::time::timeout(OPEN_TIMEOUT, open(self.connector.clone(), server.clone()));
+        let attempt = attempt.map(|outcome| {
+            let late = |_| Err(format!("no TLS and HTTP connection within {OPEN_TIMEOUT:?}").into());
+            outcome.unwrap_or_else(late).map_err(|error| Arc::from(explain(error)))
+        });
+        latest.insert(attempt.boxed().shared()).clone()
     }
 }
 
