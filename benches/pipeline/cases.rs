@@ -38,7 +38,7 @@ pub(crate) fn cluster(services: u32) -> Cluster {
 }
 
 fn runtime() -> Runtime {
-    Builder::new_current_thread().build().unwrap()
+    Builder::new_current_thread().enable_time().build().unwrap()
 }
 
 fn decode(_: &mut Cluster, repeat: Repeat<'_>) {
