@@ -216,13 +216,11 @@ fn explain_runs_as_many_tools_for_a_thousand_ports_as_for_twenty() {
     assert!(all <= 3 * few, "{all} for a whole node, {few} for a Service");
 }
 
-#[test]
-fn why_a_service_is_not_served_at_all_is_named() {
-    let node = lone_node().unwrap();
-    give_idle_uplink(&node).unwrap();
+/// Services that no rules are made for, each for a reason of its own, and their slices.
+fn unserved_objects() -> Vec<Value> {
     let service = |name: &str, spec: Value, labels: Value| json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": name, "namespace": "shop", "labels": labels}, "spec": spec});
     let ports = json!([{"port": 80, "protocol": "TCP"}]);
-    let objects = [
+    vec![
         service("headless", json!({"clusterIP": "None", "ports": ports}), json!({})),
         service("alias", json!({"type": "ExternalName", "externalName": "example.org"}), json!({})),
         service(
@@ -248,9 +246,15 @@ fn why_a_service_is_not_served_at_all_is_named() {
             "metadata": {"name": "lonely-1", "namespace": "shop"},
             "ports": [{"name": "", "port": 80}], "endpoints": [{"addresses": ["10.128.0.5"]}],
         }),
-    ];
+    ]
+}
+
+#[test]
+fn why_a_service_is_not_served_at_all_is_named() {
+    let node = lone_node().unwrap();
+    give_idle_uplink(&node).unwrap();
     let folder = Folder::create().unwrap();
-    folder.write("objects.yaml", &to_manifest(&objects)).unwrap();
+    folder.write("objects.yaml", &to_manifest(&unserved_objects())).unwrap();
     let file = folder.path().join("objects.yaml");
     let ask = |name: &str| {
         explain(

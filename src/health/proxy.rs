@@ -215,7 +215,8 @@ impl ProxyHealth {
         self.state().problems = problems.to_vec();
     }
 
-    /// So many kernel objects of this family were not as we left them, by this program if one is known; `last` names one.
+    /// `count` kernel objects of this family were not as we left them; `by` is the program that changed them, if it is known, and
+    /// `last` names one of them.
     pub fn drifted(&self, family: IpFamily, (count, by): (u64, Option<&str>), last: String, now: Now) {
         let mut state = self.state();
         let family = state.families.get_mut(family);

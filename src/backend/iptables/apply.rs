@@ -191,17 +191,15 @@ impl<'r, X: Xtables> Run<'r, '_, X> {
         Ok(self.try_rules(&[]).await?)
     }
 
-    /// The Services whose rules in dispatch chains may be refused: those that change, or all where everything is looked
-    /// at, since what stands in a chain is written with it.
+    /// The Services whose rules in dispatch chains may be refused: those whose rules there change; in a full sync all, since
+    /// a chain that differs is written with the rules of every Service.
     fn suspects(&self) -> Vec<&'r ServiceName> {
         let (changes, desired) = (self.changes, self.desired);
-        let changed = changes.services.iter().filter(|it| it.dispatch).map(|it| &it.name);
-        let all = desired.services.iter().filter(|_| changes.is_full).map(|(name, _)| name);
-        let mut suspects: Vec<_> =
-            changed.chain(all).filter(|name| !changes.withheld.contains(*name)).collect();
-        suspects.sort_unstable();
-        suspects.dedup();
-        suspects
+        let names: Vec<_> = match changes.is_full {
+            true => desired.services.iter().map(|(name, _)| name).collect(),
+            false => changes.services.iter().filter(|it| it.dispatch).map(|it| &it.name).collect(),
+        };
+        names.into_iter().filter(|name| !changes.withheld.contains(*name)).collect()
     }
 
     async fn try_rules(&mut self, services: &[&ServiceName]) -> Result<(), RestoreError> {

@@ -14,7 +14,7 @@ pub(super) const OWNED: TableFlags = TableFlags(TableFlags::OWNER.0 | TableFlags
 pub(super) enum Standing {
     /// It is the wanted one.
     Fit,
-    /// Its owner is gone: whoever adds it again owns it.
+    /// Its owner is gone: the next process that adds it owns it.
     Orphan,
     /// It has other flags.
     Unfit,
