@@ -40,7 +40,7 @@ const BEHIND: [Stage; 3] = [
 /// On the way to an endpoint on this node itself.
 const HERE: [Stage; 1] = [Stage { hook: PacketHook::Input, is_translated: true }];
 
-/// Whom a rule concerns.
+/// The frontends, endpoints and Services that a rule concerns.
 #[derive(Default)]
 struct Concerned<'v> {
     obstacle: Option<Obstacle>,
