@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread;
 use std::time::Duration;
 
 use kube_proxy_rs::model::{IpFamily, Protocol};
@@ -29,7 +30,18 @@ impl Drop for StopOnDrop<'_> {
 impl Requests {
     /// Asks the cluster IP from a pod of the node until told to stop; returns what came instead of answers.
     pub(crate) fn ask_until_done(&self, lab: &Lab, case: &PacketCase, family: IpFamily) -> Vec<Answer> {
-        let client = lab.client(Place::LocalClient, family);
+        self.ask_from_until_done(lab, (Place::LocalClient, family), case, Duration::ZERO)
+    }
+
+    /// The same from another place, with pauses.
+    pub(crate) fn ask_from_until_done(
+        &self,
+        lab: &Lab,
+        (from, family): (Place, IpFamily),
+        case: &PacketCase,
+        pause: Duration,
+    ) -> Vec<Answer> {
+        let client = lab.client(from, family);
         let cluster_ip = SocketAddr::new(case.cluster_ip(family), SERVICE_PORT);
         let mut lost = Vec::new();
         while !self.done.load(Ordering::Relaxed) {
@@ -38,8 +50,14 @@ impl Requests {
                 lost.push(answer);
             }
             self.asked.fetch_add(1, Ordering::Relaxed);
+            thread::sleep(pause);
         }
         lost
+    }
+
+    /// Whether the loop has been told to stop.
+    pub(crate) fn are_done(&self) -> bool {
+        self.done.load(Ordering::Relaxed)
     }
 
     /// Waits until `count` more requests came to their end.

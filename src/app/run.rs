@@ -228,19 +228,23 @@ impl Program<'_> {
     }
 }
 
-/// What is done once, when our rules stand. Never ends, so that it can run beside the loop.
+/// What is done once, when our rules stand, and when the last connection that was open then has ended. Never ends, so that
+/// it can run beside the loop.
 async fn after_first_sync(
     config: &Config,
     flavors: Vec<(IpFamily, Flavor)>,
     standing: oneshot::Receiver<()>,
 ) -> Infallible {
     if standing.await.is_ok() {
-        cleanup::after_first_sync(config, flavors).await;
+        let is_in_use = cleanup::after_first_sync(config, flavors).await;
         if let Err(error) = memory::give_back_code() {
             tracing::debug!(
                 error = format!("{error:#}"),
                 "cannot give back memory that only the start needed"
             );
+        }
+        if is_in_use {
+            cleanup::once_connections_end(config).await;
         }
     }
     std::future::pending().await

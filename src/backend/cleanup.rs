@@ -1,12 +1,16 @@
 //! What other modes, the other iptables flavour and earlier proxies left behind.
 
 use super::SharedNames;
-use super::mode::{self, ProxyMode};
+use super::mode::{self, OpenConnections, ProxyMode, Removal};
 use crate::config::{Config, Mode};
 use crate::kernel::iptables::{self as tools, Flavor, Tools};
 use crate::kernel::nft::Nft;
 use crate::model::IpFamily;
 use anyhow::{Context, Result, bail};
+use std::time::Duration;
+
+/// How often to look whether the last connections through what another mode left have ended.
+const DRAIN_LOOK: Duration = Duration::from_secs(10);
 
 /// Removes what any mode left: rules of both families and flavours, the nftables table, and what
 /// belongs to IPVS mode. Goes on past errors; may be repeated.
@@ -16,7 +20,9 @@ use anyhow::{Context, Result, bail};
 pub async fn everything(config: &Config) -> Result<()> {
     let mut failures = all_rules().await;
     // Last, because rules hold sets.
-    failures.extend(modes().flat_map(|(_, mode)| remove_objects(mode, config)));
+    for (_, mode) in modes() {
+        failures.extend(remove_objects(mode, config, OpenConnections::End).0);
+    }
     for failure in &failures {
         tracing::error!(error = format!("{failure:#}"), "cleanup");
     }
@@ -47,9 +53,32 @@ fn modes() -> impl DoubleEndedIterator<Item = (Mode, &'static dyn ProxyMode)> {
     Mode::ALL.into_iter().rev().map(|mode| (mode, mode::open(mode)))
 }
 
-fn remove_objects(mode: &dyn ProxyMode, config: &Config) -> Vec<anyhow::Error> {
+/// What went wrong, and how much is still in use.
+fn remove_objects(
+    mode: &dyn ProxyMode,
+    config: &Config,
+    connections: OpenConnections,
+) -> (Vec<anyhow::Error>, usize) {
     let removed = |outcome: Result<String>| outcome.map(|what| tracing::info!("{what}")).err();
-    mode.remove_objects(config).into_iter().filter_map(removed).collect()
+    let Removal { outcomes, in_use } = mode.remove_objects(config, connections);
+    (outcomes.into_iter().filter_map(removed).collect(), in_use)
+}
+
+/// Removes what the modes that do not run left, but for what connections go through; says how much that is.
+fn remove_objects_of_others(config: &Config) -> (Vec<anyhow::Error>, usize) {
+    let (mut failures, mut in_use) = (Vec::new(), 0);
+    for (_, mode) in modes().filter(|(mode, _)| *mode != config.mode) {
+        let (failed, used) = remove_objects(mode, config, OpenConnections::Outlive);
+        failures.extend(failed);
+        in_use += used;
+    }
+    (failures, in_use)
+}
+
+fn warn_of(failures: Vec<anyhow::Error>) {
+    for failure in failures {
+        tracing::warn!(error = format!("{failure:#}"), "cannot remove what another proxy left");
+    }
 }
 
 /// The tools of a flavour, if its tables hold rules that carry our names. Looking makes no tables.
@@ -103,8 +132,9 @@ async fn remove_rules_of_all_modes(tools: &mut Tools) -> Result<()> {
 
 /// Once our rules stand, removes those of kube-proxy's and our own other modes, and looks whether
 /// the other flavour of iptables holds rules, too. Before that, removing them would leave the node
-/// without any. `flavors` are the tools that the running mode writes with.
-pub async fn after_first_sync(config: &Config, flavors: Vec<(IpFamily, Flavor)>) {
+/// without any. `flavors` are the tools that the running mode writes with. Says whether connections go through something
+/// of another mode, which [`once_connections_end`] removes.
+pub async fn after_first_sync(config: &Config, flavors: Vec<(IpFamily, Flavor)>) -> bool {
     let mut failures = Vec::new();
     if flavors.is_empty() {
         // A mode that writes without tools has no iptables rules: none are to stay.
@@ -118,10 +148,28 @@ pub async fn after_first_sync(config: &Config, flavors: Vec<(IpFamily, Flavor)>)
         failures.extend(remove_other_modes(config.mode, family, flavor).await.err());
         failures.extend(clean_other_flavor(config, family, other).await.err());
     }
-    let others = modes().filter(|(mode, _)| *mode != config.mode);
-    failures.extend(others.flat_map(|(_, mode)| remove_objects(mode, config)));
-    for failure in failures {
-        tracing::warn!(error = format!("{failure:#}"), "cannot remove what another proxy left");
+    let (failed, in_use) = remove_objects_of_others(config);
+    failures.extend(failed);
+    warn_of(failures);
+    if in_use > 0 {
+        tracing::info!(
+            in_use,
+            "virtual servers of IPVS mode stay until the connections through them have ended; new connections go by our rules"
+        );
+    }
+    in_use > 0
+}
+
+/// Removes what connections went through when our rules came into force, each thing once the last of its connections has
+/// ended. Ends when nothing is left, or when something cannot be removed, which it logs.
+pub async fn once_connections_end(config: &Config) {
+    loop {
+        tokio::time::sleep(DRAIN_LOOK).await;
+        let (failures, in_use) = remove_objects_of_others(config);
+        if !failures.is_empty() || in_use == 0 {
+            warn_of(failures);
+            return;
+        }
     }
 }
 

@@ -162,9 +162,27 @@ pub trait ProxyMode: Sync {
     }
 
     /// Removes what else this mode, ours or kube-proxy's, left in the kernel; says what it removed, and what went wrong.
-    fn remove_objects(&self, _config: &Config) -> Vec<Result<String>> {
-        Vec::new()
+    fn remove_objects(&self, _config: &Config, _connections: OpenConnections) -> Removal {
+        Removal::default()
     }
+}
+
+/// What becomes of the connections that go through what a mode left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OpenConnections {
+    /// They end with it.
+    End,
+    /// They outlive the mode: what they go through gets no new ones, and stays until they have ended.
+    Outlive,
+}
+
+/// What was removed of what a mode left.
+#[derive(Debug, Default)]
+pub struct Removal {
+    /// Each thing that was removed, in words, or what went wrong.
+    pub outcomes: Vec<Result<String>>,
+    /// How many objects stay until the connections through them have ended.
+    pub in_use: usize,
 }
 
 /// What the rooms above have to know of a mode.

@@ -21,6 +21,7 @@ mod schedulers;
 mod sctp;
 mod sequences;
 mod statistics;
+mod takeover;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};

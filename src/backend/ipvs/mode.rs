@@ -5,12 +5,14 @@ use super::metrics::{Counted, show};
 use super::names::INTERFACE;
 use super::restore_input::CHAINS;
 use super::{Features, Ipvs, Kernel, Removed, cleanup, kinds, render_text, setup};
-use crate::backend::mode::{InspectedNode, Inspection, ModeFacts, Opening, ProxyMode, Requirement};
+use crate::backend::mode::{
+    InspectedNode, Inspection, ModeFacts, OpenConnections, Opening, ProxyMode, Removal, Requirement,
+};
 use crate::backend::service_metrics::measuring;
 use crate::backend::{
     Dataplane, Difference, KernelObject, Packet, SharedNames, StandingObjects, TraceOutcome, usable,
 };
-use crate::config::Config;
+use crate::config::{Config, DetectLocal};
 use crate::kernel::addresses::interface_addresses;
 use crate::kernel::ipset::{Ipsets as _, KernelIpsets, SetSpec};
 use crate::kernel::iptables::{RuleKind, Tools, Version, Xtables as _};
@@ -181,28 +183,49 @@ impl ProxyMode for IpvsMode {
         Box::pin(cleanup::remove_rules(tools, standing))
     }
 
-    fn remove_objects(&self, config: &Config) -> Vec<Result<String>> {
+    fn remove_objects(&self, config: &Config, connections: OpenConnections) -> Removal {
         let mut kernel = match Kernel::of_leftovers() {
             Ok(kernel) => kernel,
-            Err(error) => return vec![Err(error).context("removing what IPVS mode left")],
+            Err(error) => {
+                return Removal {
+                    outcomes: vec![Err(error).context("removing what IPVS mode left")],
+                    in_use: 0,
+                };
+            }
         };
-        let mut outcomes = Vec::new();
+        let mut removal = Removal::default();
         for family in IpFamily::ALL {
-            match kernel.remove_leftovers(family, &leftover_features(config, family)) {
-                Ok(Removed { servers: 0, sets: 0 }) => {}
-                Ok(Removed { servers, sets }) => outcomes.push(Ok(format!(
-                    "{servers} virtual servers and {sets} ipsets of IPVS mode ({family}) removed"
-                ))),
-                Err(error) => outcomes
-                    .push(Err(error).with_context(|| format!("removing what IPVS mode left of {family}"))),
+            let features = leftover_features(config, family);
+            let connections =
+                if keeps_addresses(config, family) { connections } else { OpenConnections::End };
+            let removed = kernel.remove_leftovers(family, &features, connections);
+            match removed.with_context(|| format!("removing what IPVS mode left of {family}")) {
+                Ok(Removed { servers, sets, in_use }) => {
+                    removal.in_use += in_use;
+                    removal.outcomes.extend((servers + sets > 0).then(|| {
+                        Ok(format!(
+                            "{servers} virtual servers and {sets} ipsets of IPVS mode ({family}) removed"
+                        ))
+                    }));
+                }
+                Err(error) => removal.outcomes.push(Err(error)),
             }
         }
         match kernel.remove_interface() {
-            Ok(true) => outcomes.push(Ok(format!("interface {INTERFACE} of IPVS mode removed"))),
+            Ok(true) => removal.outcomes.push(Ok(format!("interface {INTERFACE} of IPVS mode removed"))),
             Ok(false) => {}
-            Err(error) => outcomes.push(Err(error).context("removing what IPVS mode left")),
+            Err(error) => removal.outcomes.push(Err(error).context("removing what IPVS mode left")),
         }
-        outcomes
+        removal
+    }
+}
+
+/// Whether the addresses of Services may stay on the node after this mode. What the node itself sends to them has them as
+/// its source, and answers only come back to that if it is masqueraded, which takes a way to tell it from what pods send.
+fn keeps_addresses(config: &Config, family: IpFamily) -> bool {
+    match &config.detect_local {
+        DetectLocal::ClusterCidr(cidrs) => config.iptables.masquerade_all || cidrs.get(family).is_some(),
+        _ => true,
     }
 }
 
@@ -236,13 +259,18 @@ fn scheduler(config: &Config) -> Result<IpvsScheduler> {
     IpvsScheduler::parse(name).with_context(|| format!("--ipvs-scheduler {name} is none of {}", known()))
 }
 
-/// How many virtual servers there are, in words.
+/// How many virtual servers there are, in words, but for those that only let their last connections end.
 fn virtual_servers() -> Result<Option<String>> {
     // Asking over netlink would load IPVS; its settings are there as long as it is.
     if Sysctls::default().read(LOADED_IPVS).is_err() {
         return Ok(None);
     }
-    let count = KernelIpvs::open()?.list()?.len();
+    let (mut kernel, mut count) = (KernelIpvs::open()?, 0);
+    for (at, _) in kernel.list()? {
+        let reals = kernel.real_servers(&at)?;
+        let is_draining = !reals.is_empty() && reals.iter().all(|(real, _)| real.weight == 0);
+        count += usize::from(!is_draining);
+    }
     Ok((count > 0).then(|| format!("{count} are there")))
 }
 

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::backend::SharedNames;
+use crate::backend::mode::OpenConnections;
 use crate::kernel::fake::iptables::FakeXtables;
 use crate::kernel::fake::ipvs::{FakeNode, FakeObject, FakeServer, State};
 use crate::kernel::iptables::Flavor;
@@ -391,7 +392,7 @@ async fn others_virtual_servers_are_left_alone_unless_a_service_wants_them() {
     for _ in 0..2 {
         let Ipvs { tools, kernel, family, features, .. } = &mut bench.backend;
         remove_rules(tools, &SharedNames::default()).await.unwrap();
-        kernel.remove_leftovers(*family, features).unwrap();
+        kernel.remove_leftovers(*family, features, OpenConnections::End).unwrap();
         kernel.remove_interface().unwrap();
     }
     let state = bench.node.state();
@@ -399,6 +400,33 @@ async fn others_virtual_servers_are_left_alone_unless_a_service_wants_them() {
     assert!(state.sets.is_empty() && !state.interfaces.contains_key("kube-ipvs0"));
     let tables = &bench.backend.tools.tables;
     assert!(tables.values().all(|table| table.keys().all(|chain| !chain.starts_with("KUBE-"))));
+}
+
+#[tokio::test]
+async fn what_open_connections_need_outlives_the_mode_and_gets_no_new_ones() {
+    let (mut bench, at) = bench_with_web(Protocol::Tcp, &[1, 2]).await;
+    let (_, mut service) = web(Protocol::Tcp);
+    service.ports[0].node_port = 30080;
+    bench.tracker.fold(WatchEvent::Service(service));
+    bench.sync().await.unwrap();
+    assert!(bench.node.state().servers.len() > 1);
+    let busy: SocketAddr = "10.128.1.2:8080".parse().unwrap();
+    bench.node.state().connections.insert((at, busy), 1);
+    let Ipvs { kernel, family, features, .. } = &mut bench.backend;
+    let mut remove = || kernel.remove_leftovers(*family, features, OpenConnections::Outlive).unwrap();
+    let sets = bench.node.state().sets.len();
+    for others in [1, 0] {
+        assert_eq!(remove(), Removed { servers: others, sets: 0, in_use: 1 });
+        let state = bench.node.state();
+        assert_eq!(state.servers.keys().collect::<Vec<_>>(), [&at]);
+        assert_eq!(state.servers[&at].reals.values().copied().collect::<Vec<_>>(), [0, 0]);
+        assert_eq!(state.interfaces["kube-ipvs0"], BTreeSet::from([at.address]));
+        assert_eq!(state.sets.len(), sets, "by them it is known for ours");
+    }
+    bench.node.state().connections.clear();
+    assert_eq!(remove(), Removed { servers: 1, sets, in_use: 0 });
+    let state = bench.node.state();
+    assert!(state.servers.is_empty() && state.interfaces["kube-ipvs0"].is_empty() && state.sets.is_empty());
 }
 
 #[tokio::test]
@@ -413,7 +441,7 @@ async fn others_addresses_on_our_interface_and_others_sets_are_left_alone() {
     assert_eq!(other.node.state().interfaces["kube-ipvs0"], BTreeSet::from([at.address, theirs]));
     let Ipvs { tools, kernel, family, features, .. } = &mut other.backend;
     remove_rules(tools, &SharedNames::default()).await.unwrap();
-    kernel.remove_leftovers(*family, features).unwrap();
+    kernel.remove_leftovers(*family, features, OpenConnections::End).unwrap();
     assert!(!kernel.remove_interface().unwrap());
     let state = other.node.state();
     assert_eq!(state.interfaces["kube-ipvs0"], BTreeSet::from([theirs]));

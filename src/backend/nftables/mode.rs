@@ -2,7 +2,9 @@
 
 use super::baseline::Structure;
 use super::{Features, Layouts, Nftables, inspect, observe, probe, render, text};
-use crate::backend::mode::{InspectedNode, Inspection, ModeFacts, Opening, ProxyMode, Requirement};
+use crate::backend::mode::{
+    InspectedNode, Inspection, ModeFacts, OpenConnections, Opening, ProxyMode, Removal, Requirement,
+};
 use crate::backend::service_metrics::measuring;
 use crate::backend::{Dataplane, KernelObject, Packet, StandingObjects, TraceOutcome};
 use crate::config::{Config, ServiceMetricsDetail};
@@ -127,13 +129,14 @@ impl ProxyMode for NftablesMode {
         })
     }
 
-    fn remove_objects(&self, _config: &Config) -> Vec<Result<String>> {
+    /// Connections go on without the table: the kernel remembers how they were translated.
+    fn remove_objects(&self, _config: &Config, _connections: OpenConnections) -> Removal {
         let removed = |family| match remove_table(family) {
             Ok(true) => Some(Ok(format!("nftables table {} removed", super::names::table(family)))),
             Ok(false) => None,
             Err(error) => Some(Err(error)),
         };
-        IpFamily::ALL.into_iter().filter_map(removed).collect()
+        Removal { outcomes: IpFamily::ALL.into_iter().filter_map(removed).collect(), in_use: 0 }
     }
 }
 
