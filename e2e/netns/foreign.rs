@@ -130,6 +130,11 @@ fn a_trace_past_foreign_rules_ends_where_the_packet_does(
     ),
 ) {
     let (name, flavor) = mode;
+    trace_past_foreign_rules(name, flavor);
+}
+
+/// Sends packets past the rules of other programs, and has `explain` trace them.
+pub(crate) fn trace_past_foreign_rules(name: &str, flavor: Flavor) {
     let lab = Lab::create().unwrap();
     let all = cases();
     let case =
@@ -139,6 +144,7 @@ fn a_trace_past_foreign_rules_ends_where_the_packet_does(
     let mut proxy = launch.start(&case.objects()).unwrap();
     match name {
         "nftables" => crate::nftables::wait_for_markers(&mut proxy, lab.node()),
+        "ipvs" => crate::ipvs::wait_for_markers(&mut proxy, lab.node()),
         _ => proxy.wait_for_sync(lab.node(), flavor, SYNC).unwrap(),
     }
     let mut failures = Vec::new();
@@ -173,7 +179,7 @@ fn judges_the_running_mode(lab: &Lab, proxy: &Proxy, mode: &str) -> Vec<String> 
     let is_right = running.0 == mode
         && running.1.contains("that of the proxy that runs here")
         && asked.0 == "iptables"
-        && asked.1.contains("in mode nftables") == (mode == "nftables");
+        && asked.1.contains(&format!("in mode {mode}")) == (mode != "iptables");
     if is_right { Vec::new() } else { vec![format!("check judged {running:?} and {asked:?}")] }
 }
 

@@ -53,7 +53,7 @@ pub(super) async fn around(config: &Config, view: &ServiceView, asked: &Explain)
         let looked = inspect(mode, &inspected, &family.wanted, !packets.is_empty()).await;
         node.families.push(FamilyFacts {
             bridged: bridged(of, [family]),
-            ..family_facts((of, &own), looked.as_ref(), &services)
+            ..family_facts(mode, (of, &own), looked.as_ref(), &services)
         });
         node.weights.extend(looked.iter().flat_map(|it| weights(&it.inspection.found)));
         for packet in packets {
@@ -111,7 +111,9 @@ pub(super) async fn around_all(config: &Config, node: &Node) -> NodeState {
             parts.filter(|(_, it)| it.ip_family() == Some(*of)).collect();
         let looked = inspect(mode, &inspected, wanted, false).await;
         let bridged = bridged(*of, services.iter().map(|(_, family)| *family));
-        state.families.push(FamilyFacts { bridged, ..family_facts((*of, &own), looked.as_ref(), &services) });
+        state
+            .families
+            .push(FamilyFacts { bridged, ..family_facts(mode, (*of, &own), looked.as_ref(), &services) });
     }
     state
 }
@@ -187,8 +189,9 @@ async fn inspect(
     wanted: &[KernelObject],
     traces: bool,
 ) -> Result<Looked> {
-    let has_ours = mode.facts().writes_iptables;
-    let around = Surroundings::read(inspected.tools(), inspected.family, (has_ours, traces)).await?;
+    let facts = mode.facts();
+    let asked = (facts.writes_iptables, traces, facts.by_address);
+    let around = Surroundings::read(inspected.tools(), inspected.family, asked).await?;
     Ok(Looked { around, inspection: mode.inspect(inspected, wanted).await? })
 }
 
@@ -198,6 +201,7 @@ fn or_warn<T>(what: &str, found: Result<T>) -> Option<T> {
 }
 
 fn family_facts(
+    mode: &dyn ProxyMode,
     (of, own): (IpFamily, &[IpAddr]),
     looked: Result<&Looked, &anyhow::Error>,
     services: &[(&str, &FamilyView)],
@@ -206,8 +210,11 @@ fn family_facts(
         IpFamily::V4 => "net/ipv4/ip_forward",
         IpFamily::V6 => "net/ipv6/conf/all/forwarding",
     };
-    let forwards = Sysctls::default().read(forwarding).ok().map(|value| value != "0");
-    let facts = FamilyFacts { family: of.to_string(), forwards, ..FamilyFacts::default() };
+    let read = |name: &str| Sysctls::default().read(name).ok();
+    let forwards = read(forwarding).map(|value| value != "0");
+    let tracking = mode.facts().tracking_setting.filter(|name| read(name).as_deref() == Some("0"));
+    let untracked_by = tracking.map(|name| name.replace('/', "."));
+    let facts = FamilyFacts { family: of.to_string(), forwards, untracked_by, ..FamilyFacts::default() };
     match looked {
         Ok(Looked { around, inspection }) => FamilyFacts {
             obstacles: around.obstacles(services.iter().copied(), own),

@@ -7,7 +7,7 @@ use crate::backend::{
     Stage, TraceOutcome, TracedPast, foreign_rules, past_foreign_rules,
 };
 use crate::explain::{Bridged, EndpointView, FamilyView, Obstacle, PortView};
-use crate::kernel::addresses::{InterfaceAddress, interface_addresses};
+use crate::kernel::addresses::{InterfaceAddress, interface_addresses, node_addresses};
 use crate::kernel::iptables::Tools;
 use crate::kernel::links;
 use crate::kernel::sysctl::Sysctls;
@@ -23,6 +23,10 @@ pub(super) struct Surroundings {
     /// What packets meet and could not be read, each with the reason.
     pub(super) unseen: Vec<String>,
     interfaces: Vec<InterfaceAddress>,
+    /// The addresses that the node has besides those of Services.
+    node: Vec<IpAddr>,
+    /// Services have addresses of the node, which takes their packets in and sends them on itself.
+    takes_in: bool,
 }
 
 /// Before a rule can translate packets.
@@ -39,6 +43,12 @@ const BEHIND: [Stage; 3] = [
 
 /// On the way to an endpoint on this node itself.
 const HERE: [Stage; 1] = [Stage { hook: PacketHook::Input, is_translated: true }];
+/// Where the node takes packets to Services in.
+const IN: [Stage; 3] = [BEFORE[0], BEFORE[1], HERE[0]];
+/// Where the node sends on what it has taken in.
+const ON: [Stage; 1] = [Stage { hook: PacketHook::Output, is_translated: true }];
+/// Where the answers to what the node has sent on come back.
+const BACK: [Stage; 1] = [Stage { hook: PacketHook::Forward, is_translated: true }];
 
 /// The frontends, endpoints and Services that a rule concerns.
 #[derive(Default)]
@@ -56,17 +66,19 @@ type Known<'v> = BTreeMap<(String, bool, Option<IpAddr>), Concerned<'v>>;
 impl Surroundings {
     /// Reads them, with as many processes as there are tables: those of the proxy's tools and of the other flavour, and those
     /// that other programs made of nf_tables. `has_ours`: the proxy writes rules with the tools. `traces`: packets are traced,
-    /// which meet more chains.
+    /// which meet more chains. `takes_in`: Services have addresses of the node.
     ///
     /// # Errors
     /// Where the proxy's own tables cannot be read: the tools' words.
     pub(super) async fn read(
         tools: Result<&Tools>,
         family: IpFamily,
-        (has_ours, traces): (bool, bool),
+        (has_ours, traces, takes_in): (bool, bool, bool),
     ) -> Result<Surroundings> {
         let (tables, unseen) = tables_beside::read(tools, family, (has_ours, traces)).await?;
-        Ok(Surroundings { tables, unseen, interfaces: interface_addresses(family).unwrap_or_default() })
+        let interfaces = interface_addresses(family).unwrap_or_default();
+        let node = node_addresses(family).unwrap_or_default();
+        Ok(Surroundings { tables, unseen, interfaces, node, takes_in })
     }
 
     /// What becomes of a traced packet among these rules.
@@ -117,31 +129,62 @@ impl Surroundings {
         let used = port.endpoints.iter().filter(|endpoint| endpoint.is_used());
         let used: BTreeSet<SocketAddr> = used.filter_map(EndpointView::address).collect();
         let mut note = |rules: Vec<ForeignRule>, to: SocketAddr, is_endpoint: bool| {
-            let local = (!is_endpoint && own.contains(&to.ip())).then_some(to.ip());
+            let local = (!is_endpoint && self.node.contains(&to.ip())).then_some(to.ip());
             for rule in rules {
                 let it = known.entry((rule.to_string(), rule.is_certain, local)).or_default();
                 let of_endpoints = is_endpoint.then_some(0);
-                it.obstacle.get_or_insert_with(|| Obstacle { of_endpoints, ..Obstacle::of(&rule, local) });
+                let by_answers = self.takes_in && rule.hook == PacketHook::Forward;
+                it.obstacle.get_or_insert_with(|| Obstacle {
+                    of_endpoints,
+                    by_answers,
+                    is_by_server: self.takes_in,
+                    ..Obstacle::of(&rule, local)
+                });
                 it.at.insert(to);
                 it.services.insert(service);
                 it.endpoints.extend(&used);
             }
         };
         for to in used.iter().copied() {
-            let packet = KnownPart { is_translated: true, ..unknown(to, protocol, OurRules::Translate) };
-            // What goes to the node itself is not forwarded.
-            let rules = if own.contains(&to.ip()) {
-                self.met(&HERE, &KnownPart { to_is_local: true, ..packet })
-            } else {
-                let out_interface = outgoing.entry(to.ip()).or_insert_with(|| self.out_interface(to)).clone();
-                self.met(&BEHIND, &KnownPart { out_interface, ..packet })
-            };
-            note(rules, to, true);
+            let is_own = own.contains(&to.ip());
+            let out_interface = || outgoing.entry(to.ip()).or_insert_with(|| self.out_interface(to)).clone();
+            note(self.on_the_way_to(to, protocol, (is_own, out_interface)), to, true);
         }
         for to in port.frontends.iter().filter_map(|frontend| frontend.address.parse().ok()) {
             let packet = unknown(to, protocol, OurRules::Translate);
             let to_is_local = own.contains(&to.ip());
-            note(self.met(&BEFORE, &KnownPart { to_is_local, ..packet }), to, false);
+            let stages = if self.takes_in { &IN[..] } else { &BEFORE };
+            note(self.met(stages, &KnownPart { to_is_local, ..packet }), to, false);
+        }
+    }
+
+    /// What packets to an endpoint meet behind the rules of Services, and where the node sends them on itself, what answers
+    /// meet, which our chain accepts there.
+    fn on_the_way_to(
+        &self,
+        to: SocketAddr,
+        protocol: Protocol,
+        (is_own, out_interface): (bool, impl FnOnce() -> Option<String>),
+    ) -> Vec<ForeignRule> {
+        let packet = KnownPart { to_is_local: is_own, ..unknown(to, protocol, OurRules::Translate) };
+        match (self.takes_in, is_own) {
+            // What goes to the node itself is not forwarded.
+            (false, true) => self.met(&HERE, &KnownPart { is_translated: true, ..packet }),
+            (false, false) => self
+                .met(&BEHIND, &KnownPart { is_translated: true, out_interface: out_interface(), ..packet }),
+            (true, true) => self.met(&ON, &packet),
+            (true, false) => {
+                let interface = out_interface();
+                let sent = KnownPart { out_interface: interface.clone(), ..packet.clone() };
+                let answer = KnownPart {
+                    from: Some(to.ip()),
+                    in_interface: interface,
+                    is_answer: true,
+                    ours: OurRules::TranslateAndAccept,
+                    ..packet
+                };
+                [self.met(&ON, &sent), self.met(&BACK, &answer)].concat()
+            }
         }
     }
 
@@ -170,6 +213,7 @@ fn unknown(to: SocketAddr, protocol: Protocol, ours: OurRules) -> KnownPart {
         out_interface: None,
         to_is_local: false,
         is_translated: false,
+        is_answer: false,
         ours,
     }
 }

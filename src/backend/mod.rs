@@ -21,6 +21,7 @@ mod packet_trace;
 mod quarantine;
 mod restore;
 mod rule;
+mod rule_differences;
 mod service_metrics;
 mod slow;
 mod usable;

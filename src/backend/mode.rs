@@ -201,6 +201,8 @@ pub struct ModeFacts {
     pub writes_iptables: bool,
     /// It tells addresses that a Service may get from others.
     pub uses_service_cidrs: bool,
+    /// The setting below /proc/sys that must not be 0, or no rule masquerades what the mode sends on.
+    pub tracking_setting: Option<&'static str>,
 }
 
 /// Something of the kernel that a mode needs.

@@ -130,6 +130,8 @@ pub struct FamilyFacts {
     pub bridged: Option<Bridged>,
     /// The node forwards packets of the family; `None` when that cannot be read.
     pub forwards: Option<bool>,
+    /// The setting, as sysctl spells it, that keeps connection tracking from what the mode sends on.
+    pub untracked_by: Option<String>,
 }
 
 /// Packets between pods of one bridge go past the rules.
@@ -178,6 +180,10 @@ pub struct Obstacle {
     pub is_certain: bool,
     /// Which clients' packets meet it.
     pub clients: String,
+    /// It is met by the answers of endpoints, not by what clients send.
+    pub by_answers: bool,
+    /// Virtual servers send the packets on, which no rule has to translate.
+    pub is_by_server: bool,
     /// The frontend's address, where this node has it: then the node may mean to answer itself.
     pub local: Option<IpAddr>,
     /// The endpoints that it concerns, or the frontends where it stands before their rules.
@@ -202,6 +208,8 @@ impl Obstacle {
             effect: rule.effect,
             is_certain: rule.is_certain,
             clients,
+            by_answers: false,
+            is_by_server: false,
             local,
             at: BTreeSet::new(),
             of_endpoints: None,

@@ -78,6 +78,8 @@ pub enum Code {
     FqdnEndpoints,
     /// The node does not forward packets.
     ForwardingOff,
+    /// Connection tracking does not know the connections of virtual servers.
+    MasqueradingOff,
     /// Connection tracking has no room.
     ConntrackFull,
     /// A headless Service: no proxy is involved.

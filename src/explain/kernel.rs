@@ -72,7 +72,20 @@ pub(super) fn objects(facts: &FamilyFacts, expected: Expected) -> Vec<Finding> {
             },
         ));
     }
+    found.extend(facts.untracked_by.as_ref().map(|setting| masquerading_off(setting, family)));
     found
+}
+
+/// Rules of the nat table have no effect on what virtual servers send on.
+fn masquerading_off(setting: &str, family: &str) -> Finding {
+    finding(
+        (Code::MasqueradingOff, Severity::Broken),
+        format!(
+            "{setting} is 0: no {family} packet that a virtual server sends on is masqueraded, and the node itself and clients \
+             outside may get no answer"
+        ),
+        format!("sysctl -w {setting}=1; the proxy sets it at its start"),
+    )
 }
 
 /// Answers within a bridge that no rule sees.
@@ -98,7 +111,7 @@ fn bridged(it: &Bridged) -> Finding {
 
 /// A rule of another program. What only may happen is a note, and so is what the node does with an address of its own.
 pub(super) fn obstacle_finding(obstacle: &Obstacle, family: &str) -> Finding {
-    let Obstacle { rule, effect, is_certain, local, clients, .. } = obstacle;
+    let Obstacle { rule, effect, is_certain, local, clients, is_by_server, .. } = obstacle;
     let severity = if *is_certain && local.is_none() { Severity::Broken } else { Severity::Note };
     let does = |certain: &'static str, possible: &'static str| if *is_certain { certain } else { possible };
     let (code, does, whose, advice) = match effect {
@@ -124,14 +137,22 @@ pub(super) fn obstacle_finding(obstacle: &Obstacle, family: &str) -> Finding {
             Code::NotTracked,
             does("this keeps out of connection tracking", "this may keep out of connection tracking"),
             format!(
-                ", and without tracking no rule can translate their destination{}",
+                ", and without tracking {}{}",
+                match is_by_server {
+                    true => "none is masqueraded: the node itself and clients outside may get no answer",
+                    false => "no rule can translate their destination",
+                },
                 local.map(|ip| format!("; this node has the address {ip} itself")).unwrap_or_default()
             ),
             "NodeLocal DNSCache means to do so for the address of the DNS Service, which it answers itself. Otherwise \
              remove the rule from the raw table.",
         ),
     };
-    let message = format!("{rule}: {does} {family} packets from {clients} to {}{whose}", met_at(obstacle));
+    let at = met_at(obstacle);
+    let message = match obstacle.by_answers {
+        true => format!("{rule}: {does} {family} answers from {at} to clients{whose}"),
+        false => format!("{rule}: {does} {family} packets from {clients} to {at}{whose}"),
+    };
     finding((code, severity), message, advice)
 }
 

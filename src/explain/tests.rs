@@ -226,6 +226,8 @@ fn obstacle(effect: ForeignEffect, is_certain: bool, local: Option<&str>) -> Obs
         effect,
         is_certain,
         clients: "pods and other hosts".to_owned(),
+        by_answers: false,
+        is_by_server: false,
         local,
         at: ["10.128.0.5:8080".parse().unwrap()].into(),
         of_endpoints: Some(2),
@@ -257,6 +259,7 @@ fn a_rule_that_only_may_be_in_the_way_is_a_note() {
 #[case::stale(kernel(|it| it.differences.push(difference(false, &[], &["-j OLD"]))), Code::KernelStateStale)]
 #[case::foreign_drop(kernel(|it| it.obstacles.push(obstacle(ForeignEffect::Drops, true, None))), Code::ForeignDropRule)]
 #[case::forwarding_off(kernel(|it| it.forwards = Some(false)), Code::ForwardingOff)]
+#[case::masquerading_off(kernel(|it| it.untracked_by = Some("net.ipv4.vs.conntrack".to_owned())), Code::MasqueradingOff)]
 #[case::conntrack_full(NodeState { tracking: Some(Tracking { count: 99, max: 100 }), ..NodeState::default() }, Code::ConntrackFull)]
 fn a_kernel_that_is_not_as_it_should_be_is_named(#[case] node: NodeState, #[case] cause: Code) {
     let report = report(&sound(), node);

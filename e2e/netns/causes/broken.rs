@@ -24,7 +24,24 @@ const STALE: &[&str] = &["kernel-state-stale"];
 const BOTH: &[&str] = &["kernel-object-missing", "kernel-state-stale"];
 
 fn iptables(mode: Mode) -> bool {
+    matches!(mode, Mode::IptablesNft | Mode::IptablesLegacy)
+}
+
+fn ipvs(mode: Mode) -> bool {
+    mode == Mode::Ipvs
+}
+
+fn by_tools(mode: Mode) -> bool {
     mode != Mode::Nftables
+}
+
+/// Packets to Services are forwarded. IPVS takes them in and sends them on, and their answers alone are forwarded.
+fn forwarding(mode: Mode) -> bool {
+    mode != Mode::Ipvs
+}
+
+fn forwarding_not_legacy(mode: Mode) -> bool {
+    forwarding(mode) && not_legacy(mode)
 }
 
 fn nftables(mode: Mode) -> bool {
@@ -79,37 +96,56 @@ pub(super) const ROWS: &[Row] = &[
     Row { undo: "nft delete element ip kube-proxy cluster-ips '{ 10.96.7.7 }'", ..row("a cluster IP of a Service that is long gone", nftables, STALE, "nft add element ip kube-proxy cluster-ips '{ 10.96.7.7 }'") },
     Row { harms_table: true, ..row("the table is gone", nftables, MISSING, "nft delete table ip kube-proxy") },
     Row { harms_table: true, ..row("the rules of a base chain are gone", nftables, MISSING, "nft flush chain ip kube-proxy nat-prerouting") },
+    Row { undo: "ipvsadm -A -t 10.96.0.10:80 -s rr -p 10800; for r in 1 2; do ipvsadm -a -t 10.96.0.10:80 -r 10.128.$r.5:8080 -m -w 1; done", ..row("a virtual server is gone", ipvs, MISSING, "ipvsadm -D -t 10.96.0.10:80") },
+    Row { undo: "ipvsadm -a -t 10.96.0.10:80 -r 10.128.1.5:8080 -m -w 1", ..row("a real server is gone", ipvs, MISSING, "ipvsadm -d -t 10.96.0.10:80 -r 10.128.1.5:8080") },
+    Row { undo: "ipvsadm -e -t 10.96.0.10:80 -r 10.128.1.5:8080 -m -w 1", ..row("a real server has weight 0", ipvs, MISSING, "ipvsadm -e -t 10.96.0.10:80 -r 10.128.1.5:8080 -m -w 0") },
+    Row { undo: "ipvsadm -E -t 10.96.0.10:80 -s rr -p 10800", ..row("a virtual server has another scheduler", ipvs, BOTH, "ipvsadm -E -t 10.96.0.10:80 -s lc -p 10800") },
+    Row { undo: "ipvsadm -d -t 10.96.0.10:80 -r 10.128.9.9:8080", ..row("a real server that is no endpoint", ipvs, STALE, "ipvsadm -a -t 10.96.0.10:80 -r 10.128.9.9:8080 -m -w 1") },
+    Row { undo: "ip address add 10.96.0.10/32 dev kube-ipvs0", ..row("an address of kube-ipvs0 is gone", ipvs, MISSING, "ip address delete 10.96.0.10/32 dev kube-ipvs0") },
+    Row { undo: "ipset add KUBE-CLUSTER-IP 10.96.0.10,tcp:80", ..row("a set lacks a Service", ipvs, MISSING, "ipset del KUBE-CLUSTER-IP 10.96.0.10,tcp:80") },
+    Row { undo: "ipset del KUBE-CLUSTER-IP 10.96.7.7,tcp:80", ..row("a set has a Service that is long gone", ipvs, STALE, "ipset add KUBE-CLUSTER-IP 10.96.7.7,tcp:80") },
+    row("rules around IPVS no longer masquerade", ipvs, MISSING, "$IPT -t nat -F KUBE-POSTROUTING"),
+    row("PREROUTING no longer leads to the rules around IPVS", ipvs, MISSING, "$IPT -t nat -D PREROUTING -m comment --comment 'kubernetes service portals' -j KUBE-SERVICES"),
+    row("a rule around IPVS is of another program", ipvs, STALE, "$IPT -t nat -I KUBE-SERVICES -s 192.0.2.1 -j RETURN"),
+    row("the filter table around IPVS is flushed", ipvs, MISSING, "$IPT -F && $IPT -X"),
     // Rules of other programs in the way.
-    row("the policy of FORWARD drops", every, &["foreign-drop-rule"], "$IPT -P FORWARD DROP"),
-    row("a firewall drops what goes to pods", every, &["foreign-drop-rule"], "$IPT -I FORWARD -d 10.128.0.0/16 -j DROP"),
-    row("Docker's user chain drops an endpoint", every, &["foreign-drop-rule"], "$IPT -N DOCKER-USER; $IPT -I FORWARD -j DOCKER-USER; $IPT -A DOCKER-USER -d 10.128.1.5 -j DROP; $IPT -A DOCKER-USER -j RETURN"),
-    row("a firewall rejects the port of the pods", every, &["foreign-drop-rule"], "$IPT -I FORWARD -p tcp --dport 8080 -j REJECT --reject-with icmp-admin-prohibited"),
-    row("ufw denies routed packets", every, &["foreign-drop-rule"], "$IPT -N ufw-before-forward; $IPT -N ufw-user-forward; $IPT -I FORWARD -j ufw-before-forward; $IPT -A ufw-before-forward -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
+    row("a firewall drops what the node takes in", ipvs, &["foreign-drop-rule"], "$IPT -I INPUT -d 10.96.0.0/16 -p tcp -j DROP"),
+    row("the policy of INPUT drops", ipvs, &["foreign-drop-rule"], "$IPT -A INPUT -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT; $IPT -A INPUT -p tcp --dport 22 -j ACCEPT; $IPT -P INPUT DROP"),
+    row("a firewall drops what the node sends to pods", ipvs, &["foreign-drop-rule"], "$IPT -I OUTPUT -d 10.128.0.0/16 -j DROP"),
+    row("answers are dropped", ipvs, &["foreign-drop-rule"], "$IPT -I FORWARD -j DROP"),
+    Row { status: 0, ..row("answers to some clients are dropped", ipvs, &["foreign-drop-rule"], "$IPT -I FORWARD -d 10.128.0.0/16 -j DROP") },
+    Row { status: 0, ..row("our accepting chain stands before the policy of FORWARD", ipvs, &[], "$IPT -P FORWARD DROP") },
+    row("the policy of FORWARD drops", forwarding, &["foreign-drop-rule"], "$IPT -P FORWARD DROP"),
+    row("a firewall drops what goes to pods", forwarding, &["foreign-drop-rule"], "$IPT -I FORWARD -d 10.128.0.0/16 -j DROP"),
+    row("Docker's user chain drops an endpoint", forwarding, &["foreign-drop-rule"], "$IPT -N DOCKER-USER; $IPT -I FORWARD -j DOCKER-USER; $IPT -A DOCKER-USER -d 10.128.1.5 -j DROP; $IPT -A DOCKER-USER -j RETURN"),
+    row("a firewall rejects the port of the pods", forwarding, &["foreign-drop-rule"], "$IPT -I FORWARD -p tcp --dport 8080 -j REJECT --reject-with icmp-admin-prohibited"),
+    row("ufw denies routed packets", forwarding, &["foreign-drop-rule"], "$IPT -N ufw-before-forward; $IPT -N ufw-user-forward; $IPT -I FORWARD -j ufw-before-forward; $IPT -A ufw-before-forward -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
         $IPT -A ufw-before-forward -j ufw-user-forward; $IPT -P FORWARD DROP"),
-    row("firewalld's rules end in a refusal", every, &["foreign-drop-rule"], "$IPT -N FORWARD_direct; $IPT -I FORWARD -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT; $IPT -I FORWARD 2 -i lo -j ACCEPT; $IPT -I FORWARD 3 -j FORWARD_direct; $IPT -I FORWARD 4 -j REJECT"),
-    row("IPv6 forwarding is dropped", every, &["foreign-drop-rule"], "$IP6T -P FORWARD DROP"),
+    row("firewalld's rules end in a refusal", forwarding, &["foreign-drop-rule"], "$IPT -N FORWARD_direct; $IPT -I FORWARD -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT; $IPT -I FORWARD 2 -i lo -j ACCEPT; $IPT -I FORWARD 3 -j FORWARD_direct; $IPT -I FORWARD 4 -j REJECT"),
+    row("IPv6 forwarding is dropped", forwarding, &["foreign-drop-rule"], "$IP6T -P FORWARD DROP"),
     row("packets are kept out of connection tracking", every, &["not-tracked"], "$IPT -t raw -A PREROUTING -d 10.96.0.0/16 -j NOTRACK"),
     row("DNS is kept out of connection tracking", every, &["not-tracked"], "$IPT -t raw -A OUTPUT -p udp --dport 53 -j CT --notrack"),
-    row("another translation comes first", iptables, &["foreign-translation"], "$IPT -t nat -I PREROUTING -d 10.96.0.10 -p tcp --dport 80 -j DNAT --to-destination 203.0.113.9"),
+    row("another translation comes first", by_tools, &["foreign-translation"], "$IPT -t nat -I PREROUTING -d 10.96.0.10 -p tcp --dport 80 -j DNAT --to-destination 203.0.113.9"),
     row("a chain of another translation comes first", iptables, &["foreign-translation"], "$IPT -t nat -N CNI-HOSTPORT-DNAT; $IPT -t nat -I PREROUTING -j CNI-HOSTPORT-DNAT; $IPT -t nat -A CNI-HOSTPORT-DNAT -p tcp -d 192.0.2.10 --dport 80 -j DNAT --to-destination 203.0.113.9:80"),
     row("a transparent proxy takes what the node sends", iptables, &["foreign-translation"], "$IPT -t nat -I OUTPUT -p tcp -d 10.96.0.0/16 -j REDIRECT --to-ports 15001"),
     row("a chain of another program lets packets out before they are translated", iptables, &["foreign-accept"], "$IPT -t nat -N bypass; $IPT -t nat -I PREROUTING -j bypass; $IPT -t nat -A bypass -d 10.96.0.10 -j ACCEPT"),
     // Which of two chains for translation is asked first depends on when each was made.
     Row { status: 0, ..row("another translation stands beside ours", nftables, &["foreign-translation"], "$IPT -t nat -I PREROUTING -d 10.96.0.10 -p tcp --dport 80 -j DNAT --to-destination 203.0.113.9") },
-    row("what is for the node itself is dropped, and an endpoint is there", every, &["foreign-drop-rule"], "$IPT -A INPUT -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT; $IPT -A INPUT -i lo -j ACCEPT; $IPT -A INPUT -p tcp --dport 22 -j ACCEPT; $IPT -A INPUT -p tcp -m tcp --dport 8099 -j DROP"),
-    row("a chain of the mangle table drops", every, &["foreign-drop-rule"], "$IPT -t mangle -N guard; $IPT -t mangle -I FORWARD -j guard; $IPT -t mangle -A guard -d 10.128.0.0/16 -j DROP"),
+    row("what is for the node itself is dropped, and an endpoint is there", forwarding, &["foreign-drop-rule"], "$IPT -A INPUT -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT; $IPT -A INPUT -i lo -j ACCEPT; $IPT -A INPUT -p tcp --dport 22 -j ACCEPT; $IPT -A INPUT -p tcp -m tcp --dport 8099 -j DROP"),
+    row("a chain of the mangle table drops", forwarding, &["foreign-drop-rule"], "$IPT -t mangle -N guard; $IPT -t mangle -I FORWARD -j guard; $IPT -t mangle -A guard -d 10.128.0.0/16 -j DROP"),
     Row { undo: "iptables-legacy -P FORWARD ACCEPT; iptables-legacy -F", ..row("legacy tables drop beside those of nf_tables", not_legacy, &["foreign-drop-rule"], "iptables-legacy -P FORWARD DROP") },
-    Row { undo: "iptables-legacy -P FORWARD ACCEPT; iptables-legacy -F", ..row("legacy tables have a rule beside those of nf_tables", not_legacy, &["foreign-drop-rule"], "iptables-legacy -A FORWARD -d 10.128.0.0/16 -j DROP") },
+    Row { undo: "iptables-legacy -P FORWARD ACCEPT; iptables-legacy -F", ..row("legacy tables have a rule beside those of nf_tables", forwarding_not_legacy, &["foreign-drop-rule"], "iptables-legacy -A FORWARD -d 10.128.0.0/16 -j DROP") },
     // Settings of the node.
     Row { undo: "sysctl -qw net.ipv4.ip_forward=1", ..row("IPv4 is not forwarded", every, &["forwarding-off"], "sysctl -qw net.ipv4.ip_forward=0") },
     Row { undo: "sysctl -qw net.ipv6.conf.all.forwarding=1", ..row("IPv6 is not forwarded", every, &["forwarding-off"], "sysctl -qw net.ipv6.conf.all.forwarding=0") },
     Row {
         undo: "sysctl -qw net.bridge.bridge-nf-call-iptables=1; ip link del p0; ip link del p1",
         status: 0,
-        ..row("bridged packets go past the rules", every, &["bridged-past-rules"], "sysctl -qw net.bridge.bridge-nf-call-iptables=0
+        ..row("bridged packets go past the rules", forwarding, &["bridged-past-rules"], "sysctl -qw net.bridge.bridge-nf-call-iptables=0
             for n in 0 1; do ip link add p$n type veth peer name q$n && ip link set p$n master cni0; done")
     },
     Row { undo: "iptables-nft -F", ..row("tables of nf_tables drop beside the legacy ones", legacy, &["foreign-drop-rule"], "iptables-nft -A FORWARD -d 10.128.0.0/16 -j DROP") },
+    Row { undo: "sysctl -qw net.ipv4.vs.conntrack=1", ..row("IPVS keeps its connections from connection tracking", ipvs, &["masquerading-off"], "sysctl -qw net.ipv4.vs.conntrack=0") },
     // Tables that other programs made of nf_tables themselves.
     Row {
         undo: "nft delete table inet firewalld",

@@ -11,10 +11,12 @@ pub(super) struct Row {
     pub(super) notes: &'static [&'static str],
     /// What else is, where the proxy writes to the nat table of the tools.
     pub(super) iptables_notes: &'static [&'static str],
+    /// It is tried in mode ipvs, too, where each row takes seconds.
+    pub(super) in_ipvs: bool,
 }
 
 const fn row(name: &'static str, rules: &'static str) -> Row {
-    Row { name, rules, undo: "", notes: &[], iptables_notes: &[] }
+    Row { name, rules, undo: "", notes: &[], iptables_notes: &[], in_ipvs: true }
 }
 
 pub(super) const ROWS: &[Row] = &[

@@ -29,6 +29,7 @@ pub(crate) enum Mode {
     IptablesNft,
     IptablesLegacy,
     Nftables,
+    Ipvs,
 }
 
 impl Mode {
@@ -36,6 +37,7 @@ impl Mode {
         match self {
             Mode::IptablesNft | Mode::IptablesLegacy => "iptables",
             Mode::Nftables => "nftables",
+            Mode::Ipvs => "ipvs",
         }
     }
 
@@ -98,6 +100,7 @@ impl Node {
             Mode::Nftables => {
                 "for f in ip ip6; do nft list set $f kube-proxy cluster-ips; nft list chain $f kube-proxy nat-prerouting; done"
             }
+            Mode::Ipvs => "ip -o address show kube-ipvs0",
             _ => "$IPT-save -t nat; $IP6T-save -t nat",
         };
         let text = self.try_shell(listing).unwrap_or_default();
@@ -151,6 +154,11 @@ fn messages(report: &Value) -> String {
 fn the_cause_is_named_and_no_other_one(
     #[values(Mode::IptablesNft, Mode::IptablesLegacy, Mode::Nftables)] mode: Mode,
 ) {
+    try_all_rows(mode);
+}
+
+/// Breaks a node in all ways that a mode has, and asks.
+pub(crate) fn try_all_rows(mode: Mode) {
     let node = Node::programmed(mode);
     let mut failures = Vec::new();
     let (report, status) = node.explain(&["--all"]);
@@ -181,13 +189,14 @@ fn the_cause_is_named_and_no_other_one(
             node.restore();
         }
     }
-    for row in healthy::ROWS {
+    for row in healthy::ROWS.iter().filter(|row| mode != Mode::Ipvs || row.in_ipvs) {
         node.shell(row.rules);
         let (report, status) = node.explain(&["--all"]);
         let found = beside_the_services(&report);
         let is_alarm = |it: &&Value| it["severity"] != "note" && found.contains(it["code"].as_str().unwrap());
         let has_alarm = report["findings"].as_array().unwrap().iter().any(|it| is_alarm(&it));
-        let of_nat = if mode == Mode::Nftables { &[] } else { row.iptables_notes };
+        let is_iptables = matches!(mode, Mode::IptablesNft | Mode::IptablesLegacy);
+        let of_nat = if is_iptables { row.iptables_notes } else { &[] };
         let notes: BTreeSet<&str> = row.notes.iter().chain(of_nat).copied().collect();
         if status != 0 || has_alarm || found != notes {
             failures.push(format!("{mode:?}: {}: {found:?}, {status}: {}", row.name, messages(&report)));

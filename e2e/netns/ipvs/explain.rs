@@ -4,7 +4,7 @@ use kube_proxy_rs::testing::lab::{give_idle_uplink, lone_node};
 use kube_proxy_rs::testing::packets::{CLUSTER_CIDR, NODE_NAME};
 use serde_json::Value;
 
-use super::{BINARY, BTreeSet, LIMIT, Namespace, Place, launch, service, wait_for_markers};
+use super::{BINARY, BTreeSet, Flavor, LIMIT, Namespace, Place, launch, service, wait_for_markers};
 use crate::explain::{codes, explain};
 
 /// Only the first look is a thorough one; later ones do not compare the entries of sets.
@@ -77,6 +77,18 @@ impl Damage {
 fn ask(node: &Namespace, command: &str, socket: &str) -> Value {
     let arguments = [command, "-o", "json", "--control-socket", socket];
     serde_json::from_str(&node.output(BINARY, &arguments).unwrap()).unwrap()
+}
+
+#[test]
+#[ignore = "needs ip_vs; make test-ipvs"]
+fn the_cause_is_named_and_no_other_one() {
+    crate::causes::try_all_rows(crate::causes::Mode::Ipvs);
+}
+
+#[test]
+#[ignore = "needs ip_vs; make test-ipvs"]
+fn a_trace_past_foreign_rules_ends_where_the_packet_does() {
+    crate::foreign::trace_past_foreign_rules("ipvs", Flavor::Nft);
 }
 
 #[test]

@@ -135,7 +135,7 @@ fn wait_until(what: &str, limit: Duration, mut condition: impl FnMut() -> bool) 
 
 /// Waits until the manifests are in force, in both families: until the addresses of their marker
 /// Services are there, which come after all virtual servers.
-fn wait_for_markers(proxy: &mut Proxy, node: &Namespace) {
+pub(crate) fn wait_for_markers(proxy: &mut Proxy, node: &Namespace) {
     let markers: BTreeSet<IpAddr> = proxy.marker_addresses().iter().map(|it| it.parse().unwrap()).collect();
     let waited = wait_until("the marker Services are programmed", LIMIT, || {
         let addresses = |family| node.run(|| interface_addresses(family)).unwrap().unwrap();

@@ -3,7 +3,7 @@
 use crate::model::{Cidr, IpFamily, Protocol};
 use std::net::{IpAddr, SocketAddr};
 
-/// A packet that opens a connection, as far as it is known.
+/// A packet that opens a connection, or the first one that comes back, as far as it is known.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KnownPart {
     /// Where it goes.
@@ -20,6 +20,8 @@ pub struct KnownPart {
     pub to_is_local: bool,
     /// A Service's rule has translated its destination.
     pub is_translated: bool,
+    /// It is an endpoint's answer: it goes to a client that is not known, and `to` is where the client's packets went.
+    pub is_answer: bool,
     /// What the rules of Services do to it.
     pub ours: OurRules,
 }
@@ -69,7 +71,7 @@ impl Holds {
 
 impl KnownPart {
     pub(super) fn goes_to(&self, network: &str) -> Holds {
-        within(network, self.to.ip())
+        if self.is_answer { Holds::Maybe } else { within(network, self.to.ip()) }
     }
 
     pub(super) fn comes_from(&self, network: &str) -> Holds {
@@ -92,6 +94,10 @@ impl KnownPart {
 
     /// One of several ports and ranges of them, as `first` to `last` with this sign between them.
     pub(super) fn goes_to_port<'p>(&self, parts: impl Iterator<Item = &'p str>, range: char) -> Holds {
+        if self.is_answer {
+            // Clients choose their ports, and rules are about those of servers.
+            return Holds::No;
+        }
         let port = self.to.port();
         let holds = |part: &str| match part.split_once(range) {
             Some((first, last)) => Some((first.parse().ok()?..=last.parse().ok()?).contains(&port)),
@@ -101,10 +107,11 @@ impl KnownPart {
         found.map_or(Holds::Maybe, |all| Holds::of(all.contains(&true)))
     }
 
-    /// The first packet of a connection, whose destination may be translated.
+    /// The first packet of a connection, whose destination may be translated, or an answer to it.
     pub(super) fn has_state<'s>(&self, mut states: impl Iterator<Item = &'s str>) -> Holds {
         Holds::of(states.any(|state| match state.trim().to_ascii_uppercase().as_str() {
-            "NEW" => true,
+            "NEW" => !self.is_answer,
+            "ESTABLISHED" => self.is_answer,
             "DNAT" => self.is_translated,
             _ => false,
         }))
@@ -123,6 +130,9 @@ impl KnownPart {
 
     /// Whether the destination is of a type of addresses. It is never one of many receivers.
     pub(super) fn goes_to_type(&self, types: &str) -> Holds {
+        if self.is_answer {
+            return Holds::Maybe;
+        }
         let known = |name: &str| match name {
             "LOCAL" => Some(self.to_is_local),
             "UNICAST" => Some(!self.to_is_local),

@@ -1,7 +1,7 @@
 //! What is found on healthy nodes and on others.
 
 use super::*;
-use crate::backend::packet_trace::{Packet, TraceOutcome, TracedEndpoint};
+use crate::backend::packet_trace::{Packet, SERVER_RULE, TraceOutcome, TracedEndpoint};
 use crate::model::{Protocol, Verdict};
 use rstest::rstest;
 
@@ -23,6 +23,7 @@ fn endpoint() -> KnownPart {
         out_interface: Some("cni0".to_owned()),
         to_is_local: false,
         is_translated: true,
+        is_answer: false,
         ours: OurRules::Translate,
     }
 }
@@ -60,6 +61,21 @@ fn a_rule_that_can_stop_a_new_connection_is_found_wherever_it_stands(
     #[case] wanted: &[&str],
 ) {
     assert_eq!(found(lines), wanted);
+}
+
+#[rstest]
+#[case::all(&["FORWARD -j DROP"], &["filter FORWARD: -j DROP"])]
+#[case::of_endpoints(&["FORWARD -s 10.128.0.0/16 -j DROP"], &["filter FORWARD: -s 10.128.0.0/16 -j DROP"])]
+#[case::to_some_clients(&["FORWARD -d 10.128.0.0/16 -j DROP"], &["maybe filter FORWARD: -d 10.128.0.0/16 -j DROP"])]
+#[case::to_a_port(&["FORWARD -p tcp -m tcp --dport 8080 -j DROP"], &[])]
+#[case::of_new_connections(&["FORWARD -m conntrack --ctstate NEW -j DROP"], &[])]
+#[case::behind_our_accepting_chain(&["FORWARD -j KUBE-FORWARD", POLICY_DROP], &[])]
+#[case::before_it(&["FORWARD -m conntrack --ctstate ESTABLISHED -j DROP", "FORWARD -j KUBE-FORWARD"], &["filter FORWARD: -m conntrack --ctstate ESTABLISHED -j DROP"])]
+fn a_rule_that_can_stop_an_answer_is_found(#[case] lines: &[&str], #[case] wanted: &[&str]) {
+    let from = Some([10, 128, 0, 5].into());
+    let answer = KnownPart { from, is_answer: true, ours: OurRules::TranslateAndAccept, ..endpoint() };
+    let table = ForeignTable::of_iptables("", "filter", chains(lines), true);
+    assert_eq!(words(&foreign_rules(&table, FORWARD, &answer)), wanted);
 }
 
 #[rstest]
@@ -248,4 +264,14 @@ fn another_programs_masquerading_shows_in_the_source_that_an_endpoint_sees() {
     ];
     let traced = past("nat", &lines, vec![outcome("10.128.0.5:8080", &[])]);
     assert!(matches!(traced[0].outcome.verdict, Verdict::Served(endpoint) if endpoint.masqueraded));
+}
+
+#[test]
+fn a_virtual_server_sends_on_what_is_not_tracked_and_nothing_masquerades_it() {
+    let server = format!("{SERVER_RULE}10.96.0.1:80/tcp: real server 10.128.0.5:8080");
+    let mut by_server = outcome("10.128.0.5:8080", &[&server]);
+    by_server.verdict =
+        Verdict::Served(TracedEndpoint { address: "10.128.0.5:8080".parse().unwrap(), masqueraded: true });
+    let traced = past("raw", &["PREROUTING -d 10.96.0.1/32 -j NOTRACK"], vec![by_server]);
+    assert!(matches!(traced[0].outcome.verdict, Verdict::Served(endpoint) if !endpoint.masqueraded));
 }

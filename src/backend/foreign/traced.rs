@@ -57,6 +57,7 @@ pub fn past_foreign_rules(
 }
 
 fn past(mut outcome: TraceOutcome, packet: &Packet, around: &ForeignSurroundings<'_>) -> TracedPast {
+    let is_by_server = is_by_server(&outcome);
     let (certain, mut may) = Way { packet, outcome: &outcome, around }.meets();
     let mut decided_by = None;
     for (stage, rule) in certain {
@@ -67,6 +68,10 @@ fn past(mut outcome: TraceOutcome, packet: &Packet, around: &ForeignSurroundings
                 endpoint.masqueraded = true;
                 outcome.rules.push(rule.to_string());
             }
+            Verdict::Served(endpoint) if rule.effect == ForeignEffect::Untracks && is_by_server => {
+                endpoint.masqueraded = false;
+                outcome.rules.push(rule.to_string());
+            }
             _ => {
                 decide(&mut outcome, stage, &rule);
                 decided_by = Some(rule);
@@ -74,6 +79,11 @@ fn past(mut outcome: TraceOutcome, packet: &Packet, around: &ForeignSurroundings
         }
     }
     TracedPast { outcome, decided_by, may }
+}
+
+/// A virtual server sends the packet on. It needs no connection tracking for that; masquerading does.
+fn is_by_server(outcome: &TraceOutcome) -> bool {
+    outcome.rules.iter().any(|rule| rule.starts_with(SERVER_RULE))
 }
 
 /// Changes an outcome to what a foreign rule makes of the packet.
@@ -110,7 +120,7 @@ impl Way<'_> {
                 let rules = foreign_rules(table, stage, &known).into_iter().filter(|rule| self.matters(rule));
                 let (sure, possible): (Vec<_>, Vec<_>) = rules.partition(|rule| rule.is_certain);
                 may.extend(possible);
-                let ends = sure.iter().any(|rule| rule.effect != ForeignEffect::Masquerades);
+                let ends = sure.iter().any(|rule| !self.goes_on_after(rule));
                 certain.extend(sure.into_iter().take(1).map(|rule| (stage, rule)));
                 if ends {
                     return (certain, may);
@@ -118,6 +128,15 @@ impl Way<'_> {
             }
         }
         (certain, may)
+    }
+
+    /// Whether the packet goes on its way after a rule that does something to it.
+    fn goes_on_after(&self, rule: &ForeignRule) -> bool {
+        match rule.effect {
+            ForeignEffect::Masquerades => true,
+            ForeignEffect::Untracks => is_by_server(self.outcome),
+            _ => false,
+        }
     }
 
     /// Where it gets to in the end.
@@ -134,7 +153,7 @@ impl Way<'_> {
         let (asked, end) = (self.packet.destination, self.end());
         let is_outgoing = self.packet.interface.is_none();
         let is_local = (self.around.is_local)(end.ip());
-        let is_by_server = self.outcome.rules.iter().any(|rule| rule.starts_with(SERVER_RULE));
+        let is_by_server = is_by_server(self.outcome);
         let first = if is_outgoing { Output } else { Prerouting };
         let then = |hook| (Stage { hook, is_translated: true }, end);
         let mut stages = vec![(Stage { hook: first, is_translated: false }, asked)];
@@ -180,6 +199,7 @@ impl Way<'_> {
             out_interface,
             to_is_local: is_local,
             is_translated: is_served && stage.is_translated,
+            is_answer: false,
             ours: self.ours(),
         }
     }

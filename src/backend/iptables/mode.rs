@@ -3,7 +3,9 @@
 use super::{Features, Iptables, cleanup, inspect, kinds, render_inputs, setup};
 use crate::backend::mode::{InspectedNode, Inspection, ModeFacts, Opening, ProxyMode};
 use crate::backend::service_metrics::measuring;
-use crate::backend::{Dataplane, Difference, KernelObject, Packet, SharedNames, TraceOutcome, usable};
+use crate::backend::{
+    Dataplane, Difference, KernelObject, Packet, SharedNames, TraceOutcome, rule_differences, usable,
+};
 use crate::config::Config;
 use crate::kernel::iptables::{Flavor, Place, RuleKind, Tools, Xtables as _};
 use crate::metrics::MetricSet;
@@ -34,6 +36,7 @@ impl ProxyMode for IptablesMode {
             switches_forwarding_on: false,
             writes_iptables: true,
             uses_service_cidrs: false,
+            tracking_setting: None,
         }
     }
 
@@ -136,7 +139,7 @@ async fn inspect_rules(tools: &Tools, wanted: &[KernelObject]) -> Result<Inspect
             inspection.differences.push(Difference::gone(object));
             continue;
         };
-        let (missing, mut surplus) = inspect::differences(object, &lines);
+        let (missing, mut surplus) = rule_differences::differences(object, &lines);
         surplus.retain(|rule| !inspect::leads_into_tree(rule));
         inspection.found.push(KernelObject { lines: lines.to_vec(), ..object.clone() });
         let mut left = Vec::new();
@@ -166,7 +169,7 @@ async fn in_tree(
         if chains.noted.insert(name.clone()) {
             found.push(KernelObject { name: name.clone(), lines: there.to_vec(), is_shared: true });
         }
-        if chains.effects(&name, &there).contains(&inspect::effect(rule)) {
+        if chains.effects(&name, &there).contains(&rule_differences::effect(rule)) {
             return Ok(true);
         }
         lines = there;
@@ -224,7 +227,7 @@ impl<'t> Chains<'t> {
     }
 
     fn effects(&mut self, name: &str, lines: &Lines) -> &HashSet<u64> {
-        let read = || lines.iter().map(|line| inspect::effect(line)).collect();
+        let read = || lines.iter().map(|line| rule_differences::effect(line)).collect();
         self.effects.entry(name.to_owned()).or_insert_with(read)
     }
 }

@@ -1,9 +1,10 @@
-//! What a plan wants of IPVS, and what the kernel has of it, for people.
+//! What a plan wants of IPVS and of the rules around it, and what the kernel has of it, for people.
 
 use super::Kernel;
 use super::apply::set_spec;
 use super::desired::{Desired, Fact, Server};
 use super::names::{INTERFACE, SetId};
+use super::restore_input::{self, Features, Rules};
 use super::text::entry_text;
 use crate::backend::KernelObject;
 use crate::backend::packet_trace::{Packet, PacketTrace, Tables, TraceOutcome};
@@ -15,8 +16,8 @@ use std::net::{IpAddr, SocketAddr};
 const SERVER: &str = "virtual server ";
 const SET: &str = "set ";
 
-/// Virtual servers, entries of sets, and the addresses on our interface.
-pub(super) fn wanted(desired: &Desired<'_>) -> Vec<KernelObject> {
+/// Virtual servers, entries of sets, the addresses on our interface, and the rules around them.
+pub(super) fn wanted(desired: &Desired<'_>, features: &Features) -> Vec<KernelObject> {
     let parts = desired.services.iter().filter_map(|(_, part)| part.as_ref());
     let mut objects: Vec<KernelObject> = Vec::new();
     let mut shared: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
@@ -40,7 +41,45 @@ pub(super) fn wanted(desired: &Desired<'_>) -> Vec<KernelObject> {
         is_shared: true,
     };
     objects.extend(shared.into_iter().map(of_several));
+    objects.extend(chains(desired, features));
     objects
+}
+
+/// Our chains, and the built-in ones with the jumps that lead to them. What they hold depends on which sets have entries.
+fn chains(desired: &Desired<'_>, features: &Features) -> impl Iterator<Item = KernelObject> + use<> {
+    let parts = desired.services.iter().filter_map(|(_, part)| part.as_ref());
+    let facts: BTreeSet<&Fact> = parts.flat_map(|part| &part.facts).collect();
+    let (mut set_sizes, mut guards) = ([0; SetId::ALL.len()], Vec::new());
+    for fact in facts {
+        match fact {
+            Fact::Entry(id, _) => set_sizes[id.index()] += 1,
+            Fact::Guard(at) => guards.push(*at),
+            Fact::Address(_) => {}
+        }
+    }
+    let mut chains: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for (table, names) in restore_input::chains(features.upstream_compat) {
+        chains.extend(names.iter().map(|name| (format!("{table} {name}"), Vec::new())));
+    }
+    let rules = Rules { settings: desired.plan.settings, features, set_sizes, guards };
+    rules.each(&mut |table, chain, rule| {
+        chains.entry(format!("{table} {chain}")).or_default().push(rule.to_string());
+    });
+    for jump in restore_input::jumps(features.upstream_compat) {
+        chains.entry(format!("{} {}", jump.table, jump.from)).or_default().push(jump.arguments());
+    }
+    chains.into_iter().map(|(name, lines)| KernelObject { name, lines, is_shared: true })
+}
+
+/// Whether an object is a chain.
+pub(super) fn is_chain(object: &KernelObject) -> bool {
+    let table = object.name.split_once(' ').map_or("", |(table, _)| table);
+    restore_input::CHAINS.iter().any(|(known, _)| *known == table)
+}
+
+/// Whether an object, by its name, is a built-in chain, in which other programs have rules, too.
+pub(super) fn is_built_in(object: &str) -> bool {
+    restore_input::jumps(false).any(|jump| object.split_once(' ') == Some((jump.table, jump.from)))
 }
 
 fn object(at: &Frontend, server: &Server) -> KernelObject {

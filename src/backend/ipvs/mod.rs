@@ -389,7 +389,7 @@ impl<X: Xtables + 'static> Dataplane for Ipvs<X> {
     }
 
     fn wanted(&self, plan: &Plan<'_>) -> Vec<KernelObject> {
-        inspect::wanted(&Desired::of(plan, &self.context(plan)))
+        inspect::wanted(&Desired::of(plan, &self.context(plan)), &self.features)
     }
 }
 

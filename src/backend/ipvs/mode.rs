@@ -10,7 +10,8 @@ use crate::backend::mode::{
 };
 use crate::backend::service_metrics::measuring;
 use crate::backend::{
-    Dataplane, Difference, KernelObject, Packet, SharedNames, StandingObjects, TraceOutcome, usable,
+    Dataplane, Difference, KernelObject, Packet, SharedNames, StandingObjects, TraceOutcome,
+    rule_differences, usable,
 };
 use crate::config::{Config, DetectLocal};
 use crate::kernel::addresses::interface_addresses;
@@ -24,10 +25,10 @@ use crate::model::{Frontend, IpFamily, IpvsScheduler, SetType};
 use crate::plan::{FamilySettings, Plan};
 use anyhow::{Context, Result};
 use futures::future::LocalBoxFuture;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-/// A setting that is there as long as IPVS is.
+/// A setting that is there as long as IPVS is: whether connection tracking, and with it the nat table, knows its connections.
 const LOADED_IPVS: &str = "net/ipv4/vs/conntrack";
 
 /// Virtual servers of IPVS.
@@ -43,6 +44,7 @@ impl ProxyMode for IpvsMode {
             switches_forwarding_on: true,
             writes_iptables: true,
             uses_service_cidrs: false,
+            tracking_setting: Some(LOADED_IPVS),
         }
     }
 
@@ -123,11 +125,16 @@ impl ProxyMode for IpvsMode {
         node: &'a InspectedNode<'a>,
         wanted: &'a [KernelObject],
     ) -> LocalBoxFuture<'a, Result<Inspection>> {
-        Box::pin(async move { inspect_servers(node.family, wanted) })
+        Box::pin(async move {
+            let (chains, others): (Vec<_>, Vec<_>) = wanted.iter().cloned().partition(inspect::is_chain);
+            let mut inspection = inspect_servers(node.family, &others)?;
+            inspect_chains(node.tools()?, &chains, &mut inspection).await?;
+            Ok(inspection)
+        })
     }
 
-    fn holds_only_services(&self, _object: &str) -> bool {
-        true
+    fn holds_only_services(&self, object: &str) -> bool {
+        !inspect::is_built_in(object)
     }
 
     /// By our rules in the tables, the sets, and the virtual server.
@@ -138,17 +145,10 @@ impl ProxyMode for IpvsMode {
         packet: &'a Packet,
     ) -> LocalBoxFuture<'a, Result<Vec<TraceOutcome>>> {
         Box::pin(async move {
-            let (tools, at) = (node.tools()?, packet.destination);
+            let at = packet.destination;
             let to = Frontend { address: at.ip(), port: at.port(), protocol: packet.protocol };
-            let mut chains = Vec::new();
-            for (table, _) in CHAINS {
-                let object = |(chain, lines)| KernelObject {
-                    name: format!("{table} {chain}"),
-                    lines,
-                    is_shared: true,
-                };
-                chains.extend(tools.table(table).await?.into_iter().map(object));
-            }
+            let object = |(name, lines)| KernelObject { name, lines, is_shared: true };
+            let chains: Vec<_> = chains(node.tools()?).await?.into_iter().map(object).collect();
             let around = Surroundings::read(&mut Kernel::open()?, to)?;
             Ok(inspect::trace(&chains, &around, packet))
         })
@@ -286,6 +286,30 @@ fn has_dummy() -> bool {
 fn ask_ipset() -> Result<()> {
     let spec = SetSpec { name: "KUBE-CHECK", kind: SetType::Ip, family: IpFamily::V4 };
     KernelIpsets::open()?.count(spec).map(drop)
+}
+
+/// All chains of the tables that we have rules in, named `table CHAIN`.
+async fn chains(tools: &Tools) -> Result<BTreeMap<String, Vec<String>>> {
+    let mut found = BTreeMap::new();
+    for (table, _) in CHAINS {
+        let named = |(chain, lines)| (format!("{table} {chain}"), lines);
+        found.extend(tools.table(table).await?.into_iter().map(named));
+    }
+    Ok(found)
+}
+
+async fn inspect_chains(tools: &Tools, wanted: &[KernelObject], inspection: &mut Inspection) -> Result<()> {
+    let mut all = chains(tools).await?;
+    for object in wanted {
+        let Some(lines) = all.remove(&object.name) else {
+            inspection.differences.push(Difference::gone(object));
+            continue;
+        };
+        let (missing, surplus) = rule_differences::differences(object, &lines);
+        inspection.differences.extend(Difference::of(object, missing, surplus));
+        inspection.found.push(KernelObject { lines, ..object.clone() });
+    }
+    Ok(())
 }
 
 fn inspect_servers(family: IpFamily, wanted: &[KernelObject]) -> Result<Inspection> {

@@ -31,6 +31,7 @@ impl ProxyMode for NftablesMode {
             switches_forwarding_on: false,
             writes_iptables: false,
             uses_service_cidrs: true,
+            tracking_setting: None,
         }
     }
 
