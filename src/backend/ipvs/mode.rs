@@ -6,14 +6,13 @@ use super::names::INTERFACE;
 use super::restore_input::CHAINS;
 use super::{Features, Ipvs, Kernel, Removed, cleanup, kinds, render_text, setup};
 use crate::backend::mode::{InspectedNode, Inspection, ModeFacts, Opening, ProxyMode, Requirement};
+use crate::backend::own_rules::OwnRules;
 use crate::backend::service_metrics::measuring;
-use crate::backend::{
-    Dataplane, Difference, KernelObject, Packet, SharedNames, StandingObjects, TraceOutcome, usable,
-};
+use crate::backend::{Dataplane, Difference, KernelObject, Packet, StandingObjects, TraceOutcome, usable};
 use crate::config::Config;
 use crate::kernel::addresses::interface_addresses;
 use crate::kernel::ipset::{Ipsets as _, KernelIpsets, SetSpec};
-use crate::kernel::iptables::{RuleKind, Tools, Version, Xtables as _};
+use crate::kernel::iptables::{RuleKind, Version, Xtables as _};
 use crate::kernel::ipvs::{KernelIpvs, Timeouts, VirtualServers as _};
 use crate::kernel::links;
 use crate::kernel::sysctl::Sysctls;
@@ -161,24 +160,8 @@ impl ProxyMode for IpvsMode {
         })
     }
 
-    fn standing(&self) -> SharedNames {
-        cleanup::standing()
-    }
-
-    fn holds_rules<'a>(&'a self, tools: &'a mut Tools) -> LocalBoxFuture<'a, Result<bool>> {
-        Box::pin(cleanup::holds_rules(tools))
-    }
-
-    fn empty_shared_chains<'a>(&'a self, tools: &'a mut Tools) -> LocalBoxFuture<'a, Result<()>> {
-        Box::pin(cleanup::empty_chains(tools))
-    }
-
-    fn remove_rules<'a>(
-        &'a self,
-        tools: &'a mut Tools,
-        standing: &'a SharedNames,
-    ) -> LocalBoxFuture<'a, Result<bool>> {
-        Box::pin(cleanup::remove_rules(tools, standing))
+    fn own_rules(&self) -> OwnRules {
+        cleanup::own_rules(false)
     }
 
     fn remove_objects(&self, config: &Config) -> Vec<Result<String>> {
