@@ -1,7 +1,7 @@
 //! What other modes, the other iptables flavour and earlier proxies left behind.
 
-use super::SharedNames;
 use super::mode::{self, OpenConnections, ProxyMode, Removal};
+use super::own_rules::{FoundRules, OwnRules};
 use crate::config::{Config, Mode};
 use crate::kernel::iptables::{self as tools, Flavor, Tools};
 use crate::kernel::nft::Nft;
@@ -48,9 +48,8 @@ async fn all_rules() -> Vec<anyhow::Error> {
     failures
 }
 
-/// All modes; the rules of an earlier one may lead into the chains of a later one.
-fn modes() -> impl DoubleEndedIterator<Item = (Mode, &'static dyn ProxyMode)> {
-    Mode::ALL.into_iter().rev().map(|mode| (mode, mode::open(mode)))
+fn modes() -> impl Iterator<Item = (Mode, &'static dyn ProxyMode)> {
+    Mode::ALL.into_iter().map(|mode| (mode, mode::open(mode)))
 }
 
 /// What went wrong, and how much is still in use.
@@ -81,52 +80,34 @@ fn warn_of(failures: Vec<anyhow::Error>) {
     }
 }
 
-/// The tools of a flavour, if its tables hold rules that carry our names. Looking makes no tables.
+/// The rules of all modes.
+fn all_own_rules() -> OwnRules {
+    modes().fold(OwnRules::default(), |sum, (_, mode)| sum.and(mode.own_rules()))
+}
+
+/// The tools of a flavour and the rules that carry our names in its tables, if there are any. Looking makes no tables.
 ///
 /// # Errors
 /// Where no tool works and the kernel holds such rules, or does not show whether it does.
-async fn tools_with_rules(family: IpFamily, flavor: Flavor) -> Result<Option<Tools>> {
+async fn rules_left(family: IpFamily, flavor: Flavor) -> Result<Option<(Tools, FoundRules)>> {
     if flavor == Flavor::Nft && Nft::open_if_there()?.is_none() {
         return Ok(None);
     }
     let (mut tools, fault) = tools::find_to_inspect(family, flavor).await;
-    let holds = holds_rules(&mut tools).await;
-    match (holds, fault) {
-        (Ok(false), _) => Ok(None),
-        (Ok(true), None) => Ok(Some(tools)),
-        (Ok(true), Some(fault)) => Err(fault.context("there are KUBE- rules, which stay")),
+    let found = all_own_rules().find(&mut tools, &OwnRules::default()).await;
+    match (found, fault) {
+        (Ok(found), _) if found.is_empty() => Ok(None),
+        (Ok(found), None) => Ok(Some((tools, found))),
+        (Ok(_), Some(fault)) => Err(fault.context("there are KUBE- rules, which stay")),
         (Err(error), None) => Err(error),
         (Err(error), Some(fault)) => Err(fault.context(format!("there may be KUBE- rules: {error:#}"))),
     }
 }
 
-async fn holds_rules(tools: &mut Tools) -> Result<bool> {
-    for (_, mode) in modes() {
-        if mode.holds_rules(tools).await? {
-            return Ok(true);
-        }
-    }
-    Ok(false)
-}
-
 async fn remove_rules(family: IpFamily, flavor: Flavor) -> Result<()> {
-    let Some(mut tools) = tools_with_rules(family, flavor).await? else { return Ok(()) };
-    remove_rules_of_all_modes(&mut tools).await?;
+    let Some((mut tools, found)) = rules_left(family, flavor).await? else { return Ok(()) };
+    found.remove(&mut tools, flavor.most_chains()).await?;
     tracing::info!(%family, %flavor, "iptables rules removed");
-    Ok(())
-}
-
-/// One mode after the other; what is left to a later one stays until its turn comes.
-async fn remove_rules_of_all_modes(tools: &mut Tools) -> Result<()> {
-    let mut left: Vec<_> = modes().map(|(_, mode)| mode).collect();
-    for mode in &left {
-        mode.empty_shared_chains(tools).await?;
-    }
-    while !left.is_empty() {
-        let mode = left.remove(0);
-        let standing = left.iter().fold(SharedNames::default(), |sum, later| sum.and(later.standing()));
-        mode.remove_rules(tools, &standing).await?;
-    }
     Ok(())
 }
 
@@ -176,11 +157,13 @@ pub async fn once_connections_end(config: &Config) {
 /// Removes the rules of the modes that do not run, but for those that the running one has, too.
 async fn remove_other_modes(running: Mode, family: IpFamily, flavor: Flavor) -> Result<()> {
     let mut tools = tools::find(family, Some(flavor)).await?;
-    let standing = mode::open(running).standing();
+    let standing = mode::open(running).own_rules();
     for (mode, others) in modes().filter(|(mode, _)| *mode != running) {
         let mode = mode.as_str();
-        let removed = others.remove_rules(&mut tools, &standing).await;
-        if removed.with_context(|| format!("removing {family} rules of {mode} mode"))? {
+        let doing = || format!("removing {family} rules of {mode} mode");
+        let found = others.own_rules().find(&mut tools, &standing).await.with_context(doing)?;
+        if !found.is_empty() {
+            found.remove(&mut tools, flavor.most_chains()).await.with_context(doing)?;
             tracing::info!(%family, mode, "rules of the other mode removed");
         }
     }
@@ -188,7 +171,7 @@ async fn remove_other_modes(running: Mode, family: IpFamily, flavor: Flavor) -> 
 }
 
 async fn clean_other_flavor(config: &Config, family: IpFamily, other: Flavor) -> Result<()> {
-    if tools_with_rules(family, other).await?.is_none() {
+    if rules_left(family, other).await?.is_none() {
         return Ok(());
     }
     if config.iptables.cleanup_other_flavor {
@@ -205,9 +188,9 @@ async fn clean_other_flavor(config: &Config, family: IpFamily, other: Flavor) ->
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::backend::{iptables, ipvs};
     use crate::kernel::fake::iptables::FakeXtables;
     use crate::kernel::iptables::Xtables as _;
+    use rstest::rstest;
 
     /// The rules of a Service with a load balancer, as kube-proxy programs them in a mode, but for
     /// those that are kubelet's, too.
@@ -234,30 +217,35 @@ mod tests {
         tools
     }
 
-    #[tokio::test]
-    async fn what_ipvs_mode_left_goes_and_what_iptables_mode_has_stays() {
-        let mut tools = tables(&["ipvs", "iptables"]).await;
-        assert!(ipvs::remove_rules(&mut tools, &iptables::standing()).await.unwrap());
-        assert_eq!(tools.tables, tables(&["iptables"]).await.tables);
-        assert!(!ipvs::remove_rules(&mut tools, &iptables::standing()).await.unwrap());
+    async fn remove(tools: &mut FakeXtables, rules: &OwnRules, standing: &OwnRules) -> bool {
+        let found = rules.find(tools, standing).await.unwrap();
+        found.remove(tools, 1).await.unwrap();
+        !found.is_empty()
     }
 
+    #[rstest]
+    #[case("ipvs", Mode::Ipvs, "iptables", Mode::Iptables)]
+    #[case("iptables", Mode::Iptables, "ipvs", Mode::Ipvs)]
     #[tokio::test]
-    async fn what_iptables_mode_left_goes_and_what_ipvs_mode_has_stays() {
-        let mut tools = tables(&["iptables", "ipvs"]).await;
-        assert!(iptables::remove_rules(&mut tools, &ipvs::standing()).await.unwrap());
-        assert_eq!(tools.tables, tables(&["ipvs"]).await.tables);
-        assert!(!iptables::remove_rules(&mut tools, &ipvs::standing()).await.unwrap());
+    async fn what_one_mode_left_goes_and_what_the_other_has_stays(
+        #[case] left: &str,
+        #[case] of: Mode,
+        #[case] running: &str,
+        #[case] mode: Mode,
+    ) {
+        let (of, standing) = (mode::open(of).own_rules(), mode::open(mode).own_rules());
+        let mut tools = tables(&[left, running]).await;
+        assert!(remove(&mut tools, &of, &standing).await);
+        assert_eq!(tools.tables, tables(&[running]).await.tables);
+        assert!(!remove(&mut tools, &of, &standing).await);
     }
 
     #[tokio::test]
     async fn cleanup_leaves_nothing_of_either_mode() {
         for modes in [["iptables", "ipvs"], ["ipvs", "iptables"]] {
             let mut tools = tables(&modes).await;
-            for _ in 0..2 {
-                ipvs::empty_chains(&mut tools).await.unwrap();
-                ipvs::remove_rules(&mut tools, &iptables::standing()).await.unwrap();
-                iptables::remove_rules(&mut tools, &SharedNames::default()).await.unwrap();
+            for is_there in [true, false] {
+                assert_eq!(remove(&mut tools, &all_own_rules(), &OwnRules::default()).await, is_there);
                 assert_eq!(tools.tables, FakeXtables::default().tables, "{modes:?}");
             }
         }

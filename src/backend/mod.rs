@@ -17,6 +17,7 @@ mod masquerade;
 mod mode;
 pub mod nftables;
 mod options;
+mod own_rules;
 mod packet_trace;
 mod quarantine;
 mod restore;
@@ -88,39 +89,6 @@ pub trait Dataplane: Any {
 
     /// What a plan of few Services needs of the kernel, spelled out for people.
     fn wanted(&self, plan: &Plan<'_>) -> Vec<KernelObject>;
-}
-
-/// Chains and jumps of a mode whose names another mode uses, too. They stay when what the other mode left is removed.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct SharedNames {
-    /// Tables and chains.
-    pub chains: Vec<(&'static str, &'static str)>,
-    /// Tables, built-in chains and the arguments of jumps from them.
-    pub jumps: Vec<(&'static str, &'static str, String)>,
-}
-
-impl SharedNames {
-    /// Both.
-    #[must_use]
-    pub fn and(mut self, other: SharedNames) -> SharedNames {
-        self.chains.extend(other.chains);
-        self.jumps.extend(other.jumps);
-        self
-    }
-
-    /// Whether a chain has to stay.
-    #[must_use]
-    pub fn has_chain(&self, table: &str, chain: &str) -> bool {
-        self.chains.contains(&(table, chain))
-    }
-
-    /// Whether a jump has to stay.
-    #[must_use]
-    pub fn has_jump(&self, table: &str, from: &str, arguments: &str) -> bool {
-        self.jumps.iter().any(|(in_table, in_chain, with)| {
-            (*in_table, *in_chain, with.as_str()) == (table, from, arguments)
-        })
-    }
 }
 
 /// A kernel object, spelled out: a chain with its rules, a virtual server with its real servers, a set

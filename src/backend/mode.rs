@@ -1,6 +1,7 @@
 //! Proxy modes. Below `config`, [`open`] is the one place that tells them apart.
 
-use super::{Dataplane, Difference, KernelObject, Packet, SharedNames, TraceOutcome};
+use super::own_rules::OwnRules;
+use super::{Dataplane, Difference, KernelObject, Packet, TraceOutcome};
 use crate::config::{Config, DriftDetection, Mode, ModeChoice};
 use crate::kernel::iptables::{RuleKind, Tools};
 use crate::kernel::nft::Monitor;
@@ -128,37 +129,9 @@ pub trait ProxyMode: Sync {
         None
     }
 
-    /// The rules of this mode whose names another mode uses, too.
-    fn standing(&self) -> SharedNames {
-        SharedNames::default()
-    }
-
-    /// Whether tables hold rules that this mode, ours or kube-proxy's, made.
-    ///
-    /// # Errors
-    /// When the tables cannot be read.
-    fn holds_rules<'a>(&'a self, _tools: &'a mut Tools) -> LocalBoxFuture<'a, Result<bool>> {
-        Box::pin(async { Ok(false) })
-    }
-
-    /// Empties chains of this mode that lead into chains of another, so that either can go.
-    ///
-    /// # Errors
-    /// All that went wrong, in one.
-    fn empty_shared_chains<'a>(&'a self, _tools: &'a mut Tools) -> LocalBoxFuture<'a, Result<()>> {
-        Box::pin(async { Ok(()) })
-    }
-
-    /// Removes the rules of this mode but for those that stand for another; says whether there were any.
-    ///
-    /// # Errors
-    /// All that went wrong, in one.
-    fn remove_rules<'a>(
-        &'a self,
-        _tools: &'a mut Tools,
-        _standing: &'a SharedNames,
-    ) -> LocalBoxFuture<'a, Result<bool>> {
-        Box::pin(async { Ok(false) })
+    /// The iptables rules that carry this mode's names.
+    fn own_rules(&self) -> OwnRules {
+        OwnRules::default()
     }
 
     /// Removes what else this mode, ours or kube-proxy's, left in the kernel; says what it removed, and what went wrong.

@@ -9,7 +9,6 @@ mod apply;
 mod base;
 mod baseline;
 mod chains;
-mod cleanup;
 mod desired;
 mod diff;
 mod dispatch_tree;
@@ -25,8 +24,6 @@ mod setup;
 
 pub use base::Features;
 pub use baseline::Baseline;
-#[cfg(test)]
-pub(super) use cleanup::{remove_rules, standing};
 pub use desired::Desired;
 pub use diff::Changes;
 pub use mode::IptablesMode;
@@ -55,16 +52,6 @@ use std::collections::BTreeSet;
 /// A Service with more chains to write than this many times what an input of a first sync names takes several passes.
 const INPUTS_OF_A_SERVICE: usize = 4;
 
-/// How many chains one input holds. The nft-backed tool searches its chains one by one, so large
-/// inputs take it minutes; the legacy tool rewrites the whole table at each call, so there
-/// everything goes into one (`docs/performance.md`).
-fn most_chains(flavor: Flavor) -> usize {
-    match flavor {
-        Flavor::Nft => 500,
-        Flavor::Legacy => usize::MAX,
-    }
-}
-
 /// The iptables backend of one IP family.
 #[derive(Debug)]
 pub struct Iptables<X> {
@@ -84,7 +71,7 @@ pub struct Iptables<X> {
 impl<X: Xtables> Iptables<X> {
     /// A backend on these tools.
     pub fn new(tools: X, family: IpFamily, features: Features) -> Self {
-        let most_chains = most_chains(tools.flavor());
+        let most_chains = tools.flavor().most_chains();
         Iptables {
             tools,
             features,
@@ -163,7 +150,7 @@ pub fn render_inputs(plan: &Plan<'_>, features: &Features, flavor: Flavor) -> Ve
     let desired = Desired::of(plan, features, &BTreeSet::new());
     let baseline = Baseline::default();
     let changes = Changes::between(&baseline, &desired, usize::MAX);
-    let steps = changes.steps(most_chains(flavor));
+    let steps = changes.steps(flavor.most_chains());
     let text = |step: &diff::Step| {
         let input =
             restore_input::RestoreInput { desired: &desired, changes: &changes, baseline: &baseline, step };

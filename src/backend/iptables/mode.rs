@@ -1,11 +1,10 @@
 //! Mode iptables to the rooms above.
 
-use super::{Features, Iptables, cleanup, inspect, kinds, render_inputs, setup};
+use super::{Features, Iptables, chains, inspect, kinds, render_inputs, setup};
 use crate::backend::mode::{InspectedNode, Inspection, ModeFacts, Opening, ProxyMode};
+use crate::backend::own_rules::OwnRules;
 use crate::backend::service_metrics::measuring;
-use crate::backend::{
-    Dataplane, Difference, KernelObject, Packet, SharedNames, TraceOutcome, rule_differences, usable,
-};
+use crate::backend::{Dataplane, Difference, KernelObject, Packet, TraceOutcome, rule_differences, usable};
 use crate::config::Config;
 use crate::kernel::iptables::{Flavor, Place, RuleKind, Tools, Xtables as _};
 use crate::metrics::MetricSet;
@@ -102,20 +101,8 @@ impl ProxyMode for IptablesMode {
         Box::pin(async move { Ok(inspect::trace(objects, packet, node.addresses)) })
     }
 
-    fn standing(&self) -> SharedNames {
-        cleanup::standing()
-    }
-
-    fn holds_rules<'a>(&'a self, tools: &'a mut Tools) -> LocalBoxFuture<'a, Result<bool>> {
-        Box::pin(async move { cleanup::holds_rules(tools, &SharedNames::default()).await })
-    }
-
-    fn remove_rules<'a>(
-        &'a self,
-        tools: &'a mut Tools,
-        standing: &'a SharedNames,
-    ) -> LocalBoxFuture<'a, Result<bool>> {
-        Box::pin(async move { cleanup::remove_rules(tools, standing).await })
+    fn own_rules(&self) -> OwnRules {
+        chains::own_rules()
     }
 }
 

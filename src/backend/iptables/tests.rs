@@ -3,7 +3,7 @@
 use super::names::CANARY;
 use super::*;
 use crate::backend::DriftKind;
-use crate::backend::SharedNames;
+use crate::backend::own_rules::OwnRules;
 use crate::kernel::fake::iptables::FakeXtables;
 use crate::model::{IpFamily, ServiceName, WatchEvent};
 use crate::plan::{FamilySettings, Scope};
@@ -370,8 +370,9 @@ async fn cleanup_takes_what_is_ours_and_nothing_else() {
     }
     for holds in [true, false] {
         let tools = bench.backend.tools();
-        assert_eq!(cleanup::holds_rules(tools, &SharedNames::default()).await.unwrap(), holds);
-        cleanup::run(tools, 3, &SharedNames::default()).await.unwrap();
+        let found = chains::own_rules().find(tools, &OwnRules::default()).await.unwrap();
+        assert_eq!(!found.is_empty(), holds);
+        found.remove(tools, 3).await.unwrap();
     }
     let mut untouched = FakeXtables::new(Flavor::Nft);
     foreign(&mut untouched);

@@ -4,51 +4,14 @@ use super::Kernel;
 use super::desired::{Baseline, Fact};
 use super::names::{INTERFACE, SetId};
 use super::observe::{self, Addresses};
-use super::restore_input::{self, CHAINS, Features};
-use crate::backend::SharedNames;
+use super::restore_input::{self, Features};
 use crate::backend::mode::OpenConnections;
-use crate::kernel::iptables::{Place, Xtables};
-use crate::kernel::nft::Part;
+use crate::backend::own_rules::{OwnRules, in_one};
+use crate::kernel::iptables::Xtables;
 use crate::model::{Frontend, IpFamily, RealServer, ServerOperation};
-use anyhow::{Result, anyhow, bail};
+use anyhow::{Result, bail};
 use std::collections::BTreeSet;
 use std::net::IpAddr;
-
-/// All that went wrong, in one.
-fn in_one(outcomes: impl IntoIterator<Item = (&'static str, Result<()>)>) -> Result<()> {
-    let failed = outcomes.into_iter().filter_map(|(what, outcome)| Some((what, outcome.err()?)));
-    let errors: Vec<String> = failed.map(|(what, error)| format!("{what}: {error:#}")).collect();
-    if errors.is_empty() { Ok(()) } else { Err(anyhow!("{}", errors.join("; "))) }
-}
-
-/// Removes the jumps and chains of this mode, but for those that another mode of ours has put in
-/// force under the same names. Says whether there were any.
-///
-/// # Errors
-/// All that went wrong, in one.
-pub(in crate::backend) async fn remove_rules(
-    tools: &mut impl Xtables,
-    standing: &SharedNames,
-) -> Result<bool> {
-    let there = existing_chains(tools).await?;
-    let leftover = |table, chain| there.contains(&(table, chain)) && !standing.has_chain(table, chain);
-    if !CHAINS.iter().any(|(table, chains)| chains.iter().any(|chain| leftover(table, chain))) {
-        return Ok(false);
-    }
-    let mut outcomes = Vec::new();
-    // The tools refuse to look for a jump to a chain that does not exist.
-    for jump in restore_input::jumps(false).filter(|jump| there.contains(&(jump.table, jump.to))) {
-        if !standing.has_jump(jump.table, jump.from, &jump.arguments()) {
-            let place = Place { table: jump.table, chain: jump.from };
-            outcomes.push(("jump", tools.delete_rule_throughout(place, &jump.arguments()).await));
-        }
-    }
-    for (table, chains) in CHAINS {
-        let chains: Vec<&str> = chains.iter().copied().filter(|chain| leftover(table, chain)).collect();
-        outcomes.push((table, rewrite(tools, table, &chains, true).await));
-    }
-    in_one(outcomes).map(|()| true)
-}
 
 /// Removes the rules and sets that kube-proxy does not have: a run before this one made them.
 ///
@@ -59,47 +22,24 @@ pub(super) async fn remove_additions(
     kernel: &mut Kernel,
     family: IpFamily,
 ) -> Result<()> {
-    remove_rules(tools, &in_force(true)).await?;
+    let found = own_rules(false).find(tools, &own_rules(true)).await?;
+    if !found.is_empty() {
+        found.remove(tools, tools.flavor().most_chains()).await?;
+    }
     for id in SetId::ALL.into_iter().filter(|id| id.is_ours()) {
         kernel.sets.destroy(&id.name(family))?;
     }
     Ok(())
 }
 
-/// Empties all chains that this mode has, also under names that another mode uses, so that none of
-/// them leads to another.
-///
-/// # Errors
-/// All that went wrong, in one.
-pub(in crate::backend) async fn empty_chains(tools: &mut impl Xtables) -> Result<()> {
-    let there = existing_chains(tools).await?;
-    let mut outcomes = Vec::new();
-    for (table, _) in CHAINS {
-        let chains: Vec<&str> =
-            there.iter().filter(|(of, _)| *of == table).map(|(_, chain)| *chain).collect();
-        outcomes.push((table, rewrite(tools, table, &chains, false).await));
-    }
-    in_one(outcomes)
-}
-
-/// Whether there are chains that only this mode has.
-///
-/// # Errors
-/// When the tables cannot be read.
-pub(super) async fn holds_rules(tools: &mut impl Xtables) -> Result<bool> {
-    Ok(!existing_chains(tools).await?.is_empty())
-}
-
-/// The rules of this mode whose names another mode uses, too.
-pub(in crate::backend) fn standing() -> SharedNames {
-    in_force(false)
-}
-
-fn in_force(upstream_compat: bool) -> SharedNames {
+/// What this mode has by its names, all of it or what kube-proxy has, too.
+pub(in crate::backend) fn own_rules(upstream_compat: bool) -> OwnRules {
     let chains = restore_input::chains(upstream_compat).iter();
-    let chains = chains.flat_map(|(table, chains)| chains.iter().map(|chain| (*table, *chain)));
-    let jumps = restore_input::jumps(upstream_compat).map(|jump| (jump.table, jump.from, jump.arguments()));
-    SharedNames { chains: chains.collect(), jumps: jumps.collect() }
+    OwnRules {
+        chains: chains.flat_map(|(table, chains)| chains.iter().map(|chain| (*table, *chain))).collect(),
+        jumps: restore_input::jumps(upstream_compat).collect(),
+        services: None,
+    }
 }
 
 /// How many things of a family were removed.
@@ -208,32 +148,4 @@ fn run(kernel: &mut Kernel, operations: &[ServerOperation]) -> Result<()> {
         Some(refused) => bail!("virtual server: {}", refused.message),
         None => Ok(()),
     }
-}
-
-/// Those of our chains that there are, with their tables.
-async fn existing_chains(tools: &mut impl Xtables) -> Result<BTreeSet<(&'static str, &'static str)>> {
-    let mut found = BTreeSet::new();
-    for (table, chains) in CHAINS {
-        let mut visit = |part: Part<&str>| match part {
-            Part::Start => found.retain(|(known, _)| *known != table),
-            Part::Item(chain) => {
-                let ours = chains.iter().copied().find(|ours| *ours == chain);
-                found.extend(ours.map(|ours| (table, ours)));
-            }
-        };
-        tools.chains(table, &mut visit).await?;
-    }
-    Ok(found)
-}
-
-/// Empties chains that are there, and deletes them if asked to.
-async fn rewrite(tools: &mut impl Xtables, table: &str, chains: &[&str], delete: bool) -> Result<()> {
-    if chains.is_empty() {
-        return Ok(());
-    }
-    let mut text = format!("*{table}\n");
-    chains.iter().for_each(|chain| text.push_str(&format!(":{chain} - [0:0]\n")));
-    chains.iter().filter(|_| delete).for_each(|chain| text.push_str(&format!("-X {chain}\n")));
-    text.push_str("COMMIT\n");
-    Ok(tools.restore(&mut std::iter::once(text)).await?)
 }

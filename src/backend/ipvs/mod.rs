@@ -24,8 +24,6 @@ mod setup;
 mod text;
 mod verify;
 
-#[cfg(test)]
-pub(super) use cleanup::{empty_chains, remove_rules, standing};
 pub use connections::ConnectionCounts;
 pub use desired::{Baseline, Desired};
 pub use diff::Changes;

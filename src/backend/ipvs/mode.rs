@@ -8,10 +8,10 @@ use super::{Features, Ipvs, Kernel, Removed, cleanup, kinds, render_text, setup}
 use crate::backend::mode::{
     InspectedNode, Inspection, ModeFacts, OpenConnections, Opening, ProxyMode, Removal, Requirement,
 };
+use crate::backend::own_rules::OwnRules;
 use crate::backend::service_metrics::measuring;
 use crate::backend::{
-    Dataplane, Difference, KernelObject, Packet, SharedNames, StandingObjects, TraceOutcome,
-    rule_differences, usable,
+    Dataplane, Difference, KernelObject, Packet, StandingObjects, TraceOutcome, rule_differences, usable,
 };
 use crate::config::{Config, DetectLocal};
 use crate::kernel::addresses::interface_addresses;
@@ -163,24 +163,8 @@ impl ProxyMode for IpvsMode {
         })
     }
 
-    fn standing(&self) -> SharedNames {
-        cleanup::standing()
-    }
-
-    fn holds_rules<'a>(&'a self, tools: &'a mut Tools) -> LocalBoxFuture<'a, Result<bool>> {
-        Box::pin(cleanup::holds_rules(tools))
-    }
-
-    fn empty_shared_chains<'a>(&'a self, tools: &'a mut Tools) -> LocalBoxFuture<'a, Result<()>> {
-        Box::pin(cleanup::empty_chains(tools))
-    }
-
-    fn remove_rules<'a>(
-        &'a self,
-        tools: &'a mut Tools,
-        standing: &'a SharedNames,
-    ) -> LocalBoxFuture<'a, Result<bool>> {
-        Box::pin(cleanup::remove_rules(tools, standing))
+    fn own_rules(&self) -> OwnRules {
+        cleanup::own_rules(false)
     }
 
     fn remove_objects(&self, config: &Config, connections: OpenConnections) -> Removal {

@@ -1,8 +1,8 @@
 //! The laws of the backend, on an in-memory node.
 
 use super::*;
-use crate::backend::SharedNames;
 use crate::backend::mode::OpenConnections;
+use crate::backend::own_rules::OwnRules;
 use crate::kernel::fake::iptables::FakeXtables;
 use crate::kernel::fake::ipvs::{FakeNode, FakeObject, FakeServer, State};
 use crate::kernel::iptables::Flavor;
@@ -378,6 +378,11 @@ async fn what_a_run_before_left_goes_also_when_it_is_not_seen_among_all_others()
     }
 }
 
+async fn remove_rules(tools: &mut FakeXtables) {
+    let found = cleanup::own_rules(false).find(tools, &OwnRules::default()).await.unwrap();
+    found.remove(tools, usize::MAX).await.unwrap();
+}
+
 #[tokio::test]
 async fn others_virtual_servers_are_left_alone_unless_a_service_wants_them() {
     let foreign = Frontend { address: [192, 0, 2, 7].into(), port: 443, protocol: Protocol::Tcp };
@@ -391,7 +396,7 @@ async fn others_virtual_servers_are_left_alone_unless_a_service_wants_them() {
     assert_eq!(bench.reals(&at)[0], ("10.128.1.1:8080".to_owned(), 1), "the Service's own is set right");
     for _ in 0..2 {
         let Ipvs { tools, kernel, family, features, .. } = &mut bench.backend;
-        remove_rules(tools, &SharedNames::default()).await.unwrap();
+        remove_rules(tools).await;
         kernel.remove_leftovers(*family, features, OpenConnections::End).unwrap();
         kernel.remove_interface().unwrap();
     }
@@ -440,7 +445,7 @@ async fn others_addresses_on_our_interface_and_others_sets_are_left_alone() {
     other.sync().await.unwrap();
     assert_eq!(other.node.state().interfaces["kube-ipvs0"], BTreeSet::from([at.address, theirs]));
     let Ipvs { tools, kernel, family, features, .. } = &mut other.backend;
-    remove_rules(tools, &SharedNames::default()).await.unwrap();
+    remove_rules(tools).await;
     kernel.remove_leftovers(*family, features, OpenConnections::End).unwrap();
     assert!(!kernel.remove_interface().unwrap());
     let state = other.node.state();

@@ -218,8 +218,8 @@ impl<'a, K: Ruleset> Writing<'a, K> {
         if structure.is_unfit || !structure.is_there {
             self.batch.add_table(&layout.table());
         }
-        for id in layout.sets().filter(|id| !structure.sets.contains(id)) {
-            layout.with_set(id, |set| self.batch.add_set(set));
+        for id in layout.sets.iter().filter(|id| !structure.sets.contains(id)) {
+            layout.with_set(*id, |set| self.batch.add_set(set));
         }
     }
 
@@ -230,7 +230,7 @@ impl<'a, K: Ruleset> Writing<'a, K> {
             structure.surplus_sets.clear();
             structure.surplus_chains.clear();
         }
-        structure.sets.extend(layout.sets());
+        structure.sets.extend(&layout.sets);
         structure.is_there = true;
     }
 
@@ -325,10 +325,8 @@ impl<'a, K: Ruleset> Writing<'a, K> {
     /// Deletes sets that no rule uses, and that are not ours.
     fn sweep_sets(&mut self, layout: &Layout) -> Result<()> {
         let structure = &mut self.baseline.structure;
-        let wanted: BTreeSet<SetId> = layout.sets().collect();
-        let unused: Vec<SetId> = structure.sets.difference(&wanted).copied().collect();
-        let names =
-            unused.iter().map(|id| id.name().into_owned()).chain(structure.surplus_sets.iter().cloned());
+        let unused = structure.sets.iter().filter(|id| !layout.sets.contains(id));
+        let names = unused.map(|id| id.name().into_owned()).chain(structure.surplus_sets.iter().cloned());
         let names: Vec<String> = names.collect();
         for names in names.chunks(MOST_SERVICES) {
             self.batch.clear();
@@ -337,7 +335,7 @@ impl<'a, K: Ruleset> Writing<'a, K> {
         }
         let structure = &mut self.baseline.structure;
         structure.surplus_sets.clear();
-        structure.sets.retain(|id| wanted.contains(id));
+        structure.sets.retain(|id| layout.sets.contains(id));
         Ok(())
     }
 

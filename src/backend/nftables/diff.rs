@@ -138,8 +138,8 @@ impl<'a> Writes<'a> {
     }
 
     fn sort(&mut self) {
-        self.delete.sort_by_key(|(id, _)| *id);
-        self.add.sort_by_key(|(id, ..)| *id);
+        self.delete.sort_by_key(|(id, _)| id.set);
+        self.add.sort_by_key(|(id, ..)| id.set);
     }
 
     /// Whose the element of this number is, of those to delete and to add in a row.

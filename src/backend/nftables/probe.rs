@@ -26,7 +26,7 @@ pub(super) fn kernel() -> Result<&'static str> {
         layout.table = TableName { name: PROBE_TABLE, ..table(family) };
         let mut batch = Batch::new();
         batch.add_table(&Table::new(layout.table));
-        layout.sets().for_each(|id| layout.with_set(id, |set| batch.add_set(set)));
+        layout.sets.iter().for_each(|id| layout.with_set(*id, |set| batch.add_set(set)));
         write_rules(&mut batch, &layout);
         // No address has three bytes.
         let wrong = batch.elements();

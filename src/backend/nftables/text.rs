@@ -83,7 +83,7 @@ pub(super) fn rules(layout: &Layout) -> BTreeMap<String, Vec<String>> {
 /// The whole table, for a plan on a node with these addresses.
 pub(super) fn table(plan: &Plan<'_>, layout: &Layout, addresses: Vec<IpAddr>) -> String {
     let mut text = format!("table {} {{\n\tcomment \"{}\"\n", layout.table, super::names::TABLE_COMMENT);
-    for id in layout.sets() {
+    for id in layout.sets.iter().copied() {
         layout.with_set(id, |set| text.push_str(&set_text(set)));
     }
     let rules = rules(layout);

@@ -38,6 +38,16 @@ impl Flavor {
             Flavor::Legacy => "legacy",
         }
     }
+
+    /// How many chains one input should name. The nft-backed tool searches its chains one by one, so large inputs take it
+    /// minutes; the legacy tool rewrites the whole table at each call, so there everything goes into one.
+    #[must_use]
+    pub fn most_chains(self) -> usize {
+        match self {
+            Flavor::Nft => 500,
+            Flavor::Legacy => usize::MAX,
+        }
+    }
 }
 
 impl fmt::Display for Flavor {

@@ -135,6 +135,8 @@ struct TimeoutNames {
 pub(super) struct Layout {
     pub(super) settings: Settings,
     pub(super) table: TableName<'static>,
+    /// The named sets and maps.
+    pub(super) sets: Vec<SetId>,
     classes: Vec<ClassNames>,
     timeouts: Vec<TimeoutNames>,
 }
@@ -150,8 +152,10 @@ impl Layout {
             services: SetId::Affinity(Plane::Services, *seconds).name().into_owned(),
             node_ports: SetId::Affinity(Plane::NodePorts, *seconds).name().into_owned(),
         };
+        let counted = SetId::COUNTED.into_iter().filter(|_| settings.counts);
         Layout {
             table: table(settings.family),
+            sets: SetId::all(settings.largest, &settings.timeouts).chain(counted).collect(),
             classes: settings.largest.up_to().map(class).collect(),
             timeouts: settings.timeouts.iter().map(timeout).collect(),
             settings,
@@ -168,12 +172,6 @@ impl Layout {
     pub(super) fn table(&self) -> Table<'static> {
         let flags = if self.settings.owns_table { OWNED } else { TableFlags::NONE };
         Table { comment: Some(TABLE_COMMENT), flags, ..Table::new(self.table) }
-    }
-
-    /// The named sets and maps.
-    pub(super) fn sets(&self) -> impl Iterator<Item = SetId> {
-        let counted = SetId::COUNTED.into_iter().filter(|_| self.settings.counts);
-        SetId::all(self.settings.largest, &self.settings.timeouts).chain(counted)
     }
 
     /// The chains that hang on hooks.
