@@ -148,10 +148,14 @@ pub(crate) fn trace_past_foreign_rules(name: &str, flavor: Flavor) {
         _ => proxy.wait_for_sync(lab.node(), flavor, SYNC).unwrap(),
     }
     let mut failures = Vec::new();
-    for act in &ACTS {
+    // An emulated machine takes most of a minute for each.
+    let acts = if name == "ipvs" { &ACTS[..5] } else { &ACTS };
+    for act in acts {
         shell(&lab, flavor, case, act.act);
         failures.extend(case.packets.iter().flat_map(|packet| {
-            let wrong = complaints(&lab, &proxy, (case, packet), act);
+            // IPVS sends on what is not tracked.
+            let sure = act.sure && !(name == "ipvs" && act.quotes == "--notrack");
+            let wrong = complaints(&lab, &proxy, (case, packet), (sure, act.quotes));
             wrong.into_iter().map(move |it| {
                 format!("{}: {:?} {}: {it}", act.act, mode_words(name, flavor), packet.from.name())
             })
@@ -195,7 +199,12 @@ fn shell(lab: &Lab, flavor: Flavor, case: &PacketCase, commands: &str) {
     lab.node().output("sh", &["-c", &format!("{names}\nset -e\n{commands}")]).unwrap();
 }
 
-fn complaints(lab: &Lab, proxy: &Proxy, (case, packet): (&PacketCase, &Packet), act: &Act) -> Vec<String> {
+fn complaints(
+    lab: &Lab,
+    proxy: &Proxy,
+    (case, packet): (&PacketCase, &Packet),
+    (sure, quotes): (bool, &str),
+) -> Vec<String> {
     let flow = case.flow(packet, IpFamily::V4);
     let (client, to, socket) =
         (flow.source.to_string(), flow.destination.to_string(), proxy.control_socket());
@@ -218,12 +227,12 @@ fn complaints(lab: &Lab, proxy: &Proxy, (case, packet): (&PacketCase, &Packet), 
     if may.is_empty() && (!seen.iter().all(agree) || told.len() != seen.len()) {
         wrong.push(format!("told for sure {told:?}, seen {seen:?}"));
     }
-    if act.sure != may.is_empty() {
+    if sure != may.is_empty() {
         wrong.push(format!("may: {may:?}"));
     }
-    let changes = !act.sure || seen.iter().any(|it| matches!(it, Seen::Not(_)));
-    if changes && !report["trace"].to_string().contains(act.quotes) {
-        wrong.push(format!("{:?} is not quoted: {}", act.quotes, report["trace"]));
+    let changes = !sure || seen.iter().any(|it| matches!(it, Seen::Not(_)));
+    if changes && !report["trace"].to_string().contains(quotes) {
+        wrong.push(format!("{:?} is not quoted: {}", quotes, report["trace"]));
     }
     wrong
 }

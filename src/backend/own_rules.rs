@@ -7,14 +7,17 @@ use crate::kernel::nft::Part;
 use anyhow::{Result, anyhow};
 use std::collections::BTreeSet;
 
+/// Takes from chains of the nat table those of Services, in an order in which none is in use when its turn comes.
+type ServiceChains = fn(&[String]) -> Vec<String>;
+
 /// The rules of a mode, ours or kube-proxy's, by their names; without what kubelet has, too.
 #[derive(Clone, Debug, Default)]
 pub struct OwnRules {
     /// Tables and chains that always stand.
     pub(super) chains: BTreeSet<(&'static str, &'static str)>,
     pub(super) jumps: Vec<&'static Jump>,
-    /// Takes from chains of the nat table those of Services, in an order in which none is in use when its turn comes.
-    pub(super) services: Option<fn(&[String]) -> Vec<String>>,
+    /// Of a mode whose Services have chains.
+    pub(super) services: Option<ServiceChains>,
 }
 
 impl OwnRules {

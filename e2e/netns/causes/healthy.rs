@@ -16,12 +16,12 @@ pub(super) struct Row {
 }
 
 const fn row(name: &'static str, rules: &'static str) -> Row {
-    Row { name, rules, undo: "", notes: &[], iptables_notes: &[], in_ipvs: true }
+    Row { name, rules, undo: "", notes: &[], iptables_notes: &[], in_ipvs: false }
 }
 
 pub(super) const ROWS: &[Row] = &[
     row("nothing but ours", "true"),
-    row("Docker, with a network plugin that accepts pods", "$IPT-restore -n <<'END'
+    Row { in_ipvs: true, ..row("Docker, with a network plugin that accepts pods", "$IPT-restore -n <<'END'
 *filter
 :FORWARD DROP [0:0]
 :DOCKER - [0:0]
@@ -50,7 +50,7 @@ COMMIT
 -A DOCKER -i docker0 -j RETURN
 -A DOCKER ! -i docker0 -p tcp -m tcp --dport 5000 -j DNAT --to-destination 172.17.0.2:5000
 COMMIT
-END"),
+END") },
     row("Docker 28", "$IPT-restore -n <<'END'
 *filter
 :FORWARD DROP [0:0]
@@ -127,6 +127,7 @@ COMMIT
 END"),
     Row {
         undo: "nft delete table inet firewalld",
+        in_ipvs: true,
         ..row("firewalld in a table of its own", "nft -f - <<'END'
 table inet firewalld {
   chain filter_FORWARD {
@@ -176,6 +177,7 @@ COMMIT
 END") },
     Row {
         undo: "ip address del 10.96.0.53/32 dev eth0",
+        in_ipvs: true,
         notes: &["not-tracked"],
         ..row("NodeLocal DNSCache at the address of the DNS Service", "ip address add 10.96.0.53/32 dev eth0
 $IPT-restore -n <<'END'
@@ -234,7 +236,7 @@ COMMIT
 -A OUTPUT -m addrtype --dst-type LOCAL -j NETAVARK-HOSTPORT-DNAT
 COMMIT
 END"),
-    row("a network plugin's host ports", "$IPT-restore -n <<'END'
+    Row { in_ipvs: true, ..row("a network plugin's host ports", "$IPT-restore -n <<'END'
 *nat
 :CNI-HOSTPORT-DNAT - [0:0]
 :CNI-DN-0123456789abcdef - [0:0]
@@ -243,7 +245,7 @@ END"),
 -A CNI-HOSTPORT-DNAT -p tcp -m multiport --dports 8443 -j CNI-DN-0123456789abcdef
 -A CNI-DN-0123456789abcdef -p tcp -m tcp --dport 8443 -j DNAT --to-destination 10.128.0.7:443
 COMMIT
-END"),
+END") },
     row("the network plugin of AWS", "$IPT-restore -n <<'END'
 *mangle
 -A PREROUTING -i eth0 -m addrtype --dst-type LOCAL --limit-iface-in -j CONNMARK --set-xmark 0x80/0x80

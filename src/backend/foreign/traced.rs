@@ -57,7 +57,6 @@ pub fn past_foreign_rules(
 }
 
 fn past(mut outcome: TraceOutcome, packet: &Packet, around: &ForeignSurroundings<'_>) -> TracedPast {
-    let is_by_server = is_by_server(&outcome);
     let (certain, mut may) = Way { packet, outcome: &outcome, around }.meets();
     let mut decided_by = None;
     for (stage, rule) in certain {
@@ -66,10 +65,6 @@ fn past(mut outcome: TraceOutcome, packet: &Packet, around: &ForeignSurroundings
             Verdict::Refused | Verdict::Dropped => may.push(ForeignRule { is_certain: false, ..rule }),
             Verdict::Served(endpoint) if rule.effect == ForeignEffect::Masquerades => {
                 endpoint.masqueraded = true;
-                outcome.rules.push(rule.to_string());
-            }
-            Verdict::Served(endpoint) if rule.effect == ForeignEffect::Untracks && is_by_server => {
-                endpoint.masqueraded = false;
                 outcome.rules.push(rule.to_string());
             }
             _ => {
@@ -81,7 +76,8 @@ fn past(mut outcome: TraceOutcome, packet: &Packet, around: &ForeignSurroundings
     TracedPast { outcome, decided_by, may }
 }
 
-/// A virtual server sends the packet on. It needs no connection tracking for that; masquerading does.
+/// A virtual server sends the packet on. It needs no connection tracking for that. Masquerading does, without which an answer
+/// may go another way.
 fn is_by_server(outcome: &TraceOutcome) -> bool {
     outcome.rules.iter().any(|rule| rule.starts_with(SERVER_RULE))
 }
@@ -117,10 +113,14 @@ impl Way<'_> {
         for (stage, to) in self.stages() {
             let known = self.known(stage, to);
             for table in self.around.tables {
-                let rules = foreign_rules(table, stage, &known).into_iter().filter(|rule| self.matters(rule));
-                let (sure, possible): (Vec<_>, Vec<_>) = rules.partition(|rule| rule.is_certain);
+                let mut rules = foreign_rules(table, stage, &known);
+                rules.retain(|rule| self.matters(rule));
+                if is_by_server(self.outcome) {
+                    rules.iter_mut().for_each(|it| it.is_certain &= it.effect != ForeignEffect::Untracks);
+                }
+                let (sure, possible): (Vec<_>, Vec<_>) = rules.into_iter().partition(|rule| rule.is_certain);
                 may.extend(possible);
-                let ends = sure.iter().any(|rule| !self.goes_on_after(rule));
+                let ends = sure.iter().any(|rule| rule.effect != ForeignEffect::Masquerades);
                 certain.extend(sure.into_iter().take(1).map(|rule| (stage, rule)));
                 if ends {
                     return (certain, may);
@@ -128,15 +128,6 @@ impl Way<'_> {
             }
         }
         (certain, may)
-    }
-
-    /// Whether the packet goes on its way after a rule that does something to it.
-    fn goes_on_after(&self, rule: &ForeignRule) -> bool {
-        match rule.effect {
-            ForeignEffect::Masquerades => true,
-            ForeignEffect::Untracks => is_by_server(self.outcome),
-            _ => false,
-        }
     }
 
     /// Where it gets to in the end.
