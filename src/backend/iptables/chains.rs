@@ -5,10 +5,7 @@ use super::names::{
     PROXY_FIREWALL, SERVICES,
 };
 use crate::backend::jumps::Jump;
-use crate::backend::own_rules::OwnRules;
 use crate::backend::rule::Name;
-use crate::kernel::iptables::TRIAL;
-use std::collections::BTreeSet;
 use std::fmt;
 
 /// The tables that hold chains of ours.
@@ -81,19 +78,6 @@ pub(super) static JUMPS: [Jump; 14] = [
     Jump::new("filter", "INPUT", FIREWALL, "").shared_with_kubelet(),
     Jump::new("filter", "OUTPUT", FIREWALL, "").shared_with_kubelet(),
 ];
-
-/// What this mode has by its names; what a trial left counts, too.
-pub(in crate::backend) fn own_rules() -> OwnRules {
-    let chains = Fixed::all().filter(|chain| !chain.is_shared()).map(|chain| (chain.table(), chain.as_str()));
-    OwnRules {
-        chains: chains.chain(TABLES.map(|table| (table, TRIAL))).collect(),
-        jumps: JUMPS.iter().filter(|jump| !jump.is_shared_with_kubelet()).collect(),
-        services: Some(|names| {
-            let ids: BTreeSet<ChainId> = names.iter().filter_map(|name| ChainId::parse(name)).collect();
-            ids.iter().map(ToString::to_string).collect()
-        }),
-    }
-}
 
 impl Fixed {
     pub(super) const COUNT: usize = FIXED.len();

@@ -1,12 +1,14 @@
 //! Mode iptables to the rooms above.
 
-use super::{Features, Iptables, chains, inspect, kinds, render_inputs, setup};
+use super::chains::{Fixed, JUMPS, TABLES};
+use super::names::ChainId;
+use super::{Features, Iptables, inspect, kinds, render_inputs, setup};
 use crate::backend::mode::{InspectedNode, Inspection, ModeFacts, Opening, ProxyMode};
 use crate::backend::own_rules::OwnRules;
 use crate::backend::service_metrics::measuring;
 use crate::backend::{Dataplane, Difference, KernelObject, Packet, TraceOutcome, rule_differences, usable};
 use crate::config::Config;
-use crate::kernel::iptables::{Flavor, Place, RuleKind, Tools, Xtables as _};
+use crate::kernel::iptables::{Flavor, Place, RuleKind, TRIAL, Tools, Xtables as _};
 use crate::metrics::MetricSet;
 use crate::model::IpFamily;
 use crate::plan::{FamilySettings, Plan};
@@ -101,8 +103,18 @@ impl ProxyMode for IptablesMode {
         Box::pin(async move { Ok(inspect::trace(objects, packet, node.addresses)) })
     }
 
+    /// What a trial left counts, too.
     fn own_rules(&self) -> OwnRules {
-        chains::own_rules()
+        let chains =
+            Fixed::all().filter(|chain| !chain.is_shared()).map(|chain| (chain.table(), chain.as_str()));
+        OwnRules {
+            chains: chains.chain(TABLES.map(|table| (table, TRIAL))).collect(),
+            jumps: JUMPS.iter().filter(|jump| !jump.is_shared_with_kubelet()).collect(),
+            services: Some(|names| {
+                let ids: BTreeSet<ChainId> = names.iter().filter_map(|name| ChainId::parse(name)).collect();
+                ids.iter().map(ToString::to_string).collect()
+            }),
+        }
     }
 }
 

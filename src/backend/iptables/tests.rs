@@ -3,6 +3,7 @@
 use super::names::CANARY;
 use super::*;
 use crate::backend::DriftKind;
+use crate::backend::mode::ProxyMode as _;
 use crate::backend::own_rules::OwnRules;
 use crate::kernel::fake::iptables::FakeXtables;
 use crate::model::{IpFamily, ServiceName, WatchEvent};
@@ -370,7 +371,7 @@ async fn cleanup_takes_what_is_ours_and_nothing_else() {
     }
     for holds in [true, false] {
         let tools = bench.backend.tools();
-        let found = chains::own_rules().find(tools, &OwnRules::default()).await.unwrap();
+        let found = IptablesMode.own_rules().find(tools, &OwnRules::default()).await.unwrap();
         assert_eq!(!found.is_empty(), holds);
         found.remove(tools, 3).await.unwrap();
     }
