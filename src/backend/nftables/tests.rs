@@ -8,11 +8,13 @@ use crate::state::Tracker;
 use crate::testing::cluster;
 use crate::testing::generate::Generator;
 use crate::testing::pass;
+use crate::testing::proxy::wait_until;
 use crate::testing::sink::ElementSink;
 use crate::testing::thorough::thorough;
 use nftables_rs::Part as Listed;
 use std::collections::BTreeMap;
 use std::process::Command;
+use std::time::Duration;
 
 mod draws;
 mod owned;
@@ -64,8 +66,25 @@ impl Bench {
     fn restarted_with(self, features: Features) -> Bench {
         let mut next = Bench::with(self.settings.family, features);
         pass::copy_snapshot(&self.tracker, &mut next.tracker);
-        next.settings = self.settings;
+        next.settings = self.settings.clone();
+        self.end();
         next
+    }
+
+    /// Ends the process, as the kernel sees it. Programs that tests beside this one start have its socket, too, for a moment.
+    fn end(self) {
+        drop(self);
+        let mut nft = nftables_rs::Nftables::open().unwrap();
+        let mut is_unowned = || {
+            let mut is_unowned = true;
+            nft.tables(None, &mut |part| match part {
+                Listed::Start => is_unowned = true,
+                Listed::Item(listed) => is_unowned &= listed.owner.is_none(),
+            })
+            .unwrap();
+            is_unowned
+        };
+        wait_until("the tables have no owner", Duration::from_secs(60), &mut is_unowned).unwrap();
     }
 
     async fn sync(&mut self) -> Applied {

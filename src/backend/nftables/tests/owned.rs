@@ -118,7 +118,7 @@ fn what_another_process_owns_is_left_alone_and_its_owner_is_named() {
         }
         let removed = remove_table(IpFamily::V4).unwrap_err();
         assert!(format!("{removed:#}").contains(&words), "{removed:#}");
-        drop(owner);
+        owner.end();
         assert!(remove_table(IpFamily::V4).unwrap(), "it has no owner any more");
     });
 }
