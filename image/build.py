@@ -3,8 +3,8 @@
 
     build.py --binary amd64=PATH [--binary arm64=PATH …] --output IMAGE.tar [--rootfs FOLDER]
 
-Its content is the program, iptables of both flavors from Debian's packages, the libraries these need, and nothing
-else: no shell, no package manager. The same packages and binary give the same bytes.
+Its content is the program, iptables of both flavors and nft from Debian's packages, the libraries these need, and
+nothing else: no shell, no package manager. The same packages and binary give the same bytes.
 """
 
 import argparse
@@ -25,9 +25,18 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 CACHE = REPOSITORY / ".cache" / "image"
 EPOCH = int(os.environ.get("SOURCE_DATE_EPOCH", "0"))
 
-# The packages that files are taken from. iptables brings the tools, the others the libraries they are linked to.
+# The packages that files are taken from. iptables and nftables bring the tools, the others the libraries they are linked
+# to. With nft, explain reads the tables of other programs; the proxy itself runs without it.
 PACKAGES = [
     "iptables",
+    "nftables",
+    "libnftables1",
+    "libjansson4",
+    "libgmp10",
+    "libedit2",
+    "libtinfo6",
+    "libbsd0",
+    "libmd0",
     "libxtables12",
     "libip4tc2",
     "libip6tc2",
@@ -39,6 +48,7 @@ PACKAGES = [
     "libc6",
 ]
 NFT, LEGACY = "usr/sbin/xtables-nft-multi", "usr/sbin/xtables-legacy-multi"
+NFT_TOOL = "usr/sbin/nft"
 # All match and target extensions, also those our rules do not use: the tools need them to list the rules of others.
 EXTENSIONS = "usr/lib/*/xtables/lib*.so"
 PROGRAM = "usr/local/bin/kube-proxy-rs"
@@ -186,10 +196,11 @@ def libraries(root, files):
 def tools_layer(root, versions, binary):
     """Everything but the program, which changes more often."""
     tree = Tree()
-    programs = [root / NFT, root / LEGACY, *root.glob(EXTENSIONS)]
+    tools = [root / NFT, root / LEGACY, root / NFT_TOOL]
+    programs = [*tools, *root.glob(EXTENSIONS)]
     for path in [*programs, *libraries(root, [*programs, binary])]:
         name = str(path.relative_to(root))
-        tree.add(name, path.resolve().read_bytes(), 0o755 if path in programs[:2] or "ld-linux" in name else 0o644)
+        tree.add(name, path.resolve().read_bytes(), 0o755 if path in tools or "ld-linux" in name else 0o644)
     asked = loader(root / NFT)
     found = next(name for name in tree.files if Path(name).name == Path(asked).name)
     if asked != found:
@@ -245,7 +256,7 @@ class Layout:
                 "Labels": {**self.labels, **package_labels(versions)},
             },
             "rootfs": {"type": "layers", "diff_ids": [f"sha256:{hashlib.sha256(tar).hexdigest()}" for tar in tars]},
-            "history": [{"created": created, "created_by": step} for step in ("iptables and libraries", "kube-proxy-rs")],
+            "history": [{"created": created, "created_by": step} for step in ("iptables, nft and libraries", "kube-proxy-rs")],
         }
         kind = "application/vnd.oci.image"
         manifest = {

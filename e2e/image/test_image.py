@@ -38,7 +38,7 @@ class Content(unittest.TestCase):
     def test_there_is_nothing_to_misuse(self):
         programs = {item.name for item in layout.members(self.layers) if item.isfile() and item.mode & 0o111}
         programs = {name for name in programs if "ld-linux" not in name}
-        tools = {"usr/sbin/xtables-nft-multi", "usr/sbin/xtables-legacy-multi"}
+        tools = {f"usr/sbin/{name}" for name in ("xtables-nft-multi", "xtables-legacy-multi", "nft")}
         self.assertEqual(programs, tools | {PROGRAM[1:]})
 
     def test_every_file_is_roots_and_nothing_is_set_uid(self):
@@ -56,7 +56,7 @@ class Content(unittest.TestCase):
 
     def test_the_licences_of_what_is_inside_are_inside(self):
         names = {item.name for item in layout.members(self.layers)}
-        for package in ("iptables", "libc6", "libnftnl11", "libxtables12"):
+        for package in ("iptables", "nftables", "libc6", "libnftnl11", "libxtables12"):
             self.assertIn(f"usr/share/doc/{package}/copyright", names)
 
 
@@ -100,6 +100,14 @@ class Running(unittest.TestCase):
     def test_it_also_starts_by_kube_proxys_name(self):
         code, text = self.node.output("/usr/local/bin/kube-proxy", "--version")
         self.assertEqual(code, 0, text)
+
+    def test_explain_reads_the_tables_of_other_programs(self):
+        chain = "add chain inet own f { type filter hook forward priority 10; policy drop; }"
+        for words in ("add table inet own", chain):
+            code, text = self.node.output("nft", words)
+            self.assertEqual(code, 0, text)
+        _, text = self.node.output(PROGRAM, "explain", "--all", *self.flags("nft"))
+        self.assertIn("inet own f: the policy is drop", text)
 
     def test_nft_needs_net_admin_only(self):
         self.programs_both_families("nft", {node.NET_ADMIN})

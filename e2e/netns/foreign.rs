@@ -22,23 +22,23 @@ const SILENT: Duration = Duration::from_millis(400);
 const REQUESTS: usize = 16;
 
 /// What another program does, and what the trace must say of it.
-struct Act {
-    /// For a shell: `$IPT` are the tools of the mode, `$SERVICE` is the cluster IP.
-    act: &'static str,
-    undo: &'static str,
+struct Act<'a> {
+    /// For a shell, with names for what differs between families and tools ([`spelt`]).
+    act: &'a str,
+    undo: &'a str,
     /// The trace is sure of it; otherwise it names the rule as one that may decide.
     sure: bool,
-    /// What the trace quotes, where the packet meets it.
-    quotes: &'static str,
+    /// What the trace quotes, where the packet meets it; with the same names.
+    quotes: &'a str,
 }
 
-const ACTS: [Act; 13] = [
+const ACTS: [Act<'static>; 14] = [
     Act { act: "true", undo: "true", sure: true, quotes: "" },
     Act {
-        act: "$IPT -N guard; $IPT -A guard -d 10.128.1.5 -j DROP; $IPT -I FORWARD -j guard; $IPT -I OUTPUT -j guard",
+        act: "$IPT -N guard; $IPT -A guard -d $POD -j DROP; $IPT -I FORWARD -j guard; $IPT -I OUTPUT -j guard",
         undo: "$IPT -D OUTPUT -j guard; $IPT -D FORWARD -j guard; $IPT -F guard; $IPT -X guard",
         sure: true,
-        quotes: "> guard: -d 10.128.1.5/32 -j DROP",
+        quotes: "> guard: -d $POD/$LENGTH -j DROP",
     },
     Act {
         act: "$IPT -P FORWARD DROP; $IPT -P OUTPUT DROP",
@@ -47,7 +47,7 @@ const ACTS: [Act; 13] = [
         quotes: "the policy is DROP",
     },
     Act {
-        act: "$IPT -P FORWARD DROP; $IPT -N pods; $IPT -A FORWARD -j pods; $IPT -A pods -d 10.128.0.0/16 -j ACCEPT; $IPT -A pods -s 10.128.0.0/16 -j ACCEPT",
+        act: "$IPT -P FORWARD DROP; $IPT -N pods; $IPT -A FORWARD -j pods; $IPT -A pods -d $PODS -j ACCEPT; $IPT -A pods -s $PODS -j ACCEPT",
         undo: "$IPT -P FORWARD ACCEPT; $IPT -D FORWARD -j pods; $IPT -F pods; $IPT -X pods",
         sure: true,
         quotes: "",
@@ -59,16 +59,16 @@ const ACTS: [Act; 13] = [
         quotes: "--notrack",
     },
     Act {
-        act: "$IPT -t mangle -I PREROUTING -s 10.128.0.9 -d $SERVICE -j DROP",
-        undo: "$IPT -t mangle -D PREROUTING -s 10.128.0.9 -d $SERVICE -j DROP",
+        act: "$IPT -t mangle -I PREROUTING -s $CLIENT -d $SERVICE -j DROP",
+        undo: "$IPT -t mangle -D PREROUTING -s $CLIENT -d $SERVICE -j DROP",
         sure: true,
-        quotes: "mangle PREROUTING: -s 10.128.0.9/32",
+        quotes: "mangle PREROUTING: -s $CLIENT",
     },
     Act {
-        act: "$IPT -I FORWARD -s 10.200.0.99 -p tcp --dport 8080 -j REJECT --reject-with tcp-reset",
-        undo: "$IPT -D FORWARD -s 10.200.0.99 -p tcp --dport 8080 -j REJECT --reject-with tcp-reset",
+        act: "$IPT -I FORWARD -s $OUTSIDE -p tcp --dport 8080 -j REJECT --reject-with tcp-reset",
+        undo: "$IPT -D FORWARD -s $OUTSIDE -p tcp --dport 8080 -j REJECT --reject-with tcp-reset",
         sure: true,
-        quotes: "filter FORWARD: -s 10.200.0.99/32",
+        quotes: "filter FORWARD: -s $OUTSIDE",
     },
     Act {
         act: "$IPT -I FORWARD -m mark --mark 0x1/0x1 -j DROP; $IPT -I OUTPUT -m mark --mark 0x1/0x1 -j DROP",
@@ -84,29 +84,36 @@ const ACTS: [Act; 13] = [
     },
     Act {
         act: "nft add table inet own; nft 'add chain inet own forward { type filter hook forward priority 10; }'
-            nft add rule inet own forward ct status dnat ip daddr 10.128.1.5 reject with tcp reset
-            nft 'add chain inet own output { type filter hook output priority 10; }'; nft add rule inet own output ip daddr 10.128.1.5 drop",
+            nft add rule inet own forward ct status dnat $IP daddr $POD reject with tcp reset
+            nft 'add chain inet own output { type filter hook output priority 10; }'; nft add rule inet own output $IP daddr $POD drop",
         undo: "nft delete table inet own",
         sure: true,
         quotes: "inet own",
     },
     Act {
-        act: "nft add table inet own; nft 'add set inet own blocked { type ipv4_addr; elements = { 10.128.1.5 }; }'
-            nft 'add chain inet own forward { type filter hook forward priority 10; }'; nft add rule inet own forward ip daddr @blocked drop
-            nft 'add chain inet own output { type filter hook output priority 10; }'; nft add rule inet own output ip daddr @blocked drop",
+        act: "nft add table inet own; nft 'add set inet own blocked { type $TYPE; elements = { $POD }; }'
+            nft 'add chain inet own forward { type filter hook forward priority 10; }'; nft add rule inet own forward $IP daddr @blocked drop
+            nft 'add chain inet own output { type filter hook output priority 10; }'; nft add rule inet own output $IP daddr @blocked drop",
         undo: "nft delete table inet own",
         sure: false,
         quotes: "inet own",
     },
     Act {
-        act: "$OTHER -I FORWARD -d 10.128.1.5 -j DROP; $OTHER -I OUTPUT -d 10.128.1.5 -j DROP",
+        act: "nft add table netdev own; nft 'add chain netdev own in { type filter hook ingress device eth0 priority 0; }'
+            nft add rule netdev own in $IP daddr $SERVICE drop",
+        undo: "nft delete table netdev own",
+        sure: false,
+        quotes: "netdev own (it can stop packets at hook ingress of eth0",
+    },
+    Act {
+        act: "$OTHER -I FORWARD -d $POD -j DROP; $OTHER -I OUTPUT -d $POD -j DROP",
         undo: "$OTHER -F",
         sure: true,
         quotes: " filter ",
     },
     Act {
-        act: "$IPT -t nat -I POSTROUTING -s 10.128.0.0/16 -d 10.128.0.0/16 -j MASQUERADE",
-        undo: "$IPT -t nat -D POSTROUTING -s 10.128.0.0/16 -d 10.128.0.0/16 -j MASQUERADE",
+        act: "$IPT -t nat -I POSTROUTING -s $PODS -d $PODS -j MASQUERADE",
+        undo: "$IPT -t nat -D POSTROUTING -s $PODS -d $PODS -j MASQUERADE",
         sure: true,
         quotes: "",
     },
@@ -149,18 +156,23 @@ pub(crate) fn trace_past_foreign_rules(name: &str, flavor: Flavor) {
     }
     let mut failures = Vec::new();
     // An emulated machine takes most of a minute for each.
-    let acts = if name == "ipvs" { &ACTS[..5] } else { &ACTS };
-    for act in acts {
-        shell(&lab, flavor, case, act.act);
-        failures.extend(case.packets.iter().flat_map(|packet| {
-            // IPVS sends on what is not tracked.
-            let sure = act.sure && !(name == "ipvs" && act.quotes == "--notrack");
-            let wrong = complaints(&lab, &proxy, (case, packet), (sure, act.quotes));
-            wrong.into_iter().map(move |it| {
-                format!("{}: {:?} {}: {it}", act.act, mode_words(name, flavor), packet.from.name())
-            })
-        }));
-        shell(&lab, flavor, case, act.undo);
+    let (families, acts) =
+        if name == "ipvs" { (&IpFamily::ALL[..1], &ACTS[..5]) } else { (&IpFamily::ALL[..], &ACTS[..]) };
+    for (family, act) in families.iter().flat_map(|family| acts.iter().map(move |act| (*family, act))) {
+        let spell = |text: &str| spelt(text, family, (flavor, case));
+        let shell = |commands: &str| {
+            lab.node().output("sh", &["-c", &format!("set -e\n{}", spell(commands))]).unwrap();
+        };
+        // IPVS sends on what is not tracked.
+        let sure = act.sure && !(name == "ipvs" && act.quotes == "--notrack");
+        let told = Act { quotes: &spell(act.quotes), sure, ..*act };
+        shell(act.act);
+        for packet in case.packets.iter().filter(|it| it.families.contains(&family)) {
+            let wrong = complaints(&lab, &proxy, (case, packet, family), &told).into_iter();
+            let client = packet.from.name();
+            failures.extend(wrong.map(|it| format!("{family} {name} {flavor} {client}: {}: {it}", act.act)));
+        }
+        shell(act.undo);
     }
     failures.extend(judges_the_running_mode(&lab, &proxy, name));
     proxy.terminate().unwrap();
@@ -187,25 +199,37 @@ fn judges_the_running_mode(lab: &Lab, proxy: &Proxy, mode: &str) -> Vec<String> 
     if is_right { Vec::new() } else { vec![format!("check judged {running:?} and {asked:?}")] }
 }
 
-fn mode_words(name: &str, flavor: Flavor) -> String {
-    format!("{name} {}", flavor.as_str())
-}
-
-fn shell(lab: &Lab, flavor: Flavor, case: &PacketCase, commands: &str) {
-    let own = flavor.as_str();
+/// What stands for names of a family, of the tools of the mode and those of the other flavour.
+fn spelt(text: &str, family: IpFamily, (flavor, case): (Flavor, &PacketCase)) -> String {
     let other = if flavor == Flavor::Nft { "legacy" } else { "nft" };
-    let service = case.cluster_ip(IpFamily::V4);
-    let names = format!("IPT=iptables-{own} OTHER=iptables-{other} SERVICE={service}");
-    lab.node().output("sh", &["-c", &format!("{names}\nset -e\n{commands}")]).unwrap();
+    let (tool, header, pods, length) = match family {
+        IpFamily::V4 => ("iptables", "ip", "10.128.0.0/16", "32"),
+        IpFamily::V6 => ("ip6tables", "ip6", "fd00:128::/32", "128"),
+    };
+    let address = |place: Place| place.address(family).to_string();
+    [
+        ("$IPT", format!("{tool}-{flavor}")),
+        ("$OTHER", format!("{tool}-{other}")),
+        ("$IP ", format!("{header} ")),
+        ("$TYPE", format!("ipv{}_addr", if family == IpFamily::V4 { 4 } else { 6 })),
+        ("$SERVICE", case.cluster_ip(family).to_string()),
+        ("$PODS", pods.to_owned()),
+        ("$POD", address(Place::Remote1)),
+        ("$CLIENT", address(Place::LocalClient)),
+        ("$OUTSIDE", address(Place::Outside)),
+        ("$LENGTH", length.to_owned()),
+    ]
+    .iter()
+    .fold(text.to_owned(), |text, (name, value)| text.replace(name, value))
 }
 
 fn complaints(
     lab: &Lab,
     proxy: &Proxy,
-    (case, packet): (&PacketCase, &Packet),
-    (sure, quotes): (bool, &str),
+    (case, packet, family): (&PacketCase, &Packet, IpFamily),
+    &Act { sure, quotes, .. }: &Act<'_>,
 ) -> Vec<String> {
-    let flow = case.flow(packet, IpFamily::V4);
+    let flow = case.flow(packet, family);
     let (client, to, socket) =
         (flow.source.to_string(), flow.destination.to_string(), proxy.control_socket());
     let service = format!("packets/{}", case.service_name());
@@ -217,7 +241,7 @@ fn complaints(
     let mut wrong = Vec::new();
     let may: Vec<&str> =
         trace.iter().flat_map(|it| it["may"].as_array().unwrap()).map(|it| it.as_str().unwrap()).collect();
-    let told: BTreeSet<Seen> = trace.iter().map(told).collect();
+    let told: BTreeSet<Seen> = trace.iter().map(|it| told(it, family)).collect();
     let agree = |seen: &Seen| {
         told.iter().any(|told| match (told, seen) {
             (Seen::Not(None), Seen::Not(_)) => true,
@@ -237,11 +261,11 @@ fn complaints(
     wrong
 }
 
-fn told(decision: &Value) -> Seen {
+fn told(decision: &Value, family: IpFamily) -> Seen {
     let place = |endpoint: &str| {
         let address: SocketAddr = endpoint.parse().unwrap();
         assert_eq!(address.port(), TARGET_PORT);
-        let place = Place::SERVERS.into_iter().find(|it| it.address(IpFamily::V4) == address.ip());
+        let place = Place::SERVERS.into_iter().find(|it| it.address(family) == address.ip());
         place.unwrap().name().to_owned()
     };
     match decision["verdict"].as_str().unwrap() {
@@ -255,7 +279,7 @@ fn told(decision: &Value) -> Seen {
 }
 
 fn seen(lab: &Lab, from: Place, (source, to): (String, SocketAddr)) -> BTreeSet<Seen> {
-    let client = lab.client(from, IpFamily::V4).patience(SILENT);
+    let client = lab.client(from, IpFamily::of(to.ip())).patience(SILENT);
     let answers = client.ask_many(Protocol::Tcp, to, REQUESTS).into_iter();
     answers
         .map(|answer| match answer {

@@ -3,6 +3,7 @@
 
 use super::obstacles::{Surroundings, bridged, protocol};
 use super::output::complain;
+use super::routes::still;
 use crate::backend::{
     self, InspectedNode, Inspection, KernelObject, Packet, ProxyMode, SERVER_RULE, TracedPast,
 };
@@ -52,7 +53,7 @@ pub(super) async fn around(config: &Config, view: &ServiceView, asked: &Explain)
         let packets = packets((of, family), asked, &own);
         let looked = inspect(mode, &inspected, &family.wanted, !packets.is_empty()).await;
         node.families.push(FamilyFacts {
-            bridged: bridged(of, [family]),
+            bridged: bridged((of, mode.facts().by_address), [family]),
             ..family_facts(mode, (of, &own), looked.as_ref(), &services)
         });
         node.weights.extend(looked.iter().flat_map(|it| weights(&it.inspection.found)));
@@ -110,7 +111,7 @@ pub(super) async fn around_all(config: &Config, node: &Node) -> NodeState {
         let services: Vec<(&str, &FamilyView)> =
             parts.filter(|(_, it)| it.ip_family() == Some(*of)).collect();
         let looked = inspect(mode, &inspected, wanted, false).await;
-        let bridged = bridged(*of, services.iter().map(|(_, family)| *family));
+        let bridged = bridged((*of, mode.facts().by_address), services.iter().map(|(_, family)| *family));
         state
             .families
             .push(FamilyFacts { bridged, ..family_facts(mode, (*of, &own), looked.as_ref(), &services) });
@@ -219,6 +220,8 @@ fn family_facts(
         Ok(Looked { around, inspection }) => FamilyFacts {
             obstacles: around.obstacles(services.iter().copied(), own),
             unseen_tables: around.unseen.clone(),
+            unrouted: around.routes.lacking(services),
+            still: still(of, around.towards_endpoints(services.iter().map(|(_, family)| *family))),
             differences: inspection.differences.clone(),
             ..facts
         },
@@ -412,7 +415,7 @@ fn decision(past: &TracedPast, unseen: &[String], packet: &Packet) -> Decision {
     let may = may.iter().map(|rule| format!("{rule}: this may {}", rule.effect.verb(false)));
     let doubts =
         outcome.doubts.iter().map(|rule| format!("{rule}: what this asks of the packet is not known"));
-    let unseen = unseen.iter().map(|what| format!("{what}: not read, and may stop it"));
+    let unseen = unseen.iter().map(|what| format!("{what}: not followed, and may stop it"));
     Decision {
         to: packet.destination,
         protocol: packet.protocol.to_string(),

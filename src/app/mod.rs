@@ -20,6 +20,7 @@ mod readiness_taint;
 mod reload;
 mod render;
 mod replace_file;
+mod routes;
 mod run;
 mod servers;
 mod services;

@@ -1,20 +1,21 @@
 //! Rules of other programs in the way of Services' packets: read once for a family, then walked for each Service and each
 //! traced packet.
 
+use super::routes::Routes;
 use super::tables_beside;
 use crate::backend::{
     ForeignEffect, ForeignRule, ForeignSurroundings, ForeignTable, KnownPart, OurRules, Packet, PacketHook,
     Stage, TraceOutcome, TracedPast, foreign_rules, past_foreign_rules,
 };
-use crate::explain::{Bridged, EndpointView, FamilyView, Obstacle, PortView};
-use crate::kernel::addresses::{InterfaceAddress, interface_addresses, node_addresses};
+use crate::explain::{BridgeFilter, Bridged, EndpointView, FamilyView, Obstacle, PortView};
+use crate::kernel::addresses::node_addresses;
 use crate::kernel::iptables::Tools;
 use crate::kernel::links;
 use crate::kernel::sysctl::Sysctls;
 use crate::model::{IpFamily, Protocol};
 use anyhow::Result;
-use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
 
 /// The rules that Services' packets meet besides our own.
 #[derive(Debug, Default)]
@@ -22,7 +23,7 @@ pub(super) struct Surroundings {
     tables: Vec<ForeignTable>,
     /// What packets meet and could not be read, each with the reason.
     pub(super) unseen: Vec<String>,
-    interfaces: Vec<InterfaceAddress>,
+    pub(super) routes: Routes,
     /// The addresses that the node has besides those of Services.
     node: Vec<IpAddr>,
     /// Services have addresses of the node, which takes their packets in and sends them on itself.
@@ -76,9 +77,8 @@ impl Surroundings {
         (has_ours, traces, takes_in): (bool, bool, bool),
     ) -> Result<Surroundings> {
         let (tables, unseen) = tables_beside::read(tools, family, (has_ours, traces)).await?;
-        let interfaces = interface_addresses(family).unwrap_or_default();
-        let node = node_addresses(family).unwrap_or_default();
-        Ok(Surroundings { tables, unseen, interfaces, node, takes_in })
+        let (routes, node) = (Routes::of(family), node_addresses(family).unwrap_or_default());
+        Ok(Surroundings { tables, unseen, routes, node, takes_in })
     }
 
     /// What becomes of a traced packet among these rules.
@@ -91,7 +91,7 @@ impl Surroundings {
         let around = ForeignSurroundings {
             tables: &self.tables,
             is_local: &|address| address.is_loopback() || own.contains(&address),
-            out_interface: &|to| self.out_interface(to),
+            out_interface: &|to| self.routes.interface_towards(to),
         };
         past_foreign_rules(outcomes, packet, &around)
     }
@@ -102,10 +102,10 @@ impl Surroundings {
         services: impl IntoIterator<Item = (&'v str, &'v FamilyView)>,
         own: &[IpAddr],
     ) -> Vec<Obstacle> {
-        let (mut known, mut outgoing) = (Known::new(), HashMap::new());
+        let mut known = Known::new();
         for (service, family) in services {
             for port in &family.ports {
-                self.of_port((service, port), own, &mut known, &mut outgoing);
+                self.of_port((service, port), own, &mut known);
             }
         }
         let whole = |it: Concerned<'_>| {
@@ -118,13 +118,7 @@ impl Surroundings {
     }
 
     /// Packets meet rules before our rules see them, and on their way to an endpoint.
-    fn of_port<'v>(
-        &self,
-        (service, port): (&'v str, &'v PortView),
-        own: &[IpAddr],
-        known: &mut Known<'v>,
-        outgoing: &mut HashMap<IpAddr, Option<String>>,
-    ) {
+    fn of_port<'v>(&self, (service, port): (&'v str, &'v PortView), own: &[IpAddr], known: &mut Known<'v>) {
         let protocol = protocol(port);
         let used = port.endpoints.iter().filter(|endpoint| endpoint.is_used());
         let used: BTreeSet<SocketAddr> = used.filter_map(EndpointView::address).collect();
@@ -146,9 +140,7 @@ impl Surroundings {
             }
         };
         for to in used.iter().copied() {
-            let is_own = own.contains(&to.ip());
-            let out_interface = || outgoing.entry(to.ip()).or_insert_with(|| self.out_interface(to)).clone();
-            note(self.on_the_way_to(to, protocol, (is_own, out_interface)), to, true);
+            note(self.on_the_way_to(to, protocol, own.contains(&to.ip())), to, true);
         }
         for to in port.frontends.iter().filter_map(|frontend| frontend.address.parse().ok()) {
             let packet = unknown(to, protocol, OurRules::Translate);
@@ -160,21 +152,22 @@ impl Surroundings {
 
     /// What packets to an endpoint meet behind the rules of Services, and where the node sends them on itself, what answers
     /// meet, which our chain accepts there.
-    fn on_the_way_to(
-        &self,
-        to: SocketAddr,
-        protocol: Protocol,
-        (is_own, out_interface): (bool, impl FnOnce() -> Option<String>),
-    ) -> Vec<ForeignRule> {
+    fn on_the_way_to(&self, to: SocketAddr, protocol: Protocol, is_own: bool) -> Vec<ForeignRule> {
         let packet = KnownPart { to_is_local: is_own, ..unknown(to, protocol, OurRules::Translate) };
         match (self.takes_in, is_own) {
             // What goes to the node itself is not forwarded.
             (false, true) => self.met(&HERE, &KnownPart { is_translated: true, ..packet }),
-            (false, false) => self
-                .met(&BEHIND, &KnownPart { is_translated: true, out_interface: out_interface(), ..packet }),
+            (false, false) => self.met(
+                &BEHIND,
+                &KnownPart {
+                    is_translated: true,
+                    out_interface: self.routes.interface_towards(to),
+                    ..packet
+                },
+            ),
             (true, true) => self.met(&ON, &packet),
             (true, false) => {
-                let interface = out_interface();
+                let interface = self.routes.interface_towards(to);
                 let sent = KnownPart { out_interface: interface.clone(), ..packet.clone() };
                 let answer = KnownPart {
                     from: Some(to.ip()),
@@ -195,11 +188,16 @@ impl Surroundings {
         all.filter(|rule| rule.effect != ForeignEffect::Masquerades).collect()
     }
 
-    /// The interface by which packets leave for an address: the one that has the address that the kernel would send
-    /// from.
-    fn out_interface(&self, to: SocketAddr) -> Option<String> {
-        let from = source_towards(to)?;
-        self.interfaces.iter().find(|it| it.address == from).map(|it| it.interface.clone())
+    /// The interfaces by which packets leave for used endpoints.
+    pub(super) fn towards_endpoints<'v>(
+        &self,
+        services: impl IntoIterator<Item = &'v FamilyView>,
+    ) -> BTreeSet<String> {
+        let ports = services.into_iter().flat_map(|family| &family.ports);
+        let used = ports.flat_map(|port| &port.endpoints).filter(|endpoint| endpoint.is_used());
+        let addresses: BTreeMap<IpAddr, SocketAddr> =
+            used.filter_map(EndpointView::address).map(|to| (to.ip(), to)).collect();
+        addresses.into_values().filter_map(|to| self.routes.interface_towards(to)).collect()
     }
 }
 
@@ -218,20 +216,10 @@ fn unknown(to: SocketAddr, protocol: Protocol, ours: OurRules) -> KnownPart {
     }
 }
 
-/// The address that the kernel sends from to another one. Nothing is sent.
-fn source_towards(to: SocketAddr) -> Option<IpAddr> {
-    let unspecified: IpAddr = match to {
-        SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
-        SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
-    };
-    let socket = std::net::UdpSocket::bind((unspecified, 0)).ok()?;
-    socket.connect(to).ok()?;
-    Some(socket.local_addr().ok()?.ip())
-}
-
-/// The bridges that used endpoints of this node are on, where packets between their ports go past the rules of a family.
+/// What bridges do to packets between endpoints of this node. `by_address`: the mode takes packets where they are for this
+/// node, which is behind the bridge.
 pub(super) fn bridged<'v>(
-    family: IpFamily,
+    (family, by_address): (IpFamily, bool),
     views: impl IntoIterator<Item = &'v FamilyView>,
 ) -> Option<Bridged> {
     let (path, setting) = match family {
@@ -239,20 +227,27 @@ pub(super) fn bridged<'v>(
         IpFamily::V6 => ("net/bridge/bridge-nf-call-ip6tables", "net.bridge.bridge-nf-call-ip6tables"),
     };
     let value = Sysctls::default().read(path).ok();
-    if value.as_deref() == Some("1") {
-        return None;
-    }
-    let addresses = interface_addresses(family).ok()?;
-    let interface =
-        |from: IpAddr| addresses.iter().find(|it| it.address == from).map(|it| it.interface.clone());
+    let all = interfaces_of_endpoints(family, views).into_iter();
+    let (state, bridges): (_, Vec<String>) = match value.as_deref() {
+        Some("1") if by_address => return None,
+        Some("1") => (BridgeFilter::On, all.filter(|name| links::lacks_hairpin(name)).collect()),
+        // A pod alone on its bridge has no neighbour there.
+        Some(_) => (BridgeFilter::Off, all.filter(|name| links::bridge_ports(name) > 1).collect()),
+        None => (BridgeFilter::NotLoaded, all.filter(|name| links::bridge_ports(name) > 1).collect()),
+    };
+    (!bridges.is_empty()).then_some(Bridged { bridges, setting, state })
+}
+
+/// The interfaces by which packets leave for used endpoints of this node.
+fn interfaces_of_endpoints<'v>(
+    family: IpFamily,
+    views: impl IntoIterator<Item = &'v FamilyView>,
+) -> BTreeSet<String> {
+    let routes = Routes::of(family);
     let endpoints = views.into_iter().flat_map(|view| &view.ports).flat_map(|port| &port.endpoints);
     let local = endpoints.filter(|it| it.local && it.is_used()).filter_map(EndpointView::address);
     let local: BTreeSet<SocketAddr> = local.collect();
-    let interfaces: BTreeSet<String> =
-        local.into_iter().filter_map(source_towards).filter_map(interface).collect();
-    // A pod alone on its bridge has no neighbour there.
-    let bridges: Vec<String> = interfaces.into_iter().filter(|name| links::bridge_ports(name) > 1).collect();
-    (!bridges.is_empty()).then_some(Bridged { bridges, setting, is_loaded: value.is_some() })
+    local.into_iter().filter_map(|to| routes.interface_towards(to)).collect()
 }
 
 /// The protocol of a port.

@@ -1,7 +1,8 @@
 //! Reading the tables whose rules Services' packets meet besides our own.
 
-use crate::backend::{ChainRules, ForeignTable};
+use crate::backend::{ChainRules, ForeignTable, unfollowed_hooks};
 use crate::kernel::iptables::{Flavor, Place, Tools, Xtables as _, find};
+use crate::kernel::links;
 use crate::kernel::nft::{MetTables, Nft, list_table};
 use crate::kernel::xtables_info;
 use crate::model::IpFamily;
@@ -45,13 +46,49 @@ pub(super) async fn read(
         }
     }
     for name in &met.foreign {
-        match list_table(name).await {
-            Ok(Some(text)) => tables.push(ForeignTable::of_nft(name, &text)),
-            Ok(None) => unseen.push(format!("{name} (the tool nft is not installed)")),
-            Err(error) => unseen.push(format!("{name} ({error:#})")),
+        match listed(name).await {
+            Ok(text) => tables.push(ForeignTable::of_nft(name, &text)),
+            Err(why) => unseen.push(why),
         }
     }
+    unseen.extend(beside_the_walk(&met, family, has_ours).await);
     Ok((tables, unseen))
+}
+
+/// A table as `nft` prints it; or what it is called, with the reason why that is not known.
+async fn listed(name: &str) -> Result<String, String> {
+    match list_table(name).await {
+        Ok(Some(text)) => Ok(text),
+        Ok(None) => Err(format!("{name} (the tool nft is not installed)")),
+        Err(error) => Err(format!("{name} ({error:#})")),
+    }
+}
+
+/// The tables that are not followed, each with the reason: those of bridges and devices that can stop packets, and that of
+/// another proxy.
+async fn beside_the_walk(met: &MetTables, family: IpFamily, has_ours: bool) -> Vec<String> {
+    let mut unseen = Vec::new();
+    let is_met = |name: &&String| !name.starts_with("bridge ") || links::has_bridge();
+    for name in met.of_links.iter().filter(is_met) {
+        match listed(name).await.map(|text| unfollowed_hooks(name, &text)) {
+            Ok(hooks) if hooks.is_empty() => {}
+            Ok(hooks) => {
+                let hooks = Vec::from_iter(hooks).join("; ");
+                unseen.push(format!(
+                    "{name} (it can stop packets at hook {hooks}, where explain follows no chains)"
+                ));
+            }
+            Err(why) => unseen.push(why),
+        }
+    }
+    if has_ours && met.of_proxy {
+        let ip = if family == IpFamily::V4 { "ip" } else { "ip6" };
+        unseen.push(format!(
+            "{ip} kube-proxy (a proxy in mode nftables left it, and it may translate packets first: \
+             nft delete table {ip} kube-proxy removes it)"
+        ));
+    }
+    unseen
 }
 
 /// The tables of a flavour that are there. None is made by looking.

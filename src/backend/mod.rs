@@ -30,7 +30,7 @@ mod usable;
 pub use counters::{Detail, Measured, Measurement, Measuring, Series};
 pub use foreign::{
     ChainRules, ForeignEffect, ForeignRule, ForeignSurroundings, ForeignTable, KnownPart, OurRules,
-    PacketHook, Stage, TracedPast, foreign_rules, past_foreign_rules,
+    PacketHook, Stage, TracedPast, foreign_rules, past_foreign_rules, unfollowed_hooks,
 };
 pub use mode::{
     InspectedNode, Inspection, ModeFacts, Opening, ProxyMode, Requirement, StandingObjects, choose, open,

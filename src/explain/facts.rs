@@ -126,23 +126,52 @@ pub struct FamilyFacts {
     pub obstacles: Vec<Obstacle>,
     /// Tables of other programs that packets meet and whose rules could not be read, each with the reason.
     pub unseen_tables: Vec<String>,
-    /// Bridges with endpoints of this node whose packets go past the rules, with the setting that says so.
+    /// Bridges with endpoints of this node that do something to packets, with the setting that says so.
     pub bridged: Option<Bridged>,
     /// The node forwards packets of the family; `None` when that cannot be read.
     pub forwards: Option<bool>,
+    /// Interfaces towards endpoints that do not, though the node does.
+    pub still: Vec<String>,
+    /// What the node has no route to.
+    pub unrouted: Vec<Unrouted>,
     /// The setting, as sysctl spells it, that keeps connection tracking from what the mode sends on.
     pub untracked_by: Option<String>,
 }
 
-/// Packets between pods of one bridge go past the rules.
+/// Addresses that the node has no route to, for one reason.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Unrouted {
+    /// What there is: `no route`, `a blackhole route`.
+    pub reason: &'static str,
+    /// They are endpoints; otherwise cluster IPs.
+    pub is_endpoint: bool,
+    /// They.
+    pub at: BTreeSet<SocketAddr>,
+    /// Their Services.
+    pub services: BTreeSet<String>,
+}
+
+/// Bridges that do something to packets between pods.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Bridged {
     /// The bridges that endpoints of this node are on.
     pub bridges: Vec<String>,
     /// The setting, as sysctl spells it.
     pub setting: &'static str,
-    /// The kernel has the setting, and it is off; otherwise the module is not loaded.
-    pub is_loaded: bool,
+    /// What it says.
+    pub state: BridgeFilter,
+}
+
+/// Whether bridges show packets to the rules of IP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BridgeFilter {
+    /// They do. A translated packet is then sent to its port by the bridge, which sends nothing back to the port where it came
+    /// from unless that is in hairpin mode.
+    On,
+    /// They do not: packets between pods of one bridge go past the rules.
+    Off,
+    /// The same, and the module is not loaded.
+    NotLoaded,
 }
 
 /// One thing that can become of the traced packet.

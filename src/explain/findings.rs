@@ -70,16 +70,20 @@ pub enum Code {
     NotTracked,
     /// Packets between pods of one bridge go past the rules.
     BridgedPastRules,
+    /// Bridges show packets to the rules and send none back to the port where it came from.
+    HairpinOff,
     /// All source ranges are of the other family: the load balancer is open to every client.
     SourceRangesOfOtherFamily,
     /// The Service has no selector, and no slice written by hand gives it endpoints.
     NoSelector,
     /// The endpoints are names.
     FqdnEndpoints,
-    /// The node does not forward packets.
+    /// The node, or an interface, does not forward packets.
     ForwardingOff,
     /// Connection tracking does not know the connections of virtual servers.
     MasqueradingOff,
+    /// The node has no route to an endpoint, or to a cluster IP.
+    NoRoute,
     /// Connection tracking has no room.
     ConntrackFull,
     /// A headless Service: no proxy is involved.

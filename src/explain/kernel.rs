@@ -1,9 +1,11 @@
 //! What is wrong with the kernel's part of a Service: objects that differ, and rules of other programs.
 
-use super::facts::{Bridged, FamilyFacts, Obstacle};
+use super::facts::{BridgeFilter, Bridged, FamilyFacts, Obstacle, Unrouted};
 use super::findings::{Code, Finding, Severity, finding};
 use crate::backend::{Difference, ForeignEffect};
 use crate::model::NotForwarding;
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
 
 /// What a family's kernel objects are judged by.
 #[derive(Clone, Copy, Debug)]
@@ -18,10 +20,11 @@ pub(super) struct Expected {
 pub(super) fn kernel(facts: &FamilyFacts, expected: Expected) -> Vec<Finding> {
     let mut found = objects(facts, expected);
     found.extend(facts.obstacles.iter().map(|obstacle| obstacle_finding(obstacle, &facts.family)));
+    found.extend(facts.unrouted.iter().map(|unrouted| unrouted_finding(unrouted, &facts.family)));
     found
 }
 
-/// The same without the rules of other programs.
+/// The same without the rules of other programs and without routes: what is about the node as a whole.
 pub(super) fn objects(facts: &FamilyFacts, expected: Expected) -> Vec<Finding> {
     let mut found = Vec::new();
     let family = &facts.family;
@@ -55,23 +58,13 @@ pub(super) fn objects(facts: &FamilyFacts, expected: Expected) -> Vec<Finding> {
         let tables = facts.unseen_tables.join(", ");
         found.push(finding(
             (Code::ForeignNftTable, Severity::Note),
-            format!("{family} packets also meet rules of other programs that could not be read: {tables}"),
-            "Run this where the tools nft and iptables are installed. nft list table FAMILY NAME shows the rules of a table; \
-             nft monitor trace shows which of them packets meet.",
+            format!("{family} packets also meet rules of other programs that were not followed: {tables}"),
+            "Where a tool is missing, run this where nft and iptables are installed. nft list table FAMILY NAME shows the rules of \
+             a table; nft monitor trace shows which of them packets meet.",
         ));
     }
     found.extend(facts.bridged.as_ref().map(bridged));
-    let judged = NotForwarding::judge(Some(expected.endpoints), true);
-    if facts.forwards == Some(false) && judged == NotForwarding::Broken {
-        found.push(finding(
-            (Code::ForwardingOff, Severity::Broken),
-            format!("the node does not forward {family} packets: endpoints of other nodes and pods get none"),
-            match family.as_str() {
-                "IPv6" => "sysctl -w net.ipv6.conf.all.forwarding=1",
-                _ => "sysctl -w net.ipv4.ip_forward=1",
-            },
-        ));
-    }
+    found.extend(forwarding(facts, expected));
     found.extend(facts.untracked_by.as_ref().map(|setting| masquerading_off(setting, family)));
     found
 }
@@ -88,22 +81,62 @@ fn masquerading_off(setting: &str, family: &str) -> Finding {
     )
 }
 
-/// Answers within a bridge that no rule sees.
+/// Packets that are not forwarded: none of the family, or none that come in on an interface.
+fn forwarding(facts: &FamilyFacts, expected: Expected) -> Option<Finding> {
+    let family = &facts.family;
+    let (message, advice) = match facts.forwards? {
+        false if NotForwarding::judge(Some(expected.endpoints), true) == NotForwarding::Broken => (
+            format!("the node does not forward {family} packets: endpoints of other nodes and pods get none"),
+            match family.as_str() {
+                "IPv6" => "sysctl -w net.ipv6.conf.all.forwarding=1".to_owned(),
+                _ => "sysctl -w net.ipv4.ip_forward=1".to_owned(),
+            },
+        ),
+        true if !facts.still.is_empty() => {
+            let all = facts.still.join(", ");
+            (
+                format!(
+                    "{all}: the interface does not forward {family} packets, so that no client but this node gets the answers of \
+                     endpoints behind it"
+                ),
+                format!(
+                    "sysctl -w net.ipv4.conf.INTERFACE.forwarding=1 for {all}; find the program that switched it off."
+                ),
+            )
+        }
+        _ => return None,
+    };
+    Some(finding((Code::ForwardingOff, Severity::Broken), message, advice))
+}
+
+/// Answers within a bridge that no rule sees, or packets that it does not send back.
 fn bridged(it: &Bridged) -> Finding {
-    let Bridged { bridges, setting, is_loaded } = it;
-    let (state, remedy) = match is_loaded {
-        true => (format!("{setting} is 0"), format!("sysctl -w {setting}=1, and keep it in /etc/sysctl.d")),
-        false => (
+    let Bridged { bridges, setting, state } = it;
+    let bridges = bridges.join(", ");
+    let (state, remedy) = match state {
+        BridgeFilter::Off => {
+            (format!("{setting} is 0"), format!("sysctl -w {setting}=1, and keep it in /etc/sysctl.d"))
+        }
+        BridgeFilter::NotLoaded => (
             "br_netfilter is not loaded".to_owned(),
             "modprobe br_netfilter, and keep it in /etc/modules-load.d".to_owned(),
         ),
+        BridgeFilter::On => {
+            return finding(
+                (Code::HairpinOff, Severity::Note),
+                format!(
+                    "{setting} is 1, and no port of the bridge {bridges} is in hairpin mode: a pod there cannot reach itself \
+                     through a Service that it is an endpoint of"
+                ),
+                "Have the network plugin set it (hairpinMode of the CNI plugin bridge), or: bridge link set dev PORT hairpin on",
+            );
+        }
     };
     finding(
         (Code::BridgedPastRules, Severity::Problem),
         format!(
-            "{state}, and endpoints are on the bridge {}: a pod on the same bridge gets their answers past the rules, \
-             from the endpoint's own address, and connections to the Service hang",
-            bridges.join(", ")
+            "{state}, and endpoints are on the bridge {bridges}: a pod on the same bridge gets their answers past the rules, \
+             from the endpoint's own address, and connections to the Service hang"
         ),
         remedy,
     )
@@ -156,12 +189,37 @@ pub(super) fn obstacle_finding(obstacle: &Obstacle, family: &str) -> Finding {
     finding((code, severity), message, advice)
 }
 
+/// A missing route. Of a cluster IP, only the node itself needs one: a packet from elsewhere is translated before it is routed.
+pub(super) fn unrouted_finding(unrouted: &Unrouted, family: &str) -> Finding {
+    let Unrouted { reason, is_endpoint, at, .. } = unrouted;
+    let (message, advice) = match is_endpoint {
+        true => (
+            format!("the node has {reason} for {family} packets to the endpoints {}", named(at)),
+            "ip route get ADDRESS shows it. The network plugin makes the routes to pods: see whether it runs on this node.",
+        ),
+        false => (
+            format!(
+                "the node has {reason} for {family} packets to {}: the node itself cannot connect there, since the kernel looks for a \
+                 route before a rule translates the destination",
+                named(at)
+            ),
+            "Add a default route, or one to the network of the Services: any interface will do.",
+        ),
+    };
+    finding((Code::NoRoute, Severity::Problem), message, advice)
+}
+
+/// The first few of several addresses, and how many more there are.
+fn named(at: &BTreeSet<SocketAddr>) -> String {
+    let named: Vec<String> = at.iter().take(MOST_OBJECTS).map(ToString::to_string).collect();
+    let more = at.len().saturating_sub(MOST_OBJECTS);
+    let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+    format!("{}{more}", named.join(", "))
+}
+
 /// What packets are on their way to, and how much of it is concerned.
 fn met_at(obstacle: &Obstacle) -> String {
-    let named: Vec<String> = obstacle.at.iter().take(MOST_OBJECTS).map(ToString::to_string).collect();
-    let more = obstacle.at.len().saturating_sub(MOST_OBJECTS);
-    let more = if more > 0 { format!(" and {more} more") } else { String::new() };
-    let named = format!("{}{more}", named.join(", "));
+    let named = named(&obstacle.at);
     match obstacle.of_endpoints {
         Some(all) if all == obstacle.at.len() && all > 1 => format!("all {all} endpoints"),
         Some(1) => format!("the only endpoint ({named})"),

@@ -18,8 +18,8 @@ mod whole;
 
 pub use answers::{NodePage, Overview, node_page, overview, service, services};
 pub use facts::{
-    ApiFacts, Bridged, Decision, FamilyFacts, Flows, Kind, NodeState, Obstacle, PortFlows, ProxyFamily,
-    ProxyState, Tracking,
+    ApiFacts, BridgeFilter, Bridged, Decision, FamilyFacts, Flows, Kind, NodeState, Obstacle, PortFlows,
+    ProxyFamily, ProxyState, Tracking, Unrouted,
 };
 pub use findings::{Code, Finding, Severity};
 pub use report::Report;

@@ -274,6 +274,37 @@ fn what_is_not_looked_at_is_said() {
 }
 
 #[test]
+fn an_interface_that_does_not_forward_matters_where_the_node_forwards() {
+    let still = |forwards| {
+        kernel(|it| {
+            it.forwards = Some(forwards);
+            it.still = vec!["cni0".to_owned()];
+        })
+    };
+    let report = [true, false].map(|forwards| report(&sound(), still(forwards)));
+    for (report, text) in report.iter().zip(["cni0: the interface does not", "the node does not forward"]) {
+        assert_eq!((codes(report), report.exit_status()), (vec![Code::ForwardingOff], 1));
+        assert!(report.findings[0].message.starts_with(text), "{report}");
+    }
+}
+
+#[test]
+fn what_has_no_route_is_named_as_far_as_one_can_read() {
+    let unrouted = |is_endpoint, last: u8| Unrouted {
+        reason: "no route",
+        is_endpoint,
+        at: (1..=last).map(|it| ([10, 128, 1, it], 80).into()).collect(),
+        services: ["shop/web".to_owned()].into(),
+    };
+    let node = kernel(|it| it.unrouted = vec![unrouted(true, 5), unrouted(false, 1)]);
+    let report = report(&sound(), node);
+    assert_eq!((codes(&report), report.exit_status()), (vec![Code::NoRoute, Code::NoRoute], 0));
+    let messages = report.findings.iter().map(|it| it.message.as_str()).collect::<Vec<_>>();
+    assert!(messages[0].ends_with("10.128.1.1:80, 10.128.1.2:80, 10.128.1.3:80 and 2 more"), "{messages:?}");
+    assert!(messages[1].contains("to 10.128.1.1:80: the node itself cannot connect"), "{messages:?}");
+}
+
+#[test]
 fn a_kernel_that_cannot_be_read_is_neither_right_nor_wrong() {
     let report = report(&sound(), kernel(|it| it.unreadable = Some("no permission".to_owned())));
     assert_eq!((codes(&report), report.exit_status()), (vec![Code::KernelUnreadable], 3));

@@ -3,7 +3,7 @@
 use super::answers::NodePage;
 use super::facts::{NodeState, ProxyState};
 use super::findings::{self, Finding, severity_words};
-use super::kernel::{Expected, objects, obstacle_finding};
+use super::kernel::{Expected, objects, obstacle_finding, unrouted_finding};
 use super::report::kernel_is_right;
 use super::text::{kernel_words, write_differences, write_nothing, write_proxy};
 use super::view::ServiceView;
@@ -160,6 +160,10 @@ fn of_node(node: &Node, state: &NodeState) -> Vec<NodeFinding> {
         found.extend(facts.obstacles.iter().map(|obstacle| NodeFinding {
             finding: obstacle_finding(obstacle, &facts.family),
             services: obstacle.services.clone(),
+        }));
+        found.extend(facts.unrouted.iter().map(|unrouted| NodeFinding {
+            finding: unrouted_finding(unrouted, &facts.family),
+            services: unrouted.services.iter().cloned().collect(),
         }));
     }
     let whole = findings::whole_node(state).into_iter().chain(findings::stale_picture(state));

@@ -19,6 +19,8 @@ const ADDRESS: u16 = 1;
 const LOCAL_ADDRESS: u16 = 2;
 const CREATE: u16 = 0x400;
 const EXCLUSIVE: u16 = 0x200;
+/// `IFF_PROMISC`.
+const PROMISCUOUS: u32 = 0x100;
 /// Length of `struct ifinfomsg`.
 const LINK_HEADER: [u8; 16] = [0; 16];
 
@@ -180,6 +182,20 @@ pub fn has_bridge() -> bool {
 pub fn bridge_ports(name: &str) -> usize {
     let ports = std::fs::read_dir(Path::new("/sys/class/net").join(name).join("brif"));
     ports.into_iter().flatten().flatten().count()
+}
+
+/// Whether an interface is a bridge with ports none of which sends a frame back where it came from, and that does not take
+/// every frame up itself (`promisc`).
+#[must_use]
+pub fn lacks_hairpin(bridge: &str) -> bool {
+    let of = Path::new("/sys/class/net").join(bridge);
+    let flags = std::fs::read_to_string(of.join("flags")).unwrap_or_default();
+    let flags = u32::from_str_radix(flags.trim().trim_start_matches("0x"), 16);
+    let is_promiscuous = flags.is_ok_and(|flags| flags & PROMISCUOUS != 0);
+    let ports = std::fs::read_dir(of.join("brif")).into_iter().flatten().flatten();
+    let mut modes = ports.map(|port| std::fs::read_to_string(port.path().join("hairpin_mode"))).peekable();
+    let is_off = |mode: std::io::Result<String>| mode.is_ok_and(|mode| mode.trim() == "0");
+    !is_promiscuous && modes.peek().is_some() && modes.all(is_off)
 }
 
 /// `struct ifaddrmsg` of a host address.

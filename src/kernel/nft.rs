@@ -155,6 +155,10 @@ pub struct MetTables {
     pub foreign: BTreeSet<String>,
     /// Those of the iptables tools: `filter`.
     pub of_tools: BTreeSet<String>,
+    /// Those with chains at hooks of bridges or devices: `netdev filter`, `inet firewalld`.
+    pub of_links: BTreeSet<String>,
+    /// The table of a service proxy in mode nftables.
+    pub of_proxy: bool,
 }
 
 /// The tables of the iptables tools, in the families of IP.
@@ -163,29 +167,36 @@ const TOOLS_TABLES: [&str; 5] = ["filter", "nat", "mangle", "raw", "security"];
 const PROXY_TABLE: &str = "kube-proxy";
 /// The number of the family `inet`, which sees packets of both.
 const INET: u8 = 1;
+/// The families whose chains see the packets of devices and of bridges.
+const NETDEV: u8 = 5;
+const BRIDGE: u8 = 7;
 /// The hooks from prerouting to postrouting.
 const HOOKS: std::ops::RangeInclusive<u32> = 0..=4;
 
-/// Notes the table of a chain, if it is met by routed packets and no service proxy's.
+/// Notes the table of a chain, if routed packets meet the chain.
 fn parse_met_table(message: &Message<'_>, family: IpFamily, found: &mut MetTables) -> Result<(), Malformed> {
     let of = message.payload.first().copied().unwrap_or_default();
-    let is_concerned = of == INET || of == nfnetlink::number(family);
-    if message.kind != NEW_CHAIN || !is_concerned {
+    let ip = nfnetlink::number(family);
+    if message.kind != NEW_CHAIN || ![INET, NETDEV, BRIDGE, ip].contains(&of) {
         return Ok(());
     }
     let chain = read_chain(message)?;
-    if chain.table == PROXY_TABLE || !chain.hook.is_some_and(|hook| HOOKS.contains(&hook)) {
-        return Ok(());
-    }
+    let Some(hook) = chain.hook else { return Ok(()) };
     let of_family = match (of, family) {
         (INET, _) => "inet",
+        (NETDEV, _) => "netdev",
+        (BRIDGE, _) => "bridge",
         (_, IpFamily::V4) => "ip",
         (_, IpFamily::V6) => "ip6",
     };
-    if of != INET && TOOLS_TABLES.contains(&chain.table) {
-        found.of_tools.insert(chain.table.to_owned());
-    } else {
-        found.foreign.insert(format!("{of_family} {}", chain.table));
+    let is_of_links = [NETDEV, BRIDGE].contains(&of) || !HOOKS.contains(&hook);
+    match chain.table {
+        table if is_of_links => _ = found.of_links.insert(format!("{of_family} {table}")),
+        PROXY_TABLE => found.of_proxy |= of == ip,
+        table if of == ip && TOOLS_TABLES.contains(&table) => {
+            found.of_tools.insert(table.to_owned());
+        }
+        table => _ = found.foreign.insert(format!("{of_family} {table}")),
     }
     Ok(())
 }
@@ -295,13 +306,21 @@ mod tests {
             run("nft 'add chain inet firewalld forward { type filter hook forward priority 10; }'");
             run("nft add table ip6 other");
             run("nft 'add chain ip6 other input { type filter hook input priority 10; }'");
+            run("nft add table netdev dev");
+            run("nft 'add chain netdev dev in { type filter hook ingress device lo priority 0; }'");
+            run("nft add table bridge br");
+            run("nft 'add chain bridge br forward { type filter hook forward priority 0; }'");
+            run("nft 'add chain inet firewalld in { type filter hook ingress device lo priority 0; }'");
             run("nft add table ip kube-proxy");
             run("nft 'add chain ip kube-proxy forward { type filter hook forward priority 0; }'");
             let found = |family| Nft::open().unwrap().met_tables(family).unwrap();
             let set = |names: &[&str]| names.iter().map(|it| (*it).to_owned()).collect();
-            let v4 = MetTables { foreign: set(&["inet firewalld"]), of_tools: set(&["nat"]) };
+            let of_links = || set(&["bridge br", "inet firewalld", "netdev dev"]);
+            let (of_tools, foreign) = (set(&["nat"]), set(&["inet firewalld"]));
+            let v4 = MetTables { foreign, of_tools, of_links: of_links(), of_proxy: true };
             assert_eq!(found(IpFamily::V4), v4);
-            let v6 = MetTables { foreign: set(&["inet firewalld", "ip6 other"]), of_tools: set(&[]) };
+            let foreign = set(&["inet firewalld", "ip6 other"]);
+            let v6 = MetTables { foreign, of_links: of_links(), ..MetTables::default() };
             assert_eq!(found(IpFamily::V6), v6);
             let text = listing::blocking("inet firewalld");
             assert!(text.contains("type filter hook forward priority 10;"), "{text}");

@@ -138,8 +138,20 @@ pub(super) const ROWS: &[Row] = &[
         undo: "sysctl -qw net.bridge.bridge-nf-call-iptables=1; ip link del p0; ip link del p1",
         status: 0,
         ..row("bridged packets go past the rules", forwarding, &["bridged-past-rules"], "sysctl -qw net.bridge.bridge-nf-call-iptables=0
-            for n in 0 1; do ip link add p$n type veth peer name q$n && ip link set p$n master cni0; done")
+            for n in 0 1; do ip link add p$n type veth peer name q$n && ip link set p$n master cni0 && ip link set p$n type bridge_slave hairpin on; done")
     },
+    Row {
+        undo: "ip link del p0",
+        status: 0,
+        ..row("no port of the pods' bridge is in hairpin mode", forwarding, &["hairpin-off"], "ip link add p0 type veth peer name q0 && ip link set p0 master cni0")
+    },
+    Row {
+        undo: "sysctl -qw net.ipv4.conf.eth0.forwarding=1",
+        ..row("the interface towards other nodes does not forward", forwarding, &["forwarding-off"], "sysctl -qw net.ipv4.conf.eth0.forwarding=0")
+    },
+    Row { undo: "ip route del unreachable 10.128.1.0/24", status: 0, ..row("the route to another node's pods leads nowhere", forwarding, &["no-route"], "ip route add unreachable 10.128.1.0/24") },
+    Row { undo: "ip route del blackhole 10.96.0.0/12", status: 0, ..row("the network of Services is a blackhole to the node itself", forwarding, &["no-route"], "ip route add blackhole 10.96.0.0/12") },
+    Row { undo: "ip -6 route add default via fd00:200::12", status: 0, ..row("there is no route for IPv6", forwarding, &["no-route"], "ip -6 route del default") },
     Row { undo: "iptables-nft -F", ..row("tables of nf_tables drop beside the legacy ones", legacy, &["foreign-drop-rule"], "iptables-nft -A FORWARD -d 10.128.0.0/16 -j DROP") },
     Row { undo: "sysctl -qw net.ipv4.vs.conntrack=1", ..row("IPVS keeps its connections from connection tracking", ipvs, &["masquerading-off"], "sysctl -qw net.ipv4.vs.conntrack=0") },
     // Tables that other programs made of nf_tables themselves.
@@ -147,4 +159,40 @@ pub(super) const ROWS: &[Row] = &[
         undo: "nft delete table inet firewalld",
         ..row("firewalld refuses in a table of its own", every, &["foreign-drop-rule"], "nft add table inet firewalld && nft 'add chain inet firewalld filter_FORWARD { type filter hook forward priority 10; }' && nft add rule inet firewalld filter_FORWARD reject with icmpx type admin-prohibited")
     },
+    Row {
+        undo: "nft delete table netdev guard",
+        status: 0,
+        ..row("a chain at a device drops", forwarding, &["foreign-nft-table"], "nft add table netdev guard && nft 'add chain netdev guard in { type filter hook ingress device eth0 priority 0; }' && nft add rule netdev guard in ip saddr 203.0.113.0/24 drop")
+    },
+    Row {
+        undo: "nft delete table bridge guard",
+        status: 0,
+        ..row("a chain of bridges drops", forwarding, &["foreign-nft-table"], "nft add table bridge guard && nft 'add chain bridge guard forward { type filter hook forward priority 0; policy drop; }'")
+    },
+    Row {
+        undo: "nft delete table inet guard",
+        status: 0,
+        ..row("a chain of inet at a device drops", forwarding, &["foreign-nft-table"], "nft add table inet guard && nft 'add chain inet guard in { type filter hook ingress device eth0 priority 0; }' && nft add rule inet guard in tcp dport 80 drop")
+    },
+    // Proxies that were here before.
+    Row {
+        undo: "iptables-legacy -t nat -F; iptables-legacy -t nat -X",
+        status: 0,
+        ..row("a proxy left its Services in the legacy tables", not_legacy, &["foreign-translation"], "iptables-legacy -t nat -N KUBE-SERVICES; iptables-legacy -t nat -A PREROUTING -j KUBE-SERVICES; iptables-legacy -t nat -N KUBE-SVC-OLD
+            iptables-legacy -t nat -A KUBE-SERVICES -d 10.96.0.10/32 -p tcp --dport 80 -j KUBE-SVC-OLD; iptables-legacy -t nat -A KUBE-SVC-OLD -p tcp -j DNAT --to-destination 10.128.77.7:8080")
+    },
+    Row {
+        undo: "iptables-nft -t nat -F; iptables-nft -t nat -X",
+        status: 0,
+        ..row("a proxy left its Services in the tables of nf_tables", legacy, &["foreign-translation"], "iptables-nft -t nat -N KUBE-SERVICES; iptables-nft -t nat -A PREROUTING -j KUBE-SERVICES
+            iptables-nft -t nat -A KUBE-SERVICES -d 10.96.0.10/32 -p tcp --dport 80 -j DNAT --to-destination 10.128.77.7:8080")
+    },
+    Row { status: 0, ..row("a proxy left its Services in iptables", nftables, &["foreign-translation"], "$IPT -t nat -N KUBE-SERVICES; $IPT -t nat -A PREROUTING -j KUBE-SERVICES; $IPT -t nat -A KUBE-SERVICES -d 10.96.0.10/32 -p tcp --dport 80 -j DNAT --to-destination 10.128.77.7:8080") },
+    Row {
+        undo: "nft delete table ip kube-proxy",
+        status: 0,
+        ..row("a proxy left the table of mode nftables", iptables, &["foreign-nft-table"], "nft add table ip kube-proxy && nft 'add chain ip kube-proxy nat-prerouting { type nat hook prerouting priority -100; }'")
+    },
+    row("what the node sends is dropped", every, &["foreign-drop-rule"], "$IPT -A OUTPUT -o lo -j ACCEPT; $IPT -P OUTPUT DROP"),
+    row("the raw table drops what is for Services", every, &["foreign-drop-rule"], "$IPT -t raw -I PREROUTING -d 10.96.0.0/16 -j DROP"),
 ];

@@ -284,6 +284,33 @@ COMMIT
 END"),
     Row { notes: &["foreign-drop-rule"], ..row("a list of clients that are kept out", "$IPT -I FORWARD -s 203.0.113.0/24 -j DROP") },
     row("what belongs to no connection is dropped", "$IPT -I FORWARD -m conntrack --ctstate INVALID -j DROP"),
+    Row {
+        undo: "ip route del blackhole 10.128.1.0/26; ip route del 10.128.1.5",
+        ..row("Calico's blackhole for a block, with routes to the pods in it", "ip route add blackhole 10.128.1.0/26
+ip route add 10.128.1.5 via 10.200.0.12")
+    },
+    Row {
+        undo: "ip link del mgmt0",
+        ..row("an interface for management that does not forward", "ip link add mgmt0 type bridge && ip addr add 192.0.2.129/28 dev mgmt0 && ip link set mgmt0 up
+sysctl -qw net.ipv4.conf.mgmt0.forwarding=0")
+    },
+    Row {
+        undo: "nft delete table netdev count; nft delete table bridge pass",
+        ..row("tables of devices and bridges that stop nothing", "nft -f - <<'END'
+table netdev count {
+  chain in {
+    type filter hook ingress device \"eth0\" priority 0; policy accept;
+    counter comment \"drop nothing\"
+  }
+}
+table bridge pass {
+  chain forward {
+    type filter hook forward priority 0; policy accept;
+    meta protocol ip counter accept
+  }
+}
+END")
+    },
     row("a masquerading agent", "$IPT-restore -n <<'END'
 *nat
 :IP-MASQ-AGENT - [0:0]

@@ -8,9 +8,11 @@ mod known;
 mod line;
 mod nft;
 mod traced;
+mod unfollowed;
 
 pub use known::{KnownPart, OurRules};
 pub use traced::{ForeignSurroundings, TracedPast, past_foreign_rules};
+pub use unfollowed::unfollowed_hooks;
 
 use known::Holds;
 use line::{ForeignLine, LineTarget};

@@ -44,7 +44,7 @@ impl ForeignTable {
 }
 
 /// The lines, where one that goes on in the next is one.
-fn statements(text: &str) -> Vec<String> {
+pub(super) fn statements(text: &str) -> Vec<String> {
     let mut found: Vec<String> = Vec::new();
     let mut depth = 0_usize;
     for line in text.lines().map(str::trim).filter(|line| !line.is_empty()) {
@@ -86,7 +86,7 @@ fn is_head(line: &str) -> bool {
 }
 
 /// `filter hook forward priority 10; policy accept;`
-fn base(name: &str, line: &str) -> Option<BaseChain> {
+pub(super) fn base(name: &str, line: &str) -> Option<BaseChain> {
     let mut words = line.split([' ', ';']).filter(|word| !word.is_empty());
     let kind = words.next()?;
     let hook = match words.by_ref().skip_while(|word| *word != "hook").nth(1)? {

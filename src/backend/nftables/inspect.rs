@@ -3,16 +3,17 @@
 use super::Features;
 use super::apply::write_rules;
 use super::element::{self, Content};
+use super::kernel_sets::KernelSets;
 use super::layout::Layout;
 use super::names::{Class, SetId, table};
-use super::packet_trace::{Found, PacketTrace, Says};
+use super::packet_trace::PacketTrace;
 use super::text;
 use crate::backend::mode::Inspection;
 use crate::backend::{Difference, KernelObject, Packet, TraceOutcome};
 use crate::kernel::nftables::Ruleset;
 use crate::model::IpFamily;
-use anyhow::{Result, bail};
-use nftables_rs::{Batch, Data, Element, Part, Rule};
+use anyhow::{Context as _, Result, bail};
+use nftables_rs::{Batch, Part, Rule};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
@@ -101,33 +102,17 @@ pub(super) fn trace(
         bail!("the kernel has no table {}", table(family));
     }
     let texts = known_texts(family, &rules);
-    let lengths = key_lengths(kernel, family)?;
-    let mut look_up = |set: &str, bytes: &[u8]| {
-        let key = bytes.get(..*lengths.get(set)?)?;
-        let is_range = set == SetId::FirewallSources.name();
-        let element = Element { key_end: is_range.then_some(key), ..Element::new(key) };
-        let mut leads_to = Found::Data(Vec::new());
-        let found = kernel.element(table(family), set, &element, &mut |listed| match listed.element.data {
-            Some(Data::Value(bytes)) => leads_to = Found::Data(bytes.to_vec()),
-            Some(Data::Verdict(verdict)) => leads_to = Found::Says(Says::of(verdict)),
-            None => {}
-        });
-        found.unwrap_or(false).then_some(leads_to)
+    let mut sets = KernelSets::of(kernel, family)?;
+    let mut failed = None;
+    let mut look_up = |set: &str, key: &[u8]| {
+        sets.find(set, key).unwrap_or_else(|error| {
+            failed.get_or_insert(error);
+            None
+        })
     };
     let is_local = |address: IpAddr| address.is_loopback() || addresses.contains(&address);
-    Ok(PacketTrace::new(&rules, &texts, (&mut look_up, &is_local)).trace(packet))
-}
-
-/// How many bytes the keys of each set have.
-fn key_lengths(kernel: &mut nftables_rs::Nftables, family: IpFamily) -> Result<BTreeMap<String, usize>> {
-    let mut lengths = BTreeMap::new();
-    kernel.sets(table(family), &mut |part| match part {
-        Part::Start => lengths.clear(),
-        Part::Item(set) => {
-            lengths.extend(usize::try_from(set.key_len).map(|len| (set.name.to_owned(), len)));
-        }
-    })?;
-    Ok(lengths)
+    let outcomes = PacketTrace::new(&rules, &texts, (&mut look_up, &is_local)).trace(packet);
+    failed.map_or(Ok(outcomes), |error| Err(error).context("a set of the table cannot be read"))
 }
 
 /// How those rules are written that are the same whatever the settings.

@@ -12,6 +12,7 @@ mod diff;
 mod element;
 mod found;
 mod inspect;
+mod kernel_sets;
 mod layout;
 mod meters;
 mod mode;

@@ -31,8 +31,8 @@ pub(super) enum Found {
     Says(Says),
 }
 
-/// The rules of a chain, each with how it is written.
-type Steps<'a> = Vec<(Vec<Expression<'a>>, String)>;
+/// The rules of a chain, each with how it is written, after the chain's name.
+type Steps<'a> = Vec<(Vec<Expression<'a>>, Rc<str>)>;
 
 /// Walks packets through rules, on a node.
 pub(super) struct PacketTrace<'a, 'n> {
@@ -53,7 +53,7 @@ struct TracedPacket {
     is_translated: bool,
     is_masqueraded: bool,
     remembered: Option<String>,
-    trail: Vec<String>,
+    trail: Vec<Rc<str>>,
 }
 
 /// What a rule or a chain says about a packet.
@@ -105,7 +105,7 @@ impl<'a, 'n> PacketTrace<'a, 'n> {
             let known = chains.entry(rule.chain.to_owned()).or_default();
             let text = texts.get(rule.chain).and_then(|texts| texts.get(known.len()));
             let text = text.cloned().unwrap_or_else(|| format!("{steps:?}"));
-            known.push((steps, text));
+            known.push((steps, format!("{}: {text}", rule.chain).into()));
         }
         let chains = chains.into_iter().map(|(name, rules)| (name, Rc::new(rules))).collect();
         PacketTrace { chains, look_up, is_local }
@@ -182,7 +182,7 @@ impl<'a, 'n> PacketTrace<'a, 'n> {
             for traveller in inside {
                 for (mut traveller, says) in self.rule(steps, traveller) {
                     if says != Says::Nothing {
-                        traveller.trail.push(format!("{name}: {text}"));
+                        traveller.trail.push(Rc::clone(text));
                     }
                     self.follow((traveller, says), depth, (&mut next, &mut out));
                 }
@@ -431,6 +431,7 @@ fn ct(traveller: &TracedPacket, key: CtKey) -> Option<Vec<u8>> {
 impl TracedPacket {
     fn ends(self, verdict: model::Verdict<TracedEndpoint>) -> TraceOutcome {
         let TracedPacket { chance, trail, remembered, .. } = self;
-        TraceOutcome { verdict, chance, rules: trail, remembered, doubts: Vec::new() }
+        let rules = trail.iter().map(ToString::to_string).collect();
+        TraceOutcome { verdict, chance, rules, remembered, doubts: Vec::new() }
     }
 }
