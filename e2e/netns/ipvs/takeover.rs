@@ -61,9 +61,7 @@ impl Former {
         command.stdout(log.try_clone().unwrap()).stderr(log);
         let mut program = Running::start(&mut command);
         let waited = wait_until("kube-proxy has programmed the Services", LIMIT, || {
-            let there = servers(lab.node());
-            program.has_ended()
-                || there.iter().any(|it| it.contains(DNS)) && there.iter().any(|it| it.contains("[fd00"))
+            program.has_ended() || [false, true].into_iter().all(|v6| has_last_rules(lab.node(), v6))
         });
         let said = std::fs::read_to_string(folder.path().join("log")).unwrap();
         assert!(waited.is_ok() && !program.has_ended(), "{said}");
@@ -147,6 +145,12 @@ fn answer(socket: &UdpSocket) -> Option<String> {
     let mut line = [0; 128];
     let length = socket.recv(&mut line).ok()?;
     Some(String::from_utf8_lossy(&line[..length]).split(' ').next()?.to_owned())
+}
+
+/// What kube-proxy writes at the end of a pass, behind virtual servers, addresses and sets.
+fn has_last_rules(node: &Namespace, v6: bool) -> bool {
+    let set = if v6 { "KUBE-6-CLUSTER-IP" } else { "KUBE-CLUSTER-IP" };
+    save(Flavor::Nft, node, v6).unwrap().contains(&format!("--match-set {set} dst,dst -j ACCEPT"))
 }
 
 fn has_table(node: &Namespace) -> bool {
