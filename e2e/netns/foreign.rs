@@ -8,6 +8,7 @@ use kube_proxy_rs::model::{IpFamily, Protocol};
 use kube_proxy_rs::testing::lab::Lab;
 use kube_proxy_rs::testing::packets::{Packet, PacketCase, Place, TARGET_PORT, cases};
 use kube_proxy_rs::testing::proxy::{Flavor, Launch, Proxy};
+use kube_proxy_rs::testing::thorough::thorough;
 use kube_proxy_rs::testing::traffic::Answer;
 use rstest::rstest;
 use serde_json::Value;
@@ -156,8 +157,10 @@ pub(crate) fn trace_past_foreign_rules(name: &str, flavor: Flavor) {
     }
     let mut failures = Vec::new();
     // An emulated machine takes most of a minute for each.
-    let (families, acts) =
-        if name == "ipvs" { (&IpFamily::ALL[..1], &ACTS[..5]) } else { (&IpFamily::ALL[..], &ACTS[..]) };
+    let (families, acts) = match name {
+        "ipvs" => (&IpFamily::ALL[..1], thorough(&ACTS[..2], &ACTS[..5])),
+        _ => (&IpFamily::ALL[..], &ACTS[..]),
+    };
     for (family, act) in families.iter().flat_map(|family| acts.iter().map(move |act| (*family, act))) {
         let spell = |text: &str| spelt(text, family, (flavor, case));
         let shell = |commands: &str| {
