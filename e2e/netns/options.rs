@@ -132,7 +132,11 @@ fn what_is_refused_later_is_left_out_before_a_service_is_suspected(
 
 /// What `check` says of the tools of a family.
 fn checked(node: &Namespace, tools: &Tools, flags: &[&str]) -> (String, String) {
-    let output = node.command(&tools.program).args(["check", "-o", "json"]).args(flags).output().unwrap();
+    // No proxy of this machine is asked.
+    let socket = tools.folder.path().join("control.sock");
+    let mut command = node.command(&tools.program);
+    command.args(["check", "-o", "json", "--control-socket"]).arg(socket).args(flags);
+    let output = command.output().unwrap();
     let found: Value = serde_json::from_slice(&output.stdout).unwrap();
     let findings = found["findings"].as_array().unwrap();
     let iptables = findings.iter().find(|it| it["check"] == "iptables (IPv4)").unwrap();

@@ -122,7 +122,7 @@ pub fn lone_node() -> Result<Namespace> {
     Ok(node)
 }
 
-/// Gives a lone node an uplink of its own, with nothing on the other side.
+/// Gives a lone node an uplink of its own and routes that lead there, with nothing on the other side.
 ///
 /// # Errors
 ///
@@ -131,7 +131,9 @@ pub fn give_idle_uplink(node: &Namespace) -> Result<()> {
     node.ip("link add eth0 type bridge
              addr add 10.200.0.11/24 dev eth0
              addr add fd00:200::11/64 dev eth0 nodad
-             link set eth0 up")
+             link set eth0 up
+             route add default via 10.200.0.12
+             route add default via fd00:200::12")
 }
 
 fn wire_node(node: &Namespace) -> Result<()> {

@@ -58,7 +58,6 @@ impl Node {
     fn programmed(mode: Mode) -> Node {
         let namespace = lone_node().unwrap();
         give_idle_uplink(&namespace).unwrap();
-        namespace.ip("route add default via 10.200.0.12\nroute add default via fd00:200::12").unwrap();
         let folder = Folder::create().unwrap();
         folder.write("objects.yaml", &to_manifest(&objects::all())).unwrap();
         let node = Node { namespace, mode, folder };
