@@ -103,7 +103,15 @@ fn runner(metrics: &Arc<Metrics>, started: SystemTime) -> Runner<MetricsRecorder
         FamilySync::new(Box::new(backend), settings, Box::new(|_| Ok(Vec::new())))
     };
     let families = vec![family(IpFamily::V4, "10.128.0.0/16"), family(IpFamily::V6, "fd00:128::/32")];
-    let node = NodeFacts { name: NODE.into(), zone: Some("z0".into()), ..NodeFacts::default() };
+    // The program asks for its Node before it starts the loop: an event that brings nothing new makes no pass.
+    let node = NodeFacts {
+        name: NODE.into(),
+        is_known: true,
+        zone: Some("z0".into()),
+        addresses: ["10.201.0.11", "fd00:201::11"].map(|address| address.parse().unwrap()).into(),
+        pod_cidrs: ["10.128.0.0/24", "fd00:128::/64"].map(|cidr| cidr.parse().unwrap()).into(),
+        ..NodeFacts::default()
+    };
     let tracker = Tracker::new(node, i64::try_from(since_1970(started).as_millis()).unwrap());
     let health = Arc::new(ProxyHealth::new(Duration::from_secs(30)));
     let records = MetricsRecorder::new(metrics.clone(), health, Arc::new(clock));
