@@ -65,8 +65,8 @@ unit: ## unit, property, loop, golden, packet-table and API-stub tests
 odd-unit: deps ## the same on a machine with odd addresses, routes and rules, beside a running copy; needs root
 	scripts/odd-machine.sh $(MAKE) unit
 
-SECONDS ?= 15
-fuzz: deps ## every parser of what others write, driven by coverage: SECONDS=15 each, two at a time [TARGET=api]
+SECONDS ?= 10
+fuzz: deps ## every parser of what others write, driven by coverage: SECONDS=10 each, two at a time [TARGET=api]
 	@scripts/fuzz.sh $(SECONDS) $(TARGET)
 
 golden: ## rewrite the golden files from what is rendered now; review the diff
