@@ -24,6 +24,7 @@ mod nftables;
 mod node_address;
 mod options;
 mod packets;
+mod peer;
 mod prometheus;
 mod refusal;
 mod render;

@@ -17,6 +17,7 @@ use rstest::rstest;
 use serde_json::Value;
 
 use crate::BINARY;
+use crate::peer::KubeProxy;
 use crate::requests::{Requests, StopOnDrop};
 use crate::resilience::{bulk_services, exposed_case};
 use crate::sabotage::drift;
@@ -207,6 +208,50 @@ fn connections_outlive_the_change_from_iptables_mode_and_back(
     });
     assert!(lost.is_empty(), "{lost:?}; its log:\n{}", proxy.log_tail());
     held.ping().expect("an open connection outlives both changes");
+}
+
+/// On the way back kube-proxy deletes the table before its own rules stand, so that new connections wait for these.
+#[rstest]
+#[ignore = "needs kube-proxy: PEER=/path/to/kube-proxy"]
+fn connections_outlive_the_change_from_kube_proxy_and_back(#[values("iptables", "nftables")] mode: &str) {
+    let (lab, case) = (Lab::create().unwrap(), exposed_case());
+    let flag = format!("--proxy-mode={mode}");
+    let is_ready = || IpFamily::ALL.into_iter().all(|family| is_served(&lab, &case, family));
+    let kube_proxy = || {
+        KubeProxy::start(&lab, &[&flag], &case.objects(), is_ready).expect("PEER names kube-proxy's binary")
+    };
+    let theirs = kube_proxy();
+    let at = |family| SocketAddr::new(case.cluster_ip(family), SERVICE_PORT);
+    let open = |from, family| lab.client(from, family).open(at(family)).unwrap();
+    let mut held: Vec<_> = [Place::LocalClient, Place::Node]
+        .into_iter()
+        .flat_map(|from| IpFamily::ALL.map(|family| open(from, family)))
+        .collect();
+    let requests = Requests::default();
+    let (mut proxy, lost) = thread::scope(|scope| {
+        let (lab, case, requests) = (&lab, &case, &requests);
+        let ask = |family| scope.spawn(move || requests.ask_until_done(lab, case, family));
+        let asking = IpFamily::ALL.map(ask);
+        let stop = StopOnDrop(requests);
+        requests.wait_for(10);
+        drop(theirs);
+        let mut proxy = launch(lab.node(), MODE).start(&case.objects()).unwrap();
+        wait_for_markers(&mut proxy, lab.node());
+        let is_clean = || {
+            let saved = [false, true].map(|v6| save(Flavor::Nft, lab.node(), v6).unwrap());
+            !saved.concat().contains("KUBE-S")
+        };
+        wait_until("no rule of kube-proxy is left", PATIENCE, is_clean).unwrap();
+        requests.wait_for(100);
+        drop(stop);
+        (proxy, asking.map(|asking| asking.join().unwrap()).concat())
+    });
+    assert!(lost.is_empty(), "{lost:?}; its log:\n{}", proxy.log_tail());
+    proxy.terminate().unwrap();
+    let _theirs = kube_proxy();
+    for connection in &mut held {
+        connection.ping().expect("an open connection outlives both changes");
+    }
 }
 
 /// The kernel takes `owner` with `persist` since 6.9; `check` says so of an older one.

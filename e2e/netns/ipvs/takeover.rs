@@ -1,14 +1,10 @@
 //! From mode ipvs, kube-proxy's or ours, to mode nftables and back, with connections open through both and requests all the
 //! while.
 
-use std::env;
-use std::fs::File;
 use std::net::UdpSocket;
 use std::sync::{Arc, Mutex};
 
-use kube_proxy_rs::testing::packets::{CLUSTER_CIDR, NODE_NAME, PacketCase, SERVICE_PORT, node_object};
-use kube_proxy_rs::testing::proxy::Folder;
-use kube_proxy_rs::testing::stub_api::StubApi;
+use kube_proxy_rs::testing::packets::{PacketCase, SERVICE_PORT};
 use serde_json::Value;
 
 use super::{
@@ -17,9 +13,9 @@ use super::{
     wait_until,
 };
 use crate::explain::explain;
+use crate::peer::KubeProxy;
 use crate::requests::{Requests, StopOnDrop};
 use crate::resilience::exposed_case;
-use crate::running::Running;
 
 /// Of the Service that is asked by UDP.
 const DNS: &str = "10.96.9.8";
@@ -38,40 +34,25 @@ enum Former {
     /// The program in kube-proxy's ways, which the fixtures hold to be the same state.
     InItsWays(Proxy),
     /// kube-proxy itself, as the variable PEER names it.
-    KubeProxy { program: Running, _server: Arc<StubApi>, _folder: Folder },
+    KubeProxy(KubeProxy),
 }
 
 impl Former {
     fn start(lab: &Lab, objects: &[Value]) -> Former {
-        let Ok(peer) = env::var("PEER") else {
-            let mut proxy = launch(lab.node(), AS_KUBE_PROXY).start(objects).unwrap();
-            wait_for_markers(&mut proxy, lab.node());
-            return Former::InItsWays(proxy);
-        };
-        let server = lab.node().run(StubApi::start_on_a_thread).unwrap().unwrap();
-        objects.iter().cloned().chain([node_object()]).for_each(|object| _ = server.put(object));
-        let folder = Folder::create().unwrap();
-        let kubeconfig = server.kubeconfig(folder.path()).unwrap();
-        let log = File::create(folder.path().join("log")).unwrap();
-        let mut command = lab.node().command(&peer);
-        command.arg("--kubeconfig").arg(kubeconfig).args(["--proxy-mode=ipvs", NODE_PORTS]);
-        command.args(["--hostname-override", NODE_NAME, "--cluster-cidr", CLUSTER_CIDR]);
-        // Settings of the whole machine, which a namespace cannot make.
-        command.args(["--conntrack-max-per-core=0", "--conntrack-min=0"]);
-        command.stdout(log.try_clone().unwrap()).stderr(log);
-        let mut program = Running::start(&mut command);
-        let waited = wait_until("kube-proxy has programmed the Services", LIMIT, || {
-            program.has_ended() || [false, true].into_iter().all(|v6| has_last_rules(lab.node(), v6))
-        });
-        let said = std::fs::read_to_string(folder.path().join("log")).unwrap();
-        assert!(waited.is_ok() && !program.has_ended(), "{said}");
-        Former::KubeProxy { program, _server: server, _folder: folder }
+        let flags = ["--proxy-mode=ipvs", NODE_PORTS];
+        let is_ready = || [false, true].into_iter().all(|v6| has_last_rules(lab.node(), v6));
+        if let Some(program) = KubeProxy::start(lab, &flags, objects, is_ready) {
+            return Former::KubeProxy(program);
+        }
+        let mut proxy = launch(lab.node(), AS_KUBE_PROXY).start(objects).unwrap();
+        wait_for_markers(&mut proxy, lab.node());
+        Former::InItsWays(proxy)
     }
 
     fn end(self) {
         match self {
             Former::InItsWays(mut proxy) => proxy.terminate().unwrap(),
-            Former::KubeProxy { program, .. } => drop(program),
+            Former::KubeProxy(program) => drop(program),
         }
     }
 }
