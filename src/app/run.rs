@@ -147,6 +147,13 @@ fn readiness_taint(
     }
 }
 
+/// Gives back code that will not run again: that of the start, before the first sync takes its memory, and that of the first sync.
+fn give_back_code() {
+    if let Err(error) = memory::give_back_code() {
+        tracing::debug!(error = format!("{error:#}"), "cannot give back memory that only the start needed");
+    }
+}
+
 fn set_oom_score(score: i32) {
     if let Err(error) = process::set_oom_score_adj(score) {
         tracing::debug!(
@@ -211,6 +218,7 @@ impl Program<'_> {
         }
         let node = self.tracker.snapshot().node.clone();
         let planes = Dataplanes::open(self.config, &node, &self.metrics).await?;
+        give_back_code();
         self.drive(planes).await
     }
 
@@ -237,12 +245,7 @@ async fn after_first_sync(
 ) -> Infallible {
     if standing.await.is_ok() {
         let is_in_use = cleanup::after_first_sync(config, flavors).await;
-        if let Err(error) = memory::give_back_code() {
-            tracing::debug!(
-                error = format!("{error:#}"),
-                "cannot give back memory that only the start needed"
-            );
-        }
+        give_back_code();
         if is_in_use {
             cleanup::once_connections_end(config).await;
         }
