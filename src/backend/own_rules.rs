@@ -1,4 +1,5 @@
-//! The iptables rules that carry a mode's names, whoever wrote them: which there are, and how they are taken down.
+//! The iptables chains and jumps that carry a mode's names, whether this program or kube-proxy made them: which the tables hold, and
+//! how they are removed.
 
 use super::jumps::Jump;
 use super::lines::{Text, line};
@@ -82,7 +83,7 @@ impl FoundRules {
         self.tables.iter().all(|found| found.fixed.is_empty() && found.services.is_empty())
     }
 
-    /// Removes the jumps, then the chains, at most so many of Services with one input.
+    /// Removes the jumps, then the chains; one input names at most `most_chains` chains of Services.
     ///
     /// # Errors
     /// All that went wrong, in one; an error in one table does not hold up the others.

@@ -40,6 +40,11 @@ fn forwarding(mode: Mode) -> bool {
     mode != Mode::Ipvs
 }
 
+/// What mode ipvs has as well; in the virtual machine it was not tried.
+fn not_ipvs(mode: Mode) -> bool {
+    mode != Mode::Ipvs
+}
+
 fn forwarding_not_legacy(mode: Mode) -> bool {
     forwarding(mode) && not_legacy(mode)
 }
@@ -147,11 +152,11 @@ pub(super) const ROWS: &[Row] = &[
     },
     Row {
         undo: "sysctl -qw net.ipv4.conf.eth0.forwarding=1",
-        ..row("the interface towards other nodes does not forward", forwarding, &["forwarding-off"], "sysctl -qw net.ipv4.conf.eth0.forwarding=0")
+        ..row("the interface towards other nodes does not forward", not_ipvs, &["forwarding-off"], "sysctl -qw net.ipv4.conf.eth0.forwarding=0")
     },
-    Row { undo: "ip route del unreachable 10.128.1.0/24", status: 0, ..row("the route to another node's pods leads nowhere", forwarding, &["no-route"], "ip route add unreachable 10.128.1.0/24") },
+    Row { undo: "ip route del unreachable 10.128.1.0/24", status: 0, ..row("the route to another node's pods leads nowhere", not_ipvs, &["no-route"], "ip route add unreachable 10.128.1.0/24") },
     Row { undo: "ip route del blackhole 10.96.0.0/12", status: 0, ..row("the network of Services is a blackhole to the node itself", forwarding, &["no-route"], "ip route add blackhole 10.96.0.0/12") },
-    Row { undo: "ip -6 route add default via fd00:200::12", status: 0, ..row("there is no route for IPv6", forwarding, &["no-route"], "ip -6 route del default") },
+    Row { undo: "ip -6 route add default via fd00:200::12", status: 0, ..row("there is no route for IPv6", not_ipvs, &["no-route"], "ip -6 route del default") },
     Row { undo: "iptables-nft -F", ..row("tables of nf_tables drop beside the legacy ones", legacy, &["foreign-drop-rule"], "iptables-nft -A FORWARD -d 10.128.0.0/16 -j DROP") },
     Row { undo: "sysctl -qw net.ipv4.vs.conntrack=1", ..row("IPVS keeps its connections from connection tracking", ipvs, &["masquerading-off"], "sysctl -qw net.ipv4.vs.conntrack=0") },
     // Tables that other programs made of nf_tables themselves.
@@ -162,17 +167,17 @@ pub(super) const ROWS: &[Row] = &[
     Row {
         undo: "nft delete table netdev guard",
         status: 0,
-        ..row("a chain at a device drops", forwarding, &["foreign-nft-table"], "nft add table netdev guard && nft 'add chain netdev guard in { type filter hook ingress device eth0 priority 0; }' && nft add rule netdev guard in ip saddr 203.0.113.0/24 drop")
+        ..row("a chain at a device drops", not_ipvs, &["foreign-nft-table"], "nft add table netdev guard && nft 'add chain netdev guard in { type filter hook ingress device eth0 priority 0; }' && nft add rule netdev guard in ip saddr 203.0.113.0/24 drop")
     },
     Row {
         undo: "nft delete table bridge guard",
         status: 0,
-        ..row("a chain of bridges drops", forwarding, &["foreign-nft-table"], "nft add table bridge guard && nft 'add chain bridge guard forward { type filter hook forward priority 0; policy drop; }'")
+        ..row("a chain of bridges drops", not_ipvs, &["foreign-nft-table"], "nft add table bridge guard && nft 'add chain bridge guard forward { type filter hook forward priority 0; policy drop; }'")
     },
     Row {
         undo: "nft delete table inet guard",
         status: 0,
-        ..row("a chain of inet at a device drops", forwarding, &["foreign-nft-table"], "nft add table inet guard && nft 'add chain inet guard in { type filter hook ingress device eth0 priority 0; }' && nft add rule inet guard in tcp dport 80 drop")
+        ..row("a chain of inet at a device drops", not_ipvs, &["foreign-nft-table"], "nft add table inet guard && nft 'add chain inet guard in { type filter hook ingress device eth0 priority 0; }' && nft add rule inet guard in tcp dport 80 drop")
     },
     // Proxies that were here before.
     Row {
